@@ -1,0 +1,82 @@
+# Sourced by the scripts beside it, from the root of the checkout: finds or installs uv, makes the environments.
+# Nothing is written outside the checkout's .acp folder.
+
+ACP_HOME=${ACP_HOME:-$PWD/.acp}
+export UV_CACHE_DIR=${UV_CACHE_DIR:-$ACP_HOME/cache/uv}
+export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-$ACP_HOME/python}
+export UV_NO_PROGRESS=${UV_NO_PROGRESS:-$([ -t 2 ] || echo 1)}
+[ -n "$UV_NO_PROGRESS" ] || unset UV_NO_PROGRESS
+# An active environment of somebody else's must neither be used nor changed.
+unset VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH UV_PYTHON UV_SYSTEM_PYTHON
+
+say() { printf '%s\n' "$*" >&2; }
+
+# Sets UV to a uv that really runs: the user's own, or one installed below .acp.
+find_uv() {
+  local candidate python
+  for candidate in "$ACP_HOME/uv/bin/uv" uv "$HOME/.local/bin/uv"; do
+    # A pyenv shim is found and still does not run: only running it tells.
+    if "$candidate" --version >/dev/null 2>&1; then
+      UV=$candidate
+      return
+    fi
+  done
+  for python in python3.13 python3 python3.14 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3 \
+    "$HOME"/.pyenv/versions/3.*/bin/python3; do
+    "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1 || continue
+    say "Installing uv into .acp/uv …"
+    rm -rf "$ACP_HOME/uv"
+    "$python" -m venv "$ACP_HOME/uv" >&2 &&
+      "$ACP_HOME/uv/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check uv >&2 &&
+      UV=$ACP_HOME/uv/bin/uv && return
+  done
+  say "No uv, and no Python 3.8 or later with venv and pip to install it with."
+  say "Install Python 3.13 (https://www.python.org/downloads/) or uv (https://docs.astral.sh/uv/), then run this again."
+  exit 69
+}
+
+# Sets PYTHON313 to an interpreter of 3.13; uv downloads one where none is installed.
+find_python() {
+  local candidate
+  for candidate in python3.13 "$HOME"/.pyenv/versions/3.13*/bin/python3.13; do
+    if PYTHON313=$("$candidate" -c 'import sys; assert sys.version_info[:2] == (3, 13); print(sys.executable)' 2>/dev/null); then
+      return
+    fi
+  done
+  PYTHON313=$("$UV" python find 3.13 2>/dev/null) && return
+  say "Installing Python 3.13 into .acp/python …"
+  if "$UV" python install 3.13 >&2 && PYTHON313=$("$UV" python find 3.13); then
+    return
+  fi
+  say "Python 3.13 was neither found nor could it be downloaded. Install it (pyenv install 3.13, or python.org), then run this again."
+  exit 69
+}
+
+# environment <name> <lock>: makes or updates .acp/venvs/<name> from the lock; does nothing where it is up to date.
+environment() {
+  local name=$1 lock=$2 venv=$ACP_HOME/venvs/$1 stamp
+  # The folder is part of it: a checkout that was moved needs its paths written anew.
+  stamp="$(cksum <"$lock") $PWD"
+  if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.lock-checksum" 2>/dev/null)" = "$stamp" ] &&
+    "$venv/bin/python" -c '' 2>/dev/null; then
+    return
+  fi
+  [ -n "${UV:-}" ] || find_uv
+  [ -n "${PYTHON313:-}" ] || find_python
+  say "Preparing the $name environment …"
+  rm -f "$venv/.lock-checksum"
+  if ! "$venv/bin/python" -c '' 2>/dev/null; then
+    rm -rf "$venv"
+    "$UV" venv --quiet --python "$PYTHON313" "$venv" >&2
+  fi
+  "$UV" pip sync --quiet --require-hashes --python "$venv/bin/python" "$lock" >&2 || {
+    say "Installing $lock failed. Is a package index reachable?"
+    exit 69
+  }
+  # The project's own packages, as folders on the path: nothing to install again after an edit.
+  if [ "$name" = dev ]; then
+    printf '%s\n' "$PWD/layers/core" "$PWD/scripts" "$PWD/scripts/market" "$PWD/scripts/localstack" \
+      >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/control_plane.pth"
+  fi
+  printf '%s\n' "$stamp" >"$venv/.lock-checksum"
+}
