@@ -1,0 +1,42 @@
+"""IngestionFunction: fetches every symbol and stores what is new, with the promise to deliver it."""
+
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from control_plane.ingestion.service import ingest
+from control_plane.ingestion.sources.yfinance import YFinanceSource
+from control_plane.platform.database import Database
+from control_plane.platform.function import LambdaContext, environ, function, open_database
+from control_plane.platform.settings import IngestionSettings, parse_symbols
+from control_plane.platform.telemetry import Telemetry
+
+telemetry = Telemetry("ingestion")
+
+
+@cache
+def settings() -> IngestionSettings:
+    """Validated once per environment."""
+    return IngestionSettings.from_environ(environ())
+
+
+@cache
+def database() -> Database:
+    """One connection per environment."""
+    return open_database(
+        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-ingestion"
+    )
+
+
+@cache
+def source() -> YFinanceSource:
+    """Yahoo, or what speaks its API at MARKET_DATA_URL."""
+    return YFinanceSource(market_data_url=settings().market_data_url, clock=lambda: datetime.now(UTC))
+
+
+@function(telemetry)
+def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
+    """Ingests SYMBOLS, or those of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
+    given = event.get("symbols")
+    symbols = settings().symbols if given is None else parse_symbols(given, name="symbols of the event")
+    return ingest(database().connection(), source(), symbols, telemetry).to_dict()

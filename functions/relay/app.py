@@ -1,0 +1,69 @@
+"""RelayFunction: publishes what the outbox promises."""
+
+from functools import cache
+from typing import Any
+
+from control_plane.outbox.relay import Relay, RelayPolicy
+from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, SqsPublisher
+from control_plane.platform.aws import sqs_client
+from control_plane.platform.database import Database
+from control_plane.platform.function import LambdaContext, environ, function, open_database
+from control_plane.platform.settings import RelaySettings, parse_linger_seconds
+from control_plane.platform.telemetry import Telemetry
+
+telemetry = Telemetry("relay")
+
+
+@cache
+def settings() -> RelaySettings:
+    """Validated once per environment."""
+    return RelaySettings.from_environ(environ())
+
+
+@cache
+def database() -> Database:
+    """One connection per environment."""
+    return open_database(settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-relay")
+
+
+@cache
+def relay(name: str) -> Relay:
+    """One relay per environment, named by its log stream, which claims and failures then lead back to."""
+    return Relay(
+        connection=database().connection,
+        publisher=SqsPublisher(
+            sqs_client(
+                settings().cloud_endpoint_url,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                read_timeout=READ_TIMEOUT_SECONDS,
+                connections=settings().publish_concurrency,
+            )
+        ),
+        queue_urls=settings().topic_queue_urls,
+        policy=RelayPolicy(
+            claim_size=settings().claim_size,
+            lease_seconds=settings().lease_seconds,
+            max_attempts=settings().max_delivery_attempts,
+            cool_down_seconds=settings().breaker_cool_down_seconds,
+            publish_concurrency=settings().publish_concurrency,
+        ),
+        telemetry=telemetry,
+        name=name,
+    )
+
+
+@function(telemetry)
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """Relays until done, or for as long as RELAY_LINGER_SECONDS or the event says: ``{"linger_seconds": n}``.
+
+    Returns a RelayResult.
+    """
+    linger_seconds = parse_linger_seconds(event.get("linger_seconds"), default=settings().linger_seconds)
+    return (
+        relay(context.log_stream_name)
+        .run(
+            remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
+            linger_seconds=linger_seconds,
+        )
+        .to_dict()
+    )

@@ -1,0 +1,1 @@
+"""The AI Control Plane: events stored with the promise to deliver them, and the promise kept."""

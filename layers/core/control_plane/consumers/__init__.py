@@ -1,0 +1,1 @@
+"""What acts on events, each exactly once in effect."""

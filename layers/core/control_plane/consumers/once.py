@@ -1,0 +1,32 @@
+"""Once in effect: docs/writing_a_consumer.md shows a consumer built on this, in a page."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import Connection
+
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+
+
+@contextmanager
+def once(connection: Connection[Any], *, consumer: str, event_id: UUID) -> Iterator[bool]:
+    """A transaction for one consumer's effect of one event; yields whether the effect is still to be made.
+
+    The effect and its ``processed_events`` row commit together, or, where the block raises, not at all::
+
+        with once(connection, consumer="my_consumer", event_id=event.event_id) as is_first:
+            if is_first:
+                connection.execute("INSERT INTO …")
+
+    Of two deliveries at the same time the later one waits for the earlier, then finds it done, or does it if the
+    earlier one failed. The effect must be made through ``connection``. Raises psycopg.Error.
+    """
+    with connection.transaction():
+        inserted = connection.execute(
+            QUERIES["mark_processed"].sql, {"consumer": consumer, "event_id": event_id}
+        ).fetchone()
+        yield inserted is not None

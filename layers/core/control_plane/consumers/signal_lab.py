@@ -1,0 +1,36 @@
+"""SignalLab: the latest price per entity, and the bar history its risk view is computed from."""
+
+from typing import Any, Final
+
+from psycopg import Connection
+
+from control_plane.consumers.once import QUERIES, once
+from control_plane.domain.contract import Event, MarketTick, parse_payload
+from control_plane.domain.errors import ContractViolation
+
+CONSUMER: Final = "signal_lab"
+
+
+def consume(connection: Connection[Any], event: Event) -> bool:
+    """Applies a market tick; returns whether it was new. Any order of delivery ends in the same state.
+
+    Raises ContractViolation for an event that is no entity's market tick, psycopg.Error where the database fails.
+    """
+    if event.event_type != MarketTick.event_type:
+        raise ContractViolation("is not what this consumer acts on", field="event_type", value=event.event_type)
+    if event.entity_id is None:
+        raise ContractViolation("is missing: a price is some entity's", field="entity_id")
+    tick = parse_payload(MarketTick, event.payload)
+    with once(connection, consumer=CONSUMER, event_id=event.event_id) as is_first:
+        if is_first:
+            values = {
+                **tick.model_dump(),
+                "source": event.source,
+                "entity_id": event.entity_id,
+                "occurred_at": event.occurred_at,
+                "ingested_at": event.ingested_at,
+                "event_id": event.event_id,
+            }
+            connection.execute(QUERIES["keep_bar"].sql, values)
+            connection.execute(QUERIES["keep_latest_price"].sql, values)
+    return is_first

@@ -1,0 +1,57 @@
+"""Every error of the control plane. Retryable and permanent ones are different types."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class ControlPlaneError(Exception):
+    """Base of all errors raised on purpose. Its text names the culprit and the remedy and holds no secret."""
+
+
+class ConfigurationError(ControlPlaneError):
+    """Raised at start when settings are missing or contradict each other; lists every problem at once."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
+class ContractViolation(ControlPlaneError):
+    """Raised when an event or a payload breaks the contract. Permanent: the same input fails again."""
+
+    def __init__(self, reason: str, *, field: str, value: object = None) -> None:
+        self.reason = reason
+        self.field = field
+        self.value = value
+        super().__init__(f"{field}: {reason} (got {_shortened(value)})")
+
+
+class SourceError(ControlPlaneError):
+    """Raised by a source when one symbol could not be had. ``raw`` is what the source answered, if anything.
+
+    ``kind`` is one of ``unknown_symbol``, ``rate_limited``, ``unreachable``, ``malformed``; all but the first
+    may heal by themselves.
+    """
+
+    def __init__(self, symbol: str, kind: str, reason: str, *, raw: Any = None) -> None:
+        self.symbol = symbol
+        self.kind = kind
+        self.reason = reason
+        self.raw = raw
+        super().__init__(f"{symbol}: {reason}")
+
+
+class DatabaseUnavailable(ControlPlaneError):
+    """Raised when Postgres cannot be reached or refuses the connection. Retryable."""
+
+
+class SchemaVersionMismatch(ControlPlaneError):
+    """Raised at start when the database's schema is not the one this code was written for."""
+
+
+def _shortened(value: object, limit: int = 200) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a value nested too deeply
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -1,0 +1,120 @@
+"""Identity: the same observation always has the same id, however it is spelled."""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid5
+
+import rfc8785
+
+from control_plane.domain.errors import ContractViolation
+
+EVENT_NAMESPACE = UUID("31d75e86-4a2a-4b67-9c84-a98c9ae12e17")
+"""The UUIDv5 namespace of every event_id; published in docs/event_contract.md, never changed."""
+
+MAX_DEPTH = 64
+"""How deep arrays and objects may be nested, the outermost counted."""
+
+_LARGEST_EXACT_INTEGER = 2**53 - 1
+
+
+def canonical_instant(instant: datetime, *, field: str = "occurred_at") -> str:
+    """RFC 3339 in UTC with a Z: ``2026-01-05T14:32:00Z``; a fraction, of six digits, only where there is one.
+
+    Raises ContractViolation for an instant without a time zone, and for one beyond the years 1 to 9999 of UTC.
+    """
+    if instant.tzinfo is None or instant.utcoffset() is None:
+        raise ContractViolation("is an instant without a time zone", field=field, value=instant)
+    try:
+        utc = instant.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise ContractViolation("is out of range in UTC", field=field, value=instant) from None
+    return f"{utc.isoformat(timespec='microseconds' if utc.microsecond else 'seconds')}Z"
+
+
+def storable(value: Any, *, field: str = "payload") -> Any:
+    """The JSON value as it comes back from jsonb: what Postgres or JSON would change is settled or refused here.
+
+    -0.0 becomes 0.0, an integer beyond 2**53 the double it spells (jsonb writes 1e22 out in digits). Raises
+    ContractViolation for NaN and Infinity, for text with NUL or a lone surrogate, for what is nested deeper than
+    MAX_DEPTH, for what is no JSON at all.
+    """
+    return _storable(value, field, MAX_DEPTH)
+
+
+def is_storable_text(text: str) -> bool:
+    """Whether JSON and Postgres can both hold it: neither NUL nor a lone surrogate."""
+    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _storable(value: Any, field: str, levels_left: int) -> Any:
+    match value:
+        case None | bool():
+            return value
+        case int():
+            return _storable_integer(value, field)
+        case float():
+            if not math.isfinite(value):
+                raise ContractViolation("is not a finite number", field=field, value=value)
+            return value or 0.0
+        case str():
+            if not is_storable_text(value):
+                raise ContractViolation("holds a character that JSON text cannot store", field=field, value=value)
+            return value
+        case Mapping() | list() | tuple() if levels_left == 0:
+            raise ContractViolation(f"is nested deeper than {MAX_DEPTH} levels", field=field, value=value)
+        case Mapping():
+            return _storable_object(value, field, levels_left)
+        case list() | tuple():
+            return [_storable(item, f"{field}[{index}]", levels_left - 1) for index, item in enumerate(value)]
+        case _:
+            raise ContractViolation("is not a JSON value", field=field, value=value)
+
+
+def _storable_object(value: Mapping[Any, Any], field: str, levels_left: int) -> dict[str, Any]:
+    if not all(isinstance(key, str) for key in value):
+        raise ContractViolation("has a key that is not text", field=field, value=list(value))
+    return {
+        _storable(key, field, levels_left): _storable(item, f"{field}.{key}", levels_left - 1)
+        for key, item in value.items()
+    }
+
+
+def _storable_integer(value: int, field: str) -> int | float:
+    if abs(value) <= _LARGEST_EXACT_INTEGER:
+        return value
+    try:
+        nearest = float(value)
+    except OverflowError:
+        raise ContractViolation("is larger than any JSON number", field=field, value=value) from None
+    if value not in (int(nearest), Decimal(repr(nearest))):
+        raise ContractViolation("is an integer that a JSON number cannot hold exactly", field=field, value=value)
+    return nearest
+
+
+def canonical_json(value: Any, *, field: str = "payload") -> bytes:
+    """RFC 8785 (JCS): key order, white space and the spelling of a number make no difference."""
+    return rfc8785.dumps(storable(value, field=field))
+
+
+def derive_event_id(
+    *,
+    source: str,
+    event_type: str,
+    entity_id: str | None,
+    occurred_at: datetime,
+    schema_version: int,
+    payload: Mapping[str, Any],
+) -> UUID:
+    """The UUIDv5, in EVENT_NAMESPACE, over the canonical JSON of these six; nothing else takes part in it."""
+    observation = {
+        "source": source,
+        "event_type": event_type,
+        "entity_id": entity_id,
+        "occurred_at": canonical_instant(occurred_at),
+        "schema_version": schema_version,
+        "payload": dict(payload),
+    }
+    return uuid5(EVENT_NAMESPACE, canonical_json(observation, field="event").decode())

@@ -1,0 +1,237 @@
+"""One ingestion run: fetch every symbol on its own, judge what came, store it with its promises."""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from psycopg import Connection
+
+from control_plane.domain.contract import (
+    PAYLOADS,
+    Event,
+    MarketTick,
+    Payload,
+    SignalRejected,
+    SourceFetchFailed,
+    SourceGapDetected,
+    new_event,
+    parse_payload,
+)
+from control_plane.domain.errors import ContractViolation, SourceError
+from control_plane.domain.ids import storable
+from control_plane.domain.text import readable
+from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source
+from control_plane.ingestion.store import Draft, RawPayload, database_time, newest_occurrences, store_events
+from control_plane.platform.telemetry import Telemetry
+
+OVERLAP: Final = timedelta(minutes=15)
+"""Fetched again before the newest stored bar, so that a correction is seen."""
+MAX_PARALLEL_FETCHES: Final = 8
+_EVENTS_PER_TRANSACTION: Final = 5_000
+
+
+@dataclass(slots=True)
+class IngestionResult:
+    """What a run did. ``fetched`` counts bars: ingested + duplicates + rejected."""
+
+    trace_id: str
+    symbols: list[str]
+    fetched: int = 0
+    ingested: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    failed_symbols: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As IngestionFunction returns it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What became of one symbol."""
+
+    symbol: str
+    fetched_at: datetime
+    outcome: Fetched | SourceError
+
+
+class _Run:
+    """The state of one run: its trace, its source, and the counts so far."""
+
+    def __init__(self, source: Source, symbols: Sequence[str], telemetry: Telemetry) -> None:
+        self.trace_id = uuid4()
+        self.source = source
+        self.telemetry = telemetry
+        self.result = IngestionResult(str(self.trace_id), list(symbols))
+
+    def fetch(self, symbol: str, since: datetime | None) -> _Answer:
+        fetched_at = datetime.now(UTC)
+        try:
+            return _Answer(symbol, fetched_at, self.source.fetch(symbol, since))
+        except SourceError as error:
+            return _Answer(symbol, fetched_at, error)
+        except Exception as error:
+            # A symbol that trips the source's client must not stop the others.
+            self.telemetry.logger.exception("the source's client failed", source=self.source.name, symbol=symbol)
+            return _Answer(symbol, fetched_at, SourceError(symbol, "malformed", f"{type(error).__name__}: {error}"))
+
+    def store(self, connection: Connection[Any], answers: Sequence[_Answer]) -> None:
+        """Judges and stores a batch in one transaction; counts and reports it once that is committed."""
+        ingested_at = database_time(connection)
+        raw_payloads: list[RawPayload] = []
+        drafts: list[Draft] = []
+        judged = [self._judged(answer, ingested_at=ingested_at) for answer in answers]
+        for answer, events in judged:
+            raw = None if answer.outcome.raw is None else self._raw_payload(answer, answer.outcome.raw)
+            if raw is not None:
+                raw_payloads.append(raw)
+            drafts += [Draft(event, None if raw is None else raw.id) for event in events]
+        with connection.transaction():
+            new = store_events(connection, raw_payloads, drafts)
+        self._count([answer for answer, _ in judged], [draft.event for draft in drafts], new)
+
+    def _judged(self, answer: _Answer, *, ingested_at: datetime) -> tuple[_Answer, list[Event]]:
+        try:
+            return answer, list(self._judge(answer, ingested_at=ingested_at))
+        except Exception as error:
+            # What one answer's own description or instants do to the judge must not stop the other symbols.
+            self.telemetry.logger.exception("an answer cannot be judged", source=self.source.name, symbol=answer.symbol)
+            failure = SourceError(
+                answer.symbol, "malformed", f"{type(error).__name__}: {error}", raw=answer.outcome.raw
+            )
+            unusable = _Answer(answer.symbol, answer.fetched_at, failure)
+            return unusable, list(self._judge(unusable, ingested_at=ingested_at))
+
+    def _raw_payload(self, answer: _Answer, payload: Json) -> RawPayload:
+        return RawPayload(uuid4(), self.source.name, answer.fetched_at, self.trace_id, _storable_raw(payload))
+
+    def _judge(self, answer: _Answer, *, ingested_at: datetime) -> Iterator[Event]:
+        symbol, outcome = answer.symbol, answer.outcome
+
+        def event(payload: Payload, entity: Entity | None, occurred_at: datetime) -> Event:
+            return new_event(
+                payload,
+                source=self.source.name,
+                entity_id=symbol,
+                entity_type=None if entity is None else entity.entity_type,
+                occurred_at=occurred_at,
+                ingested_at=ingested_at,
+                trace_id=self.trace_id,
+            )
+
+        if isinstance(outcome, SourceError):
+            failure = SourceFetchFailed(
+                symbol=symbol, kind=outcome.kind, reason=readable(outcome.reason) or outcome.kind
+            )
+            yield event(failure, None, answer.fetched_at)
+            return
+        entity = self.source.describe(outcome)
+        if outcome.gap is not None:
+            since, until = outcome.gap.since, outcome.gap.until
+            if not outcome.observations:
+                # Nothing newer moves the next run on: to the day, lest each minute's forgetting be another event.
+                until = max(until.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0), since)
+            if until > since:
+                yield event(SourceGapDetected(symbol=symbol, since=since, until=until), entity, since)
+        for observation in outcome.observations:
+            try:
+                yield event(_payload(observation), entity, observation.occurred_at)
+            except ContractViolation as violation:
+                yield event(_rejection(symbol, observation, violation), entity, observation.occurred_at)
+
+    def _count(self, answers: Sequence[_Answer], events: Sequence[Event], new: frozenset[UUID]) -> None:
+        result, telemetry = self.result, self.telemetry
+        ticks = {event.event_id for event in events if event.event_type == MarketTick.event_type}
+        rejected = [event for event in events if event.event_type == SignalRejected.event_type]
+        observations = sum(
+            len(answer.outcome.observations) for answer in answers if isinstance(answer.outcome, Fetched)
+        )
+        ingested = len(ticks & new)
+        duplicates = observations - len(rejected) - ingested
+        result.fetched += observations
+        result.ingested += ingested
+        result.duplicates += duplicates
+        result.rejected += len(rejected)
+        telemetry.count("EventsIngested", len(new))
+        telemetry.count("DuplicateEvents", duplicates)
+        for event in events:
+            if event.event_type != MarketTick.event_type and event.event_id in new:
+                telemetry.logger.warning(
+                    event.event_type,
+                    event_id=str(event.event_id),
+                    source=event.source,
+                    topic=event.topic,
+                    error=event.payload,
+                )
+        for answer in answers:
+            if isinstance(answer.outcome, SourceError):
+                result.failed_symbols.append(answer.symbol)
+                telemetry.count("SourceFailures", 1)
+
+
+def ingest(
+    connection: Connection[Any], source: Source, symbols: Sequence[str], telemetry: Telemetry
+) -> IngestionResult:
+    """Fetches all symbols side by side from the overlap on, and stores what came, a symbol whole or not at all.
+
+    A symbol that fails becomes an event, and so does a bar that breaks the contract and a gap that cannot be filled.
+    Raises psycopg.Error where the database refuses; what was not committed comes again with the next run's overlap.
+    """
+    run = _Run(source, symbols, telemetry)
+    telemetry.logger.append_keys(trace_id=str(run.trace_id))
+    newest = newest_occurrences(connection, source=source.name, event_type=MarketTick.event_type, entity_ids=symbols)
+
+    def fetch(symbol: str) -> _Answer:
+        since = newest.get(symbol)
+        return run.fetch(symbol, None if since is None else since - OVERLAP)
+
+    with ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch") as pool:
+        for batch in _batches(pool.map(fetch, symbols)):
+            run.store(connection, batch)
+    telemetry.logger.info("ingested", source=source.name, **run.result.to_dict())
+    return run.result
+
+
+def _batches(answers: Iterator[_Answer]) -> Iterator[list[_Answer]]:
+    """Answers in groups of a size that one transaction should hold; nearly always one group."""
+    batch: list[_Answer] = []
+    size = 0
+    for answer in answers:
+        batch.append(answer)
+        size += len(answer.outcome.observations) if isinstance(answer.outcome, Fetched) else 1
+        if size >= _EVENTS_PER_TRANSACTION:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _storable_raw(raw: Json) -> Json:
+    """The answer as it is; as the text of its JSON where jsonb would refuse it (NaN, NUL, a lone surrogate)."""
+    try:
+        stored: Json = storable(raw, field="raw")
+    except ContractViolation:
+        return {"status": None, "content_type": "application/json", "body": json.dumps(raw)}
+    return stored
+
+
+def _payload(observation: Observation) -> Payload:
+    versions = [version for event_type, version in PAYLOADS if event_type == observation.event_type]
+    if not versions:
+        raise ContractViolation("no such type in this contract", field="event_type", value=observation.event_type)
+    return parse_payload(PAYLOADS[observation.event_type, max(versions)], observation.payload)
+
+
+def _rejection(symbol: str, observation: Observation, violation: ContractViolation) -> SignalRejected:
+    return SignalRejected(
+        symbol=symbol,
+        rejected_event_type=observation.event_type,
+        field=readable(violation.field),
+        value=readable(repr(violation.value)),
+        reason=readable(violation.reason),
+    )

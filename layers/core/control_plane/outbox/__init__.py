@@ -1,0 +1,1 @@
+"""The promises to deliver: claimed, published, settled."""

@@ -1,0 +1,121 @@
+-- name: claim
+-- Takes due rows under a fresh token and a lease, in one short transaction of its own. A row that is still claimed has
+-- lost its relay: that attempt is recorded as failed, and the row ends dead-lettered where it was the last one.
+-- Returns the claimed rows (state in_flight, with the message) and those given up on (state dead_lettered).
+WITH due AS MATERIALIZED (
+    -- Rows that another relay is claiming right now are skipped, not waited for.
+    SELECT id, event_id, topic, payload_json::text AS body, delivery_attempts, claim_token, claimed_by, next_attempt_at
+    FROM outbox
+    WHERE delivered_at IS NULL
+        AND dead_lettered_at IS NULL
+        AND next_attempt_at <= now()
+        AND topic <> ALL (%(paused_topics)s::text[])
+    ORDER BY next_attempt_at, id
+    LIMIT %(claim_size)s
+    FOR UPDATE SKIP LOCKED
+),
+spent AS (
+    UPDATE outbox
+    SET
+        dead_lettered_at = now(),
+        claim_token = NULL,
+        claimed_by = NULL,
+        last_error = format(
+            'gave up after %%s attempts: %%s',
+            due.delivery_attempts,
+            coalesce(
+                CASE WHEN due.claim_token IS NOT NULL THEN 'the lease ran out, the relay did not report back' END,
+                outbox.last_error,
+                'the limit is lower than the attempts made'
+            )
+        )
+    FROM due
+    WHERE outbox.id = due.id AND due.delivery_attempts >= %(max_attempts)s
+    RETURNING outbox.event_id, outbox.id, outbox.topic, due.body, outbox.delivery_attempts, outbox.last_error
+),
+bounded AS (
+    -- As many as fit the byte limit, and always the first.
+    SELECT id, body
+    FROM (
+        SELECT
+            id,
+            body,
+            sum(octet_length(body)) OVER (ORDER BY next_attempt_at, id) AS bytes_so_far,
+            row_number() OVER (ORDER BY next_attempt_at, id) AS place
+        FROM due
+        WHERE delivery_attempts < %(max_attempts)s
+    ) AS open_rows
+    WHERE bytes_so_far <= %(claim_bytes)s OR place = 1
+),
+lost AS (
+    -- Once each: a row that there is no room for stays as it is.
+    INSERT INTO delivery_failures (outbox_id, attempt, claimed_by, error)
+    SELECT id, delivery_attempts, claimed_by, 'the lease ran out: the relay did not report what became of this attempt'
+    FROM due
+    WHERE claim_token IS NOT NULL AND (delivery_attempts >= %(max_attempts)s OR id IN (SELECT id FROM bounded))
+),
+claimed AS (
+    UPDATE outbox
+    SET
+        delivery_attempts = outbox.delivery_attempts + 1,
+        claim_token = %(claim_token)s,
+        claimed_by = %(claimed_by)s,
+        next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
+    FROM bounded
+    WHERE outbox.id = bounded.id
+    RETURNING outbox.event_id, outbox.id, outbox.topic, bounded.body, outbox.delivery_attempts, NULL::text AS last_error
+)
+SELECT
+    taken.state, taken.id, event_id, taken.topic, taken.body, taken.delivery_attempts, taken.last_error,
+    events.event_type, events.schema_version, events.trace_id
+FROM (
+    SELECT 'in_flight' AS state, * FROM claimed
+    UNION ALL
+    SELECT 'dead_lettered' AS state, * FROM spent
+) AS taken
+JOIN events USING (event_id)
+ORDER BY taken.id
+
+-- name: settle
+-- Records the outcomes of one claim. A row whose token no longer matches belongs to another claim: it is left alone and
+-- not returned. Returns id, disposition and the row's age in seconds.
+WITH outcome AS (
+    SELECT *
+    FROM unnest(
+        %(ids)s::bigint[], %(dispositions)s::text[], %(message_ids)s::text[], %(errors)s::text[],
+        %(delays_seconds)s::double precision[]
+    ) AS outcome (id, disposition, message_id, error, delay_seconds)
+),
+settled AS (
+    UPDATE outbox
+    SET
+        claim_token = NULL,
+        claimed_by = NULL,
+        delivered_at = CASE WHEN outcome.disposition = 'published' THEN now() END,
+        message_id = outcome.message_id,
+        dead_lettered_at = CASE WHEN outcome.disposition = 'dead_lettered' THEN now() END,
+        -- A release without an error leaves the reason of an earlier failure standing.
+        last_error = CASE
+            WHEN outcome.disposition <> 'published' THEN coalesce(outcome.error, outbox.last_error)
+        END,
+        delivery_attempts = outbox.delivery_attempts - (outcome.disposition = 'released')::integer,
+        next_attempt_at = now() + make_interval(secs => outcome.delay_seconds)
+    FROM outcome
+    WHERE outbox.id = outcome.id AND outbox.claim_token = %(claim_token)s
+    RETURNING outbox.id, outbox.created_at, outbox.delivery_attempts, outcome.disposition, outcome.error
+),
+failures AS (
+    INSERT INTO delivery_failures (outbox_id, attempt, claimed_by, error)
+    SELECT id, delivery_attempts, %(claimed_by)s, error
+    FROM settled
+    WHERE disposition IN ('failed', 'dead_lettered')
+)
+SELECT id, disposition, extract(epoch FROM now() - created_at)::double precision FROM settled
+
+-- name: backlog
+-- How many promises are open, and the age in seconds of the oldest (0 where there is none).
+SELECT
+    count(*),
+    coalesce(extract(epoch FROM now() - min(created_at)), 0)::double precision
+FROM outbox
+WHERE delivered_at IS NULL AND dead_lettered_at IS NULL

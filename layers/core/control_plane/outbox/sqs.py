@@ -1,0 +1,150 @@
+"""Publishes to SQS with boto3."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
+from control_plane.outbox.publisher import Message
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
+READ_TIMEOUT_SECONDS: Final = 8.0
+
+# Error codes of SQS in both protocols, query ("AWS.SimpleQueueService.…", shortened here) and JSON. Sources: the SQS
+# API reference, *Common errors* and SendMessageBatch; botocore's sqs/2012-11-05 service model.
+_QUEUE_FAULTS: Final = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InternalError",
+        "InternalFailure",
+        "InvalidAccessKeyId",
+        "InvalidAddress",
+        "InvalidClientTokenId",
+        "InvalidSecurity",
+        "InvalidSignatureException",
+        "IncompleteSignature",
+        "MissingAuthenticationToken",
+        "NonExistentQueue",
+        "NotAuthorized",
+        "OptInRequired",
+        "OverLimit",
+        "QueueDeletedRecently",
+        "QueueDoesNotExist",
+        "RequestExpired",
+        "RequestThrottled",
+        "ServiceUnavailable",
+        "SignatureDoesNotMatch",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequestsException",
+        "UnrecognizedClientException",
+    }
+)
+_INVALID_CONTENT: Final = frozenset(
+    {
+        "BatchEntryIdsNotDistinct",
+        "BatchRequestTooLong",
+        "EmptyBatchRequest",
+        "InvalidAttributeValue",
+        "InvalidBatchEntryId",
+        "InvalidMessageContents",
+        "InvalidParameterCombination",
+        "InvalidParameterValue",
+        "MissingParameter",
+        "TooManyEntriesInBatchRequest",
+        "UnsupportedOperation",
+        "ValidationError",
+    }
+)
+
+
+class SqsPublisher:
+    """Sends with ``SendMessageBatch`` and reads the answer entry by entry.
+
+    ``client`` must neither retry nor outwait ``send_timeout_seconds``: a send that may have been accepted is not
+    repeated here, but by the row's next attempt.
+    """
+
+    send_timeout_seconds = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
+
+    def __init__(self, client: "SQSClient", *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._monotonic = monotonic
+
+    def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
+        """See :class:`control_plane.outbox.publisher.Publisher`."""
+        if self._monotonic() >= start_before:
+            return [NotSent()] * len(messages)
+        try:
+            answer = self._client.send_message_batch(
+                QueueUrl=queue_url,
+                Entries=[
+                    {
+                        "Id": str(index),
+                        "MessageBody": message.body,
+                        "MessageAttributes": {
+                            name: {"DataType": "String", "StringValue": value}
+                            for name, value in message.attributes.items()
+                        },
+                    }
+                    for index, message in enumerate(messages)
+                ],
+            )
+        except ClientError as error:
+            outcome = _refused(error)
+            if isinstance(outcome, MessageFault) and len(messages) > 1:
+                # One entry spoils the whole batch, and the answer does not say which.
+                return [
+                    single
+                    for message in messages
+                    for single in self.publish(queue_url, [message], start_before=start_before)
+                ]
+            return [outcome] * len(messages)
+        except BotoCoreError as error:
+            return [QueueFault(f"{type(error).__name__}: {error}")] * len(messages)
+        return _outcomes(answer, len(messages))
+
+
+def _outcomes(answer: Any, count: int) -> list[Outcome]:
+    outcomes: list[Outcome] = [Failed("the queue's answer does not mention this entry")] * count
+    for entry in answer.get("Successful", ()):
+        outcomes[int(entry["Id"])] = Accepted(entry["MessageId"])
+    for entry in answer.get("Failed", ()):
+        code = _short(entry.get("Code", ""))
+        reason = f"{code}: {entry.get('Message') or 'no message'}"
+        if _is_queue_fault(code):
+            outcome: Outcome = QueueFault(reason)
+        elif entry.get("SenderFault") or code in _INVALID_CONTENT:  # LocalStack says SenderFault: false of such a code
+            outcome = MessageFault(reason)
+        else:
+            outcome = Failed(reason)
+        outcomes[int(entry["Id"])] = outcome
+    return outcomes
+
+
+def _refused(error: ClientError) -> Outcome:
+    code = _short(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    reason = f"{code}: {error.response.get('Error', {}).get('Message') or 'no message'}"
+    if _is_queue_fault(code) or status >= 500 or status in {403, 429}:
+        return QueueFault(reason)
+    if code in _INVALID_CONTENT:
+        return MessageFault(reason)
+    return Failed(reason)
+
+
+def _is_queue_fault(code: str) -> bool:
+    return code in _QUEUE_FAULTS or code.startswith(("Kms", "KMS."))
+
+
+def _short(code: str) -> str:
+    """``AWS.SimpleQueueService.NonExistentQueue`` and ``com.amazonaws.sqs#QueueDoesNotExist`` without their prefix."""
+    return code.removeprefix("AWS.SimpleQueueService.").rpartition("#")[2]

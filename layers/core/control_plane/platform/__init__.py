@@ -1,0 +1,1 @@
+"""What the application stands on: settings, the connection, named queries, logs and metrics."""

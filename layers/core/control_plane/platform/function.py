@@ -1,0 +1,89 @@
+"""The edge of a Lambda function: its environment, its database, one log line for what went wrong."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import psycopg
+
+from control_plane.domain.errors import ControlPlaneError, DatabaseUnavailable
+from control_plane.platform.aws import read_secret
+from control_plane.platform.database import Database, database_url
+from control_plane.platform.settings import DatabaseSettings
+from control_plane.platform.telemetry import Telemetry
+
+
+class LambdaContext(Protocol):
+    """What a handler uses of the context Lambda gives it."""
+
+    aws_request_id: str
+    function_name: str
+    log_stream_name: str
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Until the invocation is cut off."""
+
+
+type Handler[R] = Callable[[dict[str, Any], LambdaContext], R]
+
+
+def environ() -> Mapping[str, str]:
+    """The process's environment, read here alone.
+
+    Empty AWS_* variables are removed from it first: botocore would take an empty AWS_ENDPOINT_URL for the real AWS.
+    """
+    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+        del os.environ[name]
+    return os.environ
+
+
+def open_database(
+    settings: DatabaseSettings, *, endpoint_url: str | None, application_name: str, check_schema: bool = True
+) -> Database:
+    """The function's database; nothing is opened or read before its first use."""
+    return Database(
+        lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
+        application_name=application_name,
+        check_schema=check_schema,
+    )
+
+
+@contextmanager
+def _database_failures() -> Iterator[None]:
+    """Says what a database lost in the middle of the work means, once the driver has said what it met."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatabaseUnavailable(
+            f"Postgres failed in the middle of the work: {reason}. What was committed stays; the rest comes again with "
+            "the next run. Look at the database server's log"
+        ) from error
+
+
+def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
+    """Wraps a handler: log lines carry the request id, an error is logged once and raised on, metrics are flushed."""
+
+    def wrap(handler: Handler[R]) -> Handler[R]:
+        @functools.wraps(handler)
+        def invoke(event: dict[str, Any], context: LambdaContext) -> R:
+            telemetry.logger.clear_state()  # an earlier invocation's trace_id is not this one's
+            telemetry.logger.append_keys(function_request_id=context.aws_request_id)
+            try:
+                with _database_failures():
+                    return handler(event, context)
+            except ControlPlaneError as error:
+                # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
+                telemetry.logger.error(type(error).__name__, error=str(error))  # noqa: TRY400
+                raise
+            except Exception as error:
+                telemetry.logger.exception(type(error).__name__, error=str(error))
+                raise
+            finally:
+                telemetry.flush()
+
+        return invoke
+
+    return wrap

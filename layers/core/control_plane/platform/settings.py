@@ -1,0 +1,228 @@
+"""Settings: one frozen class per function, read once from the environment, every problem reported in one error.
+
+An empty variable is an absent one: an emulator or a template that declares a variable without a value means no value.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from control_plane.domain.errors import ConfigurationError
+
+MAX_SYMBOLS = 200
+MAX_LINGER_SECONDS = 840
+
+
+class EnvironReader:
+    """Reads variables, collecting what is wrong with them instead of stopping at the first."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = {name: value.strip() for name, value in environ.items() if value.strip()}
+        self._problems: list[str] = []
+
+    def problem(self, text: str) -> None:
+        """Notes a problem that names the variable and the remedy."""
+        self._problems.append(text)
+
+    def text(self, name: str) -> str | None:
+        """The variable's value, or None where it is absent or empty."""
+        return self._environ.get(name)
+
+    def number(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
+        """A number within bounds, ``default`` where absent."""
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not minimum <= value <= maximum:
+            self.problem(f"{name} is {text!r}: it must be a number from {minimum:g} to {maximum:g}")
+            return default
+        return value
+
+    def integer(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
+        """A whole number within bounds, ``default`` where absent."""
+        value = self.number(name, default, minimum=minimum, maximum=maximum)
+        if value != int(value):
+            self.problem(f"{name} is {self.text(name)!r}: it must be a whole number")
+            return default
+        return int(value)
+
+    def url(self, name: str) -> str | None:
+        """An http or https URL without a trailing slash."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in {"http", "https"} and parts.hostname is not None and parts.port != 0
+        except ValueError:  # brackets without an IPv6 address, a port that is no number
+            usable = False
+        if not usable:
+            self.problem(f"{name} is {text!r}: it must be an http:// or https:// URL")
+        return text.rstrip("/")
+
+    def finish(self) -> None:
+        """Raises ConfigurationError with every problem noted."""
+        if self._problems:
+            raise ConfigurationError(self._problems)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """Where Postgres is: exactly one of the two is set."""
+
+    url: str | None
+    secret_arn: str | None
+
+    def __repr__(self) -> str:
+        return f"DatabaseSettings(url={'***' if self.url else None}, secret_arn={self.secret_arn!r})"
+
+    @classmethod
+    def read(cls, reader: EnvironReader) -> "DatabaseSettings":
+        """From DATABASE_URL or DATABASE_SECRET_ARN."""
+        url, secret_arn = reader.text("DATABASE_URL"), reader.text("DATABASE_SECRET_ARN")
+        if url and secret_arn:
+            reader.problem(
+                "both DATABASE_URL and DATABASE_SECRET_ARN are set: keep one, so that it is clear which counts"
+            )
+        elif not url and not secret_arn:
+            reader.problem("neither DATABASE_URL nor DATABASE_SECRET_ARN is set: one must say where Postgres is")
+        return cls(url, secret_arn)
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFunctionSettings:
+    """Of a function that needs Postgres alone: SignalLab, migration."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "DatabaseFunctionSettings":
+        """Raises ConfigurationError."""
+        return _read(environ, lambda reader: cls(DatabaseSettings.read(reader), reader.url("CLOUD_ENDPOINT_URL")))
+
+
+@dataclass(frozen=True, slots=True)
+class IngestionSettings:
+    """Of IngestionFunction."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    symbols: tuple[str, ...]
+    market_data_url: str | None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "IngestionSettings":
+        """Raises ConfigurationError."""
+
+        def build(reader: EnvironReader) -> IngestionSettings:
+            symbols: tuple[str, ...] = ()
+            try:
+                symbols = parse_symbols((reader.text("SYMBOLS") or "").split(","), name="SYMBOLS")
+            except ConfigurationError as error:
+                reader.problem(str(error))
+            return cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                symbols=symbols,
+                market_data_url=reader.url("MARKET_DATA_URL"),
+            )
+
+        return _read(environ, build)
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Of RelayFunction. Durations in seconds."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    topic_queue_urls: Mapping[str, str]
+    max_delivery_attempts: int
+    linger_seconds: float
+    claim_size: int
+    publish_concurrency: int
+    lease_seconds: float
+    breaker_cool_down_seconds: float
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "RelaySettings":
+        """Raises ConfigurationError."""
+        return _read(
+            environ,
+            lambda reader: cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                topic_queue_urls=_topic_queue_urls(reader),
+                max_delivery_attempts=reader.integer("MAX_DELIVERY_ATTEMPTS", 5, minimum=1, maximum=100),
+                linger_seconds=reader.number("RELAY_LINGER_SECONDS", 0, minimum=0, maximum=MAX_LINGER_SECONDS),
+                claim_size=reader.integer("RELAY_CLAIM_SIZE", 200, minimum=1, maximum=10_000),
+                publish_concurrency=reader.integer("RELAY_PUBLISH_CONCURRENCY", 4, minimum=1, maximum=64),
+                lease_seconds=reader.number("LEASE_SECONDS", 30, minimum=1, maximum=900),
+                breaker_cool_down_seconds=reader.number("BREAKER_COOL_DOWN_SECONDS", 30, minimum=0.1, maximum=3600),
+            ),
+        )
+
+
+def parse_symbols(given: object, *, name: str) -> tuple[str, ...]:
+    """Symbols in upper case, each once, in the order given. Raises ConfigurationError naming the odd one."""
+    if not isinstance(given, list | tuple) or not all(isinstance(symbol, str) for symbol in given):
+        raise ConfigurationError([f"{name} is {given!r}: it must be a list of symbols"])
+    symbols = tuple(dict.fromkeys(symbol.strip().upper() for symbol in given if symbol.strip()))
+    if not symbols:
+        raise ConfigurationError([f"{name} is empty: name at least one symbol, such as AAPL"])
+    if len(symbols) > MAX_SYMBOLS:
+        raise ConfigurationError([f"{name} holds {len(symbols)} symbols: {MAX_SYMBOLS} are the most one run takes"])
+    odd = [symbol for symbol in symbols if not _is_symbol(symbol)]
+    if odd:
+        raise ConfigurationError([f"{name} holds {odd[0]!r}, which is no symbol: letters, digits and . - = ^ & only"])
+    return symbols
+
+
+def _is_symbol(text: str) -> bool:
+    characters_fit = all(character.isalnum() or character in ".-=^&" for character in text)
+    return len(text) <= 32 and text.isascii() and characters_fit and any(map(str.isalnum, text))
+
+
+def _topic_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
+    text = reader.text("TOPIC_QUEUE_URLS")
+    if text is None:
+        reader.problem(
+            'TOPIC_QUEUE_URLS is not set: it must map topics to queue URLs, as in {"market.ticks": "https://…"}'
+        )
+        return {}
+    try:
+        mapping = json.loads(text)
+    except ValueError:
+        mapping = None
+    if (
+        not isinstance(mapping, dict)
+        or not mapping
+        or not all(isinstance(url, str) and url for url in mapping.values())
+    ):
+        reader.problem(f"TOPIC_QUEUE_URLS is {text!r}: it must be a JSON object that maps topics to queue URLs")
+        return {}
+    return mapping
+
+
+def _read[S](environ: Mapping[str, str], build: Callable[[EnvironReader], S]) -> S:
+    reader = EnvironReader(environ)
+    settings = build(reader)
+    reader.finish()
+    return settings
+
+
+def parse_linger_seconds(given: object, *, default: float) -> float:
+    """The event's own linger_seconds, or the default. Raises ConfigurationError."""
+    if given is None:
+        return default
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= MAX_LINGER_SECONDS:
+        raise ConfigurationError(
+            [f"linger_seconds of the event is {given!r}: it must be a number from 0 to {MAX_LINGER_SECONDS}"]
+        )
+    return float(given)
