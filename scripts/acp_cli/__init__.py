@@ -1,0 +1,1 @@
+"""The `acp` command: brings the pipeline up on this machine, and shows what it does."""

@@ -1,0 +1,144 @@
+"""up, down, status, env: the local cloud as a whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import psycopg
+import typer
+from rich.console import Console
+
+from acp_cli import database, status
+from acp_cli.cloud import Cloud, UpOptions
+from acp_cli.errors import UsageError
+from acp_cli.market import MarketChoice
+from acp_cli.progress import Progress
+from acp_cli.workspace import locked
+from control_plane.ops.status import read_status
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PANEL = "The local cloud"
+_SCHEDULE = re.compile(r"^(rate\([1-9]\d* (minutes?|hours?|days?)\)|cron\(.+\))$")
+
+MarketOption = Annotated[
+    MarketChoice,
+    typer.Option(
+        help="Where prices come from: Yahoo, a local replay of real historical prices, or Yahoo if it can be reached."
+    ),
+]
+SymbolsOption = Annotated[
+    str | None, typer.Option(help="What to ingest, as Yahoo spells it: AAPL,BTC-USD.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (up, down, status_, env):
+        app.command(command.__name__.rstrip("_"), rich_help_panel=PANEL)(command)
+
+
+def up(
+    ctx: typer.Context,
+    *,
+    market: MarketOption = MarketChoice.AUTO,
+    symbols: SymbolsOption = None,
+    ingestion_schedule: Annotated[
+        str | None, typer.Option(help="How often to ingest: 'rate(5 minutes)'.", show_default=False)
+    ] = None,
+    relay_schedule: Annotated[
+        str | None, typer.Option(help="How often to start a relay: 'rate(1 minute)'.", show_default=False)
+    ] = None,
+    linger: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=840, metavar="SECONDS", help="How long a relay stays and polls once drained.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Bring the local cloud up: PostgreSQL, LocalStack, the functions. What runs already is kept.
+
+    What no option names stays as it is; `down` forgets it.
+    """
+    cloud, progress = _cloud(ctx), Progress()
+    options = UpOptions(
+        market, _parameters(symbols, IngestionSchedule=ingestion_schedule, RelaySchedule=relay_schedule, linger=linger)
+    )
+    with locked(cloud.workspace.state, "up", on_wait=progress.say):
+        run = cloud.up(options, progress)
+    progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
+
+
+def down(
+    ctx: typer.Context,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the database and the logs for the next `up`.")] = False,
+) -> None:
+    """Stop everything and clear the local state. Safe at any time, also twice, after a crash or a reboot."""
+    cloud, progress = _cloud(ctx), Progress()
+    with locked(cloud.workspace.state, "down", on_wait=progress.say):
+        cloud.down(progress, keep=keep)
+
+
+def status_(
+    ctx: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False
+) -> None:
+    """Show the services, the outbox by state with ages, the queues and the sources."""
+    cloud = _cloud(ctx)
+    run = cloud.running()
+    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+        pipeline = read_status(connection)
+    report = status.Report(
+        services=cloud.describe(run),
+        pipeline=pipeline,
+        queues=status.queue_depths(cloud.aws(run), cloud.outputs(run)),
+    )
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        Console().print(report.render())
+
+
+def env(ctx: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:
+    """Print what a script needs to reach it: eval "$(scripts/acp env)"."""
+    cloud = _cloud(ctx)
+    environ = cloud.environ(cloud.running())
+    if as_json:
+        _print_json(environ)
+    else:
+        sys.stdout.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in environ.items())
+
+
+def _cloud(ctx: typer.Context) -> Cloud:
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    return cloud
+
+
+def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | None) -> Mapping[str, str]:
+    """The template's parameters that were given. Raises UsageError naming the odd one."""
+    parameters = {}
+    if symbols is not None:
+        names = [symbol.strip().upper() for symbol in symbols.split(",") if symbol.strip()]
+        if not names:
+            msg = "--symbols names none: try AAPL,MSFT."
+            raise UsageError(msg)
+        parameters["Symbols"] = ",".join(dict.fromkeys(names))
+    for name, expression in schedules.items():
+        if expression is not None:
+            if not _SCHEDULE.match(expression):
+                msg = f"{expression!r} is no schedule: try 'rate(1 minute)' or 'cron(0 12 * * ? *)'."
+                raise UsageError(msg)
+            parameters[name] = expression
+    if linger is not None:
+        parameters["RelayLingerSeconds"] = str(linger)
+    return parameters
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")

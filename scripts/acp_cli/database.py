@@ -1,0 +1,58 @@
+"""The local database: its roles, its schema, and the way in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from acp_cli.errors import AcpError
+from control_plane.domain.errors import ControlPlaneError
+from control_plane.ops.migrations import migrate, read_migrations
+
+if TYPE_CHECKING:
+    from acp_cli.postgres import PostgresServer
+    from acp_cli.run_state import RunState
+    from acp_cli.workspace import Workspace
+    from control_plane.ops.migrations import MigrationReport
+
+NAME = "control_plane"
+OWNER = "acp_owner"
+APP = "acp_app"
+
+
+def owner_url(server: PostgresServer, run: RunState) -> str:
+    """For migrations and retention."""
+    return server.url(OWNER, NAME, run.owner_password)
+
+
+def app_url(server: PostgresServer, run: RunState) -> str:
+    """For all else."""
+    return server.url(APP, NAME, run.app_password)
+
+
+def prepare(server: PostgresServer, run: RunState) -> None:
+    """Make the two roles and the database where they are missing."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        for role, password in ((OWNER, run.owner_password), (APP, run.app_password)):
+            exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None
+            connection.execute(
+                sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+                    sql.SQL("ALTER" if exists else "CREATE"), sql.Identifier(role), sql.Literal(password)
+                )
+            )
+        if connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(NAME), sql.Identifier(OWNER))
+            )
+
+
+def apply_migrations(workspace: Workspace, url: str) -> MigrationReport:
+    """Bring the schema up to date. Raises AcpError naming the migration that fails."""
+    try:
+        with psycopg.connect(url, autocommit=True) as connection:
+            return migrate(connection, read_migrations(workspace.checkout / "db" / "migrations"))
+    except (ControlPlaneError, psycopg.Error) as error:
+        msg = f"The migrations could not be applied: {error}"
+        raise AcpError(msg) from error

@@ -1,0 +1,69 @@
+"""db migrate, db shell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from acp_cli import database
+from acp_cli.cloud import Cloud
+from acp_cli.errors import NotRunningError
+from acp_cli.run_state import RunState, load
+
+PANEL = "The database"
+_db = typer.Typer(no_args_is_help=True, help="Migrate the local database, or look into it with psql.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(_db, name="db", rich_help_panel=PANEL)
+
+
+@_db.command("migrate")
+def migrate(ctx: typer.Context) -> None:
+    """Apply the migrations that are missing."""
+    cloud, run = _running_database(ctx)
+    report = database.apply_migrations(cloud.workspace, database.owner_url(cloud.postgres(run), run))
+    applied = ", ".join(f"{version:04}" for version in report.applied) or "nothing to apply"
+    Console(highlight=False).print(f"schema version {report.version}: {applied}")
+
+
+@_db.command("shell")
+def shell(
+    ctx: typer.Context,
+    *,
+    owner: Annotated[bool, typer.Option("--owner", help="As the schema's owner, not as the functions' role.")] = False,
+    command: Annotated[str | None, typer.Option("-c", "--command", help="Run this SQL and end.")] = None,
+) -> None:
+    """Open psql on the local database."""
+    cloud, run = _running_database(ctx)
+    server = cloud.postgres(run)
+    url = database.owner_url(server, run) if owner else database.app_url(server, run)
+    psql = server.binaries / "psql"
+    sys.stdout.flush()
+    # Its place is taken: psql owns the terminal, and its exit code is ours. The URL is not in the list of processes.
+    arguments = ["psql", "--no-psqlrc", *(["--command", command] if command else [])]
+    os.execve(psql, arguments, {**os.environ, **_libpq(url)})  # noqa: S606  no shell is the point
+
+
+def _libpq(url: str) -> dict[str, str]:
+    import psycopg  # noqa: PLC0415  for this command alone
+
+    options = psycopg.conninfo.conninfo_to_dict(url)
+    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    return {variable: str(options[name]) for name, variable in names.items()}
+
+
+def _running_database(ctx: typer.Context) -> tuple[Cloud, RunState]:
+    """The database alone is enough here. Raises NotRunningError."""
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    run = load(cloud.workspace)
+    if run is None or not cloud.postgres(run).running:
+        msg = "The local database is not running."
+        raise NotRunningError(msg, remedy="Start it with: scripts/acp up")
+    return cloud, run

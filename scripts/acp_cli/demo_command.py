@@ -1,0 +1,154 @@
+"""demo: the main job, whole, from nothing to an event's life, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import psycopg
+import typer
+from psycopg.rows import class_row
+from rich.console import Console
+
+from acp_cli import database
+from acp_cli.cloud import Cloud, UpOptions
+from acp_cli.cloud_commands import PANEL, MarketOption
+from acp_cli.errors import AcpError
+from acp_cli.life import render_life
+from acp_cli.market import MarketChoice
+from acp_cli.pipeline_commands import QUERIES
+from acp_cli.progress import Progress
+from acp_cli.workspace import locked
+from control_plane.ops.life import read_life
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from acp_cli.progress import Step
+    from acp_cli.run_state import RunState
+
+SYMBOLS_WANTED = 3
+_LIMIT_SECONDS = 300
+_HELP = """Where to look, in another terminal:
+  scripts/acp watch           events and their deliveries, live
+  scripts/acp status          counts and ages
+  scripts/acp trace EVENT_ID  an event's life
+  scripts/acp logs relay -f   a function's log
+  scripts/acp db shell        psql"""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How far the pipeline has come. Counts."""
+
+    symbols: int
+    promised: int
+    delivered: int
+    dead_lettered: int
+    ticks: int
+    consumed: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether enough came in, and all of it has arrived."""
+        return self.symbols >= SYMBOLS_WANTED and self.delivered == self.promised and self.consumed == self.ticks
+
+    def __str__(self) -> str:
+        return (
+            f"{self.symbols} symbols ingested · {self.delivered} of {self.promised} delivered · "
+            f"{self.consumed} of {self.ticks} ticks consumed"
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo", rich_help_panel=PANEL)(demo)
+
+
+def demo(
+    ctx: typer.Context,
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Take everything down again as soon as it has worked.")] = False,
+    market: MarketOption = MarketChoice.AUTO,
+) -> None:
+    """Bring everything up, let the schedules run, watch signals arrive, and follow one through its life.
+
+    Stays up until Ctrl-C, then takes everything down.
+    """
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    progress = Progress()
+    if cloud.workspace.state.exists():
+        msg = f"There is a local cloud already, or what is left of one, in {cloud.workspace.state}."
+        raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
+    staying = False
+    try:
+        with locked(cloud.workspace.state, "demo", on_wait=progress.say):
+            run = cloud.up(UpOptions(market), progress)
+        _show(cloud, run, progress)
+        if not once:
+            staying = True
+            progress.say(f"\n{_HELP}\n\nIt stays up until Ctrl-C.")
+            _stay(cloud)
+    except KeyboardInterrupt:
+        progress.say("Stopping …")
+        if not staying:
+            raise
+    finally:
+        with _uninterrupted(), locked(cloud.workspace.state, "down", on_wait=progress.say):
+            cloud.down(progress, keep=False)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An impatient second Ctrl-C would leave half of it running."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
+    url = database.app_url(cloud.postgres(run), run)
+    with psycopg.connect(url, autocommit=True) as connection:
+        with progress.step("The schedules run: ingestion, relay and consumer") as step:
+            step.note = str(_wait_for_flow(connection, cloud, step))
+        row = connection.execute(QUERIES["newest_consumed_event"].sql).fetchone()
+        assert row is not None, "ticks were consumed"
+        life = read_life(connection, row[0])
+    assert life is not None, "events are never deleted here"
+    console = Console(highlight=False)
+    console.print(f"\nOne event's life, from {run.market_source} to its consumer:")
+    console.print(render_life(life))
+
+
+def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, step: Step) -> Flow:
+    """Wait until the schedules alone have brought enough through. Raises AcpError when they do not in time."""
+    deadline = time.monotonic() + _LIMIT_SECONDS
+    while True:
+        with connection.cursor(row_factory=class_row(Flow)) as cursor:
+            flow = cursor.execute(QUERIES["demo_progress"].sql).fetchone()
+        assert flow is not None, "an aggregate has a row"
+        step.update(str(flow))
+        if flow.complete:
+            return flow
+        if flow.dead_lettered:
+            msg = f"{flow.dead_lettered} messages were dead-lettered."
+            raise AcpError(msg, remedy="Run scripts/acp up, then look with scripts/acp watch.")
+        if time.monotonic() > deadline:
+            msg = f"Not complete after {_LIMIT_SECONDS} s: {flow}."
+            raise AcpError(msg, details=cloud.localstack.log_tail(), remedy="Run scripts/acp up and scripts/acp logs.")
+        cloud.running()
+        time.sleep(0.5)
+
+
+def _stay(cloud: Cloud) -> None:
+    """Until Ctrl-C, SIGTERM, or somebody's `acp down`."""
+    while True:
+        cloud.running()
+        time.sleep(1)

@@ -1,0 +1,39 @@
+"""What the programs we start may know of the user's environment."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REGION = "us-east-1"
+LOCAL_AWS = {
+    # LocalStack takes any; a real key must never get near it.
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_DEFAULT_REGION": REGION,
+    "AWS_REGION": REGION,
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_PAGER": "",
+}
+"""An AWS environment that reaches nothing but an endpoint it is given."""
+
+# Somebody's account, their other databases, their Python: none of it is ours to use.
+_FOREIGN = ("AWS_", "SAM_", "PG", "LAMBDA_", "LOCALSTACK_", "POWERTOOLS_")
+_FOREIGN_NAMES = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "CONDA_PREFIX"}
+_LOOPBACK = "127.0.0.1,localhost"
+
+
+def isolated(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would lead a local run astray, and with an AWS that is nowhere."""
+    kept = {
+        name: value for name, value in environ.items() if not name.startswith(_FOREIGN) and name not in _FOREIGN_NAMES
+    }
+    for name in ("NO_PROXY", "no_proxy"):
+        # A proxy is for the internet.
+        kept[name] = ",".join(part for part in (kept.get(name), _LOOPBACK) if part)
+    return kept | LOCAL_AWS

@@ -1,0 +1,121 @@
+"""CloudWatch's log lines of a function, made readable."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from acp_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from acp_cli.aws import LocalCloud
+
+_SINCE = re.compile(r"^(\d+)([smhd])$")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LEVEL_STYLES = {"DEBUG": "dim", "INFO": "green", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
+_PLATFORM = ("START ", "END ", "REPORT ", "INIT_START ")
+# Lambda's and Powertools' own fields, the same on every line of a function.
+_UNINTERESTING = {
+    "level",
+    "location",
+    "message",
+    "timestamp",
+    "service",
+    "cold_start",
+    "function_name",
+    "function_memory_size",
+    "function_arn",
+    "function_request_id",
+    "exception_name",
+    "stack_trace",
+    "xray_trace_id",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One log event; `milliseconds` since 1970."""
+
+    id: str
+    milliseconds: int
+    message: str
+
+
+def since_seconds(text: str) -> int:
+    """30s, 10m, 2h, 1d in seconds. Raises UsageError."""
+    match = _SINCE.match(text)
+    if match is None:
+        msg = f"{text!r} is no span of time: try 30s, 10m, 2h or 1d."
+        raise UsageError(msg)
+    return int(match[1]) * _UNIT_SECONDS[match[2]]
+
+
+def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> Iterator[Line]:
+    """The lines since then, in their order. None where the function has not run yet."""
+    logs = cloud.logs
+    token: dict[str, str] = {}
+    while True:
+        try:
+            page = logs.filter_log_events(
+                logGroupName=f"/aws/lambda/{function}",
+                startTime=start_milliseconds,
+                **token,  # type: ignore[arg-type]  # only ever nextToken
+            )
+        except logs.exceptions.ResourceNotFoundException:
+            return
+        for event in page["events"]:
+            yield Line(event["eventId"], event["timestamp"], event["message"].rstrip("\n"))
+        if "nextToken" not in page:
+            return
+        token = {"nextToken": page["nextToken"]}
+
+
+def render_line(line: Line) -> str:
+    """As rich markup: time, level, message, and the fields that concern this line."""
+    moment = datetime.fromtimestamp(line.milliseconds / 1000, UTC)
+    clock = f"[dim]{moment:%H:%M:%S}.{moment.microsecond // 1000:03}[/]"
+    try:
+        content = json.loads(line.message)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        style = "dim" if line.message.startswith(_PLATFORM) else "default"
+        return f"{clock} [{style}]{escape(line.message)}[/]"
+    if "_aws" in content:
+        return f"{clock} [magenta]metrics[/] {_metrics(content)}"
+    level = str(content.get("level", "INFO"))
+    text = f"{clock} [{_LEVEL_STYLES.get(level, 'default')}]{level:7}[/] {escape(str(content.get('message', '')))}"
+    fields = {key: value for key, value in content.items() if key not in _UNINTERESTING and value is not None}
+    text += "".join(
+        f" [cyan]{escape(key)}[/]={escape(_value(value))}" for key, value in fields.items() if key != "exception"
+    )
+    if exception := content.get("exception"):
+        text += "".join(f"\n    [red]{escape(row)}[/]" for row in str(exception).splitlines())
+    return text
+
+
+def _metrics(content: Mapping[str, Any]) -> str:
+    names = [
+        metric["Name"]
+        for directive in content["_aws"].get("CloudWatchMetrics", [])
+        for metric in directive.get("Metrics", [])
+    ]
+    return " ".join(f"{escape(name)}={escape(_number(content.get(name)))}" for name in names)
+
+
+def _number(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    if len(values) > 3:
+        return f"{len(values)} values, {min(values):g} to {max(values):g}"
+    return ",".join(f"{item:g}" if isinstance(item, int | float) else str(item) for item in values)
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
