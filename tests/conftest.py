@@ -1,0 +1,116 @@
+"""Fixtures that every part shares: no real cloud within reach, and a real Postgres, cloned per test."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Connection, sql
+
+from acp_cli.postgres import PostgresServer
+from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.platform.database import connect
+from control_plane.platform.telemetry import Telemetry
+
+MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
+TEMPLATE = "acp_template"
+PASSWORD = "test-password"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_real_cloud() -> Iterator[None]:
+    """Credentials that mean nothing; no profile or endpoint of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("POWERTOOLS_METRICS_NAMESPACE", "ControlPlane")
+        yield
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry("test")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """One cluster per test process, with the two roles and a migrated template database."""
+    server = PostgresServer(tmp_path_factory.mktemp("postgres") / "data", password=PASSWORD, fsync=False)
+    with server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            for role in ("acp_owner", "acp_app"):
+                connection.execute(
+                    sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(PASSWORD))
+                )
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER acp_owner").format(sql.Identifier(TEMPLATE)))
+        with connect(server.url("acp_owner", TEMPLATE, PASSWORD), application_name="test") as connection:
+            migrate(connection, read_migrations(MIGRATIONS))
+        yield server
+
+
+@dataclass(frozen=True)
+class TestDatabase:
+    """One test's own database, under three roles."""
+
+    __test__ = False
+
+    name: str
+    app_url: str
+    owner_url: str
+    admin_url: str
+
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def empty_database(postgres: PostgresServer) -> Iterator[TestDatabase]:
+    """A database without the schema."""
+    yield from _database(postgres, template="template1")
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[TestDatabase]:
+    """A database at the newest schema."""
+    yield from _database(postgres, template=TEMPLATE)
+
+
+@pytest.fixture
+def app(database: TestDatabase) -> Iterator[Connection[Any]]:
+    """An autocommit connection as the functions have it, as acp_app."""
+    with connect(database.app_url, application_name="test") as connection:
+        yield connection
+
+
+@pytest.fixture
+def owner(database: TestDatabase) -> Iterator[Connection[Any]]:
+    """An autocommit connection as the schema's owner."""
+    with connect(database.owner_url, application_name="test") as connection:
+        yield connection
+
+
+def _database(server: PostgresServer, *, template: str) -> Iterator[TestDatabase]:
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER acp_owner").format(
+                sql.Identifier(name), sql.Identifier(template)
+            )
+        )
+        yield TestDatabase(
+            name,
+            app_url=server.url("acp_app", name, PASSWORD),
+            owner_url=server.url("acp_owner", name, PASSWORD),
+            admin_url=server.url(database=name),
+        )
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

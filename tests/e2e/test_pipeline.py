@@ -1,0 +1,188 @@
+"""The main job: what the schedules ingest is relayed and consumed, and every fault on the way is visible and mended."""
+
+import json
+import uuid
+from datetime import UTC, datetime
+
+from tests.e2e.conftest import LocalCloud, Market, wait_for
+
+SYMBOLS = {"AAPL", "GOOG", "IBM", "MSFT"}
+
+
+def test_the_schedules_alone_carry_every_symbol_from_the_source_to_the_consumer(local_cloud: LocalCloud) -> None:
+    def consumed() -> bool:
+        symbols = {row[0] for row in local_cloud.query("SELECT entity_id FROM signal_lab_latest_prices")}
+        return symbols >= SYMBOLS and local_cloud.settled()
+
+    wait_for(consumed, seconds=240, what="four symbols ingested, relayed and consumed by the schedules")
+    assert local_cloud.query("SELECT DISTINCT source FROM events") == [("yfinance-replay",)]
+
+
+def test_an_event_s_whole_life_can_be_read_by_its_id(local_cloud: LocalCloud) -> None:
+    event_id = _consumed_event(local_cloud)
+    traced = local_cloud.acp("trace", str(event_id), "--json")
+    assert traced.returncode == 0, traced.stderr
+    life = json.loads(traced.stdout)
+    assert life["event"]["event_id"] == str(event_id)
+    assert life["raw_payload"]["trace_id"] == life["event"]["trace_id"]
+    assert [promise["state"] for promise in life["promises"]] == ["delivered"]
+    assert [processing["consumer"] for processing in life["processing"]] == ["signal_lab"]
+    shown = local_cloud.acp("trace", str(event_id))
+    assert shown.returncode == 0
+    assert "signal_lab" in shown.stdout
+
+
+def test_a_bar_ingested_twice_is_one_event_and_a_corrected_bar_is_another(
+    local_cloud: LocalCloud, market: Market
+) -> None:
+    first, ok = local_cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
+    assert ok, first
+    minute = local_cloud.query(
+        "SELECT max(occurred_at) FROM events WHERE entity_id = 'MSFT' AND event_type = 'MARKET_TICK_INGESTED'"
+    )[0][0]
+
+    def versions() -> int:
+        statement = "SELECT count(*) FROM events WHERE entity_id = 'MSFT' AND occurred_at = %s"
+        count: int = local_cloud.query(statement, minute)[0][0]
+        return count
+
+    again, ok = local_cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
+    assert ok, again
+    assert again["duplicates"] >= 1
+    assert versions() == 1
+    market.break_symbol("MSFT", {"correct": {"minute": minute.astimezone(UTC).isoformat(), "close": 1.25}})
+    for _ in range(2):
+        corrected, ok = local_cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
+        assert ok, corrected
+    assert versions() == 2
+
+
+def test_a_symbol_that_fails_is_named_becomes_an_event_and_stops_no_other(
+    local_cloud: LocalCloud, market: Market
+) -> None:
+    market.break_symbol("IBM", {"status": 429})
+    ran = local_cloud.acp("ingest", "AAPL", "IBM", "NOSUCHSYMBOL")
+    assert ran.returncode == 1
+    assert "IBM" in ran.stdout + ran.stderr
+    assert "NOSUCHSYMBOL" in ran.stdout + ran.stderr
+    kinds = dict(
+        local_cloud.query(
+            """
+            SELECT DISTINCT ON (entity_id) entity_id, payload_json ->> 'kind' FROM events
+            WHERE event_type = 'SOURCE_FETCH_FAILED' ORDER BY entity_id, ingested_at DESC
+            """
+        )
+    )
+    assert kinds["IBM"] == "rate_limited"
+    assert kinds["NOSUCHSYMBOL"] == "unknown_symbol"
+
+
+def test_a_bar_that_breaks_the_contract_is_reported_and_what_the_source_said_is_kept(
+    local_cloud: LocalCloud, market: Market
+) -> None:
+    market.break_symbol("GOOG", {"nan": True})
+    result, ok = local_cloud.invoke("IngestionFunction", {"symbols": ["GOOG"]})
+    assert ok, result
+    assert result["rejected"] == 1
+    assert result["failed_symbols"] == []
+    ((payload, raw_payload_id),) = local_cloud.query(
+        "SELECT payload_json, raw_payload_id FROM events WHERE event_type = 'SIGNAL_REJECTED' AND entity_id = 'GOOG'"
+    )
+    assert payload["field"].startswith("payload.")
+    assert raw_payload_id is not None
+
+
+def test_a_promise_without_a_queue_is_dead_lettered_with_its_reason(local_cloud: LocalCloud) -> None:
+    event_id = _consumed_event(local_cloud)
+    _promise(local_cloud, event_id, "nobody.listens", {"event_id": str(event_id)})
+    result, ok = local_cloud.invoke("RelayFunction", {"linger_seconds": 0})
+    assert ok, result
+    reason = wait_for(
+        lambda: local_cloud.query(
+            "SELECT last_error FROM outbox_states WHERE topic = 'nobody.listens' AND state = 'dead_lettered'"
+        ),
+        seconds=30,
+        what="the promise dead-lettered",
+    )[0][0]
+    assert "'nobody.listens' has no queue" in reason
+
+
+def test_a_message_over_one_mebibyte_is_dead_lettered_and_delays_no_other(local_cloud: LocalCloud) -> None:
+    event_id = _consumed_event(local_cloud)
+    _promise(local_cloud, event_id, "system.events", {"event_id": str(event_id), "padding": "x" * 1_048_576})
+    _, ok = local_cloud.invoke("RelayFunction", {"linger_seconds": 0})
+    assert ok
+    given_up = (
+        "SELECT last_error FROM outbox WHERE topic = 'system.events' AND event_id = %s AND dead_lettered_at < now()"
+    )
+    reason = wait_for(lambda: local_cloud.query(given_up, event_id), seconds=30, what="it dead-lettered")[0][0]
+    assert "too large" in reason
+
+
+def test_a_message_that_breaks_the_contract_ends_alone_in_the_dead_letter_queue(local_cloud: LocalCloud) -> None:
+    sqs = local_cloud.client("sqs")
+    queue, dead_letters = local_cloud.output("MarketTicksQueueUrl"), local_cloud.output("MarketTicksDeadLetterQueueUrl")
+    trace_id = str(uuid.uuid4())
+    # Five receives at the template's visibility would take a quarter of an hour.
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "1"})
+    try:
+        sqs.send_message(
+            QueueUrl=queue,
+            MessageBody='{"event_type": "NOT_A_TICK"}',
+            MessageAttributes={"trace_id": {"DataType": "String", "StringValue": trace_id}},
+        )
+        message = wait_for(
+            lambda: sqs.receive_message(QueueUrl=dead_letters, WaitTimeSeconds=1).get("Messages"),
+            seconds=90,
+            what="the message in the dead-letter queue",
+        )[0]
+    finally:
+        sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "180"})
+    assert message["Body"] == '{"event_type": "NOT_A_TICK"}'
+    sqs.delete_message(QueueUrl=dead_letters, ReceiptHandle=message["ReceiptHandle"])
+    lines = wait_for(
+        lambda: [line for line in _log(local_cloud, "SignalLabFunction") if line.get("trace_id") == trace_id],
+        seconds=30,
+        what="the error in SignalLab's log with its trace_id",
+    )
+    assert lines[0]["level"] == "ERROR"
+    assert "event_id" in lines[0]["error"]
+
+
+def test_the_migration_function_changes_nothing_the_second_time(local_cloud: LocalCloud) -> None:
+    report, ok = local_cloud.invoke("MigrationFunction", {})
+    assert ok, report
+    assert report["applied"] == []
+
+
+def test_a_function_s_error_names_the_culprit_to_whoever_invokes_it(local_cloud: LocalCloud) -> None:
+    error, ok = local_cloud.invoke("IngestionFunction", {"symbols": "AAPL"})
+    assert not ok
+    assert error["errorType"] == "ConfigurationError"
+    assert "symbols of the event is 'AAPL'" in error["errorMessage"]
+
+
+def _consumed_event(cloud: LocalCloud) -> uuid.UUID:
+    rows = cloud.query(
+        "SELECT event_id FROM processed_events WHERE consumer = 'signal_lab' ORDER BY processed_at LIMIT 1"
+    )
+    event_id: uuid.UUID = rows[0][0]
+    return event_id
+
+
+def _promise(cloud: LocalCloud, event_id: uuid.UUID, topic: str, message: dict[str, str]) -> None:
+    import psycopg
+
+    with psycopg.connect(cloud.environ["DATABASE_URL"]) as connection:
+        connection.execute(
+            "INSERT INTO outbox (event_id, topic, payload_json) VALUES (%s, %s, %s)",
+            [event_id, topic, json.dumps(message)],
+        )
+
+
+def _log(cloud: LocalCloud, function: str) -> list[dict[str, str]]:
+    group = f"/aws/lambda/{cloud.output(f'{function}Name')}"
+    logs = cloud.client("logs")
+    events = logs.filter_log_events(logGroupName=group, startTime=int(datetime.now(UTC).timestamp() - 600) * 1000)
+    lines = [line for event in events["events"] for line in event["message"].splitlines()]
+    return [json.loads(line) for line in lines if line.startswith("{")]

@@ -1,0 +1,194 @@
+"""Fakes of what the pipeline talks to: a queue, a source, a clock. Contract suites hold them to the real things."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import Any
+from uuid import uuid4
+
+from control_plane.domain.errors import SourceError
+from control_plane.domain.lifecycle import Accepted, MessageFault, NotSent, Outcome, QueueFault
+from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation
+from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message
+from control_plane.platform.telemetry import Telemetry
+
+_NO_SQS_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+class Clock:
+    """A monotonic clock that moves only when somebody sleeps by it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._lock = Lock()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.now += seconds
+
+
+class RecordingTelemetry(Telemetry):
+    """Sums of what was counted; nothing is printed."""
+
+    def __init__(self) -> None:
+        super().__init__("test")
+        self.totals: Counter[str] = Counter()
+        self._lock = Lock()
+
+    def count(self, name: str, value: float) -> None:
+        with self._lock:
+            self.totals[name] += value  # type: ignore[assignment]  # a Counter of floats is as good
+
+    def flush(self) -> None:
+        """Nothing is due: the totals stand."""
+
+
+class FakePublisher:
+    """Queues in memory, by URL; refuses what SQS would refuse.
+
+    ``script`` says what becomes of a message; None accepts it. Slow in its own time: ``seconds`` by its ``clock``.
+    """
+
+    send_timeout_seconds = 10.0
+
+    def __init__(
+        self,
+        *urls: str,
+        script: Callable[[Message], Outcome | None] = lambda _message: None,
+        clock: Clock | None = None,
+        seconds: float = 0,
+    ) -> None:
+        self.queues: dict[str, list[Message]] = {url: [] for url in urls}
+        self.sends: list[tuple[float, Sequence[Message]]] = []
+        """When each send started, and what it held."""
+        self.message_ids: dict[int, str] = {}
+        """By the identity of the message object."""
+        self._script = script
+        self._clock = clock or Clock()
+        self._seconds = seconds
+        self._lock = Lock()
+
+    @property
+    def sent(self) -> list[Message]:
+        """Every message that a queue has accepted."""
+        return [message for queue in self.queues.values() for message in queue]
+
+    def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
+        if self._clock.monotonic() >= start_before:
+            return [NotSent()] * len(messages)
+        with self._lock:
+            self.sends.append((self._clock.monotonic(), messages))
+        self._clock.sleep(self._seconds)
+        return [self._send(queue_url, message) for message in messages]
+
+    def _send(self, queue_url: str, message: Message) -> Outcome:
+        if queue_url not in self.queues:
+            return QueueFault(f"QueueDoesNotExist: {queue_url}")
+        if message.size > MAX_BATCH_BYTES:
+            return MessageFault("InvalidParameterValue: too long")
+        if _NO_SQS_CHARACTER.search(message.body):
+            return MessageFault("InvalidMessageContents: a character that SQS does not take")
+        outcome = self._script(message) or Accepted(str(uuid4()))
+        if isinstance(outcome, Accepted):
+            with self._lock:
+                self.queues[queue_url].append(message)
+                self.message_ids[id(message)] = outcome.message_id
+        return outcome
+
+
+class FakeSource:
+    """A market in memory: bars in order of time, or the error that a symbol raises; an absent symbol is unknown."""
+
+    name = "fake"
+
+    def __init__(
+        self, bars: Mapping[str, Sequence[Observation] | Exception], *, kept_from: datetime | None = None
+    ) -> None:
+        self.bars = dict(bars)
+        self.raws: dict[str, Json] = {}
+        """What a symbol's answer looked like, where that matters."""
+        self.entity_type: str | None = "equity"
+        self.asked: dict[str, datetime | None] = {}
+        self._kept_from = kept_from
+
+    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        self.asked[symbol] = since
+        bars = self.bars.get(symbol)
+        if bars is None:
+            raise SourceError(symbol, "unknown_symbol", "not traded here", raw={"error": symbol})
+        if isinstance(bars, Exception):
+            raise bars
+        gap = None
+        if since is None:
+            first = bars[-1].occurred_at - timedelta(hours=1) if bars else None
+            observations = tuple(bar for bar in bars if first is None or bar.occurred_at > first)
+        else:
+            oldest = self._kept_from or since
+            observations = tuple(bar for bar in bars if bar.occurred_at >= max(since, oldest))
+            gap = Gap(since, oldest) if since < oldest else None
+        raw: Json = {"symbol": symbol, "bars": [repr(dict(bar.payload)) for bar in observations]}
+        return Fetched(symbol, self.raws.get(symbol, raw), observations, gap)
+
+    def describe(self, fetched: Fetched) -> Entity:
+        return Entity(fetched.symbol, self.entity_type, "America/New_York")
+
+
+type SqsAnswer = Callable[[list[dict[str, Any]]], tuple[int, Mapping[str, Any] | str]]
+"""What to answer to the entries of a batch: an HTTP status, and JSON or text."""
+
+
+def all_successful(entries: list[dict[str, Any]]) -> tuple[int, Mapping[str, Any]]:
+    """The answer of a queue that takes everything."""
+    return 200, {
+        "Successful": [{"Id": entry["Id"], "MessageId": str(uuid4()), "MD5OfMessageBody": ""} for entry in entries],
+        "Failed": [],
+    }
+
+
+def sqs_error(code: str, message: str = "said the queue", *, status: int = 400) -> tuple[int, Mapping[str, Any]]:
+    """A refusal of the whole request, as SQS words it in its JSON protocol."""
+    return status, {"__type": f"com.amazonaws.sqs#{code}", "message": message}
+
+
+@contextmanager
+def sqs_endpoint(answer: SqsAnswer) -> Iterator[str]:
+    """An HTTP endpoint that answers each SendMessageBatch as told; yields its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, body = answer(request["Entries"])
+            sent = (body if isinstance(body, str) else json.dumps(body)).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html" if isinstance(body, str) else "application/x-amz-json-1.0")
+            self.send_header("Content-Length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's signature
+            """Nothing."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A client that was killed waits for no answer."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from acp_cli.processes import Service, ServiceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# Writes a line when ready; with "family", starts a grandchild that ignores SIGTERM and outlives its parent.
+SERVER = """
+import pathlib, signal, subprocess, sys, time
+mode, ready = sys.argv[1], pathlib.Path(sys.argv[2])
+if mode == "fails":
+    print("cannot: the reason", flush=True)
+    sys.exit(3)
+if mode == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if mode == "family":
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", deaf])
+    print(child.pid, flush=True)
+ready.write_text("ready")
+time.sleep(600)
+"""
+
+STARTER = """
+import os, pathlib, sys, time
+from acp_cli.processes import Service
+base = pathlib.Path(sys.argv[1])
+service = Service("sample", records=base / "services", log=base / "logs" / "sample.log")
+service.start([sys.executable, "-c", "import time; time.sleep(600)"], env=os.environ, cwd=base)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service("sample", records=tmp_path / "services", log=tmp_path / "logs" / "sample.log")
+    yield service
+    service.stop(grace_seconds=0.5)
+
+
+def start(service: Service, tmp_path: Path, mode: str = "plain") -> Path:
+    ready = tmp_path / "ready"
+    ready.unlink(missing_ok=True)
+    service.start([sys.executable, "-c", SERVER, mode, str(ready)], env=os.environ, cwd=tmp_path)
+    return ready
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 20
+    while not condition():
+        assert monotonic() < deadline, "it did not happen"
+        sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_started_service_becomes_ready_and_is_found_by_another_object(service: Service, tmp_path: Path) -> None:
+    ready = start(service, tmp_path)
+    service.wait_until(ready.exists, seconds=20)
+    other = Service("sample", records=tmp_path / "services", log=service.log)
+    assert other.process == service.process
+    assert other.identity == service.identity
+    assert not service.crashed
+
+
+def test_a_service_lives_in_a_session_of_its_own(service: Service, tmp_path: Path) -> None:
+    start(service, tmp_path)
+    assert service.process is not None
+    assert os.getsid(service.process.pid) == service.process.pid != os.getsid(0)
+
+
+def test_stopping_leaves_neither_process_nor_record(service: Service, tmp_path: Path) -> None:
+    ready = start(service, tmp_path)
+    service.wait_until(ready.exists, seconds=20)
+    assert service.process is not None
+    pid = service.process.pid
+    assert service.stop()
+    assert gone(pid)
+    assert service.process is None
+    assert not list((tmp_path / "services").iterdir())
+    assert not service.stop()
+
+
+def test_a_service_that_ignores_the_request_is_killed(service: Service, tmp_path: Path) -> None:
+    ready = start(service, tmp_path, "deaf")
+    service.wait_until(ready.exists, seconds=20)
+    assert service.process is not None
+    pid = service.process.pid
+    service.stop(grace_seconds=0.2)
+    assert gone(pid)
+
+
+def test_what_a_crashed_service_had_started_is_ended_with_it(service: Service, tmp_path: Path) -> None:
+    ready = start(service, tmp_path, "family")
+    service.wait_until(ready.exists, seconds=20)
+    assert service.process is not None
+    service.process.kill()
+    child = int(service.log.read_text())
+    eventually(lambda: service.crashed)
+    assert not gone(child)
+    service.stop(grace_seconds=0.2)
+    assert gone(child)
+
+
+def test_a_service_that_ends_while_it_starts_is_reported_with_its_last_words(service: Service, tmp_path: Path) -> None:
+    ready = start(service, tmp_path, "fails")
+    with pytest.raises(ServiceError, match="ended while it started") as caught:
+        service.wait_until(ready.exists, seconds=20)
+    assert caught.value.details == "cannot: the reason"
+
+
+def test_a_service_that_is_not_ready_in_time_is_reported(service: Service, tmp_path: Path) -> None:
+    start(service, tmp_path)
+    with pytest.raises(ServiceError, match="not ready within"):
+        service.wait_until(lambda: False, seconds=0.1)
+
+
+def test_a_pid_that_is_another_process_after_a_reboot_is_neither_taken_for_it_nor_killed(
+    service: Service, tmp_path: Path
+) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        start(service, tmp_path)
+        service.stop()
+        record = {"pid": stranger.pid, "created": psutil.Process(stranger.pid).create_time() - 3600}
+        (tmp_path / "services" / "sample.json").write_text(json.dumps(record))
+        assert service.process is None
+        assert service.crashed
+        service.stop()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_starting_again_replaces_the_running_one(service: Service, tmp_path: Path) -> None:
+    start(service, tmp_path)
+    assert service.process is not None
+    first = service.process.pid
+    start(service, tmp_path)
+    assert gone(first)
+    assert service.process is not None
+    assert service.process.pid != first
+
+
+def test_a_service_survives_the_interrupt_of_the_terminal_it_was_started_from(service: Service, tmp_path: Path) -> None:
+    starter = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            STARTER,
+            str(tmp_path),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"started\n"
+        os.killpg(starter.pid, signal.SIGINT)
+        starter.wait(20)
+    assert service.process is not None

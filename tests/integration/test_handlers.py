@@ -1,0 +1,623 @@
+"""Each function's app.py as Lambda runs it: from its file, set by the environment, on a real Postgres."""
+
+import importlib.util
+import io
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psycopg
+import pytest
+from moto import mock_aws
+from psycopg import Connection, sql
+
+from acp_cli.net import free_port
+from acp_cli.postgres import PostgresServer
+from control_plane.domain.contract import Event, MarketTick, new_event
+from control_plane.domain.errors import (
+    ConfigurationError,
+    ControlPlaneError,
+    DatabaseUnavailable,
+    SchemaVersionMismatch,
+)
+from control_plane.ingestion.store import Draft, store_events
+from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.platform.aws import SecretUnavailable
+from control_plane.platform.database import connect
+from market_replay import Fault, serve
+
+FUNCTIONS = Path(__file__).parents[2] / "functions"
+MIGRATIONS = Path(__file__).parents[2] / "db" / "migrations"
+NAMES = ["ingestion", "relay", "signal_lab", "migration"]
+PASSWORD = "test-password"
+NOWHERE = f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/database"
+"""For what is refused before the database is asked."""
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+@dataclass
+class FakeContext:
+    """What Lambda gives a handler: docs.aws.amazon.com/lambda/latest/dg/python-context.html."""
+
+    function_name: str = "function"
+    function_version: str = "$LATEST"
+    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:function"
+    memory_limit_in_mb: str = "512"
+    aws_request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    log_group_name: str = "/aws/lambda/function"
+    log_stream_name: str = "2026/01/05/[$LATEST]0123456789abcdef0123456789abcdef"
+    identity: None = None
+    client_context: None = None
+
+    def get_remaining_time_in_millis(self) -> int:
+        return 60_000
+
+
+class Function:
+    """One warm environment: a function's module, and what it logged."""
+
+    def __init__(self, name: str) -> None:
+        path = FUNCTIONS / name / "app.py"
+        spec = importlib.util.spec_from_file_location(f"app_of_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        self.module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+        self._output = io.StringIO()
+        # The logger outlives the module, and so does the stream that it was first given.
+        self.module.telemetry.logger.registered_handler.setStream(self._output)
+
+    def __call__(self, event: Any = None) -> dict[str, Any]:
+        result = self.module.handler({} if event is None else event, FakeContext())
+        answer: dict[str, Any] = json.loads(json.dumps(result))  # as Lambda answers
+        return answer
+
+    @property
+    def output(self) -> str:
+        return self._output.getvalue()
+
+    @property
+    def logs(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.output.splitlines()]
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        return [line for line in self.logs if line["level"] in {"ERROR", "CRITICAL"}]
+
+    def forget_logs(self) -> None:
+        self._output.seek(0)
+        self._output.truncate()
+
+    def fails(self, error: type[ControlPlaneError], *texts: str, event: Any = None) -> str:
+        """Invokes it, expecting an error with these texts: raised, logged once, its trace of no interest."""
+        self.forget_logs()
+        with pytest.raises(error) as caught:
+            self(event)
+        message = str(caught.value)
+        for text in texts:
+            assert text in message
+        assert [(line["message"], line["error"]) for line in self.errors] == [(error.__name__, message)]
+        assert "exception" not in self.errors[0]
+        assert PASSWORD not in self.output + message
+        return message
+
+    def close(self) -> None:
+        if self.module.database.cache_info().currsize:
+            self.module.database().close()
+
+
+type Load = Callable[..., Function]
+
+VARIABLES = """
+    DATABASE_URL DATABASE_SECRET_ARN CLOUD_ENDPOINT_URL TOPIC_QUEUE_URLS SYMBOLS MARKET_DATA_URL MAX_DELIVERY_ATTEMPTS
+    RELAY_LINGER_SECONDS RELAY_CLAIM_SIZE RELAY_PUBLISH_CONCURRENCY LEASE_SECONDS BREAKER_COOL_DOWN_SECONDS
+""".split()  # noqa: SIM905 - as a list it takes a line each
+NEEDED = {
+    "ingestion": {"SYMBOLS": "AAPL"},
+    "relay": {"TOPIC_QUEUE_URLS": '{"market.ticks": "http://127.0.0.1:1/queue"}'},
+    "signal_lab": {},
+    "migration": {},
+}
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Loads a function into an environment of its own: what it needs, and the variables given."""
+    with ExitStack() as stack:
+
+        def load(name: str, **variables: str) -> Function:
+            for variable in VARIABLES:
+                monkeypatch.delenv(variable, raising=False)
+            for variable, value in (NEEDED[name] | variables).items():
+                monkeypatch.setenv(variable, value)
+            function = Function(name)
+            stack.callback(function.close)
+            return function
+
+        yield load
+
+
+@pytest.fixture
+def cloud() -> Iterator[None]:
+    """SQS and Secrets Manager, within the process."""
+    with mock_aws():
+        yield
+
+
+def tick(price: float = 100.0, *, minute: int = 0, entity: str = "AAPL") -> Event:
+    payload = MarketTick(price=price, open=price, high=price, low=price, volume=10, currency="USD", interval="1m")
+    return new_event(
+        payload,
+        source="yfinance",
+        entity_id=entity,
+        entity_type="equity",
+        occurred_at=NOON + timedelta(minutes=minute),
+        ingested_at=NOON + timedelta(hours=1),
+        trace_id=uuid.uuid4(),
+    )
+
+
+def record(body: str, number: int = 1, **attributes: str) -> dict[str, Any]:
+    """An SQS record as an event source mapping delivers it."""
+    return {
+        "messageId": f"00000000-0000-4000-8000-{number:012}",
+        "receiptHandle": f"receipt-{number}",
+        "body": body,
+        "attributes": {
+            "ApproximateReceiveCount": "2",
+            "SentTimestamp": "1767618000000",
+            "SenderId": "AIDAEXAMPLE",
+            "ApproximateFirstReceiveTimestamp": "1767618000100",
+        },
+        "messageAttributes": {
+            name: {"stringValue": value, "stringListValues": [], "binaryListValues": [], "dataType": "String"}
+            for name, value in attributes.items()
+        },
+        "md5OfBody": "0" * 32,
+        "eventSource": "aws:sqs",
+        "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:market-ticks",
+        "awsRegion": "us-east-1",
+    }
+
+
+def record_of(event: Event, number: int = 1) -> dict[str, Any]:
+    return record(json.dumps(event.to_message()), number, event_id=str(event.event_id), trace_id=str(event.trace_id))
+
+
+def failures(answer: dict[str, Any]) -> list[str]:
+    return [item["itemIdentifier"] for item in answer["batchItemFailures"]]
+
+
+def count(connection: Connection[Any], table: str) -> int:
+    row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone()
+    assert row is not None
+    number: int = row[0]
+    return number
+
+
+# What they do
+
+
+def test_ingestion_stores_what_the_market_answers_once(load: Load, database: Any, app: Connection[Any]) -> None:
+    with serve() as market:
+        ingestion = load(
+            "ingestion", DATABASE_URL=database.app_url, SYMBOLS=" aapl, MSFT ,aapl", MARKET_DATA_URL=market.url
+        )
+        first = ingestion()
+        assert first["symbols"] == ["AAPL", "MSFT"]
+        assert first["failed_symbols"] == []
+        assert first["fetched"] == first["ingested"] == count(app, "events") == count(app, "outbox") > 0
+        second = ingestion()
+        assert second["duplicates"] > 0
+        assert second["fetched"] == second["ingested"] + second["duplicates"]
+        assert first["ingested"] + second["ingested"] == count(app, "events") == count(app, "outbox")
+    assert count(app, "raw_payloads") == 4
+    assert app.execute("SELECT DISTINCT source FROM events").fetchall() == [("yfinance-replay",)]
+    [line] = [
+        line for line in ingestion.logs if line["message"] == "ingested" and line["trace_id"] == first["trace_id"]
+    ]
+    assert line["ingested"] == first["ingested"]
+
+
+def test_ingestion_takes_the_events_own_symbols_and_names_the_one_it_could_not_have(
+    load: Load, database: Any, app: Connection[Any]
+) -> None:
+    with serve() as market:
+        market.faults.put("IBM", Fault(status=429))
+        ingestion = load("ingestion", DATABASE_URL=database.app_url, MARKET_DATA_URL=market.url)
+        answer = ingestion({"symbols": ["msft", "IBM", "NOSUCH"]})
+    assert answer["symbols"] == ["MSFT", "IBM", "NOSUCH"]
+    assert answer["failed_symbols"] == ["IBM", "NOSUCH"]
+    assert answer["ingested"] > 0
+    kinds = app.execute(
+        "SELECT entity_id, payload_json ->> 'kind' FROM events WHERE event_type = 'SOURCE_FETCH_FAILED' ORDER BY 1"
+    ).fetchall()
+    assert kinds == [("IBM", "rate_limited"), ("NOSUCH", "unknown_symbol")]
+    warnings = [line for line in ingestion.logs if line["level"] == "WARNING"]
+    assert [line["trace_id"] for line in warnings] == [answer["trace_id"]] * 2
+
+
+def test_relay_delivers_every_promise_and_dead_letters_a_topic_without_a_queue(
+    load: Load, database: Any, app: Connection[Any], owner: Connection[Any], cloud: None
+) -> None:
+    events = [tick(minute=minute) for minute in range(12)]
+    with app.transaction():
+        store_events(app, [], [Draft(event, None) for event in events])
+    owner.execute("UPDATE outbox SET topic = 'market.rumours' WHERE event_id = %s", [events[0].event_id])
+    sqs = boto3.client("sqs")
+    queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
+    relay = load(
+        "relay",
+        DATABASE_URL=database.app_url,
+        TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}),
+    )
+    answer = relay()
+    assert {name: answer[name] for name in ("claimed", "published", "failed", "dead_lettered", "released")} == {
+        "claimed": 12,
+        "published": 11,
+        "failed": 0,
+        "dead_lettered": 1,
+        "released": 0,
+    }
+    bodies = []
+    while messages := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
+        bodies += [json.loads(message["Body"]) for message in messages]
+    sqs.close()
+    assert sorted(body["event_id"] for body in bodies) == sorted(str(event.event_id) for event in events[1:])
+    [line] = [line for line in relay.logs if line.get("state") == "dead_lettered"]
+    assert (line["event_id"], line["trace_id"]) == (str(events[0].event_id), str(events[0].trace_id))
+    assert line["topic"] == "market.rumours"
+    assert "TOPIC_QUEUE_URLS" in line["error"]
+    assert app.execute("SELECT DISTINCT claimed_by FROM delivery_failures").fetchall() == [
+        (FakeContext().log_stream_name,)
+    ]
+
+
+def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
+    load: Load, database: Any, app: Connection[Any]
+) -> None:
+    first, second, broken = tick(1.0), tick(2.0, minute=1), tick(3.0, minute=2)
+    message = broken.to_message()
+    message["payload"]["price"] = "3.0"
+    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    answer = signal_lab(
+        {
+            "Records": [
+                record_of(first, 1),
+                record(json.dumps(message), 2, event_id=str(broken.event_id), trace_id=str(broken.trace_id)),
+                record("<html>", 3, trace_id="the-trace"),
+                record_of(first, 4),
+                record_of(second, 5),
+            ]
+        }
+    )
+    assert failures(answer) == ["00000000-0000-4000-8000-000000000002", "00000000-0000-4000-8000-000000000003"]
+    assert {row[0] for row in app.execute("SELECT event_id FROM processed_events")} == {
+        first.event_id,
+        second.event_id,
+    }
+    assert app.execute("SELECT price FROM signal_lab_latest_prices").fetchall() == [(2.0,)]
+    contract_breaking, not_json = signal_lab.errors
+    assert contract_breaking["message"] == "ContractViolation"
+    assert contract_breaking["trace_id"] == str(broken.trace_id)
+    assert contract_breaking["event_id"] == str(broken.event_id)
+    assert contract_breaking["message_id"] == "00000000-0000-4000-8000-000000000002"
+    assert contract_breaking["attempt"] == "2"
+    assert "price" in contract_breaking["error"]
+    assert "'3.0'" in contract_breaking["error"]
+    assert not_json["trace_id"] == "the-trace"
+    assert "is not JSON" in not_json["error"]
+    consumed = [line for line in signal_lab.logs if line.get("state") == "consumed"]
+    assert [line["event_id"] for line in consumed] == [str(event.event_id) for event in (first, first, second)]
+    assert {line["topic"] for line in consumed} == {"market.ticks"}
+
+
+def test_signal_lab_answers_a_batch_of_which_nothing_could_be_consumed(load: Load, database: Any) -> None:
+    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    answer = signal_lab({"Records": [record("", 1), record("null", 2), record("[]", 3)]})
+    assert len(failures(answer)) == len(signal_lab.errors) == 3
+    assert failures(signal_lab({"Records": [record_of(tick())]})) == []
+
+
+def test_signal_lab_goes_on_with_the_next_message_when_its_connection_is_cut(
+    load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    owner.execute("""
+        CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END'
+    """)
+    owner.execute("""
+        CREATE TRIGGER cut BEFORE INSERT ON signal_lab_bars
+        FOR EACH ROW WHEN (NEW.entity_id = 'CUT') EXECUTE FUNCTION cut()
+    """)
+    events = [tick(entity="AAPL"), tick(entity="CUT"), tick(entity="MSFT")]
+    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    answer = signal_lab({"Records": [record_of(event, number) for number, event in enumerate(events)]})
+    assert failures(answer) == ["00000000-0000-4000-8000-000000000001"]
+    assert [line["event_id"] for line in signal_lab.errors] == [str(events[1].event_id)]
+    processed = {row[0] for row in app.execute("SELECT event_id FROM processed_events")}
+    assert processed == {events[0].event_id, events[2].event_id}
+
+
+def test_migration_brings_an_empty_database_up_and_then_changes_nothing(load: Load, empty_database: Any) -> None:
+    newest = len(read_migrations(MIGRATIONS))
+    migration = load("migration", DATABASE_URL=empty_database.owner_url)
+    assert migration() == {"applied": list(range(1, newest + 1)), "version": newest}
+    assert migration() == {"applied": [], "version": newest}
+    with connect(empty_database.app_url, application_name="test") as connection:
+        assert count(connection, "outbox") == 0
+
+
+def test_migration_has_the_migrations_that_the_repository_has() -> None:
+    assert read_migrations(FUNCTIONS / "migration" / "migrations") == read_migrations(MIGRATIONS)
+
+
+def test_an_error_of_the_next_invocation_is_not_logged_under_the_trace_of_the_last(load: Load, database: Any) -> None:
+    with serve() as market:
+        ingestion = load("ingestion", DATABASE_URL=database.app_url, MARKET_DATA_URL=market.url)
+        ingestion()
+    ingestion.fails(ConfigurationError, event={"symbols": []})
+    assert "trace_id" not in ingestion.errors[0]
+    assert ingestion.errors[0]["function_request_id"]
+
+
+# What they refuse
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neither_url_nor_secret_is_an_error_that_names_both(load: Load, name: str) -> None:
+    load(name).fails(ConfigurationError, "neither DATABASE_URL nor DATABASE_SECRET_ARN is set")
+    load(name, DATABASE_URL=" ", DATABASE_SECRET_ARN="").fails(ConfigurationError, "neither DATABASE_URL")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_url_and_secret_is_an_error_that_names_both(load: Load, name: str) -> None:
+    function = load(name, DATABASE_URL=NOWHERE, DATABASE_SECRET_ARN="arn:aws:secretsmanager:x")
+    function.fails(ConfigurationError, "both DATABASE_URL and DATABASE_SECRET_ARN are set", "keep one")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://acp_app:{PASSWORD}@127.0.0.1:3306/database",
+        f"http://acp_app:{PASSWORD}@127.0.0.1/database?ssl=1",
+        f"postgresql://acp_app:{PASSWORD}%zz@127.0.0.1/database",
+        # Not encoded, an @ or a / ends the password early for libpq, and the rest of it begins the host or database.
+        f"postgresql://acp_app:x@{PASSWORD}@127.0.0.1/database",
+        f"postgresql://acp_app:{PASSWORD}/x@127.0.0.1/database",
+        f"postgresql://acp_app:x/{PASSWORD}@127.0.0.1/database",
+        PASSWORD,
+    ],
+)
+def test_a_url_that_is_none_is_named_and_not_shown(load: Load, name: str, url: str) -> None:
+    load(name, DATABASE_URL=url).fails(ConfigurationError, "DATABASE_URL cannot be read", "postgresql://user:password@")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_password_is_an_error_that_names_whose(load: Load, database: Any, name: str) -> None:
+    function = load(name, DATABASE_URL=database.app_url.replace(PASSWORD, f"not-{PASSWORD}"))
+    function.fails(DatabaseUnavailable, "acp_app@127.0.0.1:", "password authentication failed")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_port_where_nothing_listens_is_an_error_that_names_it(load: Load, name: str) -> None:
+    url = f"postgresql://acp_app:{PASSWORD}@127.0.0.1:{free_port()}/database"
+    load(name, DATABASE_URL=url).fails(DatabaseUnavailable, url.partition(f":{PASSWORD}@")[2], "Connection refused")
+
+
+@pytest.mark.parametrize("host", ["no..where", "n" * 64])
+def test_a_host_that_no_name_server_could_be_asked_for_is_named(load: Load, host: str) -> None:
+    function = load("signal_lab", DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@{host}/database")
+    function.fails(DatabaseUnavailable, f"acp_app@{host}:5432/database")
+
+
+def test_a_database_that_does_not_exist_is_named(load: Load, database: Any) -> None:
+    function = load("signal_lab", DATABASE_URL=database.app_url.replace(database.name, "nowhere"))
+    function.fails(DatabaseUnavailable, '"nowhere" does not exist')
+
+
+@pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab"])
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_schema_that_is_behind_is_refused_each_time_until_it_is_migrated(
+    load: Load, empty_database: Any, name: str, version: int
+) -> None:
+    migrations = read_migrations(MIGRATIONS)
+    with connect(empty_database.owner_url, application_name="test") as owner:
+        if version:
+            migrate(owner, migrations[:version])
+        function = load(name, DATABASE_URL=empty_database.app_url)
+        texts = [f"at version {version}", f"needs {len(migrations)}", "scripts/acp db migrate", "MigrationFunction"]
+        event = {"Records": [record_of(tick())]} if name == "signal_lab" else {}
+        for _ in range(2):
+            function.fails(SchemaVersionMismatch, *texts, event=event)
+        if name == "signal_lab":
+            migrate(owner, migrations)
+            assert failures(function(event)) == []
+
+
+@pytest.mark.parametrize("symbols", ["", " , ,"])
+def test_no_symbols_are_an_error_that_names_the_variable(load: Load, symbols: str) -> None:
+    load("ingestion", DATABASE_URL=NOWHERE, SYMBOLS=symbols).fails(ConfigurationError, "SYMBOLS is empty", "AAPL")
+
+
+@pytest.mark.parametrize(
+    "symbols", ["AAPL", {"AAPL": 1}, [1], [None], [["AAPL"]], 7, [], ["", " "], ["A B"], ["A" * 33]]
+)
+def test_symbols_of_the_event_that_are_none_are_named(load: Load, symbols: object) -> None:
+    function = load("ingestion", DATABASE_URL=NOWHERE)
+    function.fails(ConfigurationError, "symbols of the event", event={"symbols": symbols})
+
+
+@pytest.mark.parametrize("seconds", ["5", "", True, -1, 841, float("nan"), [5], {}])
+def test_a_linger_of_the_event_that_is_no_number_of_seconds_is_named(load: Load, seconds: object) -> None:
+    function = load("relay", DATABASE_URL=NOWHERE)
+    texts = ["linger_seconds of the event", repr(seconds), "from 0 to 840"]
+    function.fails(ConfigurationError, *texts, event={"linger_seconds": seconds})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("TOPIC_QUEUE_URLS", "", "must map topics to queue URLs"),
+        ("TOPIC_QUEUE_URLS", "market.ticks", "must be a JSON object"),
+        ("TOPIC_QUEUE_URLS", '["market.ticks"]', "must be a JSON object"),
+        ("TOPIC_QUEUE_URLS", '{"market.ticks": ""}', "must be a JSON object"),
+        ("RELAY_LINGER_SECONDS", "soon", "a number from 0 to 840"),
+        ("RELAY_CLAIM_SIZE", "1.5", "a whole number"),
+        ("MAX_DELIVERY_ATTEMPTS", "0", "from 1 to 100"),
+        ("LEASE_SECONDS", "10", "more than the 10 seconds a send may take"),
+        ("CLOUD_ENDPOINT_URL", "localhost:4566", "http:// or https://"),
+    ],
+)
+def test_a_wrong_setting_of_the_relay_is_named_with_its_remedy(
+    load: Load, variable: str, value: str, remedy: str
+) -> None:
+    load("relay", DATABASE_URL=NOWHERE, **{variable: value}).fails(ConfigurationError, variable, remedy)
+
+
+def test_every_wrong_setting_is_named_at_once(load: Load) -> None:
+    function = load("ingestion", SYMBOLS="A B", MARKET_DATA_URL="yahoo")
+    function.fails(ConfigurationError, "SYMBOLS", "MARKET_DATA_URL", "neither DATABASE_URL")
+
+
+# Postgres, gone and back
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server with the schema that a test may stop; it comes back on the same port."""
+    server = PostgresServer(tmp_path / "data", password=PASSWORD, port=free_port(), fsync=False)
+    with server:
+        with connect(server.url(), application_name="test") as connection:
+            connection.execute(sql.SQL("CREATE ROLE acp_app LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
+            migrate(connection, read_migrations(MIGRATIONS))
+        yield server
+
+
+def test_postgres_down_at_the_start_loses_nothing_and_is_found_when_it_is_up(
+    load: Load, own_server: PostgresServer
+) -> None:
+    url = own_server.url("acp_app")
+    own_server.stop("immediate")
+    event = {"Records": [record_of(tick())]}
+    signal_lab = load("signal_lab", DATABASE_URL=url)
+    for _ in range(2):
+        # Raised, not answered: the whole batch stays on its queue.
+        signal_lab.fails(DatabaseUnavailable, "Connection refused", event=event)
+    own_server.start()
+    assert own_server.url("acp_app") == url
+    assert failures(signal_lab(event)) == []
+
+
+def test_postgres_down_in_the_middle_loses_nothing_and_is_found_when_it_is_back(
+    load: Load, own_server: PostgresServer, cloud: None
+) -> None:
+    url = own_server.url("acp_app")
+    sqs = boto3.client("sqs")
+    queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
+    sqs.close()
+    relay = load("relay", DATABASE_URL=url, TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}))
+    assert relay()["claimed"] == 0
+    with connect(url, application_name="test") as connection, connection.transaction():
+        store_events(connection, [], [Draft(tick(), None)])
+    own_server.stop("immediate")
+    for _ in range(2):
+        relay.fails(DatabaseUnavailable, "Connection refused")
+    own_server.start()
+    assert relay()["published"] == 1
+
+
+def test_a_restart_of_postgres_between_two_invocations_goes_unnoticed(load: Load, own_server: PostgresServer) -> None:
+    signal_lab = load("signal_lab", DATABASE_URL=own_server.url("acp_app"))
+    assert failures(signal_lab({"Records": [record_of(tick())]})) == []
+    own_server.stop("immediate")
+    own_server.start()
+    assert failures(signal_lab({"Records": [record_of(tick(minute=1))]})) == []
+    assert signal_lab.errors == []
+
+
+# The URL as a secret
+
+
+@dataclass
+class Secret:
+    """A secret of the local Secrets Manager."""
+
+    client: Any
+    arn: str
+
+    def put(self, text: str) -> None:
+        self.client.put_secret_value(SecretId=self.arn, SecretString=text)
+
+
+@pytest.fixture
+def secret(cloud: None) -> Iterator[Secret]:
+    client = boto3.client("secretsmanager")
+    answer = client.create_secret(Name=f"database-{uuid.uuid4()}", SecretString="to be put")
+    yield Secret(client, answer["ARN"])
+    client.close()
+
+
+def test_the_url_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, cloud: None, secret: Secret) -> None:
+    for text in (database.app_url, f" {database.app_url}\n", json.dumps({"url": database.app_url, "role": "acp_app"})):
+        secret.put(text)
+        signal_lab = load("signal_lab", DATABASE_SECRET_ARN=secret.arn)
+        assert failures(signal_lab({"Records": [record_of(tick())]})) == []
+
+
+def test_a_secret_that_does_not_exist_is_named(load: Load, cloud: None) -> None:
+    arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:nowhere-AbCdEf"
+    function = load("signal_lab", DATABASE_SECRET_ARN=arn)
+    function.fails(SecretUnavailable, arn, "ResourceNotFoundException")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"password": PASSWORD}),
+        json.dumps({"url": [PASSWORD]}),
+        f'{{"url": "{PASSWORD}',
+        f"the password is {PASSWORD}",
+        json.dumps({"url": f"mysql://acp_app:{PASSWORD}@127.0.0.1/database"}),
+    ],
+)
+def test_a_secret_without_a_url_is_named_and_not_shown(load: Load, cloud: None, secret: Secret, text: str) -> None:
+    secret.put(text)
+    function = load("signal_lab", DATABASE_SECRET_ARN=secret.arn)
+    function.fails(ConfigurationError, secret.arn, "postgresql://")
+
+
+@pytest.fixture
+def rotating(postgres: PostgresServer, database: Any) -> Iterator[Callable[[str], str]]:
+    """Sets the password of a role made for the purpose, ends its sessions, and returns its URL."""
+    role = sql.Identifier("rotating")
+    with psycopg.connect(postgres.url(), autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE acp_app").format(role))
+
+        def rotate(password: str) -> str:
+            admin.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))
+            admin.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'rotating'")
+            return postgres.url("rotating", database.name, password)
+
+        yield rotate
+        admin.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_a_rotated_secret_is_picked_up_when_the_connection_is_opened_again(
+    load: Load, cloud: None, secret: Secret, rotating: Callable[[str], str]
+) -> None:
+    secret.put(rotating(f"old-{PASSWORD}"))
+    signal_lab = load("signal_lab", DATABASE_SECRET_ARN=secret.arn)
+    assert failures(signal_lab({"Records": [record_of(tick())]})) == []
+    new_url = rotating(f"new-{PASSWORD}")
+    event = {"Records": [record_of(tick(minute=1))]}
+    signal_lab.fails(DatabaseUnavailable, "rotating@", "password authentication failed", event=event)
+    secret.put(new_url)
+    assert failures(signal_lab(event)) == []

@@ -1,0 +1,63 @@
+"""Every named query, held against a real Postgres."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import Connection
+from tests.integration import seeds
+
+import control_plane
+from control_plane.platform.queries import load_queries
+
+CODE = Path(control_plane.__path__[0])
+PACKAGES = sorted(path.parent.relative_to(CODE).as_posix().replace("/", ".") for path in CODE.rglob("queries.sql"))
+QUERIES = {
+    f"{package}.{name}": query
+    for package in PACKAGES
+    for name, query in load_queries(f"control_plane.{package}").items()
+}
+
+
+def test_the_packages_with_statements_are_found() -> None:
+    assert {"consumers", "ingestion", "ops", "outbox"} <= set(PACKAGES)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_postgres_can_prepare_it(app: Connection[Any], name: str) -> None:
+    seeds.prepare(app, QUERIES[name])
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_it_says_what_it_is_for(name: str) -> None:
+    assert re.match(r"[A-Z].{20,}[.:]", QUERIES[name].description), QUERIES[name].description
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_code_uses_it(name: str) -> None:
+    quoted = f'"{name.rpartition(".")[2]}"'
+    assert any(quoted in path.read_text(encoding="utf-8") for path in CODE.rglob("*.py"))
+
+
+def test_a_name_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "twice"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "queries.sql").write_text("-- name: one\nSELECT 1\n\n-- name: one\nSELECT 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="names one twice"):
+        load_queries("twice")
+
+
+def test_no_statement_hides_in_python() -> None:
+    # The connection and the migrations must speak to a database that may have no schema yet.
+    allowed = {"ops/migrations.py", "platform/database.py"}
+    hidden = {
+        path.relative_to(CODE).as_posix()
+        for path in CODE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", str(node.value))
+    }
+    assert hidden <= allowed

@@ -1,0 +1,52 @@
+"""db/schema.sql is what the migrations add up to, always as the wheel's PostgreSQL 18 writes it."""
+
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from acp_cli import generated
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dumped() -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACP_POSTGRES_BIN", "/nonexistent")  # the server that the other tests run on is not asked
+        return generated.schema_sql()
+
+
+def test_the_checked_in_schema_is_what_the_migrations_add_up_to(dumped: str) -> None:
+    assert (ROOT / generated.SCHEMA_SQL).read_text(encoding="utf-8") == dumped, "run `scripts/generate`"
+
+
+def test_the_schema_holds_nothing_that_differs_from_dump_to_dump(dumped: str) -> None:
+    comments = [line for line in dumped.splitlines() if line.startswith("--")]
+    assert comments == [dumped.splitlines()[0]]
+    assert "\n\\" not in dumped  # psql's own commands
+    assert "\nSET " not in dumped
+
+
+def test_check_names_the_stale_file_and_the_command_that_mends_it(
+    dumped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generated, "schema_sql", lambda: dumped)
+
+    assert generated.main([], tmp_path) == 0
+    assert "db/schema.sql written" in capsys.readouterr().out
+    assert generated.main(["--check"], tmp_path) == 0
+
+    (tmp_path / generated.SCHEMA_SQL).write_text("-- edited by hand\n")
+    assert generated.main(["--check"], tmp_path) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("db/schema.sql is out of date")
+    assert "scripts/generate" in complaint
+
+
+def test_the_schema_can_be_read_into_an_empty_database(dumped: str, empty_database: object) -> None:
+    with psycopg.connect(empty_database.admin_url, autocommit=True) as connection:  # type: ignore[attr-defined]  # conftest's TestDatabase
+        connection.execute(dumped.encode())
+        tables = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
+    assert tables is not None
+    assert tables[0] >= 8

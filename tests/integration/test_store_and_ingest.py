@@ -1,0 +1,461 @@
+"""From a source's answers to raw payloads, events and promises: all of it or nothing, each of it once."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection, Cursor
+from tests.conftest import MIGRATIONS, TestDatabase
+from tests.integration import seeds
+from tests.integration.fakes import FakeSource, RecordingTelemetry
+
+from acp_cli.net import free_port
+from acp_cli.postgres import PostgresServer
+from control_plane.domain.contract import parse_event
+from control_plane.domain.errors import SourceError
+from control_plane.ingestion import service
+from control_plane.ingestion.service import IngestionResult, ingest
+from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source
+from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.platform.database import connect
+
+
+class SourceBug(Exception):
+    """What a source's client raises when it trips."""
+
+
+def raw_payload() -> RawPayload:
+    return RawPayload(uuid4(), "fake", datetime.now(UTC), uuid4(), {})
+
+
+def run(connection: Connection[Any], source: Source, *symbols: str) -> IngestionResult:
+    result = ingest(connection, source, symbols or ("AAPL",), RecordingTelemetry())
+    assert result.fetched == result.ingested + result.duplicates + result.rejected
+    return result
+
+
+def events(connection: Connection[Any], event_type: str) -> list[tuple[str, dict[str, Any]]]:
+    """entity_id and payload of each event of a type, in order of time."""
+    return connection.execute(
+        "SELECT entity_id, payload_json FROM events WHERE event_type = %s ORDER BY occurred_at, entity_id", [event_type]
+    ).fetchall()
+
+
+# G1: together or not at all
+
+
+def test_an_error_inside_the_transaction_leaves_nothing(app: Connection[Any]) -> None:
+    raw = raw_payload()
+    with contextlib.suppress(SourceBug), app.transaction():
+        assert len(store_events(app, [raw], [Draft(event, raw.id) for event in seeds.ticks(3)])) == 3
+        raise SourceBug
+    assert seeds.counts(app) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("table", ["raw_payloads", "events", "outbox"])
+@pytest.mark.parametrize("end", ["BEFORE", "AFTER"])
+def test_a_connection_that_dies_at_any_statement_leaves_nothing(
+    app: Connection[Any], owner: Connection[Any], database: TestDatabase, table: str, end: str
+) -> None:
+    owner.execute(
+        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END'"
+    )
+    owner.execute(f"CREATE TRIGGER deadly {end} INSERT ON {table} FOR EACH STATEMENT EXECUTE FUNCTION die()".encode())
+    with pytest.raises(psycopg.OperationalError):
+        run(app, FakeSource({"AAPL": seeds.bars(3)}))
+    with connect(database.app_url, application_name="test") as fresh:
+        assert seeds.counts(fresh) == (0, 0, 0)
+        owner.execute(f"DROP TRIGGER deadly ON {table}".encode())
+        assert run(fresh, FakeSource({"AAPL": seeds.bars(3)})).ingested == 3
+        assert seeds.counts(fresh) == (1, 3, 3)
+
+
+def test_storing_never_commits_by_itself(app: Connection[Any], owner: Connection[Any]) -> None:
+    with app.transaction():
+        store_events(app, [raw_payload()], [Draft(event, None) for event in seeds.ticks(3)])
+        assert seeds.counts(owner) == (0, 0, 0)
+    assert seeds.counts(owner) == (1, 3, 3)
+
+
+def test_every_event_has_its_promise_and_the_promise_holds_the_whole_event(app: Connection[Any]) -> None:
+    run(
+        app,
+        FakeSource({"AAPL": seeds.bars(3), "NOPE": SourceError("NOPE", "rate_limited", "slow down")}),
+        "AAPL",
+        "NOPE",
+    )
+    rows = app.execute(
+        "SELECT event_id, topic, outbox.payload_json, events.trace_id, raw_payload_id, replay_id"
+        " FROM events FULL JOIN outbox USING (event_id)"
+    ).fetchall()
+    assert len(rows) == 4
+    for event_id, topic, message, trace_id, _, replay_id in rows:
+        event = parse_event(message)
+        assert (event.event_id, event.topic, event.trace_id) == (event_id, topic, trace_id)
+        assert replay_id is None
+    assert len({row[3] for row in rows}) == 1
+    assert app.execute("SELECT count(*) FROM events JOIN raw_payloads ON raw_payload_id = id").fetchone() == (3,)
+
+
+# G2: the same observation is one event
+
+
+def test_the_same_bars_again_are_no_new_events_and_no_new_promises(app: Connection[Any]) -> None:
+    source = FakeSource({"AAPL": seeds.bars(10)})
+    assert run(app, source).ingested == 10
+    again = run(app, source)
+    assert (again.fetched, again.ingested, again.duplicates) == (10, 0, 10)
+    assert seeds.counts(app) == (2, 10, 10)
+
+
+def test_a_corrected_bar_is_exactly_one_more_event(app: Connection[Any]) -> None:
+    run(app, FakeSource({"AAPL": seeds.bars(10)}))
+    corrected = [*seeds.bars(9), seeds.bar(9, price=99.0)]
+    again = run(app, FakeSource({"AAPL": corrected}))
+    assert (again.ingested, again.duplicates) == (1, 9)
+    assert seeds.counts(app) == (2, 11, 11)
+
+
+def test_an_observation_that_comes_twice_in_one_answer_is_one_event(app: Connection[Any]) -> None:
+    result = run(app, FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1)]}))
+    assert (result.fetched, result.ingested, result.duplicates) == (3, 2, 1)
+    assert seeds.counts(app) == (1, 2, 2)
+
+
+def test_runs_at_once_over_the_same_bars_store_each_once_and_wait_for_each_other_in_no_circle(
+    app: Connection[Any], owner: Connection[Any], database: TestDatabase
+) -> None:
+    symbols = ["AAPL", "IBM", "MSFT", "GOOG"]
+    runners, rounds = 4, 5
+    start = Barrier(runners)
+    # Each row takes its time, so that runs in different orders are sure to meet midway.
+    owner.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.0005); RETURN new; END'"
+    )
+    owner.execute("CREATE TRIGGER dawdles BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION dawdle()")
+
+    def keep_ingesting(place: int) -> int:
+        own_order = symbols[place:] + symbols[:place]
+        ingested = 0
+        with connect(database.app_url, application_name="test") as connection:
+            for number in range(rounds):
+                source = FakeSource(dict.fromkeys(symbols, seeds.bars(20, start=20 * number)))
+                start.wait(60)
+                ingested += run(connection, source, *own_order).ingested
+        return ingested
+
+    with ThreadPoolExecutor(runners) as pool:
+        ingested = sum(pool.map(keep_ingesting, range(runners)))
+    assert ingested == len(symbols) * rounds * 20
+    assert seeds.counts(app) == (runners * rounds * len(symbols), ingested, ingested)
+
+
+# Set-based
+
+
+class CountingCursor(Cursor[Any]):
+    executed = 0
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        CountingCursor.executed += 1
+        return super().execute(*args, **kwargs)
+
+    def executemany(self, query: Any, params_seq: Any, **kwargs: Any) -> None:
+        CountingCursor.executed += len(list(params_seq))
+        super().executemany(query, params_seq, **kwargs)
+
+
+def test_the_number_of_statements_does_not_grow_with_the_number_of_bars(app: Connection[Any]) -> None:
+    app.cursor_factory = CountingCursor
+
+    def statements(symbol: str, bars: int) -> int:
+        CountingCursor.executed = 0
+        assert run(app, FakeSource({symbol: seeds.bars(bars)}), symbol).ingested == min(bars, 60)
+        return CountingCursor.executed
+
+    assert statements("AAPL", 1) == statements("IBM", 60) == 5  # newest, clock, raw payloads, events, promises
+
+
+# ingest: one symbol's trouble is its own
+
+
+def test_a_failing_symbol_is_an_event_and_stops_nobody(app: Connection[Any]) -> None:
+    source = FakeSource(
+        {
+            "AAPL": seeds.bars(2),
+            "SLOW": SourceError("SLOW", "rate_limited", "asks for fewer\nrequests", raw={"code": 429}),
+        }
+    )
+    result = run(app, source, "SLOW", "AAPL", "NOPE")
+    assert (result.ingested, result.failed_symbols) == (2, ["SLOW", "NOPE"])
+    assert dict(events(app, "SOURCE_FETCH_FAILED")) == {
+        "SLOW": {"symbol": "SLOW", "kind": "rate_limited", "reason": "asks for fewer requests"},
+        "NOPE": {"symbol": "NOPE", "kind": "unknown_symbol", "reason": "not traded here"},
+    }
+    raws = app.execute("SELECT raw.payload_json FROM events JOIN raw_payloads AS raw ON raw_payload_id = raw.id"
+                       " WHERE event_type = 'SOURCE_FETCH_FAILED'")  # fmt: skip
+    assert {"code": 429} in [row[0] for row in raws]
+
+
+def test_a_source_that_trips_over_one_symbol_serves_the_others(app: Connection[Any]) -> None:
+    result = run(app, FakeSource({"AAPL": seeds.bars(2), "ODD": SourceBug("what is this?")}), "ODD", "AAPL")
+    assert (result.ingested, result.failed_symbols) == (2, ["ODD"])
+    ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
+    assert (entity_id, payload["kind"]) == ("ODD", "malformed")
+    assert payload["reason"] == "SourceBug: what is this?"
+
+
+class MisdescribingSource(FakeSource):
+    """Fetches well, and then stumbles over its own answer."""
+
+    def describe(self, fetched: Fetched) -> Entity:
+        if fetched.symbol == "ODD":
+            raise SourceBug("no such field")
+        return super().describe(fetched)
+
+
+class MislabellingSource(FakeSource):
+    """Describes an entity in words that no event may hold."""
+
+    def describe(self, fetched: Fetched) -> Entity:
+        return Entity(fetched.symbol, "equ\x00ity" if fetched.symbol == "ODD" else "equity", None)
+
+
+class LocalTimeSource(FakeSource):
+    """Forgets the time zone."""
+
+    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        fetched = super().fetch(symbol, since)
+        if symbol != "ODD":
+            return fetched
+        naive = tuple(
+            Observation(bar.event_type, bar.occurred_at.replace(tzinfo=None), bar.payload)
+            for bar in fetched.observations
+        )
+        return Fetched(fetched.symbol, fetched.raw, naive)
+
+
+@pytest.mark.parametrize("kind", [MisdescribingSource, MislabellingSource, LocalTimeSource])
+def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
+    app: Connection[Any], kind: Callable[..., FakeSource]
+) -> None:
+    result = run(app, kind({"ODD": seeds.bars(2), "AAPL": seeds.bars(3)}), "ODD", "AAPL")
+    assert (result.ingested, result.failed_symbols) == (3, ["ODD"])
+    ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
+    assert (entity_id, payload["kind"]) == ("ODD", "malformed")
+    assert app.execute(
+        "SELECT raw.payload_json ->> 'symbol' FROM events JOIN raw_payloads AS raw ON raw_payload_id = raw.id"
+        " WHERE event_type = 'SOURCE_FETCH_FAILED'"
+    ).fetchall() == [("ODD",)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"price": float("nan")}, "payload.price", "nan"),
+        ({"price": None}, "payload.price", "None"),
+        ({"high": float("inf")}, "payload.high", "inf"),
+        ({"volume": -1}, "payload.volume", "-1"),
+        ({"currency": ""}, "payload.currency", "''"),
+        ({"surprise": 1}, "payload.surprise", "1"),
+        ({"currency": "U\x00D"}, "payload.currency", "'U\\x00D'"),
+    ],
+)
+def test_a_bar_that_breaks_the_contract_is_reported_by_field_and_value_and_kept_raw(
+    app: Connection[Any], changes: dict[str, Any], field: str, value: str
+) -> None:
+    source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(1, **changes), seeds.bar(2)]})
+    result = run(app, source)
+    assert (result.fetched, result.ingested, result.rejected, result.failed_symbols) == (3, 2, 1, [])
+    ((entity_id, payload),) = events(app, "SIGNAL_REJECTED")
+    assert (entity_id, payload["rejected_event_type"]) == ("AAPL", "MARKET_TICK_INGESTED")
+    assert (payload["field"], payload["value"]) == (field, value)
+    assert payload["reason"]
+    kept = app.execute(
+        "SELECT payload_json ->> 'symbol' FROM raw_payloads WHERE id = (SELECT raw_payload_id FROM events"
+        " WHERE event_type = 'SIGNAL_REJECTED')"
+    ).fetchone()
+    assert kept == ("AAPL",)
+
+
+def test_a_rejected_bar_that_comes_again_is_no_second_event(app: Connection[Any]) -> None:
+    source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(1, price=float("nan"))]})
+    first, second = run(app, source), run(app, source)
+    assert (first.rejected, second.rejected) == (1, 1)
+    assert len(events(app, "SIGNAL_REJECTED")) == 1
+    assert seeds.counts(app) == (2, 2, 2)
+
+
+def test_an_observation_of_an_unknown_type_is_rejected(app: Connection[Any]) -> None:
+    assert run(app, FakeSource({"AAPL": [Observation("WEATHER_CHANGED", seeds.FIRST_BAR, {})]})).rejected == 1
+    assert events(app, "SIGNAL_REJECTED")[0][1]["field"] == "event_type"
+
+
+def test_a_gap_is_an_event(app: Connection[Any]) -> None:
+    run(app, FakeSource({"AAPL": seeds.bars(1)}))
+    until = seeds.bar(100).occurred_at
+    source = FakeSource({"AAPL": seeds.bars(3, start=100)}, kept_from=until)
+    result = run(app, source)
+    assert (result.fetched, result.ingested, result.failed_symbols) == (3, 3, [])
+    assert events(app, "SOURCE_GAP_DETECTED") == [
+        ("AAPL", {"symbol": "AAPL", "since": "2026-01-05T14:17:00Z", "until": "2026-01-05T16:12:00Z"})
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd", [float("nan"), float("-inf"), "NUL \x00", "lone \ud800 surrogate", {"\x00": 1}, [2**70 + 1]], ids=repr
+)
+def test_a_raw_answer_that_jsonb_would_refuse_is_kept_as_text(app: Connection[Any], odd: Any) -> None:
+    source = FakeSource({"AAPL": seeds.bars(1)})
+    source.raws["AAPL"] = {"odd": odd}
+    assert run(app, source).ingested == 1
+    ((stored,),) = app.execute("SELECT payload_json FROM raw_payloads").fetchall()
+    assert stored.keys() == {"status", "content_type", "body"}
+    assert repr(json.loads(stored["body"])) == repr({"odd": odd})
+
+
+def test_a_raw_answer_nested_without_end_harms_nobody(app: Connection[Any]) -> None:
+    nested: Json = []
+    for _ in range(5_000):
+        nested = [nested]
+    source = FakeSource({"ODD": seeds.bars(1), "AAPL": seeds.bars(2)})
+    source.raws["ODD"] = nested
+    result = run(app, source, "ODD", "AAPL")
+    assert result.ingested >= 2
+    assert app.execute("SELECT count(*) FROM raw_payloads").fetchone() == (2,)
+
+
+def test_the_next_look_starts_a_quarter_of_an_hour_before_the_newest_bar(app: Connection[Any]) -> None:
+    source = FakeSource({"AAPL": seeds.bars(30), "IBM": []})
+    run(app, source, "AAPL", "IBM")
+    assert source.asked == {"AAPL": None, "IBM": None}
+    run(app, source, "AAPL", "IBM")
+    assert source.asked == {"AAPL": seeds.bar(29).occurred_at - timedelta(minutes=15), "IBM": None}
+
+
+def test_neither_another_sources_bars_nor_other_events_move_the_next_look(app: Connection[Any]) -> None:
+    source = FakeSource({"AAPL": seeds.bars(2)})
+    run(app, source)
+    late = FakeSource({"AAPL": [seeds.bar(500, price=None)]})
+    run(app, late)  # a rejection, at minute 500
+    other = FakeSource({"AAPL": seeds.bars(1, start=900)})
+    other.name = "another"
+    run(app, other)
+    run(app, source)
+    assert source.asked["AAPL"] == seeds.bar(1).occurred_at - timedelta(minutes=15)
+
+
+def test_metrics_count_what_was_committed(app: Connection[Any]) -> None:
+    telemetry = RecordingTelemetry()
+    source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1, price=None)]})
+    ingest(app, source, ["AAPL", "NOPE"], telemetry)
+    assert telemetry.totals == {"EventsIngested": 3, "DuplicateEvents": 1, "SourceFailures": 1}
+
+
+def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], owner: Connection[Any]) -> None:
+    owner.execute("REVOKE INSERT ON outbox FROM acp_app")
+    telemetry = RecordingTelemetry()
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        ingest(app, FakeSource({"AAPL": seeds.bars(1)}), ["AAPL"], telemetry)
+    assert not telemetry.totals
+    assert seeds.counts(app) == (0, 0, 0)
+
+
+def test_a_large_ingestion_is_committed_in_parts_a_symbol_whole(
+    app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_EVENTS_PER_TRANSACTION", 50)
+    # As of the third symbol the database refuses: what is there by then was committed before.
+    owner.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no more''; END'"
+    )
+    owner.execute("CREATE TRIGGER refuses BEFORE INSERT ON events FOR EACH ROW WHEN (new.entity_id = 'C')"
+                  " EXECUTE FUNCTION refuse()")  # fmt: skip
+    with pytest.raises(psycopg.errors.RaiseException, match="no more"):
+        run(app, FakeSource(dict.fromkeys("ABCD", seeds.bars(30))), *"ABCD")
+    stored = app.execute("SELECT entity_id, count(*) FROM events GROUP BY 1 ORDER BY 1").fetchall()
+    assert stored == [("A", 30), ("B", 30)]
+    assert seeds.counts(app) == (2, 60, 60)
+
+
+def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None:
+    seeds.promise(app, seeds.ticks(1))
+    days = seeds.bars(5_200)
+    result = run(app, FakeSource({"AAPL": days, "IBM": days}), "AAPL", "IBM")
+    assert result.ingested == 5_199 + 60  # AAPL from its stored bar on, IBM's most recent hour
+    assert seeds.counts(app) == (2, 5_260, 5_260)
+
+
+# Postgres goes away in the middle
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A cluster to crash; it comes back on the same port."""
+    with PostgresServer(tmp_path / "data", password="secret", port=free_port(), fsync=False) as server:
+        with connect(server.url(), application_name="test") as connection:
+            migrate(connection, read_migrations(MIGRATIONS))
+        yield server
+
+
+class CrashingSource(FakeSource):
+    """Takes Postgres with it when asked for CRASH."""
+
+    crash: Callable[[], None]
+
+    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        if symbol == "CRASH":
+            self.crash()
+        return super().fetch(symbol, since)
+
+
+def test_a_crash_of_postgres_in_the_middle_is_a_clear_error_and_the_next_run_has_it_all(
+    own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_EVENTS_PER_TRANSACTION", 20)
+    monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
+    symbols = ["FIRST", "CRASH", "LAST"]
+    source = CrashingSource(dict.fromkeys(symbols, seeds.bars(20)))
+    source.crash = lambda: own_postgres.stop("immediate")
+    with connect(own_postgres.url(), application_name="test") as connection:
+        with pytest.raises(psycopg.OperationalError) as broken:
+            run(connection, source, *symbols)
+        assert "server closed the connection" in str(broken.value) or "terminating connection" in str(broken.value)
+    own_postgres.start()
+    source.crash = lambda: None
+    with connect(own_postgres.url(), application_name="test") as connection:
+        raws, stored, promised = seeds.counts(connection)
+        assert (raws, stored) in {(0, 0), (1, 20)}  # FIRST whole, or, where the crash came sooner, not at all
+        assert promised == stored
+        result = run(connection, source, *symbols)
+        assert result.ingested == 60 - stored
+        assert seeds.counts(connection)[1:] == (60, 60)
+
+
+def ids(drafts: Sequence[Draft]) -> set[UUID]:
+    return {draft.event.event_id for draft in drafts}
+
+
+def test_storing_says_which_events_are_new(app: Connection[Any]) -> None:
+    drafts = [Draft(event, None) for event in seeds.ticks(5)]
+    assert store_events(app, [], []) == frozenset()
+    assert store_events(app, [], drafts[:3]) == ids(drafts[:3])
+    assert store_events(app, [], drafts) == ids(drafts[3:])
+
+
+def test_a_gap_that_grows_with_every_look_is_one_event_a_day(app: Connection[Any]) -> None:
+    run(app, FakeSource({"AAPL": seeds.bars(1)}))
+    noon = datetime(2026, 2, 10, 12, tzinfo=UTC)
+    for minute in (0, 1, 2):
+        run(app, FakeSource({"AAPL": []}, kept_from=noon + timedelta(minutes=minute)))
+    assert [payload["until"] for _, payload in events(app, "SOURCE_GAP_DETECTED")] == ["2026-02-10T00:00:00Z"]

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from acp_cli import tools
+from acp_cli.deployment import STACK, deploy
+from acp_cli.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from acp_cli.run_state import Deployment
+
+TEMPLATE = "Parameters: {Symbols: {Type: String}, MarketDataUrl: {Type: String}}\nResources: {}\n"
+ENVIRONS = {
+    "relay-1": {"SYMBOLS": "AAPL", "POWERTOOLS_SERVICE_NAME": "relay", "CLOUD_ENDPOINT_URL": ""},
+    "ingestion-1": {"SYMBOLS": "AAPL", "POWERTOOLS_SERVICE_NAME": "ingestion", "MARKET_DATA_URL": "http://x"},
+}
+
+
+class FakeCloudFormation:
+    def __init__(self) -> None:
+        self.status = "CREATE_COMPLETE"
+        self.deleted: list[str] = []
+
+    def delete_stack(self, **arguments: str) -> None:
+        self.deleted.append(arguments["StackName"])
+
+    def get_waiter(self, _name: str) -> FakeCloudFormation:
+        return self
+
+    def wait(self, **_: Any) -> None:
+        pass
+
+    def describe_stacks(self, **_: str) -> dict[str, Any]:
+        outputs = [
+            {"OutputKey": "RelayFunctionName", "OutputValue": "relay-1"},
+            {"OutputKey": "IngestionFunctionName", "OutputValue": "ingestion-1"},
+            {"OutputKey": "MarketTicksQueueUrl", "OutputValue": "http://queue"},
+        ]
+        return {"Stacks": [{"StackStatus": self.status, "Outputs": outputs}]}
+
+
+class FakeFunctions:
+    def get_function_configuration(self, **arguments: str) -> dict[str, Any]:
+        return {"Environment": {"Variables": ENVIRONS[arguments["FunctionName"]]}}
+
+
+class FakeBuckets:
+    def create_bucket(self, **_: str) -> None:
+        pass
+
+
+class FakeCloud:
+    endpoint = "http://localhost:4566"
+
+    def __init__(self) -> None:
+        self.cloudformation = FakeCloudFormation()
+        self.functions = FakeFunctions()
+        self.buckets = FakeBuckets()
+
+
+class World:
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cloud = FakeCloud()
+        self.sam_calls: list[Sequence[str]] = []
+        self.workspace = Workspace(tmp_path, tmp_path, tmp_path / "state")
+        self.template = self.workspace.build / "sam" / "template.yaml"
+        self.code = self.template.parent / "RelayFunction" / "app.py"
+        self.code.parent.mkdir(parents=True)
+        self.template.write_text(TEMPLATE)
+        self.code.write_text("one")
+        monkeypatch.setattr(tools, "sam", lambda _workspace, arguments, **_: self.sam_calls.append(arguments))
+
+    def deploy(
+        self, previous: Deployment | None = None, *, localstack: str = "1@1", **parameters: str
+    ) -> tuple[Deployment, str]:
+        return deploy(
+            self.workspace,
+            self.cloud,  # type: ignore[arg-type]  # as much of one as is asked for
+            self.template,
+            {"Symbols": "AAPL,MSFT", **parameters},
+            localstack=localstack,
+            previous=previous,
+        )
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+def test_a_first_deployment_reads_back_outputs_and_what_the_functions_agree_on(world: World) -> None:
+    deployment, what = world.deploy()
+    assert what == "new stack"
+    assert deployment.outputs["MarketTicksQueueUrl"] == "http://queue"
+    # What two functions see differently is left out, and what is empty.
+    assert deployment.environ == {"SYMBOLS": "AAPL", "MARKET_DATA_URL": "http://x"}
+
+
+def test_nothing_changed_is_nothing_done(world: World) -> None:
+    deployment, _ = world.deploy()
+    assert world.deploy(deployment) == (deployment, "nothing has changed")
+    assert len(world.sam_calls) == 1
+
+
+def test_new_code_updates_the_stack_in_place(world: World) -> None:
+    deployment, _ = world.deploy()
+    world.cloud.cloudformation.deleted.clear()
+    world.code.write_text("two")
+    _, what = world.deploy(deployment)
+    assert what == "updated"
+    assert world.cloud.cloudformation.deleted == []
+    assert len(world.sam_calls) == 2
+
+
+def test_new_parameters_make_a_new_stack_for_localstack_ignores_changed_rules(world: World) -> None:
+    deployment, _ = world.deploy()
+    world.cloud.cloudformation.deleted.clear()
+    _, what = world.deploy(deployment, Symbols="IBM")
+    assert what == "new again"
+    assert world.cloud.cloudformation.deleted == [STACK]
+
+
+def test_another_run_of_localstack_is_deployed_to_although_nothing_changed(world: World) -> None:
+    deployment, _ = world.deploy()
+    _, what = world.deploy(deployment, localstack="2@2")
+    assert what == "new stack"
+    assert len(world.sam_calls) == 2
+
+
+def test_parameters_are_quoted_and_those_the_template_lacks_are_left_out(world: World) -> None:
+    world.deploy(MarketDataUrl="", ApiTokenSecretArn="arn:x")
+    overrides = world.sam_calls[0][world.sam_calls[0].index("--parameter-overrides") + 1 :]
+    assert overrides == ['Symbols="AAPL,MSFT"', 'MarketDataUrl=""']
+
+
+def test_a_stack_that_rolled_back_is_an_error(world: World) -> None:
+    world.cloud.cloudformation.status = "ROLLBACK_COMPLETE"
+    with pytest.raises(Exception, match="ROLLBACK_COMPLETE"):
+        world.deploy()

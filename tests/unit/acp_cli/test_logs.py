@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from moto import mock_aws
+from rich.text import Text
+
+from acp_cli.aws import LocalCloud
+from acp_cli.errors import UsageError
+from acp_cli.logs import Line, read_lines, render_line, since_seconds
+
+FUNCTION = "stack-Relay-1"
+
+
+def shown(message: str | dict[str, Any]) -> str:
+    text = message if isinstance(message, str) else json.dumps(message)
+    return Text.from_markup(render_line(Line("1", 1_700_000_000_123, text))).plain
+
+
+def test_a_span_of_time_is_read() -> None:
+    assert [since_seconds(text) for text in ("30s", "10m", "2h", "1d")] == [30, 600, 7200, 86400]
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-1m", "10 m", "1w"])
+def test_what_is_no_span_of_time_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="try 30s"):
+        since_seconds(text)
+
+
+def test_a_json_line_shows_its_message_and_the_fields_that_concern_it() -> None:
+    line = shown(
+        {
+            "level": "INFO",
+            "message": "published",
+            "service": "relay",
+            "cold_start": True,
+            "topic": "market.ticks",
+            "attempt": 2,
+            "error": None,
+        }
+    )
+    assert line == "22:13:20.123 INFO    published topic=market.ticks attempt=2"
+
+
+def test_an_exception_is_shown_below_its_line() -> None:
+    line = shown({"level": "ERROR", "message": "failed", "exception": "Traceback\n  ValueError: [x]"})
+    assert line.splitlines() == ["22:13:20.123 ERROR   failed", "    Traceback", "      ValueError: [x]"]
+
+
+def test_metrics_are_shown_as_names_and_values() -> None:
+    emf = {
+        "_aws": {"CloudWatchMetrics": [{"Metrics": [{"Name": "EventsPublished"}, {"Name": "PublishLatency"}]}]},
+        "EventsPublished": [4],
+        "PublishLatency": [1.5, 9, 3, 2],
+    }
+    assert shown(emf) == "22:13:20.123 metrics EventsPublished=4 PublishLatency=4 values, 1.5 to 9"
+
+
+@pytest.mark.parametrize("line", ["REPORT RequestId: 1", "plain [bracketed] text", "[1, 2]", "{broken"])
+def test_any_other_line_is_shown_as_it_is(line: str) -> None:
+    assert shown(line) == f"22:13:20.123 {line}"
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Any:
+    with mock_aws():
+        yield LocalCloud("https://logs.us-east-1.amazonaws.com")
+
+
+def test_lines_come_from_every_page_and_not_from_before_the_start(cloud: LocalCloud) -> None:
+    import time
+
+    now = int(time.time() * 1000)
+    cloud.logs.create_log_group(logGroupName=f"/aws/lambda/{FUNCTION}")
+    cloud.logs.create_log_stream(logGroupName=f"/aws/lambda/{FUNCTION}", logStreamName="one")
+    cloud.logs.put_log_events(
+        logGroupName=f"/aws/lambda/{FUNCTION}",
+        logStreamName="one",
+        logEvents=[{"timestamp": now - 60_000 + index, "message": f"line {index}\n"} for index in range(10_500)],
+    )
+    lines = list(read_lines(cloud, FUNCTION, start_milliseconds=now - 60_000 + 5))
+    assert lines[0].message == "line 5"
+    assert len(lines) == 10_495
+    assert len({line.id for line in lines}) == 10_495
+
+
+def test_a_function_that_never_ran_has_no_lines(cloud: LocalCloud) -> None:
+    assert list(read_lines(cloud, "never", start_milliseconds=0)) == []

@@ -1,0 +1,71 @@
+"""docs/event_contract.md is true: its example is an event, its steps give that event's id, its lists are whole."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from control_plane.domain.contract import PAYLOADS, Event, parse_event
+from control_plane.domain.ids import EVENT_NAMESPACE, MAX_DEPTH, canonical_json
+from control_plane.domain.trace import traceparent
+
+ROOT = Path(__file__).parents[3]
+DOC = ROOT / "docs" / "event_contract.md"
+TEXT = DOC.read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    """The only code block in the language, without its indentation."""
+    (found,) = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", TEXT, re.MULTILINE | re.DOTALL)
+    indentation, code = found
+    return "".join(line.removeprefix(indentation) for line in code.splitlines(keepends=True))
+
+
+EXAMPLE: dict[str, Any] = json.loads(block("json"))
+
+
+def test_the_example_is_an_event_as_it_is_published() -> None:
+    event = parse_event(block("json"))
+    assert event.to_message() == EXAMPLE
+    assert list(event.to_message()) == list(EXAMPLE)
+
+
+def test_the_canonical_text_is_that_of_the_examples_six_fields() -> None:
+    six = ["source", "event_type", "entity_id", "occurred_at", "schema_version", "payload"]
+    assert block("text").strip().encode() == canonical_json({name: EXAMPLE[name] for name in six})
+
+
+def test_the_steps_lead_to_the_examples_id() -> None:
+    variables: dict[str, Any] = {"canonical_text": block("text").strip()}
+    exec(block("python"), variables)
+    assert variables["event_id"] == UUID(EXAMPLE["event_id"])
+    assert variables["namespace"] == EVENT_NAMESPACE
+    assert f"`event_id` is `{EXAMPLE['event_id']}`" in TEXT
+    assert f"\n    {EVENT_NAMESPACE}\n" in TEXT
+
+
+def test_the_field_table_names_every_field_in_order() -> None:
+    envelope = TEXT[: TEXT.index("On a queue")]
+    assert re.findall(r"^\| `(\w+)` \|", envelope, re.MULTILINE) == list(Event.model_fields)
+
+
+def test_the_event_table_names_every_type_version_topic_and_schema() -> None:
+    rows = re.findall(r"^\| \[`(\w+)`\]\(schemas/(\S+)\) \| (\d+) \| `(\S+)` \|", TEXT, re.MULTILINE)
+    assert rows == [
+        (event_type, f"{event_type.lower()}.v{version}.schema.json", str(version), model.topic)
+        for (event_type, version), model in PAYLOADS.items()
+    ]
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    assert f"at most {MAX_DEPTH}\ndeep" in TEXT
+    parent = traceparent(UUID(EXAMPLE["trace_id"]), UUID(EXAMPLE["event_id"]))
+    assert parent.split("-")[2] == UUID(EXAMPLE["event_id"]).bytes[-8:].hex()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))))
+def test_every_link_leads_somewhere(target: str) -> None:
+    assert (DOC.parent / target).exists()

@@ -1,0 +1,190 @@
+"""Settings: everything that is wrong is said at once, and nothing that is secret."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from control_plane.domain.errors import ConfigurationError
+from control_plane.platform.settings import (
+    DatabaseFunctionSettings,
+    IngestionSettings,
+    RelaySettings,
+    parse_linger_seconds,
+    parse_symbols,
+)
+
+URL = "postgresql://acp_app:hunter2@db.example:5432/control_plane"
+ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:db"
+QUEUES = '{"market.ticks": "https://queues.example/ticks"}'
+RELAY = {"DATABASE_URL": URL, "TOPIC_QUEUE_URLS": QUEUES}
+INGESTION = {"DATABASE_SECRET_ARN": ARN, "SYMBOLS": "AAPL"}
+
+FROM_ENVIRON: list[Callable[[dict[str, str]], Any]] = [
+    DatabaseFunctionSettings.from_environ,
+    IngestionSettings.from_environ,
+    RelaySettings.from_environ,
+]
+
+
+def problems(from_environ: Callable[[dict[str, str]], Any], environ: dict[str, str]) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as refusal:
+        from_environ(environ)
+    assert str(refusal.value) == "; ".join(refusal.value.problems)
+    return refusal.value.problems
+
+
+def test_what_is_not_set_has_a_default() -> None:
+    settings = RelaySettings.from_environ(RELAY)
+    assert settings.topic_queue_urls == {"market.ticks": "https://queues.example/ticks"}
+    assert settings.cloud_endpoint_url is None
+    assert settings.max_delivery_attempts == 5
+    assert settings.linger_seconds == 0
+
+
+def test_what_is_set_is_read() -> None:
+    settings = RelaySettings.from_environ(
+        RELAY
+        | {
+            "CLOUD_ENDPOINT_URL": "http://localhost:4566/",
+            "MAX_DELIVERY_ATTEMPTS": "7",
+            "RELAY_LINGER_SECONDS": "1.5",
+            "RELAY_CLAIM_SIZE": "50",
+            "RELAY_PUBLISH_CONCURRENCY": "2",
+            "LEASE_SECONDS": "20",
+            "BREAKER_COOL_DOWN_SECONDS": "0.5",
+        }
+    )
+    assert settings.cloud_endpoint_url == "http://localhost:4566"
+    assert settings.max_delivery_attempts == 7
+    assert settings.linger_seconds == 1.5
+    assert settings.claim_size == 50
+    assert settings.publish_concurrency == 2
+    assert settings.lease_seconds == 20
+    assert settings.breaker_cool_down_seconds == 0.5
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\t\n"])
+def test_an_empty_variable_is_an_absent_one(nothing: str) -> None:
+    empty = dict.fromkeys(
+        ("DATABASE_SECRET_ARN", "CLOUD_ENDPOINT_URL", "MAX_DELIVERY_ATTEMPTS", "LEASE_SECONDS"), nothing
+    )
+    assert RelaySettings.from_environ(RELAY | empty) == RelaySettings.from_environ(RELAY)
+    assert IngestionSettings.from_environ(INGESTION | {"DATABASE_URL": nothing, "MARKET_DATA_URL": nothing}) == (
+        IngestionSettings.from_environ(INGESTION)
+    )
+
+
+def test_every_missing_name_is_in_one_error() -> None:
+    database, queues = problems(RelaySettings.from_environ, {})
+    assert "DATABASE_URL" in database
+    assert "DATABASE_SECRET_ARN" in database
+    assert "TOPIC_QUEUE_URLS is not set" in queues
+
+    symbols, database = problems(IngestionSettings.from_environ, {})
+    assert "SYMBOLS is empty" in symbols
+    assert "DATABASE_URL" in database
+
+
+def test_every_bad_name_is_in_one_error_with_its_value() -> None:
+    bad = {
+        "CLOUD_ENDPOINT_URL": "localhost:4566",
+        "TOPIC_QUEUE_URLS": "[]",
+        "MAX_DELIVERY_ATTEMPTS": "0",
+        "RELAY_LINGER_SECONDS": "841",
+        "RELAY_CLAIM_SIZE": "1.5",
+        "RELAY_PUBLISH_CONCURRENCY": "many",
+        "LEASE_SECONDS": "nan",
+        "BREAKER_COOL_DOWN_SECONDS": "inf",
+    }
+    found = problems(RelaySettings.from_environ, RELAY | bad)
+    assert len(found) == len(bad)
+    for (name, value), problem in zip(bad.items(), found, strict=True):
+        assert problem.startswith(f"{name} is {value!r}: it must be ")
+
+
+@pytest.mark.parametrize("from_environ", FROM_ENVIRON)
+def test_the_database_is_named_exactly_once(from_environ: Callable[[dict[str, str]], Any]) -> None:
+    rest = {"SYMBOLS": "AAPL", "TOPIC_QUEUE_URLS": QUEUES}
+    assert from_environ(rest | {"DATABASE_URL": URL}).database.url == URL
+    assert from_environ(rest | {"DATABASE_SECRET_ARN": ARN}).database.secret_arn == ARN
+    (both,) = problems(from_environ, rest | {"DATABASE_URL": URL, "DATABASE_SECRET_ARN": ARN})
+    assert both.startswith("both DATABASE_URL and DATABASE_SECRET_ARN are set")
+    (neither,) = problems(from_environ, rest)
+    assert neither.startswith("neither DATABASE_URL nor DATABASE_SECRET_ARN is set")
+
+
+@pytest.mark.parametrize("from_environ", FROM_ENVIRON)
+def test_the_password_is_never_shown(from_environ: Callable[[dict[str, str]], Any]) -> None:
+    settings = from_environ({"DATABASE_URL": URL, "SYMBOLS": "AAPL", "TOPIC_QUEUE_URLS": QUEUES})
+    for shown in (repr(settings), str(settings), f"{settings}", repr(settings.database), str(settings.database)):
+        assert "hunter2" not in shown
+        assert "DatabaseSettings(url=***" in shown
+    wrong = {"DATABASE_URL": URL, "DATABASE_SECRET_ARN": ARN, "SYMBOLS": "?", "TOPIC_QUEUE_URLS": "?"}
+    assert "hunter2" not in str(problems(from_environ, wrong))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:4566", "ftp://localhost", "http://", "https://:4566", "http://[", "http://localhost:port",
+        "http://localhost:99999", "http:/localhost",
+    ],
+)  # fmt: skip
+def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
+    (problem,) = problems(IngestionSettings.from_environ, INGESTION | {"MARKET_DATA_URL": url})
+    assert problem == f"MARKET_DATA_URL is {url!r}: it must be an http:// or https:// URL"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"market.ticks"', '{"market.ticks": ""}', '{"market.ticks": 7}'])
+def test_topics_map_to_queue_urls_or_the_setting_is_refused(text: str) -> None:
+    (problem,) = problems(RelaySettings.from_environ, RELAY | {"TOPIC_QUEUE_URLS": text})
+    assert problem.startswith(f"TOPIC_QUEUE_URLS is {text!r}")
+
+
+@pytest.mark.parametrize(
+    ("text", "symbols"),
+    [
+        ("AAPL", ("AAPL",)),
+        ("aapl, Msft ,BTC-usd", ("AAPL", "MSFT", "BTC-USD")),
+        ("AAPL,aapl,MSFT,AAPL", ("AAPL", "MSFT")),
+        (",AAPL,,", ("AAPL",)),
+        ("^GSPC,EURUSD=X,BRK-B,0700.HK,M&M.NS", ("^GSPC", "EURUSD=X", "BRK-B", "0700.HK", "M&M.NS")),
+    ],
+)
+def test_symbols_are_upper_case_and_once_each_in_the_order_given(text: str, symbols: tuple[str, ...]) -> None:
+    assert IngestionSettings.from_environ(INGESTION | {"SYMBOLS": text}).symbols == symbols
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ([], "SYMBOLS is empty: name at least one symbol, such as AAPL"),
+        ([" ", ""], "SYMBOLS is empty: name at least one symbol, such as AAPL"),
+        (["AAPL", "AA PL"], "SYMBOLS holds 'AA PL', which is no symbol"),
+        (["AAPL;DROP"], "SYMBOLS holds 'AAPL;DROP', which is no symbol"),
+        (["../quote"], "SYMBOLS holds '../QUOTE', which is no symbol"),
+        (["ÄÖ"], "SYMBOLS holds 'ÄÖ', which is no symbol"),
+        (["X" * 33], f"SYMBOLS holds '{'X' * 33}', which is no symbol"),
+        ([f"S{number}" for number in range(201)], "SYMBOLS holds 201 symbols: 200 are the most one run takes"),
+        ("AAPL", "SYMBOLS is 'AAPL': it must be a list of symbols"),
+        (["AAPL", 7], "SYMBOLS is ['AAPL', 7]: it must be a list of symbols"),
+        ({"AAPL": 1}, "SYMBOLS is {'AAPL': 1}: it must be a list of symbols"),
+    ],
+)
+def test_odd_symbols_are_refused_by_name(given: object, complaint: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        parse_symbols(given, name="SYMBOLS")
+    assert str(refusal.value).startswith(complaint)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 12.0), (0, 0.0), (2, 2.0), (0.5, 0.5), (840, 840.0)])
+def test_an_event_may_say_how_long_to_linger(given: object, seconds: float) -> None:
+    assert parse_linger_seconds(given, default=12.0) == seconds
+
+
+@pytest.mark.parametrize("given", [-1, 841, float("nan"), float("inf"), "5", True, []])
+def test_an_odd_linger_is_refused_with_its_value(given: object) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        parse_linger_seconds(given, default=12.0)
+    assert str(refusal.value) == f"linger_seconds of the event is {given!r}: it must be a number from 0 to 840"

@@ -1,0 +1,79 @@
+"""Metrics as CloudWatch's Embedded Metric Format reads them from standard output."""
+
+import json
+from typing import Any
+
+import pytest
+
+from control_plane.platform.telemetry import METRICS, Telemetry
+
+# https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
+
+
+def flushed(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    telemetry.flush()
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_flush_writes_one_json_line_with_namespace_units_and_values(
+    telemetry: Telemetry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telemetry.count("EventsPublished", 2)
+    telemetry.count("EventsPublished", 3)
+    telemetry.count("PublishLatency", 12.5)
+    telemetry.count("OldestPendingAge", 0)
+
+    (line,) = flushed(telemetry, capsys)
+
+    (directive,) = line["_aws"]["CloudWatchMetrics"]
+    assert directive["Namespace"] == "ControlPlane"
+    assert directive["Dimensions"] == [["service"]]
+    assert directive["Metrics"] == [
+        {"Name": "EventsPublished", "Unit": "Count"},
+        {"Name": "PublishLatency", "Unit": "Milliseconds"},
+        {"Name": "OldestPendingAge", "Unit": "Seconds"},
+    ]
+    assert line["service"] == "test"
+    assert (line["EventsPublished"], line["PublishLatency"], line["OldestPendingAge"]) == ([2.0, 3.0], [12.5], [0.0])
+    assert isinstance(line["_aws"]["Timestamp"], int)
+
+
+def test_a_flush_starts_from_nothing_again(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.count("EventsPublished", 1)
+    assert len(flushed(telemetry, capsys)) == 1
+    assert flushed(telemetry, capsys) == []
+    telemetry.count("LeaseLost", 1)
+    (line,) = flushed(telemetry, capsys)
+    assert "EventsPublished" not in line
+
+
+@pytest.mark.parametrize("values", [99, 100, 101, 200, 250])
+def test_no_value_is_lost_or_doubled_where_one_line_cannot_hold_them_all(
+    values: int, telemetry: Telemetry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(values):
+        telemetry.count("EventsPublished", 1)
+    lines = flushed(telemetry, capsys)
+    assert sum(sum(line["EventsPublished"]) for line in lines) == values
+    assert all(len(line["EventsPublished"]) <= 100 for line in lines)  # EMF's limit
+
+
+def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(METRICS) == {
+        "EventsIngested", "DuplicateEvents", "EventsPublished", "PublishFailures", "EventsDeadLettered",
+        "PublishLatency", "CommitToPublishLatency", "OutboxPending", "OldestPendingAge", "SourceFailures",
+        "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration",
+    }  # fmt: skip
+    for name in METRICS:
+        telemetry.count(name, 1)
+    (line,) = flushed(telemetry, capsys)
+    units = {metric["Name"]: metric["Unit"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
+    latencies = {"PublishLatency", "CommitToPublishLatency", "RelayDuration"}
+    assert {name for name, unit in units.items() if unit == "Milliseconds"} == latencies
+    assert {name for name, unit in units.items() if unit == "Seconds"} == {"OldestPendingAge"}
+    assert {name for name, unit in units.items() if unit == "Count"} == set(METRICS) - latencies - {"OldestPendingAge"}
+
+
+def test_a_metric_nobody_declared_is_refused(telemetry: Telemetry) -> None:
+    with pytest.raises(KeyError, match="Surprises"):
+        telemetry.count("Surprises", 1)

@@ -1,0 +1,423 @@
+"""template.yaml, samconfig.toml and the sample events, held to what the functions and the design need of them."""
+
+import ast
+import hashlib
+import json
+import re
+import struct
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from samcli.yamlhelper import yaml_parse
+
+from control_plane.consumers.messages import received_event
+from control_plane.domain.contract import parse_event
+from control_plane.domain.errors import ConfigurationError
+from control_plane.domain.trace import traceparent
+from control_plane.ops.migrations import read_migrations
+from control_plane.outbox.sqs import SqsPublisher
+from control_plane.platform.database import SCHEMA_VERSION
+from control_plane.platform.settings import (
+    DatabaseFunctionSettings,
+    EnvironReader,
+    IngestionSettings,
+    RelaySettings,
+    parse_linger_seconds,
+    parse_symbols,
+)
+from control_plane.platform.telemetry import Telemetry
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
+PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
+RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
+GLOBALS: dict[str, Any] = TEMPLATE["Globals"]["Function"]
+
+SETTINGS: dict[str, Any] = {
+    "IngestionFunction": IngestionSettings,
+    "RelayFunction": RelaySettings,
+    "SignalLabFunction": DatabaseFunctionSettings,
+    "MigrationFunction": DatabaseFunctionSettings,
+}
+FOLDERS = {
+    "IngestionFunction": "ingestion",
+    "RelayFunction": "relay",
+    "SignalLabFunction": "signal_lab",
+    "MigrationFunction": "migration",
+}
+FIXED_QUEUES = {"MarketTicksQueue", "MarketTicksDeadLetterQueue", "SystemEventsQueue", "SystemEventsDeadLetterQueue"}
+FIXED_PARAMETERS = {
+    "Symbols",
+    "IngestionSchedule",
+    "RelaySchedule",
+    "RelayLingerSeconds",
+    "MaxDeliveryAttempts",
+    "DatabaseSecretArn",
+    "DatabaseOwnerSecretArn",
+    "MarketDataUrl",
+    "Architecture",
+    "LogLevel",
+    "SubnetIds",
+    "SecurityGroupIds",
+    "AlarmTopicArn",
+}
+GIVEN = {"DatabaseSecretArn": "arn:aws:secretsmanager:app", "DatabaseOwnerSecretArn": "arn:aws:secretsmanager:owner"}
+FOUR_DAYS = 345_600
+"""SQS's own MessageRetentionPeriod, in seconds."""
+
+
+def of_type(kind: str) -> dict[str, dict[str, Any]]:
+    return {name: resource.get("Properties", {}) for name, resource in RESOURCES.items() if resource["Type"] == kind}
+
+
+FUNCTIONS = of_type("AWS::Serverless::Function")
+QUEUES = of_type("AWS::SQS::Queue")
+
+
+def resource_of(value: Any, attribute: str) -> str:
+    """The logical id of a GetAtt."""
+    name, found = value["Fn::GetAtt"]
+    assert found == attribute
+    return str(name)
+
+
+def resolved(value: Any) -> str:
+    """A property as the deployed stack has it, with the parameters' defaults."""
+    match value:
+        case {"Ref": name}:
+            if name in PARAMETERS:
+                return str(GIVEN.get(name, PARAMETERS[name].get("Default")))
+            assert name in QUEUES, name
+            return f"https://sqs.us-east-1.amazonaws.com/123456789012/{name}"
+        case {"Fn::Sub": text}:
+            return re.sub(r"\$\{(\w+)\}", lambda match: resolved({"Ref": match[1]}), text)
+        case str() | int() | float():
+            return str(value)
+        case _:
+            raise AssertionError(f"not foreseen here: {value}")
+
+
+def declared(function: str) -> dict[str, Any]:
+    return {**GLOBALS["Environment"]["Variables"], **FUNCTIONS[function]["Environment"]["Variables"]}
+
+
+def sqs_events(function: str) -> Iterator[dict[str, Any]]:
+    for event in FUNCTIONS[function].get("Events", {}).values():
+        if event["Type"] == "SQS":
+            yield event["Properties"]
+
+
+def schedules(function: str) -> list[dict[str, Any]]:
+    events = FUNCTIONS[function].get("Events", {}).values()
+    return [event["Properties"] for event in events if event["Type"].startswith("Schedule")]
+
+
+def timeout(function: str) -> int:
+    seconds: int = FUNCTIONS[function].get("Timeout", GLOBALS["Timeout"])
+    return seconds
+
+
+# Names
+
+
+def test_the_names_that_others_rely_on_are_there() -> None:
+    assert FUNCTIONS.keys() >= SETTINGS.keys()
+    assert QUEUES.keys() >= FIXED_QUEUES
+    assert PARAMETERS.keys() >= FIXED_PARAMETERS
+    outputs = TEMPLATE["Outputs"]
+    for function in FUNCTIONS:
+        assert outputs[f"{function}Name"]["Value"] == {"Ref": function}
+    for queue in QUEUES:
+        assert outputs[f"{queue}Url"]["Value"] == {"Ref": queue}
+
+
+def test_every_function_is_covered_by_these_tests() -> None:
+    assert FUNCTIONS.keys() == SETTINGS.keys() == FOLDERS.keys()
+    assert {path.parent.name for path in (ROOT / "functions").glob("*/app.py")} == set(FOLDERS.values())
+
+
+def test_nothing_has_a_name_of_its_own_that_a_second_stack_would_run_into() -> None:
+    naming = {"FunctionName", "QueueName", "LayerName", "RoleName", "AlarmName", "TopicName", "Name", "StackName"}
+    for name, resource in RESOURCES.items():
+        assert not naming & resource["Properties"].keys(), name
+    for function, properties in FUNCTIONS.items():
+        for event in properties.get("Events", {}).values():
+            assert not naming & event["Properties"].keys(), function
+
+
+def test_every_parameter_is_used_and_says_what_it_is_for() -> None:
+    text = json.dumps({key: value for key, value in TEMPLATE.items() if key != "Parameters"})
+    for name, parameter in PARAMETERS.items():
+        assert f'{{"Ref": "{name}"}}' in text or f"${{{name}}}" in text, name
+        assert parameter["Description"]
+
+
+def test_only_the_secrets_have_no_default() -> None:
+    assert {name for name, parameter in PARAMETERS.items() if "Default" not in parameter} == GIVEN.keys()
+
+
+# Functions
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_functions_handler_is_in_its_folder(function: str) -> None:
+    properties = FUNCTIONS[function]
+    assert properties["CodeUri"] == f"functions/{FOLDERS[function]}"
+    assert properties.get("Handler", GLOBALS["Handler"]) == "app.handler"
+    module = ast.parse((ROOT / properties["CodeUri"] / "app.py").read_text(encoding="utf-8"))
+    [handler] = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "handler"]
+    assert len(handler.args.args) == 2
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_runs_on_python_3_13(function: str) -> None:
+    assert FUNCTIONS[function].get("Runtime", GLOBALS["Runtime"]) == "python3.13"
+
+
+def test_a_layer_is_built_for_python_3_13() -> None:
+    layers = of_type("AWS::Serverless::LayerVersion")
+    assert layers.keys() == {"CoreLayer", "MarketDataLayer"}
+    for name, properties in layers.items():
+        assert RESOURCES[name]["Metadata"] == {"BuildMethod": "python3.13"}
+        assert properties["CompatibleRuntimes"] == ["python3.13"]
+        assert properties["CompatibleArchitectures"] == GLOBALS["Architectures"] == [{"Ref": "Architecture"}]
+        assert (ROOT / properties["ContentUri"] / "requirements.txt").is_file()
+
+
+def test_every_function_has_the_core_layer_and_ingestion_alone_the_market_data() -> None:
+    assert GLOBALS["Layers"] == [{"Ref": "CoreLayer"}]
+    # SAM puts a function's own layers after those of Globals.
+    assert {name: properties["Layers"] for name, properties in FUNCTIONS.items() if "Layers" in properties} == {
+        "IngestionFunction": [{"Ref": "MarketDataLayer"}]
+    }
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_functions_settings_are_satisfied_by_what_the_template_declares(function: str) -> None:
+    environ = {name: resolved(value) for name, value in declared(function).items()}
+    settings = SETTINGS[function].from_environ(environ)
+    assert settings.database.url is None
+    assert settings.database.secret_arn in GIVEN.values()
+    assert settings.cloud_endpoint_url is None
+
+
+def read_by(function: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    names = set()
+    read = EnvironReader.text
+
+    def recording(reader: EnvironReader, name: str) -> str | None:
+        names.add(name)
+        return read(reader, name)
+
+    monkeypatch.setattr(EnvironReader, "text", recording)
+    with pytest.raises(ConfigurationError):
+        SETTINGS[function].from_environ({})
+    return names
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_declared_variable_is_one_that_is_read_and_none_is_a_url_or_the_sdks(
+    function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = read_by(function, monkeypatch)
+    names = declared(function).keys()
+    assert "DATABASE_URL" in read
+    assert "DATABASE_URL" not in names
+    assert {name for name in names if not name.startswith("POWERTOOLS_")} <= read
+    assert not [name for name in names if name.startswith("AWS_")]
+
+
+def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
+    environ = {name: resolved(value) for name, value in declared("RelayFunction").items()}
+    settings = RelaySettings.from_environ(environ)
+    assert settings.topic_queue_urls == {
+        "market.ticks": resolved({"Ref": "MarketTicksQueue"}),
+        "system.events": resolved({"Ref": "SystemEventsQueue"}),
+    }
+    assert settings.lease_seconds > SqsPublisher.send_timeout_seconds
+    assert settings.lease_seconds < timeout("RelayFunction")
+    for parameter, variable in [
+        ("RelayLingerSeconds", "RELAY_LINGER_SECONDS"),
+        ("MaxDeliveryAttempts", "MAX_DELIVERY_ATTEMPTS"),
+    ]:
+        for bound in ("MinValue", "MaxValue"):
+            RelaySettings.from_environ(environ | {variable: str(PARAMETERS[parameter][bound])})
+
+
+def test_the_migration_alone_has_the_owners_secret() -> None:
+    secrets = {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
+    assert {function for function, secret in secrets.items() if secret == "DatabaseOwnerSecretArn"} == {
+        "MigrationFunction"
+    }
+
+
+def statements(function: str) -> Iterator[dict[str, Any]]:
+    for policy in FUNCTIONS[function]["Policies"]:
+        assert isinstance(policy, dict), f"{function}: a managed policy's extent is not ours to know: {policy}"
+        yield from policy["Statement"]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_function_may_do_what_it_needs_and_nothing_with_a_wildcard(function: str) -> None:
+    for statement in statements(function):
+        assert statement["Effect"] == "Allow"
+        assert "*" not in json.dumps([statement["Action"], statement["Resource"]])
+    secret = {"Action": "secretsmanager:GetSecretValue", "Resource": declared(function)["DATABASE_SECRET_ARN"]}
+    assert {"Effect": "Allow"} | secret in list(statements(function))
+
+
+def test_the_relay_may_send_to_every_topics_queue_and_to_no_other() -> None:
+    [statement] = [item for item in statements("RelayFunction") if item["Action"] == "sqs:SendMessage"]
+    topics = json.loads(declared("RelayFunction")["TOPIC_QUEUE_URLS"]["Fn::Sub"])
+    assert {f"${{{resource_of(item, 'Arn')}}}" for item in statement["Resource"]} == set(topics.values())
+
+
+@pytest.mark.parametrize("function", [name for name in FUNCTIONS if schedules(name)])
+def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(function: str) -> None:
+    config = FUNCTIONS[function]["EventInvokeConfig"]
+    assert 0 <= config["MaximumRetryAttempts"] <= 2
+    assert config["MaximumEventAgeInSeconds"] >= 60
+    destination = config["DestinationConfig"]["OnFailure"]
+    assert destination["Type"] == "SQS"
+    assert resource_of(destination["Destination"], "Arn") in QUEUES
+
+
+def test_ingestion_and_relay_are_scheduled_by_their_parameters() -> None:
+    assert {name: [item["Schedule"] for item in schedules(name)] for name in FUNCTIONS if schedules(name)} == {
+        "IngestionFunction": [{"Ref": "IngestionSchedule"}],
+        "RelayFunction": [{"Ref": "RelaySchedule"}],
+    }
+    for function in ("IngestionFunction", "RelayFunction"):
+        for schedule in schedules(function):
+            # LocalStack takes an Input of {} for no event at all, and then never invokes.
+            assert "Input" not in schedule
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_functions_log_group_is_kept_for_a_while_and_not_for_ever(function: str) -> None:
+    groups = of_type("AWS::Logs::LogGroup").values()
+    # Lambda's default name: a local cloud knows no other.
+    [group] = [item for item in groups if item["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{{function}}}"}]
+    assert group["RetentionInDays"] > 0
+    assert "LoggingConfig" not in FUNCTIONS[function]
+
+
+# Queues
+
+
+def dead_letters_of(queue: str) -> str:
+    return resource_of(QUEUES[queue]["RedrivePolicy"]["deadLetterTargetArn"], "Arn")
+
+
+@pytest.mark.parametrize("queue", ["MarketTicksQueue", "SystemEventsQueue"])
+def test_a_topics_queue_gives_up_after_five_receives_and_keeps_what_it_gave_up_on_as_long(queue: str) -> None:
+    assert QUEUES[queue]["RedrivePolicy"]["maxReceiveCount"] == 5
+    dead_letters = dead_letters_of(queue)
+    assert dead_letters == queue.replace("Queue", "DeadLetterQueue")
+    kept, kept_dead = (QUEUES[name].get("MessageRetentionPeriod", FOUR_DAYS) for name in (queue, dead_letters))
+    assert kept_dead >= kept
+    assert "RedrivePolicy" not in QUEUES[dead_letters]
+
+
+def test_every_queue_is_encrypted() -> None:
+    assert [name for name, properties in QUEUES.items() if properties.get("SqsManagedSseEnabled") is not True] == []
+
+
+CONSUMERS = [(name, event) for name in FUNCTIONS for event in sqs_events(name)]
+
+
+def test_signal_lab_consumes_the_market_ticks() -> None:
+    assert [(name, resource_of(event["Queue"], "Arn")) for name, event in CONSUMERS] == [
+        ("SignalLabFunction", "MarketTicksQueue")
+    ]
+
+
+@pytest.mark.parametrize(("function", "event"), CONSUMERS)
+def test_a_consumed_queue_waits_six_times_the_consumers_timeout_and_hears_of_each_message(
+    function: str, event: Mapping[str, Any]
+) -> None:
+    queue = resource_of(event["Queue"], "Arn")
+    assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout(function)
+    assert "RedrivePolicy" in QUEUES[queue]
+    assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+def test_a_dead_letter_of_a_consumer_and_a_failed_invocation_raise_an_alarm() -> None:
+    watched = {
+        resource_of(dimension["Value"], "QueueName")
+        for alarm in of_type("AWS::CloudWatch::Alarm").values()
+        for dimension in alarm["Dimensions"]
+    }
+    consumed = {dead_letters_of(resource_of(event["Queue"], "Arn")) for _, event in CONSUMERS}
+    assert watched >= consumed | {"FailedInvocationsQueue"}
+
+
+# samconfig.toml, the schema, the samples
+
+
+def test_samconfig_deploys_to_a_local_cloud_and_to_an_account() -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text(encoding="utf-8"))
+    for environment in ("local", "cloud"):
+        deploy = config[environment]["deploy"]["parameters"]
+        assert deploy["stack_name"]
+        assert deploy["capabilities"] == "CAPABILITY_IAM"
+    assert config["cloud"]["deploy"]["parameters"]["confirm_changeset"] is True
+    assert config["local"]["deploy"]["parameters"]["confirm_changeset"] is False
+
+
+def test_the_code_needs_the_newest_migration() -> None:
+    assert read_migrations(ROOT / "db" / "migrations")[-1].version == SCHEMA_VERSION
+
+
+def sample(name: str) -> Any:
+    return json.loads((ROOT / "events" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_every_function_has_a_sample_event() -> None:
+    assert {path.stem for path in (ROOT / "events").glob("*.json")} >= set(FOLDERS.values())
+
+
+def test_the_samples_of_ingestion_relay_and_migration_fit_their_handlers() -> None:
+    assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
+    assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
+    assert sample("migration") == {}
+
+
+def md5_of_attributes(attributes: Mapping[str, str]) -> str:
+    """As SQS computes it: Amazon SQS developer guide, *Calculating the MD5 message digest for message attributes*."""
+
+    def with_length(text: str) -> bytes:
+        return struct.pack(">I", len(text.encode())) + text.encode()
+
+    parts = [
+        with_length(name) + with_length("String") + b"\x01" + with_length(attributes[name])
+        for name in sorted(attributes)
+    ]
+    return hashlib.md5(b"".join(parts)).hexdigest()
+
+
+def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers_it(telemetry: Telemetry) -> None:
+    records = sample("signal_lab")["Records"]
+    assert len(records) == 2
+    for record in records:
+        with received_event(record, telemetry) as event:
+            assert event.event_type == "MARKET_TICK_INGESTED"
+        assert event == parse_event(record["body"])
+        for attribute in record["messageAttributes"].values():
+            assert attribute.keys() == {"stringValue", "stringListValues", "binaryListValues", "dataType"}
+            assert attribute["dataType"] == "String"
+        attributes = {name: value["stringValue"] for name, value in record["messageAttributes"].items()}
+        assert attributes == {
+            "event_id": str(event.event_id),
+            "event_type": event.event_type,
+            "schema_version": str(event.schema_version),
+            "trace_id": str(event.trace_id),
+            "traceparent": traceparent(event.trace_id, event.event_id),
+        }
+        assert record["md5OfBody"] == hashlib.md5(record["body"].encode()).hexdigest()
+        assert record["md5OfMessageAttributes"] == md5_of_attributes(attributes)
+        assert record["eventSource"] == "aws:sqs"
+    assert len({record["messageId"] for record in records}) == 2
