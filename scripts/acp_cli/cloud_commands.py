@@ -57,7 +57,7 @@ def up(
     linger: Annotated[
         int | None,
         typer.Option(
-            min=0, max=840, metavar="SECONDS", help="How long a relay stays and polls once drained.", show_default=False
+            min=0, max=840, metavar="SECONDS", help="How long a relay stays and polls once drained.", show_default="50"
         ),
     ] = None,
 ) -> None:

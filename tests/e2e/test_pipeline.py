@@ -1,6 +1,7 @@
 """The main job: what the schedules ingest is relayed and consumed, and every fault on the way is visible and mended."""
 
 import json
+import time
 import uuid
 from datetime import UTC, datetime
 
@@ -125,6 +126,7 @@ def test_a_message_that_breaks_the_contract_ends_alone_in_the_dead_letter_queue(
     trace_id = str(uuid.uuid4())
     # Five receives at the template's visibility would take a quarter of an hour.
     sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "1"})
+    time.sleep(3)  # a poll that is under way receives with the visibility it started with
     try:
         sqs.send_message(
             QueueUrl=queue,

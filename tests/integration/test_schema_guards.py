@@ -145,7 +145,9 @@ REFUSED_ROWS = {
 }
 
 
-@pytest.mark.parametrize("column", ["event_id = gen_random_uuid()", "topic = 'a.b'", "payload_json = '{}'", "created_at = now()"])
+@pytest.mark.parametrize(
+    "column", ["event_id = gen_random_uuid()", "topic = 'a.b'", "payload_json = '{}'", "created_at = now()"]
+)
 def test_the_app_cannot_change_what_was_promised(app: Connection[Any], stored: UUID, column: str) -> None:
     with pytest.raises(errors.InsufficientPrivilege):
         app.execute(f"UPDATE outbox SET {column}".encode())

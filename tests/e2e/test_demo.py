@@ -1,0 +1,58 @@
+"""`scripts/demo`, as somebody types it who has just cloned the repository."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.e2e.conftest import CHECKOUT, processes_of, wait_for
+
+COMMAND = [str(CHECKOUT / "scripts" / "demo"), "--market", "replay"]
+
+
+def environ(state: Path) -> dict[str, str]:
+    return {**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1"}
+
+
+def test_once_shows_an_event_s_life_and_leaves_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    demo = subprocess.run(
+        [*COMMAND, "--once"],
+        env=environ(state),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "replay" in demo.stdout + demo.stderr
+    assert "processed by signal_lab" in demo.stdout
+    assert processes_of(state) == []
+    assert not state.exists()
+
+
+def test_it_stays_up_until_ctrl_c_which_ends_it_clean(tmp_path: Path) -> None:
+    state, output = tmp_path / "state", tmp_path / "output"
+    with (
+        output.open("w") as file,
+        subprocess.Popen(
+            COMMAND,
+            env=environ(state),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as demo,
+    ):
+        try:
+            wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=400, what="the hint where to look")
+            assert demo.poll() is None
+            # What a terminal does at Ctrl-C: everything in the foreground group gets the signal.
+            os.killpg(demo.pid, signal.SIGINT)
+            assert demo.wait(60) == 0, output.read_text()
+        finally:
+            if demo.poll() is None:
+                os.killpg(demo.pid, signal.SIGTERM)
+    assert processes_of(state) == []
+    assert not state.exists()
