@@ -35,8 +35,14 @@ def source() -> YFinanceSource:
 
 
 @function(telemetry)
-def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Ingests SYMBOLS, or those of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
     given = event.get("symbols")
     symbols = settings().symbols if given is None else parse_symbols(given, name="symbols of the event")
-    return ingest(database().connection(), source(), symbols, telemetry).to_dict()
+    return ingest(
+        database().connection(),
+        source(),
+        symbols,
+        telemetry,
+        remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
+    ).to_dict()

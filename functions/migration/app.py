@@ -32,5 +32,6 @@ def database() -> Database:
 def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """Applies what is missing. Returns ``{applied: [versions], version}``."""
     report = migrate(database().connection(), read_migrations(MIGRATIONS))
+    telemetry.count("MigrationsApplied", len(report.applied))
     telemetry.logger.info("migrated", applied=report.applied, version=report.version)
     return asdict(report)

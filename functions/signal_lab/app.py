@@ -1,5 +1,6 @@
 """SignalLabFunction: keeps the latest prices and bars, from the market.ticks queue."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -7,7 +8,9 @@ from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, pro
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 
 from control_plane.consumers import signal_lab
-from control_plane.consumers.messages import received_event
+from control_plane.consumers.messages import consume_record
+from control_plane.domain.contract import Event
+from control_plane.domain.errors import DatabaseUnavailable
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseFunctionSettings
@@ -25,10 +28,25 @@ def database() -> Database:
     return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-signal-lab")
 
 
-def consume(record: SQSRecord) -> None:
-    """One message. What it raises sends the message, alone, back to its queue and in the end to the dead letters."""
-    with received_event(record.raw_event, telemetry) as event:
-        signal_lab.consume(database().connection(), event)
+def batch_consumer() -> Callable[[SQSRecord], None]:
+    """Consumes the messages of one batch. What it raises sends that message back to its queue, in the end to its DLQ.
+
+    Once Postgres cannot be reached, the batch's other messages fail without waiting for it again.
+    """
+    unavailable: DatabaseUnavailable | None = None
+
+    def consume(event: Event) -> bool:
+        nonlocal unavailable
+        if unavailable is not None:
+            raise unavailable
+        try:
+            connection = database().connection()
+        except DatabaseUnavailable as error:
+            unavailable = error
+            raise
+        return signal_lab.consume(connection, event)
+
+    return lambda record: consume_record(record.raw_event, consume, telemetry)
 
 
 @function(telemetry)
@@ -37,7 +55,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     database().connection()  # without Postgres the batch fails as one, visibly
     response = process_partial_response(
         event=event,
-        record_handler=consume,
+        record_handler=batch_consumer(),
         processor=processor,
         context=context,  # type: ignore[arg-type]  # Powertools names its own class; the protocol covers what is used
     )

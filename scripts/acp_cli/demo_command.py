@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -81,25 +83,40 @@ def demo(
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
     progress = Progress()
-    if cloud.workspace.state.exists():
-        msg = f"There is a local cloud already, or what is left of one, in {cloud.workspace.state}."
-        raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
+    state = cloud.workspace.state
     staying = False
-    try:
-        with locked(cloud.workspace.state, "demo", on_wait=progress.say):
-            run = cloud.up(UpOptions(market), progress)
-        _show(cloud, run, progress)
-        if not once:
-            staying = True
-            progress.say(f"\n{_HELP}\n\nIt stays up until Ctrl-C.")
-            _stay(cloud)
-    except KeyboardInterrupt:
-        progress.say("Stopping …")
-        if not staying:
-            raise
-    finally:
-        with _uninterrupted(), locked(cloud.workspace.state, "down", on_wait=progress.say):
-            cloud.down(progress, keep=False)
+    with contextlib.ExitStack() as at_the_end:
+        try:
+            with locked(state, "demo", on_wait=progress.say):
+                if state.exists():
+                    msg = f"There is a local cloud already, or what is left of one, in {state}."
+                    raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
+                # Only from here on is what there is ours to take down.
+                at_the_end.push(functools.partial(_take_down, cloud, progress))
+                run = cloud.up(UpOptions(market), progress)
+            _show(cloud, run, progress)
+            if not once:
+                staying = True
+                progress.say(f"\n{_HELP}\n\nIt stays up until Ctrl-C.")
+                _stay(cloud)
+        except KeyboardInterrupt:
+            progress.say("Stopping …")
+            if not staying:
+                raise
+
+
+def _take_down(
+    cloud: Cloud, progress: Progress, error: type[BaseException] | None, _value: object, _traceback: object
+) -> None:
+    """Everything goes at the demo's end; of one that failed the logs are kept, for they say why."""
+    workspace = cloud.workspace
+    with _uninterrupted(), locked(workspace.state, "down", on_wait=progress.say):
+        if error is not None and not issubclass(error, KeyboardInterrupt) and workspace.logs.exists():
+            kept = workspace.home / "last-demo-logs"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(workspace.logs, kept)
+            progress.say(f"The logs are kept in {kept}.")
+        cloud.down(progress, keep=False)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ say() { printf '%s\n' "$*" >&2; }
 # Sets UV to a uv that really runs: the user's own, or one installed below .acp.
 find_uv() {
   local candidate python
-  for candidate in "$ACP_HOME/uv/bin/uv" uv "$HOME/.local/bin/uv"; do
+  for candidate in "$ACP_HOME/uv/bin/uv" uv "${HOME:-}/.local/bin/uv"; do
     # A pyenv shim is found and still does not run: only running it tells.
     if "$candidate" --version >/dev/null 2>&1; then
       UV=$candidate
@@ -22,7 +22,7 @@ find_uv() {
     fi
   done
   for python in python3.13 python3 python3.14 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3 \
-    "$HOME"/.pyenv/versions/3.*/bin/python3; do
+    "${HOME:-}"/.pyenv/versions/3.*/bin/python3; do
     "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1 || continue
     say "Installing uv into .acp/uv …"
     rm -rf "$ACP_HOME/uv"
@@ -38,7 +38,7 @@ find_uv() {
 # Sets PYTHON313 to an interpreter of 3.13; uv downloads one where none is installed.
 find_python() {
   local candidate
-  for candidate in python3.13 "$HOME"/.pyenv/versions/3.13*/bin/python3.13; do
+  for candidate in python3.13 "${HOME:-}"/.pyenv/versions/3.13*/bin/python3.13; do
     if PYTHON313=$("$candidate" -c 'import sys; assert sys.version_info[:2] == (3, 13); print(sys.executable)' 2>/dev/null); then
       return
     fi
@@ -64,6 +64,11 @@ environment() {
   [ -n "${UV:-}" ] || find_uv
   [ -n "${PYTHON313:-}" ] || find_python
   say "Preparing the $name environment …"
+  # Console scripts name their interpreter by its path: after a move they are of no use.
+  case $(cat "$venv/.lock-checksum" 2>/dev/null) in
+    "" | *" $PWD") ;;
+    *) rm -rf "$venv" ;;
+  esac
   rm -f "$venv/.lock-checksum"
   if ! "$venv/bin/python" -c '' 2>/dev/null; then
     rm -rf "$venv"

@@ -37,7 +37,7 @@ class LocalCloud:
 
     def client(self, service: str) -> Any:
         return boto3.client(
-            service,  # type: ignore[call-overload]
+            service,  # type: ignore[call-overload]  # the stubs want a literal
             endpoint_url=self.endpoint_url,
             region_name="us-east-1",
             aws_access_key_id="test",

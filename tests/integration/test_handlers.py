@@ -280,7 +280,7 @@ def test_relay_delivers_every_promise_and_dead_letters_a_topic_without_a_queue(
 
 
 def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
-    load: Load, database: Any, app: Connection[Any]
+    load: Load, database: Any, app: Connection[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, broken = tick(1.0), tick(2.0, minute=1), tick(3.0, minute=2)
     message = broken.to_message()
@@ -313,9 +313,14 @@ def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
     assert "'3.0'" in contract_breaking["error"]
     assert not_json["trace_id"] == "the-trace"
     assert "is not JSON" in not_json["error"]
-    consumed = [line for line in signal_lab.logs if line.get("state") == "consumed"]
-    assert [line["event_id"] for line in consumed] == [str(event.event_id) for event in (first, first, second)]
+    consumed = [line for line in signal_lab.logs if line.get("state") in {"consumed", "duplicate"}]
+    assert [(line["event_id"], line["state"]) for line in consumed] == [
+        (str(first.event_id), "consumed"),
+        (str(first.event_id), "duplicate"),
+        (str(second.event_id), "consumed"),
+    ]
     assert {line["topic"] for line in consumed} == {"market.ticks"}
+    assert metrics(capsys) == {"EventsConsumed": 2, "DuplicateDeliveries": 1, "ConsumeFailures": 2}
 
 
 def test_signal_lab_answers_a_batch_of_which_nothing_could_be_consumed(load: Load, database: Any) -> None:
@@ -345,10 +350,46 @@ def test_signal_lab_goes_on_with_the_next_message_when_its_connection_is_cut(
     assert processed == {events[0].event_id, events[2].event_id}
 
 
-def test_migration_brings_an_empty_database_up_and_then_changes_nothing(load: Load, empty_database: Any) -> None:
+def test_signal_lab_asks_for_a_lost_postgres_once_and_fails_the_rest_of_the_batch_at_once(
+    load: Load, database: Any, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost:
+        """There for the first look and the first message."""
+
+        asked = 0
+
+        def connection(self) -> Connection[Any]:
+            self.asked += 1
+            if self.asked > 2:
+                raise DatabaseUnavailable("no route to host")
+            return app
+
+    lost = Lost()
+    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    signal_lab.module.database().close()
+    monkeypatch.setattr(signal_lab.module, "database", lambda: lost)
+    events = [tick(minute=minute) for minute in range(4)]
+    answer = signal_lab({"Records": [record_of(event, number) for number, event in enumerate(events)]})
+    assert failures(answer) == [f"00000000-0000-4000-8000-00000000000{number}" for number in (1, 2, 3)]
+    assert [line["event_id"] for line in signal_lab.errors] == [str(event.event_id) for event in events[1:]]
+    assert lost.asked == 3
+    monkeypatch.undo()
+
+
+def metrics(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    """Sums of what was flushed since the last look, by name."""
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
+    names = [(line, metric["Name"]) for line in lines for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]]
+    return {name: sum(line[name]) for line, name in names}
+
+
+def test_migration_brings_an_empty_database_up_and_then_changes_nothing(
+    load: Load, empty_database: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     newest = len(read_migrations(MIGRATIONS))
     migration = load("migration", DATABASE_URL=empty_database.owner_url)
     assert migration() == {"applied": list(range(1, newest + 1)), "version": newest}
+    assert metrics(capsys) == {"MigrationsApplied": newest}
     assert migration() == {"applied": [], "version": newest}
     with connect(empty_database.app_url, application_name="test") as connection:
         assert count(connection, "outbox") == 0

@@ -289,7 +289,7 @@ def test_sources_and_intervals_are_kept_apart(app: Connection[Any]) -> None:
     assert len(rows(app, "SELECT * FROM signal_lab_risk")) == 3
 
 
-def test_an_event_of_another_type_is_refused_by_its_name(app: Connection[Any]) -> None:
+def test_an_event_of_another_type_is_left_alone(app: Connection[Any]) -> None:
     failure = new_event(
         SourceFetchFailed(symbol="AAPL", kind="unreachable", reason="no answer"),
         source="yfinance",
@@ -299,8 +299,12 @@ def test_an_event_of_another_type_is_refused_by_its_name(app: Connection[Any]) -
         ingested_at=NOON,
         trace_id=uuid4(),
     )
-    with pytest.raises(ContractViolation, match=r"event_type: .*SOURCE_FETCH_FAILED"):
-        signal_lab.consume(app, failure)
+    assert signal_lab.consume(app, failure) is False
+    assert processed(app) == set()
+
+
+def test_a_tick_of_another_version_is_left_alone(app: Connection[Any]) -> None:
+    assert signal_lab.consume(app, tick().model_copy(update={"schema_version": 2})) is False
     assert processed(app) == set()
 
 

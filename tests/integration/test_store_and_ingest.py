@@ -2,11 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
+from threading import Event as Signal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -377,14 +379,14 @@ def test_a_large_ingestion_is_committed_in_parts_a_symbol_whole(
     monkeypatch.setattr(service, "_EVENTS_PER_TRANSACTION", 50)
     # As of the third symbol the database refuses: what is there by then was committed before.
     owner.execute(
-        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no more''; END'"
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN"
+        " IF (SELECT count(*) FROM public.events) >= 60 THEN RAISE EXCEPTION ''no more''; END IF; RETURN new; END'"
     )
-    owner.execute("CREATE TRIGGER refuses BEFORE INSERT ON events FOR EACH ROW WHEN (new.entity_id = 'C')"
-                  " EXECUTE FUNCTION refuse()")  # fmt: skip
+    owner.execute("CREATE TRIGGER refuses BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()")
     with pytest.raises(psycopg.errors.RaiseException, match="no more"):
         run(app, FakeSource(dict.fromkeys("ABCD", seeds.bars(30))), *"ABCD")
-    stored = app.execute("SELECT entity_id, count(*) FROM events GROUP BY 1 ORDER BY 1").fetchall()
-    assert stored == [("A", 30), ("B", 30)]
+    stored = app.execute("SELECT count(*) FROM events GROUP BY entity_id").fetchall()
+    assert stored == [(30,), (30,)]
     assert seeds.counts(app) == (2, 60, 60)
 
 
@@ -394,6 +396,103 @@ def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None
     result = run(app, FakeSource({"AAPL": days, "IBM": days}), "AAPL", "IBM")
     assert result.ingested == 5_199 + 60  # AAPL from its stored bar on, IBM's most recent hour
     assert seeds.counts(app) == (2, 5_260, 5_260)
+
+
+# A source that hangs, and a run's time that is up
+
+
+class HangingSource(FakeSource):
+    """Does not answer for ``hanging`` until told to."""
+
+    def __init__(self, bars: Mapping[str, Sequence[Observation]]) -> None:
+        super().__init__(bars)
+        self.hanging = {"HANG"}
+        self.hangs = Signal()
+        self.answer = Signal()
+
+    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        if symbol in self.hanging:
+            self.hangs.set()
+            assert self.answer.wait(60)
+        return super().fetch(symbol, since)
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingSource]:
+    source = HangingSource(dict.fromkeys(["HANG", "AAPL", "MSFT"], seeds.bars(3)))
+    yield source
+    source.answer.set()
+
+
+def reasons(connection: Connection[Any]) -> dict[str, tuple[str, str]]:
+    failed = events(connection, "SOURCE_FETCH_FAILED")
+    return {entity_id: (payload["kind"], payload["reason"]) for entity_id, payload in failed}
+
+
+def test_a_symbol_that_hangs_costs_the_others_nothing(app: Connection[Any], hanging: HangingSource) -> None:
+    telemetry = RecordingTelemetry()
+
+    def remaining_seconds() -> float:
+        everyone_else_is_stored = telemetry.totals["EventsIngested"] == 6
+        return 0 if everyone_else_is_stored and hanging.hangs.is_set() else 100
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
+        result = ingest(app, hanging, ["AAPL", "HANG", "MSFT"], telemetry, remaining_seconds=remaining_seconds)
+    assert (result.symbols, result.failed_symbols) == (["AAPL", "HANG", "MSFT"], ["HANG"])
+    assert (result.fetched, result.ingested) == (6, 6)
+    assert reasons(app) == {"HANG": ("unreachable", "no answer before the run's time was up")}
+    hanging.answer.set()
+    assert run(app, hanging, "AAPL", "HANG", "MSFT").ingested == 3
+
+
+def test_symbols_whose_turn_never_came_are_named_in_the_order_given(
+    app: Connection[Any], monkeypatch: pytest.MonkeyPatch, hanging: HangingSource
+) -> None:
+    monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
+    monkeypatch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
+    symbols = ["HANG", "AAPL", "MSFT"]
+    hanging.hanging = set(symbols)
+    result = ingest(
+        app,
+        hanging,
+        symbols,
+        RecordingTelemetry(),
+        remaining_seconds=lambda: service.STORING_SECONDS + (0 if hanging.hangs.is_set() else 100),
+    )
+    assert result.failed_symbols == symbols
+    started = symbols[UUID(result.trace_id).int % len(symbols)]
+    never_started = dict.fromkeys(symbols, ("unreachable", "the run's time was up before its turn"))
+    assert reasons(app) == never_started | {started: ("unreachable", "no answer before the run's time was up")}
+
+
+def test_what_came_is_stored_while_others_are_still_awaited(
+    app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
+
+    class Waiting(FakeSource):
+        def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+            deadline = time.monotonic() + 30
+            while symbol == "LAST" and seeds.counts(owner)[1] < 3:
+                assert time.monotonic() < deadline, "nothing was stored meanwhile"
+            return super().fetch(symbol, since)
+
+    result = run(app, Waiting({"AAPL": seeds.bars(3), "LAST": seeds.bars(3)}), "AAPL", "LAST")
+    assert (result.ingested, result.failed_symbols) == (6, [])
+
+
+def test_each_run_starts_with_another_symbol_and_asks_for_all(
+    app: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
+    symbols = [chr(ord("A") + number) for number in range(26)]
+    for _ in range(3):
+        source = FakeSource({})
+        result = run(app, source, *symbols)
+        first = UUID(result.trace_id).int % len(symbols)
+        assert list(source.asked) == symbols[first:] + symbols[:first]
+        assert result.symbols == result.failed_symbols == symbols
 
 
 # Postgres goes away in the middle
@@ -435,7 +534,7 @@ def test_a_crash_of_postgres_in_the_middle_is_a_clear_error_and_the_next_run_has
     source.crash = lambda: None
     with connect(own_postgres.url(), application_name="test") as connection:
         raws, stored, promised = seeds.counts(connection)
-        assert (raws, stored) in {(0, 0), (1, 20)}  # FIRST whole, or, where the crash came sooner, not at all
+        assert (raws, stored) in {(0, 0), (1, 20), (2, 40)}  # whole symbols: those that came before the crash
         assert promised == stored
         result = run(connection, source, *symbols)
         assert result.ingested == 60 - stored

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from samcli.yamlhelper import yaml_parse
 
-from control_plane.consumers.messages import received_event
-from control_plane.domain.contract import parse_event
+from control_plane.consumers.messages import consume_record
+from control_plane.domain.contract import Event, parse_event
 from control_plane.domain.errors import ConfigurationError
 from control_plane.domain.trace import traceparent
 from control_plane.ops.migrations import read_migrations
@@ -28,7 +28,7 @@ from control_plane.platform.settings import (
     parse_linger_seconds,
     parse_symbols,
 )
-from control_plane.platform.telemetry import Telemetry
+from control_plane.platform.telemetry import METRICS, Telemetry
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
@@ -181,7 +181,10 @@ def test_a_layer_is_built_for_python_3_13() -> None:
     layers = of_type("AWS::Serverless::LayerVersion")
     assert layers.keys() == {"CoreLayer", "MarketDataLayer"}
     for name, properties in layers.items():
-        assert RESOURCES[name]["Metadata"] == {"BuildMethod": "python3.13"}
+        assert RESOURCES[name]["Metadata"] == {
+            "BuildMethod": "python3.13",
+            "BuildArchitecture": {"Ref": "Architecture"},
+        }
         assert properties["CompatibleRuntimes"] == ["python3.13"]
         assert properties["CompatibleArchitectures"] == GLOBALS["Architectures"] == [{"Ref": "Architecture"}]
         assert (ROOT / properties["ContentUri"] / "requirements.txt").is_file()
@@ -350,9 +353,20 @@ def test_a_dead_letter_of_a_consumer_and_a_failed_invocation_raise_an_alarm() ->
         resource_of(dimension["Value"], "QueueName")
         for alarm in of_type("AWS::CloudWatch::Alarm").values()
         for dimension in alarm["Dimensions"]
+        if dimension["Name"] == "QueueName"
     }
     consumed = {dead_letters_of(resource_of(event["Queue"], "Arn")) for _, event in CONSUMERS}
     assert watched >= consumed | {"FailedInvocationsQueue"}
+
+
+def test_a_promise_given_up_on_and_one_open_for_long_raise_an_alarm() -> None:
+    watched = {
+        alarm["MetricName"]
+        for alarm in of_type("AWS::CloudWatch::Alarm").values()
+        if alarm["Namespace"] == "ControlPlane" and alarm["Dimensions"] == [{"Name": "service", "Value": "relay"}]
+    }
+    assert watched == {"EventsDeadLettered", "OldestPendingAge"}
+    assert watched <= set(METRICS)
 
 
 # samconfig.toml, the schema, the samples
@@ -402,10 +416,17 @@ def md5_of_attributes(attributes: Mapping[str, str]) -> str:
 def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers_it(telemetry: Telemetry) -> None:
     records = sample("signal_lab")["Records"]
     assert len(records) == 2
+    consumed: list[Event] = []
+
+    def consume(event: Event) -> bool:
+        consumed.append(event)
+        return True
+
     for record in records:
-        with received_event(record, telemetry) as event:
-            assert event.event_type == "MARKET_TICK_INGESTED"
+        consume_record(record, consume, telemetry)
+        event = consumed[-1]
         assert event == parse_event(record["body"])
+        assert event.event_type == "MARKET_TICK_INGESTED"
         for attribute in record["messageAttributes"].values():
             assert attribute.keys() == {"stringValue", "stringListValues", "binaryListValues", "dataType"}
             assert attribute["dataType"] == "String"

@@ -32,8 +32,8 @@ payloads = st.dictionaries(
 )
 instants = st.datetimes(
     # Within a day of the calendar's ends, some time zones cannot write an instant. Hypothesis wants naive bounds.
-    min_value=datetime(1, 1, 3),  # noqa: DTZ001
-    max_value=datetime(9999, 12, 29),  # noqa: DTZ001
+    min_value=datetime(1, 1, 3),  # noqa: DTZ001 - as said above
+    max_value=datetime(9999, 12, 29),  # noqa: DTZ001 - likewise
     timezones=st.just(UTC),
 )
 offsets = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda minutes: timezone(timedelta(minutes=minutes)))

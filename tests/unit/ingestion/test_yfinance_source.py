@@ -216,8 +216,14 @@ def test_a_closed_market_is_no_error(market: Market, form: dict[str, Any]) -> No
     result |= form | {"indicators": {"quote": [{}]}}
     market.answers(document)
     assert market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations == ()
+
+
+def test_a_first_look_that_finds_no_bar_at_all_is_malformed_and_keeps_every_answer(market: Market) -> None:
     market.replay.faults.put("AAPL", Fault(empty=True))
-    assert market.source().fetch("AAPL", None).observations == ()
+    error = refused(market.source())
+    assert (error.kind, error.reason) == ("malformed", "the chart is empty: not one bar in 29 days")
+    assert len(error.raw) == len(market.requests) > 1
+    assert all(answer["chart"]["result"] for answer in error.raw)
 
 
 def test_a_window_before_a_symbols_first_bar_is_empty(market: Market) -> None:

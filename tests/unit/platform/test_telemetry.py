@@ -63,6 +63,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "EventsIngested", "DuplicateEvents", "EventsPublished", "PublishFailures", "EventsDeadLettered",
         "PublishLatency", "CommitToPublishLatency", "OutboxPending", "OldestPendingAge", "SourceFailures",
         "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration",
+        "EventsConsumed", "DuplicateDeliveries", "ConsumeFailures", "MigrationsApplied",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)

@@ -1,7 +1,6 @@
 """A message from SQS, as a consumer meets it."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from control_plane.domain.contract import Event, parse_event
@@ -9,9 +8,10 @@ from control_plane.domain.errors import ControlPlaneError
 from control_plane.platform.telemetry import Telemetry
 
 
-@contextmanager
-def received_event(record: Mapping[str, Any], telemetry: Telemetry) -> Iterator[Event]:
-    """The event of an SQS record; what goes wrong with it is logged once, with its trace_id, and raised on.
+def consume_record(record: Mapping[str, Any], consume: Callable[[Event], bool], telemetry: Telemetry) -> None:
+    """Hands the event of an SQS record to ``consume``, which returns, all committed, whether it changed anything.
+
+    What became of it is counted and logged once, with its trace_id; what went wrong is raised on.
 
     ``record`` has Lambda's shape: ``messageId``, ``body``, ``messageAttributes``, ``attributes``. The trace_id comes
     from the message's attributes, for a body that breaks the contract may not give it. Raises ContractViolation.
@@ -25,14 +25,19 @@ def received_event(record: Mapping[str, Any], telemetry: Telemetry) -> Iterator[
     try:
         event = parse_event(record.get("body", ""))
         about |= {"trace_id": str(event.trace_id), "event_id": str(event.event_id), "topic": event.topic}
-        yield event
-        telemetry.logger.info("consumed", state="consumed", **about)
+        is_new = consume(event)
     except ControlPlaneError as error:
-        telemetry.logger.error(type(error).__name__, state="failed", error=str(error), **about)  # noqa: TRY400
+        telemetry.count("ConsumeFailures", 1)
+        telemetry.logger.error(  # noqa: TRY400 - its text says all; a trace of our own frames adds nothing
+            type(error).__name__, state="failed", error=str(error), **about
+        )
         raise
     except Exception as error:
+        telemetry.count("ConsumeFailures", 1)
         telemetry.logger.exception(type(error).__name__, state="failed", error=str(error), **about)
         raise
+    telemetry.count("EventsConsumed" if is_new else "DuplicateDeliveries", 1)
+    telemetry.logger.info("consumed", state="consumed" if is_new else "duplicate", **about)
 
 
 def _attribute(record: Mapping[str, Any], name: str) -> str | None:

@@ -12,12 +12,13 @@ CONSUMER: Final = "signal_lab"
 
 
 def consume(connection: Connection[Any], event: Event) -> bool:
-    """Applies a market tick; returns whether it was new. Any order of delivery ends in the same state.
+    """Applies a market tick; returns whether that changed anything. Any order of delivery ends in the same state.
 
-    Raises ContractViolation for an event that is no entity's market tick, psycopg.Error where the database fails.
+    Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for a
+    tick that breaks the contract or is no entity's, psycopg.Error where the database fails.
     """
-    if event.event_type != MarketTick.event_type:
-        raise ContractViolation("is not what this consumer acts on", field="event_type", value=event.event_type)
+    if (event.event_type, event.schema_version) != (MarketTick.event_type, MarketTick.schema_version):
+        return False
     if event.entity_id is None:
         raise ContractViolation("is missing: a price is some entity's", field="entity_id")
     tick = parse_payload(MarketTick, event.payload)

@@ -1,8 +1,10 @@
 """One ingestion run: fetch every symbol on its own, judge what came, store it with its promises."""
 
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -31,7 +33,10 @@ from control_plane.platform.telemetry import Telemetry
 OVERLAP: Final = timedelta(minutes=15)
 """Fetched again before the newest stored bar, so that a correction is seen."""
 MAX_PARALLEL_FETCHES: Final = 8
+STORING_SECONDS: Final = 15.0
+"""What a run keeps of its time to store what it has; the answers that are not there by then are given up."""
 _EVENTS_PER_TRANSACTION: Final = 5_000
+_STORE_EVERY_SECONDS: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -175,11 +180,18 @@ class _Run:
 
 
 def ingest(
-    connection: Connection[Any], source: Source, symbols: Sequence[str], telemetry: Telemetry
+    connection: Connection[Any],
+    source: Source,
+    symbols: Sequence[str],
+    telemetry: Telemetry,
+    *,
+    remaining_seconds: Callable[[], float] = lambda: math.inf,
 ) -> IngestionResult:
     """Fetches all symbols side by side from the overlap on, and stores what came, a symbol whole or not at all.
 
     A symbol that fails becomes an event, and so does a bar that breaks the contract and a gap that cannot be filled.
+    So does a symbol that has no answer when ``remaining_seconds``, the time before the run is cut off, come down to
+    STORING_SECONDS: a source that hangs costs the others nothing. Each run starts with another symbol.
     Raises psycopg.Error where the database refuses; what was not committed comes again with the next run's overlap.
     """
     run = _Run(source, symbols, telemetry)
@@ -190,23 +202,61 @@ def ingest(
         since = newest.get(symbol)
         return run.fetch(symbol, None if since is None else since - OVERLAP)
 
-    with ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch") as pool:
-        for batch in _batches(pool.map(fetch, symbols)):
+    # Where the time never suffices for all, it must not always be the same symbols that go without. The trace_id is
+    # random, so no schedule falls into step with it.
+    first = run.trace_id.int % len(symbols)
+    pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
+    try:
+        fetches = {pool.submit(fetch, symbol): symbol for symbol in (*symbols[first:], *symbols[:first])}
+        for batch in _batches(_answers(fetches, remaining_seconds)):
             run.store(connection, batch)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # whoever still hangs is not waited for
+    run.result.failed_symbols.sort(key=symbols.index)
     telemetry.logger.info("ingested", source=source.name, **run.result.to_dict())
     return run.result
 
 
-def _batches(answers: Iterator[_Answer]) -> Iterator[list[_Answer]]:
-    """Answers in groups of a size that one transaction should hold; nearly always one group."""
+def _answers(
+    fetches: Mapping[Future[_Answer], str], remaining_seconds: Callable[[], float]
+) -> Iterator[_Answer | None]:
+    """Answers as they come, None where none came for a while; once the time is up, an error for each still missing."""
+    missing = dict(fetches)
+    while missing and (seconds := remaining_seconds() - STORING_SECONDS) > 0:
+        done, _ = wait(missing, timeout=min(seconds, _STORE_EVERY_SECONDS), return_when=FIRST_COMPLETED)
+        for fetch in done:
+            del missing[fetch]
+            yield fetch.result()
+        if not done:
+            yield None
+    # Back to front: what is taken from the queue's end cannot be started by a thread that gets free meanwhile.
+    for fetch, symbol in reversed(missing.items()):
+        if fetch.cancel():
+            reason = "the run's time was up before its turn"
+        elif fetch.done():
+            yield fetch.result()
+            continue
+        else:
+            reason = "no answer before the run's time was up"
+        yield _Answer(symbol, datetime.now(UTC), SourceError(symbol, "unreachable", reason))
+
+
+def _batches(answers: Iterator[_Answer | None]) -> Iterator[list[_Answer]]:
+    """Answers in groups of a size that one transaction should hold, none kept back for long; often one group.
+
+    So a run that is killed loses little.
+    """
     batch: list[_Answer] = []
     size = 0
+    handed_on = time.monotonic()
     for answer in answers:
-        batch.append(answer)
-        size += len(answer.outcome.observations) if isinstance(answer.outcome, Fetched) else 1
-        if size >= _EVENTS_PER_TRANSACTION:
+        if answer is not None:
+            batch.append(answer)
+            size += len(answer.outcome.observations) if isinstance(answer.outcome, Fetched) else 1
+        is_due = time.monotonic() - handed_on >= _STORE_EVERY_SECONDS
+        if batch and (size >= _EVENTS_PER_TRANSACTION or is_due):
             yield batch
-            batch, size = [], 0
+            batch, size, handed_on = [], 0, time.monotonic()
     if batch:
         yield batch
 

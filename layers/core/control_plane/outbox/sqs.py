@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
 from control_plane.outbox.publisher import Message
@@ -58,9 +58,7 @@ _INVALID_CONTENT: Final = frozenset(
         "InvalidMessageContents",
         "InvalidParameterCombination",
         "InvalidParameterValue",
-        "MissingParameter",
         "TooManyEntriesInBatchRequest",
-        "UnsupportedOperation",
         "ValidationError",
     }
 )
@@ -100,17 +98,23 @@ class SqsPublisher:
             )
         except ClientError as error:
             outcome = _refused(error)
-            if isinstance(outcome, MessageFault) and len(messages) > 1:
-                # One entry spoils the whole batch, and the answer does not say which.
-                return [
-                    single
-                    for message in messages
-                    for single in self.publish(queue_url, [message], start_before=start_before)
-                ]
-            return [outcome] * len(messages)
+            return self._one_by_one(queue_url, messages, outcome, start_before=start_before)
+        except ParamValidationError as error:  # botocore itself refuses the message: nothing was sent
+            outcome = MessageFault(f"{type(error).__name__}: {error}")
+            return self._one_by_one(queue_url, messages, outcome, start_before=start_before)
         except BotoCoreError as error:
             return [QueueFault(f"{type(error).__name__}: {error}")] * len(messages)
         return _outcomes(answer, len(messages))
+
+    def _one_by_one(
+        self, queue_url: str, messages: Sequence[Message], refusal: Outcome, *, start_before: float
+    ) -> Sequence[Outcome]:
+        if not isinstance(refusal, MessageFault) or len(messages) == 1:
+            return [refusal] * len(messages)
+        # One entry spoils the whole batch, and the answer does not say which.
+        return [
+            single for message in messages for single in self.publish(queue_url, [message], start_before=start_before)
+        ]
 
 
 def _outcomes(answer: Any, count: int) -> list[Outcome]:

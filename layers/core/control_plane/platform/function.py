@@ -76,7 +76,7 @@ def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
                     return handler(event, context)
             except ControlPlaneError as error:
                 # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
-                telemetry.logger.error(type(error).__name__, error=str(error))  # noqa: TRY400
+                telemetry.logger.error(type(error).__name__, error=str(error))  # noqa: TRY400 - no trace, as said above
                 raise
             except Exception as error:
                 telemetry.logger.exception(type(error).__name__, error=str(error))

@@ -22,6 +22,10 @@ METRICS: Final = {
     "BreakerOpen": MetricUnit.Count,
     "DeliveryRetries": MetricUnit.Count,
     "RelayDuration": MetricUnit.Milliseconds,
+    "EventsConsumed": MetricUnit.Count,
+    "DuplicateDeliveries": MetricUnit.Count,
+    "ConsumeFailures": MetricUnit.Count,
+    "MigrationsApplied": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 

@@ -115,6 +115,14 @@ class YFinanceSource:
             bars = _closed_bars(charts, since=now - HISTORY, now=now)
             if bars and bars[-1].start - HOUR >= start:
                 break
+        if not bars:
+            # A market that is closed has bars from before it closed. A symbol without any would seem well for ever.
+            raise SourceError(
+                symbol,
+                "malformed",
+                f"the chart is empty: not one bar in {HISTORY.days} days",
+                raw=[chart.raw for chart in charts],
+            )
         return _fetched(symbol, charts, [bar for bar in bars if bar.start > bars[-1].start - HOUR])
 
     def _chart(self, symbol: str, start: datetime, end: datetime) -> "_Chart":
