@@ -525,11 +525,18 @@ def test_a_crash_of_postgres_in_the_middle_is_a_clear_error_and_the_next_run_has
     monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
     symbols = ["FIRST", "CRASH", "LAST"]
     source = CrashingSource(dict.fromkeys(symbols, seeds.bars(20)))
-    source.crash = lambda: own_postgres.stop("immediate")
+    stopped = Signal()
+
+    def crash() -> None:
+        own_postgres.stop("immediate")
+        stopped.set()
+
+    source.crash = crash
     with connect(own_postgres.url(), application_name="test") as connection:
         with pytest.raises(psycopg.OperationalError) as broken:
             run(connection, source, *symbols)
         assert "server closed the connection" in str(broken.value) or "terminating connection" in str(broken.value)
+    assert stopped.wait(30)  # the run does not wait for its threads
     own_postgres.start()
     source.crash = lambda: None
     with connect(own_postgres.url(), application_name="test") as connection:
