@@ -1,0 +1,134 @@
+"""The endpoint as a process of its own, and its controls."""
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from queue_endpoint.faults import Fault
+
+
+class Accepted(NamedTuple):
+    """One message in a queue; ``event_id`` is its attribute of that name."""
+
+    queue: str
+    event_id: str | None
+    message_id: str
+
+
+class Request(NamedTuple):
+    """One SendMessageBatch, whatever became of it; ``at`` by this machine's ``time.monotonic()``.
+
+    ``faulty``: it met a fault, if only a slow answer.
+    """
+
+    queue: str
+    at: float
+    entries: int
+    answer: str
+    faulty: bool
+
+
+class QueueEndpoint:
+    """A running endpoint's controls. Safe to use from several threads: each call is a connection of its own."""
+
+    def __init__(self, port: int, pid: int) -> None:
+        self.port = port
+        self.pid = pid
+        self.url = f"http://127.0.0.1:{port}"
+
+    def queue_url(self, name: str) -> str:
+        """Queues need no creating: any name is one."""
+        return f"{self.url}/000000000000/{name}"
+
+    def set(self, queue: str | None = None, *, fail_events: Iterable[object] = (), **faults: Any) -> None:
+        """Sets the fault of a queue, or of all that have none of their own; see Fault. Raises ValueError."""
+        said = {"queue": queue, "fail_events": [str(event_id) for event_id in fail_events], **faults}
+        Fault.parse(said)
+        self._call("PUT", "/faults", said)
+
+    def heal(self) -> None:
+        """Ends all faults; what is held stays so, and what was accepted stays known."""
+        self._call("DELETE", "/faults")
+
+    def release(self, queue: str | None = None) -> None:
+        """Lets held requests go on, those of one queue or all."""
+        self._call("POST", "/release", {"queue": queue})
+
+    def reset(self) -> None:
+        """As new: no fault, nothing held, nothing accepted."""
+        self._call("POST", "/reset")
+
+    def accepted(self) -> list[Accepted]:
+        """Every message accepted, in order; one accepted twice is there twice."""
+        return [Accepted(*one) for one in self._call("GET", "/accepted")]
+
+    def requests(self) -> list[Request]:
+        """Every request, in order."""
+        return [Request(*one) for one in self._call("GET", "/requests")]
+
+    def counts(self) -> Mapping[str, int]:
+        """Messages accepted, by queue."""
+        counts: Mapping[str, int] = self._call("GET", "/state")["counts"]
+        return counts
+
+    def held(self) -> int:
+        """Requests held now."""
+        held: int = self._call("GET", "/state")["held"]
+        return held
+
+    def wait_for(self, condition: Callable[["QueueEndpoint"], bool], *, seconds: float = 30) -> None:
+        """Returns once the condition holds. Raises TimeoutError."""
+        ends = time.monotonic() + seconds
+        while not condition(self):
+            if time.monotonic() > ends:
+                raise TimeoutError(f"not within {seconds:g} s; held {self.held()}, accepted {dict(self.counts())}")
+            time.sleep(0.005)
+
+    def _call(self, method: str, path: str, said: Mapping[str, Any] | None = None) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body=json.dumps(said) if said is not None else b"")
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ValueError(f"{method} {path}: {answer.status} {body.decode()}")
+        return json.loads(body)
+
+
+@contextmanager
+def serve(*, latency_ms: float = 0, record: bool = True) -> Iterator[QueueEndpoint]:
+    """Runs an endpoint on a free loopback port until the block ends, or this process does."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        # The socket is open before the process is: nobody need wait for it, and the port cannot be lost.
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                *("-m", "queue_endpoint", "--with-stdin"),
+                *("--listen-fd", str(listener.fileno()), "--latency-ms", str(latency_ms)),
+                *([] if record else ["--no-record"]),
+            ],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            stdin=subprocess.PIPE,
+            pass_fds=(listener.fileno(),),
+        )
+        port = listener.getsockname()[1]
+    with process:
+        assert process.stdin is not None
+        try:
+            yield QueueEndpoint(port, process.pid)
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()

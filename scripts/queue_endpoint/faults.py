@@ -1,0 +1,69 @@
+"""What can be wrong with a queue."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, Self, get_args
+
+type Answer = Literal["ok", "throttled", "error", "denied", "close", "garbage", "half"]
+type Accepts = Literal["before", "after", "never"]
+
+ANSWERS: Final[tuple[str, ...]] = get_args(Answer.__value__)
+ACCEPTS: Final[tuple[str, ...]] = get_args(Accepts.__value__)
+REFUSALS: Final = frozenset({"throttled", "error", "denied"})
+
+
+@dataclass(slots=True)
+class Fault:
+    """How one queue, or every queue without a fault of its own, answers until told otherwise.
+
+    ``times``: for how many requests; None is until reset. ``answer``: "throttled" is SQS's 400 RequestThrottled,
+    "error" 500, "denied" 403; "close" ends the connection without a word, "half" in the middle of the answer; "garbage"
+    is 200 and no JSON. ``hold`` keeps the answer back until released, ``latency_ms`` for that long.
+
+    ``accepts`` says when the messages are in the queue: "before" the wait, "after" it (and only where the client still
+    is), or "never"; None is "never" for a refusal, else "before".
+
+    Entries: of every n a ``fail_share`` of them fails, evenly spread (0.1: each tenth), and those of ``fail_events``,
+    by their attribute event_id, always; with ``fail_code``, by the sender's fault or not.
+    """
+
+    queue: str | None = None
+    times: int | None = None
+    answer: Answer = "ok"
+    accepts: Accepts | None = None
+    latency_ms: float = 0
+    hold: bool = False
+    fail_share: float = 0
+    fail_events: frozenset[str] = frozenset()
+    fail_code: str = "InternalError"
+    sender_fault: bool = False
+    _entries: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.answer not in ANSWERS:
+            raise ValueError(f"answer is {self.answer!r}: one of {', '.join(ANSWERS)}")
+        if self.accepts is None:
+            self.accepts = "never" if self.answer in REFUSALS else "before"
+        if self.accepts not in ACCEPTS:
+            raise ValueError(f"accepts is {self.accepts!r}: one of {', '.join(ACCEPTS)}")
+        if not 0 <= self.fail_share <= 1:
+            raise ValueError(f"fail_share is {self.fail_share}: from 0 to 1")
+        self.fail_events = frozenset(self.fail_events)
+
+    @classmethod
+    def parse(cls, said: Mapping[str, Any]) -> Self:
+        """From JSON. Raises ValueError, TypeError."""
+        known = {one.name for one in fields(cls) if not one.name.startswith("_")}
+        if unknown := said.keys() - known:
+            raise ValueError(f"no such fault: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+        return cls(**said)
+
+    def fails(self, event_id: str | None) -> bool:
+        """Whether the next entry fails."""
+        if event_id in self.fail_events:
+            return True
+        if not self.fail_share:
+            return False
+        self._entries += 1
+        # Rounded: 0.1 × 30 is a little more than 3, and 1/49 × 49 a little less than 1.
+        return int(round(self._entries * self.fail_share, 9)) > int(round((self._entries - 1) * self.fail_share, 9))
