@@ -41,6 +41,8 @@ CREATE TABLE public.delivery_failures (
 
 COMMENT ON TABLE public.delivery_failures IS 'Every failed attempt; one lost with its relay is recorded when its row is next claimed.';
 
+COMMENT ON COLUMN public.delivery_failures.outbox_id IS 'The id of a row in outbox or outbox_archive.';
+
 CREATE TABLE public.events (
     event_id uuid NOT NULL,
     event_type text NOT NULL,
@@ -91,7 +93,8 @@ CREATE TABLE public.outbox (
     CONSTRAINT outbox_payload_json_check CHECK ((jsonb_typeof(payload_json) = 'object'::text)),
     CONSTRAINT outbox_settled_has_no_claim CHECK ((((delivered_at IS NULL) AND (dead_lettered_at IS NULL)) OR (claim_token IS NULL))),
     CONSTRAINT outbox_topic_check CHECK ((topic ~ '^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$'::text))
-);
+)
+WITH (fillfactor='70', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='20000', autovacuum_analyze_scale_factor='0', autovacuum_analyze_threshold='20000', autovacuum_vacuum_cost_delay='0', vacuum_index_cleanup='on');
 
 COMMENT ON TABLE public.outbox IS 'The promise to publish one event on one topic. Its state is derived: view outbox_states.';
 
@@ -100,6 +103,25 @@ COMMENT ON COLUMN public.outbox.payload_json IS 'The message as published: the w
 COMMENT ON COLUMN public.outbox.next_attempt_at IS 'When it may be claimed; while it is claimed, when the lease runs out.';
 
 COMMENT ON COLUMN public.outbox.claim_token IS 'Names the claim that may settle the row; every settlement filters on it.';
+
+CREATE TABLE public.outbox_archive (
+    id bigint CONSTRAINT outbox_id_not_null NOT NULL,
+    event_id uuid CONSTRAINT outbox_event_id_not_null NOT NULL,
+    topic text CONSTRAINT outbox_topic_not_null NOT NULL,
+    replay_id uuid,
+    payload_json jsonb CONSTRAINT outbox_payload_json_not_null NOT NULL,
+    created_at timestamp with time zone CONSTRAINT outbox_created_at_not_null NOT NULL,
+    next_attempt_at timestamp with time zone CONSTRAINT outbox_next_attempt_at_not_null NOT NULL,
+    delivery_attempts integer CONSTRAINT outbox_delivery_attempts_not_null NOT NULL,
+    claim_token uuid,
+    claimed_by text,
+    delivered_at timestamp with time zone NOT NULL,
+    message_id text NOT NULL,
+    dead_lettered_at timestamp with time zone,
+    last_error text
+);
+
+COMMENT ON TABLE public.outbox_archive IS 'Promises kept some days ago, moved here by maintenance as they were. Immutable. Without foreign keys: what a promise points to was there when it was made, and retention deletes the promise first.';
 
 ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.outbox_id_seq
@@ -111,30 +133,47 @@ ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
 );
 
 CREATE VIEW public.outbox_states AS
- SELECT id,
-    event_id,
-    topic,
-    replay_id,
-    payload_json,
-    created_at,
-    next_attempt_at,
-    delivery_attempts,
-    claim_token,
-    claimed_by,
-    delivered_at,
-    message_id,
-    dead_lettered_at,
-    last_error,
+ SELECT o.id,
+    o.event_id,
+    o.topic,
+    o.replay_id,
+    o.payload_json,
+    o.created_at,
+    o.next_attempt_at,
+    o.delivery_attempts,
+    o.claim_token,
+    o.claimed_by,
+    o.delivered_at,
+    o.message_id,
+    o.dead_lettered_at,
+    o.last_error,
         CASE
-            WHEN (delivered_at IS NOT NULL) THEN 'delivered'::text
-            WHEN (dead_lettered_at IS NOT NULL) THEN 'dead_lettered'::text
-            WHEN ((claim_token IS NOT NULL) AND (next_attempt_at > now())) THEN 'in_flight'::text
-            WHEN ((claim_token IS NULL) AND (last_error IS NOT NULL)) THEN 'retrying'::text
+            WHEN (o.delivered_at IS NOT NULL) THEN 'delivered'::text
+            WHEN (o.dead_lettered_at IS NOT NULL) THEN 'dead_lettered'::text
+            WHEN ((o.claim_token IS NOT NULL) AND (o.next_attempt_at > now())) THEN 'in_flight'::text
+            WHEN ((o.claim_token IS NULL) AND (o.last_error IS NOT NULL)) THEN 'retrying'::text
             ELSE 'pending'::text
         END AS state
-   FROM public.outbox o;
+   FROM public.outbox o
+UNION ALL
+ SELECT a.id,
+    a.event_id,
+    a.topic,
+    a.replay_id,
+    a.payload_json,
+    a.created_at,
+    a.next_attempt_at,
+    a.delivery_attempts,
+    a.claim_token,
+    a.claimed_by,
+    a.delivered_at,
+    a.message_id,
+    a.dead_lettered_at,
+    a.last_error,
+    'delivered'::text AS state
+   FROM public.outbox_archive a;
 
-COMMENT ON VIEW public.outbox_states IS 'The outbox with the one state each row is in at this moment: docs/architecture.md draws the machine.';
+COMMENT ON VIEW public.outbox_states IS 'The outbox and its archive, with the one state each row is in at this moment: docs/architecture.md draws the machine.';
 
 CREATE TABLE public.processed_events (
     consumer text NOT NULL,
@@ -269,6 +308,9 @@ ALTER TABLE ONLY public.circuit_breakers
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_pkey PRIMARY KEY (event_id);
 
+ALTER TABLE ONLY public.outbox_archive
+    ADD CONSTRAINT outbox_archive_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.outbox
     ADD CONSTRAINT outbox_one_promise UNIQUE NULLS NOT DISTINCT (event_id, topic, replay_id);
 
@@ -295,6 +337,8 @@ ALTER TABLE ONLY public.signal_lab_latest_prices
 
 CREATE INDEX delivery_failures_by_outbox ON public.delivery_failures USING btree (outbox_id);
 
+CREATE INDEX events_by_age ON public.events USING btree (ingested_at);
+
 CREATE INDEX events_by_entity ON public.events USING btree (entity_id, occurred_at);
 
 CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id);
@@ -303,9 +347,13 @@ CREATE INDEX events_by_trace ON public.events USING btree (trace_id);
 
 CREATE INDEX events_by_type ON public.events USING btree (event_type, occurred_at);
 
-CREATE INDEX outbox_claimable ON public.outbox USING btree (next_attempt_at, id) WHERE ((delivered_at IS NULL) AND (dead_lettered_at IS NULL));
+CREATE INDEX outbox_archive_by_event ON public.outbox_archive USING btree (event_id);
+
+CREATE INDEX outbox_claimable ON public.outbox USING btree (topic, next_attempt_at, id) WHERE ((delivered_at IS NULL) AND (dead_lettered_at IS NULL));
 
 CREATE INDEX processed_events_by_event ON public.processed_events USING btree (event_id);
+
+CREATE INDEX raw_payloads_by_age ON public.raw_payloads USING btree (fetched_at);
 
 CREATE INDEX raw_payloads_by_source ON public.raw_payloads USING btree (source, fetched_at);
 
@@ -313,10 +361,9 @@ CREATE INDEX raw_payloads_by_trace ON public.raw_payloads USING btree (trace_id)
 
 CREATE TRIGGER events_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
-CREATE TRIGGER raw_payloads_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.raw_payloads FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER outbox_archive_is_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.outbox_archive FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
-ALTER TABLE ONLY public.delivery_failures
-    ADD CONSTRAINT delivery_failures_outbox_id_fkey FOREIGN KEY (outbox_id) REFERENCES public.outbox(id) ON DELETE CASCADE;
+CREATE TRIGGER raw_payloads_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.raw_payloads FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_raw_payload_id_fkey FOREIGN KEY (raw_payload_id) REFERENCES public.raw_payloads(id);
@@ -352,6 +399,8 @@ GRANT UPDATE(message_id) ON TABLE public.outbox TO acp_app;
 GRANT UPDATE(dead_lettered_at) ON TABLE public.outbox TO acp_app;
 
 GRANT UPDATE(last_error) ON TABLE public.outbox TO acp_app;
+
+GRANT SELECT ON TABLE public.outbox_archive TO acp_app;
 
 GRANT SELECT ON TABLE public.outbox_states TO acp_app;
 

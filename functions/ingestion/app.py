@@ -6,6 +6,7 @@ from typing import Any
 
 from control_plane.ingestion.service import ingest
 from control_plane.ingestion.sources.yfinance import YFinanceSource
+from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import IngestionSettings, parse_symbols
@@ -39,10 +40,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Ingests SYMBOLS, or those of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
     given = event.get("symbols")
     symbols = settings().symbols if given is None else parse_symbols(given, name="symbols of the event")
+    policy = BreakerPolicy(settings().breaker_failure_threshold, settings().breaker_cool_down_seconds)
     return ingest(
         database().connection(),
         source(),
         symbols,
         telemetry,
+        policy,
         remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
     ).to_dict()

@@ -4,8 +4,9 @@ from functools import cache
 from typing import Any
 
 from control_plane.outbox.relay import Relay, RelayPolicy
-from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, SqsPublisher
-from control_plane.platform.aws import sqs_client
+from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
+from control_plane.platform.aws import find_sqs
+from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import RelaySettings, parse_linger_seconds
@@ -31,21 +32,17 @@ def relay(name: str) -> Relay:
     """One relay per environment, named by its log stream, which claims and failures then lead back to."""
     return Relay(
         connection=database().connection,
-        publisher=SqsPublisher(
-            sqs_client(
-                settings().cloud_endpoint_url,
-                connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                read_timeout=READ_TIMEOUT_SECONDS,
-                connections=settings().publish_concurrency,
-            )
+        publisher=SqsHttpPublisher(
+            lambda: SqsEndpoint(*find_sqs(settings().cloud_endpoint_url)),
+            connections=settings().publish_concurrency,
         ),
         queue_urls=settings().topic_queue_urls,
         policy=RelayPolicy(
             claim_size=settings().claim_size,
             lease_seconds=settings().lease_seconds,
             max_attempts=settings().max_delivery_attempts,
-            cool_down_seconds=settings().breaker_cool_down_seconds,
             publish_concurrency=settings().publish_concurrency,
+            breaker=BreakerPolicy(settings().breaker_failure_threshold, settings().breaker_cool_down_seconds),
         ),
         telemetry=telemetry,
         name=name,

@@ -42,6 +42,8 @@ def prepare(server: PostgresServer, run: RunState) -> None:
                     sql.SQL("ALTER" if exists else "CREATE"), sql.Identifier(role), sql.Literal(password)
                 )
             )
+            # Without it a role does not see since when another's session pins the transaction horizon.
+            connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(role)))
         if connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(NAME), sql.Identifier(OWNER))

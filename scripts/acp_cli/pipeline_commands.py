@@ -59,7 +59,9 @@ def ingest(
     if result["failed_symbols"]:
         msg = f"Failed: {', '.join(result['failed_symbols'])}."
         raise AcpError(
-            msg, remedy="The failure itself is an event on system.events; more in scripts/acp logs ingestion."
+            msg,
+            remedy="The failure itself is an event on system.events, unless the source's breaker is open; "
+            "more in scripts/acp logs ingestion and scripts/acp status.",
         )
 
 
@@ -128,7 +130,10 @@ def trace(
 def logs(
     ctx: typer.Context,
     function: Annotated[
-        str, typer.Argument(help="ingestion, relay, signal-lab, migration, or a logical id.", show_default=False)
+        str,
+        typer.Argument(
+            help="ingestion, relay, signal-lab, migration, maintenance, or a logical id.", show_default=False
+        ),
     ],
     *,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
@@ -216,13 +221,16 @@ def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
     for symbol in result["symbols"]:
         ticks = [row for row in rows if row["entity_id"] == symbol and row["event_type"] == "MARKET_TICK_INGESTED"]
         others = [row for row in rows if row["entity_id"] == symbol and row["event_type"] != "MARKET_TICK_INGESTED"]
+        problems = [_problem(row) for row in others]
+        if symbol in result["failed_symbols"] and not problems:
+            problems = ["not had: the source's breaker is not closed, see scripts/acp status"]
         payload = ticks[0]["newest_payload"] if ticks else {}
         table.add_row(
             escape(symbol),
             str(sum(row["count"] for row in ticks)),
             instant(ticks[0]["newest"], with_date=True) if ticks else "–",
             f"{payload['price']} {payload['currency']}" if payload else "–",
-            f"[red]{escape('; '.join(_problem(row) for row in others))}[/]" if others else "",
+            f"[red]{escape('; '.join(problems))}[/]" if problems else "",
         )
     return table
 

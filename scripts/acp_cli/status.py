@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from acp_cli.aws import LocalCloud
     from control_plane.ops.status import PipelineStatus
+    from control_plane.platform.breakers import Breaker
 
 STATES = ("pending", "in_flight", "retrying", "delivered", "dead_lettered")
 _LATE_SECONDS = 180
@@ -72,6 +74,9 @@ class Report:
         age = self.pipeline.oldest_pending_age_seconds
         if age > _LATE_SECONDS:
             problems.append(f"the oldest pending promise is {duration(age)} old")
+        if holder := self.pipeline.pinned_horizon:
+            problems.append(str(holder))
+        problems += [breaker_problem(breaker) for breaker in self.pipeline.breakers if not breaker.is_closed]
         problems += [
             f"{queue.visible + queue.in_flight} in {queue.name}"
             for queue in self.queues
@@ -97,7 +102,7 @@ class Report:
             },
             "source_failures": self.source_failures,
             "queues": {queue.name: {"visible": queue.visible, "in_flight": queue.in_flight} for queue in self.queues},
-            **{key: self.pipeline.to_dict()[key] for key in ("promises", "events", "consumers")},
+            **{key: self.pipeline.to_dict()[key] for key in ("promises", "events", "consumers", "breakers")},
         }
 
     def render(self) -> RenderableType:
@@ -159,6 +164,22 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def breaker_problem(breaker: Breaker) -> str:
+    """Of a breaker that is not closed: since when, who holds it or when it is tried again, and the last error."""
+    assert breaker.opened_at is not None, "the schema says so"
+    state, outlook = breaker.state.replace("_", "-"), ""
+    if breaker.held_by is not None:
+        state = f"held open by {breaker.held_by}"
+    elif breaker.probe_is_due:
+        outlook = ", the next run probes it"
+    elif breaker.retry_in_seconds is not None:
+        wait = duration(breaker.retry_in_seconds)
+        outlook = f", next probe in {wait}" if breaker.state == "open" else f", being probed, again in {wait}"
+    reason = f", last error: {breaker.last_error}" if breaker.last_error else ""
+    since = f"{breaker.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
+    return f"the breaker of {breaker.name} has been {state} since {since}{outlook}{reason}"
 
 
 def _table(*columns: str, numbers_from: int | None = None) -> Table:

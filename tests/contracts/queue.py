@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID, uuid4
 
@@ -19,7 +20,8 @@ from acp_cli.net import free_port
 from control_plane.domain.lifecycle import Accepted, MessageFault, NotSent, QueueFault
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher
 from control_plane.outbox.sqs import SqsPublisher
-from control_plane.platform.aws import sqs_client
+from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
+from control_plane.platform.aws import find_sqs, sqs_client
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -38,7 +40,7 @@ class Received:
 
 
 def message(body: str = '{"price": 1.5}', **attributes: str) -> Message:
-    return Message(1, uuid4(), UUID(int=1), "market.ticks", 1, body, {"event_id": str(uuid4()), **attributes})
+    return Message(1, uuid4(), uuid4(), UUID(int=1), "market.ticks", 1, body, {"event_id": str(uuid4()), **attributes})
 
 
 def sized(size: int, **attributes: str) -> Message:
@@ -164,11 +166,11 @@ class SqsQueue(Queue):
             self.client.delete_queue(QueueUrl=url)
 
     @property
-    def publisher(self) -> SqsPublisher:
+    def publisher(self) -> Publisher:
         return SqsPublisher(self.client)
 
     @property
-    def unreachable_publisher(self) -> SqsPublisher:
+    def unreachable_publisher(self) -> Publisher:
         return SqsPublisher(self._client(f"http://127.0.0.1:{free_port()}"))
 
     @property
@@ -203,6 +205,22 @@ class SqsQueue(Queue):
     @staticmethod
     def _client(endpoint_url: str | None) -> "SQSClient":
         return sqs_client(endpoint_url, connect_timeout=2, read_timeout=20, connections=2)
+
+
+class SqsQueueOverHttp(SqsQueue):
+    """The same, published to as RelayFunction does."""
+
+    @cached_property
+    def publisher(self) -> Publisher:
+        return _over_http(self.client.meta.endpoint_url)
+
+    @property
+    def unreachable_publisher(self) -> Publisher:
+        return _over_http(f"http://127.0.0.1:{free_port()}")
+
+
+def _over_http(endpoint_url: str) -> SqsHttpPublisher:
+    return SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(endpoint_url)), connections=2)
 
 
 class QueueContract(PublisherContract):

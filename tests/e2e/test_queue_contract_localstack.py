@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
-from tests.contracts.queue import QueueContract, SqsQueue
+from tests.contracts.queue import QueueContract, SqsQueue, SqsQueueOverHttp
 
 
 class LocalCloud(Protocol):
@@ -18,5 +18,13 @@ class TestLocalStack(QueueContract):
     @pytest.fixture
     def queue(self, local_cloud: LocalCloud) -> Iterator[SqsQueue]:
         queue = SqsQueue(local_cloud.endpoint_url)
+        yield queue
+        queue.delete()
+
+
+class TestLocalStackOverHttp(QueueContract):
+    @pytest.fixture
+    def queue(self, local_cloud: LocalCloud) -> Iterator[SqsQueue]:
+        queue = SqsQueueOverHttp(local_cloud.endpoint_url)
         yield queue
         queue.delete()

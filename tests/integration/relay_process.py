@@ -5,6 +5,7 @@ import sys
 from control_plane.outbox.relay import Relay, RelayPolicy
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, SqsPublisher
 from control_plane.platform.aws import sqs_client
+from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
 
@@ -22,7 +23,7 @@ if __name__ == "__main__":
         publisher=SqsPublisher(client),
         queue_urls={"market.ticks": queue_url},
         policy=RelayPolicy(
-            claim_size=100, lease_seconds=30, max_attempts=5, cool_down_seconds=30, publish_concurrency=2
+            claim_size=100, lease_seconds=30, max_attempts=5, publish_concurrency=2, breaker=BreakerPolicy(3, 30)
         ),
         telemetry=Telemetry("doomed"),
         name="doomed",

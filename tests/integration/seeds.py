@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from control_plane.domain.contract import Event, MarketTick, Payload, SourceFetchFailed, new_event
 from control_plane.ingestion.source import Observation
 from control_plane.ingestion.store import Draft, store_events
+from control_plane.outbox import store
 from control_plane.platform.queries import Query
 
 FIRST_BAR = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)
@@ -112,6 +113,11 @@ def pass_time(connection: Connection[Any]) -> None:
     )
 
 
+def cool_down(connection: Connection[Any]) -> None:
+    """As if every breaker's cool-down were over."""
+    connection.execute("UPDATE circuit_breakers SET retry_at = now() WHERE state <> 'closed'")
+
+
 def counts(connection: Connection[Any]) -> tuple[int, int, int]:
     """Rows in raw_payloads, events, outbox."""
     ((raw_payloads, events, promises),) = connection.execute(
@@ -136,3 +142,8 @@ def plan(connection: Connection[Any], query: Query, parameters: dict[str, Any]) 
     ((steps,),) = connection.execute(sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(execute)).fetchall()
     connection.execute("DEALLOCATE checked")
     return json.dumps(steps)
+
+
+def lanes(limit: int) -> dict[str, store.Lane]:
+    """Both topics, from the beginning."""
+    return {topic: store.Lane(limit) for topic in ("market.ticks", "system.events")}

@@ -15,6 +15,7 @@ import boto3
 import psycopg
 import pytest
 from moto import mock_aws
+from moto.server import ThreadedMotoServer
 from psycopg import Connection, sql
 
 from acp_cli.net import free_port
@@ -34,7 +35,7 @@ from market_replay import Fault, serve
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 MIGRATIONS = Path(__file__).parents[2] / "db" / "migrations"
-NAMES = ["ingestion", "relay", "signal_lab", "migration"]
+NAMES = ["ingestion", "relay", "signal_lab", "migration", "maintenance"]
 PASSWORD = "test-password"
 NOWHERE = f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/database"
 """For what is refused before the database is asked."""
@@ -116,13 +117,15 @@ type Load = Callable[..., Function]
 
 VARIABLES = """
     DATABASE_URL DATABASE_SECRET_ARN CLOUD_ENDPOINT_URL TOPIC_QUEUE_URLS SYMBOLS MARKET_DATA_URL MAX_DELIVERY_ATTEMPTS
-    RELAY_LINGER_SECONDS RELAY_CLAIM_SIZE RELAY_PUBLISH_CONCURRENCY LEASE_SECONDS BREAKER_COOL_DOWN_SECONDS
+    RELAY_LINGER_SECONDS RELAY_CLAIM_SIZE RELAY_PUBLISH_CONCURRENCY LEASE_SECONDS BREAKER_FAILURE_THRESHOLD
+    BREAKER_COOL_DOWN_SECONDS OUTBOX_RETENTION_DAYS EVENT_RETENTION_DAYS
 """.split()  # noqa: SIM905 - as a list it takes a line each
 NEEDED = {
     "ingestion": {"SYMBOLS": "AAPL"},
     "relay": {"TOPIC_QUEUE_URLS": '{"market.ticks": "http://127.0.0.1:1/queue"}'},
     "signal_lab": {},
     "migration": {},
+    "maintenance": {},
 }
 
 
@@ -141,6 +144,16 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             return function
 
         yield load
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    """SQS over HTTP, as the relay speaks to it."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
 
 
 @pytest.fixture
@@ -243,18 +256,40 @@ def test_ingestion_takes_the_events_own_symbols_and_names_the_one_it_could_not_h
     assert [line["trace_id"] for line in warnings] == [answer["trace_id"]] * 2
 
 
+def test_ingestion_leaves_a_source_alone_that_fails_as_often_as_it_is_told(
+    load: Load, database: Any, app: Connection[Any]
+) -> None:
+    with serve() as market:
+        market.faults.put("*", Fault(status=429))
+        settings = {"MARKET_DATA_URL": market.url, "SYMBOLS": "AAPL,MSFT"}
+        settings |= {"BREAKER_FAILURE_THRESHOLD": "2", "BREAKER_COOL_DOWN_SECONDS": "3600"}
+        ingestion = load("ingestion", DATABASE_URL=database.app_url, **settings)
+        for _ in range(2):
+            assert ingestion()["failed_symbols"] == ["AAPL", "MSFT"]
+        market.faults.clear()
+        assert ingestion()["failed_symbols"] == ["AAPL", "MSFT"]
+        app.execute("UPDATE circuit_breakers SET retry_at = retry_at - interval '1 hour'")
+        again = ingestion()
+    assert again["failed_symbols"] == []
+    assert again["ingested"] > 0
+    said = [line["source"] for line in ingestion.logs if line["message"] == "the source's breaker is open"]
+    assert said == ["yfinance-replay"] * 2  # by the run that opened it, and by the one that found it open
+    assert count(app, "circuit_breakers") == 1
+
+
 def test_relay_delivers_every_promise_and_dead_letters_a_topic_without_a_queue(
-    load: Load, database: Any, app: Connection[Any], owner: Connection[Any], cloud: None
+    load: Load, database: Any, app: Connection[Any], owner: Connection[Any], endpoint_url: str
 ) -> None:
     events = [tick(minute=minute) for minute in range(12)]
     with app.transaction():
         store_events(app, [], [Draft(event, None) for event in events])
     owner.execute("UPDATE outbox SET topic = 'market.rumours' WHERE event_id = %s", [events[0].event_id])
-    sqs = boto3.client("sqs")
+    sqs = boto3.client("sqs", endpoint_url=endpoint_url)
     queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
     relay = load(
         "relay",
         DATABASE_URL=database.app_url,
+        CLOUD_ENDPOINT_URL=endpoint_url,
         TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}),
     )
     answer = relay()
@@ -399,6 +434,58 @@ def test_migration_has_the_migrations_that_the_repository_has() -> None:
     assert read_migrations(FUNCTIONS / "migration" / "migrations") == read_migrations(MIGRATIONS)
 
 
+def test_maintenance_archives_what_was_delivered_long_ago_and_says_so(
+    load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    old, young = tick(minute=0), tick(minute=1)
+    with app.transaction():
+        store_events(app, [], [Draft(old, None), Draft(young, None)])
+    owner.execute(
+        "UPDATE outbox SET created_at = now() - interval '3 days', delivered_at = now() - interval '3 days',"
+        " message_id = 'm', delivery_attempts = 1 WHERE event_id = %s",
+        [old.event_id],
+    )
+    kept_for_a_week = load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="")
+    nothing = {
+        "archived": 0, "deleted_events": 0, "deleted_raw_payloads": 0, "finished": True, "pinned_horizon": None
+    }  # fmt: skip
+    assert kept_for_a_week() == nothing
+    kept_for_two_days = load("maintenance", DATABASE_URL=database.owner_url, OUTBOX_RETENTION_DAYS="2")
+    assert kept_for_two_days({"time": "2026-01-05T12:00:00Z"}) == nothing | {"archived": 1}
+    [line] = [line for line in kept_for_two_days.logs if line["message"] == "maintained"]
+    assert (line["archived"], line["finished"]) == (1, True)
+    assert app.execute("SELECT event_id FROM outbox_archive").fetchall() == [(old.event_id,)]
+    assert app.execute("SELECT event_id FROM outbox").fetchall() == [(young.event_id,)]
+
+
+def test_maintenance_forgets_events_only_where_it_is_asked_to(
+    load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    app.execute(
+        "INSERT INTO raw_payloads (id, source, fetched_at, trace_id, payload_json)"
+        " VALUES (gen_random_uuid(), 'fake', now() - interval '50 days', gen_random_uuid(), '{}')"
+    )
+    assert load("maintenance", DATABASE_URL=database.owner_url)()["deleted_raw_payloads"] == 0
+    forgetful = load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="40")
+    assert forgetful()["deleted_raw_payloads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("EVENT_RETENTION_DAYS", "0", "from 30 to 36500"),
+        ("EVENT_RETENTION_DAYS", "29", "from 30 to 36500"),
+        ("EVENT_RETENTION_DAYS", "never", "a number from 30"),
+        ("OUTBOX_RETENTION_DAYS", "-1", "from 0 to 3650"),
+        ("OUTBOX_RETENTION_DAYS", "1.5", "a whole number"),
+    ],
+)
+def test_a_wrong_setting_of_maintenance_is_named_with_its_remedy(
+    load: Load, variable: str, value: str, remedy: str
+) -> None:
+    load("maintenance", DATABASE_URL=NOWHERE, **{variable: value}).fails(ConfigurationError, variable, remedy)
+
+
 def test_an_error_of_the_next_invocation_is_not_logged_under_the_trace_of_the_last(load: Load, database: Any) -> None:
     with serve() as market:
         ingestion = load("ingestion", DATABASE_URL=database.app_url, MARKET_DATA_URL=market.url)
@@ -464,7 +551,7 @@ def test_a_database_that_does_not_exist_is_named(load: Load, database: Any) -> N
     function.fails(DatabaseUnavailable, '"nowhere" does not exist')
 
 
-@pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab"])
+@pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab", "maintenance"])
 @pytest.mark.parametrize("version", [0, 1])
 def test_a_schema_that_is_behind_is_refused_each_time_until_it_is_migrated(
     load: Load, empty_database: Any, name: str, version: int
@@ -558,13 +645,18 @@ def test_postgres_down_at_the_start_loses_nothing_and_is_found_when_it_is_up(
 
 
 def test_postgres_down_in_the_middle_loses_nothing_and_is_found_when_it_is_back(
-    load: Load, own_server: PostgresServer, cloud: None
+    load: Load, own_server: PostgresServer, endpoint_url: str
 ) -> None:
     url = own_server.url("acp_app")
-    sqs = boto3.client("sqs")
+    sqs = boto3.client("sqs", endpoint_url=endpoint_url)
     queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
     sqs.close()
-    relay = load("relay", DATABASE_URL=url, TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}))
+    relay = load(
+        "relay",
+        DATABASE_URL=url,
+        CLOUD_ENDPOINT_URL=endpoint_url,
+        TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}),
+    )
     assert relay()["claimed"] == 0
     with connect(url, application_name="test") as connection, connection.transaction():
         store_events(connection, [], [Draft(tick(), None)])

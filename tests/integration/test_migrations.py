@@ -99,7 +99,7 @@ def test_an_edited_applied_file_is_refused_by_name(empty: Connection[Any], tmp_p
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda folder: (folder / "0004_too_far.sql").write_text("SELECT 1"), "without a gap"),
+        (lambda folder: (folder / f"{SCHEMA_VERSION + 2:04}_too_far.sql").write_text("SELECT 1"), "without a gap"),
         (lambda folder: (folder / "0001_again.sql").write_text("SELECT 1"), "each used once"),
         (lambda folder: (folder / "notes.txt").write_text("?"), r"notes\.txt is no migration"),
         (lambda folder: (folder / "3_short.sql").write_text("SELECT 1"), r"3_short\.sql is no migration"),

@@ -58,7 +58,7 @@ def relay(connection: Connection[Any], outcome: Outcome | None) -> list[UUID]:
         connection,
         token=token,
         claimed_by="relay-1",
-        size=100,
+        lanes={topic: store.Lane(100) for topic in ("market.ticks", "system.events")},
         max_bytes=10_000_000,
         lease_seconds=30,
         max_attempts=MAX_ATTEMPTS,
@@ -66,14 +66,16 @@ def relay(connection: Connection[Any], outcome: Outcome | None) -> list[UUID]:
     if outcome is not None:
         store.settle(
             connection,
-            token=token,
             claimed_by="relay-1",
-            settlements={
-                message.outbox_id: settle(
-                    outcome, attempt=message.attempt, max_attempts=MAX_ATTEMPTS, cool_down=timedelta(seconds=30)
+            settlements=[
+                (
+                    message,
+                    settle(
+                        outcome, attempt=message.attempt, max_attempts=MAX_ATTEMPTS, cool_down=timedelta(seconds=30)
+                    ),
                 )
                 for message in claim.messages
-            },
+            ],
         )
     return [message.event_id for message in claim.messages]
 

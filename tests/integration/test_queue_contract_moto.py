@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from moto import mock_aws
-from tests.contracts.queue import PublisherContract, Queue, QueueContract, Received, SqsQueue
+from moto.server import ThreadedMotoServer
+from tests.contracts.queue import PublisherContract, Queue, QueueContract, Received, SqsQueue, SqsQueueOverHttp
 from tests.integration.fakes import FakePublisher
 
 from control_plane.outbox.publisher import Publisher
@@ -44,3 +45,20 @@ class TestMoto(QueueContract):
             queue = SqsQueue(None)
             yield queue
             queue.delete()
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class TestMotoOverHttp(TestMoto):
+    @pytest.fixture
+    def queue(self, endpoint_url: str) -> Iterator[SqsQueue]:
+        queue = SqsQueueOverHttp(endpoint_url)
+        yield queue
+        queue.delete()

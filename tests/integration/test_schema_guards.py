@@ -12,6 +12,7 @@ from tests.integration.fakes import Clock, FakePublisher, RecordingTelemetry
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.outbox import relay, store
+from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
 
 IMMUTABLE = ("events", "raw_payloads")
@@ -246,7 +247,13 @@ def test_a_promise_needs_its_event(app: Connection[Any]) -> None:
 
 def claim(app: Connection[Any]) -> store.Claim:
     return store.claim(
-        app, token=uuid4(), claimed_by="r", size=10, max_bytes=relay.CLAIM_BYTES, lease_seconds=30, max_attempts=2
+        app,
+        token=uuid4(),
+        claimed_by="r",
+        lanes=seeds.lanes(10),
+        max_bytes=relay.CLAIM_BYTES,
+        lease_seconds=30,
+        max_attempts=2,
     )
 
 
@@ -280,7 +287,7 @@ def test_a_settled_row_is_in_the_state_of_its_outcome(
         connection=lambda: app,
         publisher=FakePublisher(QUEUE, script=lambda _message: outcome, clock=clock),
         queue_urls={"market.ticks": QUEUE},
-        policy=relay.RelayPolicy(10, 30, 2, 30, 1),
+        policy=relay.RelayPolicy(10, 30, 2, 1, BreakerPolicy(1, 30)),
         telemetry=RecordingTelemetry(),
         name="r",
         monotonic=clock.monotonic,
@@ -314,7 +321,8 @@ def test_claim_and_settle_look_at_open_rows_alone_however_many_are_settled(
         app,
         store.QUERIES["claim"],
         claimed_by
-        | {"claim_size": 20, "claim_bytes": 2**20, "lease_seconds": 30.0, "max_attempts": 5, "paused_topics": ["a.b"]},
+        | {"topics": ["market.ticks"], "since": [store.BEGINNING], "limits": [20]}
+        | {"claim_bytes": 2**20, "lease_seconds": 30.0, "max_attempts": 5},
     )
     claimed = [row["id"] for row in seeds.outbox(app).values() if row["state"] == "in_flight"]
     settle_plan = seeds.plan(
@@ -323,6 +331,7 @@ def test_claim_and_settle_look_at_open_rows_alone_however_many_are_settled(
         claimed_by
         | {
             "ids": claimed,
+            "claim_tokens": [claimed_by["claim_token"]] * 20,
             "dispositions": ["published"] * 20,
             "message_ids": ["m"] * 20,
             "errors": [None] * 20,

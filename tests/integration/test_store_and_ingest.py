@@ -28,7 +28,10 @@ from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source
 from control_plane.ingestion.store import Draft, RawPayload, store_events
 from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
+
+POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=1000)
 
 
 class SourceBug(Exception):
@@ -40,7 +43,7 @@ def raw_payload() -> RawPayload:
 
 
 def run(connection: Connection[Any], source: Source, *symbols: str) -> IngestionResult:
-    result = ingest(connection, source, symbols or ("AAPL",), RecordingTelemetry())
+    result = ingest(connection, source, symbols or ("AAPL",), RecordingTelemetry(), POLICY)
     assert result.fetched == result.ingested + result.duplicates + result.rejected
     return result
 
@@ -185,7 +188,7 @@ def test_the_number_of_statements_does_not_grow_with_the_number_of_bars(app: Con
         assert run(app, FakeSource({symbol: seeds.bars(bars)}), symbol).ingested == min(bars, 60)
         return CountingCursor.executed
 
-    assert statements("AAPL", 1) == statements("IBM", 60) == 5  # newest, clock, raw payloads, events, promises
+    assert statements("AAPL", 1) == statements("IBM", 60) == 6  # breaker, newest, clock, raw payloads, events, promises
 
 
 # ingest: one symbol's trouble is its own
@@ -360,15 +363,15 @@ def test_neither_another_sources_bars_nor_other_events_move_the_next_look(app: C
 def test_metrics_count_what_was_committed(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1, price=None)]})
-    ingest(app, source, ["AAPL", "NOPE"], telemetry)
-    assert telemetry.totals == {"EventsIngested": 3, "DuplicateEvents": 1, "SourceFailures": 1}
+    ingest(app, source, ["AAPL", "NOPE"], telemetry, POLICY)
+    assert telemetry.totals == {"EventsIngested": 3, "DuplicateEvents": 1, "SourceFailures": 1, "BreakerOpen": 0}
 
 
 def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute("REVOKE INSERT ON outbox FROM acp_app")
     telemetry = RecordingTelemetry()
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        ingest(app, FakeSource({"AAPL": seeds.bars(1)}), ["AAPL"], telemetry)
+        ingest(app, FakeSource({"AAPL": seeds.bars(1)}), ["AAPL"], telemetry, POLICY)
     assert not telemetry.totals
     assert seeds.counts(app) == (0, 0, 0)
 
@@ -438,7 +441,7 @@ def test_a_symbol_that_hangs_costs_the_others_nothing(app: Connection[Any], hang
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
-        result = ingest(app, hanging, ["AAPL", "HANG", "MSFT"], telemetry, remaining_seconds=remaining_seconds)
+        result = ingest(app, hanging, ["AAPL", "HANG", "MSFT"], telemetry, POLICY, remaining_seconds=remaining_seconds)
     assert (result.symbols, result.failed_symbols) == (["AAPL", "HANG", "MSFT"], ["HANG"])
     assert (result.fetched, result.ingested) == (6, 6)
     assert reasons(app) == {"HANG": ("unreachable", "no answer before the run's time was up")}
@@ -458,6 +461,7 @@ def test_symbols_whose_turn_never_came_are_named_in_the_order_given(
         hanging,
         symbols,
         RecordingTelemetry(),
+        POLICY,
         remaining_seconds=lambda: service.STORING_SECONDS + (0 if hanging.hangs.is_set() else 100),
     )
     assert result.failed_symbols == symbols

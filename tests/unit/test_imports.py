@@ -28,6 +28,6 @@ def test_the_relay_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
-@pytest.mark.parametrize("function", ["signal_lab", "migration"])
+@pytest.mark.parametrize("function", ["signal_lab", "migration", "maintenance"])
 def test_only_ingestion_loads_the_market_data_layer(function: str) -> None:
     assert {"pandas", "numpy", "yfinance", "curl_cffi"} & loaded_by(function) == set()

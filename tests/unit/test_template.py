@@ -24,6 +24,7 @@ from control_plane.platform.settings import (
     DatabaseFunctionSettings,
     EnvironReader,
     IngestionSettings,
+    MaintenanceSettings,
     RelaySettings,
     parse_linger_seconds,
     parse_symbols,
@@ -41,12 +42,14 @@ SETTINGS: dict[str, Any] = {
     "RelayFunction": RelaySettings,
     "SignalLabFunction": DatabaseFunctionSettings,
     "MigrationFunction": DatabaseFunctionSettings,
+    "MaintenanceFunction": MaintenanceSettings,
 }
 FOLDERS = {
     "IngestionFunction": "ingestion",
     "RelayFunction": "relay",
     "SignalLabFunction": "signal_lab",
     "MigrationFunction": "migration",
+    "MaintenanceFunction": "maintenance",
 }
 FIXED_QUEUES = {"MarketTicksQueue", "MarketTicksDeadLetterQueue", "SystemEventsQueue", "SystemEventsDeadLetterQueue"}
 FIXED_PARAMETERS = {
@@ -233,6 +236,12 @@ def test_every_declared_variable_is_one_that_is_read_and_none_is_a_url_or_the_sd
     assert not [name for name in names if name.startswith("AWS_")]
 
 
+def test_events_are_kept_for_ever_and_delivered_rows_a_week_in_the_outbox_unless_the_template_is_changed() -> None:
+    environ = {name: resolved(value) for name, value in declared("MaintenanceFunction").items()}
+    settings = MaintenanceSettings.from_environ(environ)
+    assert (settings.outbox_retention_days, settings.event_retention_days) == (7, None)
+
+
 def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
     environ = {name: resolved(value) for name, value in declared("RelayFunction").items()}
     settings = RelaySettings.from_environ(environ)
@@ -250,10 +259,11 @@ def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
             RelaySettings.from_environ(environ | {variable: str(PARAMETERS[parameter][bound])})
 
 
-def test_the_migration_alone_has_the_owners_secret() -> None:
+def test_migration_and_maintenance_alone_have_the_owners_secret() -> None:
     secrets = {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
     assert {function for function, secret in secrets.items() if secret == "DatabaseOwnerSecretArn"} == {
-        "MigrationFunction"
+        "MigrationFunction",
+        "MaintenanceFunction",
     }
 
 
@@ -288,12 +298,13 @@ def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(fu
     assert resource_of(destination["Destination"], "Arn") in QUEUES
 
 
-def test_ingestion_and_relay_are_scheduled_by_their_parameters() -> None:
+def test_ingestion_and_relay_are_scheduled_by_their_parameters_and_maintenance_by_the_hour() -> None:
     assert {name: [item["Schedule"] for item in schedules(name)] for name in FUNCTIONS if schedules(name)} == {
         "IngestionFunction": [{"Ref": "IngestionSchedule"}],
         "RelayFunction": [{"Ref": "RelaySchedule"}],
+        "MaintenanceFunction": ["rate(1 hour)"],
     }
-    for function in ("IngestionFunction", "RelayFunction"):
+    for function in FUNCTIONS:
         for schedule in schedules(function):
             # LocalStack takes an Input of {} for no event at all, and then never invokes.
             assert "Input" not in schedule
@@ -394,10 +405,10 @@ def test_every_function_has_a_sample_event() -> None:
     assert {path.stem for path in (ROOT / "events").glob("*.json")} >= set(FOLDERS.values())
 
 
-def test_the_samples_of_ingestion_relay_and_migration_fit_their_handlers() -> None:
+def test_the_samples_of_ingestion_relay_migration_and_maintenance_fit_their_handlers() -> None:
     assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
     assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
-    assert sample("migration") == {}
+    assert sample("migration") == sample("maintenance") == {}
 
 
 def md5_of_attributes(attributes: Mapping[str, str]) -> str:

@@ -87,7 +87,21 @@ class FakeCloud(Cloud):
 def test_help_names_every_command_in_its_group_and_the_exit_codes(workspace: Workspace) -> None:
     result = run(workspace, "--help")
     assert result.exit_code == 0
-    for word in ("up", "down", "status", "env", "demo", "ingest", "relay", "watch", "trace", "logs", "db"):
+    for word in (
+        "up",
+        "down",
+        "status",
+        "env",
+        "demo",
+        "ingest",
+        "relay",
+        "watch",
+        "trace",
+        "logs",
+        "hold",
+        "resume",
+        "db",
+    ):
         assert f" {word} " in result.output
     for group in ("The local cloud", "Signals", "The database", "Exit codes"):
         assert group in result.output
@@ -104,6 +118,8 @@ def test_help_names_every_command_in_its_group_and_the_exit_codes(workspace: Wor
         ["watch"],
         ["trace", EVENT_ID],
         ["logs", "relay"],
+        ["hold", "market.ticks"],
+        ["resume", "market.ticks"],
         ["db", "migrate"],
         ["db", "shell"],
     ],
@@ -127,6 +143,7 @@ def test_a_command_that_needs_the_local_cloud_says_how_to_start_it(workspace: Wo
         (["up", "--market", "stocks"], "--market"),
         (["nonsense"], "nonsense"),
         (["ingest"], "symbols"),
+        (["hold", "market.ticks", "--by", " "], "--by is empty"),
     ],
 )
 def test_a_command_that_makes_no_sense_names_the_culprit(

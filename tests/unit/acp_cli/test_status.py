@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from rich.console import Console
 
 from acp_cli.status import QueueDepth, Report, duration
+from control_plane.ops.horizon import HorizonHolder
 from control_plane.ops.status import ConsumerCount, EventCount, PipelineStatus, PromiseCount
+from control_plane.platform.breakers import Breaker
 
 NOW = datetime(2024, 1, 10, 14, 32, tzinfo=UTC)
 
 
-def report(*promises: PromiseCount, queues: tuple[QueueDepth, ...] = ()) -> Report:
+def report(*promises: PromiseCount, queues: tuple[QueueDepth, ...] = (), breakers: tuple[Breaker, ...] = ()) -> Report:
     return Report(
         services={"PostgreSQL": "127.0.0.1:5432"},
         pipeline=PipelineStatus(
@@ -22,6 +25,7 @@ def report(*promises: PromiseCount, queues: tuple[QueueDepth, ...] = ()) -> Repo
                 EventCount("yfinance", "SOURCE_FETCH_FAILED", 2, NOW),
             ],
             consumers=[ConsumerCount("signal_lab", 5, NOW)],
+            breakers=breakers,
         ),
         queues=queues,
     )
@@ -65,6 +69,58 @@ def test_each_thing_a_person_should_look_at_makes_it_degraded(
     content = report(*([promise] if promise else []), queues=(queue,) if queue else ()).to_dict()
     assert content["status"] == "degraded"
     assert content["problems"] == [problem]
+
+
+@pytest.mark.parametrize(
+    ("breaker", "problem"),
+    [
+        (
+            Breaker("q", "open", 3, NOW, 24.6, None, "timed out"),
+            "has been open since 2024-01-10 14:32:00Z, next probe in 25 s, last error: timed out",
+        ),
+        (
+            Breaker("q", "open", 3, NOW, -70, None, "timed out"),
+            "has been open since 2024-01-10 14:32:00Z, the next run probes it, last error: timed out",
+        ),
+        (
+            Breaker("q", "half_open", 3, NOW, 180, None, "timed out"),
+            "has been half-open since 2024-01-10 14:32:00Z, being probed, again in 3 min, last error: timed out",
+        ),
+        (
+            Breaker("q", "half_open", 0, NOW, 0),
+            "has been half-open since 2024-01-10 14:32:00Z, the next run probes it",
+        ),
+        (Breaker("q", "open", 0, NOW, held_by="Ada"), "has been held open by Ada since 2024-01-10 14:32:00Z"),
+        (
+            Breaker("q", "open", 9, NOW.astimezone(timezone(timedelta(hours=-5))), held_by="Ada", last_error="denied"),
+            "has been held open by Ada since 2024-01-10 14:32:00Z, last error: denied",
+        ),
+    ],
+)
+def test_a_breaker_that_is_not_closed_makes_it_degraded_and_says_what_comes_next(
+    breaker: Breaker, problem: str
+) -> None:
+    degraded = report(breakers=(Breaker("p", "closed", 2, last_error="timed out"), breaker))
+    assert degraded.problems == [f"the breaker of q {problem}"]
+    content = json.loads(json.dumps(degraded.to_dict(), default=str))
+    assert content["status"] == "degraded"
+    assert [(each["name"], each["state"]) for each in content["breakers"]] == [("p", "closed"), ("q", breaker.state)]
+
+
+def test_a_breaker_that_is_closed_is_no_problem() -> None:
+    assert report(breakers=(Breaker("q", "closed", 2, last_error="timed out"),)).problems == []
+
+
+def test_who_pins_the_transaction_horizon_is_named() -> None:
+    fine = report()
+    holder = HorizonHolder("session", "1234", "alice", "psql", 1500.0, 70)
+    pinned = replace(fine, pipeline=replace(fine.pipeline, pinned_horizon=holder))
+    assert pinned.problems == [
+        "the transaction horizon has been pinned for 25 min by session 1234 (alice, psql): dead rows pile up"
+    ]
+    content = pinned.to_dict()
+    assert content["status"] == "degraded"
+    json.dumps(content, default=str)
 
 
 def test_messages_on_their_way_and_old_deliveries_are_no_problem() -> None:

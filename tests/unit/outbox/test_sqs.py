@@ -26,7 +26,7 @@ class Client:
 
 def outcomes(error: Exception, *bodies: str) -> list[object]:
     client: Any = Client(error, refused="odd")
-    messages = [Message(1, uuid4(), UUID(int=1), "market.ticks", 1, body, {}) for body in bodies]
+    messages = [Message(1, uuid4(), uuid4(), UUID(int=1), "market.ticks", 1, body, {}) for body in bodies]
     return list(SqsPublisher(client, monotonic=lambda: 0).publish("url", messages, start_before=1))
 
 

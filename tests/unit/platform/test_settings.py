@@ -52,6 +52,7 @@ def test_what_is_set_is_read() -> None:
             "RELAY_CLAIM_SIZE": "50",
             "RELAY_PUBLISH_CONCURRENCY": "2",
             "LEASE_SECONDS": "20",
+            "BREAKER_FAILURE_THRESHOLD": "2",
             "BREAKER_COOL_DOWN_SECONDS": "0.5",
         }
     )
@@ -61,7 +62,16 @@ def test_what_is_set_is_read() -> None:
     assert settings.claim_size == 50
     assert settings.publish_concurrency == 2
     assert settings.lease_seconds == 20
+    assert settings.breaker_failure_threshold == 2
     assert settings.breaker_cool_down_seconds == 0.5
+
+
+def test_ingestion_and_relay_agree_on_what_a_breaker_does_unless_told_otherwise() -> None:
+    for settings in (RelaySettings.from_environ(RELAY), IngestionSettings.from_environ(INGESTION)):
+        assert (settings.breaker_failure_threshold, settings.breaker_cool_down_seconds) == (3, 30)
+    own = {"BREAKER_FAILURE_THRESHOLD": "1", "BREAKER_COOL_DOWN_SECONDS": "60"}
+    settings = IngestionSettings.from_environ(INGESTION | own)
+    assert (settings.breaker_failure_threshold, settings.breaker_cool_down_seconds) == (1, 60)
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "\t\n"])
@@ -95,6 +105,7 @@ def test_every_bad_name_is_in_one_error_with_its_value() -> None:
         "RELAY_CLAIM_SIZE": "1.5",
         "RELAY_PUBLISH_CONCURRENCY": "many",
         "LEASE_SECONDS": "nan",
+        "BREAKER_FAILURE_THRESHOLD": "0",
         "BREAKER_COOL_DOWN_SECONDS": "inf",
     }
     found = problems(RelaySettings.from_environ, RELAY | bad)

@@ -28,11 +28,16 @@ from control_plane.domain.ids import storable
 from control_plane.domain.text import readable
 from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source
 from control_plane.ingestion.store import Draft, RawPayload, database_time, newest_occurrences, store_events
+from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers
 from control_plane.platform.telemetry import Telemetry
 
 OVERLAP: Final = timedelta(minutes=15)
 """Fetched again before the newest stored bar, so that a correction is seen."""
 MAX_PARALLEL_FETCHES: Final = 8
+OUTAGE_KINDS: Final = frozenset({"rate_limited", "unreachable", "malformed"})
+"""Of SourceError: what may be the source's trouble. Where every symbol meets one, it is."""
+BREAKER_OPEN: Final = "breaker_open"
+"""The ``kind`` of the one event that says the source's breaker has opened; its symbol is ``*``."""
 STORING_SECONDS: Final = 15.0
 """What a run keeps of its time to store what it has; the answers that are not there by then are given up."""
 _EVENTS_PER_TRANSACTION: Final = 5_000
@@ -68,13 +73,72 @@ class _Answer:
 class _Run:
     """The state of one run: its trace, its source, and the counts so far."""
 
-    def __init__(self, source: Source, symbols: Sequence[str], telemetry: Telemetry) -> None:
+    def __init__(
+        self, source: Source, symbols: Sequence[str], telemetry: Telemetry, remaining_seconds: Callable[[], float]
+    ) -> None:
+        self._remaining_seconds = remaining_seconds
         self.trace_id = uuid4()
         self.source = source
         self.telemetry = telemetry
         self.result = IngestionResult(str(self.trace_id), list(symbols))
+        self.answered = False
+        """Whether the source had an answer for any symbol, if only that it does not know it."""
+        self.outage: SourceError | None = None
 
-    def fetch(self, symbol: str, since: datetime | None) -> _Answer:
+    def ingest(self, connection: Connection[Any], symbols: Sequence[str], *, probing: bool = False) -> None:
+        """Fetches symbols side by side and stores what came; of a probe that failed nothing but the counts."""
+        if not symbols:
+            return
+        newest = newest_occurrences(
+            connection, source=self.source.name, event_type=MarketTick.event_type, entity_ids=symbols
+        )
+
+        def fetch(symbol: str) -> _Answer:
+            since = newest.get(symbol)
+            return self._fetch(symbol, None if since is None else since - OVERLAP)
+
+        # Where the time never suffices for all, it must not always be the same symbols that go without. The trace_id is
+        # random, so no schedule falls into step with it.
+        first = self.trace_id.int % len(symbols)
+        pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
+        try:
+            fetches = {pool.submit(fetch, symbol): symbol for symbol in (*symbols[first:], *symbols[:first])}
+            for batch in _batches(_answers(fetches, self._remaining_seconds)):
+                self._store(connection, batch, probing=probing)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # whoever still hangs is not waited for
+
+    def skip(self, symbols: Sequence[str]) -> None:
+        """Leaves symbols for a later run, which makes up for it by its overlap."""
+        self.result.failed_symbols += symbols
+
+    def fail(self, connection: Connection[Any], breakers: Breakers) -> Breaker:
+        """Counts the run as a failure of its source; where the breaker is open then, stores that it opened, once."""
+        events = []
+        with connection.transaction():
+            breaker = breakers.failed(self.source.name, str(self.outage))
+            if breaker.opened_at is not None and breaker.held_by is None:
+                # Every run and probe that fails makes the same event of this opening: it is stored once.
+                events.append(
+                    new_event(
+                        SourceFetchFailed(
+                            symbol="*",
+                            kind=BREAKER_OPEN,
+                            reason="the source has no answer for any symbol: none is fetched until a probe has one",
+                        ),
+                        source=self.source.name,
+                        entity_id=None,
+                        entity_type=None,
+                        occurred_at=breaker.opened_at,
+                        ingested_at=database_time(connection),
+                        trace_id=self.trace_id,
+                    )
+                )
+            new = store_events(connection, [], [Draft(event, None) for event in events])
+        self._count([], events, new)
+        return breaker
+
+    def _fetch(self, symbol: str, since: datetime | None) -> _Answer:
         fetched_at = datetime.now(UTC)
         try:
             return _Answer(symbol, fetched_at, self.source.fetch(symbol, since))
@@ -85,13 +149,20 @@ class _Run:
             self.telemetry.logger.exception("the source's client failed", source=self.source.name, symbol=symbol)
             return _Answer(symbol, fetched_at, SourceError(symbol, "malformed", f"{type(error).__name__}: {error}"))
 
-    def store(self, connection: Connection[Any], answers: Sequence[_Answer]) -> None:
+    def _store(self, connection: Connection[Any], answers: Sequence[_Answer], *, probing: bool) -> None:
         """Judges and stores a batch in one transaction; counts and reports it once that is committed."""
         ingested_at = database_time(connection)
         raw_payloads: list[RawPayload] = []
         drafts: list[Draft] = []
         judged = [self._judged(answer, ingested_at=ingested_at) for answer in answers]
-        for answer, events in judged:
+        for answer, _ in judged:
+            if isinstance(answer.outcome, SourceError) and answer.outcome.kind in OUTAGE_KINDS:
+                self.outage = answer.outcome
+            else:
+                self.answered = True
+        # That the breaker opened is stored already; a probe's failure each cool-down would say it again and again.
+        kept = judged if self.answered or not probing else []
+        for answer, events in kept:
             raw = None if answer.outcome.raw is None else self._raw_payload(answer, answer.outcome.raw)
             if raw is not None:
                 raw_payloads.append(raw)
@@ -184,34 +255,48 @@ def ingest(
     source: Source,
     symbols: Sequence[str],
     telemetry: Telemetry,
+    policy: BreakerPolicy,
     *,
     remaining_seconds: Callable[[], float] = lambda: math.inf,
 ) -> IngestionResult:
     """Fetches all symbols side by side from the overlap on, and stores what came, a symbol whole or not at all.
 
     A symbol that fails becomes an event, and so does a bar that breaks the contract and a gap that cannot be filled.
+    A run in which every symbol fails by OUTAGE_KINDS is one failure of the source's breaker. While that is open
+    nothing is fetched; once a probe is due, one symbol is, and the others after it where the source has an answer.
     So does a symbol that has no answer when ``remaining_seconds``, the time before the run is cut off, come down to
     STORING_SECONDS: a source that hangs costs the others nothing. Each run starts with another symbol.
     Raises psycopg.Error where the database refuses; what was not committed comes again with the next run's overlap.
     """
-    run = _Run(source, symbols, telemetry)
+    run = _Run(source, symbols, telemetry, remaining_seconds)
     telemetry.logger.append_keys(trace_id=str(run.trace_id))
-    newest = newest_occurrences(connection, source=source.name, event_type=MarketTick.event_type, entity_ids=symbols)
+    breakers = Breakers(lambda: connection, policy)
+    before = breakers.read([source.name])[source.name]
+    if before.is_closed:
+        run.ingest(connection, symbols)
+    elif before.probe_is_due and breakers.try_probe(source.name):
+        # Another symbol at each probe: one that fails by its own fault must not keep the breaker open for good.
+        probe = symbols[before.consecutive_failures % len(symbols)]
+        others = [symbol for symbol in symbols if symbol != probe]
+        run.ingest(connection, [probe], probing=True)
+        if run.answered:
+            run.ingest(connection, others)
+        else:
+            run.skip(others)
+    else:
+        run.skip(symbols)
 
-    def fetch(symbol: str) -> _Answer:
-        since = newest.get(symbol)
-        return run.fetch(symbol, None if since is None else since - OVERLAP)
-
-    # Where the time never suffices for all, it must not always be the same symbols that go without. The trace_id is
-    # random, so no schedule falls into step with it.
-    first = run.trace_id.int % len(symbols)
-    pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
-    try:
-        fetches = {pool.submit(fetch, symbol): symbol for symbol in (*symbols[first:], *symbols[:first])}
-        for batch in _batches(_answers(fetches, remaining_seconds)):
-            run.store(connection, batch)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # whoever still hangs is not waited for
+    after = before
+    if run.answered:
+        breakers.succeeded(source.name)
+        after = Breaker(source.name)
+    elif run.outage is not None:
+        after = run.fail(connection, breakers)
+    telemetry.count("BreakerOpen", 0 if after.is_closed else 1)
+    if not after.is_closed:
+        telemetry.logger.warning(
+            "the source's breaker is open", source=source.name, state=after.state, error=after.last_error
+        )
     run.result.failed_symbols.sort(key=symbols.index)
     telemetry.logger.info("ingested", source=source.name, **run.result.to_dict())
     return run.result

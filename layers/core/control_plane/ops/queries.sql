@@ -97,3 +97,129 @@ FROM (
     LIMIT %(limit)s
 ) AS newest
 ORDER BY id
+
+-- name: archive_delivered
+-- Moves what was delivered long ago among the next rows by id to the archive. Rows are looked at in the order of the
+-- primary key, which is about that of their creation: no index has to be kept for this at every settlement.
+-- Returns the last id looked at, how many rows moved, and whether any of those looked at was old enough to matter.
+WITH looked_at AS MATERIALIZED (
+    SELECT id, created_at
+    FROM outbox
+    WHERE id > %(after_id)s
+    ORDER BY id
+    LIMIT %(batch_size)s
+),
+old AS MATERIALIZED (
+    -- Rows that another run is moving right now are skipped, not waited for.
+    SELECT id
+    FROM outbox
+    WHERE id IN (SELECT id FROM looked_at)
+        AND delivered_at < now() - make_interval(days => %(retention_days)s)
+    FOR UPDATE SKIP LOCKED
+),
+gone AS (
+    DELETE FROM outbox
+    USING old
+    WHERE outbox.id = old.id
+    RETURNING outbox.*
+),
+archived AS (
+    INSERT INTO outbox_archive SELECT * FROM gone RETURNING id
+)
+SELECT
+    max(looked_at.id),
+    (SELECT count(*) FROM archived),
+    coalesce(bool_or(looked_at.created_at < now() - make_interval(days => %(retention_days)s)), false)
+FROM looked_at
+
+-- name: expired_events
+-- The oldest events beyond their retention, locked until the end of the transaction; one that is still promised to
+-- somebody is left, and so is one that another run or a replay is busy with.
+SELECT event_id
+FROM events AS event
+WHERE ingested_at < now() - make_interval(days => %(retention_days)s)
+    AND NOT EXISTS (
+        SELECT FROM outbox
+        WHERE outbox.event_id = event.event_id AND delivered_at IS NULL AND dead_lettered_at IS NULL
+    )
+ORDER BY ingested_at
+LIMIT %(batch_size)s
+FOR UPDATE OF event SKIP LOCKED
+
+-- name: delete_settled_promises
+-- The outbox rows of these events that are settled, with their failed attempts. An open one stays, and with it, by its
+-- foreign key, the event.
+WITH gone AS (
+    DELETE FROM outbox
+    WHERE event_id = ANY (%(event_ids)s::uuid[]) AND (delivered_at IS NOT NULL OR dead_lettered_at IS NOT NULL)
+    RETURNING id
+)
+DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
+
+-- name: delete_archived_promises
+-- The archived rows of these events, with their failed attempts. After the outbox's, so that a row on its way from
+-- there to here is met at one of the two.
+WITH gone AS (
+    DELETE FROM outbox_archive
+    WHERE event_id = ANY (%(event_ids)s::uuid[])
+    RETURNING id
+)
+DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
+
+-- name: delete_processing
+-- Who has processed these events: worth knowing for as long as they are there.
+DELETE FROM processed_events WHERE event_id = ANY (%(event_ids)s::uuid[])
+
+-- name: delete_events
+-- These events, inside the retention step.
+DELETE FROM events WHERE event_id = ANY (%(event_ids)s::uuid[])
+
+-- name: delete_expired_raw_payloads
+-- The oldest raw payloads beyond their retention that no event was made from, or none that is left; inside the
+-- retention step.
+DELETE FROM raw_payloads
+WHERE id = ANY (ARRAY(
+    SELECT raw.id
+    FROM raw_payloads AS raw
+    WHERE raw.fetched_at < now() - make_interval(days => %(retention_days)s)
+        AND NOT EXISTS (SELECT FROM events WHERE events.raw_payload_id = raw.id)
+    ORDER BY raw.fetched_at
+    LIMIT %(batch_size)s
+    FOR UPDATE OF raw SKIP LOCKED
+))
+
+-- name: horizon_holder
+-- Who has kept vacuum from removing dead rows of this database for too long: the oldest, if any. Of a stranger's session
+-- a role without pg_read_all_stats sees no start, and a slot has none: both count by transactions instead of seconds.
+SELECT kind, name, username, application, age_seconds, transactions
+FROM (
+    SELECT
+        'session' AS kind,
+        pid::text AS name,
+        usename::text AS username,
+        application_name AS application,
+        extract(epoch FROM clock_timestamp() - xact_start)::double precision AS age_seconds,
+        greatest(age(backend_xmin), age(backend_xid)) AS transactions
+    FROM pg_stat_activity
+    WHERE (datname = current_database() OR datname IS NULL)
+        AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
+        AND pid <> pg_backend_pid()
+        AND backend_type IS DISTINCT FROM 'autovacuum worker' -- which holds nothing back
+    UNION ALL
+    SELECT
+        'prepared transaction',
+        gid,
+        owner::text,
+        NULL,
+        extract(epoch FROM clock_timestamp() - prepared)::double precision,
+        age(transaction)
+    FROM pg_prepared_xacts
+    WHERE database = current_database()
+    UNION ALL
+    SELECT 'replication slot', slot_name::text, NULL, NULL, NULL, age(xmin)
+    FROM pg_replication_slots
+    WHERE xmin IS NOT NULL
+) AS holder
+WHERE coalesce(age_seconds >= %(seconds)s, transactions >= %(transactions)s)
+ORDER BY transactions DESC, age_seconds DESC NULLS LAST
+LIMIT 1

@@ -7,7 +7,9 @@ from typing import Any
 
 from psycopg import Connection
 
+from control_plane.ops.horizon import PINNED_AFTER_SECONDS, HorizonHolder, pinned_horizon
 from control_plane.ops.life import QUERIES
+from control_plane.platform.breakers import Breaker, read_breakers
 
 OPEN_STATES = frozenset({"pending", "in_flight", "retrying"})
 
@@ -49,6 +51,9 @@ class PipelineStatus:
     promises: Sequence[PromiseCount]
     events: Sequence[EventCount]
     consumers: Sequence[ConsumerCount]
+    pinned_horizon: HorizonHolder | None = None
+    breakers: Sequence[Breaker] = ()
+    """Those that ever failed or were held; most are closed again."""
 
     @property
     def pending(self) -> int:
@@ -72,7 +77,7 @@ class PipelineStatus:
         }
 
 
-def read_status(connection: Connection[Any]) -> PipelineStatus:
+def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PINNED_AFTER_SECONDS) -> PipelineStatus:
     """One consistent look."""
 
     def read[R](row: type[R], name: str) -> list[R]:
@@ -85,4 +90,6 @@ def read_status(connection: Connection[Any]) -> PipelineStatus:
             promises=read(PromiseCount, "promises_by_state"),
             events=read(EventCount, "events_by_type"),
             consumers=read(ConsumerCount, "processed_by_consumer"),
+            pinned_horizon=pinned_horizon(connection, seconds=pinned_after_seconds),
+            breakers=read_breakers(connection),
         )

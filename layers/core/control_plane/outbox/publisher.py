@@ -19,6 +19,7 @@ class Message:
     """One message as it goes out: the body as the database stored it."""
 
     outbox_id: int
+    claim_token: UUID
     event_id: UUID
     trace_id: UUID
     topic: str

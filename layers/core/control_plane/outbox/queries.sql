@@ -1,18 +1,47 @@
+-- name: open_topics
+-- The database's time, and the topics that have open rows: one probe of outbox_claimable for each.
+WITH RECURSIVE open_topic AS (
+    (
+        SELECT topic
+        FROM outbox
+        WHERE delivered_at IS NULL AND dead_lettered_at IS NULL
+        ORDER BY topic
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT topic
+        FROM outbox
+        WHERE delivered_at IS NULL AND dead_lettered_at IS NULL AND topic > open_topic.topic
+        ORDER BY topic
+        LIMIT 1
+    )
+    FROM open_topic
+    WHERE open_topic.topic IS NOT NULL
+)
+SELECT clock_timestamp(), ARRAY(SELECT topic FROM open_topic WHERE topic IS NOT NULL)
+
 -- name: claim
 -- Takes due rows under a fresh token and a lease, in one short transaction of its own. A row that is still claimed has
 -- lost its relay: that attempt is recorded as failed, and the row ends dead-lettered where it was the last one.
 -- Returns the claimed rows (state in_flight, with the message) and those given up on (state dead_lettered).
 WITH due AS MATERIALIZED (
     -- Rows that another relay is claiming right now are skipped, not waited for.
-    SELECT id, event_id, topic, payload_json::text AS body, delivery_attempts, claim_token, claimed_by, next_attempt_at
-    FROM outbox
-    WHERE delivered_at IS NULL
-        AND dead_lettered_at IS NULL
-        AND next_attempt_at <= now()
-        AND topic <> ALL (%(paused_topics)s::text[])
-    ORDER BY next_attempt_at, id
-    LIMIT %(claim_size)s
-    FOR UPDATE SKIP LOCKED
+    -- Each topic is read from where its last claim ended: what lies before is done, and would only be waded through.
+    SELECT claimable.*
+    FROM unnest(%(topics)s::text[], %(since)s::timestamptz[], %(limits)s::integer[]) AS lane (topic, since, row_limit)
+    CROSS JOIN LATERAL (
+        SELECT
+            id, event_id, topic, payload_json::text AS body, delivery_attempts, claim_token, claimed_by, next_attempt_at
+        FROM outbox
+        WHERE topic = lane.topic
+            AND delivered_at IS NULL
+            AND dead_lettered_at IS NULL
+            AND next_attempt_at BETWEEN lane.since AND now()
+        ORDER BY next_attempt_at, id
+        LIMIT lane.row_limit
+        FOR UPDATE SKIP LOCKED
+    ) AS claimable
 ),
 spent AS (
     UPDATE outbox
@@ -31,15 +60,18 @@ spent AS (
         )
     FROM due
     WHERE outbox.id = due.id AND due.delivery_attempts >= %(max_attempts)s
-    RETURNING outbox.event_id, outbox.id, outbox.topic, due.body, outbox.delivery_attempts, outbox.last_error
+    RETURNING
+        outbox.event_id, outbox.id, outbox.topic, due.body, outbox.delivery_attempts, outbox.last_error,
+        due.next_attempt_at
 ),
 bounded AS (
     -- As many as fit the byte limit, and always the first.
-    SELECT id, body
+    SELECT id, body, next_attempt_at
     FROM (
         SELECT
             id,
             body,
+            next_attempt_at,
             sum(octet_length(body)) OVER (ORDER BY next_attempt_at, id) AS bytes_so_far,
             row_number() OVER (ORDER BY next_attempt_at, id) AS place
         FROM due
@@ -63,11 +95,13 @@ claimed AS (
         next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
     FROM bounded
     WHERE outbox.id = bounded.id
-    RETURNING outbox.event_id, outbox.id, outbox.topic, bounded.body, outbox.delivery_attempts, NULL::text AS last_error
+    RETURNING
+        outbox.event_id, outbox.id, outbox.topic, bounded.body, outbox.delivery_attempts, NULL::text AS last_error,
+        bounded.next_attempt_at
 )
 SELECT
     taken.state, taken.id, event_id, taken.topic, taken.body, taken.delivery_attempts, taken.last_error,
-    events.event_type, events.schema_version, events.trace_id
+    taken.next_attempt_at, events.event_type, events.schema_version, events.trace_id
 FROM (
     SELECT 'in_flight' AS state, * FROM claimed
     UNION ALL
@@ -77,14 +111,14 @@ JOIN events USING (event_id)
 ORDER BY taken.id
 
 -- name: settle
--- Records the outcomes of one claim. A row whose token no longer matches belongs to another claim: it is left alone and
--- not returned. Returns id, disposition and the row's age in seconds.
+-- Records outcomes, of one claim or of several. A row whose token no longer matches belongs to another claim: it is left
+-- alone and not returned. Returns id, disposition and the row's age in seconds.
 WITH outcome AS (
     SELECT *
     FROM unnest(
-        %(ids)s::bigint[], %(dispositions)s::text[], %(message_ids)s::text[], %(errors)s::text[],
-        %(delays_seconds)s::double precision[]
-    ) AS outcome (id, disposition, message_id, error, delay_seconds)
+        %(ids)s::bigint[], %(claim_tokens)s::uuid[], %(dispositions)s::text[], %(message_ids)s::text[],
+        %(errors)s::text[], %(delays_seconds)s::double precision[]
+    ) AS outcome (id, claim_token, disposition, message_id, error, delay_seconds)
 ),
 settled AS (
     UPDATE outbox
@@ -101,7 +135,7 @@ settled AS (
         delivery_attempts = outbox.delivery_attempts - (outcome.disposition = 'released')::integer,
         next_attempt_at = now() + make_interval(secs => outcome.delay_seconds)
     FROM outcome
-    WHERE outbox.id = outcome.id AND outbox.claim_token = %(claim_token)s
+    WHERE outbox.id = outcome.id AND outbox.claim_token = outcome.claim_token
     RETURNING outbox.id, outbox.created_at, outbox.delivery_attempts, outcome.disposition, outcome.error
 ),
 failures AS (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
-from control_plane.outbox.publisher import Message
+from control_plane.outbox.publisher import Message, Publisher
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -48,6 +48,7 @@ _QUEUE_FAULTS: Final = frozenset(
         "UnrecognizedClientException",
     }
 )
+_INTERNAL: Final = frozenset({"InternalError", "InternalFailure"})
 _INVALID_CONTENT: Final = frozenset(
     {
         "BatchEntryIdsNotDistinct",
@@ -97,34 +98,41 @@ class SqsPublisher:
                 ],
             )
         except ClientError as error:
-            outcome = _refused(error)
-            return self._one_by_one(queue_url, messages, outcome, start_before=start_before)
+            said = error.response.get("Error", {})
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            outcome = refusal(said.get("Code", ""), said.get("Message") or "no message", status)
         except ParamValidationError as error:  # botocore itself refuses the message: nothing was sent
             outcome = MessageFault(f"{type(error).__name__}: {error}")
-            return self._one_by_one(queue_url, messages, outcome, start_before=start_before)
         except BotoCoreError as error:
-            return [QueueFault(f"{type(error).__name__}: {error}")] * len(messages)
-        return _outcomes(answer, len(messages))
-
-    def _one_by_one(
-        self, queue_url: str, messages: Sequence[Message], refusal: Outcome, *, start_before: float
-    ) -> Sequence[Outcome]:
-        if not isinstance(refusal, MessageFault) or len(messages) == 1:
-            return [refusal] * len(messages)
-        # One entry spoils the whole batch, and the answer does not say which.
-        return [
-            single for message in messages for single in self.publish(queue_url, [message], start_before=start_before)
-        ]
+            outcome = QueueFault(f"{type(error).__name__}: {error}")
+        else:
+            return read_answer(answer, len(messages))
+        if isinstance(outcome, MessageFault) and len(messages) > 1:
+            return one_by_one(self, queue_url, messages, start_before=start_before)
+        return [outcome] * len(messages)
 
 
-def _outcomes(answer: Any, count: int) -> list[Outcome]:
+def one_by_one(
+    publisher: Publisher, queue_url: str, messages: Sequence[Message], *, start_before: float
+) -> list[Outcome]:
+    """Each message on its own: one spoiled the whole batch, and the answer did not say which."""
+    return [
+        outcome
+        for message in messages
+        for outcome in publisher.publish(queue_url, [message], start_before=start_before)
+    ]
+
+
+def read_answer(answer: Any, count: int) -> list[Outcome]:
+    """The outcome of each of ``count`` entries, whose ids are their places, from a SendMessageBatch answer."""
     outcomes: list[Outcome] = [Failed("the queue's answer does not mention this entry")] * count
     for entry in answer.get("Successful", ()):
         outcomes[int(entry["Id"])] = Accepted(entry["MessageId"])
     for entry in answer.get("Failed", ()):
         code = _short(entry.get("Code", ""))
         reason = f"{code}: {entry.get('Message') or 'no message'}"
-        if _is_queue_fault(code):
+        # A queue that answers is there: an entry it trips over is one to give up on in the end, not to wait for.
+        if _is_queue_fault(code) and code not in _INTERNAL:
             outcome: Outcome = QueueFault(reason)
         elif entry.get("SenderFault") or code in _INVALID_CONTENT:  # LocalStack says SenderFault: false of such a code
             outcome = MessageFault(reason)
@@ -134,10 +142,10 @@ def _outcomes(answer: Any, count: int) -> list[Outcome]:
     return outcomes
 
 
-def _refused(error: ClientError) -> Outcome:
-    code = _short(error.response.get("Error", {}).get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    reason = f"{code}: {error.response.get('Error', {}).get('Message') or 'no message'}"
+def refusal(code: str, said: str, status: int) -> Outcome:
+    """What a refused request means for each of its messages; ``status`` is HTTP's."""
+    code = _short(code)
+    reason = f"{code}: {said}"
     if _is_queue_fault(code) or status >= 500 or status in {403, 429}:
         return QueueFault(reason)
     if code in _INVALID_CONTENT:

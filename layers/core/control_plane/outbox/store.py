@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,6 +14,8 @@ from control_plane.outbox.publisher import Message
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
+BEGINNING: Final = datetime.fromtimestamp(0, UTC)
+"""Before any row was due."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,23 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """How much of a topic to claim, and from where on."""
+
+    limit: int
+    since: datetime = BEGINNING
+    """Rows that were due before it are left out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """Rows taken under one token: those to publish, and those whose attempts were found spent."""
 
     token: UUID
     messages: Sequence[Message]
     spent: Sequence[Spent]
+    reached: Mapping[str, datetime]
+    """Per topic, when the last of its rows had been due: the next claim may go on from there."""
 
     def __len__(self) -> int:
         return len(self.messages) + len(self.spent)
@@ -48,33 +62,42 @@ class Settled:
     """Since the row's creation, by the database's clock."""
 
 
+def open_topics(connection: Connection[Any]) -> tuple[datetime, Sequence[str]]:
+    """The database's time, and the topics that have open rows."""
+    row = connection.execute(QUERIES["open_topics"].sql).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
 def claim(
     connection: Connection[Any],
     *,
     token: UUID,
     claimed_by: str,
-    size: int,
+    lanes: Mapping[str, Lane],
     max_bytes: int,
     lease_seconds: float,
     max_attempts: int,
-    paused_topics: Sequence[str] = (),
 ) -> Claim:
-    """Claims due rows; committed when this returns. ``connection`` is in autocommit mode."""
+    """Claims due rows of the topics named; committed when this returns. ``connection`` is in autocommit mode."""
     rows = connection.execute(
         QUERIES["claim"].sql,
         {
             "claim_token": token,
             "claimed_by": claimed_by,
-            "claim_size": size,
+            "topics": list(lanes),
+            "since": [lane.since for lane in lanes.values()],
+            "limits": [lane.limit for lane in lanes.values()],
             "claim_bytes": max_bytes,
             "lease_seconds": lease_seconds,
             "max_attempts": max_attempts,
-            "paused_topics": list(paused_topics),
         },
     ).fetchall()
     messages = []
     spent = []
-    for state, outbox_id, event_id, topic, body, attempt, error, event_type, schema_version, trace_id in rows:
+    reached: dict[str, datetime] = {}
+    for state, outbox_id, event_id, topic, body, attempt, error, due_at, event_type, schema_version, trace_id in rows:
+        reached[topic] = max(due_at, reached.get(topic, due_at))
         if state == "in_flight":
             attributes = {
                 "event_id": str(event_id),
@@ -83,26 +106,26 @@ def claim(
                 "trace_id": str(trace_id),
                 "traceparent": traceparent(trace_id, event_id),
             }
-            messages.append(Message(outbox_id, event_id, trace_id, topic, attempt, body, attributes))
+            messages.append(Message(outbox_id, token, event_id, trace_id, topic, attempt, body, attributes))
         else:
             spent.append(Spent(outbox_id, event_id, trace_id, topic, attempt, error))
-    return Claim(token, messages, spent)
+    return Claim(token, messages, spent, reached)
 
 
 def settle(
-    connection: Connection[Any], *, token: UUID, claimed_by: str, settlements: Mapping[int, Settlement]
+    connection: Connection[Any], *, claimed_by: str, settlements: Sequence[tuple[Message, Settlement]]
 ) -> Mapping[int, Settled]:
-    """Records a claim's outcomes in one round trip; the answer leaves out what another claim has taken over."""
+    """Records outcomes in one round trip, by outbox id; the answer leaves out what another claim has taken over."""
     rows = connection.execute(
         QUERIES["settle"].sql,
         {
-            "claim_token": token,
             "claimed_by": claimed_by,
-            "ids": list(settlements),
-            "dispositions": [settlement.disposition.value for settlement in settlements.values()],
-            "message_ids": [settlement.message_id for settlement in settlements.values()],
-            "errors": [settlement.error for settlement in settlements.values()],
-            "delays_seconds": [settlement.delay.total_seconds() for settlement in settlements.values()],
+            "ids": [message.outbox_id for message, _ in settlements],
+            "claim_tokens": [message.claim_token for message, _ in settlements],
+            "dispositions": [settlement.disposition.value for _, settlement in settlements],
+            "message_ids": [settlement.message_id for _, settlement in settlements],
+            "errors": [settlement.error for _, settlement in settlements],
+            "delays_seconds": [settlement.delay.total_seconds() for _, settlement in settlements],
         },
     )
     return {outbox_id: Settled(Disposition(disposition), age) for outbox_id, disposition, age in rows}

@@ -3,12 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from control_plane.domain.errors import ControlPlaneError
 
 if TYPE_CHECKING:
+    from botocore.credentials import Credentials
     from mypy_boto3_sqs import SQSClient
 
 
@@ -29,6 +31,18 @@ def sqs_client(
             retries={"total_max_attempts": 1},
             max_pool_connections=connections,
         ),
+    )
+
+
+def find_sqs(endpoint_url: str | None) -> tuple[str, str, "Credentials | None", str | None]:
+    """SQS's URL and region, the credentials and the CA bundle, as botocore resolves them for a client."""
+    session = botocore.session.get_session()
+    client = session.create_client("sqs", endpoint_url=endpoint_url)
+    return (
+        client.meta.endpoint_url.rstrip("/") + "/",
+        client.meta.region_name,
+        session.get_credentials(),
+        session.get_config_variable("ca_bundle"),
     )
 
 

@@ -108,13 +108,42 @@ class DatabaseFunctionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class MaintenanceSettings:
+    """Of MaintenanceFunction. Durations in days."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    outbox_retention_days: int
+    event_retention_days: int | None
+    """None: events are kept for ever."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "MaintenanceSettings":
+        """Raises ConfigurationError."""
+
+        def build(reader: EnvironReader) -> MaintenanceSettings:
+            # Longer than SQS keeps a message, a redrive included: what forgets an event forgets that it was processed.
+            event_days = reader.integer("EVENT_RETENTION_DAYS", 0, minimum=30, maximum=36_500)
+            return cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                outbox_retention_days=reader.integer("OUTBOX_RETENTION_DAYS", 7, minimum=0, maximum=3650),
+                event_retention_days=event_days or None,
+            )
+
+        return _read(environ, build)
+
+
+@dataclass(frozen=True, slots=True)
 class IngestionSettings:
-    """Of IngestionFunction."""
+    """Of IngestionFunction. Durations in seconds."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
     symbols: tuple[str, ...]
     market_data_url: str | None
+    breaker_failure_threshold: int
+    breaker_cool_down_seconds: float
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "IngestionSettings":
@@ -131,6 +160,8 @@ class IngestionSettings:
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
                 symbols=symbols,
                 market_data_url=reader.url("MARKET_DATA_URL"),
+                breaker_failure_threshold=_breaker_failure_threshold(reader),
+                breaker_cool_down_seconds=_breaker_cool_down_seconds(reader),
             )
 
         return _read(environ, build)
@@ -148,6 +179,7 @@ class RelaySettings:
     claim_size: int
     publish_concurrency: int
     lease_seconds: float
+    breaker_failure_threshold: int
     breaker_cool_down_seconds: float
 
     @classmethod
@@ -164,7 +196,8 @@ class RelaySettings:
                 claim_size=reader.integer("RELAY_CLAIM_SIZE", 200, minimum=1, maximum=10_000),
                 publish_concurrency=reader.integer("RELAY_PUBLISH_CONCURRENCY", 4, minimum=1, maximum=64),
                 lease_seconds=reader.number("LEASE_SECONDS", 30, minimum=1, maximum=900),
-                breaker_cool_down_seconds=reader.number("BREAKER_COOL_DOWN_SECONDS", 30, minimum=0.1, maximum=3600),
+                breaker_failure_threshold=_breaker_failure_threshold(reader),
+                breaker_cool_down_seconds=_breaker_cool_down_seconds(reader),
             ),
         )
 
@@ -208,6 +241,14 @@ def _topic_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
         reader.problem(f"TOPIC_QUEUE_URLS is {text!r}: it must be a JSON object that maps topics to queue URLs")
         return {}
     return mapping
+
+
+def _breaker_failure_threshold(reader: EnvironReader) -> int:
+    return reader.integer("BREAKER_FAILURE_THRESHOLD", 3, minimum=1, maximum=100)
+
+
+def _breaker_cool_down_seconds(reader: EnvironReader) -> float:
+    return reader.number("BREAKER_COOL_DOWN_SECONDS", 30, minimum=0.1, maximum=3600)
 
 
 def _read[S](environ: Mapping[str, str], build: Callable[[EnvironReader], S]) -> S:

@@ -1,11 +1,17 @@
 """Structured logs and EMF metrics of one function. Metrics are counted only once the state they report is committed."""
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
 NAMESPACE: Final = "ControlPlane"
+
+FLUSH_SECONDS: Final = 1.0
+MOST_VALUES: Final = 100
+"""Of one metric in one line: EMF's limit."""
 
 METRICS: Final = {
     "EventsIngested": MetricUnit.Count,
@@ -33,15 +39,43 @@ METRICS: Final = {
 class Telemetry:
     """A logger and metrics that share a service name."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.logger = Logger(service=service)
         self._metrics = Metrics(namespace=NAMESPACE, service=service)
+        self._counts: dict[str, float] = {}
+        self._measures: dict[str, list[float]] = {}
+        self._monotonic = monotonic
+        self._flushed_at = monotonic()
 
     def count(self, name: str, value: float) -> None:
-        """Adds ``value``, in the unit METRICS gives it, to the next flush."""
-        self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
+        """Adds ``value``, in the unit METRICS gives it, to the next flush: counts as their sum, the rest one by one."""
+        if METRICS[name] is MetricUnit.Count:
+            self._counts[name] = self._counts.get(name, 0) + value
+        else:
+            self._measures.setdefault(name, []).append(value)
+
+    def flush_at_times(self) -> None:
+        """Flushes where that was not done for a second: for work that goes on long."""
+        if self._monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Writes what was counted since the last flush as EMF, to standard output."""
+        self._flushed_at = self._monotonic()
+        counts, self._counts = self._counts, {}
+        measures, self._measures = self._measures, {}
+        for name, value in counts.items():
+            self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
+        for name, values in measures.items():
+            for value in _spread(values):
+                self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
         if self._metrics.metric_set:  # empty also after the flush that Powertools makes by itself at 100 values
             self._metrics.flush_metrics()
+
+
+def _spread(values: list[float]) -> list[float]:
+    """All values, or MOST_VALUES of them from the least to the greatest, evenly: percentiles stay what they are."""
+    if len(values) <= MOST_VALUES:
+        return values
+    ordered = sorted(values)
+    return [ordered[round(index * (len(ordered) - 1) / (MOST_VALUES - 1))] for index in range(MOST_VALUES)]

@@ -1,0 +1,45 @@
+"""MaintenanceFunction: keeps the outbox small, and names whoever keeps Postgres from cleaning up."""
+
+from functools import cache
+from typing import Any
+
+from control_plane.ops.maintenance import Maintenance
+from control_plane.platform.database import Database
+from control_plane.platform.function import LambdaContext, environ, function, open_database
+from control_plane.platform.settings import MaintenanceSettings
+from control_plane.platform.telemetry import Telemetry
+
+telemetry = Telemetry("maintenance")
+
+
+@cache
+def settings() -> MaintenanceSettings:
+    """Validated once per environment."""
+    return MaintenanceSettings.from_environ(environ())
+
+
+@cache
+def database() -> Database:
+    """One connection per environment, as the owner: nobody else may delete."""
+    return open_database(
+        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-maintenance"
+    )
+
+
+@function(telemetry)
+def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
+    """One run, for as long as the invocation lasts. Returns a MaintenanceReport."""
+    report = (
+        Maintenance(
+            outbox_retention_days=settings().outbox_retention_days,
+            event_retention_days=settings().event_retention_days,
+            telemetry=telemetry,
+        )
+        .run(
+            database().connection(),
+            remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
+        )
+        .to_dict()
+    )
+    telemetry.logger.info("maintained", **report)
+    return report

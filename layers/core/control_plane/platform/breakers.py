@@ -1,0 +1,136 @@
+"""Circuit breakers: one per queue and per source, kept in Postgres, shared by all functions and by people.
+
+A breaker's name is what it guards: a queue's own name (the last part of its URL) or a source's. Closed, it opens after
+so many outage-class failures in a row; a cool-down later one caller probes (half-open), and its outcome closes it or
+opens it again. A person may hold one open. The database's clock decides, no machine's own.
+
+Nothing here commits: on an autocommit connection each call is a transaction of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+from control_plane.domain.text import readable
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """When a breaker opens, and how long it stays so before a probe."""
+
+    failure_threshold: int
+    """Outage-class failures in a row; 1 or more."""
+    cool_down_seconds: float
+    """Also how long a prober has before another may probe in its stead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker:
+    """A breaker as it was when looked at."""
+
+    name: str
+    state: str = "closed"
+    """``closed``, ``open``, ``half_open``."""
+    consecutive_failures: int = 0
+    opened_at: datetime | None = None
+    """Since when it has not been closed, probes that failed included."""
+    retry_in_seconds: float | None = None
+    """Until a probe may be made, 0 or less where one is due; None where there is none to come: closed, or held."""
+    held_by: str | None = None
+    """The person who holds it open."""
+    last_error: str | None = None
+    """Of the failure counted last; forgotten when it closes."""
+
+    @property
+    def is_closed(self) -> bool:
+        """All may pass."""
+        return self.state == "closed"
+
+    @property
+    def probe_is_due(self) -> bool:
+        """Whether :meth:`Breakers.try_probe` is worth its round trip."""
+        return self.held_by is None and self.retry_in_seconds is not None and self.retry_in_seconds <= 0
+
+
+class Breakers:
+    """The breakers as a function uses them: look before the work, say afterwards how it went."""
+
+    def __init__(self, connection: Callable[[], Connection[Any]], policy: BreakerPolicy) -> None:
+        self._connection = connection
+        self._policy = policy
+        self._sound: set[str] = set()
+
+    def read(self, names: Sequence[str]) -> Mapping[str, Breaker]:
+        """Each name's breaker, in one round trip; a name never heard of is closed."""
+        stored = {breaker.name: breaker for breaker in read_breakers(self._connection(), names)}
+        breakers = {name: stored.get(name) or Breaker(name) for name in names}
+        for name, breaker in breakers.items():
+            if breaker.is_closed and not breaker.consecutive_failures:
+                self._sound.add(name)
+            else:
+                self._sound.discard(name)
+        return breakers
+
+    def try_probe(self, name: str) -> bool:
+        """True for exactly one of all callers, once a cool-down is over and nobody holds the breaker: it is half-open.
+
+        The caller then tries once and says how it went. Should it never do so, another may probe a cool-down later.
+        """
+        self._sound.discard(name)
+        row = self._connection().execute(
+            QUERIES["probe_breaker"].sql, {"name": name, "cool_down_seconds": self._policy.cool_down_seconds}
+        )
+        return row.fetchone() is not None
+
+    def succeeded(self, name: str) -> None:
+        """Closes the breaker and forgets its failures, unless a person holds it.
+
+        Without a round trip where the last look found nothing to forget, as nearly always.
+        """
+        if name not in self._sound:
+            self._connection().execute(QUERIES["close_breaker"].sql, {"name": name})
+            self._sound.add(name)
+
+    def failed(self, name: str, error: str) -> Breaker:
+        """Counts a failure of the outage class and returns the breaker after it."""
+        self._sound.discard(name)
+        with self._connection().cursor(row_factory=class_row(Breaker)) as cursor:
+            breaker = cursor.execute(
+                QUERIES["count_failure"].sql,
+                {
+                    "name": name,
+                    "error": readable(error),
+                    "failure_threshold": self._policy.failure_threshold,
+                    "cool_down_seconds": self._policy.cool_down_seconds,
+                },
+            ).fetchone()
+        assert breaker is not None
+        return breaker
+
+
+def queue_name(url: str) -> str:
+    """The name of a queue's breaker, and of the queue: the last part of its URL."""
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def read_breakers(connection: Connection[Any], names: Sequence[str] | None = None) -> list[Breaker]:
+    """The breakers of these names, or all, by name; one that never failed and was never held is left out."""
+    with connection.cursor(row_factory=class_row(Breaker)) as cursor:
+        return cursor.execute(QUERIES["breakers"].sql, {"names": None if names is None else list(names)}).fetchall()
+
+
+def hold(connection: Connection[Any], name: str, *, by: str) -> None:
+    """Holds a breaker open, whatever succeeds or fails, until it is resumed."""
+    connection.execute(QUERIES["hold_breaker"].sql, {"name": name, "held_by": readable(by)})
+
+
+def resume(connection: Connection[Any], name: str) -> bool:
+    """Lets go of a breaker, or cuts its cool-down short: a probe is due at once. False where it is not open."""
+    return connection.execute(QUERIES["resume_breaker"].sql, {"name": name}).fetchone() is not None

@@ -1,0 +1,123 @@
+"""bench: how fast the relay is, measured beside what it could be at best, on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from acp_cli.bench.chart import chart
+from acp_cli.bench.report import Report
+from acp_cli.bench.rig import BenchError, open_rig
+from acp_cli.bench.scenarios import QUICK, SCENARIOS, Sizes
+from acp_cli.cloud import Cloud
+from acp_cli.errors import UsageError
+from acp_cli.progress import Progress
+
+PANEL = "Measuring"
+
+_EXTERNAL = "publishing-external"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel=PANEL)(bench)
+
+
+def bench(
+    ctx: typer.Context,
+    *,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help=f"Only this one; may be repeated: {', '.join(SCENARIOS)}.", show_default=False
+        ),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Turns of each side.", show_default="5")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small numbers, one round: a check that it works.")] = False,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Also publish to this endpoint's SQS, LocalStack's say.", show_default=False),
+    ] = None,
+    latency_ms: Annotated[float, typer.Option(min=0, help="How long the local queue takes to answer.")] = 0,
+    json_file: Annotated[
+        str | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Every round's numbers; - for standard output.", show_default=False
+        ),
+    ] = None,
+    chart_file: Annotated[
+        Path | None, typer.Option("--chart", metavar="FILE", help="An SVG of the bars.", show_default=False)
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a bar is missed.")] = False,
+) -> None:
+    """Measure the relay: throughput, latency, memory, each beside a bare loop or a limit. Takes about ten minutes.
+
+    Needs nothing running: it starts a PostgreSQL (fsync on, as in production) and a local queue, and clears them away.
+    """
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    sizes = QUICK if quick else Sizes()
+    if rounds is not None:
+        sizes = dataclasses.replace(sizes, rounds=rounds)
+    chosen = list(dict.fromkeys(scenario or [name for name in SCENARIOS if endpoint or name != _EXTERNAL]))
+    if unknown := [name for name in chosen if name not in SCENARIOS]:
+        msg = f"There is no scenario {unknown[0]!r}. There are: {', '.join(SCENARIOS)}."
+        raise UsageError(msg)
+    if endpoint is None and _EXTERNAL in chosen:
+        msg = f"The scenario {_EXTERNAL} needs --endpoint: the URL of LocalStack, or of another SQS."
+        raise UsageError(msg)
+    report = _measure(cloud, chosen, sizes, quick=quick, endpoint=endpoint, latency_ms=latency_ms)
+    _hand_over(report, json_file, chart_file)
+    if strict and report.missed:
+        msg = f"Missed: {'; '.join(figure.title for figure in report.missed)}."
+        raise BenchError(msg)
+
+
+def _measure(
+    cloud: Cloud, chosen: list[str], sizes: Sizes, *, quick: bool, endpoint: str | None, latency_ms: float
+) -> Report:
+    progress = Progress()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    with contextlib.ExitStack() as stack:
+        with progress.step("Starting") as step:
+            rig = stack.enter_context(
+                open_rig(cloud.workspace, external_endpoint_url=endpoint, latency_ms=latency_ms, say=step.update)
+            )
+            machine = rig.facts()
+        scenarios = {}
+        for name in chosen:
+            with progress.step(name) as step:
+                scenarios[name] = SCENARIOS[name](rig, sizes, step.update)
+    return Report(
+        started_at=started_at,
+        quick=quick,
+        rounds=sizes.rounds,
+        machine=machine,
+        settings={"queue_latency_ms": latency_ms, **rig.relay_settings},
+        scenarios=scenarios,
+    )
+
+
+def _hand_over(report: Report, json_file: str | None, chart_file: Path | None) -> None:
+    text = json.dumps(report.to_dict(), indent=2) + "\n"
+    if json_file == "-":
+        sys.stdout.write(text)
+    else:
+        Console(highlight=False).print(report.render())
+        if json_file is not None:
+            Path(json_file).write_text(text, encoding="utf-8")
+    if chart_file is not None:
+        note = (
+            f"{report.started_at[:10]} · {report.machine['cores']} cores, Python {report.machine['python']}, "
+            f"PostgreSQL {report.machine['postgres']['server_version']} · "
+            f"{report.summary} · scripts/acp bench"
+        )
+        chart_file.write_text(chart(report.figures, note=note), encoding="utf-8")
