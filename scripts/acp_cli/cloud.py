@@ -209,9 +209,9 @@ class Cloud:
             if emulator.outlives_us and run.stack_is_ours:
                 progress.say(f"{run.endpoint} does not answer: if it kept the stack {run.stack}, delete it there.")
         elif emulator.outlives_us or stays:
-            with progress.step(f"Deleting the stack {run.stack} on {emulator.title}") as step:
-                step.note = self._waiting(run)
-                if run.stack_is_ours:
+            if run.stack_is_ours:
+                with progress.step(f"Deleting the stack {run.stack} on {emulator.title}") as step:
+                    step.note = self._waiting(run)
                     deployment.remove(self.aws(run), run.stack)
         else:
             with progress.step(f"Stopping {emulator.title}, for another cloud takes its place") as step:

@@ -1,4 +1,7 @@
-"""The pipeline, deployed on LocalStack by `scripts/acp up` as a user would, in a state folder of the tests' own."""
+"""The pipeline, deployed by `scripts/acp up` as a user would, in a state folder of the tests' own.
+
+On LocalStack, or on what --cloud says: what passes on both is the template's merit, not an emulator's.
+"""
 
 import json
 import os
@@ -13,9 +16,27 @@ from urllib.request import Request, urlopen
 import boto3
 import psycopg
 import pytest
+from tests.e2e.clouds import DIFFERENCES, Differences
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cloud", choices=[*DIFFERENCES], default="localstack", help="what stands in for AWS")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return collection_path.name in _differences(config).left_out or None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    left_out = _differences(config).left_out
+    return [f"cloud: {config.getoption('--cloud')}", *(f"left out: {name}, as {why}" for name, why in left_out.items())]
+
+
+def _differences(config: pytest.Config) -> Differences:
+    return DIFFERENCES[config.getoption("--cloud")]
 
 
 @dataclass(frozen=True)
@@ -99,11 +120,11 @@ def wait_for(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
     pytest.fail(f"{what}: not within {seconds:g} s")
 
 
-def run_acp(state: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_acp(state: Path, **variables: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     def acp(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [CHECKOUT / "scripts" / "acp", *arguments],
-            env={**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1", "COLUMNS": "200"},
+            env={**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1", "COLUMNS": "200", **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -120,11 +141,23 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_cloud(state: Path) -> Iterator[LocalCloud]:
+def cloud_name(pytestconfig: pytest.Config) -> str:
+    name: str = pytestconfig.getoption("--cloud")
+    return name
+
+
+@pytest.fixture(scope="session")
+def differences(pytestconfig: pytest.Config) -> Differences:
+    """In what the cloud differs from AWS."""
+    return _differences(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def local_cloud(state: Path, cloud_name: str) -> Iterator[LocalCloud]:
     """Up once for all tests: they share it, and each leaves it as it found it."""
     acp = run_acp(state)
     try:
-        up = acp("up", "--market", "replay", timeout=UP_SECONDS)
+        up = acp("up", "--cloud", cloud_name, "--market", "replay", timeout=UP_SECONDS)
         assert up.returncode == 0, up.stdout + up.stderr
         yield LocalCloud(json.loads(acp("env", "--json").stdout), acp)
     finally:

@@ -145,7 +145,9 @@ def test_every_function_is_covered_by_these_tests() -> None:
 def test_nothing_has_a_name_of_its_own_that_a_second_stack_would_run_into() -> None:
     naming = {"FunctionName", "QueueName", "LayerName", "RoleName", "AlarmName", "TopicName", "Name", "StackName"}
     for name, resource in RESOURCES.items():
-        assert not naming & resource["Properties"].keys(), name
+        for named in naming & resource["Properties"].keys():
+            # SAM calls a layer by its logical id where it is given no name.
+            assert resource["Properties"][named]["Fn::Sub"].startswith("${AWS::StackName}-"), name
     for function, properties in FUNCTIONS.items():
         for event in properties.get("Events", {}).values():
             assert not naming & event["Properties"].keys(), function
@@ -191,6 +193,12 @@ def test_a_layer_is_built_for_python_3_13() -> None:
         assert properties["CompatibleRuntimes"] == ["python3.13"]
         assert properties["CompatibleArchitectures"] == GLOBALS["Architectures"] == [{"Ref": "Architecture"}]
         assert (ROOT / properties["ContentUri"] / "requirements.txt").is_file()
+
+
+def test_a_layer_goes_with_its_stack() -> None:
+    for name, properties in of_type("AWS::Serverless::LayerVersion").items():
+        assert properties.get("RetentionPolicy") == "Delete", f"{name}: SAM's default keeps every version for ever"
+        assert "LayerName" in properties, f"{name}: SAM's default is its logical id, the same in every stack"
 
 
 def test_every_function_has_the_core_layer_and_ingestion_alone_the_market_data() -> None:
