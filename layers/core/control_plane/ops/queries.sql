@@ -69,6 +69,12 @@ FROM processed_events
 GROUP BY consumer
 ORDER BY consumer
 
+-- name: relay_on_duty
+-- The relay that lingers, and since when. One that was killed stays until the next one comes, or its longest life is over.
+SELECT name, since
+FROM relay_duty
+WHERE since > now() - interval '15 minutes'
+
 -- name: recent_promises
 -- The newest promises with their events, newest last; processed_by names the consumers that have acted.
 SELECT *

@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.platform.settings import DatabaseSettings
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 """The number of the newest migration this code needs; a test holds it equal to db/migrations."""
 
 CONNECT_TIMEOUT_SECONDS = 5

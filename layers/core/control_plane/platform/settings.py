@@ -193,7 +193,7 @@ class RelaySettings:
                 topic_queue_urls=_topic_queue_urls(reader),
                 max_delivery_attempts=reader.integer("MAX_DELIVERY_ATTEMPTS", 5, minimum=1, maximum=100),
                 linger_seconds=reader.number("RELAY_LINGER_SECONDS", 0, minimum=0, maximum=MAX_LINGER_SECONDS),
-                claim_size=reader.integer("RELAY_CLAIM_SIZE", 200, minimum=1, maximum=10_000),
+                claim_size=reader.integer("RELAY_CLAIM_SIZE", 500, minimum=1, maximum=10_000),
                 publish_concurrency=reader.integer("RELAY_PUBLISH_CONCURRENCY", 4, minimum=1, maximum=64),
                 lease_seconds=reader.number("LEASE_SECONDS", 30, minimum=1, maximum=900),
                 breaker_failure_threshold=_breaker_failure_threshold(reader),
