@@ -51,7 +51,7 @@ def open_database(
 
 
 @contextmanager
-def _database_failures() -> Iterator[None]:
+def database_failures() -> Iterator[None]:
     """Says what a database lost in the middle of the work means, once the driver has said what it met."""
     try:
         yield
@@ -63,6 +63,15 @@ def _database_failures() -> Iterator[None]:
         ) from error
 
 
+def log_failure(telemetry: Telemetry, error: Exception) -> None:
+    """The one line for what went wrong, written at the boundary."""
+    if isinstance(error, ControlPlaneError):
+        # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
+        telemetry.logger.error(type(error).__name__, error=str(error))
+    else:
+        telemetry.logger.error(type(error).__name__, error=str(error), exc_info=error)
+
+
 def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
     """Wraps a handler: log lines carry the request id, an error is logged once and raised on, metrics are flushed."""
 
@@ -72,14 +81,10 @@ def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
             telemetry.logger.clear_state()  # an earlier invocation's trace_id is not this one's
             telemetry.logger.append_keys(function_request_id=context.aws_request_id)
             try:
-                with _database_failures():
+                with database_failures():
                     return handler(event, context)
-            except ControlPlaneError as error:
-                # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
-                telemetry.logger.error(type(error).__name__, error=str(error))  # noqa: TRY400 - no trace, as said above
-                raise
             except Exception as error:
-                telemetry.logger.exception(type(error).__name__, error=str(error))
+                log_failure(telemetry, error)
                 raise
             finally:
                 telemetry.flush()
