@@ -13,6 +13,8 @@ from control_plane.platform.function import LambdaContext, environ, function, op
 from control_plane.platform.settings import OpsApiSettings
 from control_plane.platform.telemetry import Telemetry
 
+PATIENCE_SECONDS = 3
+
 telemetry = Telemetry("ops_api")
 
 
@@ -24,9 +26,12 @@ def settings() -> OpsApiSettings:
 
 @cache
 def database() -> Database:
-    """One connection per environment."""
+    """One connection per environment, that keeps nobody waiting."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-ops-api"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-ops-api",
+        patience_seconds=PATIENCE_SECONDS,
     )
 
 
@@ -42,14 +47,12 @@ api = Api(
         Route(
             "GET",
             "/health",
-            lambda _: report_health(
-                database().connection, max_pending_age_seconds=settings().health_max_pending_age_seconds
-            ),
+            lambda _: report_health(database(), max_pending_age_seconds=settings().health_max_pending_age_seconds),
         ),
         Route(
             "GET",
             "/events/{event_id}",
-            lambda parameters: show_life(database().connection, parameters["event_id"]),
+            lambda parameters: show_life(database(), parameters["event_id"]),
             guard=lambda request: token().require(request),
         ),
     ],

@@ -1,19 +1,18 @@
 """GET /events/{event_id}: what became of an event."""
 
-from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
 from uuid import UUID
-
-from psycopg import Connection
 
 from control_plane.api.http import Refused, Response
 from control_plane.ops.life import read_life
+from control_plane.platform.database import Database
 
 
-def show_life(connect: Callable[[], Connection[Any]], event_id: str) -> Response:
+def show_life(database: Database, event_id: str) -> Response:
     """The event's whole life (G8). Raises Refused for an id that is none, or nobody's."""
-    life = read_life(connect(), _parse_id(event_id))
+    parsed_id = _parse_id(event_id)
+    with database.bounded() as connection:
+        life = read_life(connection, parsed_id)
     if life is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"There is no event {event_id}.")
     return Response(HTTPStatus.OK, life.to_dict())

@@ -1,24 +1,23 @@
 """GET /health: open to all, so it says that something is wrong, and not what."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
-
-from psycopg import Connection
 
 from control_plane.api.http import RETRY_AFTER_SECONDS, Response
 from control_plane.domain.errors import ControlPlaneError, SchemaVersionMismatch
 from control_plane.ops.health import read_health
+from control_plane.platform.database import Database
 from control_plane.platform.function import database_failures
 
 type Checks = Mapping[str, Mapping[str, Any]]
 
 
-def report_health(connect: Callable[[], Connection[Any]], *, max_pending_age_seconds: float) -> Response:
+def report_health(database: Database, *, max_pending_age_seconds: float) -> Response:
     """200 while all is ``ok``, or ``degraded`` because a breaker is open; 503 once something is ``failing``."""
     try:
-        with database_failures():
-            health = read_health(connect())
+        with database_failures(), database.bounded() as connection:
+            health = read_health(connection)
     except SchemaVersionMismatch as error:
         return _response({"database": {"status": "ok"}, "schema": {"status": "failing"}}, cause=error)
     except ControlPlaneError as error:

@@ -102,4 +102,4 @@ def _presented(request: Request) -> str | None:
 
 
 def _digest(token: str) -> bytes:
-    return sha256(token.encode()).digest()
+    return sha256(token.encode(errors="surrogatepass")).digest()

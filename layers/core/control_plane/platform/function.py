@@ -40,13 +40,19 @@ def environ() -> Mapping[str, str]:
 
 
 def open_database(
-    settings: DatabaseSettings, *, endpoint_url: str | None, application_name: str, check_schema: bool = True
+    settings: DatabaseSettings,
+    *,
+    endpoint_url: str | None,
+    application_name: str,
+    check_schema: bool = True,
+    patience_seconds: int | None = None,
 ) -> Database:
     """The function's database; nothing is opened or read before its first use."""
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
         check_schema=check_schema,
+        patience_seconds=patience_seconds,
     )
 
 
