@@ -97,6 +97,7 @@ class Cloud:
         return {
             "PostgreSQL": f"127.0.0.1:{self.postgres(run).port}",
             "LocalStack": run.endpoint,
+            **({"API": url} if (url := self.outputs(run).get("ApiUrl")) else {}),
             "market data": f"{run.market_source}, because {run.market_reason}",
         }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from samcli.yamlhelper import yaml_parse
 
@@ -94,7 +95,17 @@ def _outputs(cloud: LocalCloud) -> dict[str, str]:
     if stack["StackStatus"] not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
         msg = f"The stack {STACK} ended as {stack['StackStatus']}: {stack.get('StackStatusReason', 'no reason given')}"
         raise AcpError(msg)
-    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+    if "ApiUrl" in outputs:
+        outputs["ApiUrl"] = reachable_api_url(outputs["ApiUrl"], cloud.endpoint)
+    return outputs
+
+
+def reachable_api_url(declared: str, endpoint: str) -> str:
+    """The API where the local cloud serves it; the template's output names a host of AWS's, with its id and stage."""
+    url = urlsplit(declared)
+    api_id = (url.hostname or "").partition(".")[0]
+    return f"{endpoint}/_aws/execute-api/{api_id}{url.path}"
 
 
 def _function_environ(cloud: LocalCloud, outputs: Mapping[str, str]) -> dict[str, str]:

@@ -59,5 +59,5 @@ def read_secret(arn: str, *, endpoint_url: str | None) -> str:
         raise SecretUnavailable(f"the secret {arn} cannot be read: {error}") from error
     text = answer.get("SecretString")
     if not text:
-        raise SecretUnavailable(f"the secret {arn} holds no text: store the database URL as its SecretString")
+        raise SecretUnavailable(f"the secret {arn} holds no text: store one as its SecretString")
     return str(text)

@@ -1,7 +1,11 @@
 """The connection: one per warm environment, opened when first needed, checked and reopened when stale."""
 
 import json
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from threading import Event, Timer
 from typing import Any
 
 import psycopg
@@ -22,12 +26,23 @@ class Database:
 
     ``url`` is called at each opening, so that a rotated secret is picked up. The connection is in autocommit mode:
     a transaction is visible where the caller opens it.
+
+    ``patience_seconds`` is for where somebody waits for the answer: neither opening the connection nor checking it, nor
+    the work in :meth:`bounded`, takes longer, whatever has become of the server or of the way to it.
     """
 
-    def __init__(self, url: Callable[[], str], *, application_name: str, check_schema: bool = True) -> None:
+    def __init__(
+        self,
+        url: Callable[[], str],
+        *,
+        application_name: str,
+        check_schema: bool = True,
+        patience_seconds: int | None = None,
+    ) -> None:
         self._url = url
         self._application_name = application_name
         self._check_schema = check_schema
+        self._patience_seconds = patience_seconds
         self._connection: Connection[tuple[Any, ...]] | None = None
 
     def connection(self) -> Connection[tuple[Any, ...]]:
@@ -36,15 +51,27 @@ class Database:
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            connection = connect(self._url(), application_name=self._application_name)
+            connection = connect(
+                self._url(),
+                application_name=self._application_name,
+                timeout_seconds=self._patience_seconds or CONNECT_TIMEOUT_SECONDS,
+            )
             if self._check_schema:
                 try:
-                    check_schema(connection)
+                    with self._patience(connection):
+                        check_schema(connection)
                 except BaseException:
                     connection.close()  # kept, it would pass for checked at the next call
                     raise
             self._connection = connection
         return self._connection
+
+    @contextmanager
+    def bounded(self) -> Iterator[Connection[tuple[Any, ...]]]:
+        """:meth:`connection` for work that is cut off once patience ends; raises DatabaseUnavailable then."""
+        connection = self.connection()
+        with self._patience(connection):
+            yield connection
 
     def close(self) -> None:
         """Closes the connection, if there is one."""
@@ -52,17 +79,50 @@ class Database:
             self._connection.close()
             self._connection = None
 
-    @staticmethod
-    def _answers(connection: Connection[Any]) -> bool:
+    def _answers(self, connection: Connection[Any]) -> bool:
         # A frozen environment loses its sockets without either side noticing.
         try:
-            connection.execute("SELECT 1")
-        except psycopg.OperationalError:
+            with self._patience(connection):
+                connection.execute("SELECT 1")
+        except (psycopg.OperationalError, DatabaseUnavailable):
             return False
         return True
 
+    def _patience(self, connection: Connection[Any]) -> AbstractContextManager[None]:
+        return nullcontext() if self._patience_seconds is None else cut_off(connection, self._patience_seconds)
 
-def connect(url: str, *, application_name: str) -> Connection[tuple[Any, ...]]:
+
+@contextmanager
+def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]:
+    """Ends the connection under work that takes longer, and raises DatabaseUnavailable.
+
+    A server's own timeouts do not help where it is the server that hangs, or its packets that are lost.
+    """
+    late = Event()
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(after_seconds, cut)
+    timer.start()
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if late.is_set():
+            raise DatabaseUnavailable(
+                f"Postgres did not answer within {after_seconds:g} seconds: is it overloaded, or the way to it blocked?"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
+        timer.join()  # lest it cuts what the file descriptor belongs to next
+
+
+def connect(
+    url: str, *, application_name: str, timeout_seconds: int = CONNECT_TIMEOUT_SECONDS
+) -> Connection[tuple[Any, ...]]:
     """An autocommit connection. Raises DatabaseUnavailable or ConfigurationError; neither holds the password."""
     described = parse_url(url)
     target = "{user}@{host}:{port}/{dbname}".format(
@@ -72,7 +132,7 @@ def connect(url: str, *, application_name: str) -> Connection[tuple[Any, ...]]:
         return psycopg.connect(
             url,
             autocommit=True,
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            connect_timeout=timeout_seconds,
             application_name=application_name,
             # A transaction pooler hands each transaction to another session, which does not know what was prepared.
             prepare_threshold=None,
