@@ -244,6 +244,16 @@ def test_every_declared_variable_is_one_that_is_read_and_none_is_a_url_or_the_sd
     assert not [name for name in names if name.startswith("AWS_")]
 
 
+def test_every_variable_is_a_text_for_aws_alone_makes_one_of_a_number() -> None:
+    numbers = [
+        f"{function}: {name}"
+        for function in of_type("AWS::Serverless::Function")
+        for name, value in declared(function).items()
+        if not isinstance(value, str | dict)
+    ]
+    assert numbers == []
+
+
 def test_events_are_kept_for_ever_and_delivered_rows_a_week_in_the_outbox_unless_the_template_is_changed() -> None:
     environ = {name: resolved(value) for name, value in declared("MaintenanceFunction").items()}
     settings = MaintenanceSettings.from_environ(environ)
