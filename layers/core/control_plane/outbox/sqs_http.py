@@ -21,6 +21,7 @@ from botocore.httpsession import get_cert_path
 from control_plane.domain.lifecycle import MessageFault, NotSent, Outcome, QueueFault
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, one_by_one, read_answer, refusal
+from control_plane.platform.aws import vpc_hint
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
@@ -73,7 +74,8 @@ class SqsHttpPublisher:
         try:
             response = self._send(queue_url, messages)
         except (urllib3.exceptions.HTTPError, BotoCoreError) as error:
-            return [QueueFault(f"{type(error).__name__}: {error}")] * len(messages)
+            hint = f". {vpc_hint('sqs')}" if isinstance(error, urllib3.exceptions.ConnectTimeoutError) else ""
+            return [QueueFault(f"{type(error).__name__}: {error}{hint}")] * len(messages)
         try:
             answer = json.loads(response.data)
             if response.status == 200:

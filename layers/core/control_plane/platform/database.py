@@ -1,31 +1,42 @@
 """The connection: one per warm environment, opened when first needed, checked and reopened when stale."""
 
-import json
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import Connection
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import make_conninfo
 
-from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable, SchemaVersionMismatch
-from control_plane.platform.settings import DatabaseSettings
+from control_plane.domain.errors import DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
+from control_plane.platform.refusals import Attempt, explain, refuses_password
 
 SCHEMA_VERSION = 3
 """The number of the newest migration this code needs; a test holds it equal to db/migrations."""
 
 CONNECT_TIMEOUT_SECONDS = 5
 
+logger: Final = logging.getLogger(__name__)
+
 
 class Database:
     """The functions' way to Postgres.
 
-    ``url`` is called at each opening, so that a rotated secret is picked up. The connection is in autocommit mode:
-    a transaction is visible where the caller opens it.
+    ``url`` is called at each opening, so that a rotated secret is picked up; ``origin`` names in errors what it reads.
+    The connection is in autocommit mode: a transaction is visible where the caller opens it.
     """
 
-    def __init__(self, url: Callable[[], str], *, application_name: str, check_schema: bool = True) -> None:
+    def __init__(
+        self,
+        url: Callable[[], str],
+        *,
+        application_name: str,
+        origin: str = "the database URL",
+        check_schema: bool = True,
+    ) -> None:
         self._url = url
+        self._origin = origin
         self._application_name = application_name
         self._check_schema = check_schema
         self._connection: Connection[tuple[Any, ...]] | None = None
@@ -36,7 +47,7 @@ class Database:
             self._connection.close()
             self._connection = None
         if self._connection is None:
-            connection = connect(self._url(), application_name=self._application_name)
+            connection = self._open()
             if self._check_schema:
                 try:
                     check_schema(connection)
@@ -52,6 +63,16 @@ class Database:
             self._connection.close()
             self._connection = None
 
+    def _open(self) -> Connection[tuple[Any, ...]]:
+        url = self._url()
+        try:
+            return connect(url, application_name=self._application_name, origin=self._origin)
+        except DatabaseUnavailable as error:
+            # The secret may have been rotated between the reading and the knocking.
+            if not error.password_refused or (newer := self._url()) == url:
+                raise
+        return connect(newer, application_name=self._application_name, origin=self._origin)
+
     @staticmethod
     def _answers(connection: Connection[Any]) -> bool:
         # A frozen environment loses its sockets without either side noticing.
@@ -62,15 +83,24 @@ class Database:
         return True
 
 
-def connect(url: str, *, application_name: str) -> Connection[tuple[Any, ...]]:
-    """An autocommit connection. Raises DatabaseUnavailable or ConfigurationError; neither holds the password."""
-    described = parse_url(url)
-    target = "{user}@{host}:{port}/{dbname}".format(
-        **{"user": "?", "host": "?", "port": 5432, "dbname": "?"} | described
-    )
+def connect(url: str, *, application_name: str, origin: str = "the database URL") -> Connection[tuple[Any, ...]]:
+    """An autocommit connection to a server that takes writes, its certificate verified unless ``url`` says otherwise.
+
+    Raises DatabaseUnavailable or ConfigurationError; neither holds the password. ``origin`` is what they tell to mend.
+    """
+    parameters = parse_url(url, name=origin)
+    defaults = tls_defaults(parameters)
+    # A replica, or after a failover the writer that was, is found out at once; costs nothing from version 14 on.
+    defaults["target_session_attrs"] = parameters.get("target_session_attrs") or "read-write"
+    if weakens_rds(parameters):
+        logger.warning(
+            "sslmode=%s in %s gives up verifying RDS's certificate: leave it out, and it is verified",
+            parameters["sslmode"],
+            origin,
+        )
     try:
         return psycopg.connect(
-            url,
+            make_conninfo(url, **defaults),
             autocommit=True,
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             application_name=application_name,
@@ -82,27 +112,8 @@ def connect(url: str, *, application_name: str) -> Connection[tuple[Any, ...]]:
             tcp_user_timeout=10_000,  # keepalives say nothing while data is unacknowledged; ignored off Linux
         )
     except (psycopg.OperationalError, UnicodeError) as error:  # a host that is no name: psycopg lets the codec's out
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DatabaseUnavailable(f"Postgres at {target} cannot be used: {reason}") from error
-
-
-def parse_url(url: str, *, name: str = "the database URL") -> dict[str, Any]:
-    """The connection's parameters. Raises ConfigurationError, which names ``name`` and shows nothing of the URL."""
-    try:
-        parameters = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:
-        parameters = None
-    # An @ or / of a password that is not percent-encoded shifts the rest of it into the host's or the database's place.
-    if parameters is None or any("@" in str(parameters.get(part, "")) for part in ("host", "dbname")):
-        raise ConfigurationError(
-            [
-                (
-                    f"{name} cannot be read: it must look like postgresql://user:password@host:5432/database, "
-                    "with %40, %2F and %25 for @, / and % in the password"
-                )
-            ]
-        )
-    return parameters
+        text = explain(error, Attempt(parameters | defaults, origin))
+        raise DatabaseUnavailable(text, password_refused=refuses_password(error)) from error
 
 
 def check_schema(connection: Connection[Any]) -> None:
@@ -114,27 +125,6 @@ def check_schema(connection: Connection[Any]) -> None:
     version = row[0] if row else 0
     if version < SCHEMA_VERSION:
         raise SchemaVersionMismatch(
-            f"the database's schema is at version {version}, this code needs {SCHEMA_VERSION}: "
-            "run `scripts/acp db migrate`, or invoke MigrationFunction"
+            f"the database's schema is at version {version}, this code needs {SCHEMA_VERSION}: run "
+            "`sam remote invoke MigrationFunction --stack-name STACK`, or on the local cloud `scripts/acp db migrate`"
         )
-
-
-def database_url(settings: DatabaseSettings, read_secret: Callable[[str], str]) -> str:
-    """The URL itself, or the secret's: a URL as plain text, or JSON with a ``url``. Raises ConfigurationError."""
-    if settings.url is not None:
-        parse_url(settings.url, name="DATABASE_URL")
-        return settings.url
-    assert settings.secret_arn is not None
-    secret = read_secret(settings.secret_arn).strip()
-    url: object = secret
-    if secret.startswith("{"):
-        try:
-            url = json.loads(secret).get("url")
-        except ValueError:
-            url = None
-    if not isinstance(url, str):
-        raise ConfigurationError(
-            [f"the secret {settings.secret_arn} is neither a postgresql:// URL nor a JSON object with a url"]
-        )
-    parse_url(url, name=f"the URL in the secret {settings.secret_arn}")
-    return url

@@ -10,7 +10,8 @@ import psycopg
 
 from control_plane.domain.errors import ControlPlaneError, DatabaseUnavailable
 from control_plane.platform.aws import read_secret
-from control_plane.platform.database import Database, database_url
+from control_plane.platform.conninfo import database_url
+from control_plane.platform.database import Database
 from control_plane.platform.settings import DatabaseSettings
 from control_plane.platform.telemetry import Telemetry
 
@@ -46,6 +47,7 @@ def open_database(
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
+        origin="DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}",
         check_schema=check_schema,
     )
 
