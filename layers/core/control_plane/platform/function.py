@@ -63,6 +63,11 @@ def _database_failures() -> Iterator[None]:
             f"Postgres failed in the middle of the work: {reason}. What was committed stays; the rest comes again with "
             "the next run. Look at the database server's log"
         ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise DatabaseUnavailable(
+            f"Postgres takes no writes any more: {error}. Has it become a replica, or is its disk full? What was "
+            "committed stays; the rest comes again with the next run"
+        ) from error
 
 
 def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
