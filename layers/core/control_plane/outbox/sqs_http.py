@@ -28,6 +28,7 @@ from urllib3.util.wait import wait_for_read
 from control_plane.domain.lifecycle import MessageFault, NotSent, Outcome, QueueFault
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, one_by_one, read_answer, refusal
+from control_plane.platform.aws import vpc_hint
 
 if TYPE_CHECKING:
     from http.client import HTTPMessage
@@ -97,6 +98,10 @@ class SqsHttpPublisher:
             return self._found
 
 
+class UnreachableError(OSError):
+    """No connection came about."""
+
+
 class _Transport:
     """Signed requests over connections that are kept alive."""
 
@@ -150,7 +155,13 @@ class _Transport:
             if self._url.scheme == "https"
             else HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_SECONDS)
         )
-        connection.connect()
+        try:
+            connection.connect()
+        except ssl.SSLError:
+            raise  # it is there, and not to be trusted
+        except OSError as error:
+            msg = f"no connection to {self._endpoint.url}: {error}. {vpc_hint('sqs')}"
+            raise UnreachableError(msg) from error
         connection.sock.settimeout(READ_TIMEOUT_SECONDS)
         return connection
 

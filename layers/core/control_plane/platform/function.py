@@ -10,7 +10,8 @@ import psycopg
 
 from control_plane.domain.errors import ControlPlaneError, DatabaseUnavailable
 from control_plane.platform.aws import read_secret
-from control_plane.platform.database import Database, database_url
+from control_plane.platform.conninfo import database_url
+from control_plane.platform.database import Database
 from control_plane.platform.settings import DatabaseSettings
 from control_plane.platform.telemetry import Telemetry
 
@@ -51,6 +52,7 @@ def open_database(
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
+        origin="DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}",
         check_schema=check_schema,
         patience_seconds=patience_seconds,
     )
@@ -66,6 +68,11 @@ def database_failures() -> Iterator[None]:
         raise DatabaseUnavailable(
             f"Postgres failed in the middle of the work: {reason}. What was committed stays; the rest comes again with "
             "the next run. Look at the database server's log"
+        ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise DatabaseUnavailable(
+            f"Postgres takes no writes any more: {error}. Has it become a replica, or is its disk full? What was "
+            "committed stays; the rest comes again with the next run"
         ) from error
 
 
