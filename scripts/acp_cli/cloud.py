@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from acp_cli.progress import Progress
     from acp_cli.workspace import Workspace
 
-_DEFAULTS = {"RelayLingerSeconds": "50"}
+_DEFAULTS = {"RelayLingerSeconds": "90"}
 """The template's parameters that fit a laptop better: here a relay that stays costs nothing, and people look on."""
 _ACCESS = ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -107,6 +107,7 @@ class Cloud:
         return {
             "PostgreSQL": f"127.0.0.1:{self.postgres(run).port}",
             self.emulator(run).title: run.endpoint,
+            **({"API": url} if (url := self.outputs(run).get("ApiUrl")) else {}),
             "market data": f"{run.market_source}, because {run.market_reason}",
         }
 
@@ -121,7 +122,7 @@ class Cloud:
             "DATABASE_URL": database.app_url(server, run),
             "DATABASE_OWNER_URL": database.owner_url(server, run),
             "API_TOKEN": run.api_token,
-            **({"API_URL": self.emulator(run).api_url(run.endpoint, url)} if (url := outputs.get("ApiUrl")) else {}),
+            **({"API_URL": url} if (url := outputs.get("ApiUrl")) else {}),
             "AWS_ENDPOINT_URL": run.endpoint,
             **{name: LOCAL_AWS[name] for name in _ACCESS},
             **outputs,

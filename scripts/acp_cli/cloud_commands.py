@@ -81,7 +81,11 @@ def up(
     linger: Annotated[
         int | None,
         typer.Option(
-            min=0, max=840, metavar="SECONDS", help="How long a relay stays and polls once drained.", show_default="50"
+            min=0,
+            max=840,
+            metavar="SECONDS",
+            help="How long a relay stays, unless the next one comes first.",
+            show_default="90",
         ),
     ] = None,
     stack: Annotated[

@@ -91,7 +91,7 @@ def deploy(
         log="sam deploy",
         extra_environ={"AWS_ENDPOINT_URL": cloud.endpoint, **without_proxy(os.environ, cloud.endpoint)},
     )
-    outputs = _outputs(cloud, stack)
+    outputs = _outputs(cloud, emulator, stack)
     held_by = emulator.holder(cloud.endpoint, stack)
     if held_by is None:
         msg = f"{emulator.title} has ended."
@@ -135,12 +135,16 @@ def _delete_stack(cloud: LocalCloud, stack: str) -> None:
     )
 
 
-def _outputs(cloud: LocalCloud, stack: str) -> dict[str, str]:
+def _outputs(cloud: LocalCloud, emulator: Emulator, stack: str) -> dict[str, str]:
+    """The stack's, its API's where the emulator serves it: the template names a host of AWS's."""
     made = cloud.cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
     if made["StackStatus"] not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
         msg = f"The stack {stack} ended as {made['StackStatus']}: {made.get('StackStatusReason', 'no reason given')}"
         raise AcpError(msg)
-    return {output["OutputKey"]: output["OutputValue"] for output in made.get("Outputs", [])}
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in made.get("Outputs", [])}
+    if "ApiUrl" in outputs:
+        outputs["ApiUrl"] = emulator.api_url(cloud.endpoint, outputs["ApiUrl"])
+    return outputs
 
 
 def _function_environ(cloud: LocalCloud, outputs: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,18 @@ from tests.e2e.clouds import Differences
 from tests.e2e.conftest import UP_SECONDS, LocalCloud, run_acp, wait_for
 from tests.e2e.resources import Resources, beyond, resources
 
-KINDS = {"stack", "function", "layer version", "event source mapping", "queue", "rule", "role", "log group", "alarm"}
+KINDS = {
+    "stack",
+    "function",
+    "layer version",
+    "event source mapping",
+    "queue",
+    "rule",
+    "role",
+    "log group",
+    "alarm",
+    "REST API",
+}
 """What the template makes, at the least."""
 FIRST, BESIDE, BY_SAM = "ai-control-plane", "beside", "by-sam-alone"
 SCHEDULE = "rate(7 minutes)"

@@ -17,6 +17,7 @@ import pytest
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from psycopg import Connection, sql
+from psycopg.conninfo import conninfo_to_dict
 
 from acp_cli.net import free_port
 from acp_cli.postgres import PostgresServer
@@ -699,7 +700,11 @@ def secret(cloud: None) -> Iterator[Secret]:
 
 
 def test_the_url_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, cloud: None, secret: Secret) -> None:
-    for text in (database.app_url, f" {database.app_url}\n", json.dumps({"url": database.app_url, "role": "acp_app"})):
+    parts = conninfo_to_dict(database.app_url)
+    rds = {"username": parts["user"], "engine": "postgres", "dbInstanceIdentifier": "prices"}
+    rds |= {name: parts[name] for name in ("password", "host", "port", "dbname")}
+    as_json = [json.dumps(fields) for fields in ({"url": database.app_url, "role": "acp_app"}, rds)]
+    for text in (database.app_url, f" {database.app_url}\n", *as_json):
         secret.put(text)
         signal_lab = load("signal_lab", DATABASE_SECRET_ARN=secret.arn)
         assert failures(signal_lab({"Records": [record_of(tick())]})) == []

@@ -1,11 +1,13 @@
 """The edge of a function: what every handler gets without asking."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import psycopg
 import pytest
 
 from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable
@@ -91,6 +93,30 @@ def test_an_expected_error_is_logged_once_without_a_trace_and_raised_on(
     assert log["error"] == "Postgres at db:5432 cannot be used: refused"
     assert log["function_request_id"] == "request-1"
     assert "exception" not in log
+
+
+def test_a_database_that_turned_read_only_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    @function(new_telemetry())
+    def handler(_event: dict[str, Any], _context: LambdaContext) -> None:
+        raise psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT in a read-only transaction")
+
+    with pytest.raises(DatabaseUnavailable, match=r"cannot execute INSERT .* Has it become a replica"):
+        handler({}, Context())
+    (log,), _ = lines(capsys)
+    assert log["message"] == "DatabaseUnavailable"
+
+
+def test_what_the_package_logs_reads_like_the_function_s_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry = new_telemetry()
+
+    @function(telemetry)
+    def handler(_event: dict[str, Any], _context: LambdaContext) -> None:
+        logging.getLogger("control_plane.platform.database").warning("sslmode=%s", "require")
+
+    handler({}, Context("r-1"))
+    (log,), _ = lines(capsys)
+    assert (log["level"], log["message"], log["function_request_id"]) == ("WARNING", "sslmode=require", "r-1")
+    assert log["service"] == telemetry.logger.service
 
 
 def test_an_unexpected_error_is_logged_once_with_its_trace_and_raised_on(

@@ -44,6 +44,10 @@ class SourceError(ControlPlaneError):
 class DatabaseUnavailable(ControlPlaneError):
     """Raised when Postgres cannot be reached or refuses the connection. Retryable."""
 
+    def __init__(self, text: str, *, password_refused: bool = False) -> None:
+        self.password_refused = password_refused
+        super().__init__(text)
+
 
 class SchemaVersionMismatch(ControlPlaneError):
     """Raised at start when the database's schema is not the one this code was written for."""

@@ -1,17 +1,37 @@
 """AWS clients of the functions."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+)
 
 from control_plane.domain.errors import ControlPlaneError
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
     from mypy_boto3_sqs import SQSClient
+
+
+_SECRET_REMEDIES: Final = {
+    "ResourceNotFoundException": (
+        "There is none of this name in this account and region: give the stack the ARN of one that is there, as "
+        "DatabaseSecretArn, DatabaseOwnerSecretArn or ApiTokenSecretArn"
+    ),
+    "AccessDeniedException": (
+        "The function's role may read what the stack's parameter names: give the whole ARN, its last six characters "
+        "included. A secret under a KMS key of your own needs kms:Decrypt on that key, too"
+    ),
+    "DecryptionFailure": "The key that encrypts it must be enabled, and the function's role needs kms:Decrypt on it",
+    "InvalidRequestException": "Is it to be deleted? Restore it: aws secretsmanager restore-secret",
+}
 
 
 class SecretUnavailable(ControlPlaneError):
@@ -47,17 +67,33 @@ def find_sqs(endpoint_url: str | None) -> tuple[str, str, "Credentials | None", 
 
 
 def read_secret(arn: str, *, endpoint_url: str | None) -> str:
-    """The text of a secret. Raises SecretUnavailable."""
+    """The text of a secret. Raises SecretUnavailable, within a quarter of a minute."""
     client: Any = boto3.client(
         "secretsmanager",
         endpoint_url=endpoint_url,
-        config=Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3}),
+        config=Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2}),
     )
     try:
         answer = client.get_secret_value(SecretId=arn)
-    except (ClientError, BotoCoreError) as error:
+    except ClientError as error:
+        said = error.response.get("Error", {})
+        remedy = _SECRET_REMEDIES.get(said.get("Code", ""))
+        raise SecretUnavailable(f"the secret {arn} cannot be read: {error}{f'. {remedy}' if remedy else ''}") from error
+    except (ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError) as error:
+        raise SecretUnavailable(f"the secret {arn} cannot be read: {error}. {vpc_hint('secretsmanager')}") from error
+    except BotoCoreError as error:
         raise SecretUnavailable(f"the secret {arn} cannot be read: {error}") from error
+    finally:
+        client.close()
     text = answer.get("SecretString")
     if not text:
-        raise SecretUnavailable(f"the secret {arn} holds no text: store the database URL as its SecretString")
+        raise SecretUnavailable(f"the secret {arn} holds no text: store one as its SecretString")
     return str(text)
+
+
+def vpc_hint(service: str) -> str:
+    """Why AWS itself cannot be reached: nearly always this."""
+    return (
+        f"A function in a VPC needs an interface endpoint for {service} there, whose security group lets it in on port "
+        "443, or a NAT gateway; a public subnet is not enough"
+    )

@@ -10,7 +10,8 @@ import psycopg
 
 from control_plane.domain.errors import ControlPlaneError, DatabaseUnavailable
 from control_plane.platform.aws import read_secret
-from control_plane.platform.database import Database, database_url
+from control_plane.platform.conninfo import database_url
+from control_plane.platform.database import Database
 from control_plane.platform.settings import DatabaseSettings
 from control_plane.platform.telemetry import Telemetry
 
@@ -40,18 +41,25 @@ def environ() -> Mapping[str, str]:
 
 
 def open_database(
-    settings: DatabaseSettings, *, endpoint_url: str | None, application_name: str, check_schema: bool = True
+    settings: DatabaseSettings,
+    *,
+    endpoint_url: str | None,
+    application_name: str,
+    check_schema: bool = True,
+    patience_seconds: int | None = None,
 ) -> Database:
     """The function's database; nothing is opened or read before its first use."""
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
+        origin="DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}",
         check_schema=check_schema,
+        patience_seconds=patience_seconds,
     )
 
 
 @contextmanager
-def _database_failures() -> Iterator[None]:
+def database_failures() -> Iterator[None]:
     """Says what a database lost in the middle of the work means, once the driver has said what it met."""
     try:
         yield
@@ -61,6 +69,20 @@ def _database_failures() -> Iterator[None]:
             f"Postgres failed in the middle of the work: {reason}. What was committed stays; the rest comes again with "
             "the next run. Look at the database server's log"
         ) from error
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        raise DatabaseUnavailable(
+            f"Postgres takes no writes any more: {error}. Has it become a replica, or is its disk full? What was "
+            "committed stays; the rest comes again with the next run"
+        ) from error
+
+
+def log_failure(telemetry: Telemetry, error: Exception) -> None:
+    """The one line for what went wrong, written at the boundary."""
+    if isinstance(error, ControlPlaneError):
+        # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
+        telemetry.logger.error(type(error).__name__, error=str(error))
+    else:
+        telemetry.logger.error(type(error).__name__, error=str(error), exc_info=error)
 
 
 def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
@@ -72,14 +94,10 @@ def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
             telemetry.logger.clear_state()  # an earlier invocation's trace_id is not this one's
             telemetry.logger.append_keys(function_request_id=context.aws_request_id)
             try:
-                with _database_failures():
+                with database_failures():
                     return handler(event, context)
-            except ControlPlaneError as error:
-                # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
-                telemetry.logger.error(type(error).__name__, error=str(error))  # noqa: TRY400 - no trace, as said above
-                raise
             except Exception as error:
-                telemetry.logger.exception(type(error).__name__, error=str(error))
+                log_failure(telemetry, error)
                 raise
             finally:
                 telemetry.flush()

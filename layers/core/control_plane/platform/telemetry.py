@@ -1,5 +1,6 @@
 """Structured logs and EMF metrics of one function. Metrics are counted only once the state they report is committed."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Final
@@ -41,6 +42,9 @@ class Telemetry:
 
     def __init__(self, service: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.logger = Logger(service=service)
+        # What the package logs without a telemetry of its own reads like the function's lines.
+        package = logging.getLogger("control_plane")
+        package.handlers, package.propagate = self.logger.handlers, False
         self._metrics = Metrics(namespace=NAMESPACE, service=service)
         self._counts: dict[str, float] = {}
         self._measures: dict[str, list[float]] = {}

@@ -1,0 +1,154 @@
+"""docs/deploy.md, as far as it can be held to the truth without an account: its SQL, commands, links and sums."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import psycopg
+import pytest
+from botocore import xform_name
+from psycopg.conninfo import conninfo_to_dict
+from samcli.commands.build.command import cli as sam_build
+from samcli.commands.delete.command import cli as sam_delete
+from samcli.commands.deploy.command import cli as sam_deploy
+from samcli.commands.list.stack_outputs.command import cli as sam_list_stack_outputs
+from samcli.commands.logs.command import cli as sam_logs
+from samcli.commands.remote.invoke.cli import cli as sam_remote_invoke
+from samcli.yamlhelper import yaml_parse
+
+from acp_cli.postgres import PostgresServer
+from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.platform.conninfo import database_url
+from control_plane.platform.database import SCHEMA_VERSION, check_schema, connect
+from control_plane.platform.settings import DatabaseSettings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
+SAM = {
+    "build": sam_build,
+    "deploy": sam_deploy,
+    "delete": sam_delete,
+    "list stack-outputs": sam_list_stack_outputs,
+    "logs": sam_logs,
+    "remote invoke": sam_remote_invoke,
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> Iterator[list[str]]:
+    for block in blocks("sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield shlex.split(line)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """With a master user like RDS's, who is no superuser."""
+    with PostgresServer(tmp_path_factory.mktemp("master") / "data", password="super", fsync=False) as server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("CREATE ROLE master LOGIN CREATEDB CREATEROLE PASSWORD 'master'")
+            connection.execute("GRANT pg_read_all_stats TO master WITH ADMIN OPTION")
+        with psycopg.connect(server.url("master", "postgres", "master"), autocommit=True) as connection:
+            [block] = blocks("sql")
+            for statement in re.sub("--.*", "", block).split(";"):
+                if statement.strip():
+                    connection.execute(statement.encode())
+        yield server
+
+
+def secrets() -> Iterator[str]:
+    for words in commands():
+        if words[:3] == ["aws", "secretsmanager", "create-secret"]:
+            yield words[words.index("--secret-string") + 1]
+
+
+def test_the_page_s_sql_makes_roles_that_the_page_s_secrets_let_in(server: PostgresServer) -> None:
+    urls = {}
+    for text in secrets():
+        fields = conninfo_to_dict(database_url(DatabaseSettings(None, "arn"), {"arn": text}.__getitem__))
+        assert fields["dbname"] == "control_plane"
+        urls[fields["user"]] = server.url(str(fields["user"]), str(fields["dbname"]), str(fields["password"]))
+    assert urls.keys() == {"acp_owner", "acp_app"}
+    with connect(urls["acp_owner"], application_name="test") as owner:
+        assert migrate(owner, read_migrations(ROOT / "db" / "migrations")).version == SCHEMA_VERSION
+    with connect(urls["acp_app"], application_name="test") as app:
+        check_schema(app)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute("DELETE FROM events")
+
+
+def test_the_page_s_sam_commands_exist_with_their_options_and_parameters() -> None:
+    checked = set()
+    for words in commands():
+        if words[0] != "sam":
+            continue
+        name = next(name for name in SAM if words[1:][: len(name.split())] == name.split())
+        options = {option for parameter in SAM[name].params for option in parameter.opts}
+        for word in words:
+            if word.startswith("--"):
+                assert word in options, f"sam {name} {word}"
+            elif re.match(r"\w+=", word):
+                assert word.partition("=")[0] in TEMPLATE["Parameters"], word
+            elif word.endswith("Function"):
+                assert word in TEMPLATE["Resources"], word
+        checked.add(name)
+    assert checked == SAM.keys()
+
+
+def test_the_page_s_aws_commands_exist_with_their_options() -> None:
+    session = botocore.session.get_session()
+    checked = 0
+    for words in commands():
+        if words[0] != "aws":
+            continue
+        model = session.get_service_model(words[1])
+        operation = model.operation_model(
+            next(name for name in model.operation_names if xform_name(name, "-") == words[2])
+        )
+        assert operation.input_shape is not None
+        options = {f"--{xform_name(member, '-')}" for member in operation.input_shape.members}
+        assert {word for word in words if word.startswith("--")} <= options
+        checked += 1
+    assert checked == 2
+
+
+def test_every_command_of_the_page_is_one_that_is_looked_at_here() -> None:
+    assert {words[0] for words in commands()} == {"sam", "aws"}
+
+
+def test_the_stack_that_samconfig_names_is_the_one_that_the_page_names() -> None:
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text(encoding="utf-8"))["cloud"]
+    name = config["deploy"]["parameters"]["stack_name"]
+    assert config["global"]["parameters"]["stack_name"] == name
+    assert f"--stack-name {name}\n" in PAGE
+
+
+def test_what_the_page_points_to_is_there() -> None:
+    for path in re.findall(r"\]\((?!http)([^)#]+)", PAGE):
+        assert (ROOT / "docs" / path).exists(), path
+    for path in re.findall(r"`(scripts/[^` ]+)`", PAGE):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"\b([A-Z]\w+(?:Function|Alarm))\b", PAGE):
+        assert name in TEMPLATE["Resources"], name
+
+
+def test_the_sums_are_right() -> None:
+    [block] = blocks("python")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", PAGE, re.MULTILINE)]
+    for side, items in ((0, names["at_rest"]), (3, names["per_million"])):
+        said = {row[side]: row[side + 1] for row in rows if len(row) == 5 and row[side]}
+        for name, dollars in items.items():
+            assert said[name] == f"{dollars:.2f}", name
+        assert said["**together**"] == f"**{sum(items.values()):.2f}**"
+    lingering = 730 * 3600 * names["GB"] * names["GB_SECOND"]
+    assert f"or ${lingering:.2f}," in PAGE
