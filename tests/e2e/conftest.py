@@ -1,13 +1,13 @@
 """The pipeline, deployed by `scripts/acp up` as a user would, in a state folder of the tests' own.
 
-On LocalStack, or on what --cloud says: what passes on both is the template's merit, not an emulator's.
+On each local cloud, or on those that --cloud names: what passes on all is the template's merit, not an emulator's.
 """
 
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,39 @@ UP_SECONDS = 600
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cloud", choices=[*DIFFERENCES], default="localstack", help="what stands in for AWS")
+    parser.addoption(
+        "--cloud",
+        action="append",
+        choices=[*DIFFERENCES],
+        help="what stands in for AWS; may be repeated; default: each",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of the cloud runs on each; each has a process of its own where there are several (--dist loadgroup)."""
+    if "cloud_name" in metafunc.fixturenames:
+        names = [name for name in _clouds(metafunc.config) if metafunc.definition.path.name not in _left_out(name)]
+        clouds = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+        metafunc.parametrize("cloud_name", clouds, indirect=True, scope="session")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return collection_path.name in _differences(config).left_out or None
+    return all(collection_path.name in _left_out(name) for name in _clouds(config)) or None
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    left_out = _differences(config).left_out
-    return [f"cloud: {config.getoption('--cloud')}", *(f"left out: {name}, as {why}" for name, why in left_out.items())]
+    return [
+        f"clouds: {', '.join(_clouds(config))}",
+        *(f"not on {cloud}: {test}, as {why}" for cloud in _clouds(config) for test, why in _left_out(cloud).items()),
+    ]
 
 
-def _differences(config: pytest.Config) -> Differences:
-    return DIFFERENCES[config.getoption("--cloud")]
+def _clouds(config: pytest.Config) -> list[str]:
+    return config.getoption("--cloud") or [*DIFFERENCES]
+
+
+def _left_out(cloud: str) -> Mapping[str, str]:
+    return DIFFERENCES[cloud].left_out
 
 
 @dataclass(frozen=True)
@@ -136,20 +155,21 @@ def run_acp(state: Path, **variables: str) -> Callable[..., subprocess.Completed
 
 
 @pytest.fixture(scope="session")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("acp") / "state"
+def state(tmp_path_factory: pytest.TempPathFactory, cloud_name: str) -> Path:
+    return tmp_path_factory.mktemp(cloud_name) / "state"
 
 
 @pytest.fixture(scope="session")
-def cloud_name(pytestconfig: pytest.Config) -> str:
-    name: str = pytestconfig.getoption("--cloud")
+def cloud_name(request: pytest.FixtureRequest) -> str:
+    """As --cloud takes it."""
+    name: str = request.param
     return name
 
 
 @pytest.fixture(scope="session")
-def differences(pytestconfig: pytest.Config) -> Differences:
+def differences(cloud_name: str) -> Differences:
     """In what the cloud differs from AWS."""
-    return _differences(pytestconfig)
+    return DIFFERENCES[cloud_name]
 
 
 @pytest.fixture(scope="session")
