@@ -20,6 +20,8 @@ from tests.e2e.clouds import DIFFERENCES, Differences
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
+HOST_SECRET = "SECRET_OF_THE_HOST"
+"""A variable of the user's that no function may see."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -175,7 +177,7 @@ def differences(cloud_name: str) -> Differences:
 @pytest.fixture(scope="session")
 def local_cloud(state: Path, cloud_name: str) -> Iterator[LocalCloud]:
     """Up once for all tests: they share it, and each leaves it as it found it."""
-    acp = run_acp(state)
+    acp = run_acp(state, **{HOST_SECRET: "x"})
     try:
         up = acp("up", "--cloud", cloud_name, "--market", "replay", timeout=UP_SECONDS)
         assert up.returncode == 0, up.stdout + up.stderr
