@@ -64,7 +64,7 @@ def deploy(
         return there, "nothing has changed"
     if there is None:
         what = "new stack"
-    elif there.template == template_digest or emulator.applies_changed_rules:
+    elif there.template == template_digest or not emulator.ignores_changed_rules:
         what = "updated"
     else:
         what = f"new again, as {emulator.title} {emulator.ignores_changed_rules}"

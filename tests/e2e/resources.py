@@ -23,7 +23,7 @@ def resources(client: Client, *stacks: str) -> Resources:
         "function": [function["FunctionName"] for function in functions],
         "layer version": [
             version["LayerVersionArn"]
-            # Not by list_layers, which fails on LocalStack 4.14.0 once the last version of any layer is deleted.
+            # Not by list_layers: see Differences.forgets_layers.
             for layer in (f"{stack}-{name}" for stack in stacks for name in LAYERS)
             for version in _pages(client("lambda"), "list_layer_versions", "LayerVersions", LayerName=layer)
         ],

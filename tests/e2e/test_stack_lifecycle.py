@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from botocore.exceptions import ClientError
 from tests.e2e.clouds import Differences
 from tests.e2e.conftest import UP_SECONDS, LocalCloud, run_acp, wait_for
 from tests.e2e.resources import Resources, beyond, resources
@@ -117,6 +118,12 @@ def test_a_stack_deployed_updated_and_deleted_by_sam_alone_leaves_nothing_behind
 
     sam.delete()
     assert beyond(_resources(local_cloud), before) == {}
+    functions = local_cloud.client("lambda")
+    if differences.forgets_layers:
+        assert [layer for layer in functions.list_layers()["Layers"] if BY_SAM in layer["LayerName"]] == []
+    else:
+        with pytest.raises(ClientError, match="ListLayers: list index out of range"):
+            functions.list_layers()
 
 
 def test_a_second_stack_in_the_account_touches_nothing_of_the_first_and_leaves_nothing_behind(

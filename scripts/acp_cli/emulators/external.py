@@ -28,7 +28,6 @@ class External(Emulator):
     title = "the external cloud"
     outlives_us = True
     # It may be a LocalStack.
-    applies_changed_rules = False
     ignores_changed_rules = "may ignore changes of rules"
     remedy = (
         "An external cloud must run functions on this machine's own network, with their layers: as processes, or in "
