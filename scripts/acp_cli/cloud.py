@@ -168,8 +168,14 @@ class Cloud:
         except AcpError:
             # Damaged: the servers are found without it.
             run = None
+        undeleted = None
         if run is not None and self.emulator(run).outlives_us:
-            self._leave(run, progress)
+            try:
+                self._leave(run, progress)
+            except AWS_ERRORS as error:
+                # What is ours goes all the same.
+                undeleted = error
+            run.save(self.workspace)
         with progress.step("Stopping"):
             for emulator in EMULATORS.values():
                 emulator(self.workspace).stop()
@@ -186,6 +192,9 @@ class Cloud:
                     raise AcpError(
                         msg, remedy=f"Everything is stopped; remove {self.workspace.state} by hand."
                     ) from error
+        if run is not None and undeleted is not None:
+            msg = f"The stack {run.stack} at {run.endpoint} could not be deleted: {undeleted}"
+            raise AcpError(msg, remedy="All else is done; delete it there.") from undeleted
 
     def _settle_emulator(self, run: RunState, options: UpOptions, progress: Progress) -> None:
         """Decide which emulator it is, where, and the stack's name; leave the one before it."""

@@ -3,12 +3,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import WaiterError
 from rich.console import Console
 
 from acp_cli import cloud as cloud_module
 from acp_cli import deployment, status
 from acp_cli.cloud import Cloud, UpOptions
 from acp_cli.emulators.emulator import Emulator
+from acp_cli.errors import AcpError
 from acp_cli.progress import Progress
 from acp_cli.run_state import Deployment, RunState
 from acp_cli.status import QueueDepth
@@ -121,6 +123,24 @@ def test_an_external_cloud_that_no_longer_answers_is_named_with_what_it_may_have
     world.run = RunState(cloud="external", endpoint="http://theirs", deployment=DEPLOYED, stack_is_ours=True)
     said = world.settle(UpOptions(cloud="one"))
     assert "http://theirs does not answer: if it kept the stack ai-control-plane, delete it there." in said
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_down_goes_on_where_an_external_cloud_does_not_let_go_of_the_stack_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    world.run = RunState(cloud="external", endpoint="http://theirs", deployment=DEPLOYED, stack_is_ours=True)
+    world.run.save(world.workspace)
+    world.running.add("http://theirs")
+
+    def refuse(*_: object) -> None:
+        raise WaiterError("StackDeleteComplete", "DELETE_FAILED", {})
+
+    monkeypatch.setattr(deployment, "remove", refuse)
+    with pytest.raises(AcpError, match="The stack ai-control-plane at http://theirs could not be deleted"):
+        Cloud(world.workspace).down(Progress(world.console), keep=keep)
+    assert world.running == {"http://theirs"}, "what is ours is stopped"
+    assert world.workspace.state.exists() == keep
 
 
 def test_the_endpoint_in_the_environment_is_for_who_asks_for_a_cloud(world: World) -> None:
