@@ -37,7 +37,7 @@ def run(workspace: Workspace, *arguments: str, cloud: Cloud | None = None) -> Re
     return result
 
 
-API_URL = "https://ab12.execute-api.us-east-1.amazonaws.com/v1"
+API_URL = "http://localhost:4566/_aws/execute-api/ab12/v1"
 
 
 class FakeServer:
