@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 PANEL = "Signals"
 _ALL = "all"
+_PROBLEMS = (AcpError, *AWS_ERRORS, psycopg.Error, ControlPlaneError)
+
+
+class MendingError(AcpError):
+    """A drill is over and has left something wrong; its record stays until that is mended."""
 
 
 def register(app: typer.Typer) -> None:
@@ -66,42 +71,49 @@ def drill(
             for each in chosen:
                 results.append(Result(each.name, each.guarantee))
                 _play(cloud, run, each, Narrator(console), results[-1])
+        except KeyboardInterrupt:
+            progress.say("Interrupted.")
+            raise typer.Exit(130) from None
         finally:
             if as_json and chosen:
                 _print_json(results)
     if failed := [result for result in results if not result.held]:
-        msg = "\n".join(_verdict(result) for result in failed)
+        msg = "\n".join(map(verdict, failed))
         raise AcpError(msg)
 
 
 def _play(cloud: Cloud, run: RunState, drill: Drill, narrator: Narrator, result: Result) -> None:
-    """One drill, and everything put right after it, however it ended."""
-    with narrator.telling(result):
-        record = DrillRecord.begin(drill.name)
-        with psycopg.connect(
-            database.app_url(cloud.postgres(run), run), autocommit=True, application_name="acp-drill"
-        ) as connection:
-            stage = Stage(cloud, run, record, narrator, connection, is_of_source=drill.is_of_source)
+    """One drill, and everything put right after it, however it ended. Raises MendingError where that fails."""
+    url = database.app_url(cloud.postgres(run), run)
+    record = DrillRecord.begin(drill.name)
+    with narrator.telling(result), psycopg.connect(url, autocommit=True, application_name="acp-drill") as connection:
+        stage = Stage(cloud, run, record, narrator, connection, is_of_source=drill.is_of_source)
+        try:
             _refuse_where_it_would_mislead(stage)
-            record.save(cloud.workspace)
-            try:
-                with _mended(cloud, run, record, narrator):
-                    drill.play(stage)
-            except (AcpError, *AWS_ERRORS, psycopg.Error, ControlPlaneError) as error:
-                result.problem = str(error)
-                narrator.say(result.problem, style="red")
-                return
-        result.held = bool(result.claims) and all(claim.held for claim in result.claims)
+            with _mended(cloud, run, record, narrator):
+                drill.play(stage)
+            result.problem = ""
+        except MendingError:
+            raise
+        except _PROBLEMS as error:
+            result.problem = str(error).strip()
+            narrator.say(result.problem, style="red")
 
 
 @contextlib.contextmanager
 def _mended(cloud: Cloud, run: RunState, record: DrillRecord, narrator: Narrator) -> Iterator[None]:
+    """Whatever happens within, all is as before after it. Raises MendingError where it is not."""
     try:
+        record.save(cloud.workspace)
         yield
     finally:
         with uninterrupted():
             narrator.show("putting everything right")
-            mending.mend(cloud, run, record, narrator.say)
+            try:
+                mending.mend(cloud, run, record, narrator.say)
+            except _PROBLEMS as error:
+                msg = f"Not everything could be put right: {error}"
+                raise MendingError(msg, remedy="Once the cause is gone: scripts/acp drill --mend") from error
             narrator.say("everything is as before", style="green")
 
 
@@ -145,11 +157,10 @@ def _list() -> None:
     Console(highlight=False).print(table)
 
 
-def _verdict(result: Result) -> str:
+def verdict(result: Result) -> str:
+    """Of a drill that did not show its guarantee, why."""
     if result.problem:
         return f"{result.drill}: {result.problem}"
-    if not result.claims:
-        return f"{result.drill}: not seen through."
     return f"{result.drill}: not seen to hold: {'; '.join(claim.claim for claim in result.claims if not claim.held)}."
 
 

@@ -31,9 +31,8 @@ class Result:
 
     drill: str
     guarantee: str
-    held: bool = False
-    problem: str = ""
-    """Why it could not be seen through, where it could not."""
+    problem: str = "not seen through"
+    """Why not, or what went wrong; empty for a drill that came to its end."""
     seconds: float = 0.0
     trace_ids: list[str] = field(default_factory=list)
     """The runs that stored its events: scripts/acp trace shows each event's life."""
@@ -41,9 +40,14 @@ class Result:
     timeline: list[tuple[float, str]] = field(default_factory=list)
     """Seconds since it began, and what happened."""
 
+    @property
+    def held(self) -> bool:
+        """Whether the guarantee was seen to hold: the drill came to its end, and every claim of it held."""
+        return not self.problem and bool(self.claims) and all(claim.held for claim in self.claims)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self)
+        return {"drill": self.drill, "held": self.held, **asdict(self)}
 
 
 class Narrator:

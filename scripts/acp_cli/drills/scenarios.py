@@ -68,7 +68,7 @@ def _queue_outage(stage: Stage) -> None:
         )
         stage.claim(
             "the queue is found back within a cool-down",
-            held=recovered <= COOL_DOWN_SECONDS + 2 and look.breaker.is_closed,  # the next relay may just be starting
+            held=recovered <= COOL_DOWN_SECONDS + 3 and look.breaker.is_closed,  # the next relay may just be starting
             seen=f"after {recovered:.1f} s, and the breaker is {look.breaker.state}",
         )
 

@@ -43,7 +43,7 @@ COOL_DOWN_SECONDS: Final = 3
 SEND_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
 LEASE_SECONDS: Final = math.floor(SEND_SECONDS) + 1
 """The shortest that the relay accepts: more than a send may take."""
-_TURN_SECONDS = 2
+_TURN_SECONDS = 1
 """How long each of the drill's relays stays; the next one follows at once."""
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 8
