@@ -66,12 +66,11 @@ def test_stored_events_are_promised_and_read_back_in_their_order(app: Connection
 
 
 def test_a_dead_letter_of_a_drill_is_redriven_and_nobody_else_s_is(app: Connection[Any], batch: Batch) -> None:
-    (other,) = seeds.ticks(1)
-    seeds.promise(app, [other])
+    seeds.promise(app, seeds.ticks(1) + seeds.ticks(1, entity_id=promises.ENTITY))
     app.execute("UPDATE outbox SET dead_lettered_at = now(), last_error = 'poison', delivery_attempts = 5")
     assert len(app.execute(QUERIES["redrive_drill"].sql, DRILLS).fetchall()) == 3
     assert {(one.state, one.attempts) for one in read(app, batch)} == {("pending", 0)}
-    assert app.execute("SELECT count(*) FROM outbox WHERE dead_lettered_at IS NOT NULL").fetchone() == (1,)
+    assert app.execute("SELECT count(*) FROM outbox WHERE dead_lettered_at IS NOT NULL").fetchone() == (2,)
 
 
 def test_waits_are_cut_short_where_nobody_has_the_row(app: Connection[Any], batch: Batch) -> None:
@@ -253,6 +252,8 @@ def test_settings_promises_breaker_and_prices_are_put_right_and_the_record_goes(
     assert cloud.fake.deployed.variables["Relay"] == {"LEASE_SECONDS": "30", "OTHER": "1"}
     assert {one.state for one in read(app, batch)} == {"delivered"}
     assert cloud.fake.invoked == ["Ingestion", "Relay"]
+    (source,) = breakers.read_breakers(app, ["yfinance-replay"])
+    assert source.probe_is_due, "the run that was invoked may probe"
     assert app.execute("SELECT FROM signal_lab_bars").fetchall() == []
     assert record.load(cloud.workspace) is None
     assert mending.mend_what_was_left(cloud, cloud.running(), said.append) is None
