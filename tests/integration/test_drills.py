@@ -187,7 +187,7 @@ class FakeCloud(Cloud):
         return RunState(
             app_password=PASSWORD,
             owner_password=PASSWORD,
-            localstack_port=4566,
+            endpoint="http://localhost:4566",
             market_source="replay",
             deployment=Deployment("1@2", template="", code="", outputs=outputs, environ=environ),
         )
