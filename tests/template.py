@@ -9,6 +9,7 @@ from samcli.yamlhelper import yaml_parse
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
+PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
 RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
 
 

@@ -30,7 +30,7 @@ from control_plane.platform.settings import (
     parse_linger_seconds,
     parse_symbols,
 )
-from control_plane.platform.telemetry import METRICS, Telemetry
+from control_plane.platform.telemetry import Telemetry
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
@@ -422,27 +422,6 @@ def test_a_consumed_queue_waits_six_times_the_consumers_timeout_and_hears_of_eac
     assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout(function)
     assert "RedrivePolicy" in QUEUES[queue]
     assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
-
-
-def test_a_dead_letter_of_a_consumer_and_a_failed_invocation_raise_an_alarm() -> None:
-    watched = {
-        resource_of(dimension["Value"], "QueueName")
-        for alarm in of_type("AWS::CloudWatch::Alarm").values()
-        for dimension in alarm["Dimensions"]
-        if dimension["Name"] == "QueueName"
-    }
-    consumed = {dead_letters_of(resource_of(event["Queue"], "Arn")) for _, event in CONSUMERS}
-    assert watched >= consumed | {"FailedInvocationsQueue"}
-
-
-def test_a_promise_given_up_on_and_one_open_for_long_raise_an_alarm() -> None:
-    watched = {
-        alarm["MetricName"]
-        for alarm in of_type("AWS::CloudWatch::Alarm").values()
-        if alarm["Namespace"] == "ControlPlane" and alarm["Dimensions"] == [{"Name": "service", "Value": "relay"}]
-    }
-    assert watched == {"EventsDeadLettered", "OldestPendingAge"}
-    assert watched <= set(METRICS)
 
 
 # samconfig.toml, the schema, the samples
