@@ -113,10 +113,7 @@ def test_an_alarm_notifies_the_topic_where_there_is_one(alarm: str) -> None:
 def watched() -> Iterator[tuple[str, str, str, Any]]:
     """Who watches, and namespace, metric and dimensions of what is watched."""
     for alarm, properties in ALARMS.items():
-        for metric in [item["MetricStat"]["Metric"] for item in properties.get("Metrics", []) if "MetricStat" in item]:
-            yield alarm, metric["Namespace"], metric["MetricName"], dimensions(metric)
-        if "MetricName" in properties:
-            yield alarm, properties["Namespace"], properties["MetricName"], dimensions(properties)
+        yield alarm, properties["Namespace"], properties["MetricName"], dimensions(properties)
 
 
 def dimensions(metric: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,18 +187,13 @@ def test_an_open_market_may_be_as_silent_as_its_delayed_prices_make_it() -> None
     assert PARAMETERS["MarketSilenceSeconds"]["Default"] >= 20 * 60  # the longest delay of Yahoo's exchanges
 
 
-def test_each_function_has_an_alarm_for_its_errors_and_throttles() -> None:
-    for function in FUNCTIONS:
-        alarm = ALARMS[f"{function.removesuffix('Function')}ErrorsAlarm"]
-        total, *parts = alarm["Metrics"]
-        assert total == {"Id": "failures", "Expression": "FILL(errors, 0) + FILL(throttles, 0)"}
-        assert {(part["Id"], part["MetricStat"]["Metric"]["MetricName"]) for part in parts} == {
-            ("errors", "Errors"),
-            ("throttles", "Throttles"),
-        }
-        assert all(part["ReturnData"] is False for part in parts)
-        assert {id_of(dimensions(part["MetricStat"]["Metric"])["FunctionName"]) for part in parts} == {function}
-        assert function in alarm["AlarmDescription"]
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("metric", ["Errors", "Throttles"])
+def test_an_alarm_about_a_function_is_named_for_it(function: str, metric: str) -> None:
+    alarm = ALARMS[f"{function.removesuffix('Function')}{metric}Alarm"]
+    assert (alarm["MetricName"], alarm["Statistic"]) == (metric, "Sum")
+    assert id_of(dimensions(alarm)["FunctionName"]) == function
+    assert alarm["AlarmDescription"].startswith(f"{function} ")
 
 
 # The dashboard
