@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ class _NoManagedPolicies:
 
 def transformed(template: Mapping[str, Any]) -> dict[str, Any]:
     """The template after the SAM transform, its code in a bucket that need not exist."""
+    logging.getLogger("samtranslator").setLevel(logging.ERROR)  # it warns of its own feature toggles
     # Only the partition is read from it.
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     for resource in template["Resources"].values():

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from tests.e2e.conftest import LocalCloud, wait_for
 
-FUNCTIONS = ("Ingestion", "Relay", "SignalLab", "Migration", "Maintenance")
+FUNCTIONS = ("Ingestion", "Relay", "SignalLab", "OpsApi", "Migration", "Maintenance")
 
 
 def passwords(cloud: LocalCloud) -> set[str]:
