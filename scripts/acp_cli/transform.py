@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -26,15 +27,16 @@ class _NoManagedPolicies:
         return {}
 
 
-def transformed(template: Mapping[str, Any]) -> dict[str, Any]:
-    """The template after the SAM transform, its code in a bucket that need not exist."""
+def transformed(template: Mapping[str, Any], parameters: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The template after the SAM transform, its code in a bucket, as `sam deploy` leaves it once uploaded."""
+    template = copy.deepcopy(template)
     logging.getLogger("samtranslator").setLevel(logging.ERROR)  # it warns of its own feature toggles
     # Only the partition is read from it.
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     for resource in template["Resources"].values():
         for name in _CODE & resource.get("Properties", {}).keys():
             resource["Properties"][name] = "s3://bucket/key"
-    answer: dict[str, Any] = transform(template, {}, _NoManagedPolicies())
+    answer: dict[str, Any] = transform(template, dict(parameters or {}), _NoManagedPolicies())
     return answer
 
 
