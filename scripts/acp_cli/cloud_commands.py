@@ -105,6 +105,8 @@ def up(
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
+    if url := cloud.outputs(run).get("ApiUrl"):
+        progress.say(f"The API: curl {url}/health")
 
 
 def down(
