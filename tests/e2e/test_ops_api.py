@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from email.message import Message
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import LocalCloud, wait_for
 
 
-def get(url: str, token: str | None = None) -> tuple[int, Mapping[str, str], dict[str, Any]]:
+def get(url: str, token: str | None = None) -> tuple[int, Message, dict[str, Any]]:
     """Status, headers and body of an answer, whatever it is."""
     request = Request(url, headers={} if token is None else {"Authorization": f"Bearer {token}"})
     try:
