@@ -109,6 +109,8 @@ def up(
     if mended is not None:
         progress.say(f"The drill {mended} had been cut off; what it left is put right.")
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
+    if url := cloud.outputs(run).get("ApiUrl"):
+        progress.say(f"The API: curl {url}/health")
 
 
 def down(
