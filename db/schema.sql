@@ -82,6 +82,7 @@ CREATE TABLE public.outbox (
     message_id text,
     dead_lettered_at timestamp with time zone,
     last_error text,
+    payload_bytes integer GENERATED ALWAYS AS (octet_length((payload_json)::text)) STORED NOT NULL,
     CONSTRAINT outbox_claim_is_an_attempt CHECK (((claim_token IS NULL) OR (delivery_attempts >= 1))),
     CONSTRAINT outbox_claim_is_whole CHECK (((claim_token IS NULL) = (claimed_by IS NULL))),
     CONSTRAINT outbox_dead_letter_has_reason CHECK (((dead_lettered_at IS NULL) OR (last_error IS NOT NULL))),
@@ -104,6 +105,8 @@ COMMENT ON COLUMN public.outbox.next_attempt_at IS 'When it may be claimed; whil
 
 COMMENT ON COLUMN public.outbox.claim_token IS 'Names the claim that may settle the row; every settlement filters on it.';
 
+COMMENT ON COLUMN public.outbox.payload_bytes IS 'Of the message''s body, as published.';
+
 CREATE TABLE public.outbox_archive (
     id bigint CONSTRAINT outbox_id_not_null NOT NULL,
     event_id uuid CONSTRAINT outbox_event_id_not_null NOT NULL,
@@ -118,7 +121,8 @@ CREATE TABLE public.outbox_archive (
     delivered_at timestamp with time zone NOT NULL,
     message_id text NOT NULL,
     dead_lettered_at timestamp with time zone,
-    last_error text
+    last_error text,
+    payload_bytes integer
 );
 
 COMMENT ON TABLE public.outbox_archive IS 'Promises kept some days ago, moved here by maintenance as they were. Immutable. Without foreign keys: what a promise points to was there when it was made, and retention deletes the promise first.';
@@ -194,6 +198,17 @@ CREATE TABLE public.raw_payloads (
 );
 
 COMMENT ON TABLE public.raw_payloads IS 'What a source answered, one row per symbol and fetch, as nearly as the source lets us see it. Immutable.';
+
+CREATE TABLE public.relay_duty (
+    only_one boolean DEFAULT true NOT NULL,
+    token uuid NOT NULL,
+    name text NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT relay_duty_name_check CHECK ((name <> ''::text)),
+    CONSTRAINT relay_duty_only_one_check CHECK (only_one)
+);
+
+COMMENT ON TABLE public.relay_duty IS 'The relay that lingers, if any. Two at once do no harm: this saves their cost, and leaves no gap between them.';
 
 CREATE TABLE public.replays (
     replay_id uuid NOT NULL,
@@ -323,6 +338,9 @@ ALTER TABLE ONLY public.processed_events
 ALTER TABLE ONLY public.raw_payloads
     ADD CONSTRAINT raw_payloads_pkey PRIMARY KEY (id);
 
+ALTER TABLE ONLY public.relay_duty
+    ADD CONSTRAINT relay_duty_pkey PRIMARY KEY (only_one);
+
 ALTER TABLE ONLY public.replays
     ADD CONSTRAINT replays_pkey PRIMARY KEY (replay_id);
 
@@ -407,6 +425,8 @@ GRANT SELECT ON TABLE public.outbox_states TO acp_app;
 GRANT SELECT,INSERT ON TABLE public.processed_events TO acp_app;
 
 GRANT SELECT,INSERT ON TABLE public.raw_payloads TO acp_app;
+
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.relay_duty TO acp_app;
 
 GRANT SELECT,INSERT ON TABLE public.replays TO acp_app;
 

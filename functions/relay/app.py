@@ -3,7 +3,8 @@
 from functools import cache
 from typing import Any
 
-from control_plane.outbox.relay import Relay, RelayPolicy
+from control_plane.outbox.ledger import RelayPolicy
+from control_plane.outbox.relay import Relay
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 from control_plane.platform.aws import find_sqs
 from control_plane.platform.breakers import BreakerPolicy
@@ -32,10 +33,7 @@ def relay(name: str) -> Relay:
     """One relay per environment, named by its log stream, which claims and failures then lead back to."""
     return Relay(
         connection=database().connection,
-        publisher=SqsHttpPublisher(
-            lambda: SqsEndpoint(*find_sqs(settings().cloud_endpoint_url)),
-            connections=settings().publish_concurrency,
-        ),
+        publisher=SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(settings().cloud_endpoint_url))),
         queue_urls=settings().topic_queue_urls,
         policy=RelayPolicy(
             claim_size=settings().claim_size,

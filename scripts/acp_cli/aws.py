@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sts import STSClient
 
 AWS_ERRORS = (ClientError, BotoCoreError)
 
@@ -67,12 +68,28 @@ class LocalCloud:
         return self._session.client("secretsmanager", endpoint_url=self.endpoint, config=_CONFIG)
 
     @property
+    def identity(self) -> STSClient:
+        """Who we are there."""
+        return self._session.client("sts", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
     def _session(self) -> boto3.Session:
         return boto3.Session(
             aws_access_key_id=LOCAL_AWS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=LOCAL_AWS["AWS_SECRET_ACCESS_KEY"],
             region_name=REGION,
         )
+
+    def stack_id(self, name: str) -> str | None:
+        """The id of the stack of that name; None where there is none."""
+        try:
+            stacks = self.cloudformation.describe_stacks(StackName=name)["Stacks"]
+        except ClientError as error:
+            # CloudFormation has no error of its own for this one.
+            if error.response["Error"]["Code"] == "ValidationError" and "does not exist" in str(error):
+                return None
+            raise
+        return stacks[0]["StackId"] if stacks and stacks[0]["StackStatus"] != "DELETE_COMPLETE" else None
 
     def put_secret(self, name: str, value: str) -> str:
         """Create or replace a secret. Returns its ARN."""

@@ -84,6 +84,8 @@ bench_command.register(app)
 
 def main() -> None:
     """The command's entry point."""
+    # Of the user's AWS, all that may be meant for us.
+    endpoint_url = os.environ.get("AWS_ENDPOINT_URL")
     cleaned = isolated(os.environ)
     os.environ.clear()
     os.environ.update(cleaned)
@@ -91,7 +93,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        app(prog_name="acp")
+        app(prog_name="acp", obj=Cloud(Workspace.from_environ(os.environ), endpoint_url))
     except BrokenPipeError:
         # `acp watch | head`: whoever read has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

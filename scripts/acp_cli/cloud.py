@@ -7,8 +7,9 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from acp_cli import build, database, deployment, localstack, market, run_state
-from acp_cli.aws import LocalCloud
+from acp_cli import build, database, deployment, market, run_state, status
+from acp_cli.aws import AWS_ERRORS, InvocationError, LocalCloud
+from acp_cli.emulators import EMULATORS
 from acp_cli.environ import LOCAL_AWS
 from acp_cli.errors import AcpError, NotRunningError
 from acp_cli.market import MarketChoice
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from acp_cli.emulators.emulator import Emulator
     from acp_cli.progress import Progress
     from acp_cli.workspace import Workspace
 
-_DEFAULTS = {"RelayLingerSeconds": "50"}
+_DEFAULTS = {"RelayLingerSeconds": "90"}
 """The template's parameters that fit a laptop better: here a relay that stays costs nothing, and people look on."""
 _ACCESS = ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -33,23 +35,29 @@ _ACCESS = ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 class UpOptions:
     """What a person may choose; what they leave open stays as it is, or takes its default.
 
-    `parameters` are the template's, by name.
+    `cloud` is an emulator's name, `stack` the stack's; `parameters` are the template's, by name.
     """
 
     market: MarketChoice = MarketChoice.AUTO
+    cloud: str | None = None
+    stack: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 class Cloud:
-    """The local cloud of one workspace, running or not."""
+    """The local cloud of one workspace, running or not.
 
-    def __init__(self, workspace: Workspace) -> None:
+    `endpoint_url` is where the user's own local cloud is, if they named one.
+    """
+
+    def __init__(self, workspace: Workspace, endpoint_url: str | None = None) -> None:
         self.workspace = workspace
-        self.localstack = self._service("localstack")
-        self.market = self._service("market")
+        self.market = Service("market", records=workspace.services, log=workspace.logs / "market.log")
+        self._endpoint_url = endpoint_url or None
 
-    def _service(self, name: str) -> Service:
-        return Service(name, records=self.workspace.services, log=self.workspace.logs / f"{name}.log")
+    def emulator(self, run: RunState) -> Emulator:
+        """What stands in for AWS."""
+        return EMULATORS[run.cloud](self.workspace)
 
     def postgres(self, run: RunState) -> PostgresServer:
         """The database server, running or not."""
@@ -62,11 +70,13 @@ class Cloud:
 
     def missing(self, run: RunState) -> list[str]:
         """The parts that should run and do not."""
+        emulator = self.emulator(run)
         parts = {
             "PostgreSQL": self.postgres(run).running,
-            "LocalStack": self.localstack.process is not None,
+            emulator.title: emulator.is_there(run.endpoint),
             "the market replay": self.market.process is not None or run.market_source != MarketChoice.REPLAY,
-            "the stack": run.deployment is not None and run.deployment.localstack == self.localstack.identity,
+            "the stack": run.deployment is not None
+            and run.deployment.held_by == emulator.holder(run.endpoint, run.stack),
         }
         return [name for name, there in parts.items() if not there]
 
@@ -84,7 +94,7 @@ class Cloud:
         return run
 
     def aws(self, run: RunState) -> LocalCloud:
-        """Clients for its LocalStack."""
+        """Clients for its emulator."""
         return LocalCloud(run.endpoint)
 
     def outputs(self, run: RunState) -> dict[str, str]:
@@ -96,7 +106,8 @@ class Cloud:
         """Of each part of a running cloud, where it is."""
         return {
             "PostgreSQL": f"127.0.0.1:{self.postgres(run).port}",
-            "LocalStack": run.endpoint,
+            self.emulator(run).title: run.endpoint,
+            **({"API": url} if (url := self.outputs(run).get("ApiUrl")) else {}),
             "market data": f"{run.market_source}, because {run.market_reason}",
         }
 
@@ -121,10 +132,11 @@ class Cloud:
         """Bring everything to the wished state; what is there already is kept. The caller holds the lock."""
         run = run_state.load(self.workspace) or RunState()
         run.parameters |= options.parameters
-        run.save(self.workspace)
+        self._settle_emulator(run, options, progress)
+        emulator = self.emulator(run)
         with progress.step("Environments"), locked(self.workspace.venvs, "up", on_wait=progress.say):
-            localstack_python, lambda_python = localstack.prepare(self.workspace)
-        self._start_localstack(run, localstack_python, lambda_python)
+            emulator.prepare()
+        emulator.start(run.endpoint)
         server = self.postgres(run)
         with progress.step("PostgreSQL") as step:
             server.start()
@@ -140,12 +152,9 @@ class Cloud:
             step.note = f"{run.market_source}, because {run.market_reason}"
         with progress.step("Build for this host"), locked(self.workspace.layers, "up", on_wait=progress.say):
             template = build.build_for_host(self.workspace)
-        with progress.step("LocalStack") as step:
-            assert run.localstack_port is not None, "it was started above"
-            localstack.wait_until_ready(self.localstack, run.localstack_port)
-            step.note = f"on port {run.localstack_port}"
-            if run.localstack_port != localstack.DEFAULT_PORT:
-                step.note += f", as {localstack.DEFAULT_PORT} was in use"
+        with progress.step(emulator.title[:1].upper() + emulator.title[1:]) as step:
+            emulator.wait_until_ready(run.endpoint)
+            step.note = f"at {run.endpoint}"
         with progress.step("Deployment") as step:
             step.note = self._deploy(run, template, {"MarketDataUrl": market_url, **_DEFAULTS, **run.parameters})
         with progress.step("Check") as step:
@@ -159,9 +168,11 @@ class Cloud:
         except AcpError:
             # Damaged: the servers are found without it.
             run = None
+        if run is not None and self.emulator(run).outlives_us:
+            self._leave(run, progress)
         with progress.step("Stopping"):
-            # It keeps nothing, and takes its time to say goodbye.
-            self.localstack.stop(grace_seconds=2)
+            for emulator in EMULATORS.values():
+                emulator(self.workspace).stop()
             self.market.stop()
             self.postgres(run or RunState()).stop("fast" if keep else "immediate")
         if not keep:
@@ -176,16 +187,49 @@ class Cloud:
                         msg, remedy=f"Everything is stopped; remove {self.workspace.state} by hand."
                     ) from error
 
-    def _start_localstack(self, run: RunState, python: Path, lambda_python: Path) -> None:
-        if self.localstack.process is not None:
-            return
-        # What the last one held is gone with it.
-        run.deployment = None
-        run.localstack_port = localstack.choose_port()
+    def _settle_emulator(self, run: RunState, options: UpOptions, progress: Progress) -> None:
+        """Decide which emulator it is, where, and the stack's name; leave the one before it."""
+        name, stack = options.cloud or run.cloud, options.stack or run.stack
+        emulator = EMULATORS[name](self.workspace)
+        # Only who asks for a cloud means the endpoint in their environment.
+        asked = self._endpoint_url if options.cloud is not None else None
+        endpoint = emulator.endpoint(asked, run.endpoint if name == run.cloud else None)
+        if (name, endpoint, stack) != (run.cloud, run.endpoint, run.stack):
+            if run.endpoint:
+                self._leave(run, progress, stays=(name, endpoint) == (run.cloud, run.endpoint))
+            run.cloud, run.endpoint, run.stack = name, endpoint, stack
+        if not emulator.is_there(endpoint):
+            # What the last one held is gone with it.
+            run.deployment, run.stack_is_ours = None, False
         run.save(self.workspace)
-        localstack.start(
-            self.workspace, self.localstack, python=python, lambda_python=lambda_python, port=run.localstack_port
-        )
+
+    def _leave(self, run: RunState, progress: Progress, *, stays: bool = False) -> None:
+        """Clear away what was deployed, and the emulator itself where that is ours, unless it `stays`."""
+        emulator = self.emulator(run)
+        if not emulator.is_there(run.endpoint):
+            if emulator.outlives_us and run.stack_is_ours:
+                progress.say(f"{run.endpoint} does not answer: if it kept the stack {run.stack}, delete it there.")
+        elif emulator.outlives_us or stays:
+            with progress.step(f"Deleting the stack {run.stack} on {emulator.title}") as step:
+                step.note = self._waiting(run)
+                if run.stack_is_ours:
+                    deployment.remove(self.aws(run), run.stack)
+        else:
+            with progress.step(f"Stopping {emulator.title}, for another cloud takes its place") as step:
+                step.note = self._waiting(run)
+                emulator.stop()
+        run.deployment, run.stack_is_ours = None, False
+
+    def _waiting(self, run: RunState) -> str:
+        """What its queues still hold, which goes with them."""
+        if run.deployment is None:
+            return ""
+        try:
+            depths = status.queue_depths(self.aws(run), self.outputs(run))
+        except AWS_ERRORS as error:
+            return f"what its queues held is not known: {error}"
+        waiting = sum(depth.visible + depth.in_flight for depth in depths)
+        return f"{waiting} messages that waited in its queues go with it" if waiting else ""
 
     def _settle_market(self, run: RunState, choice: MarketChoice) -> str:
         """Decide where prices come from, start what that needs, and return MarketDataUrl (empty: Yahoo)."""
@@ -204,25 +248,42 @@ class Cloud:
         return f"http://127.0.0.1:{run.market_port}"
 
     def _deploy(self, run: RunState, template: Path, parameters: Mapping[str, str]) -> str:
-        cloud, server, identity = self.aws(run), self.postgres(run), self.localstack.identity
-        if identity is None:
-            msg = "LocalStack has ended."
-            raise AcpError(msg, details=self.localstack.log_tail(), remedy=f"Its log: {self.localstack.log}")
-        secrets = {
-            "DatabaseSecretArn": cloud.put_secret("acp/database", database.app_url(server, run)),
-            "DatabaseOwnerSecretArn": cloud.put_secret("acp/database-owner", database.owner_url(server, run)),
-            "ApiTokenSecretArn": cloud.put_secret("acp/api-token", run.api_token),
-        }
+        cloud, server = self.aws(run), self.postgres(run)
+        if not run.stack_is_ours:
+            if cloud.stack_id(run.stack) is not None:
+                msg = f"There is a stack {run.stack} at {run.endpoint} already, and it is not this local cloud's."
+                raise AcpError(msg, remedy="Take another name: scripts/acp up --stack NAME, or delete that stack.")
+            run.stack_is_ours = True
+        secrets = deployment.put_secrets(
+            cloud,
+            run.stack,
+            {
+                "DatabaseSecretArn": database.app_url(server, run),
+                "DatabaseOwnerSecretArn": database.owner_url(server, run),
+                "ApiTokenSecretArn": run.api_token,
+            },
+        )
         previous, run.deployment = run.deployment, None
         # An interrupted deployment is then not taken for a whole one.
         run.save(self.workspace)
         run.deployment, what = deployment.deploy(
-            self.workspace, cloud, template, {**parameters, **secrets}, localstack=identity, previous=previous
+            self.workspace,
+            cloud,
+            self.emulator(run),
+            template,
+            {**parameters, **secrets},
+            stack=run.stack,
+            previous=previous,
         )
         run.save(self.workspace)
         return what
 
     def _check(self, run: RunState) -> str:
         """One function that does run, reading its secret and reaching the database, tells that the others can."""
-        result = self.aws(run).invoke(self.outputs(run)["MigrationFunctionName"], {})
+        try:
+            result = self.aws(run).invoke(self.outputs(run)["MigrationFunctionName"], {})
+        except InvocationError as error:
+            if not (remedy := self.emulator(run).remedy):
+                raise
+            raise InvocationError(error.args[0], details=error.details, remedy=remedy) from error
         return f"MigrationFunction reads its secret and finds the schema at version {result['version']}"

@@ -14,9 +14,11 @@ from rich.console import Console
 
 from acp_cli import database, status
 from acp_cli.cloud import Cloud, UpOptions
+from acp_cli.emulators import EMULATORS
 from acp_cli.errors import UsageError
 from acp_cli.market import MarketChoice
 from acp_cli.progress import Progress
+from acp_cli.run_state import DEFAULT, STACK
 from acp_cli.workspace import locked
 from control_plane.ops.status import read_status
 
@@ -24,12 +26,33 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PANEL = "The local cloud"
+_STACK = re.compile(r"^[a-z][a-z0-9-]{0,48}[a-z0-9]$")
+"""What is at once the name of a stack and, with a suffix, of a bucket."""
 _SCHEDULE = re.compile(r"^(rate\([1-9]\d* (minutes?|hours?|days?)\)|cron\(.+\))$")
 
 MarketOption = Annotated[
     MarketChoice,
     typer.Option(
         help="Where prices come from: Yahoo, a local replay of real historical prices, or Yahoo if it can be reached."
+    ),
+]
+
+
+def _known_cloud(name: str) -> str:
+    if name in EMULATORS:
+        return name
+    msg = f"There is no cloud {name!r}. There are: {', '.join(EMULATORS)}."
+    raise UsageError(msg)
+
+
+CloudOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud",
+        parser=_known_cloud,
+        metavar=f"[{'|'.join(EMULATORS)}]",
+        help="What stands in for AWS: LocalStack, MiniStack, or an external one at $AWS_ENDPOINT_URL.",
+        show_default=DEFAULT,
     ),
 ]
 SymbolsOption = Annotated[
@@ -46,6 +69,7 @@ def register(app: typer.Typer) -> None:
 def up(
     ctx: typer.Context,
     *,
+    cloud_name: CloudOption = None,
     market: MarketOption = MarketChoice.AUTO,
     symbols: SymbolsOption = None,
     ingestion_schedule: Annotated[
@@ -57,18 +81,27 @@ def up(
     linger: Annotated[
         int | None,
         typer.Option(
-            min=0, max=840, metavar="SECONDS", help="How long a relay stays and polls once drained.", show_default="50"
+            min=0,
+            max=840,
+            metavar="SECONDS",
+            help="How long a relay stays, unless the next one comes first.",
+            show_default="90",
         ),
     ] = None,
+    stack: Annotated[
+        str | None, typer.Option(help="The stack's name; another one beside it needs its own.", show_default=STACK)
+    ] = None,
 ) -> None:
-    """Bring the local cloud up: PostgreSQL, LocalStack, the functions. What runs already is kept.
+    """Bring the local cloud up: PostgreSQL, something that stands in for AWS, the functions. What runs already is kept.
 
     What no option names stays as it is; `down` forgets it.
     """
     cloud, progress = _cloud(ctx), Progress()
-    options = UpOptions(
-        market, _parameters(symbols, IngestionSchedule=ingestion_schedule, RelaySchedule=relay_schedule, linger=linger)
-    )
+    if stack is not None and not _STACK.match(stack):
+        msg = f"{stack!r} cannot be a stack's name: small letters, digits and hyphens, 50 at most, a letter first."
+        raise UsageError(msg)
+    parameters = _parameters(symbols, IngestionSchedule=ingestion_schedule, RelaySchedule=relay_schedule, linger=linger)
+    options = UpOptions(market, cloud_name, stack, parameters)
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")

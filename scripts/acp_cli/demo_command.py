@@ -17,7 +17,7 @@ from rich.console import Console
 
 from acp_cli import database
 from acp_cli.cloud import Cloud, UpOptions
-from acp_cli.cloud_commands import PANEL, MarketOption
+from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
 from acp_cli.errors import AcpError
 from acp_cli.life import render_life
 from acp_cli.market import MarketChoice
@@ -74,6 +74,7 @@ def demo(
     ctx: typer.Context,
     *,
     once: Annotated[bool, typer.Option("--once", help="Take everything down again as soon as it has worked.")] = False,
+    cloud_name: CloudOption = None,
     market: MarketOption = MarketChoice.AUTO,
 ) -> None:
     """Bring everything up, let the schedules run, watch signals arrive, and follow one through its life.
@@ -93,7 +94,7 @@ def demo(
                     raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
                 # Only from here on is what there is ours to take down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
-                run = cloud.up(UpOptions(market), progress)
+                run = cloud.up(UpOptions(market, cloud_name), progress)
             _show(cloud, run, progress)
             if not once:
                 staying = True
@@ -134,7 +135,7 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
     url = database.app_url(cloud.postgres(run), run)
     with psycopg.connect(url, autocommit=True) as connection:
         with progress.step("The schedules run: ingestion, relay and consumer") as step:
-            step.note = str(_wait_for_flow(connection, cloud, step))
+            step.note = str(_wait_for_flow(connection, cloud, run, step))
         row = connection.execute(QUERIES["newest_consumed_event"].sql).fetchone()
         assert row is not None, "ticks were consumed"
         life = read_life(connection, row[0])
@@ -144,7 +145,7 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
     console.print(render_life(life))
 
 
-def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, step: Step) -> Flow:
+def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, step: Step) -> Flow:
     """Wait until the schedules alone have brought enough through. Raises AcpError when they do not in time."""
     deadline = time.monotonic() + _LIMIT_SECONDS
     while True:
@@ -159,7 +160,9 @@ def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, step: Step) -> 
             raise AcpError(msg, remedy="Run scripts/acp up, then look with scripts/acp watch.")
         if time.monotonic() > deadline:
             msg = f"Not complete after {_LIMIT_SECONDS} s: {flow}."
-            raise AcpError(msg, details=cloud.localstack.log_tail(), remedy="Run scripts/acp up and scripts/acp logs.")
+            raise AcpError(
+                msg, details=cloud.emulator(run).log_tail(), remedy="Run scripts/acp up and scripts/acp logs."
+            )
         cloud.running()
         time.sleep(0.5)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from typing import TYPE_CHECKING
 
 from samcli.yamlhelper import yaml_parse
 
 from acp_cli import tools
 from acp_cli.build import digest
-from acp_cli.environ import REGION
+from acp_cli.environ import REGION, without_proxy
 from acp_cli.errors import AcpError
 from acp_cli.run_state import Deployment
 
@@ -19,26 +21,36 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from acp_cli.aws import LocalCloud
+    from acp_cli.emulators.emulator import Emulator
     from acp_cli.workspace import Workspace
 
-STACK = "ai-control-plane"
 _DELETE_SECONDS = 120
-_BUCKET = "ai-control-plane-deployments"
-"""As in samconfig.toml; SAM's own would cost fifteen seconds of waiting for a stack that holds it."""
+_SECRETS = {
+    "DatabaseSecretArn": "database",
+    "DatabaseOwnerSecretArn": "database-owner",
+    "ApiTokenSecretArn": "api-token",
+}
+"""By the template's parameter, the last part of each secret's name."""
+
+
+def put_secrets(cloud: LocalCloud, stack: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Store the secrets of a stack: their values go in and their ARNs come out, by the template's parameter."""
+    return {name: cloud.put_secret(f"{stack}/{_SECRETS[name]}", value) for name, value in values.items()}
 
 
 def deploy(
     workspace: Workspace,
     cloud: LocalCloud,
+    emulator: Emulator,
     template: Path,
     parameters: Mapping[str, str],
     *,
-    localstack: str,
+    stack: str,
     previous: Deployment | None,
 ) -> tuple[Deployment, str]:
     """Bring the stack to what was built. Returns it, and in a few words what that took.
 
-    `parameters` that the template does not declare are left out. `localstack` names the running LocalStack.
+    `parameters` that the template does not declare are left out.
     """
     declared = yaml_parse(template.read_text(encoding="utf-8")).get("Parameters", {})
     overrides = {name: value for name, value in parameters.items() if name in declared}
@@ -46,13 +58,20 @@ def deploy(
         (template.read_text(encoding="utf-8") + json.dumps(overrides, sort_keys=True)).encode()
     ).hexdigest()
     code_digest = digest([template.parent, *sorted(workspace.layers.glob("*.zip.stamp"))])
-    there = previous if previous is not None and previous.localstack == localstack else None
+    holder = emulator.holder(cloud.endpoint, stack)
+    there = previous if previous is not None and previous.held_by == holder else None
     if there is not None and (there.template, there.code) == (template_digest, code_digest):
         return there, "nothing has changed"
-    if there is None or there.template != template_digest:
-        # LocalStack ignores changes of rules and event source mappings: only a new stack is sure to have them.
-        _delete_stack(cloud)
-    cloud.buckets.create_bucket(Bucket=_BUCKET)
+    if there is None:
+        what = "new stack"
+    elif there.template == template_digest or emulator.applies_changed_rules:
+        what = "updated"
+    else:
+        what = f"new again, as {emulator.title} {emulator.ignores_changed_rules}"
+    if what != "updated":
+        # What an interrupted deployment has left goes, too.
+        _delete_stack(cloud, stack)
+    cloud.buckets.create_bucket(Bucket=_bucket(stack))
     tools.sam(
         workspace,
         [
@@ -60,7 +79,8 @@ def deploy(
             "--config-env=local",
             f"--config-file={workspace.checkout / 'samconfig.toml'}",
             f"--template-file={template}",
-            f"--stack-name={STACK}",
+            f"--stack-name={stack}",
+            f"--s3-bucket={_bucket(stack)}",
             f"--region={REGION}",
             "--no-confirm-changeset",
             "--no-fail-on-empty-changeset",
@@ -69,32 +89,59 @@ def deploy(
             *(f"{name}={json.dumps(value)}" for name, value in overrides.items()),
         ],
         log="sam deploy",
-        extra_environ={"AWS_ENDPOINT_URL": cloud.endpoint},
+        extra_environ={"AWS_ENDPOINT_URL": cloud.endpoint, **without_proxy(os.environ, cloud.endpoint)},
     )
-    outputs = _outputs(cloud)
+    outputs = _outputs(cloud, emulator, stack)
+    held_by = emulator.holder(cloud.endpoint, stack)
+    if held_by is None:
+        msg = f"{emulator.title} has ended."
+        raise AcpError(msg, details=emulator.log_tail(), remedy="Try again: scripts/acp up")
     deployment = Deployment(
-        localstack=localstack,
+        held_by=held_by,
         template=template_digest,
         code=code_digest,
         outputs=outputs,
         environ=_function_environ(cloud, outputs),
     )
-    return deployment, "new stack" if there is None else "updated" if there.template == template_digest else "new again"
+    return deployment, what
 
 
-def _delete_stack(cloud: LocalCloud) -> None:
-    cloud.cloudformation.delete_stack(StackName=STACK)
+def remove(cloud: LocalCloud, stack: str) -> None:
+    """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
+    _delete_stack(cloud, stack)
+    for name in _SECRETS.values():
+        with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
+            cloud.secrets.delete_secret(SecretId=f"{stack}/{name}", ForceDeleteWithoutRecovery=True)
+    buckets, bucket = cloud.buckets, _bucket(stack)
+    with contextlib.suppress(buckets.exceptions.NoSuchBucket):
+        for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for item in page.get("Contents", []):
+                buckets.delete_object(Bucket=bucket, Key=item["Key"])
+        buckets.delete_bucket(Bucket=bucket)
+
+
+def _bucket(stack: str) -> str:
+    """SAM's own would cost fifteen seconds of waiting for a stack that holds it."""
+    return f"{stack}-deployments"
+
+
+def _delete_stack(cloud: LocalCloud, stack: str) -> None:
+    cloud.cloudformation.delete_stack(StackName=stack)
     cloud.cloudformation.get_waiter("stack_delete_complete").wait(
-        StackName=STACK, WaiterConfig={"Delay": 1, "MaxAttempts": _DELETE_SECONDS}
+        StackName=stack, WaiterConfig={"Delay": 1, "MaxAttempts": _DELETE_SECONDS}
     )
 
 
-def _outputs(cloud: LocalCloud) -> dict[str, str]:
-    stack = cloud.cloudformation.describe_stacks(StackName=STACK)["Stacks"][0]
-    if stack["StackStatus"] not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
-        msg = f"The stack {STACK} ended as {stack['StackStatus']}: {stack.get('StackStatusReason', 'no reason given')}"
+def _outputs(cloud: LocalCloud, emulator: Emulator, stack: str) -> dict[str, str]:
+    """The stack's, its API's where the emulator serves it: the template names a host of AWS's."""
+    made = cloud.cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+    if made["StackStatus"] not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
+        msg = f"The stack {stack} ended as {made['StackStatus']}: {made.get('StackStatusReason', 'no reason given')}"
         raise AcpError(msg)
-    return {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in made.get("Outputs", [])}
+    if "ApiUrl" in outputs:
+        outputs["ApiUrl"] = emulator.api_url(cloud.endpoint, outputs["ApiUrl"])
+    return outputs
 
 
 def _function_environ(cloud: LocalCloud, outputs: Mapping[str, str]) -> dict[str, str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 REGION = "us-east-1"
 LOCAL_AWS = {
-    # LocalStack takes any; a real key must never get near it.
+    # An emulator takes any; a real key must never get near it.
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": REGION,
@@ -25,6 +26,8 @@ LOCAL_AWS = {
 # Somebody's account, their other databases, their Python: none of it is ours to use.
 _FOREIGN = ("AWS_", "SAM_", "PG", "LAMBDA_", "LOCALSTACK_", "POWERTOOLS_")
 _FOREIGN_NAMES = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "CONDA_PREFIX"}
+# A proxy is for the internet.
+_NO_PROXY = ("NO_PROXY", "no_proxy")
 _LOOPBACK = "127.0.0.1,localhost"
 
 
@@ -33,7 +36,13 @@ def isolated(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {
         name: value for name, value in environ.items() if not name.startswith(_FOREIGN) and name not in _FOREIGN_NAMES
     }
-    for name in ("NO_PROXY", "no_proxy"):
-        # A proxy is for the internet.
-        kept[name] = ",".join(part for part in (kept.get(name), _LOOPBACK) if part)
-    return kept | LOCAL_AWS
+    return kept | {name: _joined(kept.get(name), _LOOPBACK) for name in _NO_PROXY} | LOCAL_AWS
+
+
+def without_proxy(environ: Mapping[str, str], url: str) -> dict[str, str]:
+    """The variables that keep a proxy of the user's out of the way to the URL's host, too."""
+    return {name: _joined(environ.get(name), _LOOPBACK, urlsplit(url).hostname) for name in _NO_PROXY}
+
+
+def _joined(*hosts: str | None) -> str:
+    return ",".join(dict.fromkeys(host for part in hosts if part for host in part.split(",")))

@@ -14,7 +14,7 @@ _OUTPUT_SUFFIX = "FunctionName"
 
 
 def function_name(outputs: Mapping[str, str], asked: str) -> str:
-    """The deployed function that is meant: relay, signal-lab, signal_lab, SignalLabFunction.
+    """The deployed function that is meant: relay, signal-lab, signal_lab, SignalLabFunction, or its whole name.
 
     `outputs` are the stack's. Raises UsageError naming those there are.
     """
@@ -23,7 +23,7 @@ def function_name(outputs: Mapping[str, str], asked: str) -> str:
     }
     wanted = re.sub(r"[-_ ]", "", asked).lower().removesuffix("function")
     for logical, name in known.items():
-        if wanted == logical.lower():
+        if wanted == logical.lower() or asked == name:
             return name
     msg = f"There is no function {asked!r}. There are: {', '.join(short_name(logical) for logical in known)}."
     raise UsageError(msg)

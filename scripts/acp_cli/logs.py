@@ -71,7 +71,10 @@ def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> 
         except logs.exceptions.ResourceNotFoundException:
             return
         for event in page["events"]:
-            yield Line(event["eventId"], event["timestamp"], event["message"].rstrip("\n"))
+            message = event["message"].rstrip("\n")
+            # MiniStack gives no ids.
+            id_ = event.get("eventId") or f"{event['logStreamName']} {event['timestamp']} {message}"
+            yield Line(id_, event["timestamp"], message)
         if "nextToken" not in page:
             return
         token = {"nextToken": page["nextToken"]}

@@ -13,6 +13,8 @@ from acp_cli.workspace import read_json, write_private
 if TYPE_CHECKING:
     from acp_cli.workspace import Workspace
 
+DEFAULT = "localstack"
+STACK = "ai-control-plane"
 _FILE = "run.json"
 
 
@@ -24,8 +26,8 @@ def _secret() -> str:
 class Deployment:
     """The stack as it was deployed, and what it was deployed from."""
 
-    localstack: str
-    """The run of LocalStack that holds it: another one starts empty."""
+    held_by: str
+    """What the emulator is said to hold it by: another run of it starts empty."""
     template: str
     """Digest of the template and its parameters."""
     code: str
@@ -43,19 +45,20 @@ class RunState:
     owner_password: str = field(default_factory=_secret)
     app_password: str = field(default_factory=_secret)
     api_token: str = field(default_factory=_secret)
+    cloud: str = DEFAULT
+    """The emulator's name, as --cloud takes it."""
+    endpoint: str = ""
+    """Its URL; empty until there is one."""
+    stack: str = STACK
+    stack_is_ours: bool = False
+    """Whether what has that name there was made by us: an interrupted deployment is then ours to clear away."""
     postgres_port: int | None = None
-    localstack_port: int | None = None
     market_port: int | None = None
     market_source: str | None = None
     market_reason: str = ""
     parameters: dict[str, str] = field(default_factory=dict)
     """The template's parameters that a person chose."""
     deployment: Deployment | None = None
-
-    @property
-    def endpoint(self) -> str:
-        """LocalStack's URL."""
-        return f"http://localhost:{self.localstack_port}"
 
     def save(self, workspace: Workspace) -> None:
         """Write it, whole or not at all."""

@@ -101,6 +101,7 @@ class Report:
                 "oldest_pending_age_seconds": self.pipeline.oldest_pending_age_seconds,
             },
             "source_failures": self.source_failures,
+            "relay_on_duty": self.pipeline.to_dict()["relay_on_duty"],
             "queues": {queue.name: {"visible": queue.visible, "in_flight": queue.in_flight} for queue in self.queues},
             **{key: self.pipeline.to_dict()[key] for key in ("promises", "events", "consumers", "breakers")},
         }
@@ -118,6 +119,8 @@ class Report:
         table = _table("Service", "")
         for name, where in self.services.items():
             table.add_row(name, where)
+        if relay := self.pipeline.relay_on_duty:
+            table.add_row("relay on duty", f"{relay.name}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
         return table
 
     def _outbox(self) -> Table:

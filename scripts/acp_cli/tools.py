@@ -24,7 +24,7 @@ class ToolError(AcpError):
 def environment(workspace: Workspace, name: str, lock: str) -> Path:
     """Make or update the environment of a lock file below requirements/, and return its Python."""
     _shell(workspace, f"environment-{name}", 'environment "$1" "$2"', [name, lock])
-    return workspace.venvs / name / "bin" / "python"
+    return workspace.python_of(name)
 
 
 def uv(workspace: Workspace, arguments: Sequence[str], *, log: str) -> None:

@@ -62,6 +62,10 @@ class Workspace:
         """The environments that scripts/lib/environment.sh makes."""
         return self.home / "venvs"
 
+    def python_of(self, environment: str) -> Path:
+        """The interpreter of one of them."""
+        return self.venvs / environment / "bin" / "python"
+
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file at once, readable by its owner alone: a reader sees the old text or the new one, never half."""

@@ -220,7 +220,7 @@ class SqsQueueOverHttp(SqsQueue):
 
 
 def _over_http(endpoint_url: str) -> SqsHttpPublisher:
-    return SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(endpoint_url)), connections=2)
+    return SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(endpoint_url)))
 
 
 class QueueContract(PublisherContract):

@@ -2,7 +2,8 @@
 
 import sys
 
-from control_plane.outbox.relay import Relay, RelayPolicy
+from control_plane.outbox.ledger import RelayPolicy
+from control_plane.outbox.relay import Relay
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, SqsPublisher
 from control_plane.platform.aws import sqs_client
 from control_plane.platform.breakers import BreakerPolicy

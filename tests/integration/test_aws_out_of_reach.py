@@ -120,7 +120,7 @@ def test_secrets_manager_behind_no_route_is_given_up_on_in_time() -> None:
 
 def unsent(url: str) -> str:
     message = Message(1, uuid4(), uuid4(), uuid4(), "market.ticks", 1, "{}", {})
-    publisher = SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(url)), connections=1)
+    publisher = SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(url)))
     [outcome] = publisher.publish(f"{url}/queue", [message], start_before=time.monotonic() + 60)
     assert isinstance(outcome, QueueFault)
     return outcome.reason

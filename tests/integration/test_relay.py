@@ -39,8 +39,9 @@ from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, Outco
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.outbox import relay as relay_module
 from control_plane.outbox import store
+from control_plane.outbox.ledger import DUTY_SECONDS, RelayPolicy
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher
-from control_plane.outbox.relay import CLAIM_BYTES, Relay, RelayPolicy, RelayResult
+from control_plane.outbox.relay import CLAIM_BYTES, Relay, RelayResult
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform.aws import sqs_client
 from control_plane.platform.breakers import BreakerPolicy
@@ -641,6 +642,50 @@ def test_a_lingering_relay_ends_before_its_invocation_does(app: Connection[Any])
     started = bench.clock.now
     bench.run(remaining=30, linger=600)
     assert bench.clock.now - started <= 30 - relay_module.SETTLE_SECONDS
+
+
+def test_a_lingering_relay_goes_when_the_next_one_comes(app: Connection[Any], database: TestDatabase) -> None:
+    first = Bench(lambda: app, name="first")
+    seeds.promise(app, seeds.ticks(5))
+    with connect(database.app_url, application_name="second") as connection:
+        second = Bench(lambda: connection, name="second")
+        came = 0.0
+
+        def the_next_one_comes(nap: int) -> None:
+            nonlocal came
+            if nap == 40:
+                came = first.clock.now
+                assert on_duty(app) == "first"
+                second.while_asleep = lambda _nap: None
+                second_run.append(second.run(linger=1))
+                store.take_over(app, token=uuid4(), name="third")
+
+        second_run: list[RelayResult] = []
+        first.while_asleep = the_next_one_comes
+        assert first.run(linger=500).published == 5
+    assert len(second_run) == 1
+    assert came < first.clock.now <= came + DUTY_SECONDS + relay_module.POLL_SECONDS[1]
+    assert on_duty(app) == "third"  # whoever was relieved leaves the other's post alone
+
+
+def test_a_lingering_relay_leaves_its_post_empty_behind_it(app: Connection[Any]) -> None:
+    bench = Bench(lambda: app)
+    seen = []
+    bench.while_asleep = lambda _nap: seen.append(on_duty(app))
+    bench.run(linger=2)
+    assert set(seen) == {"r1"}
+    assert on_duty(app) is None
+
+
+def test_a_relay_that_only_drains_relieves_nobody(app: Connection[Any]) -> None:
+    store.take_over(app, token=uuid4(), name="on duty")
+    Bench(lambda: app).run()
+    assert on_duty(app) == "on duty"
+
+
+def on_duty(connection: Connection[Any]) -> str | None:
+    row = connection.execute("SELECT name FROM relay_duty").fetchone()
+    return None if row is None else row[0]
 
 
 def test_without_lingering_it_drains_and_ends(app: Connection[Any]) -> None:

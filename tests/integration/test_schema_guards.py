@@ -11,7 +11,7 @@ from tests.integration.fakes import Clock, FakePublisher, RecordingTelemetry
 
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
 from control_plane.ops.migrations import migrate, read_migrations
-from control_plane.outbox import relay, store
+from control_plane.outbox import ledger, relay, store
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
 
@@ -287,7 +287,7 @@ def test_a_settled_row_is_in_the_state_of_its_outcome(
         connection=lambda: app,
         publisher=FakePublisher(QUEUE, script=lambda _message: outcome, clock=clock),
         queue_urls={"market.ticks": QUEUE},
-        policy=relay.RelayPolicy(10, 30, 2, 1, BreakerPolicy(1, 30)),
+        policy=ledger.RelayPolicy(10, 30, 2, 1, BreakerPolicy(1, 30)),
         telemetry=RecordingTelemetry(),
         name="r",
         monotonic=clock.monotonic,

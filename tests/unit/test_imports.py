@@ -28,6 +28,12 @@ def test_the_relay_loads_nothing_heavy() -> None:
     assert HEAVY & loaded == set()
 
 
+def test_the_api_loads_nothing_heavy() -> None:
+    loaded = loaded_by("ops_api")
+    assert {"control_plane", "psycopg", "boto3"} <= loaded
+    assert HEAVY & loaded == set()
+
+
 @pytest.mark.parametrize("function", ["signal_lab", "migration", "maintenance"])
 def test_only_ingestion_loads_the_market_data_layer(function: str) -> None:
     assert {"pandas", "numpy", "yfinance", "curl_cffi"} & loaded_by(function) == set()

@@ -25,6 +25,7 @@ from control_plane.platform.settings import (
     EnvironReader,
     IngestionSettings,
     MaintenanceSettings,
+    OpsApiSettings,
     RelaySettings,
     parse_linger_seconds,
     parse_symbols,
@@ -41,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "IngestionFunction": IngestionSettings,
     "RelayFunction": RelaySettings,
     "SignalLabFunction": DatabaseFunctionSettings,
+    "OpsApiFunction": OpsApiSettings,
     "MigrationFunction": DatabaseFunctionSettings,
     "MaintenanceFunction": MaintenanceSettings,
 }
@@ -48,6 +50,7 @@ FOLDERS = {
     "IngestionFunction": "ingestion",
     "RelayFunction": "relay",
     "SignalLabFunction": "signal_lab",
+    "OpsApiFunction": "ops_api",
     "MigrationFunction": "migration",
     "MaintenanceFunction": "maintenance",
 }
@@ -60,6 +63,7 @@ FIXED_PARAMETERS = {
     "MaxDeliveryAttempts",
     "DatabaseSecretArn",
     "DatabaseOwnerSecretArn",
+    "ApiTokenSecretArn",
     "MarketDataUrl",
     "Architecture",
     "LogLevel",
@@ -67,7 +71,11 @@ FIXED_PARAMETERS = {
     "SecurityGroupIds",
     "AlarmTopicArn",
 }
-GIVEN = {"DatabaseSecretArn": "arn:aws:secretsmanager:app", "DatabaseOwnerSecretArn": "arn:aws:secretsmanager:owner"}
+GIVEN = {
+    "DatabaseSecretArn": "arn:aws:secretsmanager:app",
+    "DatabaseOwnerSecretArn": "arn:aws:secretsmanager:owner",
+    "ApiTokenSecretArn": "arn:aws:secretsmanager:token",
+}
 FOUR_DAYS = 345_600
 """SQS's own MessageRetentionPeriod, in seconds."""
 
@@ -240,6 +248,16 @@ def test_every_declared_variable_is_one_that_is_read_and_none_is_a_url_or_the_sd
     assert not [name for name in names if name.startswith("AWS_")]
 
 
+def test_every_variable_is_a_text_for_aws_alone_makes_one_of_a_number() -> None:
+    numbers = [
+        f"{function}: {name}"
+        for function in of_type("AWS::Serverless::Function")
+        for name, value in declared(function).items()
+        if not isinstance(value, str | dict)
+    ]
+    assert numbers == []
+
+
 def test_events_are_kept_for_ever_and_delivered_rows_a_week_in_the_outbox_unless_the_template_is_changed() -> None:
     environ = {name: resolved(value) for name, value in declared("MaintenanceFunction").items()}
     settings = MaintenanceSettings.from_environ(environ)
@@ -284,6 +302,76 @@ def test_a_function_may_do_what_it_needs_and_nothing_with_a_wildcard(function: s
         assert "*" not in json.dumps([statement["Action"], statement["Resource"]])
     secret = {"Action": "secretsmanager:GetSecretValue", "Resource": declared(function)["DATABASE_SECRET_ARN"]}
     assert {"Effect": "Allow"} | secret in list(statements(function))
+
+
+def test_the_api_reads_two_secrets_and_may_do_nothing_else() -> None:
+    assert [(item["Action"], item["Resource"]) for item in statements("OpsApiFunction")] == [
+        ("secretsmanager:GetSecretValue", {"Ref": "DatabaseSecretArn"}),
+        ("secretsmanager:GetSecretValue", {"Ref": "ApiTokenSecretArn"}),
+    ]
+
+
+API = RESOURCES["OpsApi"]["Properties"]
+
+
+def test_the_apis_routes_are_named_one_by_one_and_are_those_of_the_function() -> None:
+    events = [event for event in FUNCTIONS["OpsApiFunction"]["Events"].values() if event["Type"] == "Api"]
+    declared = {(event["Properties"]["Method"], event["Properties"]["Path"]) for event in events}
+    module = ast.parse((ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
+    routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
+    assert declared == {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
+    # An emulator answers 403 to {proxy+}; a gateway that passes on what is no route is paid for it.
+    assert not [path for _, path in declared if "+" in path]
+    for event in events:
+        assert event["Properties"]["RestApiId"] == {"Ref": "OpsApi"}
+
+
+def test_all_of_the_apis_routes_but_health_are_guarded() -> None:
+    text = (ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8")
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
+    unguarded = [call for call in routes if "guard" not in {keyword.arg for keyword in call.keywords}]
+    assert [ast.literal_eval(call.args[1]) for call in unguarded] == ["/health"]
+
+
+def test_anybody_may_ask_for_health_and_so_the_gateway_lets_few_through() -> None:
+    [settings] = API["MethodSettings"]
+    assert (settings["ResourcePath"], settings["HttpMethod"]) == ("/*", "*")
+    # Each request at work holds a connection to Postgres.
+    assert 0 < settings["ThrottlingBurstLimit"] <= 20
+    assert 0 < settings["ThrottlingRateLimit"] <= 20
+
+
+def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> None:
+    responses = API["GatewayResponses"]
+    assert responses.keys() == {"MISSING_AUTHENTICATION_TOKEN", "THROTTLED", "DEFAULT_4XX", "DEFAULT_5XX"}
+    assert responses["MISSING_AUTHENTICATION_TOKEN"]["StatusCode"] == 404
+    for name, response in responses.items():
+        headers = response["ResponseParameters"]["Headers"]
+        assert headers["Content-Type"] == "'application/problem+json'"
+        assert headers["Cache-Control"] == "'no-store'"
+        [template] = response["ResponseTemplates"].values()
+        document = json.loads(template.replace("$context.error.messageString", '"a quoted text"'))
+        assert document["type"] == "about:blank"
+        if name in {"MISSING_AUTHENTICATION_TOKEN", "THROTTLED"}:
+            assert document["status"] == response["StatusCode"]
+
+
+def test_the_apis_url_is_a_base_to_put_a_route_behind() -> None:
+    assert API["StageName"] == "v1"
+    assert TEMPLATE["Outputs"]["ApiUrl"]["Value"] == {
+        "Fn::Sub": "https://${OpsApi}.execute-api.${AWS::Region}.${AWS::URLSuffix}/${OpsApi.Stage}"
+    }
+
+
+def test_the_api_answers_before_its_gateway_gives_up() -> None:
+    assert timeout("OpsApiFunction") < 29
+
+
+def test_health_and_the_alarm_agree_on_how_old_a_promise_may_get() -> None:
+    alarm = RESOURCES["OldestPendingAlarm"]["Properties"]
+    assert int(declared("OpsApiFunction")["HEALTH_MAX_PENDING_AGE_SECONDS"]) == alarm["Threshold"]
 
 
 def test_the_relay_may_send_to_every_topics_queue_and_to_no_other() -> None:
@@ -406,7 +494,8 @@ def sample(name: str) -> Any:
 
 
 def test_every_function_has_a_sample_event() -> None:
-    assert {path.stem for path in (ROOT / "events").glob("*.json")} >= set(FOLDERS.values())
+    samples = {path.stem for path in (ROOT / "events").glob("*.json")}
+    assert [name for name in FOLDERS.values() if not any(stem.startswith(name) for stem in samples)] == []
 
 
 def test_the_samples_of_ingestion_relay_migration_and_maintenance_fit_their_handlers() -> None:

@@ -37,6 +37,9 @@ def run(workspace: Workspace, *arguments: str, cloud: Cloud | None = None) -> Re
     return result
 
 
+API_URL = "https://ab12.execute-api.us-east-1.amazonaws.com/v1"
+
+
 class FakeServer:
     port = 5432
 
@@ -67,14 +70,18 @@ class FakeCloud(Cloud):
 
     def running(self) -> RunState:
         deployment = Deployment(
-            localstack="1@2",
+            held_by="1@2",
             template="",
             code="",
-            outputs={"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion", "ApiUrl": "http://api"},
+            outputs={"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion", "ApiUrl": API_URL},
             environ={"SYMBOLS": "AAPL", "DATABASE_SECRET_ARN": "arn:x", "TOPIC_QUEUE_URLS": '{"market.ticks": "q"}'},
         )
         return RunState(
-            owner_password="o'wner", app_password="a$pp", api_token="token", localstack_port=4566, deployment=deployment
+            owner_password="o'wner",
+            app_password="a$pp",
+            api_token="token",
+            endpoint="http://localhost:4566",
+            deployment=deployment,
         )
 
     def postgres(self, run: RunState) -> PostgresServer:
@@ -182,7 +189,7 @@ def test_down_keeps_the_state_when_told_to(workspace: Workspace) -> None:
 
 
 def test_a_cloud_that_lost_a_part_is_named_with_the_way_to_mend_it(workspace: Workspace) -> None:
-    RunState(localstack_port=1, market_source="replay").save(workspace)
+    RunState(endpoint="http://localhost:1", market_source="replay").save(workspace)
     with pytest.raises(NotRunningError) as caught:
         Cloud(workspace).running()
     assert "PostgreSQL and LocalStack and the market replay and the stack are missing" in str(caught.value)
@@ -204,14 +211,14 @@ def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(work
         "DATABASE_URL": "postgresql://acp_app:a$pp@127.0.0.1:5432/control_plane",
         "DATABASE_OWNER_URL": "postgresql://acp_owner:o'wner@127.0.0.1:5432/control_plane",
         "API_TOKEN": "token",
-        "API_URL": "http://api",
+        "API_URL": "http://localhost:4566/_aws/execute-api/ab12/v1",
         "AWS_ENDPOINT_URL": "http://localhost:4566",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "RelayFunctionName": "Relay",
         "IngestionFunctionName": "Ingestion",
-        "ApiUrl": "http://api",
+        "ApiUrl": API_URL,
     }
 
 

@@ -5,13 +5,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from acp_cli import tools
-from acp_cli.deployment import STACK, deploy
+from acp_cli.deployment import deploy
+from acp_cli.emulators.external import External
+from acp_cli.emulators.localstack import LocalStack
+from acp_cli.emulators.ministack import MiniStack
 from acp_cli.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from acp_cli.emulators.emulator import Emulator
     from acp_cli.run_state import Deployment
 
 TEMPLATE = "Parameters: {Symbols: {Type: String}, MarketDataUrl: {Type: String}}\nResources: {}\n"
@@ -63,6 +67,9 @@ class FakeCloud:
         self.buckets = FakeBuckets()
 
 
+STACK = "a-stack"
+
+
 class World:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cloud = FakeCloud()
@@ -73,17 +80,26 @@ class World:
         self.code.parent.mkdir(parents=True)
         self.template.write_text(TEMPLATE)
         self.code.write_text("one")
+        self.monkeypatch = monkeypatch
         monkeypatch.setattr(tools, "sam", lambda _workspace, arguments, **_: self.sam_calls.append(arguments))
 
     def deploy(
-        self, previous: Deployment | None = None, *, localstack: str = "1@1", **parameters: str
+        self,
+        previous: Deployment | None = None,
+        *,
+        emulator: type[Emulator] = LocalStack,
+        held_by: str = "1@1",
+        **parameters: str,
     ) -> tuple[Deployment, str]:
+        there = emulator(self.workspace)
+        self.monkeypatch.setattr(there, "holder", lambda _endpoint, _stack: held_by)
         return deploy(
             self.workspace,
             self.cloud,  # type: ignore[arg-type]  # as much of one as is asked for
+            there,
             self.template,
             {"Symbols": "AAPL,MSFT", **parameters},
-            localstack=localstack,
+            stack=STACK,
             previous=previous,
         )
 
@@ -117,17 +133,27 @@ def test_new_code_updates_the_stack_in_place(world: World) -> None:
     assert len(world.sam_calls) == 2
 
 
-def test_new_parameters_make_a_new_stack_for_localstack_ignores_changed_rules(world: World) -> None:
-    deployment, _ = world.deploy()
+@pytest.mark.parametrize(
+    ("emulator", "said", "deleted"),
+    [
+        (LocalStack, "new again, as LocalStack ignores changes of rules", [STACK]),
+        (External, "new again, as the external cloud may ignore changes of rules", [STACK]),
+        (MiniStack, "updated", []),
+    ],
+)
+def test_new_parameters_make_a_new_stack_where_changed_rules_would_be_ignored_and_it_says_so(
+    world: World, emulator: type[Emulator], said: str, deleted: list[str]
+) -> None:
+    deployment, _ = world.deploy(emulator=emulator)
     world.cloud.cloudformation.deleted.clear()
-    _, what = world.deploy(deployment, Symbols="IBM")
-    assert what == "new again"
-    assert world.cloud.cloudformation.deleted == [STACK]
+    _, what = world.deploy(deployment, emulator=emulator, Symbols="IBM")
+    assert what == said
+    assert world.cloud.cloudformation.deleted == deleted
 
 
-def test_another_run_of_localstack_is_deployed_to_although_nothing_changed(world: World) -> None:
+def test_another_run_of_the_emulator_is_deployed_to_although_nothing_changed(world: World) -> None:
     deployment, _ = world.deploy()
-    _, what = world.deploy(deployment, localstack="2@2")
+    _, what = world.deploy(deployment, held_by="2@2")
     assert what == "new stack"
     assert len(world.sam_calls) == 2
 

@@ -8,7 +8,9 @@ from acp_cli.functions import function_name, short_name
 OUTPUTS = {"SignalLabFunctionName": "stack-SignalLab-1", "RelayFunctionName": "stack-Relay-1", "ApiUrl": "http://x"}
 
 
-@pytest.mark.parametrize("asked", ["signal-lab", "signal_lab", "SignalLabFunction", "signallab", "SIGNAL_LAB"])
+@pytest.mark.parametrize(
+    "asked", ["signal-lab", "signal_lab", "SignalLabFunction", "signallab", "SIGNAL_LAB", "stack-SignalLab-1"]
+)
 def test_a_function_is_known_by_each_spelling_of_its_name(asked: str) -> None:
     assert function_name(OUTPUTS, asked) == "stack-SignalLab-1"
 

@@ -9,6 +9,7 @@ from control_plane.domain.errors import ConfigurationError
 from control_plane.platform.settings import (
     DatabaseFunctionSettings,
     IngestionSettings,
+    OpsApiSettings,
     RelaySettings,
     parse_linger_seconds,
     parse_symbols,
@@ -19,6 +20,7 @@ ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:db"
 QUEUES = '{"market.ticks": "https://queues.example/ticks"}'
 RELAY = {"DATABASE_URL": URL, "TOPIC_QUEUE_URLS": QUEUES}
 INGESTION = {"DATABASE_SECRET_ARN": ARN, "SYMBOLS": "AAPL"}
+OPS_API = {"DATABASE_URL": URL, "API_TOKEN": "open sesame"}
 
 FROM_ENVIRON: list[Callable[[dict[str, str]], Any]] = [
     DatabaseFunctionSettings.from_environ,
@@ -133,6 +135,26 @@ def test_the_password_is_never_shown(from_environ: Callable[[dict[str, str]], An
         assert "DatabaseSettings(url=***" in shown
     wrong = {"DATABASE_URL": URL, "DATABASE_SECRET_ARN": ARN, "SYMBOLS": "?", "TOPIC_QUEUE_URLS": "?"}
     assert "hunter2" not in str(problems(from_environ, wrong))
+
+
+def test_the_apis_token_is_named_exactly_once_and_never_shown() -> None:
+    settings = OpsApiSettings.from_environ(OPS_API)
+    assert (settings.api_token.token, settings.api_token.secret_arn) == ("open sesame", None)
+    assert "sesame" not in repr(settings) + str(settings.api_token)
+    assert OpsApiSettings.from_environ({"DATABASE_URL": URL, "API_TOKEN_SECRET_ARN": ARN}).api_token.secret_arn == ARN
+    (both,) = problems(OpsApiSettings.from_environ, OPS_API | {"API_TOKEN_SECRET_ARN": ARN})
+    assert both.startswith("both API_TOKEN and API_TOKEN_SECRET_ARN are set")
+    (neither,) = problems(OpsApiSettings.from_environ, OPS_API | {"API_TOKEN": " "})
+    assert neither.startswith("neither API_TOKEN nor API_TOKEN_SECRET_ARN is set")
+
+
+def test_how_old_a_promise_may_get_before_all_is_not_well_has_a_default_and_bounds() -> None:
+    assert OpsApiSettings.from_environ(OPS_API).health_max_pending_age_seconds == 300
+    own = OpsApiSettings.from_environ(OPS_API | {"HEALTH_MAX_PENDING_AGE_SECONDS": "60"})
+    assert own.health_max_pending_age_seconds == 60
+    for odd in ("0", "-1", "soon", "1e9"):
+        (problem,) = problems(OpsApiSettings.from_environ, OPS_API | {"HEALTH_MAX_PENDING_AGE_SECONDS": odd})
+        assert problem.startswith(f"HEALTH_MAX_PENDING_AGE_SECONDS is {odd!r}")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,40 @@ FROM events AS event
 LEFT JOIN raw_payloads AS raw ON raw.id = event.raw_payload_id
 WHERE event.event_id = %(event_id)s
 
+-- name: health
+-- The age in seconds of the oldest open promise (0 where there is none) and how many breakers are not closed. Of each
+-- topic only the thousand that are due first are looked at, so that asking costs the same whatever the backlog.
+WITH RECURSIVE open_topic AS (
+    (
+        SELECT topic
+        FROM outbox
+        WHERE delivered_at IS NULL AND dead_lettered_at IS NULL
+        ORDER BY topic
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+        SELECT topic
+        FROM outbox
+        WHERE delivered_at IS NULL AND dead_lettered_at IS NULL AND topic > open_topic.topic
+        ORDER BY topic
+        LIMIT 1
+    )
+    FROM open_topic
+    WHERE open_topic.topic IS NOT NULL
+)
+SELECT
+    coalesce(extract(epoch FROM now() - min(due.created_at)), 0)::double precision AS oldest_pending_age_seconds,
+    (SELECT count(*) FROM circuit_breakers WHERE state <> 'closed') AS open_breakers
+FROM open_topic
+CROSS JOIN LATERAL (
+    SELECT created_at
+    FROM outbox
+    WHERE topic = open_topic.topic AND delivered_at IS NULL AND dead_lettered_at IS NULL
+    ORDER BY next_attempt_at, id
+    LIMIT 1000
+) AS due
+
 -- name: promises_by_state
 -- How many outbox rows are in each state, per topic, with the age in seconds of the oldest.
 SELECT
@@ -68,6 +102,12 @@ SELECT
 FROM processed_events
 GROUP BY consumer
 ORDER BY consumer
+
+-- name: relay_on_duty
+-- The relay that lingers, and since when. One that was killed stays until the next one comes, or its longest life is over.
+SELECT name, since
+FROM relay_duty
+WHERE since > now() - interval '15 minutes'
 
 -- name: recent_promises
 -- The newest promises with their events, newest last; processed_by names the consumers that have acted.

@@ -45,6 +45,14 @@ class ConsumerCount:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayOnDuty:
+    """A lingering relay, by its name in claims and failures: its log stream."""
+
+    name: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """Everything Postgres knows of the pipeline's state at one moment."""
 
@@ -54,6 +62,8 @@ class PipelineStatus:
     pinned_horizon: HorizonHolder | None = None
     breakers: Sequence[Breaker] = ()
     """Those that ever failed or were held; most are closed again."""
+    relay_on_duty: RelayOnDuty | None = None
+    """The one that lingers; None where relays only drain, or between two of them."""
 
     @property
     def pending(self) -> int:
@@ -92,4 +102,5 @@ def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PI
             consumers=read(ConsumerCount, "processed_by_consumer"),
             pinned_horizon=pinned_horizon(connection, seconds=pinned_after_seconds),
             breakers=read_breakers(connection),
+            relay_on_duty=next(iter(read(RelayOnDuty, "relay_on_duty")), None),
         )

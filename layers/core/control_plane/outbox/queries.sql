@@ -32,7 +32,7 @@ WITH due AS MATERIALIZED (
     FROM unnest(%(topics)s::text[], %(since)s::timestamptz[], %(limits)s::integer[]) AS lane (topic, since, row_limit)
     CROSS JOIN LATERAL (
         SELECT
-            id, event_id, topic, payload_json::text AS body, delivery_attempts, claim_token, claimed_by, next_attempt_at
+            id, event_id, topic, payload_bytes, delivery_attempts, claim_token, claimed_by, next_attempt_at
         FROM outbox
         WHERE topic = lane.topic
             AND delivered_at IS NULL
@@ -61,18 +61,17 @@ spent AS (
     FROM due
     WHERE outbox.id = due.id AND due.delivery_attempts >= %(max_attempts)s
     RETURNING
-        outbox.event_id, outbox.id, outbox.topic, due.body, outbox.delivery_attempts, outbox.last_error,
+        outbox.event_id, outbox.id, outbox.topic, NULL::text AS body, outbox.delivery_attempts, outbox.last_error,
         due.next_attempt_at
 ),
 bounded AS (
     -- As many as fit the byte limit, and always the first.
-    SELECT id, body, next_attempt_at
+    SELECT id, next_attempt_at
     FROM (
         SELECT
             id,
-            body,
             next_attempt_at,
-            sum(octet_length(body)) OVER (ORDER BY next_attempt_at, id) AS bytes_so_far,
+            sum(payload_bytes) OVER (ORDER BY next_attempt_at, id) AS bytes_so_far,
             row_number() OVER (ORDER BY next_attempt_at, id) AS place
         FROM due
         WHERE delivery_attempts < %(max_attempts)s
@@ -96,8 +95,8 @@ claimed AS (
     FROM bounded
     WHERE outbox.id = bounded.id
     RETURNING
-        outbox.event_id, outbox.id, outbox.topic, bounded.body, outbox.delivery_attempts, NULL::text AS last_error,
-        bounded.next_attempt_at
+        outbox.event_id, outbox.id, outbox.topic, outbox.payload_json::text AS body, outbox.delivery_attempts,
+        NULL::text AS last_error, bounded.next_attempt_at
 )
 SELECT
     taken.state, taken.id, event_id, taken.topic, taken.body, taken.delivery_attempts, taken.last_error,
@@ -153,3 +152,21 @@ SELECT
     coalesce(extract(epoch FROM now() - min(created_at)), 0)::double precision
 FROM outbox
 WHERE delivered_at IS NULL AND dead_lettered_at IS NULL
+
+-- name: take_over
+-- Puts a relay on duty in the place of whoever was.
+INSERT INTO relay_duty AS duty (token, name)
+VALUES (%(token)s, %(name)s)
+ON CONFLICT (only_one) DO UPDATE
+SET token = excluded.token, name = excluded.name, since = now()
+
+-- name: is_on_duty
+-- Returns a row while the post is this relay's.
+SELECT name
+FROM relay_duty
+WHERE token = %(token)s
+
+-- name: leave
+-- Leaves the post empty, if it is still this relay's.
+DELETE FROM relay_duty
+WHERE token = %(token)s

@@ -136,3 +136,18 @@ def backlog(connection: Connection[Any]) -> tuple[int, float]:
     row = connection.execute(QUERIES["backlog"].sql).fetchone()
     assert row is not None
     return row[0], row[1]
+
+
+def take_over(connection: Connection[Any], *, token: UUID, name: str) -> None:
+    """Makes this the one relay that lingers; whoever did so before will notice."""
+    connection.execute(QUERIES["take_over"].sql, {"token": token, "name": name})
+
+
+def is_on_duty(connection: Connection[Any], *, token: UUID) -> bool:
+    """Whether no other relay has taken over since."""
+    return connection.execute(QUERIES["is_on_duty"].sql, {"token": token}).fetchone() is not None
+
+
+def leave(connection: Connection[Any], *, token: UUID) -> None:
+    """Leaves the post empty, unless another relay has taken it over."""
+    connection.execute(QUERIES["leave"].sql, {"token": token})

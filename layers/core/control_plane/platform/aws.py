@@ -87,7 +87,7 @@ def read_secret(arn: str, *, endpoint_url: str | None) -> str:
         client.close()
     text = answer.get("SecretString")
     if not text:
-        raise SecretUnavailable(f"the secret {arn} holds no text: store it as its SecretString")
+        raise SecretUnavailable(f"the secret {arn} holds no text: store one as its SecretString")
     return str(text)
 
 

@@ -89,12 +89,13 @@ class Breakers:
         )
         return row.fetchone() is not None
 
-    def succeeded(self, name: str) -> None:
-        """Closes the breaker and forgets its failures, unless a person holds it.
+    def is_sound(self, name: str) -> bool:
+        """Whether the last look found nothing to forget, as nearly always: a success is then no news."""
+        return name in self._sound
 
-        Without a round trip where the last look found nothing to forget, as nearly always.
-        """
-        if name not in self._sound:
+    def succeeded(self, name: str) -> None:
+        """Closes the breaker and forgets its failures, unless a person holds it; costs nothing while it is sound."""
+        if not self.is_sound(name):
             self._connection().execute(QUERIES["close_breaker"].sql, {"name": name})
             self._sound.add(name)
 

@@ -1,7 +1,11 @@
 """The connection: one per warm environment, opened when first needed, checked and reopened when stale."""
 
 import logging
-from collections.abc import Callable
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from threading import Event, Timer
 from typing import Any, Final
 
 import psycopg
@@ -12,7 +16,7 @@ from control_plane.domain.errors import DatabaseUnavailable, SchemaVersionMismat
 from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
 from control_plane.platform.refusals import Attempt, explain, refuses_password
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 5
 """The number of the newest migration this code needs; a test holds it equal to db/migrations."""
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -25,6 +29,9 @@ class Database:
 
     ``url`` is called at each opening, so that a rotated secret is picked up; ``origin`` names in errors what it reads.
     The connection is in autocommit mode: a transaction is visible where the caller opens it.
+
+    ``patience_seconds`` is for where somebody waits for the answer: neither opening the connection nor checking it, nor
+    the work in :meth:`bounded`, takes longer, whatever has become of the server or of the way to it.
     """
 
     def __init__(
@@ -34,11 +41,13 @@ class Database:
         application_name: str,
         origin: str = "the database URL",
         check_schema: bool = True,
+        patience_seconds: int | None = None,
     ) -> None:
         self._url = url
         self._origin = origin
         self._application_name = application_name
         self._check_schema = check_schema
+        self._patience_seconds = patience_seconds
         self._connection: Connection[tuple[Any, ...]] | None = None
 
     def connection(self) -> Connection[tuple[Any, ...]]:
@@ -50,12 +59,20 @@ class Database:
             connection = self._open()
             if self._check_schema:
                 try:
-                    check_schema(connection)
+                    with self._patience(connection):
+                        check_schema(connection)
                 except BaseException:
                     connection.close()  # kept, it would pass for checked at the next call
                     raise
             self._connection = connection
         return self._connection
+
+    @contextmanager
+    def bounded(self) -> Iterator[Connection[tuple[Any, ...]]]:
+        """:meth:`connection` for work that is cut off once patience ends; raises DatabaseUnavailable then."""
+        connection = self.connection()
+        with self._patience(connection):
+            yield connection
 
     def close(self) -> None:
         """Closes the connection, if there is one."""
@@ -66,24 +83,69 @@ class Database:
     def _open(self) -> Connection[tuple[Any, ...]]:
         url = self._url()
         try:
-            return connect(url, application_name=self._application_name, origin=self._origin)
+            return self._connect(url)
         except DatabaseUnavailable as error:
             # The secret may have been rotated between the reading and the knocking.
             if not error.password_refused or (newer := self._url()) == url:
                 raise
-        return connect(newer, application_name=self._application_name, origin=self._origin)
+        return self._connect(newer)
 
-    @staticmethod
-    def _answers(connection: Connection[Any]) -> bool:
+    def _connect(self, url: str) -> Connection[tuple[Any, ...]]:
+        return connect(
+            url,
+            application_name=self._application_name,
+            origin=self._origin,
+            timeout_seconds=self._patience_seconds or CONNECT_TIMEOUT_SECONDS,
+        )
+
+    def _answers(self, connection: Connection[Any]) -> bool:
         # A frozen environment loses its sockets without either side noticing.
         try:
-            connection.execute("SELECT 1")
-        except psycopg.OperationalError:
+            with self._patience(connection):
+                connection.execute("SELECT 1")
+        except (psycopg.OperationalError, DatabaseUnavailable):
             return False
         return True
 
+    def _patience(self, connection: Connection[Any]) -> AbstractContextManager[None]:
+        return nullcontext() if self._patience_seconds is None else cut_off(connection, self._patience_seconds)
 
-def connect(url: str, *, application_name: str, origin: str = "the database URL") -> Connection[tuple[Any, ...]]:
+
+@contextmanager
+def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]:
+    """Ends the connection under work that takes longer, and raises DatabaseUnavailable.
+
+    A server's own timeouts do not help where it is the server that hangs, or its packets that are lost.
+    """
+    late = Event()
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+
+    timer = Timer(after_seconds, cut)
+    timer.start()
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        if late.is_set():
+            raise DatabaseUnavailable(
+                f"Postgres did not answer within {after_seconds:g} seconds: is it overloaded, or the way to it blocked?"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
+        timer.join()  # lest it cuts what the file descriptor belongs to next
+
+
+def connect(
+    url: str,
+    *,
+    application_name: str,
+    origin: str = "the database URL",
+    timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
+) -> Connection[tuple[Any, ...]]:
     """An autocommit connection to a server that takes writes, its certificate verified unless ``url`` says otherwise.
 
     Raises DatabaseUnavailable or ConfigurationError; neither holds the password. ``origin`` is what they tell to mend.
@@ -102,7 +164,7 @@ def connect(url: str, *, application_name: str, origin: str = "the database URL"
         return psycopg.connect(
             make_conninfo(url, **defaults),
             autocommit=True,
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            connect_timeout=timeout_seconds,
             application_name=application_name,
             # A transaction pooler hands each transaction to another session, which does not know what was prepared.
             prepare_threshold=None,

@@ -41,7 +41,12 @@ def environ() -> Mapping[str, str]:
 
 
 def open_database(
-    settings: DatabaseSettings, *, endpoint_url: str | None, application_name: str, check_schema: bool = True
+    settings: DatabaseSettings,
+    *,
+    endpoint_url: str | None,
+    application_name: str,
+    check_schema: bool = True,
+    patience_seconds: int | None = None,
 ) -> Database:
     """The function's database; nothing is opened or read before its first use."""
     return Database(
@@ -49,11 +54,12 @@ def open_database(
         application_name=application_name,
         origin="DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}",
         check_schema=check_schema,
+        patience_seconds=patience_seconds,
     )
 
 
 @contextmanager
-def _database_failures() -> Iterator[None]:
+def database_failures() -> Iterator[None]:
     """Says what a database lost in the middle of the work means, once the driver has said what it met."""
     try:
         yield
@@ -70,6 +76,15 @@ def _database_failures() -> Iterator[None]:
         ) from error
 
 
+def log_failure(telemetry: Telemetry, error: Exception) -> None:
+    """The one line for what went wrong, written at the boundary."""
+    if isinstance(error, ControlPlaneError):
+        # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
+        telemetry.logger.error(type(error).__name__, error=str(error))
+    else:
+        telemetry.logger.error(type(error).__name__, error=str(error), exc_info=error)
+
+
 def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
     """Wraps a handler: log lines carry the request id, an error is logged once and raised on, metrics are flushed."""
 
@@ -79,14 +94,10 @@ def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
             telemetry.logger.clear_state()  # an earlier invocation's trace_id is not this one's
             telemetry.logger.append_keys(function_request_id=context.aws_request_id)
             try:
-                with _database_failures():
+                with database_failures():
                     return handler(event, context)
-            except ControlPlaneError as error:
-                # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
-                telemetry.logger.error(type(error).__name__, error=str(error))  # noqa: TRY400 - no trace, as said above
-                raise
             except Exception as error:
-                telemetry.logger.exception(type(error).__name__, error=str(error))
+                log_failure(telemetry, error)
                 raise
             finally:
                 telemetry.flush()

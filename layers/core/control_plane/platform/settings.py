@@ -108,6 +108,57 @@ class DatabaseFunctionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ApiTokenSettings:
+    """Where the API's bearer token is: exactly one of the two is set."""
+
+    token: str | None
+    secret_arn: str | None
+
+    def __repr__(self) -> str:
+        return f"ApiTokenSettings(token={'***' if self.token else None}, secret_arn={self.secret_arn!r})"
+
+    @classmethod
+    def read(cls, reader: EnvironReader) -> "ApiTokenSettings":
+        """From API_TOKEN or API_TOKEN_SECRET_ARN."""
+        token, secret_arn = reader.text("API_TOKEN"), reader.text("API_TOKEN_SECRET_ARN")
+        if token and secret_arn:
+            reader.problem(
+                "both API_TOKEN and API_TOKEN_SECRET_ARN are set: keep one, so that it is clear which counts"
+            )
+        elif not token and not secret_arn:
+            reader.problem(
+                "neither API_TOKEN nor API_TOKEN_SECRET_ARN is set: one must say which token the API asks for"
+            )
+        return cls(token, secret_arn)
+
+
+@dataclass(frozen=True, slots=True)
+class OpsApiSettings:
+    """Of OpsApiFunction. Durations in seconds."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    api_token: ApiTokenSettings
+    health_max_pending_age_seconds: float
+    """Once a promise has been open for longer, all is not well."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "OpsApiSettings":
+        """Raises ConfigurationError."""
+        return _read(
+            environ,
+            lambda reader: cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                api_token=ApiTokenSettings.read(reader),
+                health_max_pending_age_seconds=reader.number(
+                    "HEALTH_MAX_PENDING_AGE_SECONDS", 300, minimum=1, maximum=604_800
+                ),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class MaintenanceSettings:
     """Of MaintenanceFunction. Durations in days."""
 
@@ -193,7 +244,7 @@ class RelaySettings:
                 topic_queue_urls=_topic_queue_urls(reader),
                 max_delivery_attempts=reader.integer("MAX_DELIVERY_ATTEMPTS", 5, minimum=1, maximum=100),
                 linger_seconds=reader.number("RELAY_LINGER_SECONDS", 0, minimum=0, maximum=MAX_LINGER_SECONDS),
-                claim_size=reader.integer("RELAY_CLAIM_SIZE", 200, minimum=1, maximum=10_000),
+                claim_size=reader.integer("RELAY_CLAIM_SIZE", 500, minimum=1, maximum=10_000),
                 publish_concurrency=reader.integer("RELAY_PUBLISH_CONCURRENCY", 4, minimum=1, maximum=64),
                 lease_seconds=reader.number("LEASE_SECONDS", 30, minimum=1, maximum=900),
                 breaker_failure_threshold=_breaker_failure_threshold(reader),

@@ -1,0 +1,105 @@
+"""The bearer token (RFC 6750) that guards a route. Checked here, as an emulator's gateway checks nothing."""
+
+import hmac
+import json
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from http import HTTPStatus
+from typing import Final
+
+from control_plane.api.http import Refused, Request
+from control_plane.domain.errors import ConfigurationError, ControlPlaneError
+from control_plane.platform.settings import ApiTokenSettings
+
+MAX_AGE_SECONDS: Final = 300.0
+"""For so long at most a token that was replaced is still let in."""
+REREAD_SECONDS: Final = 5.0
+"""One that does not match may be new. To look more often than this would let guesses hammer Secrets Manager."""
+
+_CHALLENGE: Final = 'Bearer realm="ai-control-plane"'
+
+
+class BearerToken:
+    """The one token, read when first needed and again from time to time, so that a rotated one is picked up."""
+
+    def __init__(self, read: Callable[[], str], *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._monotonic = monotonic
+        self._digest: bytes | None = None
+        self._failure: ControlPlaneError | None = None
+        self._read_at = float("-inf")
+
+    def require(self, request: Request) -> None:
+        """Raises Refused for a request without the token; what ``read`` raises where the token cannot be had."""
+        presented = _presented(request)
+        if presented is None:
+            raise Refused(
+                HTTPStatus.UNAUTHORIZED,
+                "This route needs a token: send the header Authorization: Bearer TOKEN.",
+                headers={"WWW-Authenticate": _CHALLENGE},
+            )
+        if not self._matches(presented):
+            raise Refused(
+                HTTPStatus.UNAUTHORIZED,
+                "This is not the token.",
+                headers={"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_token"'},
+            )
+
+    def _matches(self, presented: str) -> bool:
+        age = self._monotonic() - self._read_at
+        if age >= MAX_AGE_SECONDS or (self._failure is not None and age >= REREAD_SECONDS):
+            self._refresh()
+        if self._compare(presented):
+            return True
+        if self._monotonic() - self._read_at < REREAD_SECONDS:
+            return False
+        self._refresh()
+        return self._compare(presented)
+
+    def _refresh(self) -> None:
+        self._read_at = self._monotonic()
+        self._digest = self._failure = None
+        try:
+            self._digest = _digest(self._read())
+        except ControlPlaneError as error:
+            self._failure = error
+
+    def _compare(self, presented: str) -> bool:
+        if self._failure is not None:
+            raise self._failure
+        assert self._digest is not None, "it was read, or could not be"
+        # Digests are of one length, so that not even that of the token shows.
+        return hmac.compare_digest(_digest(presented), self._digest)
+
+
+def token_text(settings: ApiTokenSettings, read_secret: Callable[[str], str]) -> str:
+    """The token itself, or the secret's: as plain text, or JSON with a ``token``. Raises ConfigurationError."""
+    if settings.token is not None:
+        return settings.token
+    assert settings.secret_arn is not None
+    secret = read_secret(settings.secret_arn).strip()
+    token: object = secret
+    if secret.startswith("{"):
+        try:
+            token = json.loads(secret).get("token")
+        except ValueError:
+            token = None
+    if not isinstance(token, str) or not token.strip():
+        raise ConfigurationError(
+            [f"the secret {settings.secret_arn} is neither a token as plain text nor a JSON object with a token"]
+        )
+    return token.strip()
+
+
+def _presented(request: Request) -> str | None:
+    """The token of a request that presents one; of two, neither can be meant."""
+    values = request.headers.get("authorization", [])
+    if len(values) != 1:
+        return None
+    scheme, _, token = values[0].strip().partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode(errors="surrogatepass")).digest()

@@ -1,0 +1,77 @@
+"""Threads that work while one thread decides: that one hands out jobs and is told of each result in turn."""
+
+import functools
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+
+class Results:
+    """What was done since the last look. Everything here but :meth:`put` belongs to the deciding thread."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._awaited = 0
+
+    def __bool__(self) -> bool:
+        """Whether a job is not heard of yet."""
+        return self._awaited > 0
+
+    def expect(self) -> None:
+        """One more job was handed out."""
+        self._awaited += 1
+
+    def put(self, call: Callable[[], None]) -> None:
+        """Leaves a result: the call that deals with it."""
+        self._calls.put(call)
+
+    def take(self, timeout: float) -> None:
+        """Deals with what has come in; waits up to ``timeout`` seconds for the first. Raises what a job raised."""
+        try:
+            call = self._calls.get(timeout=timeout)
+            while True:
+                self._awaited -= 1
+                call()
+                call = self._calls.get_nowait()
+        except Empty:
+            return
+
+
+class Workers:
+    """Threads that take jobs in the order they were handed out."""
+
+    def __init__(self, threads: int, results: Results, *, name: str) -> None:
+        self._results = results
+        self._jobs: SimpleQueue[tuple[Callable[[], object], Callable[[object], None]] | None] = SimpleQueue()
+        self._threads = [Thread(target=self._work, name=f"{name}-{number}") for number in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def hand_out[R](self, job: Callable[[], R], then: Callable[[R], None]) -> None:
+        """Has a thread do the job, and the deciding one call ``then`` with what came of it."""
+        self._results.expect()
+        self._jobs.put((job, then))  # type: ignore[arg-type]  # a job and its `then` fit each other
+
+    def close(self) -> None:
+        """Forgets the jobs that wait, and returns when those under way are done."""
+        while True:
+            try:
+                self._jobs.get_nowait()
+            except Empty:
+                break
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (handed_out := self._jobs.get()) is not None:
+            job, then = handed_out
+            try:
+                self._results.put(functools.partial(then, job()))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the result is awaited
+                self._results.put(functools.partial(_raise, error))
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -1,0 +1,21 @@
+"""Runs MiniStack, with an interpreter of their own for its functions. Run by path, under MiniStack's interpreter.
+
+MiniStack starts a Python function with the interpreter it runs under itself, so the function would find MiniStack's
+packages, and a dependency that is missing from a layer would not show. $ACP_LAMBDA_PYTHON is the functions'
+interpreter: of their version, with boto3 and nothing else, as in Lambda.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from ministack.app import main
+
+VARIABLE = "ACP_LAMBDA_PYTHON"
+
+interpreter = Path(os.environ.pop(VARIABLE, ""))
+if not (interpreter.is_absolute() and os.access(interpreter, os.X_OK)):
+    sys.exit(f"{VARIABLE} must be the absolute path of a Python interpreter, not '{interpreter}'")
+sys.executable = str(interpreter)
+sys.argv = [sys.argv[0]]
+main()

@@ -1,0 +1,131 @@
+"""The bearer token: who is let in, and how often the secret is read."""
+
+import hmac
+from collections.abc import Callable
+
+import pytest
+
+from control_plane.api.http import Refused, Request
+from control_plane.api.tokens import MAX_AGE_SECONDS, REREAD_SECONDS, BearerToken, token_text
+from control_plane.platform.aws import SecretUnavailable
+from control_plane.platform.settings import ApiTokenSettings
+
+
+class Vault:
+    """A secret, a clock, and how often the secret was read."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.reads = 0
+        self.fails = False
+        self.now = 1000.0
+        self.bearer = BearerToken(self.read, monotonic=lambda: self.now)
+
+    def read(self) -> str:
+        self.reads += 1
+        if self.fails:
+            raise SecretUnavailable("the secret arn:… cannot be read")
+        return self.token
+
+    def lets_in(self, token: str) -> bool:
+        try:
+            self.bearer.require(Request("GET", None, "/", {}, {"authorization": [f"Bearer {token}"]}))
+        except Refused:
+            return False
+        return True
+
+
+def test_tokens_are_compared_in_constant_time_and_at_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def recording(presented: bytes, kept: bytes) -> bool:
+        compared.append((presented, kept))
+        return compare(presented, kept)
+
+    monkeypatch.setattr(hmac, "compare_digest", recording)
+    vault = Vault("right")
+    assert vault.lets_in("right")
+    assert not vault.lets_in("r")
+    assert not vault.lets_in("right" * 1000)
+    assert len(compared) == 3
+    assert {len(digest) for pair in compared for digest in pair} == {32}
+    assert len({kept for _, kept in compared}) == 1
+
+
+def test_nothing_is_read_before_a_token_is_presented_nor_again_while_it_fits() -> None:
+    vault = Vault("right")
+    with pytest.raises(Refused):
+        vault.bearer.require(Request("GET", None, "/", {}, {}))
+    assert vault.reads == 0
+    for _ in range(10):
+        assert vault.lets_in("right")
+    assert vault.reads == 1
+
+
+def test_guesses_read_the_secret_no_more_often_than_every_few_seconds() -> None:
+    vault = Vault("right")
+    for _ in range(100):
+        assert not vault.lets_in("wrong")
+        vault.now += REREAD_SECONDS / 50
+    # Once to begin with, then once for each REREAD_SECONDS that passed.
+    assert vault.reads == 2
+
+
+def test_a_new_token_is_let_in_within_seconds_and_the_old_one_no_longer() -> None:
+    vault = Vault("old")
+    assert vault.lets_in("old")
+    vault.token = "new"
+    assert vault.lets_in("old")  # nobody has asked
+    vault.now += REREAD_SECONDS
+    assert vault.lets_in("new")
+    assert not vault.lets_in("old")
+
+
+def test_an_old_token_is_not_let_in_for_ever_where_nobody_uses_the_new_one() -> None:
+    vault = Vault("old")
+    assert vault.lets_in("old")
+    vault.token = "new"
+    vault.now += MAX_AGE_SECONDS - 1
+    assert vault.lets_in("old")
+    vault.now += 1
+    assert not vault.lets_in("old")
+
+
+def test_a_secret_that_cannot_be_read_lets_nobody_in_and_is_not_hammered() -> None:
+    vault = Vault("right")
+    vault.fails = True
+    for _ in range(5):
+        with pytest.raises(SecretUnavailable):
+            vault.lets_in("right")
+    assert vault.reads == 1
+    vault.now += REREAD_SECONDS
+    vault.fails = False
+    assert vault.lets_in("right")
+
+
+def test_a_token_too_old_is_not_trusted_because_the_secret_cannot_be_read() -> None:
+    vault = Vault("right")
+    assert vault.lets_in("right")
+    vault.fails = True
+    vault.now += MAX_AGE_SECONDS - 1
+    assert vault.lets_in("right")
+    vault.now += 1
+    with pytest.raises(SecretUnavailable):
+        vault.lets_in("right")
+
+
+def never(arn: str) -> str:
+    raise AssertionError(arn)
+
+
+@pytest.mark.parametrize(
+    ("settings", "read"),
+    [
+        (ApiTokenSettings("right", None), never),
+        (ApiTokenSettings(None, "arn"), {"arn": "right"}.__getitem__),
+        (ApiTokenSettings(None, "arn"), {"arn": '{"token": " right "}'}.__getitem__),
+    ],
+)
+def test_the_token_is_the_settings_or_the_secrets(settings: ApiTokenSettings, read: Callable[[str], str]) -> None:
+    assert token_text(settings, read) == "right"
