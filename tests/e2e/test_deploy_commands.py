@@ -84,6 +84,8 @@ def secrets(local_cloud: LocalCloud, database: PostgresServer) -> Iterator[str]:
             Name=f"second/{role}", SecretString=json.dumps(fields)
         )["ARN"]
         yield f"{parameter}={arn}"
+    token = local_cloud.client("secretsmanager").create_secret(Name="second/token", SecretString="t" * 32)
+    yield f"ApiTokenSecretArn={token['ARN']}"
 
 
 def test_the_commands_of_the_deploy_page_reach_the_stack_that_samconfig_names(sam: Sam) -> None:
@@ -138,6 +140,7 @@ def left_of(local_cloud: LocalCloud, ids: set[str]) -> set[str]:
     there += [group["logGroupName"] for group in local_cloud.client("logs").describe_log_groups()["logGroups"]]
     there += [rule["Name"] for rule in local_cloud.client("events").list_rules()["Rules"]]
     there += [role["RoleName"] for role in local_cloud.client("iam").list_roles()["Roles"]]
+    there += [item["id"] for item in local_cloud.client("apigateway").get_rest_apis()["items"]]
     there += [alarm["AlarmName"] for alarm in local_cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]]
     for layer in ("core", "market-data"):
         versions = functions.list_layer_versions(LayerName=f"{SECOND}-{layer}")["LayerVersions"]

@@ -93,7 +93,7 @@ def test_no_name_of_a_resource_stands_in_a_second_stack_s_way(stack: Stack) -> N
         (resource, key, name)
         for resource, properties in ((name, item.get("Properties", {})) for name, item in stack[1]["Resources"].items())
         for key, name in properties.items()
-        if key in {"Name", "Id"} or (key.endswith("Name") and not key.startswith(("Metric", "Function")))
+        if key in {"Name", "Id"} or (key.endswith("Name") and key not in {"MetricName", "FunctionName", "StageName"})
     ]
     for resource, key, name in names:
         # A name that holds another resource's own is as unique as that one.
