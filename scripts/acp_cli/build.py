@@ -29,9 +29,13 @@ TEMPLATE = "template.yaml"
 _NOT_SHIPPED = {".DS_Store", ".lock"}
 
 
-def build_for_lambda(workspace: Workspace, folder: Path) -> Path:
-    """With Lambda's wheels, as plain `sam build` does it, into a folder. Returns the built template."""
-    tools.sam(workspace, ["build", f"--build-dir={folder}", "--parallel"], log="sam build for Lambda")
+def build_for_lambda(workspace: Workspace, folder: Path, *, architecture: str | None = None) -> Path:
+    """With Lambda's wheels, as plain `sam build` does it, into a folder. Returns the built template.
+
+    `architecture` None is the template's default.
+    """
+    overrides = ["--parameter-overrides", f"Architecture={architecture}"] if architecture else []
+    tools.sam(workspace, ["build", f"--build-dir={folder}", "--parallel", *overrides], log="sam build for Lambda")
     return folder / TEMPLATE
 
 
