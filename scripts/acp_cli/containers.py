@@ -46,7 +46,7 @@ def prepare(
 
     Returns the environment by logical id. Raises NoContainersError.
     """
-    interface = _bridge_of(_engine())
+    interface = _bridge_of(find_engine())
     seen = FromContainer()
     functions = {
         output.removesuffix("Name"): _environment(cloud, name, seen)
@@ -105,7 +105,7 @@ def _secret(cloud: LocalCloud, arn: str, seen: FromContainer) -> str:
     return arn if text == secret["SecretString"] else cloud.put_secret(f"{secret['Name']}/from-containers", text)
 
 
-def _engine() -> Any:
+def find_engine() -> Any:
     """A client of the engine that SAM will use."""
     # Slow to import, and not needed by other commands.
     from samcli.local.docker.exceptions import (  # noqa: PLC0415
