@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -23,8 +24,9 @@ _IP_FREEBIND = 15
 class Bridge:
     """What is listened on, and who may come in."""
 
-    def __init__(self, interface: ipaddress.IPv4Interface, *, target: str = "127.0.0.1") -> None:
-        self._interface = interface
+    def __init__(self, address: str, network: ipaddress.IPv4Network, *, target: str = "127.0.0.1") -> None:
+        self._address = address
+        self._network = network
         self._target = target
 
     async def listen(self, port: int) -> asyncio.Server:
@@ -34,7 +36,7 @@ class Bridge:
         if sys.platform == "linux":
             listener.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         try:
-            listener.bind((str(self._interface.ip), port))
+            listener.bind((self._address, port))
         except OSError:
             listener.close()
             raise
@@ -46,14 +48,14 @@ class Bridge:
 
     async def _connected(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")[0]
-        if ipaddress.ip_address(peer) not in self._interface.network:
-            _log(f"bridge: refused {peer}, which is not of {self._interface.network}")
+        if ipaddress.ip_address(peer) not in self._network:
+            _log(f"bridge: refused {peer}, which is not of {self._network}")
             writer.transport.abort()
             return
         try:
             target_reader, target_writer = await asyncio.open_connection(self._target, port)
         except OSError as error:
-            _log(f"bridge: nothing listens on {self._target}:{port}: {error.strerror}")
+            _log(f"bridge: nothing listens on {self._target}:{port}: {os.strerror(error.errno or 0)}")
             writer.transport.abort()
             return
         await asyncio.gather(_pass_on(reader, target_writer), _pass_on(target_reader, writer))
@@ -74,7 +76,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _serve(interface: ipaddress.IPv4Interface, ports: list[int]) -> int:
-    bridge = Bridge(interface)
+    bridge = Bridge(str(interface.ip), interface.network)
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -46,10 +46,10 @@ def prepare(
 
     Returns the environment by logical id. Raises NoContainersError.
     """
-    interface = _bridge_of(find_engine())
+    interface = bridge_of(find_engine())
     seen = FromContainer()
     functions = {
-        output.removesuffix("Name"): _environment(cloud, name, seen)
+        output.removesuffix("Name"): function_environment(cloud, name, seen)
         for output, name in outputs.items()
         if output.endswith("FunctionName")
     }
@@ -86,7 +86,7 @@ class FromContainer:
         return _LOOPBACK.sub(rename, text)
 
 
-def _environment(cloud: LocalCloud, function: str, seen: FromContainer) -> dict[str, str]:
+def function_environment(cloud: LocalCloud, function: str, seen: FromContainer) -> dict[str, str]:
     """A deployed function's variables, as its container needs them."""
     configuration = cloud.functions.get_function_configuration(FunctionName=function)
     variables = {
@@ -132,7 +132,7 @@ def _installation() -> str:
     )
 
 
-def _bridge_of(engine: Any) -> ipaddress.IPv4Interface | None:
+def bridge_of(engine: Any) -> ipaddress.IPv4Interface | None:
     """The bridge by which containers reach this host; None where the engine leads them to loopback by itself."""
     information = engine.info()
     if sys.platform != "linux" or "Docker Desktop" in information.get("OperatingSystem", ""):

@@ -1,4 +1,4 @@
-"""A local cloud for functions in containers: up as a user brings it up, its schedules silent, so that tests alone act."""
+"""A local cloud for functions in containers: up as a user brings it up, its schedules silent: tests alone act."""
 
 import json
 import os
