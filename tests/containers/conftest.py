@@ -1,7 +1,9 @@
 """A local cloud for functions in containers: up as a user brings it up, its schedules silent: tests alone act."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, processes_of, run_acp
+from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, processes_of, run_acp, wait_for
 
 from acp_cli.containers import NoContainersError, find_engine
+from acp_cli.net import free_port, port_is_free
 
 NEVER = "cron(0 0 1 1 ? 2099)"
 INVOKE_SECONDS = 240
@@ -41,17 +44,50 @@ class Containers:
         assert "errorType" not in answer, ran.stderr
         return answer
 
+    @contextlib.contextmanager
+    def start_api(self) -> Iterator[str]:
+        """`sam local start-api`: the API's URL."""
+        port = free_port()
+        with (self.folder / "start-api.log").open("w+") as log:
+            process = subprocess.Popen(
+                self._sam("local", "start-api", f"--port={port}"),
+                cwd=self.folder,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+            def listens() -> bool:
+                assert process.poll() is None, (self.folder / "start-api.log").read_text()
+                return not port_is_free(port)
+
+            try:
+                wait_for(listens, seconds=60, what="sam local start-api")
+                yield f"http://127.0.0.1:{port}"
+            finally:
+                process.send_signal(signal.SIGINT)
+                process.wait(60)
+
     def sam(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "samcli", *arguments],
+            self._sam(*arguments),
             cwd=self.folder,
-            env={**os.environ, "SAM_CLI_TELEMETRY": "0"},
+            env=self._environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=INVOKE_SECONDS,
             check=False,
         )
+
+    @staticmethod
+    def _sam(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "samcli", *arguments]
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        return {**os.environ, "SAM_CLI_TELEMETRY": "0"}
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 from uuid import UUID
 
 import psycopg
 import pytest
 from psycopg import sql
 from samcli.yamlhelper import yaml_parse
-from tests.containers.conftest import Containers
+from tests.containers.conftest import INVOKE_SECONDS, Containers
 from tests.e2e.conftest import CHECKOUT
 
 TEMPLATE = yaml_parse((CHECKOUT / "template.yaml").read_text())
@@ -102,6 +105,26 @@ def maintenance(containers: Containers) -> None:
     assert containers.cloud.query("SELECT id FROM outbox_archive WHERE id = %s", *kept) == [kept]
 
 
+def ops_api(containers: Containers) -> None:
+    health = containers.invoke("OpsApiFunction", "ops_api_health.json")
+    assert health["statusCode"] == 200, health
+    sample = json.loads((CHECKOUT / "events" / "ops_api_event.json").read_text())
+    assert containers.invoke("OpsApiFunction", sample)["statusCode"] == 401
+    event_id = a_stored_event(containers)
+    sample["pathParameters"] = {"event_id": event_id}
+    sample["path"] = f"/events/{event_id}"
+    for headers in (sample["headers"], sample["multiValueHeaders"]):
+        value = f"Bearer {containers.cloud.environ['API_TOKEN']}"
+        headers["Authorization"] = value if headers is sample["headers"] else [value]
+    life = containers.invoke("OpsApiFunction", sample)
+    assert life["statusCode"] == 200, life
+    assert json.loads(life["body"])["event"]["event_id"] == event_id
+
+
+def a_stored_event(containers: Containers) -> str:
+    return str(containers.cloud.query("SELECT event_id FROM events ORDER BY ingested_at LIMIT 1")[0][0])
+
+
 # In the order in which one leaves what the next needs.
 EFFECTS: dict[str, Callable[[Containers], None]] = {
     "MigrationFunction": migration,
@@ -109,6 +132,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "MaintenanceFunction": maintenance,
     "RelayFunction": relay,
     "SignalLabFunction": signal_lab,
+    "OpsApiFunction": ops_api,
 }
 
 
@@ -119,3 +143,23 @@ def test_every_function_of_the_template_is_among_them() -> None:
 @pytest.mark.parametrize("function", EFFECTS)
 def test_it_runs_in_lambda_s_container_and_leaves_its_effect(containers: Containers, function: str) -> None:
     EFFECTS[function](containers)
+
+
+def test_the_api_is_served_from_containers(containers: Containers) -> None:
+    event_id = a_stored_event(containers)
+    with containers.start_api() as url:
+        assert get(f"{url}/health")[0] == 200
+        assert get(f"{url}/events/{event_id}")[0] == 401
+        status, life = get(f"{url}/events/{event_id}", token=containers.cloud.environ["API_TOKEN"])
+    assert status == 200
+    assert life["event"]["event_id"] == event_id
+
+
+def get(url: str, *, token: str | None = None) -> tuple[int, Any]:
+    request = Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urlopen(request, timeout=INVOKE_SECONDS) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as refused:
+        with refused:
+            return refused.code, json.load(refused)
