@@ -20,6 +20,7 @@ from acp_cli import (
     db_commands,
     demo_command,
     drill_command,
+    invoke_command,
     pipeline_commands,
 )
 from acp_cli.aws import AWS_ERRORS
@@ -85,6 +86,7 @@ def root(ctx: typer.Context) -> None:
 cloud_commands.register(app)
 demo_command.register(app)
 pipeline_commands.register(app)
+invoke_command.register(app)
 breaker_commands.register(app)
 drill_command.register(app)
 db_commands.register(app)

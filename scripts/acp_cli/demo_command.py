@@ -92,7 +92,7 @@ def demo(
                     raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
                 # Only from here on is what there is ours to take down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
-                run = cloud.up(UpOptions(market, cloud_name), progress)
+                run = cloud.up(UpOptions(market, cloud_name, containers=False), progress)
             _show(cloud, run, progress)
             if not once:
                 staying = True
