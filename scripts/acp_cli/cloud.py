@@ -177,8 +177,14 @@ class Cloud:
         except AcpError:
             # Damaged: the servers are found without it.
             run = None
+        undeleted = None
         if run is not None and self.emulator(run).outlives_us:
-            self._leave(run, progress)
+            try:
+                self._leave(run, progress)
+            except AWS_ERRORS as error:
+                # What is ours goes all the same.
+                undeleted = error
+            run.save(self.workspace)
         with progress.step("Stopping"):
             containers.forget(self.workspace, self.bridge)
             for emulator in EMULATORS.values():
@@ -196,6 +202,9 @@ class Cloud:
                     raise AcpError(
                         msg, remedy=f"Everything is stopped; remove {self.workspace.state} by hand."
                     ) from error
+        if run is not None and undeleted is not None:
+            msg = f"The stack {run.stack} at {run.endpoint} could not be deleted: {undeleted}"
+            raise AcpError(msg, remedy="All else is done; delete it there.") from undeleted
 
     def _settle_emulator(self, run: RunState, options: UpOptions, progress: Progress) -> None:
         """Decide which emulator it is, where, and the stack's name; leave the one before it."""
@@ -220,9 +229,9 @@ class Cloud:
             if emulator.outlives_us and run.stack_is_ours:
                 progress.say(f"{run.endpoint} does not answer: if it kept the stack {run.stack}, delete it there.")
         elif emulator.outlives_us or stays:
-            with progress.step(f"Deleting the stack {run.stack} on {emulator.title}") as step:
-                step.note = self._waiting(run)
-                if run.stack_is_ours:
+            if run.stack_is_ours:
+                with progress.step(f"Deleting the stack {run.stack} on {emulator.title}") as step:
+                    step.note = self._waiting(run)
                     deployment.remove(self.aws(run), run.stack)
         else:
             with progress.step(f"Stopping {emulator.title}, for another cloud takes its place") as step:

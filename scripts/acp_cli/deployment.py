@@ -64,7 +64,7 @@ def deploy(
         return there, "nothing has changed"
     if there is None:
         what = "new stack"
-    elif there.template == template_digest or emulator.applies_changed_rules:
+    elif there.template == template_digest or not emulator.ignores_changed_rules:
         what = "updated"
     else:
         what = f"new again, as {emulator.title} {emulator.ignores_changed_rules}"
@@ -109,6 +109,9 @@ def deploy(
 def remove(cloud: LocalCloud, stack: str) -> None:
     """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
     _delete_stack(cloud, stack)
+    # A function that was running writes its last lines after its log group is gone, which makes it anew.
+    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
+        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
     for name in _SECRETS.values():
         with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
             cloud.secrets.delete_secret(SecretId=f"{stack}/{name}", ForceDeleteWithoutRecovery=True)

@@ -134,6 +134,7 @@ class PostgresServer:
         if not (self.data_dir / "PG_VERSION").exists():
             self._make_cluster()
         self._clear_leftovers()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_PORT_ATTEMPTS):
             port = self._wished_port
             if port is None or not all(port_is_free(port, host) for host in self._listen):

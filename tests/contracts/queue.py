@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -74,8 +74,8 @@ class Queue(ABC):
 class PublisherContract(ABC):
     """Tests to inherit; ``queue`` is a fixture of the subclass."""
 
-    counts_bytes_of_attributes: ClassVar[bool] = True
-    checks_characters: ClassVar[bool] = True
+    counts_bytes_of_attributes: bool = True
+    checks_characters: bool = True
 
     @pytest.fixture
     @abstractmethod

@@ -1,10 +1,13 @@
-"""The pipeline, deployed on LocalStack by `scripts/acp up` as a user would, in a state folder of the tests' own."""
+"""The pipeline, deployed by `scripts/acp up` as a user would, in a state folder of the tests' own.
+
+On each local cloud, or on those that --cloud names: what passes on all is the template's merit, not an emulator's.
+"""
 
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,48 @@ from urllib.request import Request, urlopen
 import boto3
 import psycopg
 import pytest
+from tests.e2e.clouds import DIFFERENCES, Differences
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
+HOST_SECRET = "SECRET_OF_THE_HOST"
+"""A variable of the user's that no function may see."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cloud",
+        action="append",
+        choices=[*DIFFERENCES],
+        help="what stands in for AWS; may be repeated; default: each",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of the cloud runs on each; each has a process of its own where there are several (--dist loadgroup)."""
+    if "cloud_name" in metafunc.fixturenames:
+        names = [name for name in _clouds(metafunc.config) if metafunc.definition.path.name not in _left_out(name)]
+        clouds = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+        metafunc.parametrize("cloud_name", clouds, indirect=True, scope="session")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return all(collection_path.name in _left_out(name) for name in _clouds(config)) or None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [
+        f"clouds: {', '.join(_clouds(config))}",
+        *(f"not on {cloud}: {test}, as {why}" for cloud in _clouds(config) for test, why in _left_out(cloud).items()),
+    ]
+
+
+def _clouds(config: pytest.Config) -> list[str]:
+    return config.getoption("--cloud") or [*DIFFERENCES]
+
+
+def _left_out(cloud: str) -> Mapping[str, str]:
+    return DIFFERENCES[cloud].left_out
 
 
 @dataclass(frozen=True)
@@ -99,11 +141,11 @@ def wait_for(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
     pytest.fail(f"{what}: not within {seconds:g} s")
 
 
-def run_acp(state: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_acp(state: Path, **variables: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     def acp(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [CHECKOUT / "scripts" / "acp", *arguments],
-            env={**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1", "COLUMNS": "200"},
+            env={**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1", "COLUMNS": "200", **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -115,16 +157,29 @@ def run_acp(state: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="session")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("acp") / "state"
+def state(tmp_path_factory: pytest.TempPathFactory, cloud_name: str) -> Path:
+    return tmp_path_factory.mktemp(cloud_name) / "state"
 
 
 @pytest.fixture(scope="session")
-def local_cloud(state: Path) -> Iterator[LocalCloud]:
+def cloud_name(request: pytest.FixtureRequest) -> str:
+    """As --cloud takes it."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def differences(cloud_name: str) -> Differences:
+    """In what the cloud differs from AWS."""
+    return DIFFERENCES[cloud_name]
+
+
+@pytest.fixture(scope="session")
+def local_cloud(state: Path, cloud_name: str) -> Iterator[LocalCloud]:
     """Up once for all tests: they share it, and each leaves it as it found it."""
-    acp = run_acp(state)
+    acp = run_acp(state, **{HOST_SECRET: "x"})
     try:
-        up = acp("up", "--market", "replay", timeout=UP_SECONDS)
+        up = acp("up", "--cloud", cloud_name, "--market", "replay", timeout=UP_SECONDS)
         assert up.returncode == 0, up.stdout + up.stderr
         yield LocalCloud(json.loads(acp("env", "--json").stdout), acp)
     finally:

@@ -5,19 +5,23 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from tests.e2e.conftest import CHECKOUT, processes_of, wait_for
 
-COMMAND = [str(CHECKOUT / "scripts" / "demo"), "--market", "replay"]
+
+@pytest.fixture
+def command(cloud_name: str) -> list[str]:
+    return [str(CHECKOUT / "scripts" / "demo"), "--cloud", cloud_name, "--market", "replay"]
 
 
 def environ(state: Path) -> dict[str, str]:
     return {**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1"}
 
 
-def test_once_shows_an_event_s_life_and_leaves_nothing(tmp_path: Path) -> None:
+def test_once_shows_an_event_s_life_and_leaves_nothing(command: list[str], tmp_path: Path) -> None:
     state = tmp_path / "state"
     demo = subprocess.run(
-        [*COMMAND, "--once"],
+        [*command, "--once"],
         env=environ(state),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -32,12 +36,12 @@ def test_once_shows_an_event_s_life_and_leaves_nothing(tmp_path: Path) -> None:
     assert not state.exists()
 
 
-def test_it_stays_up_until_ctrl_c_which_ends_it_clean(tmp_path: Path) -> None:
+def test_it_stays_up_until_ctrl_c_which_ends_it_clean(command: list[str], tmp_path: Path) -> None:
     state, output = tmp_path / "state", tmp_path / "output"
     with (
         output.open("w") as file,
         subprocess.Popen(
-            COMMAND,
+            command,
             env=environ(state),
             stdin=subprocess.DEVNULL,
             stdout=file,

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 import pytest
+from botocore.exceptions import ClientError
+from tests.e2e.clouds import Differences
 from tests.e2e.conftest import LocalCloud, Market, wait_for
 
 SYMBOLS = {"AAPL", "GOOG", "IBM", "MSFT"}
@@ -163,16 +165,48 @@ def test_a_message_that_breaks_the_contract_ends_alone_in_the_dead_letter_queue(
     assert "event_id" in lines[0]["error"]
 
 
+def test_dead_letters_are_sent_again_by_the_queue_s_own_redrive(
+    local_cloud: LocalCloud, differences: Differences
+) -> None:
+    sqs, queue = local_cloud.client("sqs"), local_cloud.output("SystemEventsQueueUrl")
+    dead_letters = local_cloud.output("SystemEventsDeadLetterQueueUrl")
+    sqs.send_message(QueueUrl=queue, MessageBody="{}")
+
+    def waiting() -> bool:
+        return _attribute(local_cloud, dead_letters, "ApproximateNumberOfMessages") != "0"
+
+    def given_up() -> bool:
+        sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=0)
+        return waiting()
+
+    wait_for(given_up, seconds=30, what="a message received too often in the dead-letter queue")
+    source = _attribute(local_cloud, dead_letters, "QueueArn")
+    if not differences.moves_messages:
+        with pytest.raises(ClientError, match="InvalidAction"):
+            sqs.start_message_move_task(SourceArn=source)
+        sqs.purge_queue(QueueUrl=dead_letters)
+        return
+    sqs.start_message_move_task(SourceArn=source)
+    wait_for(lambda: not waiting(), seconds=30, what="the dead letters back in their queue")
+    (task,) = sqs.list_message_move_tasks(SourceArn=source)["Results"]
+    assert task["Status"] == "COMPLETED"
+    assert task["ApproximateNumberOfMessagesMoved"] > 0
+
+
 def test_the_migration_function_changes_nothing_the_second_time(local_cloud: LocalCloud) -> None:
     report, ok = local_cloud.invoke("MigrationFunction", {})
     assert ok, report
     assert report["applied"] == []
 
 
-def test_a_function_s_error_names_the_culprit_to_whoever_invokes_it(local_cloud: LocalCloud) -> None:
+def test_a_function_s_error_names_the_culprit_to_whoever_invokes_it(
+    local_cloud: LocalCloud, differences: Differences
+) -> None:
     error, ok = local_cloud.invoke("IngestionFunction", {"symbols": "AAPL"})
     assert not ok
-    assert error["errorType"] == "ConfigurationError"
+    assert error["errorType"] == (
+        "ConfigurationError" if differences.reports_the_type_of_an_error else "Runtime.HandlerError"
+    )
     assert "symbols of the event is 'AAPL'" in error["errorMessage"]
 
 
@@ -192,6 +226,11 @@ def _promise(cloud: LocalCloud, event_id: uuid.UUID, topic: str, message: dict[s
             "INSERT INTO outbox (event_id, topic, payload_json) VALUES (%s, %s, %s)",
             [event_id, topic, json.dumps(message)],
         )
+
+
+def _attribute(cloud: LocalCloud, url: str, name: str) -> str:
+    value: str = cloud.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=[name])["Attributes"][name]
+    return value
 
 
 def _log(cloud: LocalCloud, function: str) -> list[dict[str, str]]:

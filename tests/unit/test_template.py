@@ -206,6 +206,11 @@ def test_a_layer_is_built_for_python_3_13() -> None:
         assert (ROOT / properties["ContentUri"] / "requirements.txt").is_file()
 
 
+def test_a_layer_goes_with_its_stack() -> None:
+    for name, properties in of_type("AWS::Serverless::LayerVersion").items():
+        assert properties.get("RetentionPolicy") == "Delete", f"{name}: SAM's default keeps every version for ever"
+
+
 def test_every_function_has_the_core_layer_and_ingestion_alone_the_market_data() -> None:
     assert GLOBALS["Layers"] == [{"Ref": "CoreLayer"}]
     # SAM puts a function's own layers after those of Globals.

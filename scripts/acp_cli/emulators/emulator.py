@@ -34,10 +34,8 @@ class Emulator(ABC):
     """As people call it."""
     outlives_us: ClassVar[bool] = False
     """Whether it runs on after `acp down`, so that what was deployed must be deleted."""
-    applies_changed_rules: ClassVar[bool] = True
-    """Whether an updated stack has its changed schedules and triggers; where not, only a new stack has them."""
-    ignores_changed_rules: ClassVar[str] = "ignores changes of rules"
-    """Completes "a new stack, as <title> …"."""
+    ignores_changed_rules: ClassVar[str] = ""
+    """Where an update leaves a stack's schedules as they were: completes "a new stack, as <title> …"."""
     remedy: ClassVar[str] = ""
     """What to look at where a deployed function does not do what it should."""
 

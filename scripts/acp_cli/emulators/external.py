@@ -28,7 +28,6 @@ class External(Emulator):
     title = "the external cloud"
     outlives_us = True
     # It may be a LocalStack.
-    applies_changed_rules = False
     ignores_changed_rules = "may ignore changes of rules"
     remedy = (
         "An external cloud must run functions on this machine's own network, with their layers: as processes, or in "
@@ -39,12 +38,15 @@ class External(Emulator):
         """Nothing: it is there, or is not."""
 
     def endpoint(self, asked: str | None, current: str | None) -> str:
-        """The URL without a / at its end. Raises AcpError where it may not be an emulator's."""
+        """The URL without a / at its end. Raises AcpError where it may not be an emulator's, or nothing answers."""
         url = asked or current
         if not url:
             msg = f"--cloud external needs {VARIABLE}: the URL of the local cloud to deploy to."
             raise AcpError(msg, remedy=_EXAMPLE)
-        return check_endpoint(url)
+        endpoint = check_endpoint(url)
+        # Now, before another cloud is left for it.
+        self.wait_until_ready(endpoint)
+        return endpoint
 
     def start(self, endpoint: str) -> None:
         """Nothing: whoever runs it does that."""

@@ -20,7 +20,7 @@ class LocalStack(StartedEmulator):
     title = "LocalStack"
     usual_port = 4566
     health_path = "/_localstack/health"
-    applies_changed_rules = False
+    ignores_changed_rules = "ignores changes of rules"
 
     def prepare(self) -> None:
         """Make or update its environment, our executor in it, and the functions' own."""

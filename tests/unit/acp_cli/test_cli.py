@@ -213,7 +213,7 @@ def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(work
         "DATABASE_URL": "postgresql://acp_app:a$pp@127.0.0.1:5432/control_plane",
         "DATABASE_OWNER_URL": "postgresql://acp_owner:o'wner@127.0.0.1:5432/control_plane",
         "API_TOKEN": "token",
-        "API_URL": "http://localhost:4566/_aws/execute-api/ab12/v1",
+        "API_URL": API_URL,
         "AWS_ENDPOINT_URL": "http://localhost:4566",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "test",

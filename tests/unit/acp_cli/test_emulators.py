@@ -90,7 +90,7 @@ def test_an_external_cloud_without_its_url_says_which_variable_is_missing(worksp
 def test_an_external_cloud_that_does_not_answer_is_named(workspace: Workspace) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(AcpError, match=f"No local cloud answers at {url}"):
-        External(workspace).wait_until_ready(url)
+        External(workspace).endpoint(url, None)
     assert not External(workspace).is_there(url)
     assert External(workspace).holder(url, "a-stack") is None
 

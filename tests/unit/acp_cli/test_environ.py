@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from acp_cli.environ import isolated
+from acp_cli.environ import isolated, without_proxy
 
 
 def test_nothing_of_the_users_aws_account_is_kept() -> None:
@@ -32,3 +32,11 @@ def test_no_proxy_stands_between_this_machine_and_itself() -> None:
     assert cleaned["HTTP_PROXY"] == "http://proxy:3128"
     assert cleaned["no_proxy"] == "intranet,127.0.0.1,localhost"
     assert cleaned["NO_PROXY"] == "127.0.0.1,localhost"
+
+
+def test_no_proxy_stands_before_a_cloud_at_a_private_address() -> None:
+    environ = {"NO_PROXY": "intranet,localhost"}
+    assert without_proxy(environ, "http://10.0.0.7:4566") == {
+        "NO_PROXY": "intranet,localhost,127.0.0.1,10.0.0.7",
+        "no_proxy": "127.0.0.1,localhost,10.0.0.7",
+    }

@@ -1,0 +1,65 @@
+"""A function sees what it would in Lambda: boto3, its layers, its own variables, and nothing of this machine's."""
+
+import io
+import json
+import os
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.e2e.conftest import HOST_SECRET, LocalCloud, wait_for
+
+APP = textwrap.dedent(
+    """
+    import importlib.util
+    import os
+
+    def handler(event, context):
+        found = [name for name in event["modules"] if importlib.util.find_spec(name)]
+        return {"found": found, "environ": dict(os.environ)}
+    """
+)
+FOREIGN = ["acp_cli", "control_plane", "localstack", "ministack", "moto", "psycopg", "pydantic", "pytest", "samcli"]
+
+
+@pytest.fixture
+def answer(local_cloud: LocalCloud) -> Iterator[dict[str, Any]]:
+    """Of a function without layers."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("app.py", APP)
+    functions, name = local_cloud.client("lambda"), "isolated"
+    functions.create_function(
+        FunctionName=name,
+        Runtime="python3.13",
+        Handler="app.handler",
+        Role="arn:aws:iam::000000000000:role/any",
+        Code={"ZipFile": buffer.getvalue()},
+        Timeout=30,
+    )
+    try:
+        wait_for(
+            lambda: functions.get_function_configuration(FunctionName=name)["State"] == "Active",
+            seconds=30,
+            what="the function active",
+        )
+        result = functions.invoke(FunctionName=name, Payload=json.dumps({"modules": ["boto3", *FOREIGN]}).encode())
+        yield json.loads(result["Payload"].read())
+    finally:
+        functions.delete_function(FunctionName=name)
+
+
+def test_a_function_finds_what_lambda_s_runtime_holds_and_nothing_of_ours_or_the_emulator_s(
+    answer: dict[str, Any],
+) -> None:
+    assert answer["found"] == ["boto3"]
+
+
+def test_a_function_sees_neither_the_host_s_variables_nor_its_home(answer: dict[str, Any]) -> None:
+    environ = answer["environ"]
+    assert HOST_SECRET not in environ
+    assert environ["HOME"] != os.environ["HOME"]
+    assert not [name for name in environ if name.startswith(("UV_", "ACP_", "PYTHON", "LOCALSTACK_", "MINISTACK_"))]
+    assert environ["AWS_ENDPOINT_URL"].startswith("http://127.0.0.1:")
