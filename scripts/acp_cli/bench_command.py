@@ -23,8 +23,6 @@ from acp_cli.progress import Progress
 
 PANEL = "Measuring"
 
-_EXTERNAL = "publishing-external"
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -44,7 +42,9 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small numbers, one round: a check that it works.")] = False,
     endpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Also publish to this endpoint's SQS, LocalStack's say.", show_default=False),
+        typer.Option(
+            metavar="URL", help="Where an SQS is, instead of a LocalStack of the bench's own.", show_default=False
+        ),
     ] = None,
     latency_ms: Annotated[float, typer.Option(min=0, help="How long the local queue takes to answer.")] = 0,
     json_file: Annotated[
@@ -60,19 +60,17 @@ def bench(
 ) -> None:
     """Measure the relay: throughput, latency, memory, each beside a bare loop or a limit. Takes about ten minutes.
 
-    Needs nothing running: it starts a PostgreSQL (fsync on, as in production) and a local queue, and clears them away.
+    Needs nothing running: it starts a PostgreSQL (fsync on, as in production), a local queue and LocalStack's SQS, and
+    clears them away.
     """
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
     sizes = QUICK if quick else Sizes()
     if rounds is not None:
         sizes = dataclasses.replace(sizes, rounds=rounds)
-    chosen = list(dict.fromkeys(scenario or [name for name in SCENARIOS if endpoint or name != _EXTERNAL]))
+    chosen = list(dict.fromkeys(scenario or SCENARIOS))
     if unknown := [name for name in chosen if name not in SCENARIOS]:
         msg = f"There is no scenario {unknown[0]!r}. There are: {', '.join(SCENARIOS)}."
-        raise UsageError(msg)
-    if endpoint is None and _EXTERNAL in chosen:
-        msg = f"The scenario {_EXTERNAL} needs --endpoint: the URL of LocalStack, or of another SQS."
         raise UsageError(msg)
     report = _measure(cloud, chosen, sizes, quick=quick, endpoint=endpoint, latency_ms=latency_ms)
     _hand_over(report, json_file, chart_file)
@@ -89,7 +87,7 @@ def _measure(
     with contextlib.ExitStack() as stack:
         with progress.step("Starting") as step:
             rig = stack.enter_context(
-                open_rig(cloud.workspace, external_endpoint_url=endpoint, latency_ms=latency_ms, say=step.update)
+                open_rig(cloud.workspace, endpoint_url=endpoint, latency_ms=latency_ms, say=step.update)
             )
             machine = rig.facts()
         scenarios = {}

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from samcli.yamlhelper import yaml_dump, yaml_parse
 
 from acp_cli import tools
+from acp_cli.workspace import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from acp_cli.workspace import Workspace
 
@@ -29,10 +30,32 @@ TEMPLATE = "template.yaml"
 _NOT_SHIPPED = {".DS_Store", ".lock"}
 
 
-def build_for_lambda(workspace: Workspace, folder: Path) -> Path:
-    """With Lambda's wheels, as plain `sam build` does it, into a folder. Returns the built template."""
-    tools.sam(workspace, ["build", f"--build-dir={folder}", "--parallel"], log="sam build for Lambda")
+def build_for_lambda(workspace: Workspace, folder: Path, *, architecture: str | None = None) -> Path:
+    """With Lambda's wheels, as plain `sam build` does it, into a folder. Returns the built template.
+
+    `architecture` None is the template's default.
+    """
+    overrides = ["--parameter-overrides", f"Architecture={architecture}"] if architecture else []
+    tools.sam(workspace, ["build", f"--build-dir={folder}", "--parallel", *overrides], log="sam build for Lambda")
     return folder / TEMPLATE
+
+
+def build_for_containers(workspace: Workspace, *, on_wait: Callable[[str], object]) -> str:
+    """Plain `sam build`, where `sam local` looks for it. Does nothing where the sources are the same; says which."""
+    built = workspace.checkout / ".aws-sam" / "build" / TEMPLATE
+    sources = [workspace.checkout / name for name in (TEMPLATE, "samconfig.toml", "functions", "layers")]
+    stamp = workspace.home / "build" / "containers.stamp"
+    with locked(stamp, "build", on_wait=on_wait):
+        if _is_built(built, stamp, inputs := digest(sources)):
+            return "as it was"
+        tools.sam(workspace, ["build"], log="sam build for containers")
+        stamp.write_text(f"{inputs} {digest([built])}")
+    return "done"
+
+
+def _is_built(built: Path, stamp: Path, inputs: str) -> bool:
+    """Whether what is there was made from these very inputs, and by us: `sam build` may have other parameters."""
+    return built.exists() and stamp.exists() and stamp.read_text() == f"{inputs} {digest([built])}"
 
 
 def build_for_host(workspace: Workspace) -> Path:

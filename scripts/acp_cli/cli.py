@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from acp_cli import bench_command, breaker_commands, cloud_commands, db_commands, demo_command, pipeline_commands
+from acp_cli import (
+    bench_command,
+    breaker_commands,
+    cloud_commands,
+    db_commands,
+    demo_command,
+    drill_command,
+    invoke_command,
+    pipeline_commands,
+)
 from acp_cli.aws import AWS_ERRORS
 from acp_cli.cloud import Cloud
 from acp_cli.environ import isolated
@@ -77,7 +86,9 @@ def root(ctx: typer.Context) -> None:
 cloud_commands.register(app)
 demo_command.register(app)
 pipeline_commands.register(app)
+invoke_command.register(app)
 breaker_commands.register(app)
+drill_command.register(app)
 db_commands.register(app)
 bench_command.register(app)
 

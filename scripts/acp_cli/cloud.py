@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from acp_cli import build, database, deployment, market, run_state, status
+from acp_cli import build, containers, database, deployment, market, run_state, status
 from acp_cli.aws import AWS_ERRORS, InvocationError, LocalCloud
 from acp_cli.emulators import EMULATORS
 from acp_cli.environ import LOCAL_AWS
@@ -42,6 +42,8 @@ class UpOptions:
     cloud: str | None = None
     stack: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    containers: bool = True
+    """Whether to make ready for `sam local invoke` too, where a container engine answers."""
 
 
 class Cloud:
@@ -53,6 +55,7 @@ class Cloud:
     def __init__(self, workspace: Workspace, endpoint_url: str | None = None) -> None:
         self.workspace = workspace
         self.market = Service("market", records=workspace.services, log=workspace.logs / "market.log")
+        self.bridge = Service("bridge", records=workspace.services, log=workspace.logs / "bridge.log")
         self._endpoint_url = endpoint_url or None
 
     def emulator(self, run: RunState) -> Emulator:
@@ -159,7 +162,13 @@ class Cloud:
             step.note = self._deploy(run, template, {"MarketDataUrl": market_url, **_DEFAULTS, **run.parameters})
         with progress.step("Check") as step:
             step.note = self._check(run)
+        if options.containers:
+            self._containers(run, progress)
         return run
+
+    def prepare_containers(self, run: RunState) -> None:
+        """Let functions in containers reach it. Raises NoContainersError. The caller holds the lock."""
+        containers.prepare(self.workspace, self.bridge, self.aws(run), self.outputs(run))
 
     def down(self, progress: Progress, *, keep: bool) -> None:
         """Stop everything there is, and clear the state unless told to keep it. Nothing to stop is fine."""
@@ -177,6 +186,7 @@ class Cloud:
                 undeleted = error
             run.save(self.workspace)
         with progress.step("Stopping"):
+            containers.forget(self.workspace, self.bridge)
             for emulator in EMULATORS.values():
                 emulator(self.workspace).stop()
             self.market.stop()
@@ -286,6 +296,17 @@ class Cloud:
         )
         run.save(self.workspace)
         return what
+
+    def _containers(self, run: RunState, progress: Progress) -> None:
+        with progress.step("Containers") as step:
+            try:
+                self.prepare_containers(run)
+            except AcpError as error:
+                # All else works without.
+                step.note = f"not for sam local invoke: {error.args[0]}"
+                return
+            built = build.build_for_containers(self.workspace, on_wait=progress.say)
+            step.note = f"sam local invoke reaches it, build {built}"
 
     def _check(self, run: RunState) -> str:
         """One function that does run, reading its secret and reaching the database, tells that the others can."""

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from acp_cli import database, status
 from acp_cli.cloud import Cloud, UpOptions
+from acp_cli.drills import mending, record
 from acp_cli.emulators import EMULATORS
 from acp_cli.errors import UsageError
 from acp_cli.market import MarketChoice
@@ -104,7 +105,12 @@ def up(
     options = UpOptions(market, cloud_name, stack, parameters)
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
+        mended = mending.mend_what_was_left(cloud, run, progress.say)
+    if mended is not None:
+        progress.say(f"The drill {mended} had been cut off; what it left is put right.")
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
+    if url := cloud.outputs(run).get("ApiUrl"):
+        progress.say(f"The API: curl {url}/health")
 
 
 def down(
@@ -130,6 +136,7 @@ def status_(
         services=cloud.describe(run),
         pipeline=pipeline,
         queues=status.queue_depths(cloud.aws(run), cloud.outputs(run)),
+        drill=record.load(cloud.workspace),
     )
     if as_json:
         _print_json(report.to_dict())

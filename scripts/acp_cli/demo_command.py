@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ from acp_cli import database
 from acp_cli.cloud import Cloud, UpOptions
 from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
 from acp_cli.errors import AcpError
+from acp_cli.interrupts import uninterrupted
 from acp_cli.life import render_life
 from acp_cli.market import MarketChoice
 from acp_cli.pipeline_commands import QUERIES
@@ -27,8 +27,6 @@ from acp_cli.workspace import locked
 from control_plane.ops.life import read_life
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from acp_cli.progress import Step
     from acp_cli.run_state import RunState
 
@@ -94,7 +92,7 @@ def demo(
                     raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
                 # Only from here on is what there is ours to take down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
-                run = cloud.up(UpOptions(market, cloud_name), progress)
+                run = cloud.up(UpOptions(market, cloud_name, containers=False), progress)
             _show(cloud, run, progress)
             if not once:
                 staying = True
@@ -111,24 +109,13 @@ def _take_down(
 ) -> None:
     """Everything goes at the demo's end; of one that failed the logs are kept, for they say why."""
     workspace = cloud.workspace
-    with _uninterrupted(), locked(workspace.state, "down", on_wait=progress.say):
+    with uninterrupted(), locked(workspace.state, "down", on_wait=progress.say):
         if error is not None and not issubclass(error, KeyboardInterrupt) and workspace.logs.exists():
             kept = workspace.home / "last-demo-logs"
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(workspace.logs, kept)
             progress.say(f"The logs are kept in {kept}.")
         cloud.down(progress, keep=False)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """An impatient second Ctrl-C would leave half of it running."""
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from acp_cli.aws import LocalCloud
+    from acp_cli.drills.record import DrillRecord
     from control_plane.ops.status import PipelineStatus
     from control_plane.platform.breakers import Breaker
 
@@ -64,11 +65,15 @@ class Report:
     services: Mapping[str, str]
     pipeline: PipelineStatus
     queues: Sequence[QueueDepth]
+    drill: DrillRecord | None = None
+    """One that is under way, or was cut off."""
 
     @property
     def problems(self) -> list[str]:
         """What a person should look at; empty where all is well."""
         problems = []
+        if self.drill is not None:
+            problems.append(self.drill.problem)
         if dead := self.pipeline.count("dead_lettered"):
             problems.append(f"{dead} dead-lettered in the outbox")
         age = self.pipeline.oldest_pending_age_seconds

@@ -36,24 +36,32 @@ def sam(
     workspace: Workspace, arguments: Sequence[str], *, log: str, extra_environ: Mapping[str, str] | None = None
 ) -> None:
     """Run this environment's SAM CLI from the checkout. It reaches no AWS but the endpoint in `extra_environ`."""
-    binaries = os.pathsep.join([str(Path(sys.executable).parent), str(Path(sys.base_prefix) / "bin")])
     run(
         workspace,
-        [sys.executable, "-m", "samcli", *arguments],
+        sam_command(*arguments),
         log=log,
-        env=isolated(os.environ)
-        | {
-            # It looks for a python3.13 on the path, one with pip where it builds a layer itself.
-            "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
-            "SAM_CLI_TELEMETRY": "0",
-            # Seconds between two looks at a stack; the real cloud's five are long here.
-            "SAM_CLI_POLL_DELAY": "1",
-            # Its notes about itself, otherwise in the user's home.
-            "__SAM_CLI_APP_DIR": str(workspace.home / "cache" / "sam"),
-            "PIP_CACHE_DIR": str(workspace.home / "cache" / "pip"),
-        }
-        | dict(extra_environ or {}),
+        env=sam_environ(workspace) | dict(extra_environ or {}),
     )
+
+
+def sam_command(*arguments: str) -> list[str]:
+    """The command line of this environment's SAM CLI."""
+    return [sys.executable, "-m", "samcli", *arguments]
+
+
+def sam_environ(workspace: Workspace) -> dict[str, str]:
+    """SAM's environment, without the user's account and home."""
+    binaries = os.pathsep.join([str(Path(sys.executable).parent), str(Path(sys.base_prefix) / "bin")])
+    return isolated(os.environ) | {
+        # It looks for a python3.13 on the path, one with pip where it builds a layer itself.
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+        "SAM_CLI_TELEMETRY": "0",
+        # Seconds between two looks at a stack; the real cloud's five are long here.
+        "SAM_CLI_POLL_DELAY": "1",
+        # Its notes about itself, otherwise in the user's home.
+        "__SAM_CLI_APP_DIR": str(workspace.home / "cache" / "sam"),
+        "PIP_CACHE_DIR": str(workspace.home / "cache" / "pip"),
+    }
 
 
 def run(workspace: Workspace, command: Sequence[str], *, log: str, env: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from queue_endpoint.server import Connection, Queues
+from queue_endpoint.upstream import Upstream
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
     parser.add_argument("--listen-fd", type=int, help="an open listening socket to take over, in place of --port")
     parser.add_argument("--latency-ms", type=float, default=0, help="of every answer without a fault")
     parser.add_argument("--no-record", action="store_true", help="count what is accepted, and keep no list of it")
+    parser.add_argument("--upstream", type=Upstream, metavar="URL", help="pass what is accepted on to an emulator")
     parser.add_argument("--with-stdin", action="store_true", help="end when stdin does, as with whoever holds it")
     options = parser.parse_args()
     try:
@@ -35,7 +37,8 @@ def main() -> int:
         unfinished.replace(options.port_file)
     # A request leaves no cycles behind, and the record grows: looking for garbage would only find it all in use.
     gc.disable()
-    asyncio.run(_serve(listener, Queues(latency_ms=options.latency_ms, record=not options.no_record), options))
+    queues = Queues(latency_ms=options.latency_ms, record=not options.no_record, upstream=options.upstream)
+    asyncio.run(_serve(listener, queues, options))
     return 0
 
 

@@ -81,8 +81,12 @@ class QueueEndpoint:
 
     def held(self) -> int:
         """Requests held now."""
-        held: int = self._call("GET", "/state")["held"]
-        return held
+        return len(self.held_ports())
+
+    def held_ports(self) -> list[int]:
+        """Of each request held now, the port that its client sent it from."""
+        ports: list[int] = self._call("GET", "/state")["held"]
+        return ports
 
     def wait_for(self, condition: Callable[["QueueEndpoint"], bool], *, seconds: float = 30) -> None:
         """Returns once the condition holds. Raises TimeoutError."""
@@ -106,8 +110,11 @@ class QueueEndpoint:
 
 
 @contextmanager
-def serve(*, latency_ms: float = 0, record: bool = True) -> Iterator[QueueEndpoint]:
-    """Runs an endpoint on a free loopback port until the block ends, or this process does."""
+def serve(*, latency_ms: float = 0, record: bool = True, upstream: str | None = None) -> Iterator[QueueEndpoint]:
+    """Runs an endpoint on a free loopback port until the block ends, or this process does.
+
+    With ``upstream``, an emulator's URL, what it accepts is passed on to the queues there.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         # The socket is open before the process is: nobody need wait for it, and the port cannot be lost.
         process = subprocess.Popen(
@@ -116,10 +123,13 @@ def serve(*, latency_ms: float = 0, record: bool = True) -> Iterator[QueueEndpoi
                 *("-m", "queue_endpoint", "--with-stdin"),
                 *("--listen-fd", str(listener.fileno()), "--latency-ms", str(latency_ms)),
                 *([] if record else ["--no-record"]),
+                *([] if upstream is None else ["--upstream", upstream]),
             ],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
+            # Ctrl-C is for this process alone: it may need the endpoint yet, to end what goes through it.
+            start_new_session=True,
         )
         port = listener.getsockname()[1]
     with process:

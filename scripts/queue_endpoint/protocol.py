@@ -3,27 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from http.client import responses
 from struct import pack
 from typing import Any, Final
 
 MAX_ENTRIES: Final = 10
-_REASONS: Final = {
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    403: "Forbidden",
-    404: "Not Found",
-    500: "Internal Server Error",
-}
 _JSON: Final = "application/x-amz-json-1.0"
 
 
 def http(status: int, body: bytes = b"", *, headers: str = "") -> bytes:
     """A whole answer; ``headers`` are further lines, each with its line end."""
-    head = (
-        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {_JSON}\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    start = f"HTTP/1.1 {status} {responses[status]}\r\nContent-Type: {_JSON}\r\n"
+    return f"{start}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def error(status: int, kind: str, message: str, *, query_code: str, fault: str = "Sender") -> bytes:

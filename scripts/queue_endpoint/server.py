@@ -9,6 +9,7 @@ from uuid import UUID
 
 from queue_endpoint import protocol
 from queue_endpoint.faults import Fault
+from queue_endpoint.upstream import Sent, Upstream
 
 _SENDS: Final = b"amazonsqs.sendmessagebatch"
 _REFUSALS: Final = {
@@ -22,11 +23,12 @@ _REFUSALS: Final = {
 class Queues:
     """What was accepted and asked, and what is wrong; all connections share it."""
 
-    def __init__(self, *, latency_ms: float = 0, record: bool = True) -> None:
+    def __init__(self, *, latency_ms: float = 0, record: bool = True, upstream: Upstream | None = None) -> None:
         self._sound = Fault(latency_ms=latency_ms)
         self._record = record
         self._message_number = 0
-        self.held: list[tuple[str, Callable[[], None]]] = []
+        self.upstream = upstream
+        self.held: list[tuple[str, int, Callable[[], None]]] = []
         self.clear()
 
     def clear(self) -> None:
@@ -40,11 +42,11 @@ class Queues:
     def release(self, queue: str | None) -> None:
         """Lets the held requests of a queue, or of all, go on."""
         held, self.held = self.held, []
-        for name, go_on in held:
+        for name, port, go_on in held:
             if queue in {None, name}:
                 go_on()
             else:
-                self.held.append((name, go_on))
+                self.held.append((name, port, go_on))
 
     def fault(self, queue: str) -> Fault:
         """The one that applies to this request, counted down."""
@@ -67,10 +69,14 @@ class Queues:
         """Accepts one entry; returns its message id."""
         self._message_number += 1
         message_id = str(UUID(int=self._message_number))
+        self.note(queue, entry, message_id)
+        return message_id
+
+    def note(self, queue: str, entry: Mapping[str, Any], message_id: str) -> None:
+        """Remembers an entry that is in its queue."""
         self.counts[queue] = self.counts.get(queue, 0) + 1
         if self._record:
             self.accepted.append((queue, _event_id(entry), message_id))
-        return message_id
 
 
 class Connection(asyncio.Protocol):
@@ -81,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._received = bytearray()
         self._needed = 0
         self._answering = False
+        self._passing_on: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio's: a client is there."""
@@ -98,7 +105,8 @@ class Connection(asyncio.Protocol):
             end = received.find(b"\r\n\r\n")
             if end < 0:
                 return
-            head = bytes(received[:end]).lower()
+            said_head = bytes(received[:end])
+            head = said_head.lower()
             start = end + 4
             self._needed = start + _content_length(head)
             if len(received) < self._needed:
@@ -107,11 +115,11 @@ class Connection(asyncio.Protocol):
             del received[: self._needed]
             self._needed = 0
             if _SENDS in head:
-                self._send_message_batch(body)
+                self._send_message_batch(said_head, body)
             else:
                 self._control(head, body)
 
-    def _send_message_batch(self, body: bytearray) -> None:
+    def _send_message_batch(self, head: bytes, body: bytearray) -> None:
         queues = self._queues
         try:
             said = json.loads(body.decode())
@@ -129,6 +137,10 @@ class Connection(asyncio.Protocol):
             return
         fault = queues.fault(queue)
         queues.asked(queue, len(entries), fault)
+        if queues.upstream is not None:
+            self._answering = True
+            self._passing_on = self._loop.create_task(self._pass_on(queues.upstream, head, said, fault))
+            return
         answer = self._take(queue, entries, fault) if fault.accepts == "before" else b""
 
         def answer_now() -> None:
@@ -143,29 +155,52 @@ class Connection(asyncio.Protocol):
 
         if fault.hold:
             self._answering = True
-            queues.held.append((queue, answer_later))
+            self._hold(queue, answer_later)
         elif fault.latency_ms:
             self._answering = True
             self._loop.call_later(fault.latency_ms / 1000, answer_later)
         else:
             answer_now()
 
+    def _hold(self, queue: str, go_on: Callable[[], None]) -> None:
+        self._queues.held.append((queue, self._transport.get_extra_info("peername")[1], go_on))
+
+    async def _pass_on(self, upstream: Upstream, head: bytes, said: Mapping[str, Any], fault: Fault) -> None:
+        """As a batch is answered without queues behind, but that it is theirs to accept."""
+        queue = said["QueueUrl"].rpartition("/")[2]
+        answer = b""
+        try:
+            if fault.accepts == "before":
+                answer = await self._send_on(upstream, head, said, queue, fault)
+            if fault.hold:
+                released = self._loop.create_future()
+                self._hold(queue, lambda: released.set_result(None))
+                await released
+            elif fault.latency_ms:
+                await asyncio.sleep(fault.latency_ms / 1000)
+            if fault.accepts == "after" and not self._transport.is_closing():
+                answer = await self._send_on(upstream, head, said, queue, fault)
+        except (OSError, ValueError):
+            # What is behind is not there, or makes no sense: the client is told nothing, as it would be then.
+            self._transport.close()
+        self._answering = False
+        if not self._transport.is_closing():
+            self._answer(answer, fault)
+            self._read()
+
+    async def _send_on(
+        self, upstream: Upstream, head: bytes, said: Mapping[str, Any], queue: str, fault: Fault
+    ) -> bytes:
+        accepted, failed = _sort(said["Entries"], fault)
+        sent: Sent = await self._loop.run_in_executor(None, upstream.send, head, said, accepted, failed)
+        for entry in accepted:
+            if entry["Id"] in sent.message_ids:
+                self._queues.note(queue, entry, sent.message_ids[entry["Id"]])
+        return sent.answer
+
     def _take(self, queue: str, entries: list[dict[str, Any]], fault: Fault) -> bytes:
-        accepted = []
-        failed = []
-        for entry in entries:
-            if fault.fails(_event_id(entry)):
-                failed.append(
-                    {
-                        "Id": entry["Id"],
-                        "Code": fault.fail_code,
-                        "Message": "as it was told",
-                        "SenderFault": fault.sender_fault,
-                    }
-                )
-            else:
-                accepted.append((entry, self._queues.take(queue, entry)))
-        return protocol.sent(accepted, failed)
+        accepted, failed = _sort(entries, fault)
+        return protocol.sent([(entry, self._queues.take(queue, entry)) for entry in accepted], failed)
 
     def _answer(self, answer: bytes, fault: Fault) -> None:
         if refusal := _REFUSALS.get(fault.answer):
@@ -199,7 +234,7 @@ class Connection(asyncio.Protocol):
                 case b"get", b"/requests":
                     result = queues.requests
                 case b"get", b"/state":
-                    result = {"held": len(queues.held), "counts": queues.counts}
+                    result = {"held": [port for _, port, _ in queues.held], "counts": queues.counts}
                 case _:
                     self._transport.write(protocol.UNKNOWN_OPERATION if method == b"post" else protocol.http(404))
                     return
@@ -207,6 +242,25 @@ class Connection(asyncio.Protocol):
             self._transport.write(protocol.http(400, json.dumps({"error": str(error)}).encode()))
             return
         self._transport.write(protocol.http(200, json.dumps(result).encode()))
+
+
+def _sort(entries: list[dict[str, Any]], fault: Fault) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The entries to accept, and what to say of those that fail."""
+    accepted = []
+    failed = []
+    for entry in entries:
+        if fault.fails(_event_id(entry)):
+            failed.append(
+                {
+                    "Id": entry["Id"],
+                    "Code": fault.fail_code,
+                    "Message": "as it was told",
+                    "SenderFault": fault.sender_fault,
+                }
+            )
+        else:
+            accepted.append(entry)
+    return accepted, failed
 
 
 def _content_length(head: bytes) -> int:

@@ -130,6 +130,11 @@ class SourceContract(ABC):
         assert entity.entity_type == "equity"
         assert entity.time_zone == "America/New_York"
 
+    def test_a_session_in_progress_holds_the_newest_bar(self, market: Market) -> None:
+        session = market.source.fetch(market.symbols[0], None).session
+        assert session is not None
+        assert session.start <= market.newest < session.end
+
     def test_threads_that_ask_at_once_each_get_their_own_symbol(self, market: Market) -> None:
         asked = market.symbols * 4
         with ThreadPoolExecutor(len(asked)) as pool:

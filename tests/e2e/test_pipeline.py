@@ -1,9 +1,11 @@
 """The main job: what the schedules ingest is relayed and consumed, and every fault on the way is visible and mended."""
 
 import json
+import socket
 import time
 import uuid
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
@@ -20,6 +22,15 @@ def test_the_schedules_alone_carry_every_symbol_from_the_source_to_the_consumer(
 
     wait_for(consumed, seconds=240, what="four symbols ingested, relayed and consumed by the schedules")
     assert local_cloud.query("SELECT DISTINCT source FROM events") == [("yfinance-replay",)]
+
+
+def test_nothing_of_it_can_be_reached_but_by_loopback(local_cloud: LocalCloud) -> None:
+    urls = [local_cloud.environ[name] for name in ("AWS_ENDPOINT_URL", "DATABASE_URL", "MARKET_DATA_URL")]
+    for port in [urlsplit(url).port for url in urls]:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        # Not where any of them listens; it would be answered by one that listens everywhere.
+        with pytest.raises(OSError, match=r"refused|timed out"):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
 def test_an_event_s_whole_life_can_be_read_by_its_id(local_cloud: LocalCloud) -> None:

@@ -122,6 +122,7 @@ def localstack(plugin: Path, state: Path) -> Iterator[LocalStack]:
         "TMPDIR": str(state / "tmp"),
         "FILESYSTEM_ROOT": str(state / "files"),
         "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+        "GATEWAY_SERVER": "bound",
         "LOCALSTACK_HOST": f"localhost:{port}",
         "SQS_ENDPOINT_STRATEGY": "path",
         "SKIP_SSL_CERT_DOWNLOAD": "1",

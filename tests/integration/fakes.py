@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from control_plane.domain.errors import SourceError
 from control_plane.domain.lifecycle import Accepted, MessageFault, NotSent, Outcome, QueueFault
-from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation
+from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message
 from control_plane.platform.telemetry import Telemetry
 
@@ -116,6 +116,7 @@ class FakeSource:
         self.raws: dict[str, Json] = {}
         """What a symbol's answer looked like, where that matters."""
         self.entity_type: str | None = "equity"
+        self.sessions: dict[str, TradingSession] = {}
         self.asked: dict[str, datetime | None] = {}
         self._kept_from = kept_from
 
@@ -135,7 +136,7 @@ class FakeSource:
             observations = tuple(bar for bar in bars if bar.occurred_at >= max(since, oldest))
             gap = Gap(since, oldest) if since < oldest else None
         raw: Json = {"symbol": symbol, "bars": [repr(dict(bar.payload)) for bar in observations]}
-        return Fetched(symbol, self.raws.get(symbol, raw), observations, gap)
+        return Fetched(symbol, self.raws.get(symbol, raw), observations, gap, self.sessions.get(symbol))
 
     def describe(self, fetched: Fetched) -> Entity:
         return Entity(fetched.symbol, self.entity_type, "America/New_York")

@@ -31,7 +31,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     moto.start()
     try:
         host, port = moto.get_host_and_port()
-        with open_rig(Workspace(CHECKOUT, home, home / "state"), external_endpoint_url=f"http://{host}:{port}") as rig:
+        with open_rig(Workspace(CHECKOUT, home, home / "state"), endpoint_url=f"http://{host}:{port}") as rig:
             yield rig
     finally:
         moto.stop()

@@ -148,5 +148,9 @@ def test_the_pages_template_fits_the_queue_that_is_there() -> None:
     assert whole["Resources"][queue]["Properties"]["VisibilityTimeout"] >= 6 * function["Timeout"]
     assert whole["Resources"][queue]["Properties"]["RedrivePolicy"]["maxReceiveCount"] == 5
     assert trigger["Properties"]["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
-    assert function["Policies"] == whole["Resources"]["SignalLabFunction"]["Properties"]["Policies"]
+    # The role of the consumer that is there, with its own queue and log group.
+    for kind in ("FunctionRole", "LogPolicy"):
+        model = json.dumps(whole["Resources"][f"SignalLab{kind}"])
+        expected = model.replace("SignalLab", "SourceWatch").replace("MarketTicks", "SystemEvents")
+        assert json.dumps(whole["Resources"][f"SourceWatch{kind}"]) == expected
     assert f"{function['CodeUri']}/app.py" in FILES

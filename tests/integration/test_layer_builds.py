@@ -90,12 +90,17 @@ def test_the_core_layer_ships_the_shared_code_as_it_is_now(workspace: Workspace)
     assert shipped == expected
 
 
-def test_sam_s_own_build_holds_lambda_s_wheels_and_the_shared_code(workspace: Workspace) -> None:
-    built = build_for_lambda(workspace, workspace.state / "lambda").parent
-    assert (built / "CoreLayer/python/control_plane/__init__.py").exists()
+@pytest.mark.parametrize(("architecture", "machine"), [(None, "x86_64"), ("arm64", "aarch64")])
+def test_sam_s_own_build_holds_lambda_s_wheels_and_the_shared_code(
+    workspace: Workspace, architecture: str | None, machine: str
+) -> None:
+    built = build_for_lambda(workspace, workspace.state / f"lambda-{machine}", architecture=architecture).parent
+    for path in ("__init__.py", "platform/rds-global-bundle.pem"):
+        assert (built / "CoreLayer/python/control_plane" / path).exists()
+    assert (built / "CoreLayer/python/certifi/cacert.pem").exists()
     assert (built / "MigrationFunction/migrations/0001_events_and_outbox.sql").exists()
     for layer in ("CoreLayer", "MarketDataLayer"):
         found = [path.read_bytes()[:20] for path in (built / layer).rglob("*.so") if path.is_file()]
         assert found
-        # Lambda's default architecture, whatever this machine is.
-        assert {elf_machine(head) for head in found} == {"x86_64"}
+        # The stack's architecture, whatever this machine is.
+        assert {elf_machine(head) for head in found} == {machine}

@@ -9,7 +9,7 @@ from tests.contracts.source import MINUTE, Market, SourceContract
 from tests.integration import seeds
 from tests.integration.fakes import FakeSource
 
-from control_plane.ingestion.source import Observation, Source
+from control_plane.ingestion.source import Observation, Source, TradingSession
 from control_plane.ingestion.sources.yfinance import HISTORY, YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
 
@@ -23,6 +23,7 @@ class FakeMarket(Market):
     def __init__(self) -> None:
         dearer = [seeds.bar(minute, price=200.0) for minute in range(90)]
         self._source = FakeSource({"AAPL": seeds.bars(90), "IBM": dearer}, kept_from=self.kept_from)
+        self._source.sessions["AAPL"] = TradingSession(seeds.FIRST_BAR, seeds.bar(390).occurred_at)
 
     @property
     def source(self) -> Source:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -25,7 +26,7 @@ from control_plane.domain.contract import parse_event
 from control_plane.domain.errors import SourceError
 from control_plane.ingestion import service
 from control_plane.ingestion.service import IngestionResult, ingest
-from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source
+from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
 from control_plane.ingestion.store import Draft, RawPayload, store_events
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.breakers import BreakerPolicy
@@ -364,7 +365,81 @@ def test_metrics_count_what_was_committed(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1, price=None)]})
     ingest(app, source, ["AAPL", "NOPE"], telemetry, POLICY)
-    assert telemetry.totals == {"EventsIngested": 3, "DuplicateEvents": 1, "SourceFailures": 1, "BreakerOpen": 0}
+    assert telemetry.totals == {
+        "EventsIngested": 3,
+        "DuplicateEvents": 1,
+        "SourceFailures": 1,
+        "BreakerOpen": 0,
+        "OpenSymbols": 0,
+    }
+
+
+def moved_to_now(minutes_ago: Sequence[float]) -> list[Observation]:
+    """A bar that started so many minutes ago, each."""
+    now = datetime.now(UTC)
+    return [
+        replace(seeds.bar(number), occurred_at=now - timedelta(minutes=minutes))
+        for number, minutes in enumerate(minutes_ago)
+    ]
+
+
+def silence_of(telemetry: RecordingTelemetry) -> float:
+    """In minutes."""
+    return telemetry.totals["MarketSilence"] / 60
+
+
+def test_how_long_the_most_silent_open_market_has_had_no_bar_is_measured(app: Connection[Any]) -> None:
+    now = datetime.now(UTC)
+    new_york = TradingSession(now - timedelta(hours=5), now + timedelta(hours=1))
+    london = TradingSession(now - timedelta(hours=2), now + timedelta(hours=4))
+    source = FakeSource(
+        {
+            "AAPL": moved_to_now([30, 1]),
+            "HALTED": moved_to_now([200]),
+            "BP.L": moved_to_now([70, 40]),
+            "SHUT": moved_to_now([900]),
+        }
+    )
+    source.sessions = {"AAPL": new_york, "HALTED": new_york, "BP.L": london}
+    telemetry = RecordingTelemetry()
+    ingest(app, source, [*source.bars, "NOPE"], telemetry, POLICY)
+    assert telemetry.totals["OpenSymbols"] == 3
+    # One symbol that is not traded does not silence New York; London is the silent one.
+    assert silence_of(telemetry) == pytest.approx(40, abs=1)
+
+
+def test_a_market_that_opened_a_moment_ago_is_not_silent_since_the_evening_before(app: Connection[Any]) -> None:
+    now = datetime.now(UTC)
+    source = FakeSource({"AAPL": moved_to_now([900])})
+    source.sessions = {"AAPL": TradingSession(now - timedelta(minutes=3), now + timedelta(hours=6))}
+    telemetry = RecordingTelemetry()
+    ingest(app, source, ["AAPL"], telemetry, POLICY)
+    assert silence_of(telemetry) == pytest.approx(3, abs=1)
+
+
+def test_an_answer_without_bars_is_silent_since_the_newest_stored_one(app: Connection[Any]) -> None:
+    now = datetime.now(UTC)
+    source = FakeSource({"AAPL": moved_to_now([50])})
+    run(app, source)
+    source.bars["AAPL"] = []
+    source.sessions = {"AAPL": TradingSession(now - timedelta(hours=3), now + timedelta(hours=3))}
+    telemetry = RecordingTelemetry()
+    ingest(app, source, ["AAPL"], telemetry, POLICY)
+    assert silence_of(telemetry) == pytest.approx(50, abs=1)
+
+
+def test_at_night_there_is_no_silence_to_speak_of(app: Connection[Any]) -> None:
+    telemetry = RecordingTelemetry()
+    ingest(app, FakeSource({"AAPL": moved_to_now([900])}), ["AAPL"], telemetry, POLICY)
+    assert "MarketSilence" not in telemetry.totals
+    assert telemetry.totals["OpenSymbols"] == 0
+
+
+def test_of_markets_nobody_answered_for_nothing_is_said(app: Connection[Any]) -> None:
+    telemetry = RecordingTelemetry()
+    down = FakeSource({"AAPL": SourceError("AAPL", "unreachable", "no route")})
+    ingest(app, down, ["AAPL"], telemetry, POLICY)
+    assert not telemetry.totals.keys() & {"OpenSymbols", "MarketSilence"}
 
 
 def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], owner: Connection[Any]) -> None:

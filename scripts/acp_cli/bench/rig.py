@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import platform
@@ -23,11 +24,14 @@ from psycopg import sql
 from samcli.yamlhelper import yaml_parse
 
 from acp_cli import database
+from acp_cli.aws import LocalCloud
 from acp_cli.build import TEMPLATE
+from acp_cli.emulators.localstack import LocalStack
 from acp_cli.environ import isolated
 from acp_cli.errors import AcpError
 from acp_cli.postgres import PostgresServer
 from acp_cli.run_state import RunState
+from acp_cli.workspace import locked
 from control_plane.domain.contract import MARKET_TICKS
 from control_plane.platform.queries import load_queries
 from queue_endpoint import serve
@@ -140,7 +144,8 @@ class Rig:
     queue: Queue
     relay_settings: Mapping[str, str]
     """Of the measured relays, and of what they are compared with: as deployed."""
-    external_endpoint_url: str | None = None
+    endpoint_url: str | None = None
+    """Of another SQS than a LocalStack's of the bench's own."""
     latency_ms: float = 0
     _templates: dict[Seed, str] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
@@ -256,7 +261,7 @@ class Rig:
 def open_rig(
     workspace: Workspace,
     *,
-    external_endpoint_url: str | None = None,
+    endpoint_url: str | None = None,
     latency_ms: float = 0,
     say: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Rig]:
@@ -280,15 +285,31 @@ def open_rig(
             passwords,
             Queue(endpoint.url, endpoint.queue_url("market-ticks")),
             deployed_settings(workspace),
-            external_endpoint_url,
+            endpoint_url,
             latency_ms,
         )
 
 
 @contextlib.contextmanager
-def external_queue(endpoint_url: str) -> Iterator[Queue]:
-    """A new queue of LocalStack's, or of whatever speaks SQS at the URL; deleted after use. Raises BenchError."""
-    client: Any = boto3.client("sqs", endpoint_url=endpoint_url)
+def emulated_queue(rig: Rig, say: Callable[[str], object]) -> Iterator[Queue]:
+    """A new queue of a LocalStack's SQS, or of whatever speaks SQS at the rig's endpoint; gone after use."""
+    with contextlib.ExitStack() as stack:
+        endpoint_url = rig.endpoint_url
+        if endpoint_url is None:
+            say("LocalStack")
+            localstack = LocalStack(dataclasses.replace(rig.workspace, state=rig.folder / "localstack"))
+            with locked(rig.workspace.venvs, "bench", on_wait=say):
+                localstack.prepare()
+            endpoint_url = localstack.endpoint(None, None)
+            stack.callback(localstack.stop)
+            localstack.start(endpoint_url)
+            localstack.wait_until_ready(endpoint_url)
+        yield stack.enter_context(_new_queue(endpoint_url))
+
+
+@contextlib.contextmanager
+def _new_queue(endpoint_url: str) -> Iterator[Queue]:
+    client = LocalCloud(endpoint_url).queues
     url = client.create_queue(QueueName=f"acp-bench-{os.getpid()}-{os.urandom(4).hex()}")["QueueUrl"]
     try:
         yield Queue(endpoint_url, url)

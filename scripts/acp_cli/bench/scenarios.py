@@ -17,7 +17,7 @@ from uuid import uuid4
 import psycopg
 
 from acp_cli.bench.figures import Bar, Measured, median, percentile, ratio, worst
-from acp_cli.bench.rig import QUERIES, BenchError, Queue, Seed, external_queue
+from acp_cli.bench.rig import QUERIES, BenchError, Queue, Seed, emulated_queue
 from queue_endpoint import serve
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Sizes:
 
     rounds: int = 5
     events: int = 20_000
-    external_events: int = 3_000
+    emulated_events: int = 3_000
     small_backlog: int = 10_000
     large_backlog: int = 1_000_000
     """Pending, and as many delivered."""
@@ -58,7 +58,7 @@ class Sizes:
 QUICK = Sizes(
     rounds=1,
     events=1_000,
-    external_events=100,
+    emulated_events=100,
     small_backlog=1_000,
     large_backlog=5_000,
     backlog_seconds=0.2,
@@ -75,11 +75,10 @@ def publishing(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured
     return _against_bare_publishing(rig, sizes.rounds, sizes.events, say, bar=Bar("≥", 1.5))
 
 
-def publishing_external(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
-    """The same on the queue of --endpoint: LocalStack's SQS."""
-    assert rig.external_endpoint_url is not None, "the command sees to it"
-    with external_queue(rig.external_endpoint_url) as queue:
-        return _against_bare_publishing(rig, sizes.rounds, sizes.external_events, say, bar=Bar("≥", 0.95), queue=queue)
+def publishing_localstack(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
+    """The same on LocalStack's SQS, or on that of --endpoint."""
+    with emulated_queue(rig, say) as queue:
+        return _against_bare_publishing(rig, sizes.rounds, sizes.emulated_events, say, bar=Bar("≥", 0.95), queue=queue)
 
 
 def claiming(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
@@ -297,7 +296,7 @@ def relays(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
 
 SCENARIOS: Mapping[str, Scenario] = {
     "publishing": publishing,
-    "publishing-external": publishing_external,
+    "publishing-localstack": publishing_localstack,
     "claiming": claiming,
     "backlog": backlog,
     "pinned-horizon": pinned,
@@ -313,7 +312,9 @@ def _against_bare_publishing(
     rig: Rig, rounds: int, events: int, say: Callable[[str], object], *, bar: Bar, queue: Queue | None = None
 ) -> Measured:
     seed = Seed(events)
-    where = ", --endpoint" if queue else ""
+    where = ""
+    if queue is not None:
+        where = ", LocalStack's SQS" if rig.endpoint_url is None else f", {rig.endpoint_url}"
     taken = []
     for number in _rounds(rounds):
         say(f"{number}: relay")

@@ -45,6 +45,8 @@ class LocalStack(StartedEmulator):
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "FILESYSTEM_ROOT": str(self.root / "filesystem"),
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+            # Its own server listens on every address of this machine whatever the line above says.
+            "GATEWAY_SERVER": "bound",
             "LOCALSTACK_HOST": f"localhost:{port}",
             "SQS_ENDPOINT_STRATEGY": "path",
             "SKIP_SSL_CERT_DOWNLOAD": "1",

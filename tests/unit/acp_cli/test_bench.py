@@ -219,11 +219,8 @@ def run(tmp_path: Path, *arguments: str) -> Result:
     return result
 
 
-def test_all_scenarios_run_but_the_one_that_needs_an_endpoint(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
+def test_all_scenarios_run(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
     assert run(tmp_path).exit_code == 0
-    assert [name for name, _ in asked] == [name for name in SCENARIOS if name != "publishing-external"]
-    asked.clear()
-    assert run(tmp_path, "--endpoint", "http://127.0.0.1:1").exit_code == 0
     assert [name for name, _ in asked] == list(SCENARIOS)
 
 
@@ -249,12 +246,6 @@ def test_an_unknown_scenario_is_named_with_those_there_are(tmp_path: Path, asked
     assert "'speed'" in result.stderr
     assert "pinned-horizon" in result.stderr
     assert not asked
-
-
-def test_the_external_queue_needs_an_endpoint(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
-    result = run(tmp_path, "--scenario", "publishing-external")
-    assert result.exit_code == 2
-    assert "--endpoint" in result.stderr
 
 
 @pytest.mark.usefixtures("asked")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from rich.console import Console
 
+from acp_cli.drills.record import DrillRecord
 from acp_cli.status import QueueDepth, Report, duration
 from control_plane.ops.horizon import HorizonHolder
 from control_plane.ops.status import ConsumerCount, EventCount, PipelineStatus, PromiseCount
@@ -143,3 +144,12 @@ def test_the_tables_name_each_topic_state_queue_and_consumer() -> None:
 
 def test_a_duration_is_said_in_its_fitting_unit() -> None:
     assert [duration(seconds) for seconds in (0.4, 119, 120, 7200, 200_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
+
+
+def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
+    left = DrillRecord("poison", pid=1, created=0.0)
+    content = replace(report(), drill=left).to_dict()
+    assert content["status"] == "degraded"
+    assert content["problems"] == [
+        "the drill poison was cut off before it had put everything right: scripts/acp drill --mend"
+    ]

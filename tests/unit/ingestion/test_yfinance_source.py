@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from yfinance.data import YfData
 
 from control_plane.domain.errors import ConfigurationError, SourceError
-from control_plane.ingestion.source import Entity, Fetched, Gap, Source
+from control_plane.ingestion.source import Entity, Fetched, Gap, Source, TradingSession
 from control_plane.ingestion.sources import yfinance as module
 from control_plane.ingestion.sources.yfinance import YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
@@ -216,6 +216,46 @@ def test_a_closed_market_is_no_error(market: Market, form: dict[str, Any]) -> No
     result |= form | {"indicators": {"quote": [{}]}}
     market.answers(document)
     assert market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations == ()
+
+
+def session(start: datetime, end: datetime) -> dict[str, Any]:
+    return {"timezone": "EDT", "start": int(start.timestamp()), "end": int(end.timestamp()), "gmtoffset": -14400}
+
+
+OPENS, CLOSES = datetime(2026, 3, 10, 13, 30, tzinfo=UTC), datetime(2026, 3, 10, 20, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("told_by", ["tradingPeriods", "currentTradingPeriod"])
+@pytest.mark.parametrize(
+    ("now", "is_open"),
+    [
+        (OPENS - MINUTE, False),
+        (OPENS, True),
+        (NOW, True),
+        (CLOSES, False),
+        (NOW + timedelta(hours=12), False),
+        (NOW + timedelta(days=4), False),  # a Saturday
+    ],
+)
+def test_the_session_in_progress_is_the_one_the_exchange_tells_of(
+    market: Market, told_by: str, now: datetime, is_open: bool
+) -> None:
+    day = session(OPENS, CLOSES)
+    meta = {"tradingPeriods": [[day]], "currentTradingPeriod": {"pre": day, "regular": day, "post": day}}[told_by]
+    market.clock.now = now
+    market.answers(yahoo([], closes=None, **{told_by: meta}))
+    fetched = market.source().fetch("AAPL", now - timedelta(minutes=5))
+    assert fetched.session == (TradingSession(OPENS, CLOSES) if is_open else None)
+
+
+@pytest.mark.parametrize(
+    "current", [None, "open", {}, {"regular": None}, {"regular": {"start": "soon", "end": 1e300}}, {"regular": []}]
+)
+def test_a_session_told_in_another_shape_costs_no_bar(market: Market, current: object) -> None:
+    rows = [(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, 1.5, 1)]
+    market.answers(yahoo(rows, currentTradingPeriod=current))
+    fetched = market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5))
+    assert (len(fetched.observations), fetched.session) == (1, None)
 
 
 def test_a_first_look_that_finds_no_bar_at_all_is_malformed_and_keeps_every_answer(market: Market) -> None:

@@ -39,6 +39,22 @@ def test_a_flush_writes_one_json_line_with_namespace_units_and_values(
     assert isinstance(line["_aws"]["Timestamp"], int)
 
 
+def test_once_the_function_has_a_name_every_metric_bears_it(
+    telemetry: Telemetry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telemetry.is_of("stack-a-RelayFunction-1")
+    for _ in range(2):
+        for value in range(100):  # so many that Powertools writes them out before it is asked to
+            telemetry.count("PublishLatency", value)
+        telemetry.count("EventsPublished", 1)
+        lines = flushed(telemetry, capsys)
+        assert lines
+        for line in lines:
+            (directive,) = line["_aws"]["CloudWatchMetrics"]
+            assert [set(dimensions) for dimensions in directive["Dimensions"]] == [{"service", "function_name"}]
+            assert (line["service"], line["function_name"]) == ("test", "stack-a-RelayFunction-1")
+
+
 def test_a_flush_starts_from_nothing_again(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.count("EventsPublished", 1)
     assert len(flushed(telemetry, capsys)) == 1
@@ -67,7 +83,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
     assert set(METRICS) == {
         "EventsIngested", "DuplicateEvents", "EventsPublished", "PublishFailures", "EventsDeadLettered",
         "PublishLatency", "CommitToPublishLatency", "OutboxPending", "OldestPendingAge", "SourceFailures",
-        "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration",
+        "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration", "OpenSymbols", "MarketSilence",
         "EventsConsumed", "DuplicateDeliveries", "ConsumeFailures", "MigrationsApplied",
     }  # fmt: skip
     for name in METRICS:
@@ -76,8 +92,9 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
     units = {metric["Name"]: metric["Unit"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
     latencies = {"PublishLatency", "CommitToPublishLatency", "RelayDuration"}
     assert {name for name, unit in units.items() if unit == "Milliseconds"} == latencies
-    assert {name for name, unit in units.items() if unit == "Seconds"} == {"OldestPendingAge"}
-    assert {name for name, unit in units.items() if unit == "Count"} == set(METRICS) - latencies - {"OldestPendingAge"}
+    ages = {"OldestPendingAge", "MarketSilence"}
+    assert {name for name, unit in units.items() if unit == "Seconds"} == ages
+    assert {name for name, unit in units.items() if unit == "Count"} == set(METRICS) - latencies - ages
 
 
 def test_a_metric_nobody_declared_is_refused(telemetry: Telemetry) -> None:

@@ -26,7 +26,7 @@ from control_plane.domain.contract import (
 from control_plane.domain.errors import ContractViolation, SourceError
 from control_plane.domain.ids import storable
 from control_plane.domain.text import readable
-from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source
+from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
 from control_plane.ingestion.store import Draft, RawPayload, database_time, newest_occurrences, store_events
 from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers
 from control_plane.platform.telemetry import Telemetry
@@ -84,17 +84,20 @@ class _Run:
         self.answered = False
         """Whether the source had an answer for any symbol, if only that it does not know it."""
         self.outage: SourceError | None = None
+        self._newest: dict[str, datetime] = {}
+        self._silences: dict[TradingSession, list[float]] = {}
+        """Of each market that is open: how long each of its symbols has had no new bar, in seconds."""
 
     def ingest(self, connection: Connection[Any], symbols: Sequence[str], *, probing: bool = False) -> None:
         """Fetches symbols side by side and stores what came; of a probe that failed nothing but the counts."""
         if not symbols:
             return
-        newest = newest_occurrences(
+        self._newest |= newest_occurrences(
             connection, source=self.source.name, event_type=MarketTick.event_type, entity_ids=symbols
         )
 
         def fetch(symbol: str) -> _Answer:
-            since = newest.get(symbol)
+            since = self._newest.get(symbol)
             return self._fetch(symbol, None if since is None else since - OVERLAP)
 
         # Where the time never suffices for all, it must not always be the same symbols that go without. The trace_id is
@@ -138,6 +141,16 @@ class _Run:
         self._count([], events, new)
         return breaker
 
+    def report_markets(self) -> None:
+        """Counts how many symbols' markets are open, and for how long the most silent of these markets has been so.
+
+        A symbol that is not traded says nothing of its market; a market without any new bar does.
+        """
+        if self.answered:
+            self.telemetry.count("OpenSymbols", sum(len(silences) for silences in self._silences.values()))
+        if self._silences:
+            self.telemetry.count("MarketSilence", max(min(silences) for silences in self._silences.values()))
+
     def _fetch(self, symbol: str, since: datetime | None) -> _Answer:
         fetched_at = datetime.now(UTC)
         try:
@@ -169,7 +182,18 @@ class _Run:
             drafts += [Draft(event, None if raw is None else raw.id) for event in events]
         with connection.transaction():
             new = store_events(connection, raw_payloads, drafts)
+        for answer, _ in judged:
+            if isinstance(answer.outcome, Fetched):
+                self._listen(answer, answer.outcome)
         self._count([answer for answer, _ in judged], [draft.event for draft in drafts], new)
+
+    def _listen(self, answer: _Answer, fetched: Fetched) -> None:
+        if fetched.session is None:
+            return
+        bars = [observation.occurred_at for observation in fetched.observations[-1:]]
+        stored = self._newest.get(answer.symbol)
+        heard = max([fetched.session.start, *bars, *([stored] if stored else [])])
+        self._silences.setdefault(fetched.session, []).append((answer.fetched_at - heard).total_seconds())
 
     def _judged(self, answer: _Answer, *, ingested_at: datetime) -> tuple[_Answer, list[Event]]:
         try:
@@ -292,6 +316,7 @@ def ingest(
         after = Breaker(source.name)
     elif run.outage is not None:
         after = run.fail(connection, breakers)
+    run.report_markets()
     telemetry.count("BreakerOpen", 0 if after.is_closed else 1)
     if not after.is_closed:
         telemetry.logger.warning(

@@ -28,6 +28,14 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class TradingSession:
+    """From a market's opening to its close. Symbols of one market share it."""
+
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Entity:
     """What the observations are about, in the source's own words."""
 
@@ -48,6 +56,8 @@ class Fetched:
     observations: tuple[Observation, ...]
     """In order of time; closed bars only; bars without a trade left out."""
     gap: Gap | None = None
+    session: TradingSession | None = None
+    """The one in progress; None where the market is closed, or the source does not say."""
 
 
 class Source(Protocol):

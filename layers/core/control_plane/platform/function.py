@@ -93,6 +93,7 @@ def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
         def invoke(event: dict[str, Any], context: LambdaContext) -> R:
             telemetry.logger.clear_state()  # an earlier invocation's trace_id is not this one's
             telemetry.logger.append_keys(function_request_id=context.aws_request_id)
+            telemetry.is_of(context.function_name)
             try:
                 with database_failures():
                     return handler(event, context)

@@ -25,6 +25,8 @@ METRICS: Final = {
     "OutboxPending": MetricUnit.Count,
     "OldestPendingAge": MetricUnit.Seconds,
     "SourceFailures": MetricUnit.Count,
+    "OpenSymbols": MetricUnit.Count,
+    "MarketSilence": MetricUnit.Seconds,
     "LeaseLost": MetricUnit.Count,
     "BreakerOpen": MetricUnit.Count,
     "DeliveryRetries": MetricUnit.Count,
@@ -48,8 +50,13 @@ class Telemetry:
         self._metrics = Metrics(namespace=NAMESPACE, service=service)
         self._counts: dict[str, float] = {}
         self._measures: dict[str, list[float]] = {}
+        self._function_name = ""
         self._monotonic = monotonic
         self._flushed_at = monotonic()
+
+    def is_of(self, function_name: str) -> None:
+        """Names the deployed function in every metric: two stacks in one account are told apart by it."""
+        self._function_name = function_name
 
     def count(self, name: str, value: float) -> None:
         """Adds ``value``, in the unit METRICS gives it, to the next flush: counts as their sum, the rest one by one."""
@@ -68,6 +75,8 @@ class Telemetry:
         self._flushed_at = self._monotonic()
         counts, self._counts = self._counts, {}
         measures, self._measures = self._measures, {}
+        if self._function_name:  # Powertools forgets it at each flush
+            self._metrics.add_dimension(name="function_name", value=self._function_name)
         for name, value in counts.items():
             self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
         for name, values in measures.items():
@@ -75,6 +84,8 @@ class Telemetry:
                 self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
         if self._metrics.metric_set:  # empty also after the flush that Powertools makes by itself at 100 values
             self._metrics.flush_metrics()
+        else:
+            self._metrics.clear_metrics()  # of the dimensions, which that flush leaves
 
 
 def _spread(values: list[float]) -> list[float]:

@@ -1,5 +1,6 @@
 """One-minute bars from Yahoo Finance, asked for through yfinance."""
 
+import contextlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from curl_cffi.requests.exceptions import RequestException, Timeout
 from yfinance.data import YfData
 
 from control_plane.domain.errors import ConfigurationError, SourceError
-from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation
+from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
 
 YAHOO_URL = "https://query2.finance.yahoo.com"
 CHART_PATH = "/v8/finance/chart/"
@@ -91,7 +92,7 @@ class YFinanceSource:
         oldest = now - HISTORY
         charts = [self._chart(symbol, *window) for window in _windows(max(since, oldest), now)]
         bars = _closed_bars(charts, since=since, now=now)
-        return _fetched(symbol, charts, bars, gap=Gap(since, oldest) if since < oldest else None)
+        return _fetched(symbol, charts, bars, now=now, gap=Gap(since, oldest) if since < oldest else None)
 
     def describe(self, fetched: Fetched) -> Entity:
         """See :class:`~control_plane.ingestion.source.Source`."""
@@ -123,7 +124,7 @@ class YFinanceSource:
                 f"the chart is empty: not one bar in {HISTORY.days} days",
                 raw=[chart.raw for chart in charts],
             )
-        return _fetched(symbol, charts, [bar for bar in bars if bar.start > bars[-1].start - HOUR])
+        return _fetched(symbol, charts, [bar for bar in bars if bar.start > bars[-1].start - HOUR], now=now)
 
     def _chart(self, symbol: str, start: datetime, end: datetime) -> "_Chart":
         params = {
@@ -159,6 +160,8 @@ class _Chart:
     raw: Json
     bars: tuple[_Bar, ...] = ()
     """As answered: the bar in progress and Yahoo's live price included."""
+    sessions: tuple[TradingSession, ...] = ()
+    """Of the exchange, as far as the answer tells."""
 
 
 class _Refused(Exception):
@@ -218,13 +221,16 @@ def _closed_bars(charts: list[_Chart], *, since: datetime, now: datetime) -> lis
     return [bars[start] for start in sorted(bars)]
 
 
-def _fetched(symbol: str, charts: list[_Chart], bars: list[_Bar], gap: Gap | None = None) -> Fetched:
+def _fetched(symbol: str, charts: list[_Chart], bars: list[_Bar], *, now: datetime, gap: Gap | None = None) -> Fetched:
     raws = [chart.raw for chart in charts]
     return Fetched(
         symbol=symbol,
         raw=raws[0] if len(raws) == 1 else raws,
         observations=tuple(Observation("MARKET_TICK_INGESTED", bar.start, bar.payload) for bar in bars),
         gap=gap,
+        session=next(
+            (session for chart in charts for session in chart.sessions if session.start <= now < session.end), None
+        ),
     )
 
 
@@ -255,7 +261,8 @@ def _read(symbol: str, response: Response) -> _Chart:
         what = "nothing" if not response.content else response.headers.get("content-type") or "an unnamed type"
         raise failure("malformed", f"the source answered {what} instead of JSON")
     try:
-        return _Chart(raw, _bars(document["chart"]["result"][0]))
+        result = document["chart"]["result"][0]
+        return _Chart(raw, _bars(result), tuple(_sessions(result["meta"])))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, OSError) as cause:
         raise failure("malformed", f"the chart is not in Yahoo's shape: {type(cause).__name__}: {cause}") from cause
 
@@ -289,6 +296,19 @@ def _bars(result: dict[str, Any]) -> tuple[_Bar, ...]:
         }
         bars.setdefault(start, _Bar(start, payload))
     return tuple(bars.values())
+
+
+def _sessions(meta: Mapping[str, Any]) -> Iterator[TradingSession]:
+    """Those with bars, and the day's own. On a Saturday both are Friday's, even those of currencies."""
+    days = meta.get("tradingPeriods")
+    told = [session for day in days if isinstance(day, list) for session in day] if isinstance(days, list) else []
+    current = meta.get("currentTradingPeriod")
+    if isinstance(current, dict):
+        told.append(current.get("regular"))
+    for session in told:
+        # No bar is worth less because this is told in another shape.
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
+            yield TradingSession(*(datetime.fromtimestamp(session[edge], UTC) for edge in ("start", "end")))
 
 
 def _closing_times(meta: Mapping[str, Any]) -> frozenset[int]:

@@ -1,0 +1,169 @@
+"""drill: see the guarantees hold, on the running local cloud."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import psycopg
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from acp_cli import database
+from acp_cli.aws import AWS_ERRORS
+from acp_cli.cloud import Cloud
+from acp_cli.drills import mending
+from acp_cli.drills.narrator import Narrator, Result
+from acp_cli.drills.record import DrillRecord
+from acp_cli.drills.scenarios import DRILLS, Drill
+from acp_cli.drills.stage import Stage
+from acp_cli.errors import AcpError, UsageError
+from acp_cli.interrupts import uninterrupted
+from acp_cli.progress import Progress
+from acp_cli.workspace import locked
+from control_plane.domain.errors import ControlPlaneError
+from control_plane.platform.breakers import read_breakers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from acp_cli.run_state import RunState
+
+PANEL = "Signals"
+_ALL = "all"
+_PROBLEMS = (AcpError, *AWS_ERRORS, psycopg.Error, ControlPlaneError)
+
+
+class MendingError(AcpError):
+    """A drill is over and has left something wrong; its record stays until that is mended."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("drill", rich_help_panel=PANEL)(drill)
+
+
+def drill(
+    ctx: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="A drill, or all; without one they are listed.")] = None,
+    *,
+    mend: Annotated[bool, typer.Option("--mend", help="Put right what a drill that was cut off has left.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts; what happens goes to standard error.")] = False,
+) -> None:
+    """Make something fail on the running local cloud, see the guarantee hold, and have everything put right again."""
+    chosen = _chosen(name)
+    if not chosen and not mend:
+        _list()
+        return
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    progress = Progress()
+    with locked(cloud.workspace.state, f"drill {name or '--mend'}", on_wait=progress.say):
+        run = cloud.running()
+        _mend_what_was_left(cloud, run, progress, asked=mend)
+        console = Console(stderr=as_json, highlight=False)
+        results: list[Result] = []
+        try:
+            for each in chosen:
+                results.append(Result(each.name, each.guarantee))
+                _play(cloud, run, each, Narrator(console), results[-1])
+        except KeyboardInterrupt:
+            progress.say("Interrupted.")
+            raise typer.Exit(130) from None
+        finally:
+            if as_json and chosen:
+                _print_json(results)
+    if failed := [result for result in results if not result.held]:
+        msg = "\n".join(map(verdict, failed))
+        raise AcpError(msg)
+
+
+def _play(cloud: Cloud, run: RunState, drill: Drill, narrator: Narrator, result: Result) -> None:
+    """One drill, and everything put right after it, however it ended. Raises MendingError where that fails."""
+    url = database.app_url(cloud.postgres(run), run)
+    record = DrillRecord.begin(drill.name)
+    with narrator.telling(result), psycopg.connect(url, autocommit=True, application_name="acp-drill") as connection:
+        stage = Stage(cloud, run, record, narrator, connection, is_of_source=drill.is_of_source)
+        try:
+            _refuse_where_it_would_mislead(stage)
+            with _mended(cloud, run, record, narrator):
+                drill.play(stage)
+            result.problem = ""
+        except MendingError:
+            raise
+        except _PROBLEMS as error:
+            result.problem = str(error).strip()
+            narrator.say(result.problem, style="red")
+
+
+@contextlib.contextmanager
+def _mended(cloud: Cloud, run: RunState, record: DrillRecord, narrator: Narrator) -> Iterator[None]:
+    """Whatever happens within, all is as before after it. Raises MendingError where it is not."""
+    try:
+        record.save(cloud.workspace)
+        yield
+    finally:
+        with uninterrupted():
+            narrator.show("putting everything right")
+            try:
+                mending.mend(cloud, run, record, narrator.say)
+            except _PROBLEMS as error:
+                msg = f"Not everything could be put right: {error}"
+                raise MendingError(msg, remedy="Once the cause is gone: scripts/acp drill --mend") from error
+            narrator.say("everything is as before", style="green")
+
+
+def _refuse_where_it_would_mislead(stage: Stage) -> None:
+    """Raises AcpError where the breaker that the drill is about is not closed to begin with."""
+    breaker = next(iter(read_breakers(stage.connection, [stage.breaker])), None)
+    if breaker is None or breaker.is_closed:
+        return
+    if breaker.held_by is not None:
+        msg = f"The breaker of {breaker.name} is held open by {breaker.held_by}."
+        raise AcpError(msg, remedy=f"A drill needs it closed: scripts/acp resume {breaker.name}")
+    msg = f"The breaker of {breaker.name} is {breaker.state.replace('_', '-')} already: {breaker.last_error}"
+    raise AcpError(msg, remedy="A drill on a real fault would show nothing. See scripts/acp status")
+
+
+def _mend_what_was_left(cloud: Cloud, run: RunState, progress: Progress, *, asked: bool) -> None:
+    with uninterrupted():
+        mended = mending.mend_what_was_left(cloud, run, progress.say)
+    if mended is not None:
+        progress.say(f"The drill {mended} had been cut off; what it left is put right.")
+    elif asked:
+        progress.say("No drill has left anything to mend.")
+
+
+def _chosen(name: str | None) -> Sequence[Drill]:
+    """Raises UsageError naming the drills there are."""
+    if name is None:
+        return ()
+    chosen = DRILLS if name == _ALL else [drill for drill in DRILLS if drill.name == name]
+    if not chosen:
+        msg = f"There is no drill {name!r}. There are: {', '.join(drill.name for drill in DRILLS)}; or {_ALL}."
+        raise UsageError(msg)
+    return chosen
+
+
+def _list() -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for drill in DRILLS:
+        table.add_row(f"[bold]{drill.name}[/]", escape(drill.guarantee))
+    table.add_row(f"[bold]{_ALL}[/]", "one after another")
+    Console(highlight=False).print(table)
+
+
+def verdict(result: Result) -> str:
+    """Of a drill that did not show its guarantee, why."""
+    if result.problem:
+        return f"{result.drill}: {result.problem}"
+    return f"{result.drill}: not seen to hold: {'; '.join(claim.claim for claim in result.claims if not claim.held)}."
+
+
+def _print_json(results: Sequence[Result]) -> None:
+    content = {"held": all(result.held for result in results), "drills": [result.to_dict() for result in results]}
+    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")

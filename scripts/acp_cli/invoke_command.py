@@ -1,0 +1,154 @@
+"""invoke: one function in Lambda's own runtime container."""
+
+from __future__ import annotations
+
+import collections
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acp_cli import build, containers, tools
+from acp_cli.aws import InvocationError
+from acp_cli.cloud import Cloud
+from acp_cli.errors import AcpError, UsageError
+from acp_cli.functions import function_name, short_name
+from acp_cli.progress import Progress
+from acp_cli.workspace import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from acp_cli.run_state import RunState
+    from acp_cli.workspace import Workspace
+
+PANEL = "Signals"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("invoke", rich_help_panel=PANEL)(invoke)
+
+
+def invoke(
+    ctx: typer.Context,
+    function: Annotated[
+        str,
+        typer.Argument(
+            help="ingestion, relay, signal-lab, migration, maintenance, or a logical id.", show_default=False
+        ),
+    ],
+    *,
+    event: Annotated[
+        Path | None, typer.Option("-e", "--event", help="A JSON file; without it, the function's sample in events/.")
+    ] = None,
+) -> None:
+    """Run a function once in Lambda's own container (sam local invoke), against the running local cloud. Needs Docker.
+
+    Its answer goes to standard output, its log to standard error. Fails where the function does.
+    """
+    cloud, progress = ctx.obj, Progress()
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    workspace, run = cloud.workspace, cloud.running()
+    logical_id = _logical_id(cloud.outputs(run), function)
+    path = event or sample(workspace, logical_id)
+    _check(path)
+    with locked(workspace.state, "invoke", on_wait=progress.say):
+        cloud.prepare_containers(run)
+    with progress.step("Build for Lambda") as step:
+        step.note = build.build_for_containers(workspace, on_wait=progress.say)
+    answer = _sam_local_invoke(workspace, run, logical_id, path)
+    sys.stdout.write(answer.rstrip("\n") + "\n")
+    error = failure(answer)
+    if error is not None:
+        msg = f"{logical_id} failed: {error}"
+        raise InvocationError(msg, remedy="Its log is above.")
+
+
+def sample(workspace: Workspace, logical_id: str) -> Path:
+    """The function's sample trigger. Raises UsageError where there is none, or more than one."""
+    name = short_name(logical_id).replace("-", "_")
+    found = sorted((workspace.checkout / "events").glob(f"{name}*.json"))
+    exact = [path for path in found if path.stem == name]
+    if len(exact or found) != 1:
+        msg = f"{logical_id} has {len(found)} samples in events/: name an event with -e."
+        raise UsageError(msg, remedy="\n".join(f"  -e {path.relative_to(workspace.checkout)}" for path in found))
+    return (exact or found)[0]
+
+
+def failure(answer: str) -> str | None:
+    """What went wrong, where the answer is not a handler's but the runtime's word on an error."""
+    try:
+        content = json.loads(answer)
+    except ValueError:
+        return "it gave no answer"
+    if isinstance(content, dict) and {"errorMessage", "errorType"} <= content.keys():
+        return f"{content['errorType']}: {content['errorMessage']}"
+    return None
+
+
+def _logical_id(outputs: Mapping[str, str], asked: str) -> str:
+    deployed = function_name(outputs, asked)
+    return next(
+        output.removesuffix("Name")
+        for output, name in outputs.items()
+        if output.endswith("FunctionName") and name == deployed
+    )
+
+
+def _check(path: Path) -> None:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}."
+        raise UsageError(msg) from None
+    except ValueError as error:
+        msg = f"{path} holds no JSON: {error}."
+        raise UsageError(msg) from None
+
+
+def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, event: Path) -> str:
+    """The answer as SAM prints it; empty where the function gave none. Raises AcpError where SAM itself fails."""
+    command = tools.sam_command(
+        "local",
+        "invoke",
+        logical_id,
+        f"--event={event.absolute()}",
+        f"--env-vars={containers.environment_file(workspace)}",
+        f"--layer-cache-basedir={workspace.home / 'cache' / 'sam' / 'layers'}",
+    )
+    # SAM asks who it is, for AWS::AccountId; the container sees nothing of this endpoint.
+    environ = tools.sam_environ(workspace) | {"AWS_ENDPOINT_URL": run.endpoint}
+    tail: collections.deque[str] = collections.deque(maxlen=15)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
+        process = subprocess.Popen(
+            command,
+            cwd=workspace.checkout,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=answer,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        try:
+            assert process.stderr is not None, "it was asked for"
+            for line in process.stderr:
+                sys.stderr.write(line)
+                tail.append(line)
+            process.wait()
+        finally:
+            if process.poll() is None:
+                # It removes its container.
+                process.send_signal(signal.SIGINT)
+                process.wait()
+        if process.returncode != 0:
+            msg = f"sam local invoke failed (exit code {process.returncode})."
+            raise AcpError(msg, details="" if sys.stderr.isatty() else "".join(tail))
+        answer.seek(0)
+        return answer.read()

@@ -1,0 +1,165 @@
+"""Every function of the template, invoked in Lambda's own container by the plain command, and what it did."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import sql
+from samcli.yamlhelper import yaml_parse
+from tests.containers.conftest import INVOKE_SECONDS, Containers
+from tests.e2e.conftest import CHECKOUT
+
+TEMPLATE = yaml_parse((CHECKOUT / "template.yaml").read_text())
+FUNCTIONS = [name for name, part in TEMPLATE["Resources"].items() if part["Type"] == "AWS::Serverless::Function"]
+
+
+def ingestion(containers: Containers) -> None:
+    answer = containers.invoke("IngestionFunction", "ingestion.json")
+    assert answer["failed_symbols"] == []
+    stored = containers.cloud.query(
+        """
+        SELECT count(*), array_agg(DISTINCT entity_id ORDER BY entity_id), array_agg(DISTINCT source)
+        FROM events JOIN outbox USING (event_id) WHERE trace_id = %s
+        """,
+        UUID(answer["trace_id"]),
+    )
+    assert stored == [(answer["ingested"], ["AAPL", "MSFT"], ["yfinance-replay"])]
+    assert answer["ingested"] > 0
+
+
+def relay(containers: Containers) -> None:
+    # What no consumer takes from its queue: that a source does not know a symbol.
+    answer, ok = containers.cloud.invoke("IngestionFunction", {"symbols": ["NOSUCHSYMBOL"]})
+    assert ok, answer
+    promised = containers.cloud.query(
+        "SELECT event_id FROM events JOIN outbox USING (event_id) WHERE trace_id = %s AND topic = 'system.events'",
+        UUID(answer["trace_id"]),
+    )
+    assert len(promised) == 1
+    answer = containers.invoke("RelayFunction", "relay.json")
+    assert answer["failed"] == answer["dead_lettered"] == answer["released"] == 0
+    assert answer["published"] == answer["claimed"] >= 1
+    received = containers.cloud.client("sqs").receive_message(
+        QueueUrl=containers.cloud.output("SystemEventsQueueUrl"), MaxNumberOfMessages=10, WaitTimeSeconds=5
+    )
+    messages = {UUID(json.loads(message["Body"])["event_id"]): message["MessageId"] for message in received["Messages"]}
+    delivered = containers.cloud.query(
+        "SELECT event_id, message_id FROM outbox WHERE delivered_at IS NOT NULL AND event_id = %s", promised[0][0]
+    )
+    assert delivered == [(promised[0][0], messages[promised[0][0]])]
+
+
+def signal_lab(containers: Containers) -> None:
+    batch = json.loads((CHECKOUT / "events" / "signal_lab.json").read_text())
+    sent = {event["event_id"]: event for event in (json.loads(record["body"]) for record in batch["Records"])}
+    assert containers.invoke("SignalLabFunction", "signal_lab.json") == {"batchItemFailures": []}
+    processed = containers.cloud.query("SELECT event_id FROM processed_events WHERE consumer = 'signal_lab'")
+    assert {UUID(event_id) for event_id in sent} <= {row[0] for row in processed}
+    prices = containers.cloud.query("SELECT price FROM signal_lab_latest_prices WHERE entity_id = 'EURUSD=X'")
+    assert [float(price) for (price,) in prices] == [1.1712]
+
+
+def migration(containers: Containers) -> None:
+    """The local cloud's own database is migrated already: another one, which this invocation alone is told of."""
+    owner_url = containers.cloud.environ["DATABASE_OWNER_URL"]
+    run = json.loads((containers.folder / ".acp" / "state" / "run.json").read_text())
+    superuser = psycopg.conninfo.make_conninfo(
+        owner_url, user="postgres", password=run["superuser_password"], dbname="postgres"
+    )
+    with psycopg.connect(superuser, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE empty OWNER acp_owner"))
+    environment = json.loads((containers.folder / ".acp" / "state" / "sam-local.json").read_text())
+    variables = environment["MigrationFunction"]
+    secrets = containers.cloud.client("secretsmanager")
+    url = secrets.get_secret_value(SecretId=variables["DATABASE_SECRET_ARN"])["SecretString"]
+    empty = secrets.create_secret(Name="empty", SecretString=url.replace("/control_plane", "/empty"))
+    variables["DATABASE_SECRET_ARN"] = empty["ARN"]
+    (containers.folder / "empty.json").write_text(json.dumps(environment))
+
+    answer = containers.invoke("MigrationFunction", "migration.json", "--env-vars", "empty.json")
+    count = len(list((CHECKOUT / "db" / "migrations").glob("*.sql")))
+    assert (len(answer["applied"]), answer["version"]) == (count, count)
+    with psycopg.connect(psycopg.conninfo.make_conninfo(owner_url, dbname="empty")) as connection:
+        assert connection.execute("SELECT count(*) FROM schema_migrations").fetchone() == (count,)
+
+
+def maintenance(containers: Containers) -> None:
+    with psycopg.connect(containers.cloud.environ["DATABASE_OWNER_URL"]) as connection:
+        kept = connection.execute(
+            """
+            UPDATE outbox SET created_at = created_at - interval '8 days', delivered_at = now() - interval '8 days',
+                message_id = 'sent', delivery_attempts = 1, claim_token = NULL, claimed_by = NULL
+            WHERE id = (SELECT id FROM outbox WHERE delivered_at IS NULL AND dead_lettered_at IS NULL LIMIT 1)
+            RETURNING id
+            """
+        ).fetchone()
+    assert kept is not None, "ingestion left open promises"
+    answer = containers.invoke("MaintenanceFunction", "maintenance.json")
+    assert answer["archived"] == 1, answer
+    assert containers.cloud.query("SELECT id FROM outbox WHERE id = %s", *kept) == []
+    assert containers.cloud.query("SELECT id FROM outbox_archive WHERE id = %s", *kept) == [kept]
+
+
+def ops_api(containers: Containers) -> None:
+    health = containers.invoke("OpsApiFunction", "ops_api_health.json")
+    assert health["statusCode"] == 200, health
+    sample = json.loads((CHECKOUT / "events" / "ops_api_event.json").read_text())
+    assert containers.invoke("OpsApiFunction", sample)["statusCode"] == 401
+    event_id = a_stored_event(containers)
+    sample["pathParameters"] = {"event_id": event_id}
+    sample["path"] = f"/events/{event_id}"
+    for headers in (sample["headers"], sample["multiValueHeaders"]):
+        value = f"Bearer {containers.cloud.environ['API_TOKEN']}"
+        headers["Authorization"] = value if headers is sample["headers"] else [value]
+    life = containers.invoke("OpsApiFunction", sample)
+    assert life["statusCode"] == 200, life
+    assert json.loads(life["body"])["event"]["event_id"] == event_id
+
+
+def a_stored_event(containers: Containers) -> str:
+    return str(containers.cloud.query("SELECT event_id FROM events ORDER BY ingested_at LIMIT 1")[0][0])
+
+
+# In the order in which one leaves what the next needs.
+EFFECTS: dict[str, Callable[[Containers], None]] = {
+    "MigrationFunction": migration,
+    "IngestionFunction": ingestion,
+    "MaintenanceFunction": maintenance,
+    "RelayFunction": relay,
+    "SignalLabFunction": signal_lab,
+    "OpsApiFunction": ops_api,
+}
+
+
+def test_every_function_of_the_template_is_among_them() -> None:
+    assert sorted(FUNCTIONS) == sorted(EFFECTS)
+
+
+@pytest.mark.parametrize("function", EFFECTS)
+def test_it_runs_in_lambda_s_container_and_leaves_its_effect(containers: Containers, function: str) -> None:
+    EFFECTS[function](containers)
+
+
+def test_the_api_is_served_from_containers(containers: Containers) -> None:
+    event_id = a_stored_event(containers)
+    with containers.start_api() as url:
+        assert get(f"{url}/health")[0] == 200
+        assert get(f"{url}/events/{event_id}")[0] == 401
+        status, life = get(f"{url}/events/{event_id}", token=containers.cloud.environ["API_TOKEN"])
+    assert status == 200
+    assert life["event"]["event_id"] == event_id
+
+
+def get(url: str, *, token: str | None = None) -> tuple[int, Any]:
+    request = Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urlopen(request, timeout=INVOKE_SECONDS) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as refused:
+        with refused:
+            return refused.code, json.load(refused)

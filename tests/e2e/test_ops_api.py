@@ -1,0 +1,64 @@
+"""The API through the deployed gateway, by the URL and the token that `acp env` gives."""
+
+import json
+import uuid
+from email.message import Message
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from tests.e2e.conftest import LocalCloud, wait_for
+
+
+def get(url: str, token: str | None = None) -> tuple[int, Message, dict[str, Any]]:
+    """Status, headers and body of an answer, whatever it is."""
+    request = Request(url, headers={} if token is None else {"Authorization": f"Bearer {token}"})
+    try:
+        with urlopen(request, timeout=60) as answer:  # a first request waits for the function's start
+            return answer.status, answer.headers, json.load(answer)
+    except HTTPError as error:
+        with error:
+            return error.code, error.headers, json.load(error)
+
+
+def test_anybody_may_ask_whether_all_is_well(local_cloud: LocalCloud) -> None:
+    def well() -> bool:
+        status, headers, body = get(f"{local_cloud.environ['API_URL']}/health")
+        assert headers["Content-Type"] == "application/json"
+        assert body["checks"]["database"] == {"status": "ok"}
+        return (status, body["status"]) == (200, "ok")
+
+    wait_for(well, seconds=60, what="all well")
+
+
+def test_an_event_s_life_is_what_acp_trace_says_of_it(local_cloud: LocalCloud) -> None:
+    consumed = "SELECT event_id FROM processed_events ORDER BY processed_at LIMIT 1"
+    event_id = wait_for(lambda: local_cloud.query(consumed), seconds=240, what="an event consumed")[0][0]
+    url = f"{local_cloud.environ['API_URL']}/events/{event_id}"
+    status, headers, life = get(url, local_cloud.environ["API_TOKEN"])
+    assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "application/json", "no-store")
+    assert life == json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
+    assert [processing["consumer"] for processing in life["processing"]] == ["signal_lab"]
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong"])
+def test_without_the_token_an_event_s_life_is_nobody_s_business(local_cloud: LocalCloud, token: str | None) -> None:
+    status, headers, problem = get(f"{local_cloud.environ['API_URL']}/events/{uuid.uuid4()}", token)
+    assert (status, headers["Content-Type"], problem["status"]) == (401, "application/problem+json", 401)
+    assert headers["WWW-Authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize(("event_id", "status"), [(str(uuid.UUID(int=0)), 404), ("none", 400)])
+def test_an_event_that_is_none_is_a_problem_document(local_cloud: LocalCloud, event_id: str, status: int) -> None:
+    code, headers, problem = get(
+        f"{local_cloud.environ['API_URL']}/events/{event_id}", local_cloud.environ["API_TOKEN"]
+    )
+    assert (code, headers["Content-Type"], problem["status"]) == (status, "application/problem+json", status)
+    assert event_id in problem["detail"]
+
+
+def test_status_says_where_the_api_is(local_cloud: LocalCloud) -> None:
+    services = json.loads(local_cloud.acp("status", "--json").stdout)["services"]
+    assert services["API"] == local_cloud.environ["API_URL"] == local_cloud.environ["ApiUrl"]
+    assert services["API"].startswith(local_cloud.endpoint_url)

@@ -1,0 +1,46 @@
+"""No secret is in a deployed function's environment or log, or in the stack itself, in clear."""
+
+import json
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.e2e.conftest import LocalCloud, wait_for
+
+FUNCTIONS = ("Ingestion", "Relay", "SignalLab", "OpsApi", "Migration", "Maintenance")
+
+
+def passwords(cloud: LocalCloud) -> set[str]:
+    manager = cloud.client("secretsmanager")
+    texts = {
+        manager.get_secret_value(SecretId=secret["ARN"])["SecretString"]
+        for secret in manager.list_secrets()["SecretList"]
+    }
+    # A database's URL: its password. Anything else is a secret whole.
+    return {urlsplit(text).password or text for text in texts}
+
+
+def lines_of(logs: Any, group: str) -> list[str]:
+    pages = logs.get_paginator("filter_log_events").paginate(logGroupName=group)
+    return [event["message"] for page in pages for event in page["events"]]
+
+
+def test_no_secret_is_in_a_functions_environment_or_log_or_in_the_stack(local_cloud: LocalCloud) -> None:
+    secrets = passwords(local_cloud)
+    assert len(secrets) >= 1
+    assert all(len(secret) >= 8 for secret in secrets)
+    functions, logs = local_cloud.client("lambda"), local_cloud.client("logs")
+    for function in FUNCTIONS:
+        # Each has logged something: what it did, or that it could not.
+        local_cloud.invoke(f"{function}Function", {})
+        name = local_cloud.output(f"{function}FunctionName")
+        environment = json.dumps(functions.get_function_configuration(FunctionName=name)["Environment"])
+        assert "_SECRET_ARN" in environment
+        lines = wait_for(partial(lines_of, logs, f"/aws/lambda/{name}"), seconds=30, what=f"a log of {name}")
+        for text in (environment, *lines):
+            assert not [secret for secret in secrets if secret in text], (function, text)
+    stacks = local_cloud.client("cloudformation")
+    described = json.dumps(stacks.describe_stacks(), default=str) + json.dumps(
+        [stacks.get_template(StackName=stack["StackName"]) for stack in stacks.describe_stacks()["Stacks"]], default=str
+    )
+    assert not [secret for secret in secrets if secret in described]

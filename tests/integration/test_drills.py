@@ -1,0 +1,309 @@
+"""What drills ask of Postgres, and that what they have changed is put right from their record."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection
+from tests.conftest import PASSWORD, TestDatabase
+from tests.integration import seeds
+
+from acp_cli import database as local_database
+from acp_cli.aws import LocalCloud
+from acp_cli.cloud import Cloud
+from acp_cli.drills import mending, promises, record
+from acp_cli.drills.promises import QUERIES, Batch
+from acp_cli.drills.record import Change, DrillRecord
+from acp_cli.errors import AcpError
+from acp_cli.postgres import PostgresServer
+from acp_cli.run_state import Deployment, RunState
+from acp_cli.workspace import CHECKOUT, Workspace
+from control_plane.consumers import signal_lab
+from control_plane.ingestion.store import database_time
+from control_plane.platform import breakers
+from control_plane.platform.breakers import BreakerPolicy, Breakers
+
+QUEUE = "acp-MarketTicksQueue-1a2b"
+DRILLS = {"source": promises.SOURCE, "entity_id": promises.ENTITY}
+
+
+# --- queries ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_postgres_can_prepare_it(owner: Connection[Any], name: str) -> None:
+    seeds.prepare(owner, QUERIES[name])
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_it_says_what_it_is_for_and_the_code_uses_it(name: str) -> None:
+    assert re.match(r"[A-Z].{20,}[.:]", QUERIES[name].description), QUERIES[name].description
+    assert any(f'"{name}"' in path.read_text() for path in Path(promises.__file__).parent.glob("*.py"))
+
+
+@pytest.fixture
+def batch(app: Connection[Any]) -> Batch:
+    made = Batch.make(drill="poison", trace_id=uuid4(), count=3, now=database_time(app))
+    made.store(app)
+    return made
+
+
+def read(app: Connection[Any], batch: Batch) -> list[promises.Promise]:
+    return promises.read(app, [batch.raw.trace_id])
+
+
+def test_stored_events_are_promised_and_read_back_in_their_order(app: Connection[Any], batch: Batch) -> None:
+    stored = read(app, batch)
+    assert [one.event_id for one in stored] == batch.ids
+    assert {(one.topic, one.state, one.attempts, one.is_consumed) for one in stored} == {
+        ("market.ticks", "pending", 0, False)
+    }
+    assert promises.read(app, [uuid4()]) == []
+
+
+def test_a_dead_letter_of_a_drill_is_redriven_and_nobody_else_s_is(app: Connection[Any], batch: Batch) -> None:
+    seeds.promise(app, seeds.ticks(1) + seeds.ticks(1, entity_id=promises.ENTITY))
+    app.execute("UPDATE outbox SET dead_lettered_at = now(), last_error = 'poison', delivery_attempts = 5")
+    assert len(app.execute(QUERIES["redrive_drill"].sql, DRILLS).fetchall()) == 3
+    assert {(one.state, one.attempts) for one in read(app, batch)} == {("pending", 0)}
+    assert app.execute("SELECT count(*) FROM outbox WHERE dead_lettered_at IS NOT NULL").fetchone() == (2,)
+
+
+def test_waits_are_cut_short_where_nobody_has_the_row(app: Connection[Any], batch: Batch) -> None:
+    ids = [one.id for one in read(app, batch)]
+    app.execute("UPDATE outbox SET next_attempt_at = now() + interval '1 hour'")
+    app.execute(
+        "UPDATE outbox SET claim_token = gen_random_uuid(), claimed_by = 'x', delivery_attempts = 1 WHERE id = %s",
+        ids[:1],
+    )
+    app.execute(QUERIES["make_due"].sql, {"ids": ids})
+    assert [one.due_in_seconds > 1 for one in read(app, batch)] == [True, False, False]
+
+
+def test_what_is_unfinished_is_counted(app: Connection[Any], batch: Batch) -> None:
+    def unfinished() -> tuple[Any, ...] | None:
+        return app.execute(QUERIES["unfinished"].sql, {**DRILLS, "topic": promises.TOPIC}).fetchone()
+
+    assert unfinished() == (3, 3, 3)
+    deliver(app)
+    assert unfinished() == (0, 3, 0)
+    signal_lab.consume(app, batch.events[0])
+    assert unfinished() == (0, 2, 0)
+
+
+def test_effects_are_counted_and_forgotten_by_the_owner_alone(
+    app: Connection[Any], owner: Connection[Any], batch: Batch
+) -> None:
+    for event in batch.events:
+        signal_lab.consume(app, event)
+    assert app.execute(QUERIES["effects"].sql, {"event_ids": batch.ids}).fetchone() == (3,)
+    for query in ("forget_bars", "forget_prices"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            app.execute(QUERIES[query].sql, {"source": promises.SOURCE})
+        app.rollback()
+        owner.execute(QUERIES[query].sql, {"source": promises.SOURCE})
+    assert app.execute("SELECT FROM signal_lab_latest_prices").fetchall() == []
+
+
+def test_a_relay_that_began_before_an_instant_is_seen_while_it_asks(
+    app: Connection[Any], database: TestDatabase
+) -> None:
+    def at_work(since: Any, quiet_seconds: float = 5) -> int:
+        row = app.execute(
+            QUERIES["relays_begun_before"].sql, {"since": since, "quiet_seconds": quiet_seconds}
+        ).fetchone()
+        assert row is not None
+        count: int = row[0]
+        return count
+
+    before = database_time(app)
+    with psycopg.connect(database.app_url, application_name="acp-relay", autocommit=True) as relay:
+        relay.execute("SELECT 1")
+        after = database_time(app) + timedelta(seconds=1)
+        assert at_work(before) == 0
+        assert at_work(after) == 1
+        assert at_work(after, quiet_seconds=0) == 0
+
+
+# --- mending ----------------------------------------------------------------------------------------------------------
+
+
+class FakeFunctions:
+    """Two deployed functions' variables."""
+
+    class exceptions:  # noqa: N801 - as boto3 names it
+        class ResourceNotFoundException(Exception):
+            pass
+
+    def __init__(self) -> None:
+        self.variables: dict[str, dict[str, str]] = {}
+
+    def get_function_configuration(self, *, FunctionName: str) -> dict[str, Any]:  # noqa: N803
+        if FunctionName not in self.variables:
+            raise self.exceptions.ResourceNotFoundException
+        return {"Environment": {"Variables": self.variables[FunctionName]}}
+
+    def update_function_configuration(self, *, FunctionName: str, Environment: dict[str, Any]) -> None:  # noqa: N803
+        self.variables[FunctionName] = Environment["Variables"]
+
+    def get_waiter(self, _name: str) -> "FakeFunctions":
+        return self
+
+    def wait(self, **_arguments: object) -> None:
+        """At once."""
+
+
+class FakeAws(LocalCloud):
+    deployed: FakeFunctions
+    invoked: list[str]
+    relay: Any
+
+    @property
+    def functions(self) -> Any:
+        return self.deployed
+
+    def invoke(self, function: str, event: Any) -> Any:
+        self.invoked.append(function)
+        return self.relay() if function == "Relay" else {}
+
+
+class FakeCloud(Cloud):
+    """Up, with the test's own database and stand-ins for its functions."""
+
+    def __init__(self, workspace: Workspace, server: PostgresServer) -> None:
+        super().__init__(workspace)
+        self._server = server
+        self.fake = FakeAws("http://localhost:4566")
+        for name, value in (("deployed", FakeFunctions()), ("invoked", []), ("relay", dict)):
+            object.__setattr__(self.fake, name, value)
+
+    def running(self) -> RunState:
+        outputs = {"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion"}
+        environ = {"TOPIC_QUEUE_URLS": f'{{"market.ticks": "http://sqs/000000000000/{QUEUE}"}}'}
+        return RunState(
+            app_password=PASSWORD,
+            owner_password=PASSWORD,
+            endpoint="http://localhost:4566",
+            market_source="replay",
+            deployment=Deployment("1@2", template="", code="", outputs=outputs, environ=environ),
+        )
+
+    def postgres(self, run: RunState) -> PostgresServer:
+        return self._server
+
+    def aws(self, run: RunState) -> FakeAws:
+        return self.fake
+
+
+@pytest.fixture
+def cloud(
+    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> FakeCloud:
+    monkeypatch.setattr(local_database, "NAME", database.name)
+    monkeypatch.setattr(mending, "_CONSUME_SECONDS", 0.5)
+    return FakeCloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"), postgres)
+
+
+def deliver(app: Connection[Any]) -> None:
+    app.execute(
+        "UPDATE outbox SET delivered_at = now(), message_id = 'm', delivery_attempts = 1, last_error = NULL "
+        "WHERE delivered_at IS NULL AND dead_lettered_at IS NULL"
+    )
+
+
+def left_behind(cloud: FakeCloud) -> DrillRecord:
+    """The record of a drill that was cut off."""
+    begun = DrillRecord("queue-outage", pid=1, created=0.0)
+    begun.functions["Relay"] = Change({"LEASE_SECONDS": "30", "URL": None}, {"LEASE_SECONDS": "11", "URL": "http://x"})
+    begun.save(cloud.workspace)
+    return begun
+
+
+def test_settings_promises_breaker_and_prices_are_put_right_and_the_record_goes(
+    cloud: FakeCloud, app: Connection[Any], batch: Batch
+) -> None:
+    left_behind(cloud)
+    cloud.fake.deployed.variables["Relay"] = {"LEASE_SECONDS": "11", "URL": "http://x", "OTHER": "1"}
+    app.execute(
+        "UPDATE outbox SET dead_lettered_at = now(), last_error = 'poison', delivery_attempts = 5 WHERE event_id = %s",
+        batch.ids[:1],
+    )
+    policy = BreakerPolicy(failure_threshold=1, cool_down_seconds=3600)
+    Breakers(lambda: app, policy).failed(QUEUE, "down")
+    Breakers(lambda: app, policy).failed("yfinance-replay", "down")
+    for event in batch.events:
+        signal_lab.consume(app, event)
+
+    def relay() -> dict[str, Any]:
+        (breaker,) = breakers.read_breakers(app, [QUEUE])
+        assert breaker.probe_is_due, "the cool-down is cut short"
+        deliver(app)
+        Breakers(lambda: app, policy).succeeded(QUEUE)
+        return {}
+
+    object.__setattr__(cloud.fake, "relay", relay)
+    said: list[str] = []
+    assert mending.mend_what_was_left(cloud, cloud.running(), said.append) == "queue-outage"
+    assert said == ["Relay has its own settings again", "1 dead letters of drills are promised again"]
+    assert cloud.fake.deployed.variables["Relay"] == {"LEASE_SECONDS": "30", "OTHER": "1"}
+    assert {one.state for one in read(app, batch)} == {"delivered"}
+    assert cloud.fake.invoked == ["Ingestion", "Relay"]
+    (source,) = breakers.read_breakers(app, ["yfinance-replay"])
+    assert source.probe_is_due, "the run that was invoked may probe"
+    assert app.execute("SELECT FROM signal_lab_bars").fetchall() == []
+    assert record.load(cloud.workspace) is None
+    assert mending.mend_what_was_left(cloud, cloud.running(), said.append) is None
+
+
+def test_a_function_that_is_gone_takes_nothing_back(cloud: FakeCloud, owner: Connection[Any]) -> None:
+    left_behind(cloud)
+    said: list[str] = []
+    assert mending.mend_what_was_left(cloud, cloud.running(), said.append) == "queue-outage"
+    assert (said, cloud.fake.invoked) == ([], [])
+
+
+def test_a_breaker_that_a_person_holds_is_theirs(cloud: FakeCloud, app: Connection[Any]) -> None:
+    left_behind(cloud)
+    breakers.hold(app, QUEUE, by="ada")
+    breakers.hold(app, "yfinance-replay", by="ada")
+    mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None)
+    assert {breaker.held_by for breaker in breakers.read_breakers(app)} == {"ada"}
+    assert cloud.fake.invoked == []
+
+
+def test_what_cannot_be_delivered_keeps_the_record(
+    cloud: FakeCloud, app: Connection[Any], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mending, "_DELIVER_SECONDS", 0.2)
+    left = left_behind(cloud)
+    with pytest.raises(AcpError, match="3 promises of drills are open") as failed:
+        mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None)
+    assert "scripts/acp drill --mend" in failed.value.remedy
+    assert record.load(cloud.workspace) == left
+
+
+def test_a_consumer_that_never_acts_is_not_waited_for_without_end(
+    cloud: FakeCloud, app: Connection[Any], batch: Batch
+) -> None:
+    left_behind(cloud)
+    deliver(app)
+    assert mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None) == "queue-outage"
+
+
+def test_the_market_s_fault_is_ended(cloud: FakeCloud, owner: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(mending, "set_market_fault", lambda *arguments: ended.append(arguments))
+    left = DrillRecord("source-down", pid=1, created=0.0, market_faults=["*"])
+    left.save(cloud.workspace)
+    mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None)
+    assert ended == [(None, "*", None)]
+
+
+def test_a_replay_that_does_not_answer_is_named() -> None:
+    with pytest.raises(AcpError, match=r"The market replay at http://127\.0\.0\.1:1 did not take the fault of"):
+        mending.set_market_fault("http://127.0.0.1:1", "*", None)
+    mending.set_market_fault(None, "*", None)

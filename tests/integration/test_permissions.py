@@ -1,0 +1,186 @@
+"""What each function really asks of AWS, recorded from a run, against what its role in the template permits."""
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from psycopg import Connection
+from tests.integration.test_handlers import Function, record_of, tick
+from tests.template import FUNCTIONS, ROOT, grants
+from werkzeug.serving import make_server
+
+from control_plane.domain.contract import SourceFetchFailed, new_event
+from control_plane.ingestion.store import Draft, store_events
+from market_replay import serve
+
+ACTIONS = {
+    # A batch is permitted as its messages are: Amazon SQS API permissions, actions and resource reference.
+    "sqs:SendMessageBatch": "sqs:SendMessage",
+}
+BY_LAMBDA = {
+    "logs:CreateLogStream": "Lambda writes what the function prints",
+    "logs:PutLogEvents": "Lambda writes what the function prints",
+    "sqs:ReceiveMessage": "Lambda polls the queue for a consumer",
+    "sqs:DeleteMessage": "Lambda polls the queue for a consumer",
+    "sqs:GetQueueAttributes": "Lambda polls the queue for a consumer",
+}
+"""Granted for what Lambda does in a function's name, so never seen in a function's own calls."""
+API_TOKEN = "a-token-of-the-tests-own-0123456789"
+ON_FAILURE = ("sqs:SendMessage", "FailedInvocationsQueue")
+"""Lambda sends there what a scheduled function failed on."""
+
+
+@dataclass
+class Recorder:
+    """A cloud that notes every request: the action, and what it is about."""
+
+    application: Callable[..., Iterable[bytes]]
+    requests: list[tuple[str, str]] = field(default_factory=list)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        environ["wsgi.input"] = io.BytesIO(body)
+        # A request of another protocol than AWS's JSON fails here, and with it the test.
+        service, action = environ["HTTP_X_AMZ_TARGET"].split(".")
+        asked = json.loads(body)
+        name = f"{service.removeprefix('Amazon').lower()}:{action}"
+        self.requests.append((ACTIONS.get(name, name), asked.get("QueueUrl") or asked.get("SecretId") or "?"))
+        return self.application(environ, start_response)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The stack's secrets and queues, and a recorder before them."""
+
+    url: str
+    recorder: Recorder
+    secrets: dict[str, str]
+    """Parameter -> ARN."""
+    queues: dict[str, str]
+    """Logical id -> URL."""
+
+    def calls(self) -> set[tuple[str, str]]:
+        """What was asked so far, on what, by logical ids."""
+        names = {value: name for name, value in (self.secrets | self.queues).items()}
+        return {(action, names.get(about, about)) for action, about in self.recorder.requests}
+
+
+@pytest.fixture
+def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    recorder = Recorder(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, recorder, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    # A client that is not given the local cloud's address asks here too, instead of the real AWS.
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    secretsmanager, sqs = boto3.client("secretsmanager"), boto3.client("sqs")
+    try:
+        texts = {
+            "DatabaseSecretArn": database.app_url,
+            "DatabaseOwnerSecretArn": database.owner_url,
+            "ApiTokenSecretArn": API_TOKEN,
+        }
+        secrets = {
+            name: secretsmanager.create_secret(Name=str(uuid4()), SecretString=text)["ARN"]
+            for name, text in texts.items()
+        }
+        queues = {
+            name: sqs.create_queue(QueueName=f"{name}-{uuid4()}")["QueueUrl"]
+            for name in ("MarketTicksQueue", "SystemEventsQueue")
+        }
+        recorder.requests.clear()
+        yield Cloud(url, recorder, secrets, queues)
+    finally:
+        secretsmanager.close()
+        sqs.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def promise_on_every_topic(app: Connection[Any]) -> None:
+    failure = new_event(
+        SourceFetchFailed(symbol="IBM", kind="rate_limited", reason="too many requests"),
+        source="yfinance",
+        entity_id="IBM",
+        entity_type=None,
+        occurred_at=tick().occurred_at,
+        ingested_at=tick().ingested_at,
+        trace_id=uuid4(),
+    )
+    with app.transaction():
+        store_events(app, [], [Draft(tick(), None), Draft(failure, None)])
+
+
+def request(route: str) -> dict[str, Any]:
+    """The sample of a route's request, with the token."""
+    text = (ROOT / "events" / f"ops_api_{route}.json").read_text(encoding="utf-8")
+    asked: dict[str, Any] = json.loads(text.replace("Bearer API_TOKEN", f"Bearer {API_TOKEN}"))
+    return asked
+
+
+EVENTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "IngestionFunction": lambda: [{}],
+    "RelayFunction": lambda: [{}],
+    "OpsApiFunction": lambda: [request("health"), request("event")],
+    "SignalLabFunction": lambda: [{"Records": [record_of(tick()), record_of(tick(minute=1), 2)]}],
+    "MigrationFunction": lambda: [{}],
+    "MaintenanceFunction": lambda: [{}],
+}
+"""What makes a function do all that it does."""
+
+
+def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
+    """The function's variables as the template declares them, in this cloud."""
+    known = cloud.secrets | cloud.queues | {"Symbols": "AAPL,MSFT", "MarketDataUrl": market_url}
+    known |= {"MaxDeliveryAttempts": "5", "RelayLingerSeconds": "0"}
+    environ = {}
+    for name, value in FUNCTIONS[function]["Environment"]["Variables"].items():
+        match value:
+            case {"Ref": reference}:
+                environ[name] = known[reference]
+            case {"Fn::Sub": text}:
+                for logical_id, url in cloud.queues.items():
+                    text = text.replace(f"${{{logical_id}}}", url)
+                environ[name] = text
+            case _:
+                environ[name] = str(value)
+    return environ
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_functions_role_permits_what_it_asks_of_aws_and_nothing_else(
+    function: str, cloud: Cloud, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise_on_every_topic(app)
+    with serve() as market:
+        for name, value in declared(function, cloud, market.url).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("DATABASE_URL", raising=False)
+        loaded = Function(FUNCTIONS[function]["CodeUri"].removeprefix("functions/"))
+        try:
+            for event in EVENTS[function]():
+                loaded(event)
+            assert loaded.errors == []
+        finally:
+            loaded.close()
+
+    # What depends on a condition of the template's is for Lambda or for Secrets Manager, not for a call of its own.
+    granted = {(grant.action, grant.resource) for grant in grants(function) if grant.only_if is None}
+    for_itself = {pair for pair in granted if pair[0] not in BY_LAMBDA and pair != ON_FAILURE}
+    assert cloud.calls() == for_itself
+
+
+def test_what_is_granted_for_lambdas_own_calls_is_granted_somewhere() -> None:
+    """So that no reason outlives its grant."""
+    granted = {(grant.action, grant.resource) for function in FUNCTIONS for grant in grants(function)}
+    assert BY_LAMBDA.keys() <= {action for action, _ in granted}
+    assert ON_FAILURE in granted

@@ -1,0 +1,86 @@
+"""template.yaml as tests read it: its resources by type, and what each function is permitted."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samcli.yamlhelper import yaml_parse
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
+PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
+RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
+
+
+def of_type(kind: str) -> dict[str, dict[str, Any]]:
+    """The properties of a type's resources, by logical id."""
+    return {name: resource.get("Properties", {}) for name, resource in RESOURCES.items() if resource["Type"] == kind}
+
+
+FUNCTIONS = of_type("AWS::Serverless::Function")
+QUEUES = of_type("AWS::SQS::Queue")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """One action on one resource. ``only_if`` names the template's condition it depends on; IAM's is ``condition``."""
+
+    action: str
+    resource: str
+    """A logical id (of a parameter or a resource), or the text as it stands."""
+    only_if: str | None = None
+    condition: bool = False
+
+
+def id_of(value: Any) -> str:
+    """The logical id that a Ref or an Arn's GetAtt means; a text is itself."""
+    match value:
+        case str():
+            return value
+        case {"Ref": str(name)} | {"Fn::GetAtt": [str(name), "Arn"]}:
+            return name
+        case _:
+            raise AssertionError(f"not foreseen in a policy: {value}")
+
+
+def role_of(function: str) -> str:
+    """The logical id of a function's role."""
+    return id_of(FUNCTIONS[function]["Role"])
+
+
+def grants(function: str) -> list[Grant]:
+    """Everything a function's role permits, wherever it is written."""
+    found: list[Grant] = []
+    for name, properties in of_type("AWS::IAM::Policy").items():
+        if role_of(function) in [id_of(role) for role in properties["Roles"]]:
+            found += _grants(properties["PolicyDocument"], RESOURCES[name].get("Condition"))
+    role = RESOURCES[role_of(function)]["Properties"]
+    for policy in role["Policies"]:
+        found += _grants(policy["PolicyDocument"], None)
+    for arn in role.get("ManagedPolicyArns", []):
+        managed, only_if = _conditional(arn)
+        found += _grants(RESOURCES[id_of(managed)]["Properties"]["PolicyDocument"], only_if)
+    return found
+
+
+def _conditional(value: Any) -> tuple[Any, str | None]:
+    match value:
+        case {"Fn::If": [str(condition), then, {"Ref": "AWS::NoValue"}]}:
+            return then, condition
+        case _:
+            return value, None
+
+
+def _grants(document: Mapping[str, Any], only_if: str | None) -> Iterator[Grant]:
+    for item in document["Statement"]:
+        statement, own_condition = _conditional(item)
+        assert statement.keys() <= {"Sid", "Effect", "Action", "Resource", "Condition"}, statement
+        assert statement["Effect"] == "Allow", statement
+        for action in _listed(statement["Action"]):
+            for resource in _listed(statement["Resource"]):
+                yield Grant(action, id_of(resource), own_condition or only_if, "Condition" in statement)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

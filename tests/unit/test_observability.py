@@ -1,0 +1,270 @@
+"""Metrics, alarms and the dashboard agree: what is watched is emitted, and what rings is explained."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aws_lambda_powertools.metrics import MetricUnit
+from tests.template import FUNCTIONS, PARAMETERS, QUEUES, RESOURCES, ROOT, TEMPLATE, id_of, of_type
+
+from control_plane.platform.telemetry import METRICS, NAMESPACE
+
+ALARMS = of_type("AWS::CloudWatch::Alarm")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+UNITS = {"count": MetricUnit.Count, "ms": MetricUnit.Milliseconds, "s": MetricUnit.Seconds}
+AWS_METRICS = {
+    # docs.aws.amazon.com: CloudWatch metrics of SQS, and of Lambda
+    "AWS/SQS": {"ApproximateNumberOfMessagesVisible", "ApproximateAgeOfOldestMessage"},
+    "AWS/Lambda": {"Errors", "Throttles"},
+}
+DEPLOYED = {FUNCTIONS[name]["CodeUri"].removeprefix("functions/"): name for name in FUNCTIONS}
+"""Service -> function; a function's service is named as its folder, as the next test holds."""
+
+
+def table(first_column: str) -> list[list[str]]:
+    """The rows of operations.md's table whose first column has this heading."""
+    lines = OPERATIONS.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def names(cell: str) -> list[str]:
+    return [name.strip() for name in cell.split(",")]
+
+
+@cache
+def emitted(service: str) -> frozenset[str]:
+    """The metrics that a function's own code and the part of the application it runs count."""
+    app = ROOT / "functions" / service / "app.py"
+    core = ROOT / "layers" / "core"
+    modules, files = imports(app), {app}
+    while modules:
+        path = core / modules.pop().replace(".", "/")
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.exists() and file not in files and file.name != "telemetry.py":
+                files.add(file)
+                modules |= imports(file)
+    found = {
+        node.value for file in files for node in ast.walk(parsed(file)) if isinstance(node, ast.Constant)
+    } & METRICS.keys()
+    return frozenset(str(name) for name in found)
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def imports(file: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(parsed(file)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("control_plane"):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("service", DEPLOYED)
+def test_a_function_reports_as_the_service_its_folder_is_named_for(service: str) -> None:
+    text = (ROOT / "functions" / service / "app.py").read_text(encoding="utf-8")
+    assert re.findall(r"Telemetry\((.*?)\)", text) == [f'"{service}"']
+
+
+def test_the_metrics_are_documented_each_with_its_unit_and_who_emits_it() -> None:
+    rows = {row[0]: row for row in table("metric")}
+    assert rows.keys() == METRICS.keys()
+    for name, (_, unit, services, meaning) in rows.items():
+        assert UNITS[unit] is METRICS[name], name
+        assert set(names(services)) == {service for service in DEPLOYED if name in emitted(service)}, name
+        assert meaning
+
+
+# Alarms
+
+
+def test_every_alarm_is_documented_and_every_documented_alarm_is_there() -> None:
+    rows = [(name, row) for row in table("alarm") for name in names(row[0])]
+    documented = [name for name, _ in rows]
+    assert sorted(f"{name}Alarm" for name in documented) == sorted(ALARMS)
+    assert all(meaning and remedy for _, (_, meaning, remedy) in rows)
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_an_alarm_notifies_the_topic_where_there_is_one(alarm: str) -> None:
+    topic = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], []]}
+    assert ALARMS[alarm]["AlarmActions"] == topic
+    # That nothing more is given up on in the next minute is no good news.
+    assert ALARMS[alarm]["OKActions"] == ([] if alarm == "PromisesGivenUpAlarm" else topic)
+    assert ALARMS[alarm]["AlarmDescription"]
+
+
+def watched() -> Iterator[tuple[str, str, str, Any]]:
+    """Who watches, and namespace, metric and dimensions of what is watched."""
+    for alarm, properties in ALARMS.items():
+        yield alarm, properties["Namespace"], properties["MetricName"], dimensions(properties)
+
+
+def dimensions(metric: Mapping[str, Any]) -> dict[str, Any]:
+    return {dimension["Name"]: dimension["Value"] for dimension in metric["Dimensions"]}
+
+
+def check(who: str, namespace: str, metric: str, of: Mapping[str, Any]) -> None:
+    """That the metric exists, under exactly these dimensions; values as they stand in the template."""
+    if namespace == NAMESPACE:
+        assert of.keys() == {"service", "function_name"}, who
+        assert metric in METRICS, who
+        assert id_of(of["function_name"]) == DEPLOYED[of["service"]], who
+        assert metric in emitted(of["service"]), f"{who}: {of['service']} never counts {metric}"
+        return
+    assert metric in AWS_METRICS[namespace], who
+    [(dimension, value)] = of.items()
+    if namespace == "AWS/SQS":
+        queue, attribute = value["Fn::GetAtt"]
+        assert (dimension, attribute) == ("QueueName", "QueueName"), who
+        assert queue in QUEUES, who
+    else:
+        assert dimension == "FunctionName", who
+        assert id_of(value) in FUNCTIONS, who
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_what_an_alarm_watches_is_emitted(alarm: str) -> None:
+    seen = [found for found in watched() if found[0] == alarm]
+    assert seen
+    for found in seen:
+        check(*found)
+
+
+def subject(of: Mapping[str, Any]) -> str:
+    """The queue, the function or the service that a metric is about."""
+    if "QueueName" in of:
+        return str(of["QueueName"]["Fn::GetAtt"][0])
+    return str(of.get("service") or id_of(of["FunctionName"]))
+
+
+def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
+    seen = {(namespace, metric, subject(of)) for _, namespace, metric, of in watched()}
+    depth = "ApproximateNumberOfMessagesVisible"
+    ends = {name for name, properties in QUEUES.items() if "RedrivePolicy" not in properties}
+    assert ends == {"MarketTicksDeadLetterQueue", "SystemEventsDeadLetterQueue", "FailedInvocationsQueue"}
+    assert seen >= {("AWS/SQS", depth, queue) for queue in ends}
+    assert seen >= {("AWS/Lambda", metric, function) for metric in ("Errors", "Throttles") for function in FUNCTIONS}
+    assert seen >= {
+        (NAMESPACE, "OldestPendingAge", "relay"),
+        (NAMESPACE, "EventsDeadLettered", "relay"),
+        (NAMESPACE, "BreakerOpen", "relay"),
+        (NAMESPACE, "BreakerOpen", "ingestion"),
+        (NAMESPACE, "SourceFailures", "ingestion"),
+        (NAMESPACE, "MarketSilence", "ingestion"),
+    }
+
+
+@pytest.mark.parametrize("alarm", ALARMS)
+def test_only_a_function_that_always_reports_is_missed(alarm: str) -> None:
+    """The market's silence among them would ring every night: nothing is reported of a closed market."""
+    missed = ALARMS[alarm]["TreatMissingData"] == "breaching"
+    assert missed == (alarm in {"IngestionSilentAlarm", "RelaySilentAlarm"})
+    if missed:
+        properties = ALARMS[alarm]
+        assert (properties["MetricName"], properties["Statistic"]) == ("BreakerOpen", "SampleCount")
+        assert (properties["Threshold"], properties["ComparisonOperator"]) == (1, "LessThanThreshold")
+
+
+def test_an_open_market_may_be_as_silent_as_its_delayed_prices_make_it() -> None:
+    assert ALARMS["MarketSilentAlarm"]["Threshold"] == {"Ref": "MarketSilenceSeconds"}
+    assert PARAMETERS["MarketSilenceSeconds"]["Default"] >= 20 * 60  # the longest delay of Yahoo's exchanges
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("metric", ["Errors", "Throttles"])
+def test_an_alarm_about_a_function_is_named_for_it(function: str, metric: str) -> None:
+    alarm = ALARMS[f"{function.removesuffix('Function')}{metric}Alarm"]
+    assert (alarm["MetricName"], alarm["Statistic"]) == (metric, "Sum")
+    assert id_of(dimensions(alarm)["FunctionName"]) == function
+    assert alarm["AlarmDescription"].startswith(f"{function} ")
+
+
+# The dashboard
+
+
+def substituted(text: str) -> str:
+    """The dashboard's text as deployed: a name or an attribute stands for itself, as the JSON of its reference."""
+
+    def value(match: re.Match[str]) -> str:
+        name, _, attribute = match[1].partition(".")
+        assert name in RESOURCES or name in TEMPLATE["Parameters"] or name.startswith("AWS::"), name
+        return f"@{name}.{attribute}" if attribute else f"@{name}"
+
+    return re.sub(r"\$\{([^}]+)\}", value, text)
+
+
+def dashboard() -> Any:
+    [properties] = of_type("AWS::CloudWatch::Dashboard").values()
+    # A fixed name would keep a second stack out of the account.
+    assert properties.keys() == {"DashboardBody"}
+    return json.loads(substituted(properties["DashboardBody"]["Fn::Sub"]))
+
+
+def referred(value: str) -> Any:
+    """A dimension's value as the template would spell it."""
+    name, _, attribute = value.removeprefix("@").partition(".")
+    if not value.startswith("@"):
+        return value
+    return {"Fn::GetAtt": [name, attribute]} if attribute else {"Ref": name}
+
+
+def charts() -> list[dict[str, Any]]:
+    return [widget["properties"] for widget in dashboard()["widgets"] if widget["type"] == "metric"]
+
+
+def test_every_metric_on_the_dashboard_is_emitted() -> None:
+    for chart in charts():
+        assert chart["region"] == "@AWS::Region"
+        for namespace, metric, *pairs in chart["metrics"]:
+            values = [item for item in pairs if isinstance(item, str)]
+            of = {key: referred(value) for key, value in zip(values[::2], values[1::2], strict=True)}
+            check(chart["title"], namespace, metric, of)
+
+
+def test_the_dashboard_answers_whether_it_is_flowing() -> None:
+    shown = {metric[1] for chart in charts() for metric in chart["metrics"]}
+    assert shown >= {
+        "EventsIngested", "OutboxPending", "OldestPendingAge", "EventsPublished", "EventsConsumed", "PublishFailures",
+        "EventsDeadLettered", "ConsumeFailures", "SourceFailures", "BreakerOpen", "MarketSilence", "Errors",
+        "Throttles", "ApproximateNumberOfMessagesVisible", "ApproximateAgeOfOldestMessage",
+    }  # fmt: skip
+    [latency] = [chart for chart in charts() if chart["metrics"][0][1] == "CommitToPublishLatency"]
+    assert [metric[-1]["stat"] for metric in latency["metrics"]] == ["p50", "p99"]
+    for metric in ("Errors", "Throttles"):
+        [chart] = [chart for chart in charts() if chart["metrics"][0][1] == metric]
+        assert {line[3].removeprefix("@") for line in chart["metrics"]} == FUNCTIONS.keys()
+
+
+def test_the_dashboard_shows_every_alarm() -> None:
+    [alarms] = [widget["properties"]["alarms"] for widget in dashboard()["widgets"] if widget["type"] == "alarm"]
+    assert {f"@{alarm}.Arn" for alarm in ALARMS} == set(alarms)
+
+
+def test_the_dashboards_widgets_lie_side_by_side_within_its_24_columns() -> None:
+    taken: set[tuple[int, int]] = set()
+    for widget in dashboard()["widgets"]:
+        cells = {
+            (x, y)
+            for x in range(widget["x"], widget["x"] + widget["width"])
+            for y in range(widget["y"], widget["y"] + widget["height"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken
+        taken |= cells
