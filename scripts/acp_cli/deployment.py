@@ -109,18 +109,19 @@ def deploy(
 def remove(cloud: LocalCloud, stack: str) -> None:
     """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
     _delete_stack(cloud, stack)
-    # A function that was running writes its last lines after its log group is gone, which makes it anew.
-    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
-        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
-    for name in _SECRETS.values():
-        with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
-            cloud.secrets.delete_secret(SecretId=f"{stack}/{name}", ForceDeleteWithoutRecovery=True)
+    for page in cloud.secrets.get_paginator("list_secrets").paginate():
+        for secret in page["SecretList"]:
+            if secret["Name"].startswith(f"{stack}/"):
+                cloud.secrets.delete_secret(SecretId=secret["Name"], ForceDeleteWithoutRecovery=True)
     buckets, bucket = cloud.buckets, _bucket(stack)
     with contextlib.suppress(buckets.exceptions.NoSuchBucket):
         for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):
             for item in page.get("Contents", []):
                 buckets.delete_object(Bucket=bucket, Key=item["Key"])
         buckets.delete_bucket(Bucket=bucket)
+    # A function that was running writes its last lines after its log group is gone, which makes it anew.
+    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
+        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
 
 
 def _bucket(stack: str) -> str:
