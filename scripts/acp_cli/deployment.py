@@ -109,10 +109,10 @@ def deploy(
 def remove(cloud: LocalCloud, stack: str) -> None:
     """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
     _delete_stack(cloud, stack)
-    for page in cloud.secrets.get_paginator("list_secrets").paginate():
-        for secret in page["SecretList"]:
-            if secret["Name"].startswith(f"{stack}/"):
-                cloud.secrets.delete_secret(SecretId=secret["Name"], ForceDeleteWithoutRecovery=True)
+    lists = cloud.secrets.get_paginator("list_secrets").paginate()
+    for name in [secret["Name"] for listed in lists for secret in listed["SecretList"]]:
+        if name.startswith(f"{stack}/"):
+            cloud.secrets.delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
     buckets, bucket = cloud.buckets, _bucket(stack)
     with contextlib.suppress(buckets.exceptions.NoSuchBucket):
         for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):
