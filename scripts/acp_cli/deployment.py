@@ -12,6 +12,7 @@ from samcli.yamlhelper import yaml_parse
 
 from acp_cli import tools
 from acp_cli.build import digest
+from acp_cli.containers import SECRET_COPY
 from acp_cli.environ import REGION, without_proxy
 from acp_cli.errors import AcpError
 from acp_cli.run_state import Deployment
@@ -113,8 +114,9 @@ def remove(cloud: LocalCloud, stack: str) -> None:
     for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
         cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
     for name in _SECRETS.values():
-        with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
-            cloud.secrets.delete_secret(SecretId=f"{stack}/{name}", ForceDeleteWithoutRecovery=True)
+        for secret in (f"{stack}/{name}", f"{stack}/{name}{SECRET_COPY}"):
+            with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
+                cloud.secrets.delete_secret(SecretId=secret, ForceDeleteWithoutRecovery=True)
     buckets, bucket = cloud.buckets, _bucket(stack)
     with contextlib.suppress(buckets.exceptions.NoSuchBucket):
         for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):
