@@ -301,12 +301,12 @@ class Cloud:
         with progress.step("Containers") as step:
             try:
                 self.prepare_containers(run)
-            except AcpError as error:
+                built = build.build_for_containers(self.workspace, on_wait=progress.say)
+            except (AcpError, *AWS_ERRORS) as error:
                 # All else works without.
                 step.note = f"not for sam local invoke: {error.args[0]}"
-                return
-            built = build.build_for_containers(self.workspace, on_wait=progress.say)
-            step.note = f"sam local invoke reaches it, build {built}"
+            else:
+                step.note = f"sam local invoke reaches it, build {built}"
 
     def _check(self, run: RunState) -> str:
         """One function that does run, reading its secret and reaching the database, tells that the others can."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 HOST = "host.docker.internal"
 ENVIRONMENT_FILE = "sam-local.json"
 """Below the state folder; samconfig.toml names it."""
+SECRET_COPY = "/from-containers"  # noqa: S105 - the end of a secret's name
+"""The copy of a secret that names this host as containers do."""
 _READY_SECONDS = 10
 _LOOPBACK = re.compile(r"(?<![\w.-])(?:localhost|127\.0\.0\.1):(\d+)")
 _SECRET_SUFFIX = "_SECRET_ARN"  # noqa: S105 - the end of a variable's name
@@ -102,7 +104,7 @@ def _secret(cloud: LocalCloud, arn: str, seen: FromContainer) -> str:
     """The ARN of a secret that holds for containers: the very one, or a copy that names this host as they do."""
     secret = cloud.secrets.get_secret_value(SecretId=arn)
     text = seen(secret["SecretString"])
-    return arn if text == secret["SecretString"] else cloud.put_secret(f"{secret['Name']}/from-containers", text)
+    return arn if text == secret["SecretString"] else cloud.put_secret(secret["Name"] + SECRET_COPY, text)
 
 
 def find_engine() -> Any:

@@ -12,6 +12,7 @@ from samcli.yamlhelper import yaml_parse
 
 from acp_cli import tools
 from acp_cli.build import digest
+from acp_cli.containers import SECRET_COPY
 from acp_cli.environ import REGION, without_proxy
 from acp_cli.errors import AcpError
 from acp_cli.run_state import Deployment
@@ -109,10 +110,10 @@ def deploy(
 def remove(cloud: LocalCloud, stack: str) -> None:
     """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
     _delete_stack(cloud, stack)
-    lists = cloud.secrets.get_paginator("list_secrets").paginate()
-    for name in [secret["Name"] for listed in lists for secret in listed["SecretList"]]:
-        if name.startswith(f"{stack}/"):
-            cloud.secrets.delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
+    for name in _SECRETS.values():
+        for secret in (f"{stack}/{name}", f"{stack}/{name}{SECRET_COPY}"):
+            with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
+                cloud.secrets.delete_secret(SecretId=secret, ForceDeleteWithoutRecovery=True)
     buckets, bucket = cloud.buckets, _bucket(stack)
     with contextlib.suppress(buckets.exceptions.NoSuchBucket):
         for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):

@@ -11,8 +11,11 @@ import samcli.local.docker.utils
 from samcli.local.docker.exceptions import ContainerNotReachableException
 
 from acp_cli import containers, invoke_command
+from acp_cli.cloud import Cloud
 from acp_cli.containers import FromContainer, NoContainersError, bridge_of, find_engine, function_environment
 from acp_cli.errors import UsageError
+from acp_cli.progress import Progress
+from acp_cli.run_state import RunState
 from acp_cli.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
@@ -172,3 +175,13 @@ def test_a_function_s_sample_is_found_and_several_are_named(tmp_path: Path) -> N
     assert "-e events/ops_api_health.json" in raised.value.remedy
     with pytest.raises(UsageError, match="MigrationFunction has 0 samples"):
         invoke_command.sample(workspace, "MigrationFunction")
+
+
+def test_up_goes_on_without_containers_and_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class WithoutDocker(Cloud):
+        def prepare_containers(self, run: RunState) -> None:
+            msg = "No Docker engine answers."
+            raise NoContainersError(msg)
+
+    WithoutDocker(Workspace(CHECKOUT, tmp_path, tmp_path))._containers(RunState(), Progress())
+    assert "Containers: not for sam local invoke: No Docker engine answers." in capsys.readouterr().err
