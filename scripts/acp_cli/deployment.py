@@ -110,9 +110,6 @@ def deploy(
 def remove(cloud: LocalCloud, stack: str) -> None:
     """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
     _delete_stack(cloud, stack)
-    # A function that was running writes its last lines after its log group is gone, which makes it anew.
-    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
-        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
     for name in _SECRETS.values():
         for secret in (f"{stack}/{name}", f"{stack}/{name}{SECRET_COPY}"):
             with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
@@ -123,6 +120,9 @@ def remove(cloud: LocalCloud, stack: str) -> None:
             for item in page.get("Contents", []):
                 buckets.delete_object(Bucket=bucket, Key=item["Key"])
         buckets.delete_bucket(Bucket=bucket)
+    # A function that was running writes its last lines after its log group is gone, which makes it anew.
+    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
+        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
 
 
 def _bucket(stack: str) -> str:
