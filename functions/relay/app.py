@@ -29,11 +29,17 @@ def database() -> Database:
 
 
 @cache
+def publisher() -> SqsHttpPublisher:
+    """Its endpoint is found at the first send: that costs more than a first claim."""
+    return SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(settings().cloud_endpoint_url)))
+
+
+@cache
 def relay(name: str) -> Relay:
     """One relay per environment, named by its log stream, which claims and failures then lead back to."""
     return Relay(
         connection=database().connection,
-        publisher=SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(settings().cloud_endpoint_url))),
+        publisher=publisher(),
         queue_urls=settings().topic_queue_urls,
         policy=RelayPolicy(
             claim_size=settings().claim_size,

@@ -12,13 +12,13 @@ from pathlib import Path
 from queue import Queue
 from threading import Event as Signal
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import Connection
-from tests.conftest import MIGRATIONS, TestDatabase
+from tests.conftest import MIGRATIONS, PASSWORD, TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import (
     Clock,
@@ -573,6 +573,61 @@ def test_relays_at_once_publish_each_of_two_thousand_rows_exactly_once(
     assert all(bench.telemetry.totals["LeaseLost"] == 0 for bench in benches)
 
 
+# Several topics, several writers
+
+
+def test_a_slow_queue_does_not_keep_another_topic_waiting(app: Connection[Any]) -> None:
+    ticks, system = seeds.promise(app, seeds.ticks(400)), seeds.promise(app, seeds.failures(3))
+    bench = Bench(lambda: app, claim_size=500, seconds_per_send=1, lease=600)
+    bench.run()
+    topics = [batch[0].topic for _, batch in bench.fake.sends]
+    assert topics.index("system.events") <= 1
+    assert {message.event_id for message in bench.fake.sent} == {*ticks, *system}
+
+
+def test_while_one_topic_fills_the_threads_another_is_still_looked_at(
+    app: Connection[Any], database: TestDatabase
+) -> None:
+    seeds.promise(app, seeds.ticks(300))
+    late: list[UUID] = []
+
+    def another_topic_gets_work(message: Message) -> None:
+        time.sleep(0.002)  # a claim is faster than the queue
+        if not late and len(bench.fake.sent) >= 20:
+            late.extend(seeds.promise(app, seeds.failures(1)))
+
+    with connect(database.app_url, application_name="relay") as connection:
+        bench = Bench(lambda: connection, script=another_topic_gets_work, claim_size=100, seconds_per_send=1, lease=600)
+        assert bench.run().published == 301
+    sent = [message.event_id for _, batch in bench.fake.sends for message in batch]
+    assert sent.index(late[0]) < 100  # while the first claim of its neighbour is under way
+
+
+def test_a_transaction_that_commits_after_younger_ones_is_not_passed_over(
+    app: Connection[Any], database: TestDatabase
+) -> None:
+    first, second = seeds.ticks(2)
+    naps_between: list[int] = []
+    with connect(database.app_url, application_name="slow writer") as slow:
+        bench = Bench(lambda: app)
+
+        def write(nap: int) -> None:
+            if nap == 3:
+                slow.execute("BEGIN")
+                seeds.promise(slow, [first])
+                seeds.promise(app, [second])
+            elif len(bench.fake.sent) == 1 and not naps_between:
+                slow.execute("COMMIT")
+                naps_between.append(nap)
+            elif len(bench.fake.sent) == 2 and len(naps_between) == 1:
+                naps_between.append(nap)
+
+        bench.while_asleep = write
+        assert bench.run(linger=3).published == 2  # within less than a sweep
+    assert [message.event_id for message in bench.fake.sent] == [second.event_id, first.event_id]
+    assert naps_between[1] - naps_between[0] <= 2
+
+
 # The time box
 
 
@@ -681,6 +736,29 @@ def test_a_relay_that_only_drains_relieves_nobody(app: Connection[Any]) -> None:
     store.take_over(app, token=uuid4(), name="on duty")
     Bench(lambda: app).run()
     assert on_duty(app) == "on duty"
+
+
+def test_a_relay_without_the_time_to_claim_relieves_nobody(app: Connection[Any]) -> None:
+    store.take_over(app, token=uuid4(), name="on duty")
+    Bench(lambda: app).run(remaining=5, linger=60)
+    assert on_duty(app) == "on duty"
+
+
+def test_a_relay_that_is_relieved_under_load_claims_no_more(app: Connection[Any]) -> None:
+    events = iter(seeds.ticks(400))
+    seeds.promise(app, [next(events)])
+
+    def never_ending(message: Message) -> None:
+        if bench.clock.now > started + 2:
+            store.take_over(app, token=uuid4(), name="next")
+        seeds.promise(app, [next(events)])
+
+    with connect(app.info.dsn + f" password={PASSWORD}", application_name="relay") as connection:
+        bench = Bench(lambda: connection, script=never_ending, seconds_per_send=0.1)
+        started = bench.clock.now
+        result = bench.run(linger=300)
+    assert result.published < 100
+    assert bench.clock.now < started + 10
 
 
 def on_duty(connection: Connection[Any]) -> str | None:
@@ -824,6 +902,77 @@ def test_postgres_restarted_while_publishing_costs_nothing(own_postgres: Postgre
     assert numbers(bench.run()) == (30, 30, 0, 0, 0)
     assert {row["state"] for row in seeds.outbox(database.connection()).values()} == {"delivered"}
     database.close()
+
+
+class AnswerLost:
+    """A connection that breaks once a statement with these words is committed, and before its answer is there."""
+
+    def __init__(self, url: str, words: str) -> None:
+        self._database = Database(lambda: url, application_name="relay")
+        self._words = words
+        self._lost = False
+
+    def __call__(self) -> Any:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._database.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database.connection(), name)
+
+    def execute(self, query: Any, *arguments: Any) -> Any:
+        connection = self._database.connection()
+        answer = connection.execute(query, *arguments)
+        if self._words in query and not self._lost:
+            self._lost = True
+            connection.close()
+            raise psycopg.OperationalError("server closed the connection unexpectedly")
+        return answer
+
+
+def test_a_settlement_whose_answer_is_lost_counts_once_and_as_what_it_was(
+    app: Connection[Any], database: TestDatabase
+) -> None:
+    seeds.promise(app, seeds.ticks(30))
+    with AnswerLost(database.app_url, "settled AS (") as connection:
+        bench = Bench(connection)
+        assert numbers(bench.run()) == (30, 30, 0, 0, 0)
+    assert (bench.telemetry.totals["EventsPublished"], bench.telemetry.totals["LeaseLost"]) == (30, 0)
+    assert len(bench.fake.sent) == 30
+
+
+def test_a_backlog_that_cannot_be_counted_does_not_hide_what_was_done(
+    app: Connection[Any], database: TestDatabase, caplog: pytest.LogCaptureFixture
+) -> None:
+    seeds.promise(app, seeds.ticks(30))
+    with AnswerLost(database.app_url, "min(created_at)") as connection:
+        bench = Bench(connection)
+        assert bench.run().published == 30
+    assert "OutboxPending" not in bench.telemetry.totals
+    assert bench.telemetry.totals["RelayDuration"] >= 0
+    assert "the backlog is unknown" in caplog.text
+
+
+def test_a_probe_that_nothing_was_there_for_is_not_used_up(app: Connection[Any]) -> None:
+    seeds.promise(app, seeds.ticks(1))
+    app.execute("UPDATE outbox SET next_attempt_at = now() + interval '60 s'")
+    app.execute(
+        "INSERT INTO circuit_breakers (name, state, consecutive_failures, opened_at, retry_at, last_error)"
+        " VALUES ('ticks', 'open', 3, now(), now(), 'away')"
+    )
+    bench = Bench(lambda: app)
+    assert bench.run().claimed == 0
+    seeds.promise(app, seeds.ticks(10)[1:])
+    assert bench.run().published == 9
+    assert breaker_states(app) == {"ticks": "closed"}
+
+
+def breaker_states(connection: Connection[Any]) -> dict[str, str]:
+    return dict(connection.execute("SELECT name, state FROM circuit_breakers").fetchall())
 
 
 def test_a_settlement_that_fails_counts_nothing(app: Connection[Any], owner: Connection[Any]) -> None:

@@ -1,9 +1,11 @@
 """The connections that SqsHttpPublisher keeps: to real sockets, plain and TLS."""
 
+import contextlib
 import datetime
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from tests.contracts.queue import LATER, message
 from tests.integration.fakes import all_successful
 
-from control_plane.domain.lifecycle import Accepted, QueueFault
+from control_plane.domain.lifecycle import Accepted, NotSent, QueueFault
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 
 
@@ -119,6 +121,55 @@ def test_an_answer_that_never_comes_is_a_fault_of_the_queue(monkeypatch: pytest.
         (outcome,) = publisher.publish("q", [message()], start_before=LATER)
     assert isinstance(outcome, QueueFault)
     assert "TimeoutError" in outcome.reason
+
+
+def test_an_answer_that_comes_in_drips_is_given_up_on_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control_plane.outbox.sqs_http.READ_TIMEOUT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as dripping:
+
+        def drip() -> None:
+            connection, _ = dripping.accept()
+            with connection:
+                connection.recv(65536)
+                with contextlib.suppress(OSError):
+                    for piece in b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{":
+                        connection.sendall(bytes([piece]))
+                        time.sleep(0.1)
+
+        thread = Thread(target=drip)
+        thread.start()
+        url = f"http://127.0.0.1:{dripping.getsockname()[1]}/"
+        started = time.monotonic()
+        publisher = SqsHttpPublisher(lambda: SqsEndpoint(url, "us-east-1", None, None))
+        (outcome,) = publisher.publish("q", [message()], start_before=LATER)
+        took = time.monotonic() - started
+        thread.join()
+    assert isinstance(outcome, QueueFault)
+    assert "TimeoutError" in outcome.reason
+    assert took < 2  # 4 s of drips
+
+
+def test_no_send_starts_late_however_long_its_preparation_takes() -> None:
+    with serving() as server:
+        now = 0.0
+
+        def slow_to_find() -> SqsEndpoint:
+            nonlocal now
+            now = 11.0
+            return SqsEndpoint(server.url, "us-east-1", None, None)
+
+        publisher = SqsHttpPublisher(slow_to_find, monotonic=lambda: now)
+        assert publisher.publish("q", [message()], start_before=10.0) == [NotSent()]
+        assert server.ports == []
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving() as server:
+        publisher = server.publisher()
+        publisher.publish("q", [message()], start_before=LATER)
+        monkeypatch.setattr("control_plane.outbox.sqs_http.IDLE_SECONDS", 0.0)
+        assert isinstance(publisher.publish("q", [message()], start_before=LATER)[0], Accepted)
+        assert len(set(server.ports)) == 2
 
 
 def certificate(folder: Path) -> Path:

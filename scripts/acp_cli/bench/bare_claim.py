@@ -37,7 +37,7 @@ def main() -> None:
             )
             if not len(claim):
                 break
-            since = claim.reached[MARKET_TICKS]
+            _, since = claim.reached[MARKET_TICKS]
             settlements = [
                 (message, settle(Accepted("unsent"), attempt=1, max_attempts=attempts, cool_down=cool_down))
                 for message in claim.messages

@@ -42,9 +42,11 @@ def main() -> None:
     options = parent.options()
     # By its path alone, as Lambda imports it: the folder is on the path, the module's name is the handler's.
     app: Any = importlib.import_module("app")
-    if not options["publish"]:
-        assert app.SqsHttpPublisher, "what the composition names its publisher"
-        app.SqsHttpPublisher = lambda *_, **__: PublishesNothing()
+    if options["publish"]:
+        app.publisher().prepare()  # as the bare loop has its client made
+    else:
+        assert app.publisher, "what the composition names its publisher"
+        app.publisher = PublishesNothing
     app.relay(lambda_context(0).log_stream_name)
     if options["warm_up"]:
         app.handler({"linger_seconds": 0}, lambda_context(60))

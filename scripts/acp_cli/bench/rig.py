@@ -291,8 +291,8 @@ def open_rig(
 
 
 @contextlib.contextmanager
-def emulated_queue(rig: Rig, say: Callable[[str], object]) -> Iterator[Queue]:
-    """A new queue of a LocalStack's SQS, or of whatever speaks SQS at the rig's endpoint; gone after use."""
+def emulated_sqs(rig: Rig, say: Callable[[str], object]) -> Iterator[str]:
+    """The URL of a LocalStack that is gone after use, or of whatever speaks SQS at the rig's endpoint."""
     with contextlib.ExitStack() as stack:
         endpoint_url = rig.endpoint_url
         if endpoint_url is None:
@@ -304,11 +304,12 @@ def emulated_queue(rig: Rig, say: Callable[[str], object]) -> Iterator[Queue]:
             stack.callback(localstack.stop)
             localstack.start(endpoint_url)
             localstack.wait_until_ready(endpoint_url)
-        yield stack.enter_context(_new_queue(endpoint_url))
+        yield endpoint_url
 
 
 @contextlib.contextmanager
-def _new_queue(endpoint_url: str) -> Iterator[Queue]:
+def new_queue(endpoint_url: str) -> Iterator[Queue]:
+    """A queue that is gone after use."""
     client = LocalCloud(endpoint_url).queues
     url = client.create_queue(QueueName=f"acp-bench-{os.getpid()}-{os.urandom(4).hex()}")["QueueUrl"]
     try:

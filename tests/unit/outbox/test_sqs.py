@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError, ParamValidationError
 
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault
 from control_plane.outbox.publisher import Message
-from control_plane.outbox.sqs import SqsPublisher
+from control_plane.outbox.sqs import SqsPublisher, read_answer
 
 
 class Client:
@@ -28,6 +28,15 @@ def outcomes(error: Exception, *bodies: str) -> list[object]:
     client: Any = Client(error, refused="odd")
     messages = [Message(1, uuid4(), uuid4(), UUID(int=1), "market.ticks", 1, body, {}) for body in bodies]
     return list(SqsPublisher(client, monotonic=lambda: 0).publish("url", messages, start_before=1))
+
+
+def test_a_message_id_is_kept_as_something_postgres_takes() -> None:
+    odd = [{"Id": "0", "MessageId": None}, {"Id": "1", "MessageId": "m\x00n"}]
+    first, second = read_answer({"Successful": odd}, 2)
+    assert isinstance(first, Accepted)
+    assert first.message_id
+    assert isinstance(second, Accepted)
+    assert "\x00" not in second.message_id
 
 
 def test_what_botocore_itself_does_not_send_is_that_messages_own_fault() -> None:

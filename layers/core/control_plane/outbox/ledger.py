@@ -1,7 +1,7 @@
 """The relay's side of Postgres: what to claim next, which queues are worth asking, what became of what was claimed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -24,8 +24,12 @@ QUEUE_FAULT_DELAY: Final = timedelta(seconds=2)
 """Before a row is tried again whose queue failed, while its breaker is still closed."""
 SWEEP_SECONDS: Final = 5.0
 """How often claims start from the beginning again: for what came back, and for what was committed late."""
+BACKLOG_SECONDS: Final = 1
+"""That the count of open promises may take."""
 LATE_COMMIT: Final = timedelta(seconds=30)
 """How far back a claim looks where a sweep has just found nothing: rows of transactions that were then under way."""
+OVERLAP: Final = timedelta(seconds=2)
+"""How far back a claim looks where the last one took all: transactions commit later than they date their rows."""
 DUTY_SECONDS: Final = 1.0
 """How often a lingering relay looks whether another has come to take over."""
 
@@ -116,16 +120,26 @@ class Ledger:
         """For one invocation. One that lingers takes over from whoever lingers now. Raises DatabaseUnavailable."""
         self._database = self._connection()
         self._swept_at = None
+        self._views = {}
         if lingers:
             self._duty = uuid4()
             self._asked_at = self._monotonic()
             store.take_over(self._database, token=self._duty, name=self._name)
 
-    def close(self, *, lingered: bool) -> tuple[int, float]:
-        """Leaves the post, if it is still this relay's; returns how many promises are open, and the oldest's age."""
-        if lingered:
-            store.leave(self._connected(), token=self._duty)
-        return store.backlog(self._connected())
+    def close(self, *, lingered: bool) -> tuple[int, float] | None:
+        """Leaves the post, if it is still this relay's; returns how many promises are open, and the oldest's age.
+
+        None where Postgres does not say: what the invocation did is done all the same.
+        """
+        try:
+            if lingered:
+                store.leave(self._connected(), token=self._duty)
+            with self._connected().transaction():
+                self._connected().execute(f"SET LOCAL statement_timeout = '{BACKLOG_SECONDS}s'")
+                return store.backlog(self._connected())
+        except (psycopg.Error, DatabaseUnavailable) as error:
+            self._telemetry.logger.warning("the backlog is unknown", error=str(error))
+            return None
 
     def breaker_states(self) -> dict[str, str]:
         """By queue, as last seen."""
@@ -133,22 +147,23 @@ class Ledger:
 
     # --- claims -------------------------------------------------------------------------------------------------------
 
-    def look(self, *, max_bytes: int, afresh: bool, lingers: bool) -> Look:
-        """Claims what is due and may be sent; ``afresh``, from the beginning."""
+    def look(self, *, max_bytes: int, full: Collection[str], afresh: bool, lingers: bool) -> Look:
+        """Claims what is due and may be sent, but for topics that are ``full``; ``afresh``, from the beginning."""
         now = self._monotonic()
-        if afresh or self._swept_at is None or now - self._swept_at >= SWEEP_SECONDS:
+        if lingers and now - self._asked_at >= DUTY_SECONDS:
+            self._asked_at = now
+            if not self._execute(lambda connection: store.is_on_duty(connection, token=self._duty)):
+                return Look(store.Claim(uuid4()), from_the_beginning=False, is_relieved=True)
+        sweeps = afresh or self._swept_at is None or now - self._swept_at >= SWEEP_SECONDS
+        if sweeps:
             self._sweep(now)
         lanes = {
             topic: store.Lane(limit, since)
             for topic, since in self._since.items()
-            if (limit := self._limit(topic, now))
+            if topic not in full and (limit := self._limit(topic, now))
         }
-        claim = self._claim(lanes, max_bytes) if lanes else store.Claim(uuid4(), (), (), {})
-        is_relieved = False
-        if lingers and now - self._asked_at >= DUTY_SECONDS:
-            self._asked_at = now
-            is_relieved = not self._execute(lambda connection: store.is_on_duty(connection, token=self._duty))
-        return Look(claim, self._swept_at == now, is_relieved)
+        claim = self._claim(lanes, max_bytes) if lanes else store.Claim(uuid4())
+        return Look(claim, from_the_beginning=sweeps, is_relieved=False)
 
     def _claim(self, lanes: Mapping[str, store.Lane], max_bytes: int) -> store.Claim:
         claim = self._execute(
@@ -162,9 +177,22 @@ class Ledger:
                 max_attempts=self._policy.max_attempts,
             )
         )
-        for topic in lanes:
-            self._since[topic] = claim.reached.get(topic, max(self._since[topic], self._oldest_worth_a_look))
+        for topic, lane in lanes.items():
+            taken, reached = claim.reached.get(topic, (0, None))
+            if reached is None:
+                self._since[topic] = max(lane.since, self._oldest_worth_a_look)
+                self._give_back_probe(topic)
+            else:
+                # Rows of one instant may not have had room together: what lies at it is looked at again.
+                self._since[topic] = reached if taken >= lane.limit else max(lane.since, reached - OVERLAP)
         return claim
+
+    def _give_back_probe(self, topic: str) -> None:
+        """Nothing was there to probe with: whoever has something need not wait a cool-down for it."""
+        name = self._queue_names.get(topic)
+        if name is not None and not (view := self._views[name]).breaker.is_closed and not view.is_shut:
+            view.is_shut = True
+            self._execute(lambda _: self._breakers.give_back_probe(name))
 
     def _sweep(self, now: float) -> None:
         """Looks at every topic from the beginning, those without a queue included, and at every breaker."""
@@ -172,7 +200,10 @@ class Ledger:
         self._oldest_worth_a_look = database_now - LATE_COMMIT
         self._since = dict.fromkeys(self._topics, self._oldest_worth_a_look) | dict.fromkeys(topics, store.BEGINNING)
         breakers = self._execute(lambda _: self._breakers.read(sorted(set(self._queue_names.values()))))
-        self._views = {name: _BreakerView.of(breaker, now) for name, breaker in breakers.items()}
+        for name, breaker in breakers.items():
+            # One that the breaker has yet to be told of knows more.
+            if name not in self._views or not self._views[name].faults:
+                self._views[name] = _BreakerView.of(breaker, now)
         self._swept_at = now
 
     def _limit(self, topic: str, now: float) -> int:
@@ -226,22 +257,25 @@ class Ledger:
 
     # --- settlements --------------------------------------------------------------------------------------------------
 
-    def settle(self, reports: Sequence[Report]) -> tuple[Sequence[Settlement], Mapping[int, store.Settled], float]:
-        """Records outcomes. Returns what each report came to, what of it took effect, and when this began."""
-        settlements = [self._settlement(report) for report in reports]
+    def settle(self, settlements: Sequence[tuple[Message, Settlement]]) -> tuple[float, Sequence[store.Settled]]:
+        """Records outcomes. Returns when this began, and what took effect."""
         started = self._monotonic()
-        settled = self._execute(
-            lambda connection: store.settle(
-                connection,
-                claimed_by=self._name,
-                settlements=[
-                    (report.message, settlement) for report, settlement in zip(reports, settlements, strict=True)
-                ],
-            )
-        )
-        return settlements, settled, started
+        tries = 0
 
-    def _settlement(self, report: Report) -> Settlement:
+        def record(connection: Connection[Any]) -> Sequence[store.Settled]:
+            nonlocal tries
+            tries += 1
+            settled = store.settle(connection, claimed_by=self._name, settlements=settlements)
+            if tries == 1 or len(settled) == len(settlements):
+                return settled
+            # It may have been committed before its answer was lost.
+            message_ids = {message.outbox_id: one.message_id for message, one in settlements if one.message_id}
+            return [*settled, *store.settled_before(connection, message_ids)]
+
+        return started, self._execute(record)
+
+    def settlement(self, report: Report) -> Settlement:
+        """What an outcome turns its row into. Any thread may ask."""
         view = self._views.get(self._queue_names.get(report.message.topic, ""))
         # An open breaker keeps the row back by itself, and lets it go in the moment that it closes.
         is_kept_back = view is not None and not view.breaker.is_closed
@@ -262,14 +296,17 @@ class Ledger:
     def _execute[T](self, statement: Callable[[Connection[Any]], T]) -> T:
         """Runs a statement, again on a new connection where the old one breaks, for as long as a restart takes.
 
-        What is out may be sent already: settled, it need not be sent again. Twice is safe: settlements are fenced, and
-        a claim whose answer was lost comes back by its lease.
+        What is out may be sent already: settled, it need not be sent again. Twice is safe: settlements are fenced, a
+        claim whose answer was lost comes back by its lease, and a breaker that counts a failure twice opens the sooner.
         """
         give_up_at = self._monotonic() + RECONNECT_SECONDS
         while True:
             try:
                 return statement(self._connected())
-            except (psycopg.OperationalError, DatabaseUnavailable):
+            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, DatabaseUnavailable):
+                # After a failover the one that was the writer still answers: only a new connection finds the new one.
+                if self._database is not None:
+                    self._database.close()
                 self._database = None
                 if self._monotonic() >= give_up_at:
                     raise

@@ -145,6 +145,13 @@ failures AS (
 )
 SELECT id, disposition, extract(epoch FROM now() - created_at)::double precision FROM settled
 
+-- name: settled_before
+-- Which of these messages are settled as published, by the very ids that the queue gave them: where the answer to a
+-- settlement was lost. Returns as settle does.
+SELECT outbox.id, 'published', extract(epoch FROM outbox.delivered_at - outbox.created_at)::double precision
+FROM unnest(%(ids)s::bigint[], %(message_ids)s::text[]) AS sent (id, message_id)
+JOIN outbox ON outbox.id = sent.id AND outbox.message_id = sent.message_id
+
 -- name: backlog
 -- How many promises are open, and the age in seconds of the oldest (0 where there is none).
 SELECT

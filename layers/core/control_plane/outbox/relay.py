@@ -6,8 +6,10 @@ come to is handled by the deciding thread, one result after another.
 
 import functools
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from threading import Lock
 from typing import Any, Final
 
 from psycopg import Connection
@@ -40,7 +42,9 @@ SETTLE_DELAY_SECONDS: Final = 0.02
 type HandOut = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 """Has a thread do a job, and the deciding one deal with its result."""
 
-POLL_SECONDS: Final = (0.005, 0.05)
+FAIR_LOOK_SECONDS: Final = 1.0
+"""How long the rows of one topic wait to be looked at while another's fill the publishing threads."""
+POLL_SECONDS: Final = (0.005, 0.1)
 """The shortest and the longest pause of a lingering relay that finds nothing; each empty look doubles it."""
 
 
@@ -108,9 +112,12 @@ class Relay:
         """
         started = self._monotonic()
         deadline = started + remaining_seconds() - SETTLE_SECONDS
-        if deadline - started <= self._publisher.send_timeout_seconds:
+        has_time = deadline - started > self._publisher.send_timeout_seconds
+        if not has_time:
             self._telemetry.logger.warning("no time to claim anything", error="give the function a longer timeout")
-        self._ledger.open(lingers=linger_seconds > 0)
+        # One that can do nothing relieves nobody.
+        lingers = linger_seconds > 0 and has_time
+        self._ledger.open(lingers=lingers)
         results = Results()
         ledger_thread = Workers(1, results, name="ledger")
         publishing_threads = Workers(self._policy.publish_concurrency, results, name="publish")
@@ -118,13 +125,14 @@ class Relay:
             ledger=self._ledger,
             on_ledger=ledger_thread.hand_out,
             sender=_Sender(self._publisher, self._queue_urls, self._ledger, self._telemetry, self._monotonic),
+            waiting=_Waiting(),
             on_publisher=publishing_threads.hand_out,
             results=results,
             policy=self._policy,
             telemetry=self._telemetry,
             deadline=deadline,
             linger_until=min(started + linger_seconds, deadline),
-            lingers=linger_seconds > 0,
+            lingers=lingers,
             monotonic=self._monotonic,
             sleep=self._sleep,
         )
@@ -135,9 +143,10 @@ class Relay:
             ledger_thread.close()
         result = invocation.result
         result.breakers = self._ledger.breaker_states()
-        pending, oldest_age = self._ledger.close(lingered=linger_seconds > 0)
-        self._telemetry.count("OutboxPending", pending)
-        self._telemetry.count("OldestPendingAge", oldest_age)
+        pending, oldest_age = self._ledger.close(lingered=lingers) or (None, None)
+        if pending is not None and oldest_age is not None:
+            self._telemetry.count("OutboxPending", pending)
+            self._telemetry.count("OldestPendingAge", oldest_age)
         self._telemetry.count("BreakerOpen", sum(state != "closed" for state in result.breakers.values()))
         self._telemetry.count("RelayDuration", (self._monotonic() - started) * 1000)
         self._telemetry.flush()
@@ -152,6 +161,7 @@ class _Invocation:
     ledger: Ledger
     on_ledger: HandOut
     sender: "_Sender"
+    waiting: "_Waiting"
     on_publisher: HandOut
     results: Results
     policy: RelayPolicy
@@ -168,16 +178,20 @@ class _Invocation:
     settles: bool = False
     """A settlement is under way."""
     unsettled: list[Report] = field(default_factory=list)
-    flying: int = 0
-    """Messages handed to the publishing threads and not heard of."""
+    flying: Counter[str] = field(default_factory=Counter)
+    """By topic, messages handed to the publishing threads and not heard of."""
     bytes_out: int = 0
     """Of the messages that are claimed and not settled."""
     next_look: float = 0
     pause: float = POLL_SECONDS[0]
     afresh: bool = False
     """The next look starts from the beginning."""
+    next_fair_look: float = 0
+    """When a topic with room is looked at although another fills the threads."""
     drained: bool = False
     """The last look, from the beginning and with nothing out, found nothing."""
+    relieved: bool = False
+    """Another one that lingers has come: what is out is settled, and nothing more is claimed."""
 
     def run(self) -> None:
         """Hands out whatever can be done now, deals with what comes back, and ends where there is nothing of either."""
@@ -186,8 +200,8 @@ class _Invocation:
             now = self.monotonic()
             if self._is_worth_settling(now):
                 self._settle()
-            may_claim = now + self.sender.timeout_seconds < self.deadline
-            if may_claim and now >= self.next_look and self._has_room():
+            may_claim = not self.relieved and now + self.sender.timeout_seconds < self.deadline
+            if may_claim and now >= self.next_look and self._has_room(now):
                 self._look(now)
             if self.results:
                 self.results.take(SETTLE_DELAY_SECONDS)
@@ -197,21 +211,31 @@ class _Invocation:
                 # Before it ends, once more from the beginning: for what was passed over and for what came back.
                 self.afresh, self.next_look = True, now
             else:
-                self.telemetry.flush()
+                self.telemetry.flush_at_times()
                 self.sleep(max(self.next_look - now, 0))
 
     # --- claiming -----------------------------------------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        return not self.looks and self.flying < self.policy.claim_size and self.bytes_out < CLAIM_BYTES // 2
+    def _has_room(self, now: float) -> bool:
+        return (
+            not self.looks
+            and self.bytes_out < CLAIM_BYTES // 2
+            and (self.flying.total() < self.policy.claim_size or now >= self.next_fair_look)
+        )
 
     def _look(self, now: float) -> None:
         self.looks = True
+        self.next_fair_look = now + FAIR_LOOK_SECONDS
+        full = {topic for topic, messages in self.flying.items() if messages >= self.policy.claim_size}
         nothing_is_out = not self.results and not self.unsettled
         lease_ends = now + self.policy.lease_seconds
         start_before = min(lease_ends, self.deadline) - self.sender.timeout_seconds
         look = functools.partial(
-            self.ledger.look, max_bytes=CLAIM_BYTES - self.bytes_out, afresh=self.afresh, lingers=self.lingers
+            self.ledger.look,
+            max_bytes=CLAIM_BYTES - self.bytes_out,
+            full=full,
+            afresh=self.afresh,
+            lingers=self.lingers,
         )
         self.afresh = False
         self.on_ledger(look, functools.partial(self._found, start_before, nothing_is_out))
@@ -222,7 +246,7 @@ class _Invocation:
         now = self.monotonic()
         if look.is_relieved:
             self.telemetry.logger.info("relieved")
-            self.linger_until = min(self.linger_until, now)
+            self.relieved = True
         if len(look.claim):
             self.next_look, self.pause = now, POLL_SECONDS[0]
             self._launch(look.claim, start_before)
@@ -240,11 +264,12 @@ class _Invocation:
         unsendable, sendable = self.sender.sort(claim.messages)
         self.unsettled += unsendable
         for batch in sendable:
-            self.flying += len(batch)
-            self.on_publisher(functools.partial(self.sender.send, batch, start_before), self._landed)
+            self.flying[batch[0].topic] += len(batch)
+            self.waiting.add(batch, start_before)
+            self.on_publisher(lambda: self.sender.send(*self.waiting.take()), self._landed)
 
     def _landed(self, batch: Sequence[Report]) -> None:
-        self.flying -= len(batch)
+        self.flying[batch[0].message.topic] -= len(batch)
         if self.ledger.has_news(batch):
             # First the breaker, which decides when a row that its queue failed is tried again.
             self.on_ledger(functools.partial(self.ledger.hear, batch), lambda _: self.unsettled.extend(batch))
@@ -258,26 +283,34 @@ class _Invocation:
         return (
             bool(reports)
             and not self.settles
-            and (len(reports) >= SETTLE_ROWS or not self.flying or now - reports[0].known_at >= SETTLE_DELAY_SECONDS)
+            and (
+                len(reports) >= SETTLE_ROWS
+                or not self.flying.total()
+                or now - reports[0].known_at >= SETTLE_DELAY_SECONDS
+            )
         )
 
     def _settle(self) -> None:
         self.settles = True
         reports, self.unsettled = self.unsettled, []
-        self.on_ledger(functools.partial(self.ledger.settle, reports), functools.partial(self._settled, reports))
+        settlements = [(report.message, self.ledger.settlement(report)) for report in reports]
+        self.on_ledger(
+            functools.partial(self.ledger.settle, settlements), functools.partial(self._settled, reports, settlements)
+        )
 
     def _settled(
         self,
         reports: Sequence[Report],
-        outcome: tuple[Sequence[Settlement], Mapping[int, store.Settled], float],
+        settlements: Sequence[tuple[Message, Settlement]],
+        outcome: tuple[float, Sequence[store.Settled]],
     ) -> None:
         """Counted here and not before: the state is committed."""
         self.settles = False
-        settlements, settled, started = outcome
+        started, rows = outcome
+        settled = {row.outbox_id: row for row in rows}
         published = 0
         slowest_sends: dict[float, float] = {}
-        for report, settlement in zip(reports, settlements, strict=True):
-            message = report.message
+        for report, (message, settlement) in zip(reports, settlements, strict=True):
             self.bytes_out -= message.size
             row = settled.get(message.outbox_id)
             if row is None:
@@ -290,14 +323,14 @@ class _Invocation:
                     "another claim took this row over: the lease was too short",
                 )
                 continue
-            if row.disposition is Disposition.PUBLISHED:
+            if row.disposition == Disposition.PUBLISHED:
                 published += 1
                 if isinstance(report.outcome, Accepted):
                     latency = max(row.age_seconds - (started - report.known_at), 0)
                     self.telemetry.count("CommitToPublishLatency", latency * 1000)
             else:
-                self._count(row.disposition)
-                _log_row(self.telemetry, message, row.disposition.value, settlement.error)
+                self._count(settlement.disposition)
+                _log_row(self.telemetry, message, row.disposition, settlement.error)
             if report.send_seconds is not None:
                 slowest_sends[report.known_at] = report.send_seconds
         self.result.published += published
@@ -318,6 +351,29 @@ class _Invocation:
                 self.telemetry.count("EventsDeadLettered", 1)
             case Disposition.RELEASED:
                 self.result.released += 1
+
+
+class _Waiting:
+    """The batches that wait for a publishing thread. Topics take turns: a slow queue keeps no other waiting."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._by_topic: dict[str, deque[tuple[Sequence[Message], float]]] = {}
+
+    def add(self, batch: Sequence[Message], start_before: float) -> None:
+        """Behind those of its topic."""
+        with self._lock:
+            self._by_topic.setdefault(batch[0].topic, deque()).append((batch, start_before))
+
+    def take(self) -> tuple[Sequence[Message], float]:
+        """The next one, of the topic that waited longest for its turn. One must be there for every call."""
+        with self._lock:
+            topic = next(iter(self._by_topic))
+            of_topic = self._by_topic.pop(topic)
+            batch = of_topic.popleft()
+            if of_topic:
+                self._by_topic[topic] = of_topic  # last now
+            return batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
+from control_plane.domain.text import readable
 from control_plane.outbox.publisher import Message, Publisher
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def read_answer(answer: Any, count: int) -> list[Outcome]:
     """The outcome of each of ``count`` entries, whose ids are their places, from a SendMessageBatch answer."""
     outcomes: list[Outcome] = [Failed("the queue's answer does not mention this entry")] * count
     for entry in answer.get("Successful", ()):
-        outcomes[int(entry["Id"])] = Accepted(entry["MessageId"])
+        # One that Postgres refused would undo the settlement of all the others.
+        outcomes[int(entry["Id"])] = Accepted(readable(str(entry["MessageId"])))
     for entry in answer.get("Failed", ()):
         code = _short(entry.get("Code", ""))
         reason = f"{code}: {entry.get('Message') or 'no message'}"

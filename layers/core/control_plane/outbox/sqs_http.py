@@ -12,9 +12,11 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from functools import cached_property, partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from io import BufferedReader, RawIOBase
 from json.encoder import encode_basestring_ascii as quoted
+from socket import socket
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
     from botocore.credentials import Credentials
 
+IDLE_SECONDS: Final = 20.0
+"""How long a connection may have been idle to be used again."""
 _HEADERS: Final = {
     "Content-Type": "application/x-amz-json-1.0",
     "X-Amz-Target": "AmazonSQS.SendMessageBatch",
@@ -69,12 +73,18 @@ class SqsHttpPublisher:
         self._lock = Lock()
         self._found: _Transport | None = None
 
+    def prepare(self) -> None:
+        """Finds the endpoint ahead of the first send."""
+        self._transport()
+
     def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
         """See :class:`control_plane.outbox.publisher.Publisher`."""
-        if self._monotonic() >= start_before:
-            return [NotSent()] * len(messages)
         try:
-            status, headers, text = self._transport().post(_request(queue_url, messages))
+            # Not before: to find the endpoint, to sign and to connect takes its time.
+            may_start = partial(self._may_start, start_before)
+            status, headers, text = self._transport().post(_request(queue_url, messages), may_start=may_start)
+        except TooLateError:
+            return [NotSent()] * len(messages)
         except (OSError, HTTPException, BotoCoreError) as error:
             return [QueueFault(f"{type(error).__name__}: {error}")] * len(messages)
         try:
@@ -91,11 +101,18 @@ class SqsHttpPublisher:
             return one_by_one(self, queue_url, messages, start_before=start_before)
         return [outcome] * len(messages)
 
+    def _may_start(self, start_before: float) -> bool:
+        return self._monotonic() < start_before
+
     def _transport(self) -> "_Transport":
         with self._lock:
             if self._found is None:
                 self._found = _Transport(self._find_endpoint())
             return self._found
+
+
+class TooLateError(Exception):
+    """The time was up before anything was sent."""
 
 
 class UnreachableError(OSError):
@@ -108,17 +125,22 @@ class _Transport:
     def __init__(self, endpoint: SqsEndpoint) -> None:
         self._endpoint = endpoint
         self._url = urlsplit(endpoint.url)
-        self._idle: deque[HTTPConnection] = deque()
+        self._idle: deque[tuple[HTTPConnection, float]] = deque()
+        """With the time since when."""
         weakref.finalize(self, _close, self._idle)
 
-    def post(self, body: bytes) -> tuple[int, "HTTPMessage", bytes]:
+    def post(self, body: bytes, *, may_start: Callable[[], bool]) -> tuple[int, "HTTPMessage", bytes]:
         """Status, headers and body of the answer. Sent once: a send that may have been accepted is not repeated.
 
-        Raises OSError, HTTPException, BotoCoreError.
+        Raises TooLateError, OSError, HTTPException, BotoCoreError.
         """
         headers = self._signed(body)
         connection = self._connection()
         try:
+            _start(may_start)
+            ends = time.monotonic() + READ_TIMEOUT_SECONDS
+            connection.sock.settimeout(READ_TIMEOUT_SECONDS)
+            connection.response_class = partial(_Answer, ends=ends)  # type: ignore[assignment]  # it makes one
             connection.request("POST", self._url.path, body, headers)
             answer = connection.getresponse()
             text = answer.read()
@@ -126,7 +148,7 @@ class _Transport:
             connection.close()
             raise
         if not answer.will_close:
-            self._idle.append(connection)
+            self._idle.append((connection, time.time()))
         return answer.status, answer.headers, text
 
     def _signed(self, body: bytes) -> Mapping[str, str]:
@@ -137,13 +159,17 @@ class _Transport:
         return dict(request.headers.items())
 
     def _connection(self) -> HTTPConnection:
-        """One that is open: the other side may have closed it since, which shows as something to read."""
+        """One that is open: what was idle for long may be gone without a word, as after Lambda froze this process.
+
+        By the time of day, for a monotonic clock may stand still meanwhile. One that the other side has closed shows as
+        something to read.
+        """
         while self._idle:
             try:
-                connection = self._idle.pop()
+                connection, idle_since = self._idle.pop()
             except IndexError:  # another thread was faster
                 break
-            if not wait_for_read(connection.sock, timeout=0):
+            if 0 <= time.time() - idle_since < IDLE_SECONDS and not wait_for_read(connection.sock, timeout=0):
                 return connection
             connection.close()
         return self._opened()
@@ -162,7 +188,6 @@ class _Transport:
         except OSError as error:
             msg = f"no connection to {self._endpoint.url}: {error}. {vpc_hint('sqs')}"
             raise UnreachableError(msg) from error
-        connection.sock.settimeout(READ_TIMEOUT_SECONDS)
         return connection
 
     @cached_property
@@ -170,9 +195,49 @@ class _Transport:
         return ssl.create_default_context(cafile=self._endpoint.ca_bundle or get_cert_path(True))
 
 
-def _close(connections: Iterable[HTTPConnection]) -> None:
-    for connection in connections:
+def _start(may_start: Callable[[], bool]) -> None:
+    if not may_start():
+        raise TooLateError
+
+
+def _close(connections: Iterable[tuple[HTTPConnection, float]]) -> None:
+    for connection, _ in connections:
         connection.close()
+
+
+class _Answer(HTTPResponse):
+    """An answer that is whole in time, or a time-out: a socket's own counts anew for every piece."""
+
+    def __init__(self, sock: socket, *, ends: float, method: str | None = None) -> None:
+        super().__init__(sock, method=method)
+        self.fp = BufferedReader(_Timed(self.fp.detach(), sock, ends))
+
+
+class _Timed(RawIOBase):
+    """What a socket receives until an instant of ``time.monotonic()``."""
+
+    def __init__(self, raw: RawIOBase, sock: socket, ends: float) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._ends = ends
+
+    def readable(self) -> bool:
+        """Io's: it is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Io's: reads a piece. Raises TimeoutError."""
+        remaining = self._ends - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the answer was not whole in time")
+        if self._sock.fileno() >= 0:  # an answer that is the last on its connection outlives it
+            self._sock.settimeout(remaining)
+        return self._raw.readinto(buffer) or 0
+
+    def close(self) -> None:
+        """Io's: and lets go of the socket."""
+        self._raw.close()
+        super().close()
 
 
 def _request(queue_url: str, messages: Sequence[Message]) -> bytes:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import cached_property
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
 
-from control_plane.domain.lifecycle import Disposition, Settlement
+from control_plane.domain.lifecycle import Settlement
 from control_plane.domain.trace import traceparent
 from control_plane.outbox.publisher import Message
 from control_plane.platform.queries import load_queries
@@ -39,25 +40,66 @@ class Lane:
     """Rows that were due before it are left out."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Claim:
-    """Rows taken under one token: those to publish, and those whose attempts were found spent."""
+    """Rows taken under one token. What they hold is made of them where it is first asked for, not where they arrive."""
 
     token: UUID
-    messages: Sequence[Message]
-    spent: Sequence[Spent]
-    reached: Mapping[str, datetime]
-    """Per topic, when the last of its rows had been due: the next claim may go on from there."""
+    rows: Sequence[tuple[Any, ...]] = ()
+    """As the statement returns them."""
 
     def __len__(self) -> int:
-        return len(self.messages) + len(self.spent)
+        return len(self.rows)
+
+    @cached_property
+    def messages(self) -> Sequence[Message]:
+        """To be published."""
+        return [
+            Message(
+                outbox_id,
+                self.token,
+                event_id,
+                trace_id,
+                topic,
+                attempt,
+                body,
+                {
+                    "event_id": str(event_id),
+                    "event_type": event_type,
+                    "schema_version": str(schema_version),
+                    "trace_id": str(trace_id),
+                    "traceparent": traceparent(trace_id, event_id),
+                },
+            )
+            for state, outbox_id, event_id, topic, body, attempt, *_, event_type, schema_version, trace_id in self.rows
+            if state == "in_flight"
+        ]
+
+    @cached_property
+    def spent(self) -> Sequence[Spent]:
+        """Found with their attempts already made."""
+        return [
+            Spent(outbox_id, event_id, trace_id, topic, attempt, error)
+            for state, outbox_id, event_id, topic, _, attempt, error, _, _, _, trace_id in self.rows
+            if state != "in_flight"
+        ]
+
+    @cached_property
+    def reached(self) -> Mapping[str, tuple[int, datetime]]:
+        """Per topic, how many rows were taken, and when the last of them had been due."""
+        reached: dict[str, tuple[int, datetime]] = {}
+        for _, _, _, topic, _, _, _, due_at, _, _, _ in self.rows:
+            taken, latest = reached.get(topic, (0, due_at))
+            reached[topic] = (taken + 1, max(latest, due_at))
+        return reached
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """One row whose settlement took effect."""
 
-    disposition: Disposition
+    outbox_id: int
+    disposition: str
+    """A Disposition's value."""
     age_seconds: float
     """Since the row's creation, by the database's clock."""
 
@@ -93,29 +135,13 @@ def claim(
             "max_attempts": max_attempts,
         },
     ).fetchall()
-    messages = []
-    spent = []
-    reached: dict[str, datetime] = {}
-    for state, outbox_id, event_id, topic, body, attempt, error, due_at, event_type, schema_version, trace_id in rows:
-        reached[topic] = max(due_at, reached.get(topic, due_at))
-        if state == "in_flight":
-            attributes = {
-                "event_id": str(event_id),
-                "event_type": event_type,
-                "schema_version": str(schema_version),
-                "trace_id": str(trace_id),
-                "traceparent": traceparent(trace_id, event_id),
-            }
-            messages.append(Message(outbox_id, token, event_id, trace_id, topic, attempt, body, attributes))
-        else:
-            spent.append(Spent(outbox_id, event_id, trace_id, topic, attempt, error))
-    return Claim(token, messages, spent, reached)
+    return Claim(token, rows)
 
 
 def settle(
     connection: Connection[Any], *, claimed_by: str, settlements: Sequence[tuple[Message, Settlement]]
-) -> Mapping[int, Settled]:
-    """Records outcomes in one round trip, by outbox id; the answer leaves out what another claim has taken over."""
+) -> Sequence[Settled]:
+    """Records outcomes in one round trip; the answer leaves out what another claim has taken over."""
     rows = connection.execute(
         QUERIES["settle"].sql,
         {
@@ -128,7 +154,15 @@ def settle(
             "delays_seconds": [settlement.delay.total_seconds() for _, settlement in settlements],
         },
     )
-    return {outbox_id: Settled(Disposition(disposition), age) for outbox_id, disposition, age in rows}
+    return [Settled._make(row) for row in rows]
+
+
+def settled_before(connection: Connection[Any], message_ids: Mapping[int, str]) -> Sequence[Settled]:
+    """Which of the messages, by outbox id, an earlier settlement recorded under the id that the queue gave them."""
+    rows = connection.execute(
+        QUERIES["settled_before"].sql, {"ids": list(message_ids), "message_ids": list(message_ids.values())}
+    )
+    return [Settled._make(row) for row in rows]
 
 
 def backlog(connection: Connection[Any]) -> tuple[int, float]:

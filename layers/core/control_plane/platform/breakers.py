@@ -89,6 +89,10 @@ class Breakers:
         )
         return row.fetchone() is not None
 
+    def give_back_probe(self, name: str) -> None:
+        """For a caller that had nothing to probe with: the probe is due at once, for anybody."""
+        self._connection().execute(QUERIES["give_back_probe"].sql, {"name": name})
+
     def is_sound(self, name: str) -> bool:
         """Whether the last look found nothing to forget, as nearly always: a success is then no news."""
         return name in self._sound

@@ -20,6 +20,12 @@ SET state = 'half_open', retry_at = now() + make_interval(secs => %(cool_down_se
 WHERE name = %(name)s AND state <> 'closed' AND held_by IS NULL AND retry_at <= now()
 RETURNING name
 
+-- name: give_back_probe
+-- Makes a probe that was won and not made due again; a person's hold stands.
+UPDATE circuit_breakers
+SET retry_at = now()
+WHERE name = %(name)s AND state = 'half_open' AND held_by IS NULL
+
 -- name: close_breaker
 -- Closes a breaker and forgets its failures; without effect on one that a person holds or that has none.
 UPDATE circuit_breakers
