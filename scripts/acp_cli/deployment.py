@@ -121,8 +121,11 @@ def remove(cloud: LocalCloud, stack: str) -> None:
                 buckets.delete_object(Bucket=bucket, Key=item["Key"])
         buckets.delete_bucket(Bucket=bucket)
     # A function that was running writes its last lines after its log group is gone, which makes it anew.
-    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
-        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
+    prefix = f"/aws/lambda/{stack}-"
+    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]:
+        # <logical id>-<suffix>; more parts are of a stack whose name merely begins with this one's.
+        if group["logGroupName"].removeprefix(prefix).count("-") == 1:
+            cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
 
 
 def _bucket(stack: str) -> str:
