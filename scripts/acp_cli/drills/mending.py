@@ -17,6 +17,7 @@ from acp_cli.drills import promises, record
 from acp_cli.drills.promises import QUERIES
 from acp_cli.errors import AcpError
 from acp_cli.functions import function_name
+from acp_cli.interrupts import uninterrupted
 from acp_cli.market import MarketChoice
 from control_plane.platform import breakers
 
@@ -59,11 +60,13 @@ def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], No
 
 
 def mend_what_was_left(cloud: Cloud, run: RunState, say: Callable[[str], None]) -> str | None:
-    """Put right what a drill that was cut off has left. Returns its name, None where there is none."""
+    """Put right what a drill that was cut off has left, and say so. Returns its name, None where there is none."""
     left = record.load(cloud.workspace)
     if left is None:
         return None
-    mend(cloud, run, left, say)
+    with uninterrupted():
+        mend(cloud, run, left, say)
+    say(f"The drill {left.drill} had been cut off; what it left is put right.")
     return left.drill
 
 
