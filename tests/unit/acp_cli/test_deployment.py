@@ -68,10 +68,13 @@ class FakeBuckets:
 
 
 class FakeSecrets:
-    exceptions = SimpleNamespace(ResourceNotFoundException=KeyError)
+    """Without any. Its exceptions are its own, as a client's are."""
+
+    def __init__(self) -> None:
+        self.exceptions = SimpleNamespace(ResourceNotFoundException=type("ResourceNotFoundException", (Exception,), {}))
 
     def delete_secret(self, **_: Any) -> None:
-        raise KeyError
+        raise self.exceptions.ResourceNotFoundException
 
 
 class FakeLogs:
@@ -92,8 +95,11 @@ class FakeCloud:
         self.cloudformation = FakeCloudFormation()
         self.functions = FakeFunctions()
         self.buckets = FakeBuckets()
-        self.secrets = FakeSecrets()
         self.logs = FakeLogs()
+
+    @property
+    def secrets(self) -> FakeSecrets:
+        return FakeSecrets()
 
 
 STACK = "a-stack"
