@@ -105,9 +105,7 @@ def up(
     options = UpOptions(market, cloud_name, stack, parameters)
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
-        mended = mending.mend_what_was_left(cloud, run, progress.say)
-    if mended is not None:
-        progress.say(f"The drill {mended} had been cut off; what it left is put right.")
+        mending.mend_what_was_left(cloud, run, progress.say)
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
     if url := cloud.outputs(run).get("ApiUrl"):
         progress.say(f"The API: curl {url}/health")

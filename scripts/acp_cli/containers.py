@@ -48,7 +48,7 @@ def prepare(
 
     Returns the environment by logical id. Raises NoContainersError.
     """
-    interface = bridge_of(find_engine())
+    interface = _bridge()
     seen = FromContainer()
     functions = {
         output.removesuffix("Name"): function_environment(cloud, name, seen)
@@ -132,6 +132,16 @@ def _installation() -> str:
         "start it (sudo systemctl start docker), be a member of the group docker, and run this again: "
         f"docker info must answer.{named}"
     )
+
+
+def _bridge() -> ipaddress.IPv4Interface | None:
+    import docker.errors  # noqa: PLC0415 - slow, and not needed by other commands
+
+    try:
+        return bridge_of(find_engine())
+    except (docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
+        msg = f"The Docker engine does not say how containers reach this host: {error}"
+        raise NoContainersError(msg, remedy="Does docker network inspect bridge answer?") from error
 
 
 def bridge_of(engine: Any) -> ipaddress.IPv4Interface | None:

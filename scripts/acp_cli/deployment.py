@@ -110,10 +110,11 @@ def deploy(
 def remove(cloud: LocalCloud, stack: str) -> None:
     """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
     _delete_stack(cloud, stack)
+    secrets = cloud.secrets  # whose exceptions are its own: another client's are other classes
     for name in _SECRETS.values():
         for secret in (f"{stack}/{name}", f"{stack}/{name}{SECRET_COPY}"):
-            with contextlib.suppress(cloud.secrets.exceptions.ResourceNotFoundException):
-                cloud.secrets.delete_secret(SecretId=secret, ForceDeleteWithoutRecovery=True)
+            with contextlib.suppress(secrets.exceptions.ResourceNotFoundException):
+                secrets.delete_secret(SecretId=secret, ForceDeleteWithoutRecovery=True)
     buckets, bucket = cloud.buckets, _bucket(stack)
     with contextlib.suppress(buckets.exceptions.NoSuchBucket):
         for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):
@@ -121,8 +122,11 @@ def remove(cloud: LocalCloud, stack: str) -> None:
                 buckets.delete_object(Bucket=bucket, Key=item["Key"])
         buckets.delete_bucket(Bucket=bucket)
     # A function that was running writes its last lines after its log group is gone, which makes it anew.
-    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=f"/aws/lambda/{stack}-")["logGroups"]:
-        cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
+    prefix = f"/aws/lambda/{stack}-"
+    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]:
+        # <logical id>-<suffix>; more parts are of a stack whose name merely begins with this one's.
+        if group["logGroupName"].removeprefix(prefix).count("-") == 1:
+            cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
 
 
 def _bucket(stack: str) -> str:

@@ -64,7 +64,8 @@ def drill(
     progress = Progress()
     with locked(cloud.workspace.state, f"drill {name or '--mend'}", on_wait=progress.say):
         run = cloud.running()
-        _mend_what_was_left(cloud, run, progress, asked=mend)
+        if mending.mend_what_was_left(cloud, run, progress.say) is None and mend:
+            progress.say("No drill has left anything to mend.")
         console = Console(stderr=as_json, highlight=False)
         results: list[Result] = []
         try:
@@ -127,15 +128,6 @@ def _refuse_where_it_would_mislead(stage: Stage) -> None:
         raise AcpError(msg, remedy=f"A drill needs it closed: scripts/acp resume {breaker.name}")
     msg = f"The breaker of {breaker.name} is {breaker.state.replace('_', '-')} already: {breaker.last_error}"
     raise AcpError(msg, remedy="A drill on a real fault would show nothing. See scripts/acp status")
-
-
-def _mend_what_was_left(cloud: Cloud, run: RunState, progress: Progress, *, asked: bool) -> None:
-    with uninterrupted():
-        mended = mending.mend_what_was_left(cloud, run, progress.say)
-    if mended is not None:
-        progress.say(f"The drill {mended} had been cut off; what it left is put right.")
-    elif asked:
-        progress.say("No drill has left anything to mend.")
 
 
 def _chosen(name: str | None) -> Sequence[Drill]:

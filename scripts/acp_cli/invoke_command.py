@@ -40,7 +40,7 @@ def invoke(
     function: Annotated[
         str,
         typer.Argument(
-            help="ingestion, relay, signal-lab, migration, maintenance, or a logical id.", show_default=False
+            help="ingestion, relay, signal-lab, ops-api, migration, maintenance, or a logical id.", show_default=False
         ),
     ],
     *,

@@ -132,7 +132,7 @@ def logs(
     function: Annotated[
         str,
         typer.Argument(
-            help="ingestion, relay, signal-lab, migration, maintenance, or a logical id.", show_default=False
+            help="ingestion, relay, signal-lab, ops-api, migration, maintenance, or a logical id.", show_default=False
         ),
     ],
     *,

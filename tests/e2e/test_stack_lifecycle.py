@@ -29,7 +29,8 @@ KINDS = {
     "REST API",
 }
 """What the template makes, at the least."""
-FIRST, BESIDE, BY_SAM = "ai-control-plane", "beside", "by-sam-alone"
+FIRST, BESIDE, BY_SAM = "ai-control-plane", "ai-control", "by-sam-alone"
+"""The first one's name begins with the second's: what is looked for by the one is not to find the other."""
 SCHEDULE = "rate(7 minutes)"
 
 

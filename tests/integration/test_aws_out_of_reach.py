@@ -76,8 +76,8 @@ def refused(endpoint_url: str | None, *texts: str, arn: str = ARN) -> str:
     [
         ("ResourceNotFoundException", "DatabaseSecretArn"),
         ("AccessDeniedException", "its last six characters"),
-        ("AccessDeniedException", "kms:Decrypt"),
-        ("DecryptionFailure", "kms:Decrypt"),
+        ("AccessDeniedException", "SecretsKeyArn"),
+        ("DecryptionFailure", "SecretsKeyArn"),
         ("InvalidRequestException", "aws secretsmanager restore-secret"),
     ],
 )

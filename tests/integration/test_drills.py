@@ -28,6 +28,7 @@ from control_plane.platform import breakers
 from control_plane.platform.breakers import BreakerPolicy, Breakers
 
 QUEUE = "acp-MarketTicksQueue-1a2b"
+MENDED = "The drill queue-outage had been cut off; what it left is put right."
 DRILLS = {"source": promises.SOURCE, "entity_id": promises.ENTITY}
 
 
@@ -248,7 +249,7 @@ def test_settings_promises_breaker_and_prices_are_put_right_and_the_record_goes(
     object.__setattr__(cloud.fake, "relay", relay)
     said: list[str] = []
     assert mending.mend_what_was_left(cloud, cloud.running(), said.append) == "queue-outage"
-    assert said == ["Relay has its own settings again", "1 dead letters of drills are promised again"]
+    assert said == ["Relay has its own settings again", "1 dead letters of drills are promised again", MENDED]
     assert cloud.fake.deployed.variables["Relay"] == {"LEASE_SECONDS": "30", "OTHER": "1"}
     assert {one.state for one in read(app, batch)} == {"delivered"}
     assert cloud.fake.invoked == ["Ingestion", "Relay"]
@@ -263,7 +264,7 @@ def test_a_function_that_is_gone_takes_nothing_back(cloud: FakeCloud, owner: Con
     left_behind(cloud)
     said: list[str] = []
     assert mending.mend_what_was_left(cloud, cloud.running(), said.append) == "queue-outage"
-    assert (said, cloud.fake.invoked) == ([], [])
+    assert (said, cloud.fake.invoked) == ([MENDED], [])
 
 
 def test_a_breaker_that_a_person_holds_is_theirs(cloud: FakeCloud, app: Connection[Any]) -> None:

@@ -17,12 +17,14 @@ from acp_cli.drills import promises, record
 from acp_cli.drills.promises import QUERIES
 from acp_cli.errors import AcpError
 from acp_cli.functions import function_name
+from acp_cli.interrupts import uninterrupted
 from acp_cli.market import MarketChoice
 from control_plane.platform import breakers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mypy_boto3_lambda import LambdaClient
     from psycopg import Connection
 
     from acp_cli.aws import LocalCloud
@@ -59,11 +61,13 @@ def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], No
 
 
 def mend_what_was_left(cloud: Cloud, run: RunState, say: Callable[[str], None]) -> str | None:
-    """Put right what a drill that was cut off has left. Returns its name, None where there is none."""
+    """Put right what a drill that was cut off has left, and say so. Returns its name, None where there is none."""
     left = record.load(cloud.workspace)
     if left is None:
         return None
-    mend(cloud, run, left, say)
+    with uninterrupted():
+        mend(cloud, run, left, say)
+    say(f"The drill {left.drill} had been cut off; what it left is put right.")
     return left.drill
 
 
@@ -74,9 +78,10 @@ def change_variables(aws: LocalCloud, function: str, change: Change) -> None:
 
 def revert(aws: LocalCloud, function: str, change: Change) -> bool:
     """Take a change back. False where there is nothing to take back, if only because the function is gone."""
+    functions = aws.functions  # whose exceptions are its own: another client's are other classes
     try:
-        now = variables(aws, function)
-    except aws.functions.exceptions.ResourceNotFoundException:
+        now = _variables(functions, function)
+    except functions.exceptions.ResourceNotFoundException:
         return False
     reverted = change.reverted(now)
     if reverted == now:
@@ -87,7 +92,7 @@ def revert(aws: LocalCloud, function: str, change: Change) -> bool:
 
 def variables(aws: LocalCloud, function: str) -> Mapping[str, str]:
     """A function's environment as it is deployed."""
-    return aws.functions.get_function_configuration(FunctionName=function).get("Environment", {}).get("Variables", {})
+    return _variables(aws.functions, function)
 
 
 def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | None) -> None:
@@ -117,6 +122,10 @@ def source_name(run: RunState) -> str:
 def queue_breaker(cloud: Cloud, run: RunState) -> str:
     """The name of the breaker, and of the queue, that the drills' promises go to."""
     return breakers.queue_name(json.loads(cloud.environ(run)["TOPIC_QUEUE_URLS"])[promises.TOPIC])
+
+
+def _variables(functions: LambdaClient, function: str) -> Mapping[str, str]:
+    return functions.get_function_configuration(FunctionName=function).get("Environment", {}).get("Variables", {})
 
 
 def _update(aws: LocalCloud, function: str, variables: Mapping[str, str]) -> None:

@@ -249,13 +249,13 @@ def _source_down(stage: Stage) -> None:
     stage.end_market_fault(_EVERY_SYMBOL)
     stage.say("the source is back")
     healed = time.monotonic()
-    failures = stage.until(lambda look: look.all("delivered"), what="the failures to be delivered as events")
+    failures = _until_delivered(stage, what="the failures to be delivered as events")
     stage.until(
         lambda look: look.breaker.probe_is_due or look.breaker.is_closed, what="the cool-down to end", seconds=120
     )
     recovered = _ingest_until_closed(stage, symbol)
     seconds = time.monotonic() - healed
-    look = stage.until(lambda look: look.all("delivered"), what="the bars of the outage to be delivered")
+    look = _until_delivered(stage, what="the bars of the outage to be delivered")
 
     of_symbol = [promise for promise in failures.promises if promise.entity_id == symbol]
     stage.claim(
@@ -313,6 +313,12 @@ def _ingest_until_closed(stage: Stage, symbol: str) -> Mapping[str, Any]:
         stage.watch(1, what="the probe to come back")
     msg = f"Not seen within {_RUNS_AT_MOST} runs: the source fetched from again."
     raise NotSeenError(msg, remedy="See scripts/acp logs ingestion")
+
+
+def _until_delivered(stage: Stage, *, what: str) -> Look:
+    """By a relay of the drill's: where none stays, the schedule's next one may be a minute away, or more."""
+    stage.invoke("relay", {"linger_seconds": 0})
+    return stage.until(lambda look: look.all("delivered"), what=what)
 
 
 def _until_consumed(stage: Stage) -> Look:

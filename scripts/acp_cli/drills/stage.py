@@ -196,12 +196,14 @@ class Stage:
             f"{variables.get('LEASE_SECONDS', '30')}, cool-down {COOL_DOWN_SECONDS} s instead of "
             f"{variables.get('BREAKER_COOL_DOWN_SECONDS', '30')}"
         )
+        # One that stays goes when another comes to stay, which those of the schedule no longer do.
+        self.aws.invoke(relay, {"linger_seconds": _TURN_SECONDS})
         deadline = time.monotonic() + _HANDOVER_SECONDS
         while self._count("relays_begun_before", since=since, quiet_seconds=_QUIET_SECONDS):
             self.narrator.show("waiting for the relay under way, which has other settings, to end")
             if time.monotonic() > deadline:
                 msg = f"A relay that began before the drill is still at work after {_HANDOVER_SECONDS} s."
-                raise AcpError(msg, remedy="Give relays less time to stay: scripts/acp up --linger 50")
+                raise AcpError(msg, remedy="Give relays less time to stay: scripts/acp up --linger 90")
             time.sleep(0.5)
 
     def _relay(self, relay: str, stopped: threading.Event) -> None:

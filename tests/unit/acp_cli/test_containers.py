@@ -6,6 +6,7 @@ import tomllib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import docker.errors
 import pytest
 import samcli.local.docker.utils
 from samcli.local.docker.exceptions import ContainerNotReachableException
@@ -138,6 +139,20 @@ def test_without_an_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         find_engine()
     assert "Install" in raised.value.remedy
     assert "DOCKER_HOST is unix:///nonexistent/docker.sock" in raised.value.remedy
+
+
+@pytest.mark.parametrize("error", [docker.errors.NotFound("network bridge not found"), ConnectionResetError("reset")])
+def test_an_engine_without_a_bridge_or_that_goes_away_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
+    class Engine(FakeEngine):
+        def get(self, name: str) -> Any:
+            raise error
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(containers, "find_engine", Engine)
+    with pytest.raises(NoContainersError, match=str(error)):
+        containers.prepare(Workspace(tmp_path, tmp_path, tmp_path), object(), FakeCloud({}), {})  # type: ignore[arg-type]
 
 
 def test_samconfig_names_the_file_that_up_writes() -> None:

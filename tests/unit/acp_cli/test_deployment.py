@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from acp_cli import tools
-from acp_cli.deployment import deploy
+from acp_cli.deployment import deploy, remove
 from acp_cli.emulators.external import External
 from acp_cli.emulators.localstack import LocalStack
 from acp_cli.emulators.ministack import MiniStack
@@ -54,8 +55,37 @@ class FakeFunctions:
 
 
 class FakeBuckets:
+    exceptions = SimpleNamespace(NoSuchBucket=KeyError)
+
     def create_bucket(self, **_: str) -> None:
         pass
+
+    def get_paginator(self, _name: str) -> Any:
+        return SimpleNamespace(paginate=lambda **_: [])
+
+    def delete_bucket(self, **_: str) -> None:
+        pass
+
+
+class FakeSecrets:
+    """Without any. Its exceptions are its own, as a client's are."""
+
+    def __init__(self) -> None:
+        self.exceptions = SimpleNamespace(ResourceNotFoundException=type("ResourceNotFoundException", (Exception,), {}))
+
+    def delete_secret(self, **_: Any) -> None:
+        raise self.exceptions.ResourceNotFoundException
+
+
+class FakeLogs:
+    def __init__(self, *groups: str) -> None:
+        self.groups = list(groups)
+
+    def describe_log_groups(self, *, logGroupNamePrefix: str) -> dict[str, Any]:  # noqa: N803 - boto3's spelling
+        return {"logGroups": [{"logGroupName": name} for name in self.groups if name.startswith(logGroupNamePrefix)]}
+
+    def delete_log_group(self, **arguments: str) -> None:
+        self.groups.remove(arguments["logGroupName"])
 
 
 class FakeCloud:
@@ -65,6 +95,11 @@ class FakeCloud:
         self.cloudformation = FakeCloudFormation()
         self.functions = FakeFunctions()
         self.buckets = FakeBuckets()
+        self.logs = FakeLogs()
+
+    @property
+    def secrets(self) -> FakeSecrets:
+        return FakeSecrets()
 
 
 STACK = "a-stack"
@@ -168,3 +203,10 @@ def test_a_stack_that_rolled_back_is_an_error(world: World) -> None:
     world.cloud.cloudformation.status = "ROLLBACK_COMPLETE"
     with pytest.raises(Exception, match="ROLLBACK_COMPLETE"):
         world.deploy()
+
+
+def test_the_logs_of_a_stack_go_with_it_and_not_those_of_one_whose_name_begins_alike(world: World) -> None:
+    others = ["/aws/lambda/a-stack-too-RelayFunction-1a2b", "/aws/lambda/a-stackRelayFunction-1a2b"]
+    world.cloud.logs = FakeLogs("/aws/lambda/a-stack-RelayFunction-1a2b", *others)
+    remove(world.cloud, STACK)  # type: ignore[arg-type]  # as much of one as is asked for
+    assert world.cloud.logs.groups == others

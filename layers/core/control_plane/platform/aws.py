@@ -27,9 +27,11 @@ _SECRET_REMEDIES: Final = {
     ),
     "AccessDeniedException": (
         "The function's role may read what the stack's parameter names: give the whole ARN, its last six characters "
-        "included. A secret under a KMS key of your own needs kms:Decrypt on that key, too"
+        "included. A secret under a KMS key of your own needs the key's ARN, too, as SecretsKeyArn"
     ),
-    "DecryptionFailure": "The key that encrypts it must be enabled, and the function's role needs kms:Decrypt on it",
+    "DecryptionFailure": (
+        "The key that encrypts it must be enabled, and one of your own be named by the stack's parameter SecretsKeyArn"
+    ),
     "InvalidRequestException": "Is it to be deleted? Restore it: aws secretsmanager restore-secret",
 }
 
