@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from typing import Any, Final, cast
 from uuid import UUID
 
@@ -180,7 +181,7 @@ class Connection(asyncio.Protocol):
                 await asyncio.sleep(fault.latency_ms / 1000)
             if fault.accepts == "after" and not self._transport.is_closing():
                 answer = await self._send_on(upstream, head, said, queue, fault)
-        except (OSError, ValueError):
+        except (OSError, ValueError, HTTPException):
             # What is behind is not there, or makes no sense: the client is told nothing, as it would be then.
             self._transport.close()
         self._answering = False
