@@ -87,7 +87,9 @@ def _play(cloud: Cloud, run: RunState, drill: Drill, narrator: Narrator, result:
     """One drill, and everything put right after it, however it ended. Raises MendingError where that fails."""
     url = database.app_url(cloud.postgres(run), run)
     record = DrillRecord.begin(drill.name)
-    with narrator.telling(result), psycopg.connect(url, autocommit=True, application_name="acp-drill") as connection:
+    # Closed and no more: interrupted in a statement, it cannot be asked to roll back, and has nothing to.
+    opened = contextlib.closing(psycopg.connect(url, autocommit=True, application_name="acp-drill"))
+    with narrator.telling(result), opened as connection:
         stage = Stage(cloud, run, record, narrator, connection, is_of_source=drill.is_of_source)
         try:
             _refuse_where_it_would_mislead(stage)
