@@ -125,7 +125,9 @@ class Report:
         for name, where in self.services.items():
             table.add_row(name, where)
         if relay := self.pipeline.relay_on_duty:
-            table.add_row("relay on duty", f"{relay.name}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
+            # A log stream's name is long, and tells relays apart by its end; --json has it whole.
+            name = relay.name.rpartition("]")[2][:12]
+            table.add_row("relay on duty", f"{name}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
         return table
 
     def _outbox(self) -> Table:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from io import StringIO
 
 import pytest
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.console import Console
 from acp_cli.drills.record import DrillRecord
 from acp_cli.status import QueueDepth, Report, duration
 from control_plane.ops.horizon import HorizonHolder
-from control_plane.ops.status import ConsumerCount, EventCount, PipelineStatus, PromiseCount
+from control_plane.ops.status import ConsumerCount, EventCount, PipelineStatus, PromiseCount, RelayOnDuty
 from control_plane.platform.breakers import Breaker
 
 NOW = datetime(2024, 1, 10, 14, 32, tzinfo=UTC)
@@ -153,3 +154,13 @@ def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
     assert content["problems"] == [
         "the drill poison was cut off before it had put everything right: scripts/acp drill --mend"
     ]
+
+
+def test_the_relay_on_duty_is_named_in_a_narrow_terminal_and_whole_for_scripts() -> None:
+    stream = "2026/11/25/[$LATEST]58f528fba487b4c820bd81146ddf067f"
+    pipeline = PipelineStatus([], [], [], relay_on_duty=RelayOnDuty(stream, datetime(2026, 11, 25, 10, 35, tzinfo=UTC)))
+    shown = Report({"PostgreSQL": "127.0.0.1:5432"}, pipeline, [])
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(shown.render())
+    assert "relay on duty  58f528fba487, since 10:35:00Z" in console.export_text()
+    assert shown.to_dict()["relay_on_duty"]["name"] == stream
