@@ -24,12 +24,13 @@ from queue_endpoint import QueueEndpoint, Request
 ROOT = Path(__file__).parents[2]
 TICKS, FAILURES = 4_500, 500
 EVENTS = TICKS + FAILURES
-LEASE_SECONDS = 3.0
+LEASE_SECONDS = 4.5
 CONCURRENCY = 4
-CONNECT_TIMEOUT, READ_TIMEOUT = 0.5, 2.0
+CONNECT_TIMEOUT, READ_TIMEOUT = 0.5, 3.5
 COOL_DOWN_SECONDS = 0.5
 FINISH_SECONDS = 60.0
 POLL_SECONDS = 0.02
+STILL_SECONDS = 0.3
 
 _OF_RELAYS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'acp-relay'"
 _WAITING = f"SELECT {_OF_RELAYS} AND wait_event_type = 'Lock'"
@@ -91,7 +92,7 @@ class Pipeline:
     database: TestDatabase
     endpoint: QueueEndpoint
     folder: Path
-    in_flight: set[str] = field(default_factory=set)
+    in_flight: Counter[str] = field(default_factory=Counter)
     relays: list[RelayProcess] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _watch: psycopg.Connection[Any] | None = None
@@ -291,16 +292,46 @@ class Pipeline:
         self.endpoint.heal()
         self.endpoint.release()
 
-    def hold_sends(self, *, accepted: bool) -> None:
-        """Returns when sends wait for their answers, their messages in the queue or not."""
+    def hold_sends(self, *, accepted: bool, senders: int = CONCURRENCY) -> None:
+        """Returns when all senders wait for answers, their messages in the queue or not, and nothing else moves."""
         self.endpoint.set(hold=True, accepts="before" if accepted else "after")
-        self.endpoint.wait_for(lambda endpoint: endpoint.held() > 0)
+        self.wait(lambda: self.endpoint.held() >= senders, f"{senders} sends wait for their answers")
+        self.stand_still()
 
-    def kill(self, relay: RelayProcess) -> None:
-        """Kills it, and notes what it had claimed and the queue had accepted."""
+    def stand_still(self) -> None:
+        """Returns when what was answered is settled, and what there is room for is claimed."""
+        since, seen = time.monotonic(), self._settled_and_claimed()
+
+        def still() -> bool:
+            nonlocal since, seen
+            now = self._settled_and_claimed()
+            if now != seen:
+                since, seen = time.monotonic(), now
+            return time.monotonic() > since + STILL_SECONDS
+
+        self.wait(still, "nothing is settled or claimed any more")
+
+    def _settled_and_claimed(self) -> tuple[int, set[str]]:
+        return self.delivered(), self.claimed()
+
+    def kill(self, relay: RelayProcess) -> set[str]:
+        """Kills it, then as ``note_sent``."""
         relay.kill()
         self.wait(lambda: not self._last_words(), "the server sees that it is gone")
-        self.in_flight |= self.claimed(relay) & self.accepted().keys()
+        return self.note_sent(relay)
+
+    def note_sent(self, relay: RelayProcess) -> set[str]:
+        """Returns what a relay has claimed, and notes what of that the queue has accepted, once for each acceptance."""
+        claimed, accepted = self.claimed(relay), self.accepted()
+        self.in_flight |= Counter({event_id: accepted[event_id] for event_id in claimed})
+        return claimed
+
+    @contextmanager
+    def fault_of_the_database(self) -> Iterator[None]:
+        """In the block, its connections are lost; what is claimed before or after may have been in flight."""
+        claimed = self.claimed()
+        yield
+        self.in_flight.update(claimed | self.claimed())
 
     def _last_words(self) -> bool:
         # What a dead client had sent is still executed; then its server process finds nobody to answer.
@@ -332,13 +363,15 @@ class Pipeline:
             assert not delivered or message_id in message_ids.get(event_id, set()), f"{event_id}: {message_id}"
         return Result(
             events=len(rows),
-            in_flight=len(self.in_flight),
-            duplicated=sum(count - 1 for count in accepted.values()),
+            in_flight=self.in_flight.total(),
+            duplicated=self.duplicates().total(),
             lost=sum(1 for event_id, _, dead, *_ in rows if event_id not in accepted and not dead),
             attempts_spent=sum(attempts - 1 for _, _, dead, attempts, *_ in rows if not dead),
             dead_lettered=sum(1 for _, _, dead, *_ in rows if dead),
             seconds=seconds,
         )
 
-    def duplicates(self) -> set[str]:
-        return {event_id for event_id, count in self.accepted().items() if count > 1}
+    def duplicates(self) -> Counter[str]:
+        """How often each event is in a queue beyond its first time."""
+        accepted = self.accepted()
+        return accepted - Counter(accepted.keys())

@@ -11,9 +11,8 @@ from tests.reliability.pipeline import EVENTS, Pipeline
 def test_killed_after_its_claim_before_any_send_nothing_comes_twice(pipeline: Pipeline, finish: Finish) -> None:
     relay = pipeline.relay()
     pipeline.hold_sends(accepted=False)
-    claimed = pipeline.claimed()
+    claimed = pipeline.kill(relay)
     assert claimed
-    pipeline.kill(relay)
     assert pipeline.accepted().total() == 0
     pipeline.endpoint.reset()
     pipeline.relay()
@@ -26,8 +25,7 @@ def test_killed_while_publishing_only_what_the_queue_had_comes_twice(pipeline: P
     relay = pipeline.relay()
     pipeline.work_until(delivered=1_000)
     pipeline.hold_sends(accepted=True)
-    claimed = pipeline.claimed()
-    pipeline.kill(relay)
+    claimed = pipeline.kill(relay)
     assert pipeline.in_flight
     pipeline.recover()
     pipeline.relay()

@@ -20,9 +20,9 @@ def test_one_of_four_killed_the_others_take_over(pipeline: Pipeline, finish: Fin
     _all_at_work(pipeline, team)
     pipeline.endpoint.set(hold=True)
     pipeline.wait(lambda: pipeline.endpoint.held() > 3 * CONCURRENCY, "each waits for an answer")
-    pipeline.kill(team[0])
+    pipeline.stand_still()
+    claimed = pipeline.kill(team[0])
     assert pipeline.in_flight
-    claimed = pipeline.claimed(team[0])
     pipeline.recover()
     result = finish("one of four relays killed")
     assert pipeline.duplicates() <= pipeline.in_flight
@@ -34,10 +34,9 @@ def test_a_relay_frozen_beyond_its_lease_is_fenced(pipeline: Pipeline, finish: F
     # With one sender, all that it is about to send has been sent when its answer is held.
     slow = pipeline.relay(concurrency=1)
     pipeline.work_until(delivered=500)
-    pipeline.hold_sends(accepted=True)
+    pipeline.hold_sends(accepted=True, senders=1)
     slow.freeze()
-    pipeline.in_flight |= pipeline.claimed(slow) & pipeline.accepted().keys()
-    claimed = pipeline.claimed(slow)
+    claimed = pipeline.note_sent(slow)
     pipeline.recover()
     quick = pipeline.relay()
     pipeline.wait(lambda: not pipeline.claimed(slow) and pipeline.open() == 0, "the other one takes over", seconds=60)
@@ -66,9 +65,9 @@ def test_a_relay_whose_clock_is_wrong_takes_nothing_before_its_time(
     assert pipeline.tried_again() == set()
     pipeline.endpoint.set(hold=True)
     pipeline.wait(lambda: pipeline.endpoint.held() > CONCURRENCY, "each waits for an answer")
-    pipeline.kill(right)
+    pipeline.stand_still()
+    claimed = pipeline.kill(right)
     assert pipeline.in_flight
-    claimed = pipeline.claimed(right)
     pipeline.recover()
     result = finish(f"clock {hours:+} hours wrong, its neighbour killed")
     assert pipeline.duplicates() <= pipeline.in_flight
