@@ -37,6 +37,7 @@ from control_plane.domain.contract import parse_event
 from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable
 from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
 from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.outbox import ledger as ledger_module
 from control_plane.outbox import relay as relay_module
 from control_plane.outbox import store
 from control_plane.outbox.ledger import DUTY_SECONDS, RelayPolicy
@@ -955,6 +956,48 @@ def test_a_backlog_that_cannot_be_counted_does_not_hide_what_was_done(
     assert "OutboxPending" not in bench.telemetry.totals
     assert bench.telemetry.totals["RelayDuration"] >= 0
     assert "the backlog is unknown" in caplog.text
+
+
+def test_a_lock_that_outlasts_the_invocation_is_named_and_what_was_sent_is_settled_when_it_goes(
+    app: Connection[Any], owner: Connection[Any], database: TestDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds.promise(app, seeds.ticks(30))
+    monkeypatch.setattr(ledger_module, "LAST_SECONDS", 599)  # of 600: one is left
+    own = Database(lambda: database.app_url, application_name="relay")
+
+    def lock(_message: Message) -> None:
+        owner.execute("SELECT FROM outbox FOR UPDATE")
+
+    bench = Bench(own.connection, script=lock)
+    with owner.transaction():
+        with pytest.raises(DatabaseUnavailable, match="does somebody hold a lock on the outbox"):
+            bench.run()
+        assert {row["state"] for row in seeds.outbox(app).values()} == {"in_flight"}
+    while {row["state"] for row in seeds.outbox(app).values()} != {"delivered"}:
+        time.sleep(0.02)
+    assert bench.run().claimed == 0
+    assert len(bench.fake.sent) == 30
+    own.close()
+
+
+def test_a_database_that_is_away_when_the_time_is_over_is_not_waited_for(
+    own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = own_postgres.url()
+    database = Database(lambda: url, application_name="relay")
+    seeds.promise(database.connection(), seeds.ticks(30))
+    monkeypatch.setattr(ledger_module, "LAST_SECONDS", 599)
+    monkeypatch.setattr(ledger_module, "RECONNECT_SECONDS", 1e6)
+
+    def crash(_message: Message) -> None:
+        if own_postgres.running:
+            own_postgres.stop("immediate")
+
+    bench = Bench(database.connection, script=crash)
+    bench.while_asleep = lambda _nap: time.sleep(0.01)
+    with pytest.raises(DatabaseUnavailable, match="before the invocation's time was over"):
+        bench.run()
+    database.close()
 
 
 def test_a_probe_that_nothing_was_there_for_is_not_used_up(app: Connection[Any]) -> None:

@@ -1,9 +1,11 @@
 """The relay's side of Postgres: what to claim next, which queues are worth asking, what became of what was claimed."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from threading import Event, Lock, Timer
 from typing import Any, Final
 from uuid import uuid4
 
@@ -15,11 +17,14 @@ from control_plane.domain.lifecycle import Outcome, QueueFault, Settlement, sett
 from control_plane.outbox import store
 from control_plane.outbox.publisher import Message
 from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers, queue_name
+from control_plane.platform.database import hang_up
 from control_plane.platform.telemetry import Telemetry
 
 RECONNECT_SECONDS: Final = 5.0
 """How long a relay waits for a database that went away under it."""
 RECONNECT_PAUSE_SECONDS: Final = 0.2
+LAST_SECONDS: Final = 0.5
+"""Of an invocation, in which Postgres is not waited for any more: to say so."""
 QUEUE_FAULT_DELAY: Final = timedelta(seconds=2)
 """Before a row is tried again whose queue failed, while its breaker is still closed."""
 SWEEP_SECONDS: Final = 5.0
@@ -115,6 +120,29 @@ class Ledger:
         self._oldest_worth_a_look = store.BEGINNING
         self._duty = uuid4()
         self._asked_at = 0.0
+        self._is_late = Event()
+        self._closing = Lock()
+
+    @contextmanager
+    def ends_in(self, seconds: float) -> Iterator[None]:
+        """In the block, whoever still waits for Postgres when the time is nearly up gets a DatabaseUnavailable.
+
+        Without it, a lock that somebody holds on the outbox would take the invocation's last word from it.
+        """
+        self._is_late.clear()
+        timer = Timer(max(seconds - LAST_SECONDS, 0), self._end)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _end(self) -> None:
+        self._is_late.set()
+        with self._closing:
+            if self._database is not None:
+                hang_up(self._database)
 
     def open(self, *, lingers: bool) -> None:
         """For one invocation. One that lingers takes over from whoever lingers now. Raises DatabaseUnavailable."""
@@ -300,14 +328,21 @@ class Ledger:
         claim whose answer was lost comes back by its lease, and a breaker that counts a failure twice opens the sooner.
         """
         give_up_at = self._monotonic() + RECONNECT_SECONDS
-        while True:
+        failure = None
+        while not self._is_late.is_set():
             try:
                 return statement(self._connected())
-            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, DatabaseUnavailable):
+            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, DatabaseUnavailable) as error:
+                failure = error
                 # After a failover the one that was the writer still answers: only a new connection finds the new one.
-                if self._database is not None:
-                    self._database.close()
-                self._database = None
+                with self._closing:
+                    if self._database is not None:
+                        self._database.close()
+                    self._database = None
                 if self._monotonic() >= give_up_at:
                     raise
                 self._sleep(RECONNECT_PAUSE_SECONDS)
+        raise DatabaseUnavailable(
+            "Postgres did not answer before the invocation's time was over: is it overloaded, or does somebody hold a "
+            "lock on the outbox? What was sent and is not settled comes again when its lease ends"
+        ) from failure

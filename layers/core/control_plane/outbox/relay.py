@@ -39,13 +39,13 @@ SETTLE_ROWS: Final = 200
 """Outcomes that are worth a settlement of their own while others are still awaited."""
 SETTLE_DELAY_SECONDS: Final = 0.02
 """The longest that a known outcome waits for others to be settled with."""
-type HandOut = Callable[[Callable[[], Any], Callable[[Any], None]], None]
-"""Has a thread do a job, and the deciding one deal with its result."""
-
 FAIR_LOOK_SECONDS: Final = 1.0
 """How long the rows of one topic wait to be looked at while another's fill the publishing threads."""
 POLL_SECONDS: Final = (0.005, 0.1)
 """The shortest and the longest pause of a lingering relay that finds nothing; each empty look doubles it."""
+
+type HandOut = Callable[[Callable[[], Any], Callable[[Any], None]], None]
+"""Has a thread do a job, and the deciding one deal with its result."""
 
 
 @dataclass(slots=True)
@@ -111,13 +111,28 @@ class Relay:
         was not sent by then is given back. Raises psycopg.Error where the database fails; the lease returns its rows.
         """
         started = self._monotonic()
-        deadline = started + remaining_seconds() - SETTLE_SECONDS
+        remaining = remaining_seconds()
+        deadline = started + remaining - SETTLE_SECONDS
         has_time = deadline - started > self._publisher.send_timeout_seconds
         if not has_time:
             self._telemetry.logger.warning("no time to claim anything", error="give the function a longer timeout")
         # One that can do nothing relieves nobody.
         lingers = linger_seconds > 0 and has_time
-        self._ledger.open(lingers=lingers)
+        linger_until = min(started + linger_seconds, deadline)
+        with self._ledger.ends_in(remaining):
+            self._ledger.open(lingers=lingers)
+            result = self._invoke(deadline, linger_until, lingers=lingers)
+            pending, oldest_age = self._ledger.close(lingered=lingers) or (None, None)
+        if pending is not None and oldest_age is not None:
+            self._telemetry.count("OutboxPending", pending)
+            self._telemetry.count("OldestPendingAge", oldest_age)
+        self._telemetry.count("BreakerOpen", sum(state != "closed" for state in result.breakers.values()))
+        self._telemetry.count("RelayDuration", (self._monotonic() - started) * 1000)
+        self._telemetry.flush()
+        self._telemetry.logger.info("relayed", **result.to_dict(), pending=pending, oldest_pending_seconds=oldest_age)
+        return result
+
+    def _invoke(self, deadline: float, linger_until: float, *, lingers: bool) -> RelayResult:
         results = Results()
         ledger_thread = Workers(1, results, name="ledger")
         publishing_threads = Workers(self._policy.publish_concurrency, results, name="publish")
@@ -131,7 +146,7 @@ class Relay:
             policy=self._policy,
             telemetry=self._telemetry,
             deadline=deadline,
-            linger_until=min(started + linger_seconds, deadline),
+            linger_until=linger_until,
             lingers=lingers,
             monotonic=self._monotonic,
             sleep=self._sleep,
@@ -141,17 +156,8 @@ class Relay:
         finally:
             publishing_threads.close()
             ledger_thread.close()
-        result = invocation.result
-        result.breakers = self._ledger.breaker_states()
-        pending, oldest_age = self._ledger.close(lingered=lingers) or (None, None)
-        if pending is not None and oldest_age is not None:
-            self._telemetry.count("OutboxPending", pending)
-            self._telemetry.count("OldestPendingAge", oldest_age)
-        self._telemetry.count("BreakerOpen", sum(state != "closed" for state in result.breakers.values()))
-        self._telemetry.count("RelayDuration", (self._monotonic() - started) * 1000)
-        self._telemetry.flush()
-        self._telemetry.logger.info("relayed", **result.to_dict(), pending=pending, oldest_pending_seconds=oldest_age)
-        return result
+        invocation.result.breakers = self._ledger.breaker_states()
+        return invocation.result
 
 
 @dataclass(slots=True, kw_only=True)

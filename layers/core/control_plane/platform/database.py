@@ -121,8 +121,7 @@ def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]
 
     def cut() -> None:
         late.set()
-        with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
-            twin.shutdown(socket.SHUT_RDWR)
+        hang_up(connection)
 
     timer = Timer(after_seconds, cut)
     timer.start()
@@ -137,6 +136,12 @@ def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]
     finally:
         timer.cancel()
         timer.join()  # lest it cuts what the file descriptor belongs to next
+
+
+def hang_up(connection: Connection[Any]) -> None:
+    """Breaks the connection under whoever waits for its answer. Any thread may, while nobody closes it."""
+    with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
 
 
 def connect(
