@@ -1,5 +1,6 @@
 """Where Postgres is, and how its certificate is verified: from a URL, or from a secret."""
 
+import atexit
 import json
 import re
 import ssl
@@ -167,7 +168,8 @@ def _checked_ca(pem: object, name: str) -> str:
 
 @cache
 def _file_of(pem: str) -> str:
-    """Libpq reads certificates from files alone."""
+    """Libpq reads certificates from files alone; this one goes when the process does."""
     with tempfile.NamedTemporaryFile("w", prefix="postgres-ca-", suffix=".pem", delete=False) as file:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
         file.write(pem)
     return file.name
