@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,10 @@ def sam(
     workspace: Workspace, arguments: Sequence[str], *, log: str, extra_environ: Mapping[str, str] | None = None
 ) -> None:
     """Run this environment's SAM CLI from the checkout. It reaches no AWS but the endpoint in `extra_environ`."""
-    run(
-        workspace,
-        sam_command(*arguments),
-        log=log,
-        env=sam_environ(workspace) | dict(extra_environ or {}),
-    )
+    # It leaves a folder behind for each function that it packs.
+    with tempfile.TemporaryDirectory(prefix="acp-sam-") as temporary:
+        environ = sam_environ(workspace) | {"TMPDIR": temporary} | dict(extra_environ or {})
+        run(workspace, sam_command(*arguments), log=log, env=environ)
 
 
 def sam_command(*arguments: str) -> list[str]:
