@@ -13,8 +13,11 @@ import psycopg
 import pytest
 from botocore.exceptions import ClientError
 from tests.e2e.clouds import Differences
-from tests.e2e.conftest import UP_SECONDS, LocalCloud, run_acp, wait_for
+from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, run_acp, wait_for
 from tests.e2e.resources import Resources, beyond, resources
+
+from acp_cli.postgres import PostgresServer
+from control_plane.platform.database import SCHEMA_VERSION
 
 KINDS = {
     "stack",
@@ -32,6 +35,8 @@ KINDS = {
 FIRST, BESIDE, BY_SAM = "ai-control-plane", "ai-control", "by-sam-alone"
 """The first one's name begins with the second's: what is looked for by the one is not to find the other."""
 SCHEDULE = "rate(7 minutes)"
+PASSWORD = "second-password"
+TOKEN = "t" * 32
 
 
 @dataclass(frozen=True)
@@ -39,86 +44,179 @@ class Sam:
     """SAM's own command line, as somebody uses it who has an AWS account."""
 
     cloud: LocalCloud
-    folder: Path
-    stack: str
+    home: Path
 
-    def deploy(self, template: Path, **parameters: str) -> None:
-        self._run(
+    def __call__(self, *arguments: str, folder: Path = CHECKOUT) -> str:
+        """What it printed. Raises AssertionError where it failed."""
+        code, said = self.run(*arguments, folder=folder)
+        assert code == 0, said
+        return said
+
+    def run(self, *arguments: str, folder: Path = CHECKOUT) -> tuple[int, str]:
+        """Its exit code, and what it printed; of the surroundings it has only the account's."""
+        ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        names = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        ran = subprocess.run(
+            [sys.executable, "-m", "samcli", *arguments],
+            cwd=folder,
+            env=ours
+            | {name: self.cloud.environ[name] for name in names}
+            | {"SAM_CLI_TELEMETRY": "0", "SAM_CLI_POLL_DELAY": "1", "__SAM_CLI_APP_DIR": str(self.home)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return ran.returncode, ran.stdout
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One that SAM alone makes and removes, from what `acp up` built for functions that run on this machine."""
+
+    sam: Sam
+    name: str
+    template: Path
+
+    def deploy(self, **parameters: str) -> None:
+        code, said = self.try_to_deploy(**parameters)
+        assert code == 0, said
+
+    def try_to_deploy(self, **parameters: str) -> tuple[int, str]:
+        return self.sam.run(
             "deploy",
-            f"--template-file={template}",
-            f"--s3-bucket={self.stack}-artifacts",
+            f"--stack-name={self.name}",
+            "--region=us-east-1",
+            f"--template-file={self.template}",
+            f"--s3-bucket={self.name}-artifacts",
             "--capabilities=CAPABILITY_IAM",
             "--no-confirm-changeset",
             "--no-progressbar",
             "--parameter-overrides",
             *(f'{name}="{value}"' for name, value in parameters.items()),
+            folder=self.sam.home,  # no samconfig.toml
         )
+
+    def invoke(self, function: str, event: str = "{}") -> str:
+        return self.sam("remote", "invoke", "--stack-name", self.name, function, "--event", event)
 
     def delete(self) -> None:
-        self._run("delete", "--no-prompts", f"--s3-bucket={self.stack}-artifacts")
-
-    def _run(self, command: str, *arguments: str) -> None:
-        names = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        ran = subprocess.run(
-            [sys.executable, "-m", "samcli", command, f"--stack-name={self.stack}", "--region=us-east-1", *arguments],
-            cwd=self.folder,  # no samconfig.toml
-            env={
-                **os.environ,
-                **{name: self.cloud.environ[name] for name in names},
-                "SAM_CLI_TELEMETRY": "0",
-                "SAM_CLI_POLL_DELAY": "1",
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
+        self.sam(
+            *("delete", f"--stack-name={self.name}", "--region=us-east-1"),
+            *("--no-prompts", f"--s3-bucket={self.name}-artifacts"),
+            folder=self.sam.home,
         )
-        assert ran.returncode == 0, ran.stdout + ran.stderr
 
     def resource(self, logical_id: str) -> str:
         """The physical id of a resource of the stack."""
-        answer = self.cloud.client("cloudformation").describe_stack_resource(
-            StackName=self.stack, LogicalResourceId=logical_id
+        answer = self.sam.cloud.client("cloudformation").describe_stack_resource(
+            StackName=self.name, LogicalResourceId=logical_id
         )
         physical: str = answer["StackResourceDetail"]["PhysicalResourceId"]
         return physical
 
 
 @pytest.fixture
-def sam(local_cloud: LocalCloud, tmp_path: Path) -> Iterator[Sam]:
-    buckets = local_cloud.client("s3")
-    sam = Sam(local_cloud, tmp_path, BY_SAM)
-    buckets.create_bucket(Bucket=f"{sam.stack}-artifacts")
-    yield sam
-    for item in buckets.list_objects_v2(Bucket=f"{sam.stack}-artifacts").get("Contents", []):
-        buckets.delete_object(Bucket=f"{sam.stack}-artifacts", Key=item["Key"])
-    buckets.delete_bucket(Bucket=f"{sam.stack}-artifacts")
+def sam(local_cloud: LocalCloud, tmp_path: Path) -> Sam:
+    return Sam(local_cloud, tmp_path)
 
 
-def test_a_stack_deployed_updated_and_deleted_by_sam_alone_leaves_nothing_behind(
-    local_cloud: LocalCloud, sam: Sam, state: Path, differences: Differences
+@pytest.fixture
+def stack(sam: Sam, state: Path) -> Iterator[Stack]:
+    buckets = sam.cloud.client("s3")
+    stack = Stack(sam, BY_SAM, state / "build" / "sam" / "template.yaml")
+    buckets.create_bucket(Bucket=f"{stack.name}-artifacts")
+    yield stack
+    for item in buckets.list_objects_v2(Bucket=f"{stack.name}-artifacts").get("Contents", []):
+        buckets.delete_object(Bucket=f"{stack.name}-artifacts", Key=item["Key"])
+    buckets.delete_bucket(Bucket=f"{stack.name}-artifacts")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server of its own, without the schema."""
+    with PostgresServer(tmp_path / "data", password=PASSWORD, fsync=False) as server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            for role in ("acp_owner", "acp_app"):
+                connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
+            connection.execute("CREATE DATABASE control_plane OWNER acp_owner")
+        yield server
+
+
+@pytest.fixture
+def secrets(local_cloud: LocalCloud, database: PostgresServer) -> Iterator[dict[str, str]]:
+    """Those of a deployment, by their parameters; the database's in RDS's own shape."""
+    manager = local_cloud.client("secretsmanager")
+    place = {"engine": "postgres", "host": "127.0.0.1", "port": database.port, "dbname": "control_plane"}
+    values = {
+        "DatabaseSecretArn": json.dumps({"username": "acp_app", "password": PASSWORD, **place}),
+        "DatabaseOwnerSecretArn": json.dumps({"username": "acp_owner", "password": PASSWORD, **place}),
+        "ApiTokenSecretArn": TOKEN,
+    }
+    arns = {
+        parameter: manager.create_secret(Name=f"{BY_SAM}/{parameter}", SecretString=value)["ARN"]
+        for parameter, value in values.items()
+    }
+    yield arns
+    for arn in arns.values():
+        manager.delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
+
+
+def test_the_commands_of_the_deploy_page_reach_the_stack_that_samconfig_names(sam: Sam) -> None:
+    assert f'"version": {SCHEMA_VERSION}' in sam("remote", "invoke", "MigrationFunction", "--config-env", "cloud")
+    assert "migrated" in sam("logs", "--config-env", "cloud", "--name", "MigrationFunction")
+    assert "RelayFunctionName" in sam("list", "stack-outputs", "--stack-name", FIRST)
+
+
+def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_without_a_trace(
+    local_cloud: LocalCloud,
+    stack: Stack,
+    secrets: dict[str, str],
+    database: PostgresServer,
+    differences: Differences,
 ) -> None:
-    template = state / "build" / "sam" / "template.yaml"  # as `acp up` built it, for functions that run on this machine
     before = _resources(local_cloud)
-    given = {given["ParameterKey"]: given["ParameterValue"] for given in _stack(local_cloud, FIRST)["Parameters"]}
-    secrets = {name: value for name, value in given.items() if name.endswith("SecretArn")}
-    # None of its functions is ever to run.
-    sam.deploy(template, IngestionSchedule="rate(1 day)", RelaySchedule="rate(1 day)", **secrets)
+    stack.deploy(
+        **secrets,
+        MarketDataUrl=local_cloud.environ["MARKET_DATA_URL"],
+        IngestionSchedule="rate(1 day)",  # it is invoked by hand
+        RelaySchedule="rate(1 day)",
+    )
     made = _resources(local_cloud)
     assert beyond(made, before).keys() >= KINDS
+    assert beyond(before, made) == {}
 
-    ingestion = sam.resource("IngestionFunction")
-    sam.deploy(template, Symbols="IBM,FB", IngestionSchedule=SCHEDULE)
-    assert _stack(local_cloud, sam.stack)["StackStatus"] == "UPDATE_COMPLETE"
-    assert sam.resource("IngestionFunction") == ingestion
+    for function in ("IngestionFunction", "RelayFunction", "MaintenanceFunction"):
+        refusal = stack.invoke(function)
+        assert "SchemaVersionMismatch" in refusal
+        assert "sam remote invoke MigrationFunction --stack-name" in refusal
+        assert PASSWORD not in refusal
+    assert f'"version": {SCHEMA_VERSION}' in stack.invoke("MigrationFunction")
+    assert '"failed_symbols": []' in stack.invoke("IngestionFunction", '{"symbols": ["AAPL"]}')
+    with psycopg.connect(database.url("acp_app", "control_plane", PASSWORD)) as connection:
+        [stored] = connection.execute("SELECT count(*) FROM events").fetchone() or [0]
+    assert stored > 0
+    assert f'"published": {stored}' in stack.invoke("RelayFunction")
+
+    def consumed() -> bool:
+        with psycopg.connect(database.url("acp_app", "control_plane", PASSWORD)) as connection:
+            return connection.execute("SELECT count(*) FROM processed_events").fetchone() == (stored,)
+
+    wait_for(consumed, seconds=90, what="the stack's events consumed")
+
+    ingestion = stack.resource("IngestionFunction")
+    stack.deploy(Symbols="IBM,FB", IngestionSchedule=SCHEDULE)
+    assert _stack(local_cloud, stack.name)["StackStatus"] == "UPDATE_COMPLETE"
+    assert stack.resource("IngestionFunction") == ingestion
     assert _variable(local_cloud, ingestion, "SYMBOLS") == "IBM,FB"
-    rule = local_cloud.client("events").describe_rule(Name=sam.resource("IngestionFunctionSchedule"))
+    rule = local_cloud.client("events").describe_rule(Name=stack.resource("IngestionFunctionSchedule"))
     assert rule["ScheduleExpression"] == (SCHEDULE if differences.applies_changed_rules else "rate(1 day)")
     assert _counts(_resources(local_cloud)) == _counts(made)
 
-    sam.delete()
-    assert beyond(_resources(local_cloud), before) == {}
+    stack.delete()
+    _expect_the_same(_resources(local_cloud), before, differences)
     functions = local_cloud.client("lambda")
     if differences.forgets_layers:
         assert [layer for layer in functions.list_layers()["Layers"] if BY_SAM in layer["LayerName"]] == []
@@ -168,17 +266,20 @@ def test_a_second_stack_in_the_account_touches_nothing_of_the_first_and_leaves_n
     finally:
         down = acp("down")
     assert down.returncode == 0, down.stderr
-    after = _resources(local_cloud)
-    left = beyond(after, before)
-    if not differences.drops_late_logs:
-        left.pop("log group", None)
-    assert left == {}
-    assert beyond(before, after) == {}, "the first stack has lost something"
+    _expect_the_same(_resources(local_cloud), before, differences)
     assert local_cloud.acp("status").returncode == 0
 
 
 def _resources(cloud: LocalCloud) -> Resources:
     return resources(cloud.client, FIRST, BESIDE, BY_SAM)
+
+
+def _expect_the_same(after: Resources, before: Resources, differences: Differences) -> None:
+    left = beyond(after, before)
+    if not differences.drops_late_logs:
+        left.pop("log group", None)
+    assert left == {}
+    assert beyond(before, after) == {}, "the first stack has lost something"
 
 
 def _stack(cloud: LocalCloud, name: str) -> dict[str, Any]:
