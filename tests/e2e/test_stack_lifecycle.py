@@ -36,7 +36,7 @@ FIRST, BESIDE, BY_SAM = "ai-control-plane", "ai-control", "by-sam-alone"
 """The first one's name begins with the second's: what is looked for by the one is not to find the other."""
 SCHEDULE = "rate(7 minutes)"
 PASSWORD = "second-password"
-TOKEN = "t" * 32
+SECRETS = ("DatabaseSecretArn", "DatabaseOwnerSecretArn", "ApiTokenSecretArn")
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,10 @@ def secrets(local_cloud: LocalCloud, database: PostgresServer) -> Iterator[dict[
     """Those of a deployment, by their parameters; the database's in RDS's own shape."""
     manager = local_cloud.client("secretsmanager")
     place = {"engine": "postgres", "host": "127.0.0.1", "port": database.port, "dbname": "control_plane"}
-    values = {
-        "DatabaseSecretArn": json.dumps({"username": "acp_app", "password": PASSWORD, **place}),
-        "DatabaseOwnerSecretArn": json.dumps({"username": "acp_owner", "password": PASSWORD, **place}),
-        "ApiTokenSecretArn": TOKEN,
-    }
+    app, owner = (json.dumps({"username": role, "password": PASSWORD, **place}) for role in ("acp_app", "acp_owner"))
     arns = {
-        parameter: manager.create_secret(Name=f"{BY_SAM}/{parameter}", SecretString=value)["ARN"]
-        for parameter, value in values.items()
+        name: manager.create_secret(Name=f"{BY_SAM}/{name}", SecretString=value)["ARN"]
+        for name, value in zip(SECRETS, (app, owner, "t" * 32), strict=True)
     }
     yield arns
     for arn in arns.values():
@@ -168,6 +164,23 @@ def test_the_commands_of_the_deploy_page_reach_the_stack_that_samconfig_names(sa
     assert f'"version": {SCHEMA_VERSION}' in sam("remote", "invoke", "MigrationFunction", "--config-env", "cloud")
     assert "migrated" in sam("logs", "--config-env", "cloud", "--name", "MigrationFunction")
     assert "RelayFunctionName" in sam("list", "stack-outputs", "--stack-name", FIRST)
+
+
+def test_a_parameter_that_is_missing_or_no_arn_is_named_before_anything_is_made(
+    local_cloud: LocalCloud, stack: Stack, differences: Differences
+) -> None:
+    before = _resources(local_cloud)
+    arns = {name: f"arn:aws:secretsmanager:us-east-1:000000000000:secret:{name}" for name in SECRETS}
+    for name in SECRETS:
+        code, said = stack.try_to_deploy(**{other: arn for other, arn in arns.items() if other != name})
+        assert code == 1
+        assert name in said.partition("Initiating deployment")[2]
+    if differences.checks_parameters:
+        code, said = stack.try_to_deploy(**arns | {"DatabaseSecretArn": "postgresql://acp_app@db/control_plane"})
+        assert code == 1
+        assert "must be the ARN of a secret that holds the Postgres URL of role acp_app" in said
+    local_cloud.client("cloudformation").delete_stack(StackName=stack.name)
+    _expect_the_same(_resources(local_cloud), before, differences)
 
 
 def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_without_a_trace(

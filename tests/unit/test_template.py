@@ -171,8 +171,14 @@ def test_every_parameter_is_used_and_says_what_it_is_for() -> None:
         assert parameter["Description"]
 
 
-def test_only_the_secrets_have_no_default() -> None:
+def test_only_the_secrets_have_no_default_and_what_is_not_their_arn_is_refused_with_what_it_must_be() -> None:
     assert {name for name, parameter in PARAMETERS.items() if "Default" not in parameter} == GIVEN.keys()
+    for name in GIVEN:
+        pattern = PARAMETERS[name]["AllowedPattern"]
+        assert re.fullmatch(pattern, "arn:aws:secretsmanager:us-east-1:123456789012:secret:acp")
+        assert not re.fullmatch(pattern, "")
+        assert not re.fullmatch(pattern, "postgresql://acp_app@host/db")
+        assert PARAMETERS[name]["ConstraintDescription"].startswith("must be the ARN of a secret that holds")
 
 
 # Functions
