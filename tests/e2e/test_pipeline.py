@@ -25,6 +25,20 @@ def test_the_schedules_alone_carry_every_symbol_from_the_source_to_the_consumer(
     assert local_cloud.query(of_symbols, sorted(SYMBOLS)) == [("yfinance-replay",)]
 
 
+def test_each_scheduled_relay_relieves_the_one_before_it(local_cloud: LocalCloud) -> None:
+    # It lingers for longer than its schedule's period.
+    wait_for(
+        lambda: any(line.get("message") == "relieved" for line in _log(local_cloud, "RelayFunction")),
+        seconds=200,
+        what="a relay relieved by the next one",
+    )
+    wait_for(
+        lambda: json.loads(local_cloud.acp("status", "--json").stdout)["relay_on_duty"],
+        seconds=30,
+        what="the next one on duty",
+    )
+
+
 def test_nothing_of_it_can_be_reached_but_by_loopback(local_cloud: LocalCloud) -> None:
     urls = [local_cloud.environ[name] for name in ("AWS_ENDPOINT_URL", "DATABASE_URL", "MARKET_DATA_URL")]
     for port in [urlsplit(url).port for url in urls]:
