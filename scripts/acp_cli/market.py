@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -58,16 +57,8 @@ def start_replay(workspace: Workspace, service: Service, *, wished_port: int | N
     service.start(
         [sys.executable, "-m", "market_replay", "--port", str(port)], env=isolated(environ), cwd=workspace.checkout
     )
-    service.wait_until(lambda: _listens(port), seconds=_READY_SECONDS)
+    service.wait_until(lambda: service.listens_on(port), seconds=_READY_SECONDS)
     return port
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def _yahoo_problem() -> str | None:

@@ -96,6 +96,14 @@ class Service:
                 raise ServiceError(msg, details=self.log_tail(), remedy=f"Its log: {self.log}")
             time.sleep(_POLL_SECONDS)
 
+    def listens_on(self, port: int) -> bool:
+        """Whether the TCP port is its own: what answers there may be somebody else's, who was quicker to take it."""
+        process = self.process
+        members: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            members = [] if process is None else [process, *process.children(recursive=True)]
+        return any(_listens_on(member, port) for member in members)
+
     def stop(self, *, grace_seconds: float = 10) -> bool:
         """End it and all that is left of its session: asked first, then killed. True where it had been started."""
         record = read_json(self._record)
@@ -138,6 +146,13 @@ def wait_until_gone(processes: Sequence[psutil.Process], *, seconds: float) -> b
             return False
         time.sleep(_POLL_SECONDS)
     return True
+
+
+def _listens_on(process: psutil.Process, port: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        connections = process.net_connections("tcp")
+        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
+    return False
 
 
 def _is(process: psutil.Process, created: float) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from time import monotonic, sleep
@@ -132,6 +133,21 @@ def test_a_service_that_is_not_ready_in_time_is_reported(service: Service, tmp_p
     start(service, tmp_path)
     with pytest.raises(ServiceError, match="not ready within"):
         service.wait_until(lambda: False, seconds=0.1)
+
+
+def test_a_port_is_a_service_s_own_where_it_or_its_child_listens_and_nobody_else(
+    service: Service, tmp_path: Path
+) -> None:
+    child = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child + '; time.sleep(600)'!r}])"
+    service.start([sys.executable, "-c", program], env=os.environ, cwd=tmp_path)
+    eventually(lambda: service.log.read_text().endswith("\n"))
+    port = int(service.log.read_text())
+    assert service.listens_on(port)
+    with socket.create_server(("127.0.0.1", 0)) as of_another:
+        assert not service.listens_on(of_another.getsockname()[1])
+    service.stop(grace_seconds=0.5)
+    assert not service.listens_on(port)
 
 
 def test_a_pid_that_is_another_process_after_a_reboot_is_neither_taken_for_it_nor_killed(

@@ -154,6 +154,8 @@ class StartedEmulator(Emulator):
         return self.service.log_tail()
 
     def _answers(self, port: int) -> bool:
+        if not self.service.listens_on(port):
+            return False
         # Straight to it: no proxy of the user's stands between this machine and itself.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:

@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
 from acp_cli.emulators import EMULATORS
+from acp_cli.emulators.emulator import StartedEmulator
 from acp_cli.emulators.external import External, check_endpoint, is_nearby
 from acp_cli.errors import AcpError
 from acp_cli.net import free_port
+from acp_cli.processes import ServiceError
 from acp_cli.run_state import DEFAULT
 from acp_cli.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -100,3 +106,40 @@ def test_the_api_of_a_stack_is_found_on_the_emulator(workspace: Workspace, name:
     deployed = "https://ab12cd34.execute-api.us-east-1.amazonaws.com/v1/"
     url = EMULATORS[name](workspace).api_url("http://localhost:4566", deployed)
     assert url == "http://localhost:4566/_aws/execute-api/ab12cd34/v1"
+
+
+class Slower(StartedEmulator):
+    """One that finds its port taken."""
+
+    name = title = "slower"
+    usual_port = 4566
+    health_path = "/"
+
+    def prepare(self) -> None: ...
+
+    def command(self) -> Sequence[str]:
+        return [sys.executable, "-c", "import time; time.sleep(1); print('address in use')"]
+
+    def environ(self, port: int) -> Mapping[str, str]:
+        return {}
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_another_s_cloud_on_the_port_is_not_taken_for_the_one_that_starts(workspace: Workspace) -> None:
+    with HTTPServer(("127.0.0.1", 0), Healthy) as of_another:
+        Thread(target=of_another.serve_forever).start()
+        emulator = Slower(workspace)
+        endpoint = f"http://localhost:{of_another.server_port}"
+        emulator.start(endpoint)
+        try:
+            with pytest.raises(ServiceError, match="ended while it started") as caught:
+                emulator.wait_until_ready(endpoint)
+        finally:
+            emulator.stop()
+            of_another.shutdown()
+    assert caught.value.details == "address in use"
