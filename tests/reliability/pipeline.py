@@ -299,7 +299,7 @@ class Pipeline:
         self.stand_still()
 
     def stand_still(self) -> None:
-        """Returns when what was answered is settled, and what there is room for is claimed."""
+        """Returns when what was answered is settled; a relay may claim what another topic still has room for."""
         since, seen = time.monotonic(), self._settled_and_claimed()
 
         def still() -> bool:

@@ -36,6 +36,7 @@ def test_a_relay_frozen_beyond_its_lease_is_fenced(pipeline: Pipeline, finish: F
     pipeline.work_until(delivered=500)
     pipeline.hold_sends(accepted=True, senders=1)
     slow.freeze()
+    pipeline.stand_still()  # what it had sent is still executed
     claimed = pipeline.note_sent(slow)
     pipeline.recover()
     quick = pipeline.relay()

@@ -132,11 +132,11 @@ class Healthy(BaseHTTPRequestHandler):
 
 def test_another_s_cloud_on_the_port_is_not_taken_for_the_one_that_starts(workspace: Workspace) -> None:
     with HTTPServer(("127.0.0.1", 0), Healthy) as of_another:
-        Thread(target=of_another.serve_forever).start()
+        Thread(target=of_another.serve_forever, daemon=True).start()
         emulator = Slower(workspace)
         endpoint = f"http://localhost:{of_another.server_port}"
-        emulator.start(endpoint)
         try:
+            emulator.start(endpoint)
             with pytest.raises(ServiceError, match="ended while it started") as caught:
                 emulator.wait_until_ready(endpoint)
         finally:

@@ -38,6 +38,11 @@ OVERLAP: Final = timedelta(seconds=2)
 DUTY_SECONDS: Final = 1.0
 """How often a lingering relay looks whether another has come to take over."""
 
+_TOO_LATE: Final = (
+    "Postgres did not answer before the invocation's time was over: is it overloaded, or does somebody hold a lock on "
+    "the outbox? What was sent and is not settled comes again when its lease ends"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class RelayPolicy:
@@ -127,7 +132,8 @@ class Ledger:
     def ends_in(self, seconds: float) -> Iterator[None]:
         """In the block, whoever still waits for Postgres when the time is nearly up gets a DatabaseUnavailable.
 
-        Without it, a lock that somebody holds on the outbox would take the invocation's last word from it.
+        A connection that is just being opened has its own limit. Without this, a lock that somebody holds on the outbox
+        would take the invocation's last word from it.
         """
         self._is_late.clear()
         timer = Timer(max(seconds - LAST_SECONDS, 0), self._end)
@@ -152,7 +158,7 @@ class Ledger:
         if lingers:
             self._duty = uuid4()
             self._asked_at = self._monotonic()
-            store.take_over(self._database, token=self._duty, name=self._name)
+            self._execute(lambda connection: store.take_over(connection, token=self._duty, name=self._name))
 
     def close(self, *, lingered: bool) -> tuple[int, float] | None:
         """Leaves the post, if it is still this relay's; returns how many promises are open, and the oldest's age.
@@ -318,7 +324,11 @@ class Ledger:
 
     def _connected(self) -> Connection[Any]:
         if self._database is None:
-            self._database = self._connection()
+            opened = self._connection()
+            with self._closing:
+                self._database = opened
+                if self._is_late.is_set():
+                    raise DatabaseUnavailable(_TOO_LATE)
         return self._database
 
     def _execute[T](self, statement: Callable[[Connection[Any]], T]) -> T:
@@ -339,10 +349,9 @@ class Ledger:
                     if self._database is not None:
                         self._database.close()
                     self._database = None
+                if self._is_late.is_set():
+                    break
                 if self._monotonic() >= give_up_at:
                     raise
                 self._sleep(RECONNECT_PAUSE_SECONDS)
-        raise DatabaseUnavailable(
-            "Postgres did not answer before the invocation's time was over: is it overloaded, or does somebody hold a "
-            "lock on the outbox? What was sent and is not settled comes again when its lease ends"
-        ) from failure
+        raise DatabaseUnavailable(_TOO_LATE) from failure
