@@ -28,8 +28,8 @@ def settings(local_cloud: LocalCloud) -> Mapping[str, str]:
 def results(local_cloud: LocalCloud, settings: Mapping[str, str]) -> Mapping[str, Any]:
     """All drills, one after another, by name."""
     # The first ingestion brings an hour of bars, which a slow queue would keep before the drill's own messages.
-    ingested = local_cloud.acp("ingest")
-    assert ingested.returncode == 0, ingested.stderr
+    ingested, ok = local_cloud.invoke("IngestionFunction", {})
+    assert ok, ingested
     wait_for(local_cloud.settled, seconds=120, what="the first hour of bars relayed and consumed")
     ran = local_cloud.acp("drill", "all", "--json", timeout=400)
     assert ran.returncode == 0, ran.stdout + ran.stderr
