@@ -9,8 +9,8 @@ from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 
 from control_plane.consumers import signal_lab
 from control_plane.consumers.messages import consume_record
-from control_plane.domain.contract import Event
-from control_plane.domain.errors import DatabaseUnavailable
+from control_plane.model.contract import Event
+from control_plane.model.errors import DatabaseUnavailable
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseFunctionSettings

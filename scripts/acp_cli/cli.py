@@ -28,7 +28,7 @@ from acp_cli.cloud import Cloud
 from acp_cli.environ import isolated
 from acp_cli.errors import AcpError
 from acp_cli.workspace import Workspace
-from control_plane.domain.errors import ControlPlaneError
+from control_plane.model.errors import ControlPlaneError
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import sql
 
 from acp_cli.errors import AcpError
-from control_plane.domain.errors import ControlPlaneError
+from control_plane.model.errors import ControlPlaneError
 from control_plane.ops.migrations import migrate, read_migrations
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from acp_cli.errors import AcpError, UsageError
 from acp_cli.interrupts import uninterrupted
 from acp_cli.progress import Progress
 from acp_cli.workspace import locked
-from control_plane.domain.errors import ControlPlaneError
+from control_plane.model.errors import ControlPlaneError
 from control_plane.platform.breakers import read_breakers
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from pydantic.json_schema import GenerateJsonSchema
 from acp_cli.errors import AcpError
 from acp_cli.postgres import PostgresServer
 from acp_cli.workspace import CHECKOUT
-from control_plane.domain.contract import PAYLOADS, Event
+from control_plane.model.contract import PAYLOADS, Event
 from control_plane.ops.migrations import migrate, read_migrations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from control_plane.domain.contract import Payload
+    from control_plane.model.contract import Payload
 
 SCHEMA_SQL = Path("db/schema.sql")
 SCHEMAS = Path("docs/schemas")

@@ -17,7 +17,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from acp_cli.net import free_port
-from control_plane.domain.lifecycle import Accepted, MessageFault, NotSent, QueueFault
+from control_plane.model.lifecycle import Accepted, MessageFault, NotSent, QueueFault
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from control_plane.domain.contract import MarketTick, parse_payload
-from control_plane.domain.errors import ContractViolation, SourceError
 from control_plane.ingestion.source import Source
+from control_plane.model.contract import MarketTick, parse_payload
+from control_plane.model.errors import ContractViolation, SourceError
 
 MINUTE = timedelta(minutes=1)
 

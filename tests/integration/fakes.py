@@ -11,9 +11,9 @@ from threading import Lock, Thread
 from typing import Any
 from uuid import uuid4
 
-from control_plane.domain.errors import SourceError
-from control_plane.domain.lifecycle import Accepted, MessageFault, NotSent, Outcome, QueueFault
 from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
+from control_plane.model.errors import SourceError
+from control_plane.model.lifecycle import Accepted, MessageFault, NotSent, Outcome, QueueFault
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message
 from control_plane.platform.telemetry import Telemetry
 

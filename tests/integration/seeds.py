@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
 
-from control_plane.domain.contract import Event, MarketTick, Payload, SourceFetchFailed, new_event
 from control_plane.ingestion.source import Observation
 from control_plane.ingestion.store import Draft, store_events
+from control_plane.model.contract import Event, MarketTick, Payload, SourceFetchFailed, new_event
 from control_plane.outbox import store
 from control_plane.platform.queries import Query
 

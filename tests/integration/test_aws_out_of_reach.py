@@ -14,7 +14,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
-from control_plane.domain.lifecycle import QueueFault
+from control_plane.model.lifecycle import QueueFault
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 from control_plane.platform.aws import SecretUnavailable, find_sqs, read_secret

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from control_plane.domain.contract import Event, MarketTick, SignalRejected, new_event, parse_event
-from control_plane.domain.ids import canonical_json, derive_event_id, storable
 from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.model.contract import Event, MarketTick, SignalRejected, new_event, parse_event
+from control_plane.model.ids import canonical_json, derive_event_id, storable
 
 # All examples may share one database: none leaves anything in it.
 SHARED_DATABASE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,7 +18,7 @@ from psycopg import Connection
 from samcli.yamlhelper import yaml_parse
 
 from control_plane import consumers
-from control_plane.domain.contract import Event, Payload, SourceFetchFailed, SourceGapDetected, new_event
+from control_plane.model.contract import Event, Payload, SourceFetchFailed, SourceGapDetected, new_event
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "writing_a_consumer.md").read_text(encoding="utf-8")

@@ -21,14 +21,14 @@ from psycopg.conninfo import conninfo_to_dict
 
 from acp_cli.net import free_port
 from acp_cli.postgres import PostgresServer
-from control_plane.domain.contract import Event, MarketTick, new_event
-from control_plane.domain.errors import (
+from control_plane.ingestion.store import Draft, store_events
+from control_plane.model.contract import Event, MarketTick, new_event
+from control_plane.model.errors import (
     ConfigurationError,
     ControlPlaneError,
     DatabaseUnavailable,
     SchemaVersionMismatch,
 )
-from control_plane.ingestion.store import Draft, store_events
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.aws import SecretUnavailable
 from control_plane.platform.database import connect

@@ -9,9 +9,9 @@ import pytest
 from psycopg import Connection
 
 from control_plane.consumers import signal_lab
-from control_plane.domain.contract import Event, MarketTick, Payload, SourceFetchFailed, new_event
-from control_plane.domain.lifecycle import Accepted, Failed, Outcome, QueueFault, settle
 from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.model.contract import Event, MarketTick, Payload, SourceFetchFailed, new_event
+from control_plane.model.lifecycle import Accepted, Failed, Outcome, QueueFault, settle
 from control_plane.ops.life import EventLife, read_life, recent_promises
 from control_plane.ops.status import read_status
 from control_plane.outbox import store

@@ -16,8 +16,8 @@ from tests.integration.test_handlers import Function, record_of, tick
 from tests.template import FUNCTIONS, ROOT, grants
 from werkzeug.serving import make_server
 
-from control_plane.domain.contract import SourceFetchFailed, new_event
 from control_plane.ingestion.store import Draft, store_events
+from control_plane.model.contract import SourceFetchFailed, new_event
 from market_replay import serve
 
 ACTIONS = {

@@ -32,10 +32,10 @@ from tests.integration.fakes import (
 
 from acp_cli.net import free_port
 from acp_cli.postgres import PostgresServer
-from control_plane.domain.backoff import DELAYS_SECONDS, JITTER
-from control_plane.domain.contract import parse_event
-from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable
-from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
+from control_plane.model.backoff import DELAYS_SECONDS, JITTER
+from control_plane.model.contract import parse_event
+from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.outbox import ledger as ledger_module
 from control_plane.outbox import relay as relay_module

@@ -9,7 +9,7 @@ from tests.conftest import MIGRATIONS, TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import Clock, FakePublisher, RecordingTelemetry
 
-from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.outbox import ledger, relay, store
 from control_plane.platform.breakers import BreakerPolicy

@@ -20,8 +20,8 @@ from psycopg import Connection
 
 from control_plane.consumers import signal_lab
 from control_plane.consumers.once import once
-from control_plane.domain.contract import Event, MarketTick, SourceFetchFailed, new_event
-from control_plane.domain.errors import ContractViolation
+from control_plane.model.contract import Event, MarketTick, SourceFetchFailed, new_event
+from control_plane.model.errors import ContractViolation
 from control_plane.platform.database import connect
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)

@@ -10,9 +10,9 @@ from psycopg import Connection
 from tests.integration import seeds
 from tests.integration.fakes import FakeSource, RecordingTelemetry
 
-from control_plane.domain.errors import SourceError
 from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Fetched
+from control_plane.model.errors import SourceError
 from control_plane.platform.breakers import Breaker, BreakerPolicy, hold, read_breakers, resume
 
 POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=1000)

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from tests.contracts.queue import LATER, message
 from tests.integration.fakes import all_successful
 
-from control_plane.domain.lifecycle import Accepted, NotSent, QueueFault
+from control_plane.model.lifecycle import Accepted, NotSent, QueueFault
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 
 

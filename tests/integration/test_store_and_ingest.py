@@ -22,12 +22,12 @@ from tests.integration.fakes import FakeSource, RecordingTelemetry
 
 from acp_cli.net import free_port
 from acp_cli.postgres import PostgresServer
-from control_plane.domain.contract import parse_event
-from control_plane.domain.errors import SourceError
 from control_plane.ingestion import service
 from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
 from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.model.contract import parse_event
+from control_plane.model.errors import SourceError
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect

@@ -19,7 +19,7 @@ from psycopg import sql
 from tests.integration.tls import Authority, Certificate, TlsFront
 
 from acp_cli.postgres import PostgresServer
-from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable
+from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
 from control_plane.platform import conninfo
 from control_plane.platform import database as module
 from control_plane.platform.conninfo import database_url

@@ -14,9 +14,9 @@ import pytest
 from samcli.yamlhelper import yaml_parse
 
 from control_plane.consumers.messages import consume_record
-from control_plane.domain.contract import Event, parse_event
-from control_plane.domain.errors import ConfigurationError
-from control_plane.domain.trace import traceparent
+from control_plane.model.contract import Event, parse_event
+from control_plane.model.errors import ConfigurationError
+from control_plane.model.trace import traceparent
 from control_plane.ops.migrations import read_migrations
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform.database import SCHEMA_VERSION

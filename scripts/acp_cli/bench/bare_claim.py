@@ -6,7 +6,7 @@ from datetime import timedelta
 from uuid import uuid4
 
 from acp_cli.bench.child import Parent
-from control_plane.domain.lifecycle import Accepted, settle
+from control_plane.model.lifecycle import Accepted, settle
 from control_plane.outbox import store
 from control_plane.platform.database import connect
 from control_plane.platform.settings import RelaySettings

@@ -15,7 +15,7 @@ import psycopg
 from botocore.config import Config
 
 from acp_cli.bench.child import Parent
-from control_plane.domain.trace import traceparent
+from control_plane.model.trace import traceparent
 from control_plane.platform.queries import load_queries
 from control_plane.platform.settings import RelaySettings
 

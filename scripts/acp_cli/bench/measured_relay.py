@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from acp_cli.bench.child import Parent, peak_memory_bytes
-from control_plane.domain.lifecycle import Accepted, Outcome
+from control_plane.model.lifecycle import Accepted, Outcome
 from control_plane.outbox.publisher import Message
 
 

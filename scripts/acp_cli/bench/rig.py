@@ -32,7 +32,7 @@ from acp_cli.errors import AcpError
 from acp_cli.postgres import PostgresServer
 from acp_cli.run_state import RunState
 from acp_cli.workspace import locked
-from control_plane.domain.contract import MARKET_TICKS
+from control_plane.model.contract import MARKET_TICKS
 from control_plane.platform.queries import load_queries
 from queue_endpoint import serve
 

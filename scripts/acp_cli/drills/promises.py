@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import class_row
 
-from control_plane.domain.contract import MARKET_TICKS, Event, MarketTick, new_event
 from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.model.contract import MARKET_TICKS, Event, MarketTick, new_event
 from control_plane.platform.queries import load_queries
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from uuid import UUID
 from acp_cli.drills.stage import COOL_DOWN_SECONDS, LEASE_SECONDS, NotSeenError, process_behind
 from acp_cli.errors import AcpError
 from acp_cli.market import MarketChoice
-from control_plane.domain.backoff import DELAYS_SECONDS
 from control_plane.ingestion.service import BREAKER_OPEN
+from control_plane.model.backoff import DELAYS_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

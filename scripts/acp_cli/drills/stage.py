@@ -21,9 +21,9 @@ from acp_cli.drills.record import Change
 from acp_cli.errors import AcpError
 from acp_cli.functions import function_name
 from acp_cli.logs import read_lines
-from control_plane.domain.contract import MarketTick
 from control_plane.ingestion.service import BREAKER_OPEN
 from control_plane.ingestion.store import database_time, newest_occurrences
+from control_plane.model.contract import MarketTick
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS
 from control_plane.platform.breakers import Breaker, read_breakers
 from queue_endpoint import QueueEndpoint, serve

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from control_plane.api.http import Api, Refused, Request, Response, Route
-from control_plane.domain.errors import (
+from control_plane.model.errors import (
     ConfigurationError,
     ControlPlaneError,
     DatabaseUnavailable,

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from yfinance.data import YfData
 
-from control_plane.domain.errors import ConfigurationError, SourceError
 from control_plane.ingestion.source import Entity, Fetched, Gap, Source, TradingSession
 from control_plane.ingestion.sources import yfinance as module
 from control_plane.ingestion.sources.yfinance import YFinanceSource
+from control_plane.model.errors import ConfigurationError, SourceError
 from market_replay import Correction, Fault, MarketReplay, serve
 from market_replay import server as replay_server
 from market_replay.chart import chart

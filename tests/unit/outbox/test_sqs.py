@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 from botocore.exceptions import ClientError, ParamValidationError
 
-from control_plane.domain.lifecycle import Accepted, Failed, MessageFault
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.sqs import SqsPublisher, read_answer
 

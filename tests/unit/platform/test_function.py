@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from control_plane.domain.errors import ConfigurationError, DatabaseUnavailable
+from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseSettings
 from control_plane.platform.telemetry import Telemetry

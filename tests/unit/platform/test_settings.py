@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.domain.errors import ConfigurationError
+from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import (
     DatabaseFunctionSettings,
     IngestionSettings,

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from control_plane.api.http import RETRY_AFTER_SECONDS, Response
-from control_plane.domain.errors import ControlPlaneError, SchemaVersionMismatch
+from control_plane.model.errors import ControlPlaneError, SchemaVersionMismatch
 from control_plane.ops.health import read_health
 from control_plane.platform.database import Database
 from control_plane.platform.function import database_failures

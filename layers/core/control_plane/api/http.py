@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
-from control_plane.domain.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.platform.aws import SecretUnavailable
 from control_plane.platform.function import LambdaContext, database_failures, log_failure
 from control_plane.platform.telemetry import Telemetry

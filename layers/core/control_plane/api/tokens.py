@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Final
 
 from control_plane.api.http import Refused, Request
-from control_plane.domain.errors import ConfigurationError, ControlPlaneError
+from control_plane.model.errors import ConfigurationError, ControlPlaneError
 from control_plane.platform.settings import ApiTokenSettings
 
 MAX_AGE_SECONDS: Final = 300.0

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from control_plane.domain.contract import Event, parse_event
-from control_plane.domain.errors import ControlPlaneError
+from control_plane.model.contract import Event, parse_event
+from control_plane.model.errors import ControlPlaneError
 from control_plane.platform.telemetry import Telemetry
 
 

@@ -5,8 +5,8 @@ from typing import Any, Final
 from psycopg import Connection
 
 from control_plane.consumers.once import QUERIES, once
-from control_plane.domain.contract import Event, MarketTick, parse_payload
-from control_plane.domain.errors import ContractViolation
+from control_plane.model.contract import Event, MarketTick, parse_payload
+from control_plane.model.errors import ContractViolation
 
 CONSUMER: Final = "signal_lab"
 

@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 
 from psycopg import Connection
 
-from control_plane.domain.contract import (
+from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
+from control_plane.ingestion.store import Draft, RawPayload, database_time, newest_occurrences, store_events
+from control_plane.model.contract import (
     PAYLOADS,
     Event,
     MarketTick,
@@ -23,11 +25,9 @@ from control_plane.domain.contract import (
     new_event,
     parse_payload,
 )
-from control_plane.domain.errors import ContractViolation, SourceError
-from control_plane.domain.ids import storable
-from control_plane.domain.text import readable
-from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
-from control_plane.ingestion.store import Draft, RawPayload, database_time, newest_occurrences, store_events
+from control_plane.model.errors import ContractViolation, SourceError
+from control_plane.model.ids import storable
+from control_plane.model.text import readable
 from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers
 from control_plane.platform.telemetry import Telemetry
 

@@ -70,7 +70,7 @@ class Source(Protocol):
     def fetch(self, symbol: str, since: datetime | None) -> Fetched:
         """Everything that is final from ``since`` (aware) onwards; where it is None, the most recent hour that has any.
 
-        Called from several threads at once, one symbol each. Raises :class:`~control_plane.domain.errors.SourceError`.
+        Called from several threads at once, one symbol each. Raises :class:`~control_plane.model.errors.SourceError`.
         """
 
     def describe(self, fetched: Fetched) -> Entity:

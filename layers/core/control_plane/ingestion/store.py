@@ -9,9 +9,9 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from control_plane.domain.contract import Event
-from control_plane.domain.ids import canonical_instant
 from control_plane.ingestion.source import Json
+from control_plane.model.contract import Event
+from control_plane.model.ids import canonical_instant
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)

@@ -9,7 +9,7 @@ from typing import Any, LiteralString
 
 from psycopg import Connection
 
-from control_plane.domain.errors import ControlPlaneError
+from control_plane.model.errors import ControlPlaneError
 
 _FILE_NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _LOCK_KEY = 0x6163_705F_6462  # "acp_db": any constant will do, as long as all runners share it

@@ -12,8 +12,8 @@ from uuid import uuid4
 import psycopg
 from psycopg import Connection
 
-from control_plane.domain.errors import DatabaseUnavailable
-from control_plane.domain.lifecycle import Outcome, QueueFault, Settlement, settle
+from control_plane.model.errors import DatabaseUnavailable
+from control_plane.model.lifecycle import Outcome, QueueFault, Settlement, settle
 from control_plane.outbox import store
 from control_plane.outbox.publisher import Message
 from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers, queue_name

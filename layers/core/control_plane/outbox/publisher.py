@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final, Protocol
 from uuid import UUID
 
-from control_plane.domain.lifecycle import Outcome
+from control_plane.model.lifecycle import Outcome
 
 MAX_BATCH_ENTRIES: Final = 10
 MAX_BATCH_BYTES: Final = 1_048_576

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from psycopg import Connection
 
-from control_plane.domain.errors import ConfigurationError
-from control_plane.domain.lifecycle import (
+from control_plane.model.errors import ConfigurationError
+from control_plane.model.lifecycle import (
     Accepted,
     Disposition,
     Failed,

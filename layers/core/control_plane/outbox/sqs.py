@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-from control_plane.domain.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
-from control_plane.domain.text import readable
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
+from control_plane.model.text import readable
 from control_plane.outbox.publisher import Message, Publisher
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from botocore.exceptions import BotoCoreError
 from botocore.httpsession import get_cert_path
 from urllib3.util.wait import wait_for_read
 
-from control_plane.domain.lifecycle import MessageFault, NotSent, Outcome, QueueFault
+from control_plane.model.lifecycle import MessageFault, NotSent, Outcome, QueueFault
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, one_by_one, read_answer, refusal
 from control_plane.platform.aws import vpc_hint

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from control_plane.domain.lifecycle import Settlement
-from control_plane.domain.trace import traceparent
+from control_plane.model.lifecycle import Settlement
+from control_plane.model.trace import traceparent
 from control_plane.outbox.publisher import Message
 from control_plane.platform.queries import load_queries
 

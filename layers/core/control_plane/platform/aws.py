@@ -13,7 +13,7 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from control_plane.domain.errors import ControlPlaneError
+from control_plane.model.errors import ControlPlaneError
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials

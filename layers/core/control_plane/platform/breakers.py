@@ -15,7 +15,7 @@ from typing import Any, Final
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from control_plane.domain.text import readable
+from control_plane.model.text import readable
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)

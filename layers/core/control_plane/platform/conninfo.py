@@ -15,7 +15,7 @@ import certifi
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from control_plane.domain.errors import ConfigurationError
+from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import DatabaseSettings
 
 RDS_BUNDLE: Final = Path(__file__).with_name("rds-global-bundle.pem")

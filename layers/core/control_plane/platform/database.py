@@ -12,7 +12,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
-from control_plane.domain.errors import DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.model.errors import DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
 from control_plane.platform.refusals import Attempt, explain, refuses_password
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from control_plane.domain.errors import ControlPlaneError, DatabaseUnavailable
+from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable
 from control_plane.platform.aws import read_secret
 from control_plane.platform.conninfo import database_url
 from control_plane.platform.database import Database

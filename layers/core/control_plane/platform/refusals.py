@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from control_plane.domain.text import readable
+from control_plane.model.text import readable
 
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80_877_103)
 _LOOK_SECONDS: Final = 5.0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from control_plane.domain.errors import ConfigurationError
+from control_plane.model.errors import ConfigurationError
 
 MAX_SYMBOLS = 200
 MAX_LINGER_SECONDS = 840

@@ -18,8 +18,8 @@ from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
 from curl_cffi.requests.exceptions import RequestException, Timeout
 from yfinance.data import YfData
 
-from control_plane.domain.errors import ConfigurationError, SourceError
 from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
+from control_plane.model.errors import ConfigurationError, SourceError
 
 YAHOO_URL = "https://query2.finance.yahoo.com"
 CHART_PATH = "/v8/finance/chart/"

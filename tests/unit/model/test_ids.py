@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from control_plane.domain.errors import ContractViolation
-from control_plane.domain.ids import MAX_DEPTH, canonical_instant, canonical_json, derive_event_id, storable
+from control_plane.model.errors import ContractViolation
+from control_plane.model.ids import MAX_DEPTH, canonical_instant, canonical_json, derive_event_id, storable
 
 type Observation = dict[str, Any]
 

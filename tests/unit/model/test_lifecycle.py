@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.domain.lifecycle import (
+from control_plane.model.lifecycle import (
     Accepted,
     Disposition,
     Failed,

@@ -22,8 +22,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from control_plane.domain.errors import ContractViolation
-from control_plane.domain.ids import canonical_instant, derive_event_id, is_storable_text, storable
+from control_plane.model.errors import ContractViolation
+from control_plane.model.ids import canonical_instant, derive_event_id, is_storable_text, storable
 
 EVENT_TYPE_PATTERN: Final = r"^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$"
 MARKET_TICKS: Final = "market.ticks"
@@ -113,7 +113,7 @@ class MarketTick(Payload):
 
 
 class SourceFetchFailed(Payload):
-    """A symbol could not be had; ``kind`` says whose fault it was (control_plane.domain.errors.SourceError)."""
+    """A symbol could not be had; ``kind`` says whose fault it was (control_plane.model.errors.SourceError)."""
 
     event_type = "SOURCE_FETCH_FAILED"
     schema_version = 1

@@ -6,8 +6,8 @@ from datetime import timedelta
 from enum import StrEnum
 from random import random
 
-from control_plane.domain.backoff import retry_delay
-from control_plane.domain.text import readable
+from control_plane.model.backoff import retry_delay
+from control_plane.model.text import readable
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.domain.contract import (
+from control_plane.model.contract import (
     MARKET_TICKS,
     PAYLOADS,
     SYSTEM_EVENTS,
@@ -24,8 +24,8 @@ from control_plane.domain.contract import (
     parse_event,
     parse_payload,
 )
-from control_plane.domain.errors import ContractViolation
-from control_plane.domain.ids import derive_event_id
+from control_plane.model.errors import ContractViolation
+from control_plane.model.ids import derive_event_id
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 names = st.text(characters, min_size=1, max_size=128)

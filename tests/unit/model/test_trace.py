@@ -4,8 +4,8 @@ from uuid import UUID, uuid5
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.domain.ids import EVENT_NAMESPACE
-from control_plane.domain.trace import traceparent
+from control_plane.model.ids import EVENT_NAMESPACE
+from control_plane.model.trace import traceparent
 
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values, version 00
 W3C = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.domain.ids import EVENT_NAMESPACE, derive_event_id
+from control_plane.model.ids import EVENT_NAMESPACE, derive_event_id
 
 
 @dataclass(frozen=True)

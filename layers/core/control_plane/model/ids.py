@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 
 import rfc8785
 
-from control_plane.domain.errors import ContractViolation
+from control_plane.model.errors import ContractViolation
 
 EVENT_NAMESPACE = UUID("31d75e86-4a2a-4b67-9c84-a98c9ae12e17")
 """The UUIDv5 namespace of every event_id; published in docs/event_contract.md, never changed."""

@@ -8,9 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.domain.contract import PAYLOADS, Event, parse_event
-from control_plane.domain.ids import EVENT_NAMESPACE, MAX_DEPTH, canonical_json
-from control_plane.domain.trace import traceparent
+from control_plane.model.contract import PAYLOADS, Event, parse_event
+from control_plane.model.ids import EVENT_NAMESPACE, MAX_DEPTH, canonical_json
+from control_plane.model.trace import traceparent
 
 ROOT = Path(__file__).parents[3]
 DOC = ROOT / "docs" / "event_contract.md"

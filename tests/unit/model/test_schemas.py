@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
 from acp_cli import generated
-from control_plane.domain.contract import (
+from control_plane.model.contract import (
     PAYLOADS,
     MarketTick,
     Payload,
@@ -24,7 +24,7 @@ from control_plane.domain.contract import (
     new_event,
     parse_event,
 )
-from control_plane.domain.errors import ContractViolation
+from control_plane.model.errors import ContractViolation
 
 ROOT = Path(__file__).parents[3]
 MINUTE = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)
