@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from psycopg import Connection, sql
 
-from acp_cli.postgres import PostgresServer
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
+from local_cloud.postgres import PostgresServer
 
 MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
 TEMPLATE = "acp_template"

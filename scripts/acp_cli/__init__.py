@@ -1,1 +1,1 @@
-"""The `acp` command: brings the pipeline up on this machine, and shows what it does."""
+"""The `acp` command: its subcommands, and how what they show is rendered."""

@@ -13,13 +13,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from acp_cli.bench.chart import chart
-from acp_cli.bench.report import Report
-from acp_cli.bench.rig import BenchError, open_rig
-from acp_cli.bench.scenarios import QUICK, SCENARIOS, Sizes
-from acp_cli.cloud import Cloud
-from acp_cli.errors import UsageError
-from acp_cli.progress import Progress
+from bench.chart import chart
+from bench.report import Report
+from bench.rig import BenchError, open_rig
+from bench.scenarios import QUICK, SCENARIOS, Sizes
+from local_cloud.cloud import Cloud
+from local_cloud.errors import UsageError
+from local_cloud.progress import Progress
 
 PANEL = "Measuring"
 

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import psycopg
 import typer
 
-from acp_cli import database
-from acp_cli.cloud import Cloud
-from acp_cli.errors import UsageError
-from acp_cli.market import MarketChoice
-from acp_cli.progress import Progress
 from control_plane.platform import breakers
+from local_cloud import database
+from local_cloud.cloud import Cloud
+from local_cloud.errors import UsageError
+from local_cloud.market import SOURCES
+from local_cloud.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from acp_cli.run_state import RunState
+    from local_cloud.run_state import RunState
 
 PANEL = "Signals"
-SOURCES = {MarketChoice.YAHOO: "yfinance", MarketChoice.REPLAY: "yfinance-replay"}
 _NameArgument = Annotated[
     str,
     typer.Argument(

@@ -23,12 +23,12 @@ from acp_cli import (
     invoke_command,
     pipeline_commands,
 )
-from acp_cli.aws import AWS_ERRORS
-from acp_cli.cloud import Cloud
-from acp_cli.environ import isolated
-from acp_cli.errors import AcpError
-from acp_cli.workspace import Workspace
 from control_plane.model.errors import ControlPlaneError
+from local_cloud.aws import AWS_ERRORS
+from local_cloud.cloud import Cloud
+from local_cloud.environ import isolated
+from local_cloud.errors import AcpError
+from local_cloud.workspace import Workspace
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -79,7 +79,7 @@ app = typer.Typer(
 
 @app.callback()
 def root(ctx: typer.Context) -> None:
-    """The AI Control Plane on this machine: bring it up, watch signals flow, follow any of them through its life."""
+    """The AI Control Plane on this machine: bring it up, watch signals flow, follow any of them along its timeline."""
     ctx.obj = ctx.obj or Cloud(Workspace.from_environ(os.environ))
 
 

@@ -12,16 +12,18 @@ import psycopg
 import typer
 from rich.console import Console
 
-from acp_cli import database, status
-from acp_cli.cloud import Cloud, UpOptions
-from acp_cli.drills import mending, record
-from acp_cli.emulators import EMULATORS
-from acp_cli.errors import UsageError
-from acp_cli.market import MarketChoice
-from acp_cli.progress import Progress
-from acp_cli.run_state import DEFAULT, STACK
-from acp_cli.workspace import locked
+from acp_cli import status
 from control_plane.ops.status import read_status
+from drills import mending, record
+from local_cloud import database
+from local_cloud.cloud import Cloud, UpOptions
+from local_cloud.emulators import EMULATORS
+from local_cloud.errors import UsageError
+from local_cloud.market import MarketChoice
+from local_cloud.progress import Progress
+from local_cloud.queues import queue_depths
+from local_cloud.run_state import DEFAULT, STACK
+from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +135,7 @@ def status_(
     report = status.Report(
         services=cloud.describe(run),
         pipeline=pipeline,
-        queues=status.queue_depths(cloud.aws(run), cloud.outputs(run)),
+        queues=queue_depths(cloud.aws(run), cloud.outputs(run)),
         drill=record.load(cloud.workspace),
     )
     if as_json:

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from acp_cli import database
-from acp_cli.cloud import Cloud
-from acp_cli.errors import NotRunningError
-from acp_cli.run_state import RunState, load
+from local_cloud import database
+from local_cloud.cloud import Cloud
+from local_cloud.errors import NotRunningError
+from local_cloud.run_state import RunState, load
 
 PANEL = "The database"
 _db = typer.Typer(no_args_is_help=True, help="Migrate the local database, or look into it with psql.")

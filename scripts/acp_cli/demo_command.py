@@ -1,4 +1,4 @@
-"""demo: the main job, whole, from nothing to an event's life, on this machine."""
+"""demo: the main job, whole, from nothing to an event's timeline, on this machine."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ import typer
 from psycopg.rows import class_row
 from rich.console import Console
 
-from acp_cli import database
-from acp_cli.cloud import Cloud, UpOptions
 from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
-from acp_cli.errors import AcpError
-from acp_cli.interrupts import uninterrupted
-from acp_cli.life import render_life
-from acp_cli.market import MarketChoice
 from acp_cli.pipeline_commands import QUERIES
-from acp_cli.progress import Progress
-from acp_cli.workspace import locked
+from acp_cli.timeline import render_timeline
 from control_plane.ops.life import read_life
+from local_cloud import database
+from local_cloud.cloud import Cloud, UpOptions
+from local_cloud.errors import AcpError
+from local_cloud.interrupts import uninterrupted
+from local_cloud.market import MarketChoice
+from local_cloud.progress import Progress
+from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
-    from acp_cli.progress import Step
-    from acp_cli.run_state import RunState
+    from local_cloud.progress import Step
+    from local_cloud.run_state import RunState
 
 SYMBOLS_WANTED = 3
 _LIMIT_SECONDS = 300
 _HELP = """Where to look, in another terminal:
   scripts/acp watch           events and their deliveries, live
   scripts/acp status          counts and ages
-  scripts/acp trace EVENT_ID  an event's life
+  scripts/acp trace EVENT_ID  an event's timeline
   scripts/acp logs relay -f   a function's log
   scripts/acp db shell        psql"""
 
@@ -75,7 +75,7 @@ def demo(
     cloud_name: CloudOption = None,
     market: MarketOption = MarketChoice.AUTO,
 ) -> None:
-    """Bring everything up, let the schedules run, watch signals arrive, and follow one through its life.
+    """Bring everything up, let the schedules run, watch signals arrive, and follow one along its timeline.
 
     Stays up until Ctrl-C, then takes everything down.
     """
@@ -125,11 +125,11 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
             step.note = str(_wait_for_flow(connection, cloud, run, step))
         row = connection.execute(QUERIES["newest_consumed_event"].sql).fetchone()
         assert row is not None, "ticks were consumed"
-        life = read_life(connection, row[0])
-    assert life is not None, "events are never deleted here"
+        timeline = read_life(connection, row[0])
+    assert timeline is not None, "events are never deleted here"
     console = Console(highlight=False)
-    console.print(f"\nOne event's life, from {run.market_source} to its consumer:")
-    console.print(render_life(life))
+    console.print(f"\nOne event's timeline, from {run.market_source} to its consumer:")
+    console.print(render_timeline(timeline))
 
 
 def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, step: Step) -> Flow:

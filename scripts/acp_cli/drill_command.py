@@ -13,25 +13,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from acp_cli import database
-from acp_cli.aws import AWS_ERRORS
-from acp_cli.cloud import Cloud
-from acp_cli.drills import mending
-from acp_cli.drills.narrator import Narrator, Result
-from acp_cli.drills.record import DrillRecord
-from acp_cli.drills.scenarios import DRILLS, Drill
-from acp_cli.drills.stage import Stage
-from acp_cli.errors import AcpError, UsageError
-from acp_cli.interrupts import uninterrupted
-from acp_cli.progress import Progress
-from acp_cli.workspace import locked
 from control_plane.model.errors import ControlPlaneError
 from control_plane.platform.breakers import read_breakers
+from drills import mending
+from drills.narrator import Narrator, Result
+from drills.record import DrillRecord
+from drills.scenarios import DRILLS, Drill
+from drills.stage import Stage
+from local_cloud import database
+from local_cloud.aws import AWS_ERRORS
+from local_cloud.cloud import Cloud
+from local_cloud.errors import AcpError, UsageError
+from local_cloud.interrupts import uninterrupted
+from local_cloud.progress import Progress
+from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from acp_cli.run_state import RunState
+    from local_cloud.run_state import RunState
 
 PANEL = "Signals"
 _ALL = "all"

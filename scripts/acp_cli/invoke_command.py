@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acp_cli import build, containers, tools
-from acp_cli.aws import InvocationError
-from acp_cli.cloud import Cloud
-from acp_cli.errors import AcpError, UsageError
-from acp_cli.functions import function_name, short_name
-from acp_cli.progress import Progress
-from acp_cli.workspace import locked
+from local_cloud import build, containers, tools
+from local_cloud.aws import InvocationError
+from local_cloud.cloud import Cloud
+from local_cloud.errors import AcpError, UsageError
+from local_cloud.functions import function_name, short_name
+from local_cloud.progress import Progress
+from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from acp_cli.run_state import RunState
-    from acp_cli.workspace import Workspace
+    from local_cloud.run_state import RunState
+    from local_cloud.workspace import Workspace
 
 PANEL = "Signals"
 

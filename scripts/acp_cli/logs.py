@@ -1,21 +1,20 @@
-"""CloudWatch's log lines of a function, made readable."""
+"""A function's log lines, made readable."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from acp_cli.errors import UsageError
+from local_cloud.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-    from acp_cli.aws import LocalCloud
+    from local_cloud.logs import Line
 
 _SINCE = re.compile(r"^(\d+)([smhd])$")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -39,15 +38,6 @@ _UNINTERESTING = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One log event; `milliseconds` since 1970."""
-
-    id: str
-    milliseconds: int
-    message: str
-
-
 def since_seconds(text: str) -> int:
     """30s, 10m, 2h, 1d in seconds. Raises UsageError."""
     match = _SINCE.match(text)
@@ -55,29 +45,6 @@ def since_seconds(text: str) -> int:
         msg = f"{text!r} is no span of time: try 30s, 10m, 2h or 1d."
         raise UsageError(msg)
     return int(match[1]) * _UNIT_SECONDS[match[2]]
-
-
-def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> Iterator[Line]:
-    """The lines since then, in their order. None where the function has not run yet."""
-    logs = cloud.logs
-    token: dict[str, str] = {}
-    while True:
-        try:
-            page = logs.filter_log_events(
-                logGroupName=f"/aws/lambda/{function}",
-                startTime=start_milliseconds,
-                **token,  # type: ignore[arg-type]  # only ever nextToken
-            )
-        except logs.exceptions.ResourceNotFoundException:
-            return
-        for event in page["events"]:
-            message = event["message"].rstrip("\n")
-            # MiniStack gives no ids.
-            id_ = event.get("eventId") or f"{event['logStreamName']} {event['timestamp']} {message}"
-            yield Line(id_, event["timestamp"], message)
-        if "nextToken" not in page:
-            return
-        token = {"nextToken": page["nextToken"]}
 
 
 def render_line(line: Line) -> str:

@@ -16,20 +16,21 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from acp_cli import database
-from acp_cli.cloud import Cloud
-from acp_cli.errors import AcpError, UsageError
-from acp_cli.functions import function_name
-from acp_cli.life import instant, render_life, styled_state
-from acp_cli.logs import read_lines, render_line, since_seconds
-from acp_cli.progress import Progress, is_interactive
+from acp_cli.logs import render_line, since_seconds
+from acp_cli.timeline import instant, render_timeline, styled_state
 from control_plane.ops.life import read_life, recent_promises
 from control_plane.platform.queries import load_queries
+from local_cloud import database
+from local_cloud.cloud import Cloud
+from local_cloud.errors import AcpError, UsageError
+from local_cloud.functions import function_name
+from local_cloud.logs import read_lines
+from local_cloud.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from acp_cli.run_state import RunState
+    from local_cloud.run_state import RunState
 
 PANEL = "Signals"
 QUERIES = load_queries("acp_cli")
@@ -90,10 +91,10 @@ def watch(
     cloud, run = _running(ctx)
     with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
         try:
-            if is_interactive():
+            if sys.stdout.isatty():
                 with Live(console=Console(highlight=False), refresh_per_second=4) as live:
                     while True:
-                        live.update(promises_table(recent_promises(connection, limit=limit)))
+                        live.update(deliveries_table(recent_promises(connection, limit=limit)))
                         time.sleep(interval)
             seen: dict[int, tuple[object, ...]] = {}
             while True:
@@ -109,7 +110,7 @@ def trace(
     *,
     as_json: _JsonOption = False,
 ) -> None:
-    """Show an event's whole life: raw payload, event, promise, attempts, deliveries, consumers."""
+    """Show an event's timeline: raw payload, event, outbox message, attempts, deliveries, consumers."""
     try:
         wanted = UUID(event_id)
     except ValueError:
@@ -117,14 +118,14 @@ def trace(
         raise UsageError(msg) from None
     cloud, run = _running(ctx)
     with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
-        life = read_life(connection, wanted)
-    if life is None:
+        timeline = read_life(connection, wanted)
+    if timeline is None:
         msg = f"There is no event {wanted}."
         raise AcpError(msg)
     if as_json:
-        _print_json(life.to_dict())
+        _print_json(timeline.to_dict())
     else:
-        Console(highlight=False).print(render_life(life))
+        Console(highlight=False).print(render_timeline(timeline))
 
 
 def logs(
@@ -167,12 +168,12 @@ def logs(
         Progress().say(f"{name} has logged nothing in the last {since}.")
 
 
-def promises_table(promises: Sequence[Mapping[str, Any]]) -> Table:
-    """The newest promises, newest last."""
+def deliveries_table(deliveries: Sequence[Mapping[str, Any]]) -> Table:
+    """The newest deliveries, newest last."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stored", "event", "entity", "source", "topic", "state", "tries", "processed by", "event id"):
         table.add_column(column, no_wrap=True, overflow="fold" if column == "event id" else "ellipsis")
-    for row in promises:
+    for row in deliveries:
         table.add_row(
             instant(row["created_at"]),
             escape(row["event_type"]),
@@ -187,9 +188,9 @@ def promises_table(promises: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _print_changes(promises: Sequence[Mapping[str, Any]], seen: dict[int, tuple[object, ...]]) -> None:
-    """One line for each promise that is new or has changed since the last look."""
-    for row in promises:
+def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[int, tuple[object, ...]]) -> None:
+    """One line for each delivery that is new or has changed since the last look."""
+    for row in deliveries:
         now = (row["state"], row["delivery_attempts"], tuple(row["processed_by"]))
         if seen.get(row["id"]) != now:
             seen[row["id"]] = now
@@ -200,7 +201,7 @@ def _print_changes(promises: Sequence[Mapping[str, Any]], seen: dict[int, tuple[
                 f"{row['topic']}  {row['state']}{processed}{error}\n"
             )
     sys.stdout.flush()
-    for gone in seen.keys() - {row["id"] for row in promises}:
+    for gone in seen.keys() - {row["id"] for row in deliveries}:
         del seen[gone]
 
 

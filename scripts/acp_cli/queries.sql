@@ -12,22 +12,22 @@ GROUP BY entity_id, event_type
 ORDER BY entity_id, event_type
 
 -- name: demo_progress
--- How far the pipeline has come: symbols with ticks, their promises, those delivered, those that a consumer has processed.
+-- How far the pipeline has come: symbols with ticks, their outbox messages, those delivered, those that a consumer has processed.
 SELECT
-    count(DISTINCT event.entity_id) FILTER (WHERE promise.topic = 'market.ticks') AS symbols,
+    count(DISTINCT event.entity_id) FILTER (WHERE message.topic = 'market.ticks') AS symbols,
     count(*) AS promised,
-    count(promise.delivered_at) AS delivered,
-    count(promise.dead_lettered_at) AS dead_lettered,
-    count(*) FILTER (WHERE promise.topic = 'market.ticks') AS ticks,
+    count(message.delivered_at) AS delivered,
+    count(message.dead_lettered_at) AS dead_lettered,
+    count(*) FILTER (WHERE message.topic = 'market.ticks') AS ticks,
     count(*) FILTER (
-        WHERE promise.topic = 'market.ticks'
+        WHERE message.topic = 'market.ticks'
         AND EXISTS (SELECT FROM processed_events AS processed WHERE processed.event_id = event.event_id)
     ) AS consumed
-FROM outbox AS promise
+FROM outbox AS message
 JOIN events AS event USING (event_id)
 
 -- name: newest_consumed_event
--- An event whose life is complete: the newest tick that a consumer has processed.
+-- An event whose timeline is complete: the newest tick that a consumer has processed.
 SELECT event_id
 FROM processed_events
 JOIN events USING (event_id)

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from acp_cli.aws import LocalCloud
-    from acp_cli.drills.record import DrillRecord
     from control_plane.ops.status import PipelineStatus
     from control_plane.platform.breakers import Breaker
+    from drills.record import DrillRecord
+    from local_cloud.queues import QueueDepth
 
 STATES = ("pending", "in_flight", "retrying", "delivered", "dead_lettered")
 _LATE_SECONDS = 180
@@ -28,34 +28,6 @@ _SYSTEM_EVENTS = {
     "SIGNAL_REJECTED": "rejected",
     "SOURCE_GAP_DETECTED": "gaps",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class QueueDepth:
-    """Messages of one queue, as SQS counts them: approximately."""
-
-    name: str
-    visible: int
-    in_flight: int
-
-
-def queue_depths(cloud: LocalCloud, outputs: Mapping[str, str]) -> list[QueueDepth]:
-    """Of every queue that the stack names."""
-    depths = []
-    for output, url in outputs.items():
-        if output.endswith("QueueUrl"):
-            attributes = cloud.queues.get_queue_attributes(
-                QueueUrl=url,
-                AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"],
-            )["Attributes"]
-            depths.append(
-                QueueDepth(
-                    output.removesuffix("Url"),
-                    int(attributes["ApproximateNumberOfMessages"]),
-                    int(attributes["ApproximateNumberOfMessagesNotVisible"]),
-                )
-            )
-    return depths
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, processes_of, run_acp, wait_for
 
-from acp_cli.containers import NoContainersError, find_engine
-from acp_cli.net import free_port, port_is_free
+from local_cloud.containers import NoContainersError, find_engine
+from local_cloud.net import free_port, port_is_free
 
 NEVER = "cron(0 0 1 1 ? 2099)"
 INVOKE_SECONDS = 240

@@ -16,12 +16,12 @@ from uuid import UUID, uuid4
 import pytest
 from botocore.exceptions import ClientError
 
-from acp_cli.net import free_port
 from control_plane.model.lifecycle import Accepted, MessageFault, NotSent, QueueFault
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 from control_plane.platform.aws import find_sqs, sqs_client
+from local_cloud.net import free_port
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient

@@ -21,7 +21,20 @@ APP = textwrap.dedent(
         return {"found": found, "environ": dict(os.environ)}
     """
 )
-FOREIGN = ["acp_cli", "control_plane", "localstack", "ministack", "moto", "psycopg", "pydantic", "pytest", "samcli"]
+FOREIGN = [
+    "acp_cli",
+    "bench",
+    "drills",
+    "local_cloud",
+    "control_plane",
+    "localstack",
+    "ministack",
+    "moto",
+    "psycopg",
+    "pydantic",
+    "pytest",
+    "samcli",
+]
 
 
 @pytest.fixture

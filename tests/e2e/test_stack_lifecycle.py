@@ -17,8 +17,8 @@ from tests.e2e.clouds import Differences
 from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, run_acp, wait_for
 from tests.e2e.resources import Resources, beyond, resources
 
-from acp_cli.postgres import PostgresServer
 from control_plane.platform.database import SCHEMA_VERSION
+from local_cloud.postgres import PostgresServer
 
 KINDS = {
     "stack",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from acp_cli.processes import Service, ServiceError
+from local_cloud.processes import Service, ServiceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ time.sleep(600)
 
 STARTER = """
 import os, pathlib, sys, time
-from acp_cli.processes import Service
+from local_cloud.processes import Service
 base = pathlib.Path(sys.argv[1])
 service = Service("sample", records=base / "services", log=base / "logs" / "sample.log")
 service.start([sys.executable, "-c", "import time; time.sleep(600)"], env=os.environ, cwd=base)

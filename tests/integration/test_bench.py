@@ -15,9 +15,9 @@ import psycopg
 import pytest
 from moto.server import ThreadedMotoServer
 
-from acp_cli.bench.rig import BenchError, Database, Rig, Seed, open_rig
-from acp_cli.bench.scenarios import QUICK, SCENARIOS, _latencies, _relay, _snapshot, _timed
-from acp_cli.workspace import CHECKOUT, Workspace
+from bench.rig import BenchError, Database, Rig, Seed, open_rig
+from bench.scenarios import QUICK, SCENARIOS, _latencies, _relay, _snapshot, _timed
+from local_cloud.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

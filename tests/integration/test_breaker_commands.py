@@ -8,14 +8,14 @@ from psycopg import Connection
 from tests.conftest import PASSWORD, TestDatabase
 from typer.testing import CliRunner, Result
 
-from acp_cli import database as local_database
 from acp_cli.cli import app as acp
-from acp_cli.cloud import Cloud
-from acp_cli.postgres import PostgresServer
-from acp_cli.run_state import Deployment, RunState
-from acp_cli.workspace import CHECKOUT, Workspace
 from control_plane.ops.status import read_status
 from control_plane.platform.breakers import BreakerPolicy, Breakers, read_breakers
+from local_cloud import database as local_database
+from local_cloud.cloud import Cloud
+from local_cloud.postgres import PostgresServer
+from local_cloud.run_state import Deployment, RunState
+from local_cloud.workspace import CHECKOUT, Workspace
 
 
 class RunningCloud(Cloud):

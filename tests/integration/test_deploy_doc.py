@@ -20,11 +20,11 @@ from samcli.commands.logs.command import cli as sam_logs
 from samcli.commands.remote.invoke.cli import cli as sam_remote_invoke
 from samcli.yamlhelper import yaml_parse
 
-from acp_cli.postgres import PostgresServer
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.conninfo import database_url
 from control_plane.platform.database import SCHEMA_VERSION, check_schema, connect
 from control_plane.platform.settings import DatabaseSettings
+from local_cloud.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")

@@ -12,24 +12,24 @@ from psycopg import Connection
 from tests.conftest import PASSWORD, TestDatabase
 from tests.integration import seeds
 
-from acp_cli import database as local_database
-from acp_cli.aws import LocalCloud
-from acp_cli.cloud import Cloud
-from acp_cli.drills import mending, promises, record
-from acp_cli.drills.promises import QUERIES, Batch
-from acp_cli.drills.record import Change, DrillRecord
-from acp_cli.errors import AcpError
-from acp_cli.postgres import PostgresServer
-from acp_cli.run_state import Deployment, RunState
-from acp_cli.workspace import CHECKOUT, Workspace
 from control_plane.consumers import signal_lab
 from control_plane.ingestion.store import database_time
 from control_plane.platform import breakers
 from control_plane.platform.breakers import BreakerPolicy, Breakers
+from drills import mending, messages, record
+from drills.messages import QUERIES, Batch
+from drills.record import Change, DrillRecord
+from local_cloud import database as local_database
+from local_cloud.aws import LocalCloud
+from local_cloud.cloud import Cloud
+from local_cloud.errors import AcpError
+from local_cloud.postgres import PostgresServer
+from local_cloud.run_state import Deployment, RunState
+from local_cloud.workspace import CHECKOUT, Workspace
 
 QUEUE = "acp-MarketTicksQueue-1a2b"
 MENDED = "The drill queue-outage had been cut off; what it left is put right."
-DRILLS = {"source": promises.SOURCE, "entity_id": promises.ENTITY}
+DRILLS = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
 
 
 # --- queries ----------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def test_postgres_can_prepare_it(owner: Connection[Any], name: str) -> None:
 @pytest.mark.parametrize("name", QUERIES)
 def test_it_says_what_it_is_for_and_the_code_uses_it(name: str) -> None:
     assert re.match(r"[A-Z].{20,}[.:]", QUERIES[name].description), QUERIES[name].description
-    assert any(f'"{name}"' in path.read_text() for path in Path(promises.__file__).parent.glob("*.py"))
+    assert any(f'"{name}"' in path.read_text() for path in Path(messages.__file__).parent.glob("*.py"))
 
 
 @pytest.fixture
@@ -53,21 +53,21 @@ def batch(app: Connection[Any]) -> Batch:
     return made
 
 
-def read(app: Connection[Any], batch: Batch) -> list[promises.Promise]:
-    return promises.read(app, [batch.raw.trace_id])
+def read(app: Connection[Any], batch: Batch) -> list[messages.OutboxMessage]:
+    return messages.read(app, [batch.raw.trace_id])
 
 
-def test_stored_events_are_promised_and_read_back_in_their_order(app: Connection[Any], batch: Batch) -> None:
+def test_stored_events_have_messages_that_are_read_back_in_their_order(app: Connection[Any], batch: Batch) -> None:
     stored = read(app, batch)
     assert [one.event_id for one in stored] == batch.ids
     assert {(one.topic, one.state, one.attempts, one.is_consumed) for one in stored} == {
         ("market.ticks", "pending", 0, False)
     }
-    assert promises.read(app, [uuid4()]) == []
+    assert messages.read(app, [uuid4()]) == []
 
 
 def test_a_dead_letter_of_a_drill_is_redriven_and_nobody_else_s_is(app: Connection[Any], batch: Batch) -> None:
-    seeds.promise(app, seeds.ticks(1) + seeds.ticks(1, entity_id=promises.ENTITY))
+    seeds.promise(app, seeds.ticks(1) + seeds.ticks(1, entity_id=messages.ENTITY))
     app.execute("UPDATE outbox SET dead_lettered_at = now(), last_error = 'poison', delivery_attempts = 5")
     assert len(app.execute(QUERIES["redrive_drill"].sql, DRILLS).fetchall()) == 3
     assert {(one.state, one.attempts) for one in read(app, batch)} == {("pending", 0)}
@@ -87,7 +87,7 @@ def test_waits_are_cut_short_where_nobody_has_the_row(app: Connection[Any], batc
 
 def test_what_is_unfinished_is_counted(app: Connection[Any], batch: Batch) -> None:
     def unfinished() -> tuple[Any, ...] | None:
-        return app.execute(QUERIES["unfinished"].sql, {**DRILLS, "topic": promises.TOPIC}).fetchone()
+        return app.execute(QUERIES["unfinished"].sql, {**DRILLS, "topic": messages.TOPIC}).fetchone()
 
     assert unfinished() == (3, 3, 3)
     deliver(app)
@@ -104,9 +104,9 @@ def test_effects_are_counted_and_forgotten_by_the_owner_alone(
     assert app.execute(QUERIES["effects"].sql, {"event_ids": batch.ids}).fetchone() == (3,)
     for query in ("forget_bars", "forget_prices"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            app.execute(QUERIES[query].sql, {"source": promises.SOURCE})
+            app.execute(QUERIES[query].sql, {"source": messages.SOURCE})
         app.rollback()
-        owner.execute(QUERIES[query].sql, {"source": promises.SOURCE})
+        owner.execute(QUERIES[query].sql, {"source": messages.SOURCE})
     assert app.execute("SELECT FROM signal_lab_latest_prices").fetchall() == []
 
 
@@ -224,7 +224,7 @@ def left_behind(cloud: FakeCloud) -> DrillRecord:
     return begun
 
 
-def test_settings_promises_breaker_and_prices_are_put_right_and_the_record_goes(
+def test_settings_messages_breaker_and_prices_are_put_right_and_the_record_goes(
     cloud: FakeCloud, app: Connection[Any], batch: Batch
 ) -> None:
     left_behind(cloud)

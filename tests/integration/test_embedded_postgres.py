@@ -10,8 +10,8 @@ import psutil
 import psycopg
 import pytest
 
-from acp_cli.net import free_port
-from acp_cli.postgres import PostgresError, PostgresServer, default_binaries
+from local_cloud.net import free_port
+from local_cloud.postgres import PostgresError, PostgresServer, default_binaries
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,7 +127,7 @@ def test_a_port_lost_between_choosing_and_binding_is_replaced(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         lost = taken.getsockname()[1]
         choices = iter([lost])
-        monkeypatch.setattr("acp_cli.postgres.free_port", lambda host: next(choices, None) or free_port(host))
+        monkeypatch.setattr("local_cloud.postgres.free_port", lambda host: next(choices, None) or free_port(host))
         server.start()
         assert server.port != lost
 

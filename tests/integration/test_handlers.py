@@ -19,8 +19,6 @@ from moto.server import ThreadedMotoServer
 from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from acp_cli.net import free_port
-from acp_cli.postgres import PostgresServer
 from control_plane.ingestion.store import Draft, store_events
 from control_plane.model.contract import Event, MarketTick, new_event
 from control_plane.model.errors import (
@@ -32,6 +30,8 @@ from control_plane.model.errors import (
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.aws import SecretUnavailable
 from control_plane.platform.database import connect
+from local_cloud.net import free_port
+from local_cloud.postgres import PostgresServer
 from market_replay import Fault, serve
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"

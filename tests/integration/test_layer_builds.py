@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from acp_cli.build import build_for_lambda, build_layer
-from acp_cli.workspace import CHECKOUT, Workspace
+from local_cloud.build import build_for_lambda, build_layer
+from local_cloud.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,6 @@ from psycopg import Connection, errors
 from tests.conftest import MIGRATIONS, PASSWORD, TestDatabase
 from tests.integration import seeds
 
-from acp_cli.postgres import PostgresServer
 from control_plane.ingestion.store import Draft, RawPayload, store_events
 from control_plane.ops.horizon import pinned_horizon
 from control_plane.ops.life import read_life
@@ -25,6 +24,7 @@ from control_plane.ops.status import read_status
 from control_plane.outbox import relay, store
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
+from local_cloud.postgres import PostgresServer
 
 WEEK = 7
 YEAR = 365

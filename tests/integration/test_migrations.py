@@ -12,10 +12,10 @@ import pytest
 from psycopg import Connection
 from tests.conftest import MIGRATIONS, TestDatabase
 
-from acp_cli.postgres import PostgresServer
 from control_plane.model.errors import ConfigurationError, DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.ops.migrations import Migration, MigrationError, MigrationReport, migrate, read_migrations
 from control_plane.platform.database import SCHEMA_VERSION, Database, check_schema, connect
+from local_cloud.postgres import PostgresServer
 
 ALL = tuple(range(1, SCHEMA_VERSION + 1))
 

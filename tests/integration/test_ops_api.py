@@ -18,14 +18,14 @@ from tests.conftest import PASSWORD
 from tests.integration import seeds
 from tests.integration.test_handlers import Function
 
-from acp_cli.net import free_port
-from acp_cli.postgres import PostgresServer
 from control_plane.api import tokens
 from control_plane.api.http import NotAProxyRequest
 from control_plane.ops.life import QUERIES, read_life
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.breakers import BreakerPolicy, Breakers, hold
 from control_plane.platform.database import SCHEMA_VERSION, connect
+from local_cloud.net import free_port
+from local_cloud.postgres import PostgresServer
 
 ROOT = Path(__file__).parents[2]
 MIGRATIONS = read_migrations(ROOT / "db" / "migrations")

@@ -30,8 +30,6 @@ from tests.integration.fakes import (
     sqs_error,
 )
 
-from acp_cli.net import free_port
-from acp_cli.postgres import PostgresServer
 from control_plane.model.backoff import DELAYS_SECONDS, JITTER
 from control_plane.model.contract import parse_event
 from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
@@ -47,6 +45,8 @@ from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform.aws import sqs_client
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import Database, connect
+from local_cloud.net import free_port
+from local_cloud.postgres import PostgresServer
 
 TICKS, SYSTEM = "http://queues/ticks", "http://queues/system"
 QUEUES = {"market.ticks": TICKS, "system.events": SYSTEM}

@@ -5,7 +5,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from acp_cli import generated
+from local_cloud import generated
 
 ROOT = Path(__file__).parents[2]
 

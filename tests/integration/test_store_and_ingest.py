@@ -20,8 +20,6 @@ from tests.conftest import MIGRATIONS, TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import FakeSource, RecordingTelemetry
 
-from acp_cli.net import free_port
-from acp_cli.postgres import PostgresServer
 from control_plane.ingestion import service
 from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
@@ -31,6 +29,8 @@ from control_plane.model.errors import SourceError
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
+from local_cloud.net import free_port
+from local_cloud.postgres import PostgresServer
 
 POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=1000)
 

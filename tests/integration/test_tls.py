@@ -18,13 +18,13 @@ from cryptography.hazmat.primitives import hashes
 from psycopg import sql
 from tests.integration.tls import Authority, Certificate, TlsFront
 
-from acp_cli.postgres import PostgresServer
 from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
 from control_plane.platform import conninfo
 from control_plane.platform import database as module
 from control_plane.platform.conninfo import database_url
 from control_plane.platform.database import Database, connect
 from control_plane.platform.settings import DatabaseSettings
+from local_cloud.postgres import PostgresServer
 
 PASSWORD = "test-password"
 HOST = "db.example.com"

@@ -14,8 +14,8 @@ from tests.conftest import PASSWORD, TEMPLATE, TestDatabase
 from tests.integration import seeds
 from tests.reliability.pipeline import FAILURES, TICKS, Pipeline, Result
 
-from acp_cli.postgres import PostgresServer
 from control_plane.platform.database import connect
+from local_cloud.postgres import PostgresServer
 from queue_endpoint import QueueEndpoint, serve
 
 SEEDED = "reliability_template"

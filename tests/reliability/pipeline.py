@@ -17,8 +17,8 @@ import psycopg
 from tests.conftest import TestDatabase
 from tests.integration import seeds
 
-from acp_cli.postgres import PostgresServer
 from control_plane.platform.database import connect
+from local_cloud.postgres import PostgresServer
 from queue_endpoint import QueueEndpoint, Request
 
 ROOT = Path(__file__).parents[2]

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from acp_cli.breaker_commands import SOURCES, Guarded, find, guarded_by_breakers
-from acp_cli.errors import UsageError
-from acp_cli.market import MarketChoice
-from acp_cli.run_state import Deployment, RunState
-from control_plane.ingestion.sources.yfinance import YFinanceSource
+from acp_cli.breaker_commands import Guarded, find, guarded_by_breakers
+from local_cloud.errors import UsageError
+from local_cloud.run_state import Deployment, RunState
 
 URL = "http://sqs.us-east-1.localhost:4566/000000000000/"
 OUTPUTS = {
@@ -35,12 +33,6 @@ def test_the_queues_that_are_sent_to_and_the_source_have_breakers() -> None:
 def test_what_the_database_knows_of_is_listed_once() -> None:
     stored = ["acp-MarketTicksQueue-1a2b", "yfinance", "yfinance-replay"]
     assert guarded(*stored) == [TICKS, SYSTEM, Guarded("yfinance-replay"), Guarded("yfinance")]
-
-
-@pytest.mark.parametrize("choice", SOURCES)
-def test_the_source_is_called_as_its_events_are(choice: MarketChoice) -> None:
-    url = "http://127.0.0.1:1" if choice is MarketChoice.REPLAY else None
-    assert YFinanceSource(market_data_url=url, clock=lambda: pytest.fail("not asked")).name == SOURCES[choice]
 
 
 @pytest.mark.parametrize(

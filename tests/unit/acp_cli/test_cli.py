@@ -7,12 +7,12 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from acp_cli.aws import InvocationError, LocalCloud
 from acp_cli.cli import app
-from acp_cli.cloud import Cloud
-from acp_cli.errors import NotRunningError
-from acp_cli.run_state import Deployment, RunState
-from acp_cli.workspace import CHECKOUT, Workspace
+from local_cloud.aws import InvocationError, LocalCloud
+from local_cloud.cloud import Cloud
+from local_cloud.errors import NotRunningError
+from local_cloud.run_state import Deployment, RunState
+from local_cloud.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from typer.testing import Result
 
-    from acp_cli.postgres import PostgresServer
+    from local_cloud.postgres import PostgresServer
 
 EVENT_ID = "6f0c2f3a-0000-5000-8000-000000000001"
 
@@ -279,7 +279,7 @@ def test_a_database_that_went_away_is_no_traceback(workspace: Workspace, monkeyp
 
 
 def test_the_state_survives_a_round_trip_and_is_private(workspace: Workspace) -> None:
-    from acp_cli import run_state
+    from local_cloud import run_state
 
     saved = FakeCloud(workspace).running()
     saved.save(workspace)

@@ -4,14 +4,11 @@ import json
 from typing import Any
 
 import pytest
-from moto import mock_aws
 from rich.text import Text
 
-from acp_cli.aws import LocalCloud
-from acp_cli.errors import UsageError
-from acp_cli.logs import Line, read_lines, render_line, since_seconds
-
-FUNCTION = "stack-Relay-1"
+from acp_cli.logs import render_line, since_seconds
+from local_cloud.errors import UsageError
+from local_cloud.logs import Line
 
 
 def shown(message: str | dict[str, Any]) -> str:
@@ -61,30 +58,3 @@ def test_metrics_are_shown_as_names_and_values() -> None:
 @pytest.mark.parametrize("line", ["REPORT RequestId: 1", "plain [bracketed] text", "[1, 2]", "{broken"])
 def test_any_other_line_is_shown_as_it_is(line: str) -> None:
     assert shown(line) == f"22:13:20.123 {line}"
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch) -> Any:
-    with mock_aws():
-        yield LocalCloud("https://logs.us-east-1.amazonaws.com")
-
-
-def test_lines_come_from_every_page_and_not_from_before_the_start(cloud: LocalCloud) -> None:
-    import time
-
-    now = int(time.time() * 1000)
-    cloud.logs.create_log_group(logGroupName=f"/aws/lambda/{FUNCTION}")
-    cloud.logs.create_log_stream(logGroupName=f"/aws/lambda/{FUNCTION}", logStreamName="one")
-    cloud.logs.put_log_events(
-        logGroupName=f"/aws/lambda/{FUNCTION}",
-        logStreamName="one",
-        logEvents=[{"timestamp": now - 60_000 + index, "message": f"line {index}\n"} for index in range(10_500)],
-    )
-    lines = list(read_lines(cloud, FUNCTION, start_milliseconds=now - 60_000 + 5))
-    assert lines[0].message == "line 5"
-    assert len(lines) == 10_495
-    assert len({line.id for line in lines}) == 10_495
-
-
-def test_a_function_that_never_ran_has_no_lines(cloud: LocalCloud) -> None:
-    assert list(read_lines(cloud, "never", start_milliseconds=0)) == []

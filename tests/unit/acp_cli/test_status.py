@@ -8,11 +8,12 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from acp_cli.drills.record import DrillRecord
-from acp_cli.status import QueueDepth, Report, duration
+from acp_cli.status import Report, duration
 from control_plane.ops.horizon import HorizonHolder
 from control_plane.ops.status import ConsumerCount, EventCount, PipelineStatus, PromiseCount, RelayOnDuty
 from control_plane.platform.breakers import Breaker
+from drills.record import DrillRecord
+from local_cloud.queues import QueueDepth
 
 NOW = datetime(2024, 1, 10, 14, 32, tzinfo=UTC)
 

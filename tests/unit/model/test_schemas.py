@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from acp_cli import generated
 from control_plane.model.contract import (
     PAYLOADS,
     MarketTick,
@@ -25,6 +24,7 @@ from control_plane.model.contract import (
     parse_event,
 )
 from control_plane.model.errors import ContractViolation
+from local_cloud import generated
 
 ROOT = Path(__file__).parents[3]
 MINUTE = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)

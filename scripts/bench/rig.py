@@ -1,0 +1,340 @@
+"""What is measured on: a PostgreSQL as in production, a queue, databases filled for the purpose, processes to time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import boto3
+import psutil
+import psycopg
+from psycopg import sql
+from samcli.yamlhelper import yaml_parse
+
+from control_plane.model.contract import MARKET_TICKS
+from control_plane.platform.queries import load_queries
+from local_cloud import database
+from local_cloud.aws import LocalCloud
+from local_cloud.build import TEMPLATE
+from local_cloud.emulators.localstack import LocalStack
+from local_cloud.environ import isolated
+from local_cloud.errors import AcpError
+from local_cloud.postgres import PostgresServer
+from local_cloud.run_state import RunState
+from local_cloud.workspace import locked
+from queue_endpoint import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from local_cloud.workspace import Workspace
+
+QUERIES = load_queries("bench")
+_LIMIT_SECONDS = 900.0
+"""No measured process runs longer; one that hangs is killed."""
+
+
+class BenchError(AcpError):
+    """A measurement could not be made, or measured something else than it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """The outbox messages that a database starts with, each with its event; `padding` makes every body longer."""
+
+    pending: int
+    delivered: int = 0
+    padding: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """One database of the bench's server."""
+
+    app_url: str
+    admin_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue to publish to, and the endpoint it is at."""
+
+    endpoint_url: str
+    url: str
+
+
+class Child:
+    """A measured process: it prepares, says so, waits for `go`, and reports. Killed where it has not ended by then."""
+
+    def __init__(self, program: str, options: Mapping[str, Any], *, environ: Mapping[str, str], log: Path) -> None:
+        self._program = program
+        self._log = log
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"bench.{program}", json.dumps(options)],
+                env=dict(environ),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                bufsize=0,
+                start_new_session=True,
+            )
+        self._watchdog = threading.Timer(_LIMIT_SECONDS, self._process.kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watchdog.cancel()
+        self._process.kill()
+        with self._process:  # closes its pipes, waits
+            pass
+
+    def wait_until_ready(self) -> None:
+        """Raises BenchError where it fails first."""
+        if self._line() != b"ready\n":
+            raise self._failed()
+
+    def go(self) -> None:
+        """Start what is measured."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is gone: its report says so
+            self._process.stdin.write(b"go\n")
+
+    def report(self) -> dict[str, Any]:
+        """Wait for what it measured. Raises BenchError where it fails."""
+        line = self._line()
+        if not line:
+            raise self._failed()
+        measured: dict[str, Any] = json.loads(line)
+        return measured
+
+    def _line(self) -> bytes:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def _failed(self) -> BenchError:
+        self._process.wait(10)
+        tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+        return BenchError(f"{self._program} failed (exit code {self._process.returncode}).", details=tail)
+
+
+@dataclass
+class Rig:
+    """The server, the queue, and how to start what is measured."""
+
+    workspace: Workspace
+    folder: Path
+    server: PostgresServer
+    passwords: RunState
+    queue: Queue
+    relay_settings: Mapping[str, str]
+    """Of the measured relays, and of what they are compared with: as deployed."""
+    endpoint_url: str | None = None
+    """Of another SQS than a LocalStack's of the bench's own."""
+    latency_ms: float = 0
+    _templates: dict[Seed, str] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+    @contextlib.contextmanager
+    def fresh(self, seed: Seed) -> Iterator[Database]:
+        """A database with these rows, the same to the byte each time; gone after use."""
+        if seed not in self._templates:
+            self._templates[seed] = self._seeded(seed)
+        with self._dropped(self._clone(self._templates[seed])) as name:
+            yield self._database(name)
+
+    @contextlib.contextmanager
+    def filled(self, seed: Seed) -> Iterator[Database]:
+        """A database with these rows, too many to copy for every round."""
+        with self._dropped(self._seeded(seed)) as name:
+            yield self._database(name)
+
+    def child(
+        self, program: str, database: Database, queue: Queue | None = None, options: Mapping[str, Any] | None = None
+    ) -> Child:
+        """Start a program of this package."""
+        return Child(
+            program,
+            options or {},
+            environ=self.environ(database, queue),
+            log=self.folder / f"{program}-{next(self._numbers)}.log",
+        )
+
+    def environ(self, database: Database, queue: Queue | None = None) -> dict[str, str]:
+        """The functions' environment, and the path they import from in Lambda."""
+        queue = queue or self.queue
+        checkout = self.workspace.checkout
+        folders = (checkout / "functions" / "relay", checkout / "layers" / "core", checkout / "scripts")
+        return {
+            **isolated(os.environ),
+            "DATABASE_URL": database.app_url,
+            "CLOUD_ENDPOINT_URL": queue.endpoint_url,
+            "TOPIC_QUEUE_URLS": json.dumps({MARKET_TICKS: queue.url}),
+            **self.relay_settings,
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        }
+
+    def checkpoint(self) -> None:
+        """Have what filling left behind written now, and not into somebody's measurement."""
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+
+    def facts(self) -> dict[str, Any]:
+        """The machine, and what runs on it."""
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            names = (
+                "server_version",
+                "fsync",
+                "synchronous_commit",
+                "full_page_writes",
+                "shared_buffers",
+                "autovacuum",
+            )
+            settings = {name: _one(connection, sql.SQL("SHOW {}").format(sql.Identifier(name))) for name in names}
+        return {
+            "cores": psutil.cpu_count(),
+            "processor": _processor(),
+            "memory_mib": psutil.virtual_memory().total >> 20,
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "boto3": boto3.__version__,
+            "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})",
+            "powertools": version("aws-lambda-powertools"),
+            "load_average_at_start": round(os.getloadavg()[0], 2),
+            "postgres": settings,
+        }
+
+    def _clone(self, template: str) -> str:
+        name = f"bench_{next(self._numbers)}"
+        with psycopg.connect(self.server.url(), autocommit=True) as connection:
+            connection.execute(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(
+                    sql.Identifier(name), sql.Identifier(template), sql.Identifier(database.OWNER)
+                )
+            )
+        return name
+
+    def _seeded(self, seed: Seed) -> str:
+        name = self._clone(database.NAME)
+        with psycopg.connect(self._database(name).admin_url, autocommit=True) as connection:
+            # A foreign key's check per row would take longer than the rows.
+            connection.execute("SET session_replication_role = replica")
+            # The delivered ones first: they are the older.
+            for rows, delivered in ((seed.delivered, True), (seed.pending, False)):
+                connection.execute(
+                    QUERIES["make_events"].sql,
+                    {"count": rows, "padding": seed.padding, "delivered": delivered, "event_id": None},
+                )
+            connection.execute("VACUUM (ANALYZE) events, outbox")
+        return name
+
+    def _database(self, name: str) -> Database:
+        return Database(
+            self.server.url(database.APP, name, self.passwords.app_password), self.server.url(database=name)
+        )
+
+    @contextlib.contextmanager
+    def _dropped(self, name: str) -> Iterator[str]:
+        try:
+            yield name
+        finally:
+            with psycopg.connect(self.server.url(), autocommit=True) as connection:
+                connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@contextlib.contextmanager
+def open_rig(
+    workspace: Workspace,
+    *,
+    endpoint_url: str | None = None,
+    latency_ms: float = 0,
+    say: Callable[[str], object] = lambda _: None,
+) -> Iterator[Rig]:
+    """Start PostgreSQL and the queue in a folder of their own; all of it is gone afterwards, however it ends."""
+    workspace.home.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=workspace.home)))
+        passwords = RunState()
+        say("PostgreSQL")
+        server = PostgresServer(folder / "postgres", password=passwords.superuser_password)
+        stack.callback(server.stop, "immediate")
+        server.start()
+        database.prepare(server, passwords)
+        database.apply_migrations(workspace, database.owner_url(server, passwords))
+        say("the queue")
+        endpoint = stack.enter_context(serve(latency_ms=latency_ms, record=False))
+        yield Rig(
+            workspace,
+            folder,
+            server,
+            passwords,
+            Queue(endpoint.url, endpoint.queue_url("market-ticks")),
+            deployed_settings(workspace),
+            endpoint_url,
+            latency_ms,
+        )
+
+
+@contextlib.contextmanager
+def emulated_sqs(rig: Rig, say: Callable[[str], object]) -> Iterator[str]:
+    """The URL of a LocalStack that is gone after use, or of whatever speaks SQS at the rig's endpoint."""
+    with contextlib.ExitStack() as stack:
+        endpoint_url = rig.endpoint_url
+        if endpoint_url is None:
+            say("LocalStack")
+            localstack = LocalStack(dataclasses.replace(rig.workspace, state=rig.folder / "localstack"))
+            with locked(rig.workspace.venvs, "bench", on_wait=say):
+                localstack.prepare()
+            endpoint_url = localstack.endpoint(None, None)
+            stack.callback(localstack.stop)
+            localstack.start(endpoint_url)
+            localstack.wait_until_ready(endpoint_url)
+        yield endpoint_url
+
+
+@contextlib.contextmanager
+def new_queue(endpoint_url: str) -> Iterator[Queue]:
+    """A queue that is gone after use."""
+    client = LocalCloud(endpoint_url).queues
+    url = client.create_queue(QueueName=f"acp-bench-{os.getpid()}-{os.urandom(4).hex()}")["QueueUrl"]
+    try:
+        yield Queue(endpoint_url, url)
+    finally:
+        client.delete_queue(QueueUrl=url)
+
+
+def deployed_settings(workspace: Workspace) -> dict[str, str]:
+    """RelayFunction's environment in the template, as far as it is the same in every deployment."""
+    template = yaml_parse((workspace.checkout / TEMPLATE).read_text(encoding="utf-8"))
+    variables = template["Resources"]["RelayFunction"]["Properties"]["Environment"]["Variables"]
+    return {name: str(value) for name, value in variables.items() if isinstance(value, str | int | float)}
+
+
+def _one(connection: psycopg.Connection[Any], statement: sql.Composed) -> Any:
+    row = connection.execute(statement).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,175 @@
+"""Puts right what a drill has changed, from its record: at its end, after Ctrl-C, or later where it was killed."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+import psycopg
+
+from control_plane.platform import breakers
+from drills import messages, record
+from drills.messages import QUERIES
+from local_cloud import database
+from local_cloud.errors import AcpError
+from local_cloud.functions import function_name
+from local_cloud.interrupts import uninterrupted
+from local_cloud.market import SOURCES, MarketChoice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mypy_boto3_lambda import LambdaClient
+    from psycopg import Connection
+
+    from drills.record import Change, DrillRecord
+    from local_cloud.aws import LocalCloud
+    from local_cloud.cloud import Cloud
+    from local_cloud.run_state import RunState
+
+_DELIVER_SECONDS = 90.0
+_CONSUME_SECONDS = 30.0
+_DRILLS: Final = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
+
+
+def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], None]) -> None:
+    """Undo it all and forget the record. Undoing what is undone already is fine.
+
+    Raises AcpError where something stays wrong; the record then stays, too.
+    """
+    aws = cloud.aws(run)
+    for function, change in left.functions.items():
+        if revert(aws, function, change):
+            say(f"{function} has its own settings again")
+    for symbol in left.market_faults:
+        set_market_fault(cloud.environ(run).get("MARKET_DATA_URL"), symbol, None)
+    server = cloud.postgres(run)
+    with psycopg.connect(database.owner_url(server, run), autocommit=True) as owner:
+        redriven = owner.execute(QUERIES["redrive_drill"].sql, _DRILLS).fetchall()
+        if redriven:
+            say(f"{len(redriven)} dead letters of drills are promised again")
+        _recover_source(owner, cloud, run)
+        _deliver(owner, cloud, run)
+        owner.execute(QUERIES["forget_bars"].sql, {"source": messages.SOURCE})
+        owner.execute(QUERIES["forget_prices"].sql, {"source": messages.SOURCE})
+    left.clear(cloud.workspace)
+
+
+def mend_what_was_left(cloud: Cloud, run: RunState, say: Callable[[str], None]) -> str | None:
+    """Put right what a drill that was cut off has left, and say so. Returns its name, None where there is none."""
+    left = record.load(cloud.workspace)
+    if left is None:
+        return None
+    with uninterrupted():
+        mend(cloud, run, left, say)
+    say(f"The drill {left.drill} had been cut off; what it left is put right.")
+    return left.drill
+
+
+def change_variables(aws: LocalCloud, function: str, change: Change) -> None:
+    """Set a function's variables as the change says, and wait until they count."""
+    _update(aws, function, change.applied(variables(aws, function)))
+
+
+def revert(aws: LocalCloud, function: str, change: Change) -> bool:
+    """Take a change back. False where there is nothing to take back, if only because the function is gone."""
+    functions = aws.functions  # whose exceptions are its own: another client's are other classes
+    try:
+        now = _variables(functions, function)
+    except functions.exceptions.ResourceNotFoundException:
+        return False
+    reverted = change.reverted(now)
+    if reverted == now:
+        return False
+    _update(aws, function, reverted)
+    return True
+
+
+def variables(aws: LocalCloud, function: str) -> Mapping[str, str]:
+    """A function's environment as it is deployed."""
+    return _variables(aws.functions, function)
+
+
+def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | None) -> None:
+    """Set a fault of the market replay, or end it. Raises AcpError where the replay does not answer."""
+    if url is None:
+        # Another market than when the drill began: its faults are gone with it.
+        return
+    request = urllib.request.Request(  # noqa: S310  the replay's own URL
+        f"{url}/faults/{quote(symbol, safe='')}",
+        data=None if fault is None else json.dumps(fault).encode(),
+        method="DELETE" if fault is None else "PUT",
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=10):
+            pass
+    except urllib.error.URLError as error:
+        msg = f"The market replay at {url} did not take the fault of {symbol!r}: {error.reason}."
+        raise AcpError(msg, remedy="Is it running? See scripts/acp status") from error
+
+
+def source_name(run: RunState) -> str:
+    """The source that IngestionFunction fetches from: its events' and its breaker's name."""
+    return SOURCES[MarketChoice(str(run.market_source))]
+
+
+def queue_breaker(cloud: Cloud, run: RunState) -> str:
+    """The name of the breaker, and of the queue, that the drills' messages go to."""
+    return breakers.queue_name(json.loads(cloud.environ(run)["TOPIC_QUEUE_URLS"])[messages.TOPIC])
+
+
+def _variables(functions: LambdaClient, function: str) -> Mapping[str, str]:
+    return functions.get_function_configuration(FunctionName=function).get("Environment", {}).get("Variables", {})
+
+
+def _update(aws: LocalCloud, function: str, variables: Mapping[str, str]) -> None:
+    functions = aws.functions
+    functions.update_function_configuration(FunctionName=function, Environment={"Variables": variables})
+    functions.get_waiter("function_updated").wait(FunctionName=function, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+
+
+def _recover_source(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
+    """Has the source probed at once, where it was left with an open breaker."""
+    if _is_shut(connection, source_name(run)):
+        breakers.resume(connection, source_name(run))
+        cloud.aws(run).invoke(function_name(cloud.outputs(run), "ingestion"), {})
+
+
+def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
+    """Runs relays until the drills' messages are delivered and their queue is well; waits for the consumer.
+
+    Raises AcpError where that takes too long.
+    """
+    queue, relay = queue_breaker(cloud, run), function_name(cloud.outputs(run), "relay")
+    begun = time.monotonic()
+    while True:
+        row = connection.execute(QUERIES["unfinished"].sql, {**_DRILLS, "topic": messages.TOPIC}).fetchone()
+        assert row is not None, "an aggregate has a row"
+        undelivered, unconsumed, waiting = row
+        is_shut = _is_shut(connection, queue)
+        # With nothing to send there is nothing to probe with: the next message will do.
+        if not undelivered and not (is_shut and waiting):
+            if not unconsumed or time.monotonic() - begun > _CONSUME_SECONDS:
+                return
+            time.sleep(0.2)
+            continue
+        if time.monotonic() - begun > _DELIVER_SECONDS:
+            msg = f"The faults are gone, but {undelivered} promises of drills are open after {_DELIVER_SECONDS:.0f} s."
+            raise AcpError(
+                msg, remedy="See scripts/acp status and scripts/acp logs relay, then scripts/acp drill --mend"
+            )
+        if is_shut:
+            breakers.resume(connection, queue)
+        cloud.aws(run).invoke(relay, {"linger_seconds": 1})
+
+
+def _is_shut(connection: Connection[Any], name: str) -> bool:
+    """Whether it is not closed, and no person's doing."""
+    return any(
+        not breaker.is_closed and breaker.held_by is None for breaker in breakers.read_breakers(connection, [name])
+    )

@@ -1,0 +1,185 @@
+"""A drill's outbox messages: how they are stored, how they are, and what happens to them in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid4
+
+from psycopg.rows import class_row
+
+from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.model.contract import MARKET_TICKS, Event, MarketTick, new_event
+from control_plane.platform.queries import load_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    from psycopg import Connection
+
+    from control_plane.platform.breakers import Breaker
+
+QUERIES: Final = load_queries("drills")
+SOURCE: Final = "drill"
+"""Of a drill's own events: no price of theirs passes for one of the market's."""
+ENTITY: Final = "DRILL"
+TOPIC: Final = MARKET_TICKS
+_AT_ONCE_SECONDS = 0.1
+_CURRENCY = "XTS"
+"""ISO 4217: reserved for testing."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxMessage:
+    """One outbox message at one moment."""
+
+    id: int
+    event_id: UUID
+    event_type: str
+    entity_id: str | None
+    topic: str
+    state: str
+    attempts: int
+    due_in_seconds: float
+    """Until the next attempt; of one in flight, until its lease ends."""
+    claimed_by: str | None
+    last_error: str | None
+    message_id: str | None
+    created_at: datetime
+    delivered_at: datetime | None
+    dead_lettered_at: datetime | None
+    failed_at: Sequence[datetime]
+    """When each failed attempt was recorded."""
+    is_consumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Ticks of a drill's own, made the way ingestion makes them and not stored yet."""
+
+    raw: RawPayload
+    events: Sequence[Event]
+
+    @classmethod
+    def make(cls, *, drill: str, trace_id: UUID, count: int, now: datetime) -> Batch:
+        """So many, a microsecond apart from `now` on; the first costs 1."""
+        prices = [float(number) for number in range(1, count + 1)]
+        events = [
+            new_event(
+                MarketTick(price=price, open=price, high=price, low=price, volume=0, currency=_CURRENCY, interval="1m"),
+                source=SOURCE,
+                entity_id=ENTITY,
+                entity_type=None,
+                occurred_at=now + timedelta(microseconds=index),
+                ingested_at=now,
+                trace_id=trace_id,
+            )
+            for index, price in enumerate(prices)
+        ]
+        return cls(RawPayload(uuid4(), SOURCE, now, trace_id, {"drill": drill, "prices": list(prices)}), events)
+
+    @property
+    def ids(self) -> list[UUID]:
+        """Of the events."""
+        return [event.event_id for event in self.events]
+
+    def store(self, connection: Connection[Any]) -> None:
+        """Store them and their outbox messages, in one transaction."""
+        with connection.transaction():
+            store_events(connection, [self.raw], [Draft(event, self.raw.id) for event in self.events])
+
+
+def read(connection: Connection[Any], trace_ids: Iterable[UUID]) -> list[OutboxMessage]:
+    """The outbox messages of the events of these runs."""
+    with connection.cursor(row_factory=class_row(OutboxMessage)) as cursor:
+        return cursor.execute(QUERIES["messages_of_runs"].sql, {"trace_ids": list(trace_ids)}).fetchall()
+
+
+class Story:
+    """Turns one look after another into lines that say what has changed between them."""
+
+    def __init__(self) -> None:
+        self._messages: dict[int, OutboxMessage] = {}
+        self._breaker: tuple[str, str | None] | None = None
+        self._retry_in_seconds = 0.0
+
+    def tell(self, messages: Sequence[OutboxMessage], breaker: Breaker) -> list[str]:
+        """The lines since the last look, messages that fare alike in one."""
+        news: dict[str, list[float]] = {}
+        consumed = Counter[bool]()
+        for message in messages:
+            before = self._messages.get(message.id)
+            if (what := _change(before, message)) is not None:
+                news.setdefault(what, []).append(message.due_in_seconds)
+            consumed[message.is_consumed and not (before is not None and before.is_consumed)] += 1
+            self._messages[message.id] = message
+        lines = [f"{len(waits)} {what.replace('{wait}', _span(waits))}" for what, waits in news.items()]
+        if consumed[True]:
+            lines.append(f"{consumed[True]} consumed")
+        return lines + self._tell_of(breaker)
+
+    def _tell_of(self, breaker: Breaker) -> list[str]:
+        now = (breaker.state, breaker.last_error)
+        wait = breaker.retry_in_seconds or 0.0
+        # Counting down is no news, a new cool-down is.
+        is_news = breaker.state != (self._breaker or ("closed",))[0] or wait > self._retry_in_seconds + 0.5
+        self._breaker, self._retry_in_seconds = now, wait
+        return [f"breaker {breaker_state(breaker)}"] if is_news else []
+
+
+def breaker_state(breaker: Breaker) -> str:
+    """The state of a breaker in a few words."""
+    match breaker.state:
+        case "open":
+            wait = max(breaker.retry_in_seconds or 0.0, 0.0)
+            return f"open after {breaker.consecutive_failures} failures, next probe in {wait:.1f} s"
+        case "half_open":
+            return "half-open: one probe is on its way"
+        case _:
+            return "closed"
+
+
+def counts(messages: Sequence[OutboxMessage]) -> Mapping[str, int]:
+    """Messages by state, consumed ones as such."""
+    return Counter(
+        "consumed" if message.is_consumed else message.state.replace("dead_lettered", "dead-lettered").replace("_", " ")
+        for message in messages
+    )
+
+
+def _change(before: OutboxMessage | None, now: OutboxMessage) -> str | None:
+    """What happened to a message, `{wait}` standing for the seconds until it is due; None where nothing has."""
+    failures = 0 if before is None else len(before.failed_at)
+    if before is not None and (before.state, before.attempts, failures) == (
+        now.state,
+        now.attempts,
+        len(now.failed_at),
+    ):
+        return None
+    match now.state:
+        case "delivered":
+            what = f"delivered at attempt {now.attempts}"
+        case "dead_lettered":
+            what = f"dead-lettered: {now.last_error}"
+        case "in_flight":
+            what = f"claimed, attempt {now.attempts}; the lease ends in {{wait}}"
+        case "retrying" if len(now.failed_at) > failures:
+            what = f"failed attempt {now.attempts}: {now.last_error}; next try in {{wait}}"
+        case "retrying":
+            when = "due when the breaker lets it" if now.due_in_seconds < _AT_ONCE_SECONDS else "due in {wait}"
+            what = f"given back, attempts spent: {now.attempts}; {now.last_error}; {when}"
+        case _ if now.claimed_by is not None:
+            what = "left by a relay that is gone: the lease has run out"
+        case _:
+            what = "promised" if before is None else "open again"
+    if len(now.failed_at) > failures and now.state in {"in_flight", "delivered"}:
+        what += f" (attempt {len(now.failed_at)} is recorded as failed)"
+    return what
+
+
+def _span(waits: Sequence[float]) -> str:
+    low, high = (max(wait, 0.0) for wait in (min(waits), max(waits)))
+    return f"{high:.1f} s" if high - low < 0.1 else f"{low:.1f} to {high:.1f} s"

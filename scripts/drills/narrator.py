@@ -1,0 +1,96 @@
+"""What a drill says: lines as things happen, on a terminal with a line below them that says what is awaited."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+    from rich.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One thing that a drill is to show, whether it was seen to hold, and what was seen."""
+
+    claim: str
+    held: bool
+    seen: str
+
+
+@dataclass
+class Result:
+    """What came of one drill."""
+
+    drill: str
+    guarantee: str
+    problem: str = "not seen through"
+    """Why not, or what went wrong; empty for a drill that came to its end."""
+    seconds: float = 0.0
+    trace_ids: list[str] = field(default_factory=list)
+    """The runs that stored its events: scripts/acp trace shows each event's timeline."""
+    claims: list[Claim] = field(default_factory=list)
+    timeline: list[tuple[float, str]] = field(default_factory=list)
+    """Seconds since it began, and what happened."""
+
+    @property
+    def held(self) -> bool:
+        """Whether the guarantee was seen to hold: the drill came to its end, and every claim of it held."""
+        return not self.problem and bool(self.claims) and all(claim.held for claim in self.claims)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"drill": self.drill, "held": self.held, **asdict(self)}
+
+
+class Narrator:
+    """Says what happens, and keeps it for the result."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._started = time.monotonic()
+        self.result = Result("", "")
+
+    @contextlib.contextmanager
+    def telling(self, result: Result) -> Iterator[None]:
+        """One drill from its heading to its end."""
+        self.result, self._started = result, time.monotonic()
+        self._console.print(f"[bold]{result.drill}[/]: {escape(result.guarantee)}", soft_wrap=True)
+        self._status = self._console.status("…") if self._console.is_terminal else None
+        with self._status or contextlib.nullcontext():
+            try:
+                yield
+            finally:
+                result.seconds = round(self.seconds, 1)
+                self._status = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the drill began."""
+        return time.monotonic() - self._started
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Something happened."""
+        seconds = self.seconds
+        self.result.timeline.append((round(seconds, 2), text))
+        words = f"[{style}]{escape(text)}[/]" if style else escape(text)
+        self._console.print(f"[dim]{seconds:6.1f} s[/]  {words}", soft_wrap=True)
+
+    def show(self, text: str) -> None:
+        """What is awaited, and how far it is: on a terminal alone, in place of what was shown before."""
+        if self._status is not None:
+            self._status.update(escape(text))
+
+    def claim(self, claim: str, *, held: bool, seen: str) -> None:
+        """What was to be shown, and what was seen."""
+        self.result.claims.append(Claim(claim, held, seen))
+        mark = "[green]✓[/]" if held else "[red]✗[/]"
+        self._console.print(f"      {mark}   {escape(claim)}: {escape(seen)}", soft_wrap=True)

@@ -1,0 +1,120 @@
+"""Clients for the local cloud; they can reach nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from local_cloud.environ import LOCAL_AWS, REGION
+from local_cloud.errors import AcpError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mypy_boto3_cloudformation import CloudFormationClient
+    from mypy_boto3_lambda import LambdaClient
+    from mypy_boto3_logs import CloudWatchLogsClient
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sts import STSClient
+
+AWS_ERRORS = (ClientError, BotoCoreError)
+
+
+class InvocationError(AcpError):
+    """The function ran and raised, timed out or could not start. `details` is what it reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalCloud:
+    """An endpoint such as http://localhost:4566."""
+
+    endpoint: str
+
+    @property
+    def cloudformation(self) -> CloudFormationClient:
+        """Stacks."""
+        return self._session.client("cloudformation", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def functions(self) -> LambdaClient:
+        """Functions. An invocation may take as long as a function may run."""
+        return self._session.client("lambda", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def logs(self) -> CloudWatchLogsClient:
+        """Logs."""
+        return self._session.client("logs", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def queues(self) -> SQSClient:
+        """Queues."""
+        return self._session.client("sqs", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def buckets(self) -> S3Client:
+        """S3 buckets."""
+        return self._session.client("s3", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def secrets(self) -> SecretsManagerClient:
+        """Secrets."""
+        return self._session.client("secretsmanager", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def identity(self) -> STSClient:
+        """Who we are there."""
+        return self._session.client("sts", endpoint_url=self.endpoint, config=_CONFIG)
+
+    @property
+    def _session(self) -> boto3.Session:
+        return boto3.Session(
+            aws_access_key_id=LOCAL_AWS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=LOCAL_AWS["AWS_SECRET_ACCESS_KEY"],
+            region_name=REGION,
+        )
+
+    def stack_id(self, name: str) -> str | None:
+        """The id of the stack of that name; None where there is none."""
+        try:
+            stacks = self.cloudformation.describe_stacks(StackName=name)["Stacks"]
+        except ClientError as error:
+            # CloudFormation has no error of its own for this one.
+            if error.response["Error"]["Code"] == "ValidationError" and "does not exist" in str(error):
+                return None
+            raise
+        return stacks[0]["StackId"] if stacks and stacks[0]["StackStatus"] != "DELETE_COMPLETE" else None
+
+    def put_secret(self, name: str, value: str) -> str:
+        """Create or replace a secret. Returns its ARN."""
+        secrets = self.secrets
+        try:
+            return secrets.create_secret(Name=name, SecretString=value)["ARN"]
+        except secrets.exceptions.ResourceExistsException:
+            return secrets.put_secret_value(SecretId=name, SecretString=value)["ARN"]
+
+    def invoke(self, function: str, event: Mapping[str, Any]) -> Any:
+        """Run a function and wait. Raises InvocationError where it failed."""
+        response = self.functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
+        result = json.loads(response["Payload"].read() or b"null")
+        if "FunctionError" in response:
+            error = result if isinstance(result, dict) else {"errorMessage": str(result)}
+            msg = f"{function} failed: {error.get('errorMessage') or 'no reason given'}"
+            raise InvocationError(msg, remedy="More: scripts/acp logs " + function)
+        return result
+
+
+_CONFIG = Config(
+    # An empty mapping, not None: None would take the user's proxy.
+    proxies={},
+    connect_timeout=5,
+    read_timeout=900,
+    # A repeated invocation would be a second run.
+    retries={"total_max_attempts": 1},
+)

@@ -1,0 +1,319 @@
+"""The local cloud as a whole: what belongs to it, how it comes up, how it goes down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from local_cloud import build, containers, database, deployment, market, queues, run_state
+from local_cloud.aws import AWS_ERRORS, InvocationError, LocalCloud
+from local_cloud.emulators import EMULATORS
+from local_cloud.environ import LOCAL_AWS
+from local_cloud.errors import AcpError, NotRunningError
+from local_cloud.market import MarketChoice
+from local_cloud.postgres import PostgresServer
+from local_cloud.processes import Service
+from local_cloud.run_state import RunState
+from local_cloud.workspace import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from local_cloud.emulators.emulator import Emulator
+    from local_cloud.progress import Progress
+    from local_cloud.workspace import Workspace
+
+_DEFAULTS = {"RelayLingerSeconds": "90"}
+"""The template's parameters that fit a laptop better: here a relay that stays costs nothing, and people look on."""
+_ACCESS = ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What a person may choose; what they leave open stays as it is, or takes its default.
+
+    `cloud` is an emulator's name, `stack` the stack's; `parameters` are the template's, by name.
+    """
+
+    market: MarketChoice = MarketChoice.AUTO
+    cloud: str | None = None
+    stack: str | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    containers: bool = True
+    """Whether to make ready for `sam local invoke` too, where a container engine answers."""
+
+
+class Cloud:
+    """The local cloud of one workspace, running or not.
+
+    `endpoint_url` is where the user's own local cloud is, if they named one.
+    """
+
+    def __init__(self, workspace: Workspace, endpoint_url: str | None = None) -> None:
+        self.workspace = workspace
+        self.market = Service("market", records=workspace.services, log=workspace.logs / "market.log")
+        self.bridge = Service("bridge", records=workspace.services, log=workspace.logs / "bridge.log")
+        self._endpoint_url = endpoint_url or None
+
+    def emulator(self, run: RunState) -> Emulator:
+        """What stands in for AWS."""
+        return EMULATORS[run.cloud](self.workspace)
+
+    def postgres(self, run: RunState) -> PostgresServer:
+        """The database server, running or not."""
+        return PostgresServer(
+            self.workspace.state / "postgres",
+            password=run.superuser_password,
+            port=run.postgres_port,
+            log=self.workspace.logs / "postgres.log",
+        )
+
+    def missing(self, run: RunState) -> list[str]:
+        """The parts that should run and do not."""
+        emulator = self.emulator(run)
+        parts = {
+            "PostgreSQL": self.postgres(run).running,
+            emulator.title: emulator.is_there(run.endpoint),
+            "the market replay": self.market.process is not None or run.market_source != MarketChoice.REPLAY,
+            "the stack": run.deployment is not None
+            and run.deployment.held_by == emulator.holder(run.endpoint, run.stack),
+        }
+        return [name for name, there in parts.items() if not there]
+
+    def running(self) -> RunState:
+        """The state of a cloud that is up. Raises NotRunningError where it is not, or no longer whole."""
+        run = run_state.load(self.workspace)
+        if run is None:
+            msg = "The local cloud is not running."
+            raise NotRunningError(msg, remedy="Start it with: scripts/acp up")
+        missing = self.missing(run)
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            msg = f"The local cloud is not whole: {' and '.join(missing)} {verb} missing."
+            raise NotRunningError(msg, remedy="Mend it with: scripts/acp up")
+        return run
+
+    def aws(self, run: RunState) -> LocalCloud:
+        """Clients for its emulator."""
+        return LocalCloud(run.endpoint)
+
+    def outputs(self, run: RunState) -> dict[str, str]:
+        """The stack's outputs."""
+        assert run.deployment is not None, "a running cloud has a stack"
+        return run.deployment.outputs
+
+    def describe(self, run: RunState) -> dict[str, str]:
+        """Of each part of a running cloud, where it is."""
+        return {
+            "PostgreSQL": f"127.0.0.1:{self.postgres(run).port}",
+            self.emulator(run).title: run.endpoint,
+            **({"API": url} if (url := self.outputs(run).get("ApiUrl")) else {}),
+            "market data": f"{run.market_source}, because {run.market_reason}",
+        }
+
+    def environ(self, run: RunState) -> dict[str, str]:
+        """All a script needs to reach it: the functions' environment, the endpoint, the stack's outputs."""
+        assert run.deployment is not None, "a running cloud has a stack"
+        server, outputs = self.postgres(run), run.deployment.outputs
+        # The functions are given secrets' ARNs, a script the secrets: exactly one of the two may be set.
+        environ = {name: value for name, value in run.deployment.environ.items() if not name.endswith("_SECRET_ARN")}
+        return {
+            **environ,
+            "DATABASE_URL": database.app_url(server, run),
+            "DATABASE_OWNER_URL": database.owner_url(server, run),
+            "API_TOKEN": run.api_token,
+            **({"API_URL": url} if (url := outputs.get("ApiUrl")) else {}),
+            "AWS_ENDPOINT_URL": run.endpoint,
+            **{name: LOCAL_AWS[name] for name in _ACCESS},
+            **outputs,
+        }
+
+    def up(self, options: UpOptions, progress: Progress) -> RunState:
+        """Bring everything to the wished state; what is there already is kept. The caller holds the lock."""
+        run = run_state.load(self.workspace) or RunState()
+        run.parameters |= options.parameters
+        self._settle_emulator(run, options, progress)
+        emulator = self.emulator(run)
+        with progress.step("Environments"), locked(self.workspace.venvs, "up", on_wait=progress.say):
+            emulator.prepare()
+        emulator.start(run.endpoint)
+        server = self.postgres(run)
+        with progress.step("PostgreSQL") as step:
+            server.start()
+            run.postgres_port = server.port
+            run.save(self.workspace)
+            database.prepare(server, run)
+            step.note = f"on port {server.port}"
+        with progress.step("Database schema") as step:
+            report = database.apply_migrations(self.workspace, database.owner_url(server, run))
+            step.note = f"version {report.version}, {len(report.applied) or 'none'} applied"
+        with progress.step("Market data") as step:
+            market_url = self._settle_market(run, options.market)
+            step.note = f"{run.market_source}, because {run.market_reason}"
+        with progress.step("Build for this host"), locked(self.workspace.layers, "up", on_wait=progress.say):
+            template = build.build_for_host(self.workspace)
+        with progress.step(emulator.title[:1].upper() + emulator.title[1:]) as step:
+            emulator.wait_until_ready(run.endpoint)
+            step.note = f"at {run.endpoint}"
+        with progress.step("Deployment") as step:
+            step.note = self._deploy(run, template, {"MarketDataUrl": market_url, **_DEFAULTS, **run.parameters})
+        with progress.step("Check") as step:
+            step.note = self._check(run)
+        if options.containers:
+            self._containers(run, progress)
+        return run
+
+    def prepare_containers(self, run: RunState) -> None:
+        """Let functions in containers reach it. Raises NoContainersError. The caller holds the lock."""
+        containers.prepare(self.workspace, self.bridge, self.aws(run), self.outputs(run))
+
+    def down(self, progress: Progress, *, keep: bool) -> None:
+        """Stop everything there is, and clear the state unless told to keep it. Nothing to stop is fine."""
+        try:
+            run = run_state.load(self.workspace)
+        except AcpError:
+            # Damaged: the servers are found without it.
+            run = None
+        undeleted = None
+        if run is not None and self.emulator(run).outlives_us:
+            try:
+                self._leave(run, progress)
+            except AWS_ERRORS as error:
+                # What is ours goes all the same.
+                undeleted = error
+            run.save(self.workspace)
+        with progress.step("Stopping"):
+            containers.forget(self.workspace, self.bridge)
+            for emulator in EMULATORS.values():
+                emulator(self.workspace).stop()
+            self.market.stop()
+            self.postgres(run or RunState()).stop("fast" if keep else "immediate")
+        if not keep:
+            with progress.step("Clearing the local state"):
+                try:
+                    shutil.rmtree(self.workspace.state)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    msg = f"Could not remove {error.filename}: {error.strerror}."
+                    raise AcpError(
+                        msg, remedy=f"Everything is stopped; remove {self.workspace.state} by hand."
+                    ) from error
+        if run is not None and undeleted is not None:
+            msg = f"The stack {run.stack} at {run.endpoint} could not be deleted: {undeleted}"
+            raise AcpError(msg, remedy="All else is done; delete it there.") from undeleted
+
+    def _settle_emulator(self, run: RunState, options: UpOptions, progress: Progress) -> None:
+        """Decide which emulator it is, where, and the stack's name; leave the one before it."""
+        name, stack = options.cloud or run.cloud, options.stack or run.stack
+        emulator = EMULATORS[name](self.workspace)
+        # Only who asks for a cloud means the endpoint in their environment.
+        asked = self._endpoint_url if options.cloud is not None else None
+        endpoint = emulator.endpoint(asked, run.endpoint if name == run.cloud else None)
+        if (name, endpoint, stack) != (run.cloud, run.endpoint, run.stack):
+            if run.endpoint:
+                self._leave(run, progress, stays=(name, endpoint) == (run.cloud, run.endpoint))
+            run.cloud, run.endpoint, run.stack = name, endpoint, stack
+        if not emulator.is_there(endpoint):
+            # What the last one held is gone with it.
+            run.deployment, run.stack_is_ours = None, False
+        run.save(self.workspace)
+
+    def _leave(self, run: RunState, progress: Progress, *, stays: bool = False) -> None:
+        """Clear away what was deployed, and the emulator itself where that is ours, unless it `stays`."""
+        emulator = self.emulator(run)
+        if not emulator.is_there(run.endpoint):
+            if emulator.outlives_us and run.stack_is_ours:
+                progress.say(f"{run.endpoint} does not answer: if it kept the stack {run.stack}, delete it there.")
+        elif emulator.outlives_us or stays:
+            if run.stack_is_ours:
+                with progress.step(f"Deleting the stack {run.stack} on {emulator.title}") as step:
+                    step.note = self._waiting(run)
+                    deployment.remove(self.aws(run), run.stack)
+        else:
+            with progress.step(f"Stopping {emulator.title}, for another cloud takes its place") as step:
+                step.note = self._waiting(run)
+                emulator.stop()
+        run.deployment, run.stack_is_ours = None, False
+
+    def _waiting(self, run: RunState) -> str:
+        """What its queues still hold, which goes with them."""
+        if run.deployment is None:
+            return ""
+        try:
+            depths = queues.queue_depths(self.aws(run), self.outputs(run))
+        except AWS_ERRORS as error:
+            return f"what its queues held is not known: {error}"
+        waiting = sum(depth.visible + depth.in_flight for depth in depths)
+        return f"{waiting} messages that waited in its queues go with it" if waiting else ""
+
+    def _settle_market(self, run: RunState, choice: MarketChoice) -> str:
+        """Decide where prices come from, start what that needs, and return MarketDataUrl (empty: Yahoo)."""
+        if choice is not MarketChoice.AUTO or run.market_source is None:
+            chosen = market.choose(choice)
+            run.market_source, run.market_reason = chosen.source, chosen.reason
+        if run.market_source == MarketChoice.YAHOO:
+            self.market.stop()
+            run.save(self.workspace)
+            return ""
+        if self.market.process is None:
+            run.market_port = market.start_replay(
+                self.workspace, self.market, wished_port=run.market_port, environ=os.environ
+            )
+        run.save(self.workspace)
+        return f"http://127.0.0.1:{run.market_port}"
+
+    def _deploy(self, run: RunState, template: Path, parameters: Mapping[str, str]) -> str:
+        cloud, server = self.aws(run), self.postgres(run)
+        if not run.stack_is_ours:
+            if cloud.stack_id(run.stack) is not None:
+                msg = f"There is a stack {run.stack} at {run.endpoint} already, and it is not this local cloud's."
+                raise AcpError(msg, remedy="Take another name: scripts/acp up --stack NAME, or delete that stack.")
+            run.stack_is_ours = True
+        secrets = deployment.put_secrets(
+            cloud,
+            run.stack,
+            {
+                "DatabaseSecretArn": database.app_url(server, run),
+                "DatabaseOwnerSecretArn": database.owner_url(server, run),
+                "ApiTokenSecretArn": run.api_token,
+            },
+        )
+        previous, run.deployment = run.deployment, None
+        # An interrupted deployment is then not taken for a whole one.
+        run.save(self.workspace)
+        run.deployment, what = deployment.deploy(
+            self.workspace,
+            cloud,
+            self.emulator(run),
+            template,
+            {**parameters, **secrets},
+            stack=run.stack,
+            previous=previous,
+        )
+        run.save(self.workspace)
+        return what
+
+    def _containers(self, run: RunState, progress: Progress) -> None:
+        with progress.step("Containers") as step:
+            try:
+                self.prepare_containers(run)
+                built = build.build_for_containers(self.workspace, on_wait=progress.say)
+            except (AcpError, *AWS_ERRORS) as error:
+                # All else works without.
+                step.note = f"not for sam local invoke: {error.args[0]}"
+            else:
+                step.note = f"sam local invoke reaches it, build {built}"
+
+    def _check(self, run: RunState) -> str:
+        """One function that does run, reading its secret and reaching the database, tells that the others can."""
+        try:
+            result = self.aws(run).invoke(self.outputs(run)["MigrationFunctionName"], {})
+        except InvocationError as error:
+            if not (remedy := self.emulator(run).remedy):
+                raise
+            raise InvocationError(error.args[0], details=error.details, remedy=remedy) from error
+        return f"MigrationFunction reads its secret and finds the schema at version {result['version']}"

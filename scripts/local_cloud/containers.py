@@ -1,0 +1,175 @@
+"""Functions in Lambda's own runtime container, by `sam local`: what they need to reach the local cloud.
+
+They see it under another name than this host does: host.docker.internal. So each function's environment is the
+deployed one with that name put in, written where samconfig.toml looks for it; and where the engine runs on this very
+host (Linux), a forwarder lets the containers in (local_cloud.bridge, docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from local_cloud import bridge
+from local_cloud.environ import isolated
+from local_cloud.errors import AcpError
+from local_cloud.workspace import write_private
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from local_cloud.aws import LocalCloud
+    from local_cloud.processes import Service
+    from local_cloud.workspace import Workspace
+
+HOST = "host.docker.internal"
+ENVIRONMENT_FILE = "sam-local.json"
+"""Below the state folder; samconfig.toml names it."""
+SECRET_COPY = "/from-containers"  # noqa: S105 - the end of a secret's name
+"""The copy of a secret that names this host as containers do."""
+_READY_SECONDS = 10
+_LOOPBACK = re.compile(r"(?<![\w.-])(?:localhost|127\.0\.0\.1):(\d+)")
+_SECRET_SUFFIX = "_SECRET_ARN"  # noqa: S105 - the end of a variable's name
+
+
+class NoContainersError(AcpError):
+    """No container engine answers, or its containers cannot reach this host. The remedy says what to install."""
+
+
+def prepare(
+    workspace: Workspace, forwarder: Service, cloud: LocalCloud, outputs: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Write the functions' environment for containers and let those in. What stands already is kept.
+
+    Returns the environment by logical id. Raises NoContainersError.
+    """
+    interface = _bridge()
+    seen = FromContainer()
+    functions = {
+        output.removesuffix("Name"): function_environment(cloud, name, seen)
+        for output, name in outputs.items()
+        if output.endswith("FunctionName")
+    }
+    if interface is not None:
+        _let_in(workspace, forwarder, interface, sorted(seen.ports))
+    write_private(environment_file(workspace), json.dumps(functions, indent=2))
+    return functions
+
+
+def forget(workspace: Workspace, forwarder: Service) -> None:
+    """Undo it: what the file names is about to end."""
+    environment_file(workspace).unlink(missing_ok=True)
+    forwarder.stop()
+
+
+def environment_file(workspace: Workspace) -> Path:
+    """For `sam local --env-vars`."""
+    return workspace.state / ENVIRONMENT_FILE
+
+
+class FromContainer:
+    """Turns this host's loopback addresses into what a container calls them, and remembers their ports."""
+
+    def __init__(self) -> None:
+        self.ports: set[int] = set()
+
+    def __call__(self, text: str) -> str:
+        """The text with each `localhost:port` and `127.0.0.1:port` replaced."""
+
+        def rename(match: re.Match[str]) -> str:
+            self.ports.add(int(match[1]))
+            return f"{HOST}:{match[1]}"
+
+        return _LOOPBACK.sub(rename, text)
+
+
+def function_environment(cloud: LocalCloud, function: str, seen: FromContainer) -> dict[str, str]:
+    """A deployed function's variables, as its container needs them."""
+    configuration = cloud.functions.get_function_configuration(FunctionName=function)
+    variables = {
+        name: seen(str(value)) for name, value in configuration.get("Environment", {}).get("Variables", {}).items()
+    }
+    for name, arn in variables.items():
+        if name.endswith(_SECRET_SUFFIX) and arn:
+            variables[name] = _secret(cloud, arn, seen)
+    return variables | {"CLOUD_ENDPOINT_URL": seen(cloud.endpoint)}
+
+
+def _secret(cloud: LocalCloud, arn: str, seen: FromContainer) -> str:
+    """The ARN of a secret that holds for containers: the very one, or a copy that names this host as they do."""
+    secret = cloud.secrets.get_secret_value(SecretId=arn)
+    text = seen(secret["SecretString"])
+    return arn if text == secret["SecretString"] else cloud.put_secret(secret["Name"] + SECRET_COPY, text)
+
+
+def find_engine() -> Any:
+    """A client of the engine that SAM will use."""
+    # Slow to import, and not needed by other commands.
+    from samcli.local.docker.exceptions import (  # noqa: PLC0415
+        ContainerEnforcementException,
+        ContainerNotReachableException,
+    )
+    from samcli.local.docker.utils import get_validated_container_client  # noqa: PLC0415
+
+    try:
+        return get_validated_container_client()
+    except (ContainerNotReachableException, ContainerEnforcementException) as error:
+        msg = "No Docker engine answers."
+        raise NoContainersError(msg, remedy=_installation()) from error
+
+
+def _installation() -> str:
+    named = f" DOCKER_HOST is {os.environ['DOCKER_HOST']}." if "DOCKER_HOST" in os.environ else ""
+    if sys.platform == "darwin":
+        return f"Install and start Docker Desktop (https://docs.docker.com/desktop/), then run this again.{named}"
+    return (
+        "Install Docker (https://docs.docker.com/engine/install/; on Debian and Ubuntu: apt-get install docker.io), "
+        "start it (sudo systemctl start docker), be a member of the group docker, and run this again: "
+        f"docker info must answer.{named}"
+    )
+
+
+def _bridge() -> ipaddress.IPv4Interface | None:
+    import docker.errors  # noqa: PLC0415 - slow, and not needed by other commands
+
+    try:
+        return bridge_of(find_engine())
+    except (docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
+        msg = f"The Docker engine does not say how containers reach this host: {error}"
+        raise NoContainersError(msg, remedy="Does docker network inspect bridge answer?") from error
+
+
+def bridge_of(engine: Any) -> ipaddress.IPv4Interface | None:
+    """The bridge by which containers reach this host; None where the engine leads them to loopback by itself."""
+    information = engine.info()
+    if sys.platform != "linux" or "Docker Desktop" in information.get("OperatingSystem", ""):
+        return None
+    if "name=rootless" in information.get("SecurityOptions", []):
+        msg = "The containers of a rootless Docker do not reach this host's loopback."
+        raise NoContainersError(msg, remedy="Use the Docker engine of the system: docker context use default.")
+    for pool in engine.networks.get("bridge").attrs["IPAM"]["Config"]:
+        network = ipaddress.ip_network(pool["Subnet"])
+        if isinstance(network, ipaddress.IPv4Network):
+            # The engine names no gateway before the first container: it takes the first address.
+            gateway = pool.get("Gateway") or str(network[1])
+            return ipaddress.IPv4Interface(f"{gateway.partition('/')[0]}/{network.prefixlen}")
+    msg = "Docker's default bridge has no IPv4 network."
+    raise NoContainersError(msg, remedy="See: docker network inspect bridge")
+
+
+def _let_in(workspace: Workspace, forwarder: Service, interface: ipaddress.IPv4Interface, ports: Sequence[int]) -> None:
+    command = [sys.executable, "-m", "local_cloud.bridge", str(interface), *map(str, ports)]
+    process = forwarder.process
+    if process is not None and process.cmdline()[1:] == command[1:]:
+        return
+    forwarder.start(
+        command,
+        env=isolated(os.environ),
+        cwd=workspace.checkout,
+    )
+    forwarder.wait_until(lambda: bridge.READY in forwarder.log_tail(), seconds=_READY_SECONDS)

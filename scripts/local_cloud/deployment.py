@@ -1,0 +1,166 @@
+"""Deploys the built template on the local cloud with SAM, and reads back what was made."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING
+
+from samcli.yamlhelper import yaml_parse
+
+from local_cloud import tools
+from local_cloud.build import digest
+from local_cloud.containers import SECRET_COPY
+from local_cloud.environ import REGION, without_proxy
+from local_cloud.errors import AcpError
+from local_cloud.run_state import Deployment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from local_cloud.aws import LocalCloud
+    from local_cloud.emulators.emulator import Emulator
+    from local_cloud.workspace import Workspace
+
+_DELETE_SECONDS = 120
+_SECRETS = {
+    "DatabaseSecretArn": "database",
+    "DatabaseOwnerSecretArn": "database-owner",
+    "ApiTokenSecretArn": "api-token",
+}
+"""By the template's parameter, the last part of each secret's name."""
+
+
+def put_secrets(cloud: LocalCloud, stack: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Store the secrets of a stack: their values go in and their ARNs come out, by the template's parameter."""
+    return {name: cloud.put_secret(f"{stack}/{_SECRETS[name]}", value) for name, value in values.items()}
+
+
+def deploy(
+    workspace: Workspace,
+    cloud: LocalCloud,
+    emulator: Emulator,
+    template: Path,
+    parameters: Mapping[str, str],
+    *,
+    stack: str,
+    previous: Deployment | None,
+) -> tuple[Deployment, str]:
+    """Bring the stack to what was built. Returns it, and in a few words what that took.
+
+    `parameters` that the template does not declare are left out.
+    """
+    declared = yaml_parse(template.read_text(encoding="utf-8")).get("Parameters", {})
+    overrides = {name: value for name, value in parameters.items() if name in declared}
+    template_digest = hashlib.sha256(
+        (template.read_text(encoding="utf-8") + json.dumps(overrides, sort_keys=True)).encode()
+    ).hexdigest()
+    code_digest = digest([template.parent, *sorted(workspace.layers.glob("*.zip.stamp"))])
+    holder = emulator.holder(cloud.endpoint, stack)
+    there = previous if previous is not None and previous.held_by == holder else None
+    if there is not None and (there.template, there.code) == (template_digest, code_digest):
+        return there, "nothing has changed"
+    if there is None:
+        what = "new stack"
+    elif there.template == template_digest or not emulator.ignores_changed_rules:
+        what = "updated"
+    else:
+        what = f"new again, as {emulator.title} {emulator.ignores_changed_rules}"
+    if what != "updated":
+        # What an interrupted deployment has left goes, too.
+        _delete_stack(cloud, stack)
+    cloud.buckets.create_bucket(Bucket=_bucket(stack))
+    tools.sam(
+        workspace,
+        [
+            "deploy",
+            "--config-env=local",
+            f"--config-file={workspace.checkout / 'samconfig.toml'}",
+            f"--template-file={template}",
+            f"--stack-name={stack}",
+            f"--s3-bucket={_bucket(stack)}",
+            f"--region={REGION}",
+            "--no-confirm-changeset",
+            "--no-fail-on-empty-changeset",
+            "--no-progressbar",
+            "--parameter-overrides",
+            *(f"{name}={json.dumps(value)}" for name, value in overrides.items()),
+        ],
+        log="sam deploy",
+        extra_environ={"AWS_ENDPOINT_URL": cloud.endpoint, **without_proxy(os.environ, cloud.endpoint)},
+    )
+    outputs = _outputs(cloud, emulator, stack)
+    held_by = emulator.holder(cloud.endpoint, stack)
+    if held_by is None:
+        msg = f"{emulator.title} has ended."
+        raise AcpError(msg, details=emulator.log_tail(), remedy="Try again: scripts/acp up")
+    deployment = Deployment(
+        held_by=held_by,
+        template=template_digest,
+        code=code_digest,
+        outputs=outputs,
+        environ=_function_environ(cloud, outputs),
+    )
+    return deployment, what
+
+
+def remove(cloud: LocalCloud, stack: str) -> None:
+    """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
+    _delete_stack(cloud, stack)
+    secrets = cloud.secrets  # whose exceptions are its own: another client's are other classes
+    for name in _SECRETS.values():
+        for secret in (f"{stack}/{name}", f"{stack}/{name}{SECRET_COPY}"):
+            with contextlib.suppress(secrets.exceptions.ResourceNotFoundException):
+                secrets.delete_secret(SecretId=secret, ForceDeleteWithoutRecovery=True)
+    buckets, bucket = cloud.buckets, _bucket(stack)
+    with contextlib.suppress(buckets.exceptions.NoSuchBucket):
+        for page in buckets.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+            for item in page.get("Contents", []):
+                buckets.delete_object(Bucket=bucket, Key=item["Key"])
+        buckets.delete_bucket(Bucket=bucket)
+    # A function that was running writes its last lines after its log group is gone, which makes it anew.
+    prefix = f"/aws/lambda/{stack}-"
+    for group in cloud.logs.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]:
+        # <logical id>-<suffix>; more parts are of a stack whose name merely begins with this one's.
+        if group["logGroupName"].removeprefix(prefix).count("-") == 1:
+            cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
+
+
+def _bucket(stack: str) -> str:
+    """SAM's own would cost fifteen seconds of waiting for a stack that holds it."""
+    return f"{stack}-deployments"
+
+
+def _delete_stack(cloud: LocalCloud, stack: str) -> None:
+    cloud.cloudformation.delete_stack(StackName=stack)
+    cloud.cloudformation.get_waiter("stack_delete_complete").wait(
+        StackName=stack, WaiterConfig={"Delay": 1, "MaxAttempts": _DELETE_SECONDS}
+    )
+
+
+def _outputs(cloud: LocalCloud, emulator: Emulator, stack: str) -> dict[str, str]:
+    """The stack's, its API's where the emulator serves it: the template names a host of AWS's."""
+    made = cloud.cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+    if made["StackStatus"] not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
+        msg = f"The stack {stack} ended as {made['StackStatus']}: {made.get('StackStatusReason', 'no reason given')}"
+        raise AcpError(msg)
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in made.get("Outputs", [])}
+    if "ApiUrl" in outputs:
+        outputs["ApiUrl"] = emulator.api_url(cloud.endpoint, outputs["ApiUrl"])
+    return outputs
+
+
+def _function_environ(cloud: LocalCloud, outputs: Mapping[str, str]) -> dict[str, str]:
+    """The variables of all functions; what two of them see differently (a service's name) belongs to neither."""
+    merged: dict[str, str] = {}
+    disputed = set()
+    for output, name in outputs.items():
+        if output.endswith("FunctionName"):
+            configuration = cloud.functions.get_function_configuration(FunctionName=name)
+            for variable, value in configuration.get("Environment", {}).get("Variables", {}).items():
+                if merged.setdefault(variable, value) != value:
+                    disputed.add(variable)
+    return {variable: value for variable, value in merged.items() if variable not in disputed and value}

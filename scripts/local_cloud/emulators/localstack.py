@@ -1,0 +1,81 @@
+"""LocalStack in host mode: no Docker, its functions run as processes by the executor of scripts/localstack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from local_cloud import tools
+from local_cloud.build import digest
+from local_cloud.emulators.emulator import StartedEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+class LocalStack(StartedEmulator):
+    """LocalStack 4.14.0, the last release that needs no account token."""
+
+    name = "localstack"
+    title = "LocalStack"
+    usual_port = 4566
+    health_path = "/_localstack/health"
+    ignores_changed_rules = "ignores changes of rules"
+
+    def prepare(self) -> None:
+        """Make or update its environment, our executor in it, and the functions' own."""
+        python = tools.environment(self.workspace, "localstack", "requirements/localstack.txt")
+        tools.environment(self.workspace, "runtime", "requirements/runtime.txt")
+        executor = self.workspace.checkout / "scripts" / "localstack"
+        stamp_file = self.workspace.venvs / "localstack" / ".executor"
+        # A new lock empties the environment of what it does not name.
+        stamp = digest([executor]) + (self.workspace.venvs / "localstack" / ".lock-checksum").read_text()
+        if not stamp_file.exists() or stamp_file.read_text() != stamp:
+            _install(python, executor, self)
+            stamp_file.write_text(stamp)
+
+    def command(self) -> Sequence[str]:
+        """LocalStack's own entry point."""
+        return [str(self.workspace.python_of("localstack")), "-m", "localstack.runtime.main"]
+
+    def environ(self, port: int) -> Mapping[str, str]:
+        """Host mode, on loopback, with our executor."""
+        return {
+            # Where it caches which plugins there are: a cache of our own never misses the executor.
+            "XDG_CACHE_HOME": str(self.root / "cache"),
+            "FILESYSTEM_ROOT": str(self.root / "filesystem"),
+            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+            # Its own server listens on every address of this machine whatever the line above says.
+            "GATEWAY_SERVER": "bound",
+            "LOCALSTACK_HOST": f"localhost:{port}",
+            "SQS_ENDPOINT_STRATEGY": "path",
+            "SKIP_SSL_CERT_DOWNLOAD": "1",
+            "DISABLE_EVENTS": "1",
+            "DNS_ADDRESS": "0",
+            "OVERRIDE_IN_DOCKER": "0",
+            "EAGER_SERVICE_LOADING": "0",
+            "LAMBDA_RUNTIME_EXECUTOR": "process",
+            # yfinance takes seconds to import.
+            "LAMBDA_RUNTIME_ENVIRONMENT_TIMEOUT": "60",
+            # Seconds before a failed asynchronous invocation is tried again; a minute is long to watch.
+            "LAMBDA_RETRY_BASE_DELAY": "5",
+            "ACP_LAMBDA_PYTHON": str(self.workspace.python_of("runtime")),
+        }
+
+
+def _install(python: Path, executor: Path, emulator: LocalStack) -> None:
+    tools.uv(
+        emulator.workspace,
+        [
+            "pip",
+            "install",
+            f"--python={python}",
+            "--no-deps",
+            "--no-build-isolation",
+            # The version never changes: a cached build of it would be an old one.
+            "--no-cache",
+            "--reinstall",
+            str(executor),
+        ],
+        log="executor",
+    )

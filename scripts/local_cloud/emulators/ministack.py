@@ -1,0 +1,46 @@
+"""MiniStack: it runs Python functions as processes by itself; scripts/ministack gives them their interpreter."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from local_cloud import tools
+from local_cloud.emulators.emulator import StartedEmulator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class MiniStack(StartedEmulator):
+    """MiniStack 1.5.33."""
+
+    name = "ministack"
+    title = "MiniStack"
+    # Not its own 4566, so that it and LocalStack can start side by side.
+    usual_port = 4567
+    health_path = "/_ministack/health"
+
+    def prepare(self) -> None:
+        """Make or update its environment, and the functions' own."""
+        for environment in ("ministack", "runtime"):
+            tools.environment(self.workspace, environment, f"requirements/{environment}.txt")
+
+    def command(self) -> Sequence[str]:
+        """Our host of it."""
+        host = self.workspace.checkout / "scripts" / "ministack" / "host.py"
+        return [str(self.workspace.python_of("ministack")), str(host)]
+
+    def environ(self, port: int) -> Mapping[str, str]:
+        """On loopback; and what functions see, for they inherit all of it."""
+        functions_python = self.workspace.python_of("runtime")
+        return {
+            "PATH": os.pathsep.join([str(functions_python.parent), "/usr/local/bin", "/usr/bin", "/bin"]),
+            "TZ": ":UTC",
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "STATE_DIR": str(self.root / "state"),
+            "ACP_LAMBDA_PYTHON": str(functions_python),
+            # Seconds before a failed asynchronous invocation is tried again, as with LocalStack.
+            "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "5",
+        }

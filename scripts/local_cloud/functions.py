@@ -1,0 +1,34 @@
+"""The stack's functions by the names people use."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from local_cloud.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OUTPUT_SUFFIX = "FunctionName"
+
+
+def function_name(outputs: Mapping[str, str], asked: str) -> str:
+    """The deployed function that is meant: relay, signal-lab, signal_lab, SignalLabFunction, or its whole name.
+
+    `outputs` are the stack's. Raises UsageError naming those there are.
+    """
+    known = {
+        output.removesuffix(_OUTPUT_SUFFIX): name for output, name in outputs.items() if output.endswith(_OUTPUT_SUFFIX)
+    }
+    wanted = re.sub(r"[-_ ]", "", asked).lower().removesuffix("function")
+    for logical, name in known.items():
+        if wanted == logical.lower() or asked == name:
+            return name
+    msg = f"There is no function {asked!r}. There are: {', '.join(short_name(logical) for logical in known)}."
+    raise UsageError(msg)
+
+
+def short_name(logical_id: str) -> str:
+    """SignalLab, or SignalLabFunction → signal-lab."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", logical_id.removesuffix("Function")).lower()

@@ -1,0 +1,80 @@
+"""Where prices come from: Yahoo where it can be reached, a local replay of real historical prices otherwise."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from local_cloud.environ import isolated
+from local_cloud.errors import AcpError
+from local_cloud.net import free_port, port_is_free
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from local_cloud.processes import Service
+    from local_cloud.workspace import Workspace
+
+_YAHOO = "https://query2.finance.yahoo.com/v8/finance/chart/AAPL?range=1d&interval=1d"
+_YAHOO_SECONDS = 2.0
+_READY_SECONDS = 30
+
+
+class MarketChoice(StrEnum):
+    """What --market takes."""
+
+    AUTO = "auto"
+    YAHOO = "yahoo"
+    REPLAY = "replay"
+
+
+SOURCES = {MarketChoice.YAHOO: "yfinance", MarketChoice.REPLAY: "yfinance-replay"}
+"""What the events of each market name as their source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """What was decided: `source` is yahoo or replay; `reason` completes "market data from …, because …"."""
+
+    source: MarketChoice
+    reason: str
+
+
+def choose(choice: MarketChoice) -> Market:
+    """Decide. Raises AcpError where Yahoo was asked for and cannot be reached."""
+    if choice is MarketChoice.REPLAY:
+        return Market(MarketChoice.REPLAY, "it was asked for")
+    problem = _yahoo_problem()
+    if problem is None:
+        return Market(MarketChoice.YAHOO, "it answers" if choice is MarketChoice.AUTO else "it was asked for")
+    if choice is MarketChoice.YAHOO:
+        msg = f"Yahoo cannot be used: {problem}."
+        raise AcpError(msg, remedy="Try --market replay, which needs no internet.")
+    return Market(MarketChoice.REPLAY, f"Yahoo is of no use from here ({problem})")
+
+
+def start_replay(workspace: Workspace, service: Service, *, wished_port: int | None, environ: Mapping[str, str]) -> int:
+    """Start the replay server, wait until it listens, and return its port."""
+    port = wished_port if wished_port is not None and port_is_free(wished_port) else free_port()
+    service.start(
+        [sys.executable, "-m", "market_replay", "--port", str(port)], env=isolated(environ), cwd=workspace.checkout
+    )
+    service.wait_until(lambda: service.listens_on(port), seconds=_READY_SECONDS)
+    return port
+
+
+def _yahoo_problem() -> str | None:
+    """Why Yahoo's chart API is of no use from here, or None. Asks as yfinance does: Yahoo turns other clients away."""
+    from curl_cffi import requests  # noqa: PLC0415  slow to import, and not needed by other commands
+
+    try:
+        response = requests.get(_YAHOO, impersonate="chrome", timeout=_YAHOO_SECONDS)
+    except requests.exceptions.Timeout:
+        return f"no answer within {_YAHOO_SECONDS:.0f} s"
+    except requests.exceptions.RequestException:
+        return "it cannot be reached"
+    if response.status_code != 200:
+        return f"it answers {response.status_code}"
+    return None

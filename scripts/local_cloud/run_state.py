@@ -1,0 +1,78 @@
+"""What one local cloud is made of, as later commands need it: state/run.json, readable by its owner alone."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from local_cloud.errors import AcpError
+from local_cloud.workspace import read_json, write_private
+
+if TYPE_CHECKING:
+    from local_cloud.workspace import Workspace
+
+DEFAULT = "localstack"
+STACK = "ai-control-plane"
+_FILE = "run.json"
+
+
+def _secret() -> str:
+    return secrets.token_urlsafe(24)
+
+
+@dataclass
+class Deployment:
+    """The stack as it was deployed, and what it was deployed from."""
+
+    held_by: str
+    """What the emulator is said to hold it by: another run of it starts empty."""
+    template: str
+    """Digest of the template and its parameters."""
+    code: str
+    """Digest of the built functions and layers."""
+    outputs: dict[str, str]
+    environ: dict[str, str]
+    """The functions' environment, where they agree."""
+
+
+@dataclass
+class RunState:
+    """Passwords live as long as the database. The ports of PostgreSQL and the market are wishes for the next start."""
+
+    superuser_password: str = field(default_factory=_secret)
+    owner_password: str = field(default_factory=_secret)
+    app_password: str = field(default_factory=_secret)
+    api_token: str = field(default_factory=_secret)
+    cloud: str = DEFAULT
+    """The emulator's name, as --cloud takes it."""
+    endpoint: str = ""
+    """Its URL; empty until there is one."""
+    stack: str = STACK
+    stack_is_ours: bool = False
+    """Whether what has that name there was made by us: an interrupted deployment is then ours to clear away."""
+    postgres_port: int | None = None
+    market_port: int | None = None
+    market_source: str | None = None
+    market_reason: str = ""
+    parameters: dict[str, str] = field(default_factory=dict)
+    """The template's parameters that a person chose."""
+    deployment: Deployment | None = None
+
+    def save(self, workspace: Workspace) -> None:
+        """Write it, whole or not at all."""
+        write_private(workspace.state / _FILE, json.dumps(asdict(self), indent=2))
+
+
+def load(workspace: Workspace) -> RunState | None:
+    """The state that was saved; None where there is none. Raises AcpError for a damaged file."""
+    content: dict[str, Any] | None = read_json(workspace.state / _FILE)
+    if content is None:
+        return None
+    try:
+        deployment = content.pop("deployment")
+        return RunState(**content, deployment=None if deployment is None else Deployment(**deployment))
+    except (KeyError, TypeError) as error:
+        msg = f"{workspace.state / _FILE} was written by another version of acp."
+        raise AcpError(msg, remedy="Run scripts/acp down, which clears it.") from error

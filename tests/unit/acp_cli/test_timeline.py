@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from acp_cli.timeline import instant, render_timeline
+from control_plane.ops.life import EventLife
+
+EVENT: dict[str, Any] = {
+    "event_id": "6f0c2f3a-0000-5000-8000-000000000001",
+    "event_type": "MARKET_TICK_INGESTED",
+    "source": "yfinance",
+    "entity_id": "BTC-USD",
+    "trace_id": "0af76519-16cd-43dd-8448-eb211c80319c",
+    "occurred_at": "2024-01-10T14:31:00+00:00",
+    "ingested_at": "2024-01-10T14:32:01.5+00:00",
+    "payload": {"price": 1.5, "currency": "USD"},
+}
+DELIVERY: dict[str, Any] = {
+    "topic": "market.ticks",
+    "state": "delivered",
+    "replay_id": None,
+    "delivery_attempts": 2,
+    "created_at": "2024-01-10T14:32:01.5+00:00",
+    "next_attempt_at": "2024-01-10T14:32:31+00:00",
+    "delivered_at": "2024-01-10T14:32:10+00:00",
+    "message_id": "m-1",
+    "dead_lettered_at": None,
+    "claimed_by": None,
+    "last_error": None,
+    "failures": [
+        {"attempt": 1, "failed_at": "2024-01-10T14:32:05+00:00", "error": "[throttled]", "claimed_by": "relay-a"}
+    ],
+}
+
+
+def shown(**changes: Any) -> str:
+    parts: dict[str, Any] = {
+        "event": EVENT,
+        "raw_payload": {"id": "r-1", "fetched_at": "2024-01-10T14:32:01+00:00", "source": "yfinance"},
+        "promises": [DELIVERY],
+        "processing": [{"consumer": "signal_lab", "processed_at": "2024-01-10T14:32:11+00:00"}],
+    } | changes
+    timeline = EventLife(**parts)
+    console = Console(width=200, no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(render_timeline(timeline))
+    return capture.get()
+
+
+def test_a_timeline_is_told_from_the_raw_payload_to_each_consumer_in_order() -> None:
+    text = shown()
+    marks = [
+        "fetched from yfinance",
+        "raw payload r-1",
+        "stored",
+        "promised on market.ticks: delivered after 2 attempts",
+    ]
+    marks += ["attempt 1 failed: [throttled] (relay-a)", "delivered as message m-1", "processed by signal_lab"]
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert EVENT["trace_id"] in text
+
+
+def test_a_dead_letter_says_why_and_that_nobody_processed_it() -> None:
+    dead = DELIVERY | {
+        "state": "dead_lettered",
+        "delivered_at": None,
+        "message_id": None,
+        "dead_lettered_at": "2024-01-10T14:33:00+00:00",
+        "last_error": "gave up after 5 attempts: denied",
+    }
+    text = shown(promises=[dead], processing=[], raw_payload=None)
+    assert "dead-lettered" in text
+    assert "given up: gave up after 5 attempts: denied" in text
+    assert "no consumer has processed it" in text
+
+
+def test_an_open_delivery_says_who_holds_it_or_when_it_is_tried_again() -> None:
+    still = DELIVERY | {"delivered_at": None, "message_id": None}
+    assert "claimed by relay-a until 14:32:31.000Z" in shown(
+        promises=[still | {"state": "in_flight", "claimed_by": "relay-a"}]
+    )
+    assert "14:32:31.000Z  next attempt; last error: throttled" in shown(
+        promises=[still | {"state": "retrying", "last_error": "throttled"}]
+    )
+
+
+def test_an_instant_is_converted_to_utc() -> None:
+    assert instant("2024-01-10T09:32:00-05:00") == "14:32:00.000Z"
+    assert instant("2024-01-10T23:32:00.5-05:00", with_date=True) == "2024-01-11 04:32:00.500Z"

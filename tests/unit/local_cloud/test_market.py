@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from control_plane.ingestion.sources.yfinance import YFinanceSource
+from local_cloud import market
+from local_cloud.errors import AcpError
+from local_cloud.market import SOURCES, Market, MarketChoice
+
+
+def yahoo(monkeypatch: pytest.MonkeyPatch, problem: str | None) -> None:
+    monkeypatch.setattr(market, "_yahoo_problem", lambda: problem)
+
+
+def test_yahoo_is_chosen_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    yahoo(monkeypatch, None)
+    assert market.choose(MarketChoice.AUTO) == Market(MarketChoice.YAHOO, "it answers")
+
+
+def test_the_replay_is_chosen_where_yahoo_does_not_answer_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    yahoo(monkeypatch, "it answers 429")
+    chosen = market.choose(MarketChoice.AUTO)
+    assert chosen.source is MarketChoice.REPLAY
+    assert "it answers 429" in chosen.reason
+
+
+def test_yahoo_that_was_asked_for_and_cannot_be_reached_is_an_error_not_a_replay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    yahoo(monkeypatch, "it cannot be reached")
+    with pytest.raises(AcpError, match="it cannot be reached"):
+        market.choose(MarketChoice.YAHOO)
+
+
+def test_the_replay_that_was_asked_for_does_not_try_yahoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(market, "_yahoo_problem", lambda: pytest.fail("tried"))
+    assert market.choose(MarketChoice.REPLAY).source is MarketChoice.REPLAY
+
+
+@pytest.mark.parametrize("choice", SOURCES)
+def test_the_source_is_called_as_its_events_are(choice: MarketChoice) -> None:
+    url = "http://127.0.0.1:1" if choice is MarketChoice.REPLAY else None
+    assert YFinanceSource(market_data_url=url, clock=lambda: pytest.fail("not asked")).name == SOURCES[choice]
