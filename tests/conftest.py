@@ -11,7 +11,9 @@ import psycopg
 import pytest
 from psycopg import Connection, sql
 
+from control_plane.model.subscription import Subscription
 from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
 from local_cloud.postgres import PostgresServer
@@ -19,6 +21,8 @@ from local_cloud.postgres import PostgresServer
 MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
 TEMPLATE = "acp_template"
 PASSWORD = "test-password"
+SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
+"""As the template has them."""
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,6 +59,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER acp_owner").format(sql.Identifier(TEMPLATE)))
         with connect(server.url("acp_owner", TEMPLATE, PASSWORD), application_name="test") as connection:
             migrate(connection, read_migrations(MIGRATIONS))
+            sync_subscriptions(connection, SUBSCRIPTIONS)
         yield server
 
 

@@ -1,29 +1,29 @@
-"""IngestionFunction: fetches every symbol and stores what is new, with the promise to deliver it."""
+"""IngestionFunction: fetches every symbol and stores what is new, with the messages that tell of it."""
 
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 from control_plane.ingestion.service import ingest
-from control_plane.ingestion.sources.yfinance import YFinanceSource
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import IngestionSettings, parse_symbols
 from control_plane.platform.telemetry import Telemetry
+from domains import EVENT_TYPES
+from domains.finance.yfinance_source import YFinanceSource
 
 telemetry = Telemetry("ingestion")
 
 
 @cache
 def settings() -> IngestionSettings:
-    """Validated once per environment."""
+    """The settings, validated once per environment."""
     return IngestionSettings.from_environ(environ())
 
 
 @cache
 def database() -> Database:
-    """One connection per environment."""
+    """The environment's one connection."""
     return open_database(
         settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-ingestion"
     )
@@ -31,8 +31,8 @@ def database() -> Database:
 
 @cache
 def source() -> YFinanceSource:
-    """Yahoo, or what speaks its API at MARKET_DATA_URL."""
-    return YFinanceSource(market_data_url=settings().market_data_url, clock=lambda: datetime.now(UTC))
+    """The source: Yahoo, or what speaks its API at MARKET_DATA_URL."""
+    return YFinanceSource(market_data_url=settings().market_data_url)
 
 
 @function(telemetry)
@@ -47,5 +47,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
         symbols,
         telemetry,
         policy,
+        event_types=EVENT_TYPES,
         remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
     ).to_dict()

@@ -1,4 +1,4 @@
-"""MaintenanceFunction: keeps the outbox small, and names whoever keeps Postgres from cleaning up."""
+"""MaintenanceFunction: forgets what is beyond its retention, and names whoever keeps Postgres from cleaning up."""
 
 from functools import cache
 from typing import Any
@@ -31,7 +31,6 @@ def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """One run, for as long as the invocation lasts. Returns a MaintenanceReport."""
     report = (
         Maintenance(
-            outbox_retention_days=settings().outbox_retention_days,
             event_retention_days=settings().event_retention_days,
             telemetry=telemetry,
         )

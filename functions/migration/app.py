@@ -1,4 +1,4 @@
-"""MigrationFunction: brings the database's schema up to this code's; a second run changes nothing."""
+"""MigrationFunction: brings the database's schema and its subscriptions in line with what is deployed."""
 
 from dataclasses import asdict
 from functools import cache
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
-from control_plane.platform.settings import DatabaseFunctionSettings
+from control_plane.platform.settings import MigrationSettings
 from control_plane.platform.telemetry import Telemetry
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -17,12 +18,17 @@ telemetry = Telemetry("migration")
 
 
 @cache
+def settings() -> MigrationSettings:
+    """Validated once per environment."""
+    return MigrationSettings.from_environ(environ())
+
+
+@cache
 def database() -> Database:
     """One connection per environment, as the owner; it is the schema that is to be mended, so it is not checked."""
-    settings = DatabaseFunctionSettings.from_environ(environ())
     return open_database(
-        settings.database,
-        endpoint_url=settings.cloud_endpoint_url,
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-migration",
         check_schema=False,
     )
@@ -30,8 +36,16 @@ def database() -> Database:
 
 @function(telemetry)
 def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
-    """Applies what is missing. Returns ``{applied: [versions], version}``."""
-    report = migrate(database().connection(), read_migrations(MIGRATIONS))
+    """Applies what is missing; a second run changes nothing.
+
+    Returns ``{applied: [versions], version, subscriptions: {added, removed, backfilled, dead_lettered}}``.
+    """
+    connection = database().connection()
+    report = migrate(connection, read_migrations(MIGRATIONS))
     telemetry.count("MigrationsApplied", len(report.applied))
-    telemetry.logger.info("migrated", applied=report.applied, version=report.version)
-    return asdict(report)
+    subscriptions = SubscriptionReport()
+    if (wanted := settings().subscriptions) is not None:
+        subscriptions = sync_subscriptions(connection, wanted)
+    answer = asdict(report) | {"subscriptions": asdict(subscriptions)}
+    telemetry.logger.info("migrated", **answer)
+    return answer

@@ -3,7 +3,7 @@
 from functools import cache, partial
 from typing import Any
 
-from control_plane.api.events import show_life
+from control_plane.api.events import show_timeline
 from control_plane.api.health import report_health
 from control_plane.api.http import Api, Route
 from control_plane.api.tokens import BearerToken, token_text
@@ -52,7 +52,7 @@ api = Api(
         Route(
             "GET",
             "/events/{event_id}",
-            lambda parameters: show_life(database(), parameters["event_id"]),
+            lambda parameters: show_timeline(database(), parameters["event_id"]),
             guard=lambda request: token().require(request),
         ),
     ],

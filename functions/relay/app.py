@@ -1,4 +1,4 @@
-"""RelayFunction: publishes what the outbox promises."""
+"""RelayFunction: delivers pending messages to the queues of their subscriptions."""
 
 from functools import cache
 from typing import Any
@@ -40,7 +40,7 @@ def relay(name: str) -> Relay:
     return Relay(
         connection=database().connection,
         publisher=publisher(),
-        queue_urls=settings().topic_queue_urls,
+        queue_urls=settings().subscription_queue_urls,
         policy=RelayPolicy(
             claim_size=settings().claim_size,
             lease_seconds=settings().lease_seconds,
@@ -55,7 +55,7 @@ def relay(name: str) -> Relay:
 
 @function(telemetry)
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Relays until done, or for as long as RELAY_LINGER_SECONDS or the event says: ``{"linger_seconds": n}``.
+    """Delivers what is due; stays for RELAY_LINGER_SECONDS, or as the event says: ``{"linger_seconds": n}``.
 
     Returns a RelayResult.
     """

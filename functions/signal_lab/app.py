@@ -7,7 +7,6 @@ from typing import Any
 from aws_lambda_powertools.utilities.batch import BatchProcessor, EventType, process_partial_response
 from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 
-from control_plane.consumers import signal_lab
 from control_plane.consumers.messages import consume_record
 from control_plane.model.contract import Event
 from control_plane.model.errors import DatabaseUnavailable
@@ -15,6 +14,8 @@ from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseFunctionSettings
 from control_plane.platform.telemetry import Telemetry
+from domains import EVENT_TYPES
+from domains.finance import signal_lab
 
 telemetry = Telemetry("signal_lab")
 # A batch in which every message fails is answered like any other: each returns to its queue by its own id.
@@ -46,7 +47,9 @@ def batch_consumer() -> Callable[[SQSRecord], None]:
             raise
         return signal_lab.consume(connection, event)
 
-    return lambda record: consume_record(record.raw_event, consume, telemetry)
+    return lambda record: consume_record(
+        record.raw_event, consume, subscription=signal_lab.CONSUMER, event_types=EVENT_TYPES, telemetry=telemetry
+    )
 
 
 @function(telemetry)

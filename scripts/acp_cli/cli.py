@@ -18,6 +18,7 @@ from acp_cli import (
     breaker_commands,
     cloud_commands,
     db_commands,
+    dead_letter_commands,
     demo_command,
     drill_command,
     invoke_command,
@@ -88,6 +89,7 @@ demo_command.register(app)
 pipeline_commands.register(app)
 invoke_command.register(app)
 breaker_commands.register(app)
+dead_letter_commands.register(app)
 drill_command.register(app)
 db_commands.register(app)
 bench_command.register(app)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from acp_cli import status
+from acp_cli.breaker_commands import relay_queue_urls
 from control_plane.ops.status import read_status
 from drills import mending, record
 from local_cloud import database
@@ -127,15 +128,16 @@ def down(
 def status_(
     ctx: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False
 ) -> None:
-    """Show the services, the outbox by state with ages, the queues and the sources."""
+    """Show the services, the deliveries of each subscription by state with ages, dead letters, sources and queues."""
     cloud = _cloud(ctx)
     run = cloud.running()
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
         pipeline = read_status(connection)
     report = status.Report(
         services=cloud.describe(run),
         pipeline=pipeline,
         queues=queue_depths(cloud.aws(run), cloud.outputs(run)),
+        relay_subscriptions=relay_queue_urls(run).keys(),
         drill=record.load(cloud.workspace),
     )
     if as_json:

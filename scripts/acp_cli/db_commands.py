@@ -25,11 +25,10 @@ def register(app: typer.Typer) -> None:
 
 @_db.command("migrate")
 def migrate(ctx: typer.Context) -> None:
-    """Apply the migrations that are missing."""
+    """Apply the migrations that are missing, and bring the subscriptions in line with template.yaml."""
     cloud, run = _running_database(ctx)
-    report = database.apply_migrations(cloud.workspace, database.owner_url(cloud.postgres(run), run))
-    applied = ", ".join(f"{version:04}" for version in report.applied) or "nothing to apply"
-    Console(highlight=False).print(f"schema version {report.version}: {applied}")
+    report = database.bring_up_to_date(cloud.workspace, database.owner_url(cloud.postgres(run), run))
+    Console(highlight=False).print(f"schema {report}", soft_wrap=True)
 
 
 @_db.command("shell")

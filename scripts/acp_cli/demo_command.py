@@ -17,7 +17,7 @@ from rich.console import Console
 from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
 from acp_cli.pipeline_commands import QUERIES
 from acp_cli.timeline import render_timeline
-from control_plane.ops.life import read_life
+from control_plane.ops.timeline import read_timeline
 from local_cloud import database
 from local_cloud.cloud import Cloud, UpOptions
 from local_cloud.errors import AcpError
@@ -45,7 +45,7 @@ class Flow:
     """How far the pipeline has come. Counts."""
 
     symbols: int
-    promised: int
+    deliveries: int
     delivered: int
     dead_lettered: int
     ticks: int
@@ -54,11 +54,11 @@ class Flow:
     @property
     def complete(self) -> bool:
         """Whether enough came in, and all of it has arrived."""
-        return self.symbols >= SYMBOLS_WANTED and self.delivered == self.promised and self.consumed == self.ticks
+        return self.symbols >= SYMBOLS_WANTED and self.delivered == self.deliveries and self.consumed == self.ticks
 
     def __str__(self) -> str:
         return (
-            f"{self.symbols} symbols ingested · {self.delivered} of {self.promised} delivered · "
+            f"{self.symbols} symbols ingested · {self.delivered} of {self.deliveries} messages delivered · "
             f"{self.consumed} of {self.ticks} ticks consumed"
         )
 
@@ -125,7 +125,7 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
             step.note = str(_wait_for_flow(connection, cloud, run, step))
         row = connection.execute(QUERIES["newest_consumed_event"].sql).fetchone()
         assert row is not None, "ticks were consumed"
-        timeline = read_life(connection, row[0])
+        timeline = read_timeline(connection, row[0])
     assert timeline is not None, "events are never deleted here"
     console = Console(highlight=False)
     console.print(f"\nOne event's timeline, from {run.market_source} to its consumer:")
@@ -144,7 +144,7 @@ def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, 
             return flow
         if flow.dead_lettered:
             msg = f"{flow.dead_lettered} messages were dead-lettered."
-            raise AcpError(msg, remedy="Run scripts/acp up, then look with scripts/acp watch.")
+            raise AcpError(msg, remedy="Run scripts/acp up, then look with scripts/acp dead-letters.")
         if time.monotonic() > deadline:
             msg = f"Not complete after {_LIMIT_SECONDS} s: {flow}."
             raise AcpError(

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from acp_cli.logs import render_line, since_seconds
 from acp_cli.timeline import instant, render_timeline, styled_state
-from control_plane.ops.life import read_life, recent_promises
+from control_plane.ops.timeline import read_timeline, recent_messages
 from control_plane.platform.queries import load_queries
 from local_cloud import database
 from local_cloud.cloud import Cloud
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 PANEL = "Signals"
 QUERIES = load_queries("acp_cli")
+_EVENT_ID_WIDTH = 36
+_WIDE = 140
+"""Columns of a terminal from which `watch` shows more of each message."""
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -76,29 +79,31 @@ def relay(ctx: typer.Context, *, as_json: _JsonOption = False) -> None:
         return
     counts = ("claimed", "published", "failed", "dead_lettered", "released")
     Console(highlight=False).print("  ".join(f"[bold]{result[name]}[/] {name.replace('_', '-')}" for name in counts))
-    for queue, state in result["breakers"].items():
+    for subscription, state in result["breakers"].items():
         if state != "closed":
-            Console(highlight=False).print(f"[yellow]{escape(queue)}: breaker {escape(state)}[/]")
+            Console(highlight=False).print(f"[yellow]{escape(subscription)}: breaker {escape(state)}[/]")
 
 
 def watch(
     ctx: typer.Context,
     *,
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=500, help="How many events to show.")] = 20,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=500, help="How many to show.")] = 20,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
 ) -> None:
-    """Watch events and their deliveries as they happen, until Ctrl-C. Plain lines where no terminal is."""
+    """Watch messages and their deliveries as they happen, until Ctrl-C. Plain lines where no terminal is."""
     cloud, run = _running(ctx)
     with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
         try:
             if sys.stdout.isatty():
-                with Live(console=Console(highlight=False), refresh_per_second=4) as live:
+                console = Console(highlight=False)
+                with Live(console=console, refresh_per_second=4) as live:
                     while True:
-                        live.update(deliveries_table(recent_promises(connection, limit=limit)))
+                        rows = recent_messages(connection, limit=limit)
+                        live.update(deliveries_table(rows[-limit:], wide=console.width >= _WIDE))
                         time.sleep(interval)
-            seen: dict[int, tuple[object, ...]] = {}
+            seen: dict[tuple[object, ...], tuple[object, ...]] = {}
             while True:
-                _print_changes(recent_promises(connection, limit=limit), seen)
+                _print_changes(recent_messages(connection, limit=limit), seen)
                 time.sleep(interval)
         except KeyboardInterrupt:
             return
@@ -110,7 +115,7 @@ def trace(
     *,
     as_json: _JsonOption = False,
 ) -> None:
-    """Show an event's timeline: raw payload, event, outbox message, attempts, deliveries, consumers."""
+    """Show an event's timeline: raw payload, event, its delivery to each subscription with every attempt, consumers."""
     try:
         wanted = UUID(event_id)
     except ValueError:
@@ -118,7 +123,7 @@ def trace(
         raise UsageError(msg) from None
     cloud, run = _running(ctx)
     with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
-        timeline = read_life(connection, wanted)
+        timeline = read_timeline(connection, wanted)
     if timeline is None:
         msg = f"There is no event {wanted}."
         raise AcpError(msg)
@@ -168,40 +173,51 @@ def logs(
         Progress().say(f"{name} has logged nothing in the last {since}.")
 
 
-def deliveries_table(deliveries: Sequence[Mapping[str, Any]]) -> Table:
-    """The newest deliveries, newest last."""
+def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
+    """The newest deliveries, newest last; without `wide` it fits 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("stored", "event", "entity", "source", "topic", "state", "tries", "processed by", "event id"):
-        table.add_column(column, no_wrap=True, overflow="fold" if column == "event id" else "ellipsis")
-    for row in deliveries:
-        table.add_row(
-            instant(row["created_at"]),
-            escape(row["event_type"]),
-            escape(row["entity_id"] or ""),
-            escape(row["source"]),
-            escape(row["topic"]),
-            styled_state(row["state"]),
-            str(row["delivery_attempts"]),
-            escape(", ".join(row["processed_by"])),
-            f"[dim]{row['event_id']}[/]",
+    columns = ["stored", "entity", "subscription", "state", "event id"]
+    if wide:
+        columns += ["event", "source", "tries", "processed by"]
+    for column in columns:
+        table.add_column(
+            column, no_wrap=True, overflow="ellipsis", min_width=_EVENT_ID_WIDTH if column == "event id" else None
         )
+    for row in deliveries:
+        cells = [
+            instant(row["created_at"])[:8],
+            escape(row["entity_id"] or "–"),
+            escape(row["subscription"] or "nobody"),
+            styled_state(row["state"]) if row["state"] else "–",
+            f"[dim]{row['event_id']}[/]",
+        ]
+        if wide:
+            cells += [
+                escape(row["event_type"]),
+                escape(row["source"]),
+                str(row["delivery_attempts"] or 0),
+                escape(", ".join(row["processed_by"])),
+            ]
+        table.add_row(*cells)
     return table
 
 
-def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[int, tuple[object, ...]]) -> None:
-    """One line for each delivery that is new or has changed since the last look."""
-    for row in deliveries:
+def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[object, ...], tuple[object, ...]]) -> None:
+    """Print one line for each delivery that is new or has changed since the last look."""
+    keys = [(row["id"], row["subscription"], row["operation_id"]) for row in deliveries]
+    for key, row in zip(keys, deliveries, strict=True):
         now = (row["state"], row["delivery_attempts"], tuple(row["processed_by"]))
-        if seen.get(row["id"]) != now:
-            seen[row["id"]] = now
+        if seen.get(key) != now:
+            seen[key] = now
             processed = f"  processed by {', '.join(row['processed_by'])}" if row["processed_by"] else ""
             error = f"  {row['last_error']}" if row["last_error"] else ""
+            state = f"{row['subscription']}  {row['state']}" if row["subscription"] else "without a subscription"
             sys.stdout.write(
                 f"{instant(row['created_at'])}  {row['event_id']}  {row['event_type']} {row['entity_id'] or ''}  "
-                f"{row['topic']}  {row['state']}{processed}{error}\n"
+                f"{row['topic']}  {state}{processed}{error}\n"
             )
     sys.stdout.flush()
-    for gone in seen.keys() - {row["id"] for row in deliveries}:
+    for gone in seen.keys() - set(keys):
         del seen[gone]
 
 
@@ -214,7 +230,7 @@ def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
         pad_edge=False,
         header_style="bold",
         caption=f"{result['fetched']} bars: {result['ingested']} new, {result['duplicates']} known already, "
-        f"{result['rejected']} rejected · trace {result['trace_id']}",
+        f"{result['stale']} stale, {result['rejected']} rejected · trace {result['trace_id']}",
         caption_justify="left",
     )
     for column in ("symbol", "new events", "newest bar", "price", "problem"):
@@ -224,7 +240,7 @@ def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
         others = [row for row in rows if row["entity_id"] == symbol and row["event_type"] != "MARKET_TICK_INGESTED"]
         problems = [_problem(row) for row in others]
         if symbol in result["failed_symbols"] and not problems:
-            problems = ["not had: the source's breaker is not closed, see scripts/acp status"]
+            problems = ["not fetched: the source's breaker is not closed, see scripts/acp status"]
         payload = ticks[0]["newest_payload"] if ticks else {}
         table.add_row(
             escape(symbol),

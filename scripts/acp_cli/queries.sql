@@ -12,19 +12,18 @@ GROUP BY entity_id, event_type
 ORDER BY entity_id, event_type
 
 -- name: demo_progress
--- How far the pipeline has come: symbols with ticks, their outbox messages, those delivered, those that a consumer has processed.
+-- How far the pipeline has come: symbols with ticks, deliveries, those done, ticks, and those that SignalLab has processed.
 SELECT
-    count(DISTINCT event.entity_id) FILTER (WHERE message.topic = 'market.ticks') AS symbols,
-    count(*) AS promised,
-    count(message.delivered_at) AS delivered,
-    count(message.dead_lettered_at) AS dead_lettered,
-    count(*) FILTER (WHERE message.topic = 'market.ticks') AS ticks,
-    count(*) FILTER (
-        WHERE message.topic = 'market.ticks'
-        AND EXISTS (SELECT FROM processed_events AS processed WHERE processed.event_id = event.event_id)
-    ) AS consumed
-FROM outbox AS message
-JOIN events AS event USING (event_id)
+    count(DISTINCT event.entity_id) FILTER (WHERE delivery.topic = 'market.ticks') AS symbols,
+    count(*) AS deliveries,
+    count(delivery.delivered_at) AS delivered,
+    count(*) FILTER (WHERE delivery.state = 'dead_lettered') AS dead_lettered,
+    count(*) FILTER (WHERE delivery.subscription = 'signal_lab') AS ticks,
+    count(processed.event_id) FILTER (WHERE delivery.subscription = 'signal_lab') AS consumed
+FROM outbox_states AS delivery
+JOIN events AS event ON event.event_id = delivery.event_id
+LEFT JOIN processed_events AS processed
+    ON processed.event_id = event.event_id AND processed.consumer = delivery.subscription
 
 -- name: newest_consumed_event
 -- An event whose timeline is complete: the newest tick that a consumer has processed.

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from rich.console import RenderableType
 
-    from control_plane.ops.status import PipelineStatus
+    from control_plane.ops.status import DeliveryCount, PipelineStatus
     from control_plane.platform.breakers import Breaker
     from drills.record import DrillRecord
     from local_cloud.queues import QueueDepth
 
 STATES = ("pending", "in_flight", "retrying", "delivered", "dead_lettered")
+_OPEN = ("pending", "in_flight", "retrying")
 _LATE_SECONDS = 180
 """Three runs of a relay that starts every minute."""
 _SYSTEM_EVENTS = {
@@ -32,13 +34,15 @@ _SYSTEM_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All of it at one moment. `services` says of each service where it is."""
+    """The local cloud and its pipeline at one moment. `services` says of each service where it is."""
 
     services: Mapping[str, str]
     pipeline: PipelineStatus
     queues: Sequence[QueueDepth]
+    relay_subscriptions: Collection[str] = field(default=())
+    """The subscriptions that the deployed relay has a queue for."""
     drill: DrillRecord | None = None
-    """One that is under way, or was cut off."""
+    """A drill that is under way, or was cut off."""
 
     @property
     def problems(self) -> list[str]:
@@ -47,13 +51,19 @@ class Report:
         if self.drill is not None:
             problems.append(self.drill.problem)
         if dead := self.pipeline.count("dead_lettered"):
-            problems.append(f"{dead} dead-lettered in the outbox")
+            problems.append(f"{dead} dead-lettered in the outbox: scripts/acp dead-letters")
         age = self.pipeline.oldest_pending_age_seconds
         if age > _LATE_SECONDS:
-            problems.append(f"the oldest pending promise is {duration(age)} old")
+            problems.append(f"the oldest pending message is {duration(age)} old")
+        problems += map(str, self.pipeline.stranded)
+        problems += [
+            f"{count} pending for {name}, which the relay has no queue for: name it in the template's "
+            "SUBSCRIPTION_QUEUE_URLS, and deploy it"
+            for name, count in self._unknown_to_the_relay().items()
+        ]
         if holder := self.pipeline.pinned_horizon:
             problems.append(str(holder))
-        problems += [breaker_problem(breaker) for breaker in self.pipeline.breakers if not breaker.is_closed]
+        problems += [breaker_problem(breaker) for breaker in self.pipeline.open_breakers]
         problems += [
             f"{queue.visible + queue.in_flight} in {queue.name}"
             for queue in self.queues
@@ -78,14 +88,32 @@ class Report:
                 "oldest_pending_age_seconds": self.pipeline.oldest_pending_age_seconds,
             },
             "source_failures": self.source_failures,
-            "relay_on_duty": self.pipeline.to_dict()["relay_on_duty"],
+            "subscriptions": {
+                name: {"topic": rows[0].topic, **{state: self.pipeline.count(state, name) for state in STATES}}
+                for name, rows in self._by_subscription().items()
+            },
             "queues": {queue.name: {"visible": queue.visible, "in_flight": queue.in_flight} for queue in self.queues},
-            **{key: self.pipeline.to_dict()[key] for key in ("promises", "events", "consumers", "breakers")},
+            **{
+                key: self.pipeline.to_dict()[key]
+                for key in (
+                    "deliveries",
+                    "stranded",
+                    "dead_letters",
+                    "events",
+                    "consumers",
+                    "breakers",
+                    "lingering_relay",
+                )
+            },
         }
 
     def render(self) -> RenderableType:
         """For a terminal."""
-        return Group(self._headline(), "", self._services(), "", self._outbox(), "", self._events(), "", self._queues())
+        parts: list[RenderableType] = [self._headline(), self._services(), self._outbox()]
+        if self.pipeline.dead_letters:
+            parts.append(self._dead_letters())
+        parts += [self._events(), self._queues()]
+        return Group(*(line for part in parts for line in (part, "")))
 
     def _headline(self) -> Text:
         if self.problems:
@@ -96,23 +124,47 @@ class Report:
         table = _table("Service", "")
         for name, where in self.services.items():
             table.add_row(name, where)
-        if relay := self.pipeline.relay_on_duty:
+        if relay := self.pipeline.lingering_relay:
             # A log stream's name is long, and tells relays apart by its end; --json has it whole.
             name = relay.name.rpartition("]")[2][:12]
-            table.add_row("relay on duty", f"{name}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
+            table.add_row("lingering relay", f"{name}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
         return table
 
     def _outbox(self) -> Table:
-        table = _table("Outbox", *(state.replace("_", " ") for state in STATES), "oldest open", numbers_from=1)
-        for topic in sorted({row.topic for row in self.pipeline.promises}):
-            ages = [
-                row.oldest_age_seconds
-                for row in self.pipeline.promises
-                if row.topic == topic and row.state in {"pending", "in_flight", "retrying"}
-            ]
-            counts = (self.pipeline.count(state, topic) for state in STATES)
-            table.add_row(topic, *map(str, counts), duration(max(ages)) if ages else "–")
+        names = (state.replace("_", " ").replace("dead lettered", "dead-lettered") for state in STATES)
+        table = _table("Subscription", *names, "oldest", numbers_from=1)
+        for name, rows in self._by_subscription().items():
+            ages = [row.oldest_age_seconds or 0.0 for row in rows if row.state in _OPEN]
+            counts = (self.pipeline.count(state, name) for state in STATES)
+            table.add_row(escape(name), *map(str, counts), duration(max(ages)) if ages else "–")
         return table
+
+    def _dead_letters(self) -> RenderableType:
+        """The newest ones, each with its reason, and the commands for more."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("Dead letter", "subscription", "age", "reason"):
+            table.add_column(column, no_wrap=column != "reason", overflow="fold")
+        for letter in self.pipeline.dead_letters:
+            table.add_row(
+                str(letter.id), escape(letter.subscription), duration(letter.age_seconds), escape(letter.reason)
+            )
+        return Group(table, "[dim]scripts/acp dead-letters lists them, scripts/acp redrive ID… sends them again[/]")
+
+    def _by_subscription(self) -> Mapping[str, Sequence[DeliveryCount]]:
+        found: dict[str, list[DeliveryCount]] = {}
+        for row in self.pipeline.deliveries:
+            found.setdefault(row.subscription, []).append(row)
+        return found
+
+    def _unknown_to_the_relay(self) -> Mapping[str, int]:
+        """What is pending for subscriptions that are active, and that the deployed relay has no queue for."""
+        stranded = {each.subscription for each in self.pipeline.stranded}
+        counts = {
+            name: sum(self.pipeline.count(state, name) for state in _OPEN)
+            for name in self._by_subscription()
+            if name not in stranded and name not in self.relay_subscriptions
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def _events(self) -> Table:
         table = _table("Events", "source", "stored", "newest", numbers_from=2)
@@ -141,7 +193,7 @@ class Report:
 
 
 def duration(seconds: float) -> str:
-    """The age of something, as a person says it: 4 s, 3 min, 2 h, 5 d."""
+    """An age as a person says it: 4 s, 3 min, 2 h, 5 d."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -149,7 +201,7 @@ def duration(seconds: float) -> str:
 
 
 def breaker_problem(breaker: Breaker) -> str:
-    """Of a breaker that is not closed: since when, who holds it or when it is tried again, and the last error."""
+    """What there is to say of a breaker that is not closed: since when, who holds it or what comes next, its error."""
     assert breaker.opened_at is not None, "the schema says so"
     state, outlook = breaker.state.replace("_", "-"), ""
     if breaker.held_by is not None:

@@ -12,19 +12,23 @@ from rich.tree import Tree
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from control_plane.ops.life import EventLife
+    from control_plane.ops.timeline import EventTimeline
 
 _STATE_STYLES = {
     "delivered": "green",
     "dead_lettered": "red",
+    "redriven": "yellow",
     "retrying": "yellow",
     "in_flight": "cyan",
     "pending": "blue",
 }
 
 
-def render_timeline(timeline: EventLife) -> Tree:
-    """Raw payload → event → delivery with its attempts → each consumer, with the instants (UTC)."""
+def render_timeline(timeline: EventTimeline) -> Tree:
+    """Raw payload → event → each delivery with its attempts → each consumer, with the instants (UTC).
+
+    A message that was redriven has both deliveries: the one that was given up on, and the one that took its place.
+    """
     event = timeline.event
     tree = Tree(
         f"[bold]{escape(event['event_type'])}[/] {escape(event['entity_id'] or '')}  [dim]{event['event_id']}[/]"
@@ -33,11 +37,19 @@ def render_timeline(timeline: EventLife) -> Tree:
     if (raw := timeline.raw_payload) is not None:
         branch = tree.add(f"{instant(raw['fetched_at'])}  fetched from {escape(raw['source'])}")
         branch.add(f"[dim]raw payload {raw['id']}[/]")
-    stored = tree.add(f"{instant(event['ingested_at'])}  stored, with the promise to deliver it")
+    revision = f", revision {event['revision']}" if event["revision"] else ""
+    stored = tree.add(f"{instant(event['ingested_at'])}  stored with its messages, in one transaction{revision}")
     stored.add(f"occurred at {instant(event['occurred_at'], with_date=True)}")
     stored.add(escape(_compact(event["payload"])))
-    for delivery in timeline.promises:
-        _add_delivery(tree, delivery)
+    redrives = {
+        (letter["subscription"], letter["redriven_by"]): letter["resolved_at"]
+        for letter in timeline.deliveries
+        if letter["redriven_by"] is not None
+    }
+    for delivery in timeline.deliveries:
+        _add_delivery(tree, delivery, redriven_at=redrives.get((delivery["subscription"], delivery["operation_id"])))
+    if not timeline.deliveries:
+        tree.add("[yellow]its topic had no subscription: nobody gets it[/]")
     for processing in timeline.processing:
         tree.add(f"{instant(processing['processed_at'])}  processed by [green]{escape(processing['consumer'])}[/]")
     if not timeline.processing:
@@ -57,13 +69,16 @@ def styled_state(state: str) -> str:
     return f"[{_STATE_STYLES.get(state, 'white')}]{state.replace('_', '-' if state == 'dead_lettered' else ' ')}[/]"
 
 
-def _add_delivery(tree: Tree, delivery: Mapping[str, Any]) -> None:
+def _add_delivery(tree: Tree, delivery: Mapping[str, Any], *, redriven_at: str | None) -> None:
     attempts = delivery["delivery_attempts"]
-    replay = f", replay {delivery['replay_id']}" if delivery["replay_id"] else ""
+    begun_at = redriven_at or delivery["promised_at"] or delivery["created_at"]
+    again = "again " if delivery["operation_id"] else ""
     branch = tree.add(
-        f"{instant(delivery['created_at'])}  promised on [bold]{escape(delivery['topic'])}[/]{replay}: "
+        f"{instant(begun_at)}  {again}for [bold]{escape(delivery['subscription'])}[/] ({escape(delivery['topic'])}): "
         f"{styled_state(delivery['state'])} after {attempts} {'attempt' if attempts == 1 else 'attempts'}"
     )
+    if delivery["operation_id"]:
+        branch.add(f"[dim]operation {delivery['operation_id']}[/]")
     for failure in delivery["failures"]:
         branch.add(
             f"{instant(failure['failed_at'])}  attempt {failure['attempt']} failed: {escape(failure['error'])} "
@@ -72,12 +87,22 @@ def _add_delivery(tree: Tree, delivery: Mapping[str, Any]) -> None:
     if delivery["delivered_at"]:
         branch.add(f"{instant(delivery['delivered_at'])}  delivered as message {escape(delivery['message_id'])}")
     elif delivery["dead_lettered_at"]:
-        branch.add(f"{instant(delivery['dead_lettered_at'])}  given up: {escape(delivery['last_error'])}")
+        _add_dead_letter(branch, delivery)
     elif delivery["state"] == "in_flight":
         branch.add(f"claimed by {escape(delivery['claimed_by'])} until {instant(delivery['next_attempt_at'])}")
     elif delivery["last_error"]:
         due = instant(delivery["next_attempt_at"])
         branch.add(f"{due}  next attempt; last error: {escape(delivery['last_error'])}")
+
+
+def _add_dead_letter(branch: Tree, delivery: Mapping[str, Any]) -> None:
+    branch.add(f"{instant(delivery['dead_lettered_at'])}  dead-lettered: {escape(delivery['last_error'])}")
+    if delivery["resolution"] is None:
+        branch.add(f"send it again: scripts/acp redrive {delivery['dead_letter_id']}")
+    else:
+        branch.add(
+            f"{instant(delivery['resolved_at'])}  {escape(delivery['resolution'])} by {escape(delivery['resolved_by'])}"
+        )
 
 
 def _compact(payload: Mapping[str, Any]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import psycopg
 
+from control_plane.ops.dead_letters import DeadLetterFilter, redrive
 from control_plane.platform import breakers
 from drills import messages, record
 from drills.messages import QUERIES
@@ -49,9 +51,8 @@ def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], No
         set_market_fault(cloud.environ(run).get("MARKET_DATA_URL"), symbol, None)
     server = cloud.postgres(run)
     with psycopg.connect(database.owner_url(server, run), autocommit=True) as owner:
-        redriven = owner.execute(QUERIES["redrive_drill"].sql, _DRILLS).fetchall()
-        if redriven:
-            say(f"{len(redriven)} dead letters of drills are promised again")
+        if count := redrive_drills(owner):
+            say(f"{count} dead letters of drills are redriven")
         _recover_source(owner, cloud, run)
         _deliver(owner, cloud, run)
         owner.execute(QUERIES["forget_bars"].sql, {"source": messages.SOURCE})
@@ -113,14 +114,24 @@ def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | No
         raise AcpError(msg, remedy="Is it running? See scripts/acp status") from error
 
 
+def redrive_drills(owner: Connection[Any]) -> int:
+    """Send again what was given up on of drills' messages. Returns how many; `owner` is the owner's connection."""
+    ids = [number for (number,) in owner.execute(QUERIES["dead_letters_of_drills"].sql, _DRILLS)]
+    if not ids:
+        return 0
+    report = redrive(owner, DeadLetterFilter(ids=ids), requested_by="acp drill", reason="the drill's fault is mended")
+    return sum(report.redriven.values())
+
+
 def source_name(run: RunState) -> str:
     """The source that IngestionFunction fetches from: its events' and its breaker's name."""
     return SOURCES[MarketChoice(str(run.market_source))]
 
 
-def queue_breaker(cloud: Cloud, run: RunState) -> str:
-    """The name of the breaker, and of the queue, that the drills' messages go to."""
-    return breakers.queue_name(json.loads(cloud.environ(run)["TOPIC_QUEUE_URLS"])[messages.TOPIC])
+def queue_name(cloud: Cloud, run: RunState) -> str:
+    """The name of the queue that the drills' messages go to."""
+    url: str = json.loads(cloud.environ(run)["SUBSCRIPTION_QUEUE_URLS"])[messages.SUBSCRIPTION]
+    return posixpath.basename(urlsplit(url).path)
 
 
 def _variables(functions: LambdaClient, function: str) -> Mapping[str, str]:
@@ -134,24 +145,25 @@ def _update(aws: LocalCloud, function: str, variables: Mapping[str, str]) -> Non
 
 
 def _recover_source(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
-    """Has the source probed at once, where it was left with an open breaker."""
+    """Have the source probed at once, where it was left with an open breaker."""
     if _is_shut(connection, source_name(run)):
         breakers.resume(connection, source_name(run))
         cloud.aws(run).invoke(function_name(cloud.outputs(run), "ingestion"), {})
 
 
 def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
-    """Runs relays until the drills' messages are delivered and their queue is well; waits for the consumer.
+    """Run relays until the drills' messages are delivered and their breaker is closed; wait for the consumer.
 
     Raises AcpError where that takes too long.
     """
-    queue, relay = queue_breaker(cloud, run), function_name(cloud.outputs(run), "relay")
+    relay = function_name(cloud.outputs(run), "relay")
     begun = time.monotonic()
     while True:
-        row = connection.execute(QUERIES["unfinished"].sql, {**_DRILLS, "topic": messages.TOPIC}).fetchone()
+        parameters = {**_DRILLS, "subscription": messages.SUBSCRIPTION}
+        row = connection.execute(QUERIES["unfinished"].sql, parameters).fetchone()
         assert row is not None, "an aggregate has a row"
         undelivered, unconsumed, waiting = row
-        is_shut = _is_shut(connection, queue)
+        is_shut = _is_shut(connection, messages.SUBSCRIPTION)
         # With nothing to send there is nothing to probe with: the next message will do.
         if not undelivered and not (is_shut and waiting):
             if not unconsumed or time.monotonic() - begun > _CONSUME_SECONDS:
@@ -159,17 +171,17 @@ def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
             time.sleep(0.2)
             continue
         if time.monotonic() - begun > _DELIVER_SECONDS:
-            msg = f"The faults are gone, but {undelivered} promises of drills are open after {_DELIVER_SECONDS:.0f} s."
+            msg = f"The faults are gone, but {undelivered} messages of drills wait after {_DELIVER_SECONDS:.0f} s."
             raise AcpError(
                 msg, remedy="See scripts/acp status and scripts/acp logs relay, then scripts/acp drill --mend"
             )
         if is_shut:
-            breakers.resume(connection, queue)
+            breakers.resume(connection, messages.SUBSCRIPTION)
         cloud.aws(run).invoke(relay, {"linger_seconds": 1})
 
 
 def _is_shut(connection: Connection[Any], name: str) -> bool:
-    """Whether it is not closed, and no person's doing."""
+    """Whether a breaker is not closed, and no person holds it."""
     return any(
         not breaker.is_closed and breaker.held_by is None for breaker in breakers.read_breakers(connection, [name])
     )

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import class_row
 
-from control_plane.ingestion.store import Draft, RawPayload, store_events
-from control_plane.model.contract import MARKET_TICKS, Event, MarketTick, new_event
+from control_plane.ingestion.store import Look, RawPayload, store_events
 from control_plane.platform.queries import load_queries
+from domains.finance.events import MARKET_TICKS, MarketTick
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +20,19 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+    from control_plane.model.contract import Event
     from control_plane.platform.breakers import Breaker
 
 QUERIES: Final = load_queries("drills")
 SOURCE: Final = "drill"
-"""Of a drill's own events: no price of theirs passes for one of the market's."""
+"""The source of a drill's own events: no price of theirs passes for one of the market's."""
 ENTITY: Final = "DRILL"
 TOPIC: Final = MARKET_TICKS
+SUBSCRIPTION: Final = "signal_lab"
+"""Whose deliveries the drills make fail, and whose consumer is to act on each message once."""
+SUBSCRIPTIONS: Final = (SUBSCRIPTION, "system_events")
+"""Whose deliveries the drills look at; one that somebody has added is nobody's concern here."""
+_SERIES = "1m"
 _AT_ONCE_SECONDS = 0.1
 _CURRENCY = "XTS"
 """ISO 4217: reserved for testing."""
@@ -34,13 +40,14 @@ _CURRENCY = "XTS"
 
 @dataclass(frozen=True, slots=True)
 class OutboxMessage:
-    """One outbox message at one moment."""
+    """An outbox message and its latest delivery to one subscription, at one moment."""
 
     id: int
     event_id: UUID
     event_type: str
     entity_id: str | None
     topic: str
+    subscription: str
     state: str
     attempts: int
     due_in_seconds: float
@@ -61,41 +68,63 @@ class Batch:
     """Ticks of a drill's own, made the way ingestion makes them and not stored yet."""
 
     raw: RawPayload
-    events: Sequence[Event]
+    looks: Sequence[Look]
 
     @classmethod
     def make(cls, *, drill: str, trace_id: UUID, count: int, now: datetime) -> Batch:
         """So many, a microsecond apart from `now` on; the first costs 1."""
         prices = [float(number) for number in range(1, count + 1)]
-        events = [
-            new_event(
-                MarketTick(price=price, open=price, high=price, low=price, volume=0, currency=_CURRENCY, interval="1m"),
+        raw = RawPayload(
+            uuid4(),
+            SOURCE,
+            ENTITY,
+            observed_at=now,
+            window_since=None,
+            fetched_at=now,
+            trace_id=trace_id,
+            payload={"drill": drill, "prices": list(prices)},
+        )
+        looks = [
+            Look(
+                MarketTick(
+                    price=price, open=price, high=price, low=price, volume=0, currency=_CURRENCY, interval=_SERIES
+                ),
                 source=SOURCE,
                 entity_id=ENTITY,
                 entity_type=None,
                 occurred_at=now + timedelta(microseconds=index),
-                ingested_at=now,
+                observed_at=now,
                 trace_id=trace_id,
+                series=_SERIES,
+                raw_payload_id=raw.id,
             )
             for index, price in enumerate(prices)
         ]
-        return cls(RawPayload(uuid4(), SOURCE, now, trace_id, {"drill": drill, "prices": list(prices)}), events)
+        return cls(raw, looks)
+
+    @property
+    def events(self) -> list[Event]:
+        """The events that the looks become: nobody else looks at a drill's instants."""
+        return [look.to_event(revision=0, ingested_at=self.raw.fetched_at) for look in self.looks]
 
     @property
     def ids(self) -> list[UUID]:
-        """Of the events."""
+        """The events' ids, which are known before they are stored."""
         return [event.event_id for event in self.events]
 
     def store(self, connection: Connection[Any]) -> None:
-        """Store them and their outbox messages, in one transaction."""
+        """Store the events and their outbox messages, in one transaction."""
         with connection.transaction():
-            store_events(connection, [self.raw], [Draft(event, self.raw.id) for event in self.events])
+            store_events(connection, [self.raw], self.looks)
 
 
 def read(connection: Connection[Any], trace_ids: Iterable[UUID]) -> list[OutboxMessage]:
-    """The outbox messages of the events of these runs."""
+    """The outbox messages of the events of these runs, with their deliveries to the drills' subscriptions."""
     with connection.cursor(row_factory=class_row(OutboxMessage)) as cursor:
-        return cursor.execute(QUERIES["messages_of_runs"].sql, {"trace_ids": list(trace_ids)}).fetchall()
+        return cursor.execute(
+            QUERIES["messages_of_runs"].sql,
+            {"trace_ids": list(trace_ids), "subscriptions": list(SUBSCRIPTIONS)},
+        ).fetchall()
 
 
 class Story:
@@ -174,7 +203,7 @@ def _change(before: OutboxMessage | None, now: OutboxMessage) -> str | None:
         case _ if now.claimed_by is not None:
             what = "left by a relay that is gone: the lease has run out"
         case _:
-            what = "promised" if before is None else "open again"
+            what = "pending" if before is None else "pending again"
     if len(now.failed_at) > failures and now.state in {"in_flight", "delivered"}:
         what += f" (attempt {len(now.failed_at)} is recorded as failed)"
     return what

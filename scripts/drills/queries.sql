@@ -1,14 +1,16 @@
 -- name: messages_of_runs
--- The outbox messages of a drill's runs as they are at this moment, each with its failed attempts and whether a consumer has acted.
+-- The outbox messages of a drill's runs as they are at this moment, for these subscriptions, each with its failed attempts
+-- and whether the subscription's consumer has acted. Of one that was redriven, the delivery that is its latest.
 SELECT
-    outbox_states.id,
+    delivery.id,
     events.event_id,
     events.event_type,
     events.entity_id,
     topic,
+    subscription,
     state,
     delivery_attempts AS attempts,
-    extract(epoch FROM next_attempt_at - now())::double precision AS due_in_seconds,
+    coalesce(extract(epoch FROM next_attempt_at - now()), 0)::double precision AS due_in_seconds,
     claimed_by,
     last_error,
     message_id,
@@ -16,40 +18,55 @@ SELECT
     delivered_at,
     dead_lettered_at,
     ARRAY(
-        SELECT failed_at FROM delivery_failures WHERE outbox_id = outbox_states.id ORDER BY failed_at
+        SELECT failed_at
+        FROM delivery_failures AS failure
+        WHERE failure.outbox_id = delivery.id AND failure.subscription = delivery.subscription
+        ORDER BY failed_at
     ) AS failed_at,
-    EXISTS (SELECT FROM processed_events AS processed WHERE processed.event_id = events.event_id) AS is_consumed
+    EXISTS (
+        SELECT
+        FROM processed_events AS processed
+        WHERE processed.event_id = events.event_id AND processed.consumer = delivery.subscription
+    ) AS is_consumed
 FROM events
-JOIN outbox_states USING (event_id)
+JOIN outbox_states AS delivery ON delivery.event_id = events.event_id
 WHERE events.trace_id = ANY (%(trace_ids)s::uuid[])
-ORDER BY outbox_states.id
+    AND delivery.subscription = ANY (%(subscriptions)s::text[])
+    AND delivery.state <> 'redriven'
+ORDER BY delivery.id
 
 -- name: make_due
--- Makes retries due now instead of after their wait; what is claimed or settled meanwhile is left alone.
-UPDATE outbox
+-- Makes retries due now instead of after their wait; what is claimed meanwhile is left alone.
+UPDATE pending_deliveries
 SET next_attempt_at = now()
-WHERE id = ANY (%(ids)s::bigint[]) AND claim_token IS NULL AND delivered_at IS NULL AND dead_lettered_at IS NULL
+WHERE outbox_id = ANY (%(ids)s::bigint[]) AND subscription = %(subscription)s AND claim_token IS NULL
 
--- name: redrive_drill
--- Reopens the messages of drills that were given up on, their attempts given back; delivery_failures keeps the story.
-UPDATE outbox
-SET dead_lettered_at = NULL, last_error = NULL, delivery_attempts = 0, next_attempt_at = now()
-FROM events
-WHERE events.event_id = outbox.event_id
+-- name: dead_letters_of_drills
+-- The open dead letters of all drills' messages.
+SELECT letter.id
+FROM dead_letters AS letter
+JOIN outbox AS message ON message.id = letter.outbox_id
+JOIN events ON events.event_id = message.event_id
+WHERE letter.resolution IS NULL
     AND events.entity_id = %(entity_id)s
     AND events.source = %(source)s
-    AND dead_lettered_at IS NOT NULL
-RETURNING outbox.id
+ORDER BY letter.id
 
 -- name: unfinished
--- How many messages of drills are open, how many recent ones no consumer has acted on, and how many are open on a topic.
+-- How many messages of drills are pending for a subscription, how many recent ones its consumer has not acted on, and how
+-- many messages are pending for it in all.
 SELECT
-    count(*) FILTER (WHERE message.delivered_at IS NULL AND message.dead_lettered_at IS NULL),
-    count(*) FILTER (WHERE processed_events.event_id IS NULL AND events.ingested_at > now() - interval '10 minutes'),
-    (SELECT count(*) FROM outbox WHERE topic = %(topic)s AND delivered_at IS NULL AND dead_lettered_at IS NULL)
+    count(*) FILTER (WHERE pending.outbox_id IS NOT NULL),
+    count(DISTINCT events.event_id) FILTER (
+        WHERE processed.event_id IS NULL AND events.ingested_at > now() - interval '10 minutes'
+    ),
+    (SELECT count(*) FROM pending_deliveries WHERE subscription = %(subscription)s)
 FROM events
-JOIN outbox AS message USING (event_id)
-LEFT JOIN processed_events USING (event_id)
+JOIN outbox AS message ON message.event_id = events.event_id
+LEFT JOIN pending_deliveries AS pending
+    ON pending.outbox_id = message.id AND pending.subscription = %(subscription)s
+LEFT JOIN processed_events AS processed
+    ON processed.event_id = events.event_id AND processed.consumer = %(subscription)s
 WHERE events.entity_id = %(entity_id)s AND events.source = %(source)s
 
 -- name: relays_begun_before

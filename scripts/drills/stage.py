@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 import psutil
+import psycopg
 
 from control_plane.ingestion.service import BREAKER_OPEN
 from control_plane.ingestion.store import database_time, newest_occurrences
-from control_plane.model.contract import MarketTick
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS
 from control_plane.platform.breakers import Breaker, read_breakers
+from domains.finance.events import MarketTick
 from drills import mending, messages
 from drills.messages import QUERIES, Batch, OutboxMessage, Story
 from drills.record import Change
+from local_cloud import database
 from local_cloud.aws import AWS_ERRORS
 from local_cloud.errors import AcpError
 from local_cloud.functions import function_name
@@ -50,6 +52,8 @@ _QUIET_SECONDS = 8
 """A relay that stays asks for breakers every few seconds at least."""
 _HANDOVER_SECONDS = 120
 _FAILURES_IN_A_ROW = 5
+_SERIES = "1m"
+"""The bars that ingestion asks for."""
 
 
 class NotSeenError(AcpError):
@@ -81,7 +85,7 @@ class Look:
 
 
 class Stage:
-    """One drill's: what it stores, makes fail and sees."""
+    """What one drill stores, makes fail and sees."""
 
     def __init__(
         self,
@@ -99,8 +103,8 @@ class Stage:
         self.connection = connection
         self.aws = cloud.aws(run)
         self.environ = cloud.environ(run)
-        self.queue = mending.queue_breaker(cloud, run)
-        self.breaker = mending.source_name(run) if is_of_source else self.queue
+        self.queue = mending.queue_name(cloud, run)
+        self.breaker = mending.source_name(run) if is_of_source else messages.SUBSCRIPTION
         self._record = record
         self._trace_ids: list[UUID] = []
         self._story = Story()
@@ -136,7 +140,7 @@ class Stage:
     def store(self, batch: Batch) -> list[UUID]:
         """Store them and their outbox messages. Returns their ids."""
         batch.store(self.connection)
-        self.say(f"{len(batch.events)} events stored with their promises, in one transaction")
+        self.say(f"{len(batch.looks)} events stored with their messages, in one transaction")
         return batch.ids
 
     def follow(self, trace_id: UUID) -> None:
@@ -246,7 +250,7 @@ class Stage:
         return self._watch(what)
 
     def _watch(self, what: str) -> Look:
-        self._hear_of_failures()
+        self._report_failures()
         look = self.look()
         for line in self._story.tell(look.messages, look.breaker):
             self.narrator.say(line)
@@ -254,7 +258,7 @@ class Stage:
         self.narrator.show(f"{states}  breaker {messages.breaker_state(look.breaker)}  waiting for: {what}")
         return look
 
-    def _hear_of_failures(self) -> None:
+    def _report_failures(self) -> None:
         with contextlib.suppress(Empty):
             while True:
                 failure = self._failures.get_nowait()
@@ -304,7 +308,11 @@ class Stage:
     def newest_bar(self, symbol: str) -> datetime:
         """When the newest bar of a symbol began."""
         newest: datetime = newest_occurrences(
-            self.connection, source=self.breaker, event_type=MarketTick.event_type, entity_ids=[symbol]
+            self.connection,
+            source=self.breaker,
+            event_type=MarketTick.event_type,
+            series=_SERIES,
+            entity_ids=[symbol],
         )[symbol]
         return newest
 
@@ -318,12 +326,13 @@ class Stage:
 
     def make_due(self, ids: Sequence[int]) -> None:
         """Cut the wait of retries short."""
-        self.connection.execute(QUERIES["make_due"].sql, {"ids": list(ids)})
+        self.connection.execute(QUERIES["make_due"].sql, {"ids": list(ids), "subscription": messages.SUBSCRIPTION})
 
     def redrive(self) -> int:
         """Send again what was given up on."""
-        parameters = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
-        return len(self.connection.execute(QUERIES["redrive_drill"].sql, parameters).fetchall())
+        url = database.owner_url(self.cloud.postgres(self.run), self.run)
+        with psycopg.connect(url, autocommit=True) as owner:
+            return mending.redrive_drills(owner)
 
     def _count(self, query: str, **parameters: Any) -> int:
         row = self.connection.execute(QUERIES[query].sql, parameters).fetchone()

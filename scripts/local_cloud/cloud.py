@@ -147,9 +147,9 @@ class Cloud:
             run.save(self.workspace)
             database.prepare(server, run)
             step.note = f"on port {server.port}"
-        with progress.step("Database schema") as step:
-            report = database.apply_migrations(self.workspace, database.owner_url(server, run))
-            step.note = f"version {report.version}, {len(report.applied) or 'none'} applied"
+        with progress.step("Database schema and subscriptions") as step:
+            # Before the deployment: a schedule may start ingestion before MigrationFunction can be invoked.
+            step.note = str(database.bring_up_to_date(self.workspace, database.owner_url(server, run)))
         with progress.step("Market data") as step:
             market_url = self._settle_market(run, options.market)
             step.note = f"{run.market_source}, because {run.market_reason}"

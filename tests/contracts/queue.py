@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from botocore.exceptions import ClientError
 
 from control_plane.model.lifecycle import Accepted, MessageFault, NotSent, QueueFault
-from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher
+from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher, size_of
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 from control_plane.platform.aws import find_sqs, sqs_client
@@ -40,7 +40,23 @@ class Received:
 
 
 def message(body: str = '{"price": 1.5}', **attributes: str) -> Message:
-    return Message(1, uuid4(), uuid4(), UUID(int=1), "market.ticks", 1, body, {"event_id": str(uuid4()), **attributes})
+    """A message with an event_id and these attributes beside it."""
+    event_id = str(uuid4())
+    attributes = {"event_id": event_id, **attributes}
+    return Message(
+        outbox_id=1,
+        subscription="signal_lab",
+        operation_id=None,
+        claim_token=uuid4(),
+        event_id=event_id,
+        trace_id=str(uuid4()),
+        topic="market.ticks",
+        attempt=1,
+        is_suspect=False,
+        body=body,
+        attributes=attributes,
+        size=size_of(body, attributes),
+    )
 
 
 def sized(size: int, **attributes: str) -> Message:

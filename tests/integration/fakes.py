@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
@@ -108,6 +108,8 @@ class FakeSource:
     """A market in memory: bars in order of time, or the error that a symbol raises; an absent symbol is unknown."""
 
     name = "fake"
+    event_type = "MARKET_TICK_INGESTED"
+    series = "1m"
 
     def __init__(
         self, bars: Mapping[str, Sequence[Observation] | Exception], *, kept_from: datetime | None = None
@@ -118,28 +120,50 @@ class FakeSource:
         self.entity_type: str | None = "equity"
         self.sessions: dict[str, TradingSession] = {}
         self.asked: dict[str, datetime | None] = {}
+        self.asked_at: dict[str, datetime] = {}
         self._kept_from = kept_from
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         self.asked[symbol] = since
+        self.asked_at[symbol] = asked_at
         bars = self.bars.get(symbol)
         if bars is None:
             raise SourceError(symbol, "unknown_symbol", "not traded here", raw={"error": symbol})
         if isinstance(bars, Exception):
             raise bars
-        gap = None
         if since is None:
             first = bars[-1].occurred_at - timedelta(hours=1) if bars else None
-            observations = tuple(bar for bar in bars if first is None or bar.occurred_at > first)
+            answered = [bar for bar in bars if first is None or bar.occurred_at > first]
         else:
-            oldest = self._kept_from or since
-            observations = tuple(bar for bar in bars if bar.occurred_at >= max(since, oldest))
-            gap = Gap(since, oldest) if since < oldest else None
-        raw: Json = {"symbol": symbol, "bars": [repr(dict(bar.payload)) for bar in observations]}
-        return Fetched(symbol, self.raws.get(symbol, raw), observations, gap, self.sessions.get(symbol))
+            answered = [bar for bar in bars if bar.occurred_at >= max(since, self._kept_from or since)]
+        raw: Json = self.raws.get(symbol, {"symbol": symbol, "bars": [_bar_to_json(bar) for bar in answered]})
+        if symbol in self.raws:
+            return self._fetched(symbol, raw, answered, since)
+        return self.read(raw, symbol=symbol, since=since, asked_at=asked_at)
+
+    def read(self, raw: Json, *, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+        if not isinstance(raw, dict) or "bars" not in raw:
+            raise SourceError(symbol, "unknown_symbol", "not traded here", raw=raw)
+        return self._fetched(symbol, raw, [_bar_from_json(bar) for bar in cast(list[Any], raw["bars"])], since)
+
+    def _fetched(self, symbol: str, raw: Json, bars: Sequence[Observation], since: datetime | None) -> Fetched:
+        gap = None
+        if since is not None and self._kept_from is not None and since < self._kept_from:
+            gap = Gap(since, self._kept_from)
+        return Fetched(symbol, raw, tuple(bars), gap, self.sessions.get(symbol))
 
     def describe(self, fetched: Fetched) -> Entity:
         return Entity(fetched.symbol, self.entity_type, "America/New_York")
+
+
+def _bar_to_json(bar: Observation) -> Json:
+    # The payload as text: it may hold what jsonb refuses.
+    says = json.dumps(dict(bar.payload))
+    return {"type": bar.event_type, "at": bar.occurred_at.isoformat(), "series": bar.series, "says": says}
+
+
+def _bar_from_json(bar: Any) -> Observation:
+    return Observation(bar["type"], datetime.fromisoformat(bar["at"]), json.loads(bar["says"]), bar["series"])
 
 
 type SqsAnswer = Callable[[list[dict[str, Any]]], tuple[int, Mapping[str, Any] | str]]

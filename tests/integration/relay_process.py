@@ -22,7 +22,7 @@ if __name__ == "__main__":
     Relay(
         connection=lambda: connection,
         publisher=SqsPublisher(client),
-        queue_urls={"market.ticks": queue_url},
+        queue_urls={"signal_lab": queue_url},
         policy=RelayPolicy(
             claim_size=100, lease_seconds=30, max_attempts=5, publish_concurrency=2, breaker=BreakerPolicy(3, 30)
         ),

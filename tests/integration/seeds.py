@@ -2,19 +2,26 @@
 
 import json
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 from psycopg import Connection, sql
 from psycopg.rows import dict_row
+from tests.conftest import TestDatabase
 
 from control_plane.ingestion.source import Observation
-from control_plane.ingestion.store import Draft, store_events
-from control_plane.model.contract import Event, MarketTick, Payload, SourceFetchFailed, new_event
-from control_plane.outbox import store
+from control_plane.ingestion.store import Look, store_events
+from control_plane.model.contract import Event, Payload, SourceFetchFailed
+from control_plane.model.lifecycle import Failed, Outcome
+from control_plane.model.lifecycle import settle as settlement_of
+from control_plane.outbox import claims, settlements
+from control_plane.outbox.claims import Claim, LaneLimits
 from control_plane.platform.queries import Query
+from domains.finance.events import MarketTick
 
 FIRST_BAR = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -31,69 +38,125 @@ def bar(minute: int = 0, **changes: Any) -> Observation:
         "currency": "USD",
         "interval": "1m",
     }
-    return Observation("MARKET_TICK_INGESTED", FIRST_BAR + minute * MINUTE, payload | changes)
+    return Observation("MARKET_TICK_INGESTED", FIRST_BAR + minute * MINUTE, payload | changes, series="1m")
 
 
 def bars(count: int, *, start: int = 0) -> list[Observation]:
     return [bar(minute) for minute in range(start, start + count)]
 
 
-def event(payload: Payload, *, entity_id: str = "AAPL", occurred_at: datetime = FIRST_BAR) -> Event:
-    return new_event(
+def look(
+    payload: Payload,
+    *,
+    entity_id: str | None = "AAPL",
+    occurred_at: datetime = FIRST_BAR,
+    observed_at: datetime = FIRST_BAR,
+    series: str = "",
+) -> Look:
+    """One look at one instant; a market tick's series is its interval."""
+    return Look(
         payload,
         source="fake",
         entity_id=entity_id,
         entity_type="equity",
         occurred_at=occurred_at,
-        ingested_at=FIRST_BAR,
+        observed_at=observed_at,
         trace_id=UUID(int=1),
+        series=payload.interval if isinstance(payload, MarketTick) else series,
     )
 
 
-def ticks(count: int, *, entity_id: str = "AAPL") -> list[Event]:
-    """Events of market.ticks."""
+def event(payload: Payload, *, revision: int = 0, ingested_at: datetime = FIRST_BAR, **about: Any) -> Event:
+    """The event that a look becomes."""
+    return look(payload, **about).to_event(revision=revision, ingested_at=ingested_at)
+
+
+def ticks(count: int, *, entity_id: str = "AAPL") -> list[Look]:
+    """Looks that become messages of market.ticks."""
     return [
-        event(MarketTick(**observation.payload), entity_id=entity_id, occurred_at=observation.occurred_at)
+        look(MarketTick(**observation.payload), entity_id=entity_id, occurred_at=observation.occurred_at)
         for observation in bars(count)
     ]
 
 
-def failures(count: int) -> list[Event]:
-    """Events of system.events."""
+def tick(minute: int) -> Look:
+    """The last of so many ticks and one."""
+    return ticks(minute + 1)[-1]
+
+
+def failures(count: int) -> list[Look]:
+    """Looks that become messages of system.events."""
     return [
-        event(SourceFetchFailed(symbol="AAPL", kind="malformed", reason=f"number {number}")) for number in range(count)
+        look(
+            SourceFetchFailed(symbol="AAPL", kind="malformed", reason=f"number {number}"),
+            occurred_at=FIRST_BAR + number * MINUTE,
+        )
+        for number in range(count)
     ]
 
 
-def promise(connection: Connection[Any], events: Sequence[Event]) -> list[UUID]:
-    """Stores events with their promises; returns their ids."""
+def store(connection: Connection[Any], looks: Sequence[Look]) -> list[UUID]:
+    """Stores new looks with their messages; returns their events' ids, in order."""
     with connection.transaction():
-        store_events(connection, [], [Draft(event, None) for event in events])
-    return [event.event_id for event in events]
+        return [event.event_id for event in store_events(connection, [], looks).events]
 
 
-def promise_body(connection: Connection[Any], body: dict[str, Any], *, topic: str = "market.ticks") -> UUID:
-    """An outbox row with a body and a topic of one's own; returns its event's id."""
-    some_event = event(SourceFetchFailed(symbol="AAPL", kind="malformed", reason=str(uuid4())))
-    message = some_event.to_message()
+def store_body(
+    connection: Connection[Any],
+    body: dict[str, Any],
+    *,
+    topic: str = "market.ticks",
+    subscriptions: Sequence[str] = ("signal_lab",),
+) -> UUID:
+    """A message with a body of one's own, pending for the subscriptions named; returns its event's id."""
+    event_id, trace_id = uuid4(), uuid4()
     with connection.transaction():
         connection.execute(
+            "INSERT INTO events (event_id, event_type, source, entity_id, occurred_at, ingested_at, schema_version,"
+            " trace_id, payload_json) VALUES (%s, 'SOURCE_FETCH_FAILED', 'fake', %s, now(), now(), 1, %s, '{}')",
+            [event_id, str(event_id), trace_id],
+        )
+        connection.execute(
+            "WITH message AS (INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+            " VALUES (%s, %s, 'SOURCE_FETCH_FAILED', 1, %s, %s) RETURNING id)"
+            " INSERT INTO pending_deliveries (outbox_id, subscription)"
+            " SELECT id, subscription FROM message, unnest(%s::text[]) AS subscription",
+            [event_id, topic, trace_id, json.dumps(body, ensure_ascii=False), list(subscriptions)],
+        )
+    return event_id
+
+
+def store_delivered(owner: Connection[Any], count: int) -> None:
+    """So many more messages of market.ticks that signal_lab's queue has accepted; analyzed."""
+    with owner.transaction():
+        owner.execute(
             "INSERT INTO events (event_id, event_type, source, occurred_at, ingested_at, schema_version, trace_id,"
-            " payload_json) VALUES (%s, %s, 'fake', now(), now(), 1, %s, '{}')",
-            [message["event_id"], message["event_type"], message["trace_id"]],
+            " payload_json, series) SELECT gen_random_uuid(), 'A_THING_HAPPENED', 'bulk', now(), now(), 1,"
+            " gen_random_uuid(), '{}', number::text FROM generate_series(1, %s) AS number",
+            [count],
         )
-        connection.execute(
-            "INSERT INTO outbox (event_id, topic, payload_json) VALUES (%s, %s, %s)",
-            [message["event_id"], topic, json.dumps(body)],
+        owner.execute(
+            "WITH message AS (INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+            " SELECT event_id, 'market.ticks', event_type, 1, trace_id, '{}' FROM events WHERE source = 'bulk'"
+            " RETURNING id)"
+            " INSERT INTO deliveries (outbox_id, subscription, delivery_attempts, message_id)"
+            " SELECT id, 'signal_lab', 1, 'm' FROM message"
         )
-    return some_event.event_id
+    owner.execute("ANALYZE")
 
 
-def outbox(connection: Connection[Any]) -> dict[UUID, dict[str, Any]]:
-    """Every promise by its event's id, with its state and ``wait``: the seconds until its next attempt."""
+def deliveries(connection: Connection[Any], *, subscription: str | None = None) -> dict[UUID, dict[str, Any]]:
+    """Every delivery (of one subscription, or the only one) by its event's id, with its state and ``wait``: the seconds
+    until its next attempt."""
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
-            "SELECT *, extract(epoch FROM next_attempt_at - clock_timestamp())::float AS wait FROM outbox_states"
+            "SELECT state.*, pending.claim_token, pending.suspect_since,"
+            " extract(epoch FROM state.next_attempt_at - clock_timestamp())::float AS wait"
+            " FROM outbox_states AS state LEFT JOIN pending_deliveries AS pending"
+            " ON pending.outbox_id = state.id AND pending.subscription = state.subscription"
+            " AND pending.operation_id IS NOT DISTINCT FROM state.operation_id"
+            " WHERE %(subscription)s::text IS NULL OR state.subscription = %(subscription)s",
+            {"subscription": subscription},
         )
         return {row["event_id"]: row for row in cursor}
 
@@ -108,9 +171,7 @@ def failed_attempts(connection: Connection[Any]) -> list[tuple[UUID, int, str, s
 
 def pass_time(connection: Connection[Any]) -> None:
     """As if all waits, back-offs and leases were over."""
-    connection.execute(
-        "UPDATE outbox SET next_attempt_at = now() WHERE delivered_at IS NULL AND dead_lettered_at IS NULL"
-    )
+    connection.execute("UPDATE pending_deliveries SET next_attempt_at = now()")
 
 
 def cool_down(connection: Connection[Any]) -> None:
@@ -144,6 +205,95 @@ def plan(connection: Connection[Any], query: Query, parameters: dict[str, Any]) 
     return json.dumps(steps)
 
 
-def lanes(limit: int) -> dict[str, store.Lane]:
-    """Both topics, from the beginning."""
-    return {topic: store.Lane(limit) for topic in ("market.ticks", "system.events")}
+def steps(plan: str) -> list[dict[str, Any]]:
+    """Every step of a plan."""
+
+    def walk(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield step
+        for child in step.get("Plans", []):
+            yield from walk(child)
+
+    return list(walk(json.loads(plan)[0]["Plan"]))
+
+
+def limits(rows: int, *, bytes_: int = 2**40, suspects: int = 10) -> dict[str, LaneLimits]:
+    """Both subscriptions' limits, from the beginning."""
+    return {name: LaneLimits(rows, bytes_, suspects) for name in ("signal_lab", "system_events")}
+
+
+def claim(
+    connection: Connection[Any],
+    *,
+    rows: int = 100,
+    max_attempts: int = 3,
+    subscriptions: Sequence[str] = ("signal_lab", "system_events"),
+) -> Claim:
+    """A claim of ``relay-1``, for 30 seconds."""
+    return claims.claim(
+        connection,
+        token=uuid4(),
+        claimed_by="relay-1",
+        lanes=dict.fromkeys(subscriptions, LaneLimits(rows, 2**40, 10)),
+        lease_seconds=30,
+        max_attempts=max_attempts,
+    )
+
+
+def settle(
+    connection: Connection[Any],
+    claim: Claim,
+    outcome: Outcome,
+    *,
+    subscription: str | None = None,
+    max_attempts: int = 3,
+) -> list[UUID]:
+    """Has a claim's messages (of one subscription, or all) end so, but for those that the claim itself gives up on.
+
+    Returns the ids of the events whose settlement took effect.
+    """
+    settled = [
+        (
+            delivery.message,
+            settlement_of(
+                delivery.verdict or outcome,
+                attempt=delivery.message.attempt,
+                max_attempts=max_attempts,
+                cool_down=timedelta(seconds=30),
+            ),
+        )
+        for delivery in claim.deliveries
+        if subscription in {None, delivery.message.subscription}
+    ]
+    rows = settlements.settle(connection, settled_by="relay-1", settlements=settled)
+    event_ids = {message.outbox_id: UUID(message.event_id) for message, _ in settled}
+    return [event_ids[row.outbox_id] for row in rows]
+
+
+def give_up(connection: Connection[Any], *, reason: str = "no luck", attempts: int = 3) -> list[UUID]:
+    """Dead-letters all that is due by so many failed attempts; returns the ids of the events of the last one."""
+    for _ in range(attempts):
+        failed = settle(connection, claim(connection, max_attempts=attempts), Failed(reason), max_attempts=attempts)
+        pass_time(connection)
+    return failed
+
+
+def promised(owner: Connection[Any], seconds_ago: float, *event_ids: UUID) -> None:
+    """As if what is pending (of these events, or all) had been promised so many seconds ago."""
+    owner.execute(
+        "UPDATE pending_deliveries SET promised_at = now() - make_interval(secs => %(seconds)s)"
+        " FROM outbox WHERE outbox.id = outbox_id AND (%(all)s OR event_id = ANY (%(event_ids)s))",
+        {"seconds": seconds_ago, "all": not event_ids, "event_ids": list(event_ids)},
+    )
+
+
+def wait_until_waiting(database: TestDatabase, application_name: str) -> None:
+    """Returns once a session of that name waits for a lock."""
+    deadline = time.monotonic() + 30
+    with psycopg.connect(database.admin_url, autocommit=True) as admin:
+        while not admin.execute(
+            "SELECT FROM pg_stat_activity"
+            " WHERE application_name = %s AND datname = current_database() AND wait_event_type = 'Lock'",
+            [application_name],
+        ).fetchall():
+            assert time.monotonic() < deadline, f"{application_name} waits for no lock"
+            time.sleep(0.01)

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from uuid import uuid4
 
 import boto3
 import pytest
 from moto import mock_aws
+from tests.contracts.queue import message
 
 from control_plane.model.lifecycle import QueueFault
-from control_plane.outbox.publisher import Message
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 from control_plane.platform.aws import SecretUnavailable, find_sqs, read_secret
 
@@ -119,9 +118,8 @@ def test_secrets_manager_behind_no_route_is_given_up_on_in_time() -> None:
 
 
 def unsent(url: str) -> str:
-    message = Message(1, uuid4(), uuid4(), uuid4(), "market.ticks", 1, "{}", {})
     publisher = SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(url)))
-    [outcome] = publisher.publish(f"{url}/queue", [message], start_before=time.monotonic() + 60)
+    [outcome] = publisher.publish(f"{url}/queue", [message()], start_before=time.monotonic() + 60)
     assert isinstance(outcome, QueueFault)
     return outcome.reason
 

@@ -1,46 +1,18 @@
-"""acp hold and acp resume on a real Postgres; only the cloud around it is a stand-in."""
+"""acp hold, resume and breakers on a real Postgres; only the cloud around it is a stand-in."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg import Connection
-from tests.conftest import PASSWORD, TestDatabase
-from typer.testing import CliRunner, Result
+from tests.conftest import TestDatabase
+from tests.integration.running_cloud import RunningCloud, run
 
-from acp_cli.cli import app as acp
 from control_plane.ops.status import read_status
 from control_plane.platform.breakers import BreakerPolicy, Breakers, read_breakers
 from local_cloud import database as local_database
-from local_cloud.cloud import Cloud
 from local_cloud.postgres import PostgresServer
-from local_cloud.run_state import Deployment, RunState
-from local_cloud.workspace import CHECKOUT, Workspace
-
-
-class RunningCloud(Cloud):
-    """Up, with the test's own database behind it."""
-
-    def __init__(self, workspace: Workspace, server: PostgresServer) -> None:
-        super().__init__(workspace)
-        self._server = server
-
-    def running(self) -> RunState:
-        url = "http://sqs.localhost:4566/000000000000/acp-MarketTicksQueue-1a2b"
-        return RunState(
-            app_password=PASSWORD,
-            market_source="replay",
-            deployment=Deployment(
-                "1@2",
-                template="",
-                code="",
-                outputs={"MarketTicksQueueUrl": url},
-                environ={"TOPIC_QUEUE_URLS": f'{{"market.ticks": "{url}"}}'},
-            ),
-        )
-
-    def postgres(self, run: RunState) -> PostgresServer:
-        return self._server
 
 
 @pytest.fixture
@@ -49,24 +21,29 @@ def cloud(
 ) -> RunningCloud:
     monkeypatch.setattr(local_database, "NAME", database.name)
     monkeypatch.setenv("USER", "ada")
-    return RunningCloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"), postgres)
+    return RunningCloud(tmp_path, postgres)
 
 
-def run(cloud: Cloud, *arguments: str) -> Result:
-    result = CliRunner().invoke(acp, arguments, obj=cloud)
-    assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
-    return result
+def fail(app: Connection[Any], name: str) -> None:
+    """Opens a breaker, as a function would."""
+    breakers = Breakers(lambda: app, BreakerPolicy(1, 1000))
+    breakers.read([name])
+    breakers.failed(name, "gone")
 
 
-def test_a_person_holds_a_queue_and_lets_it_go(cloud: RunningCloud, app: Connection[Any]) -> None:
-    held = run(cloud, "hold", "market.ticks")
+def abandon(owner: Connection[Any], name: str) -> None:
+    """As if nobody had guarded with it for a day."""
+    owner.execute("UPDATE circuit_breakers SET guarded_at = now() - interval '1 day' WHERE name = %s", [name])
+
+
+def test_a_person_holds_a_subscription_and_lets_it_go(cloud: RunningCloud, app: Connection[Any]) -> None:
+    held = run(cloud, "hold", "signal_lab")
     assert held.exit_code == 0, held.output
     assert held.stderr == (
-        "acp-MarketTicksQueue-1a2b (market.ticks, MarketTicksQueue) is held open. "
-        "What is promised to it waits in the outbox until scripts/acp resume market.ticks\n"
+        "signal_lab (MarketTicksQueue) is held by ada: no message is sent to it until scripts/acp resume signal_lab\n"
     )
     (breaker,) = read_status(app).breakers
-    assert (breaker.name, breaker.state, breaker.held_by) == ("acp-MarketTicksQueue-1a2b", "open", "ada")
+    assert (breaker.name, breaker.state, breaker.held_by) == ("signal_lab", "open", "ada")
 
     resumed = run(cloud, "resume", "MarketTicksQueue")
     assert resumed.exit_code == 0
@@ -77,7 +54,7 @@ def test_a_person_holds_a_queue_and_lets_it_go(cloud: RunningCloud, app: Connect
 
 def test_who_holds_it_can_be_said(cloud: RunningCloud, app: Connection[Any]) -> None:
     held = run(cloud, "hold", "yfinance", "--by", " Grace ")
-    assert "None of its symbols is fetched until scripts/acp resume yfinance" in held.stderr
+    assert "nothing is fetched from it until scripts/acp resume yfinance-replay" in held.stderr
     assert [(breaker.name, breaker.held_by) for breaker in read_breakers(app)] == [("yfinance-replay", "Grace")]
 
 
@@ -89,7 +66,7 @@ def test_what_is_closed_has_nothing_to_resume(cloud: RunningCloud, app: Connecti
 
 
 def test_a_breaker_left_by_another_source_can_be_let_go(cloud: RunningCloud, app: Connection[Any]) -> None:
-    Breakers(lambda: app, BreakerPolicy(1, 1000)).failed("former", "gone")
+    fail(app, "former")
     assert run(cloud, "resume", "former").exit_code == 0
     (breaker,) = read_breakers(app)
     assert breaker.probe_is_due
@@ -100,7 +77,54 @@ def test_an_unknown_name_is_refused_with_those_there_are(cloud: RunningCloud, ap
         result = run(cloud, command, "bonds")
         assert result.exit_code == 2
         assert result.stderr == (
-            "Nothing called 'bonds' has a breaker. There are: "
-            "acp-MarketTicksQueue-1a2b (market.ticks, MarketTicksQueue), yfinance-replay.\n"
+            "Nothing called 'bonds' has a breaker. There are: signal_lab (MarketTicksQueue), yfinance-replay.\n"
         )
     assert read_breakers(app) == []
+
+
+def test_breakers_are_listed_with_what_they_guard(
+    cloud: RunningCloud, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    fail(app, "signal_lab")
+    fail(app, "former")
+    abandon(owner, "former")
+    shown = run(cloud, "breakers")
+    assert shown.exit_code == 0, shown.output
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines())
+    rows = {line.split()[0]: line for line in shown.stdout.splitlines()[1:]}
+    assert rows.keys() == {"signal_lab", "yfinance-replay", "former"}
+    assert "subscription" in rows["signal_lab"]
+    assert "open" in rows["signal_lab"]
+    assert "closed" in rows["yfinance-replay"]
+    assert "nothing now" in rows["former"]
+
+    listed = {row["name"]: row for row in json.loads(run(cloud, "breakers", "--json").stdout)}
+    assert [(row["guards"], row["is_guarded"], row["state"]) for row in listed.values()] == [
+        ("subscription", True, "open"),
+        ("source", True, "closed"),
+        (None, False, "open"),
+    ]
+    assert listed["signal_lab"]["last_error"] == "gone"
+
+
+def test_a_breaker_that_nobody_guards_with_is_forgotten(
+    cloud: RunningCloud, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    fail(app, "former")
+    abandon(owner, "former")
+    assert read_status(app).open_breakers == [], "it counts no longer"
+    forgotten = run(cloud, "breakers", "forget", "former")
+    assert (forgotten.exit_code, forgotten.stderr) == (0, "The breaker of former is forgotten.\n")
+    assert read_breakers(app) == []
+    again = run(cloud, "breakers", "forget", "former")
+    assert again.exit_code == 2
+    assert again.stderr == "Nothing called 'former' has a breaker. There are none.\n"
+
+
+def test_a_hold_is_not_undone_by_forgetting_it(cloud: RunningCloud, app: Connection[Any]) -> None:
+    run(cloud, "hold", "signal_lab")
+    refused = run(cloud, "breakers", "forget", "signal_lab")
+    assert refused.exit_code == 2
+    assert "signal_lab (MarketTicksQueue) is held by ada" in refused.stderr
+    assert "scripts/acp resume signal_lab" in refused.stderr
+    assert [breaker.held_by for breaker in read_breakers(app)] == ["ada"]

@@ -121,7 +121,7 @@ def test_a_success_while_all_is_well_costs_no_round_trip(app: Connection[Any], b
     breakers.failed("q", "timed out")
     breakers.succeeded("q")
     breakers.succeeded("q")
-    assert CountingCursor.executed == 2
+    assert CountingCursor.executed == 3
     assert look(breakers) == Breaker("q")
 
 
@@ -290,13 +290,13 @@ def test_the_statements_of_the_handbook_hold_and_resume(breakers: Breakers, app:
     block = re.search(r"^```sql\n(INSERT INTO circuit_breakers .*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert block is not None
     holding, resuming, _ = block[1].split(";")
-    open_breaker(breakers, "the queue")
+    open_breaker(breakers, "signal_lab")
     app.execute(holding.encode())
-    held = look(breakers, "the queue")
+    held = look(breakers, "signal_lab")
     assert (held.state, held.held_by, held.retry_in_seconds) == ("open", "me", None)
     app.execute(resuming.encode())
-    assert look(breakers, "the queue").probe_is_due
-    assert breakers.try_probe("the queue")
+    assert look(breakers, "signal_lab").probe_is_due
+    assert breakers.try_probe("signal_lab")
 
 
 def test_it_belongs_to_the_callers_transaction(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:

@@ -1,7 +1,8 @@
 """What is stored comes back as it was: through JSON, jsonb and the outbox's own text, nothing changes."""
 
 import json
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any
 from uuid import UUID, uuid4
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from control_plane.ingestion.store import Draft, RawPayload, store_events
-from control_plane.model.contract import Event, MarketTick, SignalRejected, new_event, parse_event
+from control_plane.ingestion.store import Look, LookOutcome, RawPayload, store_events
+from control_plane.model.contract import Event, SignalRejected, new_event
 from control_plane.model.ids import canonical_json, derive_event_id, storable
+from domains import EVENT_TYPES
+from domains.finance.events import MarketTick
 
 # All examples may share one database: none leaves anything in it.
 SHARED_DATABASE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -52,8 +55,22 @@ events: st.SearchStrategy[Event] = st.builds(
     entity_id=st.none() | names,
     entity_type=st.none() | names,
     occurred_at=instants,
+    observed_at=instants,
     ingested_at=instants,
     trace_id=st.uuids(version=4),
+    series=texts,
+    revision=st.integers(0, 2**31 - 1),
+)
+looks = st.builds(
+    Look,
+    ticks | rejections,
+    source=names,
+    entity_id=st.none() | names,
+    entity_type=st.none() | names,
+    occurred_at=instants,
+    observed_at=instants,
+    trace_id=st.uuids(version=4),
+    series=texts,
 )
 
 
@@ -66,7 +83,7 @@ def through_jsonb(connection: Connection[Any], value: object) -> Any:
 @given(event=events)
 @SHARED_DATABASE
 def test_an_event_comes_back_from_jsonb_unchanged(app: Connection[Any], event: Event) -> None:
-    again = parse_event(through_jsonb(app, event.to_message()))
+    again = EVENT_TYPES.parse_event(through_jsonb(app, event.to_message()))
     assert again == event
     assert again.event_id == event.event_id
     assert json.dumps(again.to_message()) == json.dumps(event.to_message())
@@ -77,8 +94,8 @@ def test_an_event_comes_back_from_jsonb_unchanged(app: Connection[Any], event: E
 def test_the_text_that_the_relay_publishes_is_the_event(app: Connection[Any], event: Event) -> None:
     row = app.execute("SELECT %s::jsonb::text", [json.dumps(event.to_message())]).fetchone()
     assert row is not None
-    assert parse_event(row[0]) == event
-    assert parse_event(row[0].encode()) == event
+    assert EVENT_TYPES.parse_event(row[0]) == event
+    assert EVENT_TYPES.parse_event(row[0].encode()) == event
 
 
 @given(payload=st.dictionaries(texts, values, max_size=5))
@@ -90,7 +107,9 @@ def test_no_payload_changes_its_id_on_its_way_through_jsonb(app: Connection[Any]
             event_type="T",
             entity_id=None,
             occurred_at=datetime(2026, 1, 5, tzinfo=UTC),
+            series="",
             schema_version=1,
+            revision=0,
             payload=payload,
         )
 
@@ -99,24 +118,49 @@ def test_no_payload_changes_its_id_on_its_way_through_jsonb(app: Connection[Any]
     assert canonical_json(storable(again)) == canonical_json(payload)
 
 
-@given(event=events)
+def raw_payload_of(look: Look) -> RawPayload:
+    return RawPayload(
+        uuid4(),
+        source=look.source,
+        entity_id=look.entity_id,
+        observed_at=look.observed_at,
+        window_since=look.occurred_at,
+        fetched_at=look.observed_at,
+        trace_id=look.trace_id,
+        payload={"said": "something"},
+    )
+
+
+@given(look=looks)
 @SHARED_DATABASE
-def test_an_event_comes_back_from_its_row_and_its_promise_unchanged(app: Connection[Any], event: Event) -> None:
-    raw = RawPayload(uuid4(), "test", datetime.now(UTC), event.trace_id, {"said": "something"})
+def test_an_event_comes_back_from_its_row_and_its_message_unchanged(app: Connection[Any], look: Look) -> None:
+    raw = raw_payload_of(look)
     with app.transaction(force_rollback=True):
-        assert store_events(app, [raw], [Draft(event, raw.id)]) == {event.event_id}
+        (event,) = store_events(app, [raw], [replace(look, raw_payload_id=raw.id)]).events
         rows = app.execute(
             """
-            SELECT event_id, event_type, source, entity_id, entity_type, occurred_at, ingested_at, schema_version,
-                trace_id, payload_json AS payload
+            SELECT event_id, event_type, source, entity_id, entity_type, occurred_at, observed_at, ingested_at, series,
+                revision, schema_version, trace_id, payload_json AS payload
             FROM events
             """
         )
         columns = [column.name for column in rows.description or ()]
         (values,) = rows.fetchall()
-        (promise,) = app.execute("SELECT payload_json FROM outbox").fetchall()
-    assert parse_event(dict(zip(columns, values, strict=True))) == event
-    assert parse_event(promise[0]) == event
+        (message,) = app.execute("SELECT payload_json FROM outbox").fetchall()
+        kept = app.execute("SELECT entity_id, observed_at, window_since FROM raw_payloads").fetchall()
+    assert EVENT_TYPES.parse_event(dict(zip(columns, values, strict=True))) == event
+    assert EVENT_TYPES.parse_event(message[0]) == event
+    assert event == look.to_event(revision=0, ingested_at=event.ingested_at)
+    assert event.event_id == look.event_id(0)
+    assert kept == [(look.entity_id, look.observed_at, look.occurred_at)]
+
+
+@given(look=looks)
+@SHARED_DATABASE
+def test_any_look_at_what_is_stored_is_a_duplicate(app: Connection[Any], look: Look) -> None:
+    with app.transaction(force_rollback=True):
+        outcomes = [store_events(app, [], [look]).looks[0].outcome for _ in range(2)]
+    assert outcomes == [LookOutcome.NEW, LookOutcome.DUPLICATE]
 
 
 def test_the_longest_names_fit_every_index(app: Connection[Any]) -> None:
@@ -124,15 +168,18 @@ def test_the_longest_names_fit_every_index(app: Connection[Any]) -> None:
     longest = Event.model_json_schema()["$defs"]["Name"]["maxLength"]
     long = "".join(Random(1).choices([chr(code) for code in range(0x20000, 0x2A6DF)], k=longest))
     assert len(long.encode()) == 4 * longest
-    event = new_event(
+    look = Look(
         MarketTick(price=1, open=1, high=1, low=1, volume=0, currency=long, interval="1m"),
         source=long,
         entity_id=long,
         entity_type=long,
         occurred_at=datetime(2026, 1, 5, tzinfo=UTC),
-        ingested_at=datetime(2026, 1, 5, tzinfo=UTC),
+        observed_at=datetime(2026, 1, 5, tzinfo=UTC),
         trace_id=uuid4(),
+        series=long,
     )
-    raw = RawPayload(uuid4(), long, datetime.now(UTC), event.trace_id, {})
     with app.transaction():
-        assert store_events(app, [raw], [Draft(event, raw.id)]) == {event.event_id}
+        assert len(store_events(app, [raw_payload_of(look)], [look]).events) == 1
+        # A repeated look is noted in a table of its own, by the same names.
+        later = replace(look, observed_at=look.observed_at + timedelta(seconds=1))
+        assert store_events(app, [], [later]).looks[0].outcome is LookOutcome.DUPLICATE

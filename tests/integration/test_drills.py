@@ -11,11 +11,12 @@ import pytest
 from psycopg import Connection
 from tests.conftest import PASSWORD, TestDatabase
 from tests.integration import seeds
+from tests.integration.running_cloud import deliver, give_up
 
-from control_plane.consumers import signal_lab
 from control_plane.ingestion.store import database_time
 from control_plane.platform import breakers
 from control_plane.platform.breakers import BreakerPolicy, Breakers
+from domains.finance import signal_lab
 from drills import mending, messages, record
 from drills.messages import QUERIES, Batch
 from drills.record import Change, DrillRecord
@@ -27,7 +28,8 @@ from local_cloud.postgres import PostgresServer
 from local_cloud.run_state import Deployment, RunState
 from local_cloud.workspace import CHECKOUT, Workspace
 
-QUEUE = "acp-MarketTicksQueue-1a2b"
+QUEUE = "acp-market-ticks-1a2b"
+SUBSCRIPTION = messages.SUBSCRIPTION
 MENDED = "The drill queue-outage had been cut off; what it left is put right."
 DRILLS = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
 
@@ -66,31 +68,47 @@ def test_stored_events_have_messages_that_are_read_back_in_their_order(app: Conn
     assert messages.read(app, [uuid4()]) == []
 
 
-def test_a_dead_letter_of_a_drill_is_redriven_and_nobody_else_s_is(app: Connection[Any], batch: Batch) -> None:
-    seeds.promise(app, seeds.ticks(1) + seeds.ticks(1, entity_id=messages.ENTITY))
-    app.execute("UPDATE outbox SET dead_lettered_at = now(), last_error = 'poison', delivery_attempts = 5")
-    assert len(app.execute(QUERIES["redrive_drill"].sql, DRILLS).fetchall()) == 3
-    assert {(one.state, one.attempts) for one in read(app, batch)} == {("pending", 0)}
-    assert app.execute("SELECT count(*) FROM outbox WHERE dead_lettered_at IS NOT NULL").fetchone() == (2,)
+def test_a_dead_letter_of_a_drill_is_redriven_and_nobody_else_s_is(
+    app: Connection[Any], owner: Connection[Any], batch: Batch
+) -> None:
+    others = seeds.store(app, seeds.ticks(1) + seeds.ticks(1, entity_id=messages.ENTITY))
+    give_up(owner, [*batch.ids, *others], "poison")
+    assert mending.redrive_drills(owner) == 3
+    assert mending.redrive_drills(owner) == 0
+    assert {(one.state, one.attempts, len(one.failed_at)) for one in read(app, batch)} == {("pending", 0, 1)}
+    assert app.execute("SELECT count(*) FROM dead_letters WHERE resolution IS NULL").fetchone() == (2,)
+
+
+def test_a_subscription_that_somebody_has_added_is_not_the_drills(
+    app: Connection[Any], owner: Connection[Any], batch: Batch
+) -> None:
+    ids = [one.id for one in read(app, batch)]
+    owner.execute("INSERT INTO subscriptions (name, topic) VALUES ('another', 'market.ticks')")
+    owner.execute(
+        "INSERT INTO pending_deliveries (outbox_id, subscription) SELECT unnest(%s::bigint[]), 'another'", [ids]
+    )
+    assert [(one.id, one.subscription) for one in read(app, batch)] == [(number, "signal_lab") for number in ids]
 
 
 def test_waits_are_cut_short_where_nobody_has_the_row(app: Connection[Any], batch: Batch) -> None:
     ids = [one.id for one in read(app, batch)]
-    app.execute("UPDATE outbox SET next_attempt_at = now() + interval '1 hour'")
+    app.execute("UPDATE pending_deliveries SET next_attempt_at = now() + interval '1 hour'")
     app.execute(
-        "UPDATE outbox SET claim_token = gen_random_uuid(), claimed_by = 'x', delivery_attempts = 1 WHERE id = %s",
+        "UPDATE pending_deliveries SET claim_token = gen_random_uuid(), claimed_by = 'x', delivery_attempts = 1"
+        " WHERE outbox_id = %s",
         ids[:1],
     )
-    app.execute(QUERIES["make_due"].sql, {"ids": ids})
+    app.execute(QUERIES["make_due"].sql, {"ids": ids, "subscription": messages.SUBSCRIPTION})
     assert [one.due_in_seconds > 1 for one in read(app, batch)] == [True, False, False]
 
 
-def test_what_is_unfinished_is_counted(app: Connection[Any], batch: Batch) -> None:
+def test_what_is_unfinished_is_counted(app: Connection[Any], owner: Connection[Any], batch: Batch) -> None:
     def unfinished() -> tuple[Any, ...] | None:
-        return app.execute(QUERIES["unfinished"].sql, {**DRILLS, "topic": messages.TOPIC}).fetchone()
+        return app.execute(QUERIES["unfinished"].sql, {**DRILLS, "subscription": messages.SUBSCRIPTION}).fetchone()
 
-    assert unfinished() == (3, 3, 3)
-    deliver(app)
+    seeds.store(app, seeds.ticks(1))
+    assert unfinished() == (3, 3, 4)
+    deliver(owner)
     assert unfinished() == (0, 3, 0)
     signal_lab.consume(app, batch.events[0])
     assert unfinished() == (0, 2, 0)
@@ -184,7 +202,7 @@ class FakeCloud(Cloud):
 
     def running(self) -> RunState:
         outputs = {"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion"}
-        environ = {"TOPIC_QUEUE_URLS": f'{{"market.ticks": "http://sqs/000000000000/{QUEUE}"}}'}
+        environ = {"SUBSCRIPTION_QUEUE_URLS": f'{{"signal_lab": "http://sqs/000000000000/{QUEUE}"}}'}
         return RunState(
             app_password=PASSWORD,
             owner_password=PASSWORD,
@@ -209,13 +227,6 @@ def cloud(
     return FakeCloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"), postgres)
 
 
-def deliver(app: Connection[Any]) -> None:
-    app.execute(
-        "UPDATE outbox SET delivered_at = now(), message_id = 'm', delivery_attempts = 1, last_error = NULL "
-        "WHERE delivered_at IS NULL AND dead_lettered_at IS NULL"
-    )
-
-
 def left_behind(cloud: FakeCloud) -> DrillRecord:
     """The record of a drill that was cut off."""
     begun = DrillRecord("queue-outage", pid=1, created=0.0)
@@ -225,31 +236,28 @@ def left_behind(cloud: FakeCloud) -> DrillRecord:
 
 
 def test_settings_messages_breaker_and_prices_are_put_right_and_the_record_goes(
-    cloud: FakeCloud, app: Connection[Any], batch: Batch
+    cloud: FakeCloud, app: Connection[Any], owner: Connection[Any], batch: Batch
 ) -> None:
     left_behind(cloud)
     cloud.fake.deployed.variables["Relay"] = {"LEASE_SECONDS": "11", "URL": "http://x", "OTHER": "1"}
-    app.execute(
-        "UPDATE outbox SET dead_lettered_at = now(), last_error = 'poison', delivery_attempts = 5 WHERE event_id = %s",
-        batch.ids[:1],
-    )
+    give_up(owner, batch.ids[:1], "poison")
     policy = BreakerPolicy(failure_threshold=1, cool_down_seconds=3600)
-    Breakers(lambda: app, policy).failed(QUEUE, "down")
+    Breakers(lambda: app, policy).failed(SUBSCRIPTION, "down")
     Breakers(lambda: app, policy).failed("yfinance-replay", "down")
     for event in batch.events:
         signal_lab.consume(app, event)
 
     def relay() -> dict[str, Any]:
-        (breaker,) = breakers.read_breakers(app, [QUEUE])
+        (breaker,) = breakers.read_breakers(app, [SUBSCRIPTION])
         assert breaker.probe_is_due, "the cool-down is cut short"
-        deliver(app)
-        Breakers(lambda: app, policy).succeeded(QUEUE)
+        deliver(owner)
+        Breakers(lambda: app, policy).succeeded(SUBSCRIPTION)
         return {}
 
     object.__setattr__(cloud.fake, "relay", relay)
     said: list[str] = []
     assert mending.mend_what_was_left(cloud, cloud.running(), said.append) == "queue-outage"
-    assert said == ["Relay has its own settings again", "1 dead letters of drills are promised again", MENDED]
+    assert said == ["Relay has its own settings again", "1 dead letters of drills are redriven", MENDED]
     assert cloud.fake.deployed.variables["Relay"] == {"LEASE_SECONDS": "30", "OTHER": "1"}
     assert {one.state for one in read(app, batch)} == {"delivered"}
     assert cloud.fake.invoked == ["Ingestion", "Relay"]
@@ -269,7 +277,7 @@ def test_a_function_that_is_gone_takes_nothing_back(cloud: FakeCloud, owner: Con
 
 def test_a_breaker_that_a_person_holds_is_theirs(cloud: FakeCloud, app: Connection[Any]) -> None:
     left_behind(cloud)
-    breakers.hold(app, QUEUE, by="ada")
+    breakers.hold(app, SUBSCRIPTION, by="ada")
     breakers.hold(app, "yfinance-replay", by="ada")
     mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None)
     assert {breaker.held_by for breaker in breakers.read_breakers(app)} == {"ada"}
@@ -281,17 +289,17 @@ def test_what_cannot_be_delivered_keeps_the_record(
 ) -> None:
     monkeypatch.setattr(mending, "_DELIVER_SECONDS", 0.2)
     left = left_behind(cloud)
-    with pytest.raises(AcpError, match="3 promises of drills are open") as failed:
+    with pytest.raises(AcpError, match="3 messages of drills wait") as failed:
         mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None)
     assert "scripts/acp drill --mend" in failed.value.remedy
     assert record.load(cloud.workspace) == left
 
 
 def test_a_consumer_that_never_acts_is_not_waited_for_without_end(
-    cloud: FakeCloud, app: Connection[Any], batch: Batch
+    cloud: FakeCloud, owner: Connection[Any], batch: Batch
 ) -> None:
     left_behind(cloud)
-    deliver(app)
+    deliver(owner)
     assert mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None) == "queue-outage"
 
 

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,21 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict
+from tests.conftest import SUBSCRIPTIONS
 
-from control_plane.ingestion.store import Draft, store_events
-from control_plane.model.contract import Event, MarketTick, new_event
+from control_plane.ingestion.store import Look, store_events
+from control_plane.model.contract import Event, SourceFetchFailed, new_event
 from control_plane.model.errors import (
     ConfigurationError,
     ControlPlaneError,
     DatabaseUnavailable,
     SchemaVersionMismatch,
 )
-from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.ops.migrations import MigrationError, migrate, read_migrations
+from control_plane.ops.subscriptions import SubscriptionError, sync_subscriptions
 from control_plane.platform.aws import SecretUnavailable
 from control_plane.platform.database import connect
+from domains.finance.events import MarketTick
 from local_cloud.net import free_port
 from local_cloud.postgres import PostgresServer
 from market_replay import Fault, serve
@@ -117,13 +120,13 @@ class Function:
 type Load = Callable[..., Function]
 
 VARIABLES = """
-    DATABASE_URL DATABASE_SECRET_ARN CLOUD_ENDPOINT_URL TOPIC_QUEUE_URLS SYMBOLS MARKET_DATA_URL MAX_DELIVERY_ATTEMPTS
-    RELAY_LINGER_SECONDS RELAY_CLAIM_SIZE RELAY_PUBLISH_CONCURRENCY LEASE_SECONDS BREAKER_FAILURE_THRESHOLD
-    BREAKER_COOL_DOWN_SECONDS OUTBOX_RETENTION_DAYS EVENT_RETENTION_DAYS
+    DATABASE_URL DATABASE_SECRET_ARN CLOUD_ENDPOINT_URL SUBSCRIPTION_QUEUE_URLS SYMBOLS MARKET_DATA_URL
+    MAX_DELIVERY_ATTEMPTS RELAY_LINGER_SECONDS RELAY_CLAIM_SIZE RELAY_PUBLISH_CONCURRENCY LEASE_SECONDS
+    BREAKER_FAILURE_THRESHOLD BREAKER_COOL_DOWN_SECONDS EVENT_RETENTION_DAYS SUBSCRIPTIONS
 """.split()  # noqa: SIM905 - as a list it takes a line each
 NEEDED = {
     "ingestion": {"SYMBOLS": "AAPL"},
-    "relay": {"TOPIC_QUEUE_URLS": '{"market.ticks": "http://127.0.0.1:1/queue"}'},
+    "relay": {"SUBSCRIPTION_QUEUE_URLS": '{"signal_lab": "http://127.0.0.1:1/queue"}'},
     "signal_lab": {},
     "migration": {},
     "maintenance": {},
@@ -172,8 +175,25 @@ def tick(price: float = 100.0, *, minute: int = 0, entity: str = "AAPL") -> Even
         entity_id=entity,
         entity_type="equity",
         occurred_at=NOON + timedelta(minutes=minute),
+        observed_at=NOON + timedelta(hours=1),
         ingested_at=NOON + timedelta(hours=1),
         trace_id=uuid.uuid4(),
+        series="1m",
+    )
+
+
+def look(*, minute: int = 0) -> Look:
+    """A look that becomes such a tick."""
+    event = tick(minute=minute)
+    return Look(
+        MarketTick(**event.payload),
+        source=event.source,
+        entity_id=event.entity_id,
+        entity_type=event.entity_type,
+        occurred_at=event.occurred_at,
+        observed_at=event.observed_at,
+        trace_id=event.trace_id,
+        series=event.series,
     )
 
 
@@ -229,7 +249,10 @@ def test_ingestion_stores_what_the_market_answers_once(load: Load, database: Any
         assert first["fetched"] == first["ingested"] == count(app, "events") == count(app, "outbox") > 0
         second = ingestion()
         assert second["duplicates"] > 0
-        assert second["fetched"] == second["ingested"] + second["duplicates"]
+        assert second["fetched"] == second["ingested"] + second["duplicates"] + second["stale"] + second["rejected"]
+        assert second.keys() == {
+            *("trace_id", "symbols", "fetched", "ingested", "duplicates", "stale", "rejected", "failed_symbols")
+        }
         assert first["ingested"] + second["ingested"] == count(app, "events") == count(app, "outbox")
     assert count(app, "raw_payloads") == 4
     assert app.execute("SELECT DISTINCT source FROM events").fetchall() == [("yfinance-replay",)]
@@ -278,41 +301,37 @@ def test_ingestion_leaves_a_source_alone_that_fails_as_often_as_it_is_told(
     assert count(app, "circuit_breakers") == 1
 
 
-def test_relay_delivers_every_promise_and_dead_letters_a_topic_without_a_queue(
-    load: Load, database: Any, app: Connection[Any], owner: Connection[Any], endpoint_url: str
+def test_relay_delivers_what_is_its_and_leaves_what_it_does_not_know(
+    load: Load, database: Any, app: Connection[Any], endpoint_url: str
 ) -> None:
-    events = [tick(minute=minute) for minute in range(12)]
+    failure = replace(look(), payload=SourceFetchFailed(symbol="IBM", kind="malformed", reason="no JSON"), series="")
     with app.transaction():
-        store_events(app, [], [Draft(event, None) for event in events])
-    owner.execute("UPDATE outbox SET topic = 'market.rumours' WHERE event_id = %s", [events[0].event_id])
+        *events, unknown = store_events(app, [], [*(look(minute=minute) for minute in range(12)), failure]).events
     sqs = boto3.client("sqs", endpoint_url=endpoint_url)
     queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
     relay = load(
         "relay",
         DATABASE_URL=database.app_url,
         CLOUD_ENDPOINT_URL=endpoint_url,
-        TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}),
+        SUBSCRIPTION_QUEUE_URLS=json.dumps({"signal_lab": queue}),
     )
     answer = relay()
     assert {name: answer[name] for name in ("claimed", "published", "failed", "dead_lettered", "released")} == {
         "claimed": 12,
-        "published": 11,
+        "published": 12,
         "failed": 0,
-        "dead_lettered": 1,
+        "dead_lettered": 0,
         "released": 0,
     }
     bodies = []
     while messages := sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
         bodies += [json.loads(message["Body"]) for message in messages]
     sqs.close()
-    assert sorted(body["event_id"] for body in bodies) == sorted(str(event.event_id) for event in events[1:])
-    [line] = [line for line in relay.logs if line.get("state") == "dead_lettered"]
-    assert (line["event_id"], line["trace_id"]) == (str(events[0].event_id), str(events[0].trace_id))
-    assert line["topic"] == "market.rumours"
-    assert "TOPIC_QUEUE_URLS" in line["error"]
-    assert app.execute("SELECT DISTINCT claimed_by FROM delivery_failures").fetchall() == [
-        (FakeContext().log_stream_name,)
+    assert sorted(body["event_id"] for body in bodies) == sorted(str(event.event_id) for event in events)
+    assert app.execute("SELECT event_id, subscription FROM outbox_states WHERE state = 'pending'").fetchall() == [
+        (unknown.event_id, "system_events")
     ]
+    assert [line["error"] for line in relay.logs if "SUBSCRIPTION_QUEUE_URLS" in line.get("error", "")]
 
 
 def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
@@ -355,7 +374,7 @@ def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
         (str(first.event_id), "duplicate"),
         (str(second.event_id), "consumed"),
     ]
-    assert {line["topic"] for line in consumed} == {"market.ticks"}
+    assert {(line["topic"], line["subscription"]) for line in consumed} == {("market.ticks", "signal_lab")}
     assert metrics(capsys) == {"EventsConsumed": 2, "DuplicateDeliveries": 1, "ConsumeFailures": 2}
 
 
@@ -423,10 +442,15 @@ def test_migration_brings_an_empty_database_up_and_then_changes_nothing(
     load: Load, empty_database: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = len(read_migrations(MIGRATIONS))
-    migration = load("migration", DATABASE_URL=empty_database.owner_url)
-    assert migration() == {"applied": list(range(1, newest + 1)), "version": newest}
+    migration = load("migration", DATABASE_URL=empty_database.owner_url, SUBSCRIPTIONS='{"signal_lab": "market.ticks"}')
+    unchanged = {"added": [], "removed": [], "backfilled": 0, "dead_lettered": 0}
+    assert migration() == {
+        "applied": list(range(1, newest + 1)),
+        "version": newest,
+        "subscriptions": unchanged | {"added": ["signal_lab"]},
+    }
     assert metrics(capsys) == {"MigrationsApplied": newest}
-    assert migration() == {"applied": [], "version": newest}
+    assert migration() == {"applied": [], "version": newest, "subscriptions": unchanged}
     with connect(empty_database.app_url, application_name="test") as connection:
         assert count(connection, "outbox") == 0
 
@@ -435,28 +459,51 @@ def test_migration_has_the_migrations_that_the_repository_has() -> None:
     assert read_migrations(FUNCTIONS / "migration" / "migrations") == read_migrations(MIGRATIONS)
 
 
-def test_maintenance_archives_what_was_delivered_long_ago_and_says_so(
+def test_migration_brings_the_subscriptions_in_line(
     load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
-    old, young = tick(minute=0), tick(minute=1)
     with app.transaction():
-        store_events(app, [], [Draft(old, None), Draft(young, None)])
-    owner.execute(
-        "UPDATE outbox SET created_at = now() - interval '3 days', delivered_at = now() - interval '3 days',"
-        " message_id = 'm', delivery_attempts = 1 WHERE event_id = %s",
-        [old.event_id],
-    )
-    kept_for_a_week = load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="")
-    nothing = {
-        "archived": 0, "deleted_events": 0, "deleted_raw_payloads": 0, "finished": True, "pinned_horizon": None
+        store_events(app, [], [look(minute=minute) for minute in range(3)])
+    wanted = {"signal_lab": "market.ticks", "detector": {"topic": "market.ticks", "from": "beginning"}}
+    migration = load("migration", DATABASE_URL=database.owner_url, SUBSCRIPTIONS=json.dumps(wanted))
+    assert migration()["subscriptions"] == {
+        "added": ["detector"], "removed": ["system_events"], "backfilled": 3, "dead_lettered": 0
     }  # fmt: skip
-    assert kept_for_a_week() == nothing
-    kept_for_two_days = load("maintenance", DATABASE_URL=database.owner_url, OUTBOX_RETENTION_DAYS="2")
-    assert kept_for_two_days({"time": "2026-01-05T12:00:00Z"}) == nothing | {"archived": 1}
-    [line] = [line for line in kept_for_two_days.logs if line["message"] == "maintained"]
-    assert (line["archived"], line["finished"]) == (1, True)
-    assert app.execute("SELECT event_id FROM outbox_archive").fetchall() == [(old.event_id,)]
-    assert app.execute("SELECT event_id FROM outbox").fetchall() == [(young.event_id,)]
+    assert count(app, "pending_deliveries") == 6
+    [line] = [line for line in migration.logs if line["message"] == "migrated"]
+    assert line["subscriptions"]["backfilled"] == 3
+
+
+def test_migration_without_subscriptions_changes_none(load: Load, database: Any, app: Connection[Any]) -> None:
+    answer = load("migration", DATABASE_URL=database.owner_url)()
+    assert answer["subscriptions"] == {"added": [], "removed": [], "backfilled": 0, "dead_lettered": 0}
+    assert app.execute("SELECT count(*) FROM subscriptions WHERE removed_at IS NULL").fetchall() == [(2,)]
+
+
+def test_a_subscription_that_would_change_its_topic_is_refused(load: Load, database: Any) -> None:
+    migration = load("migration", DATABASE_URL=database.owner_url, SUBSCRIPTIONS='{"signal_lab": "system.events"}')
+    migration.fails(SubscriptionError, "signal_lab is for topic market.ticks", "another name")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "market.ticks",
+        "[]",
+        "{}",
+        '{"signal_lab": ""}',
+        '{"signal_lab": null}',
+        '{"signal_lab": "ticks"}',
+        '{"Signal Lab": "market.ticks"}',
+        '{"signal_lab": {"from": "beginning"}}',
+        '{"signal_lab": {"topic": "market.ticks", "from": "yesterday"}}',
+        '{"signal_lab": {"topic": "market.ticks", "from": []}}',
+        '{"signal_lab": {"topic": "market.ticks", "form": "beginning"}}',
+    ],
+)
+def test_subscriptions_that_are_none_are_named_with_the_remedy(load: Load, text: str) -> None:
+    migration = load("migration", SUBSCRIPTIONS=text)
+    migration.fails(ConfigurationError, "SUBSCRIPTIONS is", '"from": "beginning"', "neither DATABASE_URL")
 
 
 def test_maintenance_forgets_events_only_where_it_is_asked_to(
@@ -466,25 +513,25 @@ def test_maintenance_forgets_events_only_where_it_is_asked_to(
         "INSERT INTO raw_payloads (id, source, fetched_at, trace_id, payload_json)"
         " VALUES (gen_random_uuid(), 'fake', now() - interval '50 days', gen_random_uuid(), '{}')"
     )
-    assert load("maintenance", DATABASE_URL=database.owner_url)()["deleted_raw_payloads"] == 0
+    nothing = {
+        "deleted_events": 0, "deleted_raw_payloads": 0, "deleted_repeated_looks": 0, "finished": True,
+        "pinned_horizon": None,
+    }  # fmt: skip
+    assert load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="")() == nothing
     forgetful = load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="40")
-    assert forgetful()["deleted_raw_payloads"] == 1
+    assert forgetful({"time": "2026-01-05T12:00:00Z"}) == nothing | {"deleted_raw_payloads": 1}
+    [line] = [line for line in forgetful.logs if line["message"] == "maintained"]
+    assert (line["deleted_raw_payloads"], line["finished"]) == (1, True)
+    assert count(app, "raw_payloads") == 0
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "remedy"),
-    [
-        ("EVENT_RETENTION_DAYS", "0", "from 30 to 36500"),
-        ("EVENT_RETENTION_DAYS", "29", "from 30 to 36500"),
-        ("EVENT_RETENTION_DAYS", "never", "a number from 30"),
-        ("OUTBOX_RETENTION_DAYS", "-1", "from 0 to 3650"),
-        ("OUTBOX_RETENTION_DAYS", "1.5", "a whole number"),
-    ],
+    ("value", "remedy"),
+    [("0", "from 30 to 36500"), ("29", "from 30 to 36500"), ("never", "a number from 30"), ("40.5", "a whole number")],
 )
-def test_a_wrong_setting_of_maintenance_is_named_with_its_remedy(
-    load: Load, variable: str, value: str, remedy: str
-) -> None:
-    load("maintenance", DATABASE_URL=NOWHERE, **{variable: value}).fails(ConfigurationError, variable, remedy)
+def test_a_wrong_setting_of_maintenance_is_named_with_its_remedy(load: Load, value: str, remedy: str) -> None:
+    maintenance = load("maintenance", DATABASE_URL=NOWHERE, EVENT_RETENTION_DAYS=value)
+    maintenance.fails(ConfigurationError, "EVENT_RETENTION_DAYS", remedy)
 
 
 def test_an_error_of_the_next_invocation_is_not_logged_under_the_trace_of_the_last(load: Load, database: Any) -> None:
@@ -553,7 +600,7 @@ def test_a_database_that_does_not_exist_is_named(load: Load, database: Any) -> N
 
 
 @pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab", "maintenance"])
-@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("version", range(len(read_migrations(MIGRATIONS))))
 def test_a_schema_that_is_behind_is_refused_each_time_until_it_is_migrated(
     load: Load, empty_database: Any, name: str, version: int
 ) -> None:
@@ -569,6 +616,21 @@ def test_a_schema_that_is_behind_is_refused_each_time_until_it_is_migrated(
         if name == "signal_lab":
             migrate(owner, migrations)
             assert failures(function(event)) == []
+
+
+@pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab", "maintenance"])
+def test_a_database_of_the_older_layout_is_refused(
+    load: Load, database: Any, owner: Connection[Any], name: str
+) -> None:
+    owner.execute("UPDATE schema_migrations SET name = 'events_and_outbox'")
+    function = load(name, DATABASE_URL=database.app_url)
+    event = {"Records": [record_of(tick())]} if name == "signal_lab" else {}
+    function.fails(SchemaVersionMismatch, "older layout", "new, empty database", "scripts/acp down", event=event)
+
+
+def test_migration_refuses_a_database_of_the_older_layout(load: Load, database: Any, owner: Connection[Any]) -> None:
+    owner.execute("UPDATE schema_migrations SET name = 'events_and_outbox'")
+    load("migration", DATABASE_URL=database.owner_url).fails(MigrationError, "older layout", "scripts/acp down")
 
 
 @pytest.mark.parametrize("symbols", ["", " , ,"])
@@ -594,10 +656,10 @@ def test_a_linger_of_the_event_that_is_no_number_of_seconds_is_named(load: Load,
 @pytest.mark.parametrize(
     ("variable", "value", "remedy"),
     [
-        ("TOPIC_QUEUE_URLS", "", "must map topics to queue URLs"),
-        ("TOPIC_QUEUE_URLS", "market.ticks", "must be a JSON object"),
-        ("TOPIC_QUEUE_URLS", '["market.ticks"]', "must be a JSON object"),
-        ("TOPIC_QUEUE_URLS", '{"market.ticks": ""}', "must be a JSON object"),
+        ("SUBSCRIPTION_QUEUE_URLS", "", "must map subscriptions to queue URLs"),
+        ("SUBSCRIPTION_QUEUE_URLS", "signal_lab", "must be a JSON object"),
+        ("SUBSCRIPTION_QUEUE_URLS", '["signal_lab"]', "must be a JSON object"),
+        ("SUBSCRIPTION_QUEUE_URLS", '{"signal_lab": ""}', "must be a JSON object"),
         ("RELAY_LINGER_SECONDS", "soon", "a number from 0 to 840"),
         ("RELAY_CLAIM_SIZE", "1.5", "a whole number"),
         ("MAX_DELIVERY_ATTEMPTS", "0", "from 1 to 100"),
@@ -627,6 +689,7 @@ def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
         with connect(server.url(), application_name="test") as connection:
             connection.execute(sql.SQL("CREATE ROLE acp_app LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
             migrate(connection, read_migrations(MIGRATIONS))
+            sync_subscriptions(connection, SUBSCRIPTIONS)
         yield server
 
 
@@ -656,11 +719,11 @@ def test_postgres_down_in_the_middle_loses_nothing_and_is_found_when_it_is_back(
         "relay",
         DATABASE_URL=url,
         CLOUD_ENDPOINT_URL=endpoint_url,
-        TOPIC_QUEUE_URLS=json.dumps({"market.ticks": queue}),
+        SUBSCRIPTION_QUEUE_URLS=json.dumps({"signal_lab": queue}),
     )
     assert relay()["claimed"] == 0
     with connect(url, application_name="test") as connection, connection.transaction():
-        store_events(connection, [], [Draft(tick(), None)])
+        store_events(connection, [], [look()])
     own_server.stop("immediate")
     for _ in range(2):
         relay.fails(DatabaseUnavailable, "Connection refused")

@@ -98,7 +98,7 @@ def test_sam_s_own_build_holds_lambda_s_wheels_and_the_shared_code(
     for path in ("__init__.py", "platform/rds-global-bundle.pem"):
         assert (built / "CoreLayer/python/control_plane" / path).exists()
     assert (built / "CoreLayer/python/certifi/cacert.pem").exists()
-    assert (built / "MigrationFunction/migrations/0001_events_and_outbox.sql").exists()
+    assert (built / "MigrationFunction/migrations/0001_control_plane.sql").exists()
     for layer in ("CoreLayer", "MarketDataLayer"):
         found = [path.read_bytes()[:20] for path in (built / layer).rglob("*.so") if path.is_file()]
         assert found

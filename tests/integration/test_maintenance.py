@@ -1,9 +1,10 @@
-"""Maintenance on a real Postgres: what moves, what goes, what stays, and who keeps Postgres from cleaning up."""
+"""Maintenance on a real Postgres: what goes, what stays, and who keeps Postgres from cleaning up."""
 
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,23 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg import Connection, errors
-from tests.conftest import MIGRATIONS, PASSWORD, TestDatabase
+from tests.conftest import MIGRATIONS, PASSWORD, SUBSCRIPTIONS, TestDatabase
 from tests.integration import seeds
 
-from control_plane.ingestion.store import Draft, RawPayload, store_events
+from control_plane.ingestion.store import RawPayload, store_events
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault
+from control_plane.model.subscription import Subscription
+from control_plane.ops.dead_letters import DeadLetterFilter, redrive
 from control_plane.ops.horizon import pinned_horizon
-from control_plane.ops.life import read_life
 from control_plane.ops.maintenance import RESERVE_SECONDS, Maintenance, MaintenanceReport
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.status import read_status
-from control_plane.outbox import relay, store
+from control_plane.ops.subscriptions import sync_subscriptions
+from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
 from local_cloud.postgres import PostgresServer
 
-WEEK = 7
 YEAR = 365
 
 
@@ -37,14 +40,12 @@ def plenty() -> float:
 def maintain(
     connection: Connection[Any],
     *,
-    outbox_days: int = WEEK,
-    event_days: int | None = None,
+    event_days: int | None = YEAR,
     batch_size: int = 10,
     remaining_seconds: Callable[[], float] = plenty,
     pinned_after_seconds: float = 600,
 ) -> MaintenanceReport:
     return Maintenance(
-        outbox_retention_days=outbox_days,
         event_retention_days=event_days,
         telemetry=Telemetry("test"),
         batch_size=batch_size,
@@ -58,362 +59,293 @@ def time_for(batches: int) -> Callable[[], float]:
     return lambda: RESERVE_SECONDS if next(numbers) < batches else RESERVE_SECONDS - 0.001
 
 
-def deliver(owner: Connection[Any], event_ids: Sequence[UUID], *, days_ago: float) -> None:
-    """As if they had been stored and delivered then, at the second attempt."""
-    with owner.transaction():
-        owner.execute(
-            "UPDATE outbox SET created_at = now() - make_interval(secs => 86400 * %(days)s),"
-            " delivered_at = now() - make_interval(secs => 86400 * %(days)s), message_id = 'm-' || id,"
-            " delivery_attempts = 2 WHERE event_id = ANY (%(ids)s)",
-            {"days": days_ago, "ids": event_ids},
-        )
-        owner.execute(
-            "INSERT INTO delivery_failures (outbox_id, attempt, claimed_by, error)"
-            " SELECT id, 1, 'r', 'no luck' FROM outbox WHERE event_id = ANY (%s)",
-            [event_ids],
-        )
+def timelines(connection: Connection[Any], event_ids: Sequence[UUID]) -> list[dict[str, Any]]:
+    found = [read_timeline(connection, event_id) for event_id in event_ids]
+    return [timeline.to_dict() for timeline in found if timeline is not None]
 
 
-def ids_in(connection: Connection[Any], table: str) -> list[UUID]:
-    return [row[0] for row in connection.execute(f"SELECT event_id FROM {table} ORDER BY id".encode())]
+def store_old(app: Connection[Any], owner: Connection[Any], number: int) -> list[UUID]:
+    """Events of 400 days ago with a raw payload, each delivered at the second attempt and processed."""
+    event_ids = store_delivered(app, number)
+    age(owner, 400)
+    return event_ids
 
 
-def lives(connection: Connection[Any], event_ids: Sequence[UUID]) -> list[dict[str, Any]]:
-    found = [read_life(connection, event_id) for event_id in event_ids]
-    return [life.to_dict() for life in found if life is not None]
-
-
-# Delivered rows
-
-
-def test_rows_delivered_long_ago_move_to_the_archive_and_all_others_stay(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
-    old, young, pending, in_flight, retrying, dead = seeds.promise(app, seeds.ticks(6))
-    deliver(owner, [old], days_ago=WEEK + 0.1)
-    deliver(owner, [young], days_ago=WEEK - 0.1)
-    owner.execute("UPDATE outbox SET created_at = now() - interval '1 year' WHERE delivered_at IS NULL")
-    for event_id, change in {
-        in_flight: "claim_token = gen_random_uuid(), claimed_by = 'r', delivery_attempts = 1,"
-        " next_attempt_at = now() + interval '1 hour'",
-        retrying: "last_error = 'no luck', delivery_attempts = 1",
-        dead: "dead_lettered_at = now() - interval '1 year', last_error = 'no luck'",
-    }.items():
-        owner.execute(f"UPDATE outbox SET {change} WHERE event_id = %s".encode(), [event_id])
-    before = read_status(app)
-
-    report = maintain(owner)
-
-    assert (report.archived, report.finished) == (1, True)
-    assert ids_in(app, "outbox_archive") == [old]
-    assert ids_in(app, "outbox") == [young, pending, in_flight, retrying, dead]
-    assert [(row.state, row.count) for row in read_status(app).promises] == [
-        (row.state, row.count) for row in before.promises
-    ]
-    assert maintain(owner).archived == 0
-
-
-def test_a_life_reads_the_same_after_its_promises_were_archived(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(2))
-    app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", [event_ids[0]])
-    replay_id = uuid4()
-    app.execute("INSERT INTO replays VALUES (%s, DEFAULT, 'somebody', '{}', 1)", [replay_id])
+def store_delivered(app: Connection[Any], number: int) -> list[UUID]:
+    raw = RawPayload(
+        id=uuid4(),
+        source="fake",
+        entity_id="AAPL",
+        observed_at=seeds.FIRST_BAR,
+        window_since=None,
+        fetched_at=seeds.FIRST_BAR,
+        trace_id=uuid4(),
+        payload={},
+    )
+    with app.transaction():
+        looks = [replace(look, raw_payload_id=raw.id) for look in seeds.ticks(number)]
+        event_ids = [event.event_id for event in store_events(app, [raw], looks).events]
+    for outcome in (Failed("no luck"), Accepted("m")):
+        seeds.settle(app, seeds.claim(app, rows=1000), outcome)
+        seeds.pass_time(app)
     app.execute(
-        "INSERT INTO outbox (event_id, topic, replay_id, payload_json)"
-        " SELECT event_id, topic, %s, payload_json FROM outbox",
-        [replay_id],
+        "INSERT INTO processed_events (consumer, event_id) SELECT 'signal_lab', unnest(%s::uuid[])", [event_ids]
     )
-    deliver(owner, event_ids, days_ago=8)
-    before = lives(app, event_ids)
-    assert [len(promise["failures"]) for promise in before[0]["promises"]] == [1, 1]
-
-    assert maintain(owner).archived == 4
-
-    assert lives(app, event_ids) == before
-    assert ids_in(app, "outbox") == []
+    return event_ids
 
 
-def test_a_stored_event_that_comes_again_gets_no_second_promise_once_its_first_is_archived(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
-    events = seeds.ticks(1)
-    deliver(owner, seeds.promise(app, events), days_ago=8)
-    maintain(owner)
-    seeds.promise(app, events)
-    assert ids_in(app, "outbox") == []
+def age(owner: Connection[Any], days: int) -> None:
+    """As if everything stored until now had been stored so many days ago."""
+    with owner.transaction():
+        for table, column in (("events", "ingested_at"), ("raw_payloads", "fetched_at")):
+            owner.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
+            owner.execute(f"UPDATE {table} SET {column} = now() - make_interval(days => {days})".encode())
+            owner.execute(f"ALTER TABLE {table} ENABLE TRIGGER USER".encode())
 
 
-def test_a_large_message_arrives_whole_in_the_archive(app: Connection[Any], owner: Connection[Any]) -> None:
-    body = {"text": "".join(str(uuid4()) for _ in range(20_000))}
-    event_id = seeds.promise_body(app, body)
-    deliver(owner, [event_id], days_ago=8)
-    maintain(owner)
-    owner.execute("VACUUM outbox")
-    assert app.execute("SELECT payload_json FROM outbox_archive").fetchall() == [(body,)]
-
-
-def test_each_batch_is_committed_by_itself_and_the_next_run_goes_on_where_time_ran_out(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(35))
-    deliver(owner, event_ids, days_ago=8)
-
-    first = maintain(owner, remaining_seconds=time_for(2))
-    assert (first.archived, first.finished) == (20, False)
-    assert ids_in(app, "outbox_archive") == event_ids[:20]
-    second = maintain(owner)
-    assert (second.archived, second.finished) == (15, True)
-    assert ids_in(app, "outbox_archive") == event_ids
-    assert maintain(owner, remaining_seconds=lambda: 0.0) == MaintenanceReport(0, 0, 0, False, None)
-
-
-def test_a_batch_that_fails_leaves_each_row_in_one_place(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(25))
-    deliver(owner, event_ids, days_ago=8)
-    (last_id,) = owner.execute("SELECT max(id) FROM outbox").fetchone() or (0,)
-    owner.execute(f"ALTER TABLE outbox_archive ADD CONSTRAINT full_up CHECK (id < {last_id - 8})".encode())
-    with pytest.raises(errors.CheckViolation):
-        maintain(owner)
-    assert ids_in(app, "outbox_archive") == event_ids[:10]
-    assert ids_in(app, "outbox") == event_ids[10:]
-    owner.execute("ALTER TABLE outbox_archive DROP CONSTRAINT full_up")
-    assert maintain(owner).archived == 15
-
-
-def test_a_run_ends_where_the_rows_are_young_however_many_there_are(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(100))
-    deliver(owner, event_ids[:5], days_ago=8)
-    deliver(owner, event_ids[5:], days_ago=1)
-    report = maintain(owner, remaining_seconds=time_for(2))
-    assert (report.archived, report.finished) == (5, True)
-
-
-def test_what_lies_before_old_rows_does_not_hide_them(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(40))
-    owner.execute("UPDATE outbox SET created_at = now() - interval '30 days'")
-    deliver(owner, event_ids[30:], days_ago=8)
-    assert maintain(owner).archived == 10
-    assert ids_in(app, "outbox") == event_ids[:30]
-
-
-def test_rows_that_somebody_has_locked_are_left_for_the_next_run(
-    app: Connection[Any], owner: Connection[Any], database: TestDatabase
-) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(3))
-    deliver(owner, event_ids, days_ago=8)
-    owner.execute("SET lock_timeout = '5s'")
-    with connect(database.owner_url, application_name="other") as other:
-        with other.transaction():
-            other.execute("SELECT FROM outbox WHERE event_id = %s FOR UPDATE", [event_ids[1]])
-            assert maintain(owner).archived == 2
-        assert maintain(owner).archived == 1
-
-
-def test_two_runs_at_once_share_the_work(app: Connection[Any], owner: Connection[Any], database: TestDatabase) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(400))
-    deliver(owner, event_ids, days_ago=400)
-
-    def run(_number: int) -> MaintenanceReport:
-        with connect(database.owner_url, application_name="test") as connection:
-            return maintain(connection, event_days=None)
-
-    with ThreadPoolExecutor(4) as pool:
-        reports = list(pool.map(run, range(4)))
-    left_over = maintain(owner).archived  # what one skipped because another held it and was past it
-    assert sum(report.archived for report in reports) + left_over == 400
-    assert ids_in(app, "outbox_archive") == event_ids
-    assert ids_in(app, "outbox") == []
-
-
-def test_a_relay_at_work_and_maintenance_do_not_meet(
-    app: Connection[Any], owner: Connection[Any], database: TestDatabase
-) -> None:
-    event_ids = seeds.promise(app, seeds.ticks(600))
-
-    def relay_all() -> None:
-        with connect(database.app_url, application_name="relay") as connection:
-            connection.execute("SET lock_timeout = '5s'")
-            while claim := store.claim(
-                connection, token=uuid4(), claimed_by="r", lanes=seeds.lanes(20), max_bytes=relay.CLAIM_BYTES,
-                lease_seconds=30, max_attempts=5,
-            ):  # fmt: skip
-                settled = connection.execute(
-                    "UPDATE outbox SET claim_token = NULL, claimed_by = NULL, delivered_at = now(), message_id = 'm'"
-                    " WHERE claim_token = %s",
-                    [claim.token],
-                )
-                assert settled.rowcount == len(claim)
-
-    archived = 0
-    with ThreadPoolExecutor(1) as pool:
-        relaying = pool.submit(relay_all)
-        while not relaying.done():
-            archived += maintain(owner, outbox_days=0, batch_size=50).archived
-        relaying.result()
-    archived += maintain(owner, outbox_days=0).archived
-    assert archived == 600
-    assert ids_in(app, "outbox_archive") == event_ids
-    assert app.execute("SELECT DISTINCT delivery_attempts FROM outbox_archive").fetchall() == [(1,)]
-
-
-def test_the_archive_has_the_outboxs_columns_in_their_order(app: Connection[Any]) -> None:
-    (outbox, archive) = (
-        app.execute(
-            "SELECT attname, atttypid FROM pg_attribute"
-            " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
-            [table],
-        ).fetchall()
-        for table in ("outbox", "outbox_archive")
+def rows(connection: Connection[Any]) -> dict[str, int]:
+    tables = (
+        *("raw_payloads", "events", "outbox", "pending_deliveries", "deliveries", "dead_letters"),
+        *("delivery_failures", "processed_events"),
     )
-    assert archive == outbox
+    return {table: row[0] for table in tables for row in connection.execute(f"SELECT count(*) FROM {table}".encode())}
+
+
+NO_ROWS = dict.fromkeys(
+    (
+        *("raw_payloads", "events", "outbox", "pending_deliveries", "deliveries", "dead_letters"),
+        *("delivery_failures", "processed_events"),
+    ),
+    0,
+)
 
 
 # Events
 
 
-def old_lives(app: Connection[Any], owner: Connection[Any], numbers: int) -> list[UUID]:
-    """Events with raw payload, promise, failure and processing, all of more than a year ago."""
-    raw = RawPayload(uuid4(), "fake", seeds.FIRST_BAR, uuid4(), {})
-    events = seeds.ticks(numbers)
-    with app.transaction():
-        store_events(app, [raw], [Draft(event, raw.id) for event in events])
-    event_ids = [event.event_id for event in events]
-    for event_id in event_ids:
-        app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", [event_id])
-    deliver(owner, event_ids, days_ago=400)
-    backdate(owner, 400)
-    return event_ids
-
-
-def backdate(owner: Connection[Any], days: int) -> None:
-    """As if everything stored until now had been stored so many days ago."""
-    with owner.transaction():
-        owner.execute("ALTER TABLE events DISABLE TRIGGER USER")
-        owner.execute("ALTER TABLE raw_payloads DISABLE TRIGGER USER")
-        owner.execute("UPDATE events SET ingested_at = now() - make_interval(days => %s)", [days])
-        owner.execute("UPDATE raw_payloads SET fetched_at = now() - make_interval(days => %s)", [days])
-        owner.execute("ALTER TABLE events ENABLE TRIGGER USER")
-        owner.execute("ALTER TABLE raw_payloads ENABLE TRIGGER USER")
-
-
-def count_all(connection: Connection[Any]) -> dict[str, int]:
-    tables = ("raw_payloads", "events", "outbox", "outbox_archive", "delivery_failures", "processed_events")
-    return {table: row[0] for table in tables for row in connection.execute(f"SELECT count(*) FROM {table}".encode())}
-
-
 def test_events_are_kept_for_ever_unless_retention_is_asked_for(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = old_lives(app, owner, 3)
+    event_ids = store_old(app, owner, 3)
+    before = timelines(app, event_ids)
+    report = maintain(owner, event_days=None)
+    assert report == MaintenanceReport(0, 0, 0, finished=True, pinned_horizon=None)
+    assert timelines(app, event_ids) == before
+    assert len(before) == 3
+
+
+def test_retention_deletes_whole_timelines(app: Connection[Any], owner: Connection[Any]) -> None:
+    store_old(app, owner, 25)
+    assert rows(app) == NO_ROWS | {
+        "raw_payloads": 1, "events": 25, "outbox": 25, "deliveries": 25, "delivery_failures": 25,
+        "processed_events": 25,
+    }  # fmt: skip
     report = maintain(owner)
-    assert (report.archived, report.deleted_events, report.deleted_raw_payloads) == (3, 0, 0)
-    assert len(lives(app, event_ids)) == 3
-
-
-@pytest.mark.parametrize("outbox_days", [WEEK, 3650])
-def test_retention_deletes_whole_lives_and_nothing_younger(
-    app: Connection[Any], owner: Connection[Any], outbox_days: int
-) -> None:
-    old = old_lives(app, owner, 25)
-    (young,) = seeds.promise(app, seeds.failures(1))
-    deliver(owner, [young], days_ago=1)
-    app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", [young])
-    kept = lives(app, [young])
-
-    report = maintain(owner, outbox_days=outbox_days, event_days=YEAR)
-
     assert (report.deleted_events, report.deleted_raw_payloads, report.finished) == (25, 1, True)
-    assert lives(app, old) == []
-    assert lives(app, [young]) == kept
-    assert count_all(app) == {
-        "raw_payloads": 0, "events": 1, "outbox": 1, "outbox_archive": 0, "delivery_failures": 1,
-        "processed_events": 1,
-    }  # fmt: skip
+    assert rows(app) == NO_ROWS
 
 
-def test_retention_spares_what_is_still_promised_with_its_raw_payload_and_takes_dead_letters(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
-    _, dead, pending = old_lives(app, owner, 3)
-    clear = "delivered_at = NULL, message_id = NULL"
-    owner.execute(f"UPDATE outbox SET {clear} WHERE event_id = %s".encode(), [pending])
-    owner.execute(
-        f"UPDATE outbox SET {clear}, dead_lettered_at = now(), last_error = 'x' WHERE event_id = %s".encode(), [dead]
-    )
-    report = maintain(owner, event_days=YEAR)
-    assert (report.deleted_events, report.deleted_raw_payloads, report.finished) == (2, 0, True)
-    [life] = lives(app, [pending])
-    assert life["raw_payload"] is not None
-    assert len(life["processing"]) == len(life["promises"][0]["failures"]) == 1
-    assert count_all(app) == {
-        "raw_payloads": 1, "events": 1, "outbox": 1, "outbox_archive": 0, "delivery_failures": 1,
-        "processed_events": 1,
-    }  # fmt: skip
+def test_retention_keeps_what_is_younger(app: Connection[Any], owner: Connection[Any]) -> None:
+    store_old(app, owner, 5)
+    (young,) = seeds.store(app, seeds.failures(1))
+    seeds.settle(app, seeds.claim(app), Accepted("m"))
+    kept = timelines(app, [young])
+    assert maintain(owner).deleted_events == 5
+    assert timelines(app, [young]) == kept
+    assert rows(app) == NO_ROWS | {"events": 1, "outbox": 1, "deliveries": 1}
 
 
-def test_raw_payloads_that_no_event_was_made_from_go_by_their_own_age(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
-    for days in (400, 400, 300):
-        app.execute(
-            "INSERT INTO raw_payloads (id, source, fetched_at, trace_id, payload_json)"
-            " VALUES (gen_random_uuid(), 'fake', now() - make_interval(days => %s), gen_random_uuid(), '{}')",
-            [days],
+def test_nothing_pending_expires(app: Connection[Any], owner: Connection[Any]) -> None:
+    waiting, in_flight, retrying = seeds.store(app, seeds.ticks(3))
+    owner.execute("UPDATE pending_deliveries SET next_attempt_at = now() + interval '1 hour'")
+    for event_id in (retrying, in_flight):
+        owner.execute(
+            "UPDATE pending_deliveries SET next_attempt_at = now() FROM outbox"
+            " WHERE outbox.id = outbox_id AND event_id = %s",
+            [event_id],
         )
-    assert maintain(owner, event_days=YEAR, batch_size=1).deleted_raw_payloads == 2
-    assert seeds.counts(app) == (1, 0, 0)
+        claim = seeds.claim(app)
+        if event_id == retrying:
+            seeds.settle(app, claim, Failed("no luck"))
+    age(owner, 400)
+    kept = timelines(app, [waiting, in_flight, retrying])
+    assert maintain(owner).deleted_events == 0
+    assert timelines(app, [waiting, in_flight, retrying]) == kept
 
 
-def test_retention_too_works_in_batches_and_goes_on(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = old_lives(app, owner, 25)
-    # Time for one look at the outbox and two batches of events.
-    report = maintain(owner, event_days=YEAR, outbox_days=3650, remaining_seconds=time_for(3))
-    assert (report.deleted_events, report.finished) == (20, False)
-    assert len(lives(app, event_ids)) == 5
-    assert maintain(owner, event_days=YEAR, outbox_days=3650).deleted_events == 5
+def test_a_message_pending_for_one_of_two_subscriptions_stays(app: Connection[Any], owner: Connection[Any]) -> None:
+    sync_subscriptions(owner, SUBSCRIPTIONS | {"detector": Subscription("market.ticks")})
+    event_ids = store_old(app, owner, 2)
+    assert maintain(owner).deleted_events == 0
+    assert [len(timeline["deliveries"]) for timeline in timelines(app, event_ids)] == [2, 2]
+    seeds.settle(app, seeds.claim(app, subscriptions=["detector"]), Accepted("m"))
+    assert maintain(owner).deleted_events == 2
+
+
+def test_open_dead_letters_stay_and_resolved_ones_go(app: Connection[Any], owner: Connection[Any]) -> None:
+    redriven, still_open = seeds.store(app, seeds.ticks(2))
+    seeds.settle(app, seeds.claim(app), MessageFault("too large"))
+    first = app.execute("SELECT min(id) FROM dead_letters").fetchone()
+    assert first is not None
+    redrive(owner, DeadLetterFilter(ids=[first[0]]), requested_by="kim")
+    age(owner, 400)
+    assert maintain(owner).deleted_events == 0  # what was redriven is pending
+    seeds.settle(app, seeds.claim(app), Accepted("m"))
+    assert maintain(owner).deleted_events == 1
+    assert timelines(app, [redriven]) == []
+    assert [delivery["state"] for delivery in timelines(app, [still_open])[0]["deliveries"]] == ["dead_lettered"]
+    assert rows(app) == NO_ROWS | {"events": 1, "outbox": 1, "dead_letters": 1, "delivery_failures": 1}
+
+
+def test_a_raw_payload_goes_with_the_last_of_its_events(app: Connection[Any], owner: Connection[Any]) -> None:
+    first, _ = store_old(app, owner, 2)
+    owner.execute(
+        "INSERT INTO pending_deliveries (outbox_id, subscription)"
+        " SELECT id, 'detector' FROM outbox WHERE event_id = %s",
+        [first],
+    )
+    report = maintain(owner)
+    assert (report.deleted_events, report.deleted_raw_payloads) == (1, 0)
+    owner.execute("DELETE FROM pending_deliveries")
+    report = maintain(owner)
+    assert (report.deleted_events, report.deleted_raw_payloads) == (1, 1)
+
+
+def test_each_batch_is_committed_by_itself(app: Connection[Any], owner: Connection[Any]) -> None:
+    store_old(app, owner, 35)
+    first = maintain(owner, remaining_seconds=time_for(3))  # one of which finds no looks
+    assert (first.deleted_events, first.finished) == (20, False)
+    assert rows(app)["events"] == 15
+    second = maintain(owner)
+    assert (second.deleted_events, second.finished) == (15, True)
+    assert maintain(owner, remaining_seconds=lambda: 0.0) == MaintenanceReport(0, 0, 0, False, None)
+
+
+def test_a_batch_that_fails_leaves_whole_timelines(app: Connection[Any], owner: Connection[Any]) -> None:
+    event_ids = store_old(app, owner, 5)
+    owner.execute("CREATE TABLE refuses (event_id uuid REFERENCES events)")
+    owner.execute("INSERT INTO refuses VALUES (%s)", [event_ids[3]])
+    before = timelines(app, event_ids)
+    with pytest.raises(errors.ForeignKeyViolation):
+        maintain(owner)
+    assert timelines(app, event_ids) == before
+
+
+def test_two_runs_at_once_share_the_work(app: Connection[Any], owner: Connection[Any], database: TestDatabase) -> None:
+    store_old(app, owner, 300)
+
+    def run(_number: int) -> MaintenanceReport:
+        with connect(database.owner_url, application_name="test") as connection:
+            return maintain(connection)
+
+    with ThreadPoolExecutor(4) as pool:
+        reports = list(pool.map(run, range(4)))
+    left_over = maintain(owner)  # what one skipped because another held it and was past it
+    assert sum(report.deleted_events for report in [*reports, left_over]) == 300
+    assert rows(app) == NO_ROWS
 
 
 def test_an_event_that_a_replay_is_busy_with_is_left(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase
 ) -> None:
-    first, _ = old_lives(app, owner, 2)
+    first, _ = store_old(app, owner, 2)
     owner.execute("SET lock_timeout = '5s'")
     with connect(database.app_url, application_name="replay") as replaying, replaying.transaction():
-        replaying.execute("INSERT INTO outbox (event_id, topic, payload_json) VALUES (%s, 'a.b', '{}')", [first])
-        assert maintain(owner, event_days=YEAR).deleted_events == 1
-    assert len(lives(app, [first])[0]["promises"]) == 2
+        replaying.execute(
+            "INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+            " VALUES (%s, 'a.b', 'A_THING_HAPPENED', 1, gen_random_uuid(), '{}')",
+            [first],
+        )
+        assert maintain(owner).deleted_events == 1
+    assert len(timelines(app, [first])) == 1
+
+
+def test_a_backfill_under_way_keeps_its_messages(
+    app: Connection[Any], owner: Connection[Any], database: TestDatabase
+) -> None:
+    store_old(app, owner, 3)
+    backfilled = SUBSCRIPTIONS | {"detector": Subscription("market.ticks", from_beginning=True)}
+
+    def run() -> MaintenanceReport:
+        with connect(database.owner_url, application_name="maintaining") as connection:
+            return maintain(connection)
+
+    with ThreadPoolExecutor(1) as pool:
+        with owner.transaction():
+            sync_subscriptions(owner, backfilled)
+            # It has found the events expired; what it deletes next waits for the backfill.
+            maintaining = pool.submit(run)
+            seeds.wait_until_waiting(database, "maintaining")
+        # Its deletion finds that they are pending again.
+        assert maintaining.result(30).deleted_events == 0
+    assert rows(app)["outbox"] == rows(app)["pending_deliveries"] == 3
+    assert len(seeds.claim(app, subscriptions=["detector"]).rows) == 3
+
+
+def test_a_relay_at_work_and_retention_do_not_meet(
+    app: Connection[Any], owner: Connection[Any], database: TestDatabase
+) -> None:
+    seeds.store(app, seeds.ticks(300))
+    age(owner, 400)
+
+    def relay_all() -> None:
+        with connect(database.app_url, application_name="relay") as connection:
+            while (claim := seeds.claim(connection, rows=20)).rows:
+                assert len(seeds.settle(connection, claim, Accepted("m"))) == len(claim.rows)
+
+    deleted = 0
+    with ThreadPoolExecutor(1) as pool:
+        relaying = pool.submit(relay_all)
+        while not relaying.done():
+            deleted += maintain(owner, batch_size=50).deleted_events
+        relaying.result()
+    deleted += maintain(owner).deleted_events
+    assert deleted == 300
+    assert rows(app) == NO_ROWS
 
 
 def test_what_is_immutable_stays_so_after_a_run(app: Connection[Any], owner: Connection[Any]) -> None:
-    old_lives(app, owner, 2)
+    store_old(app, owner, 2)
     maintain(owner, event_days=500)
-    for table in ("events", "raw_payloads", "outbox_archive"):
+    for table in ("events", "raw_payloads", "outbox", "deliveries"):
         for change in ("DELETE FROM {}", "TRUNCATE {} CASCADE"):
-            with pytest.raises(errors.RestrictViolation, match=f"on {table} refused"):
+            with pytest.raises(errors.RestrictViolation, match="refused: its rows are immutable"):
                 owner.execute(change.format(table).encode())
-    with pytest.raises(errors.RestrictViolation):
-        owner.execute("UPDATE outbox_archive SET message_id = 'forged'")
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "DELETE FROM outbox_archive",
-        "UPDATE outbox_archive SET message_id = 'forged'",
-        "INSERT INTO outbox_archive SELECT * FROM outbox",
-        "TRUNCATE outbox_archive",
-    ],
-)
-def test_the_functions_role_may_read_the_archive_alone(app: Connection[Any], statement: str) -> None:
-    with pytest.raises(errors.InsufficientPrivilege):
-        app.execute(statement.encode())
 
 
 def test_the_functions_role_cannot_do_maintenance(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = old_lives(app, owner, 2)
+    event_ids = store_old(app, owner, 2)
     with pytest.raises(errors.InsufficientPrivilege):
-        maintain(app, event_days=YEAR)
-    assert len(lives(app, event_ids)) == 2
+        maintain(app)
+    assert len(timelines(app, event_ids)) == 2
+
+
+# Repeated looks
+
+
+def test_looks_that_cannot_be_repeated_again_are_forgotten(app: Connection[Any], owner: Connection[Any]) -> None:
+    app.execute(
+        "INSERT INTO repeated_looks (entity_id, source, event_type, series, occurred_at, observed_at)"
+        " SELECT CASE WHEN days % 2 = 0 THEN 'AAPL' END, 'fake', 'MARKET_TICK_INGESTED', '1m',"
+        " now() - make_interval(days => days), now() - make_interval(days => days, secs => 60)"
+        " FROM generate_series(1, 60) AS days"
+    )
+    report = maintain(owner, event_days=None)
+    assert (report.deleted_repeated_looks, report.finished) == (30, True)
+    young = "observed_at > now() - interval '31 days'"
+    assert app.execute(f"SELECT count(*), bool_and({young}) FROM repeated_looks".encode()).fetchall() == [(30, True)]
+    assert maintain(owner, event_days=None).deleted_repeated_looks == 0
+
+
+def test_a_look_that_is_being_repeated_is_left(app: Connection[Any], owner: Connection[Any]) -> None:
+    app.execute(
+        "INSERT INTO repeated_looks SELECT 'AAPL', 'fake', 'MARKET_TICK_INGESTED', '1m', day, day"
+        " FROM generate_series(now() - interval '50 days', now() - interval '48 days', interval '1 day') AS day"
+    )
+    with app.transaction():
+        app.execute(
+            "UPDATE repeated_looks SET observed_at = now() WHERE occurred_at < now() - interval '49 days 12 hours'"
+        )
+        assert maintain(owner, event_days=None).deleted_repeated_looks == 2
+    assert maintain(owner, event_days=None).deleted_repeated_looks == 0
 
 
 # The transaction horizon
@@ -470,24 +402,23 @@ def test_a_session_of_another_database_pins_nothing_here(owner: Connection[Any],
         assert pinned_horizon(owner, seconds=0, transactions=0) is None
 
 
-def test_maintenance_goes_on_under_a_pinned_horizon_and_names_it_in_its_report_and_log(
+def test_maintenance_goes_on_under_a_pinned_horizon_and_names_it(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase
 ) -> None:
-    deliver(owner, seeds.promise(app, seeds.ticks(30)), days_ago=8)
+    store_old(app, owner, 30)
     telemetry, log = Telemetry("test"), io.StringIO()
     telemetry.logger.registered_handler.setStream(log)  # type: ignore[attr-defined]  # it is a StreamHandler
     with connect(database.owner_url, application_name="forgotten") as pinning, pinning.transaction():
         pinning.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         pinning.execute("SELECT FROM outbox")
         report = Maintenance(
-            outbox_retention_days=WEEK,
-            event_retention_days=None,
+            event_retention_days=YEAR,
             telemetry=telemetry,
             batch_size=10,
             pinned_after_seconds=0,
         ).run(owner, remaining_seconds=plenty)
         status = read_status(owner, pinned_after_seconds=0)
-    assert report.archived == 30
+    assert report.deleted_events == 30
     assert report.pinned_horizon is not None
     assert report.pinned_horizon.application == "forgotten"
     [line] = map(json.loads, log.getvalue().splitlines())

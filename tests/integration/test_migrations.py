@@ -90,9 +90,9 @@ def test_a_run_takes_up_where_an_earlier_one_stopped(empty: Connection[Any]) -> 
 def test_an_edited_applied_file_is_refused_by_name(empty: Connection[Any], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(MIGRATIONS, tmp_path / "migrations"))
     migrate(empty, read_migrations(folder))
-    edited = folder / "0001_events_and_outbox.sql"
+    edited = folder / "0001_control_plane.sql"
     edited.write_text(edited.read_text() + "\n-- a second thought\n")
-    with pytest.raises(MigrationError, match=r"0001 \(events_and_outbox\) was edited after it was applied"):
+    with pytest.raises(MigrationError, match=r"0001 \(control_plane\) was edited after it was applied"):
         migrate(empty, read_migrations(folder))
 
 
@@ -126,7 +126,7 @@ def test_a_failing_file_leaves_no_trace_and_keeps_those_before_it(empty: Connect
     assert empty.execute("SELECT version FROM schema_migrations").fetchall() == [(1,)]
 
 
-@pytest.mark.parametrize("applied", [0, 1])
+@pytest.mark.parametrize("applied", range(SCHEMA_VERSION))
 def test_a_schema_that_is_behind_is_refused_with_what_to_run(empty: Connection[Any], applied: int) -> None:
     if applied:
         migrate(empty, read_migrations(MIGRATIONS)[:applied])
@@ -134,6 +134,21 @@ def test_a_schema_that_is_behind_is_refused_with_what_to_run(empty: Connection[A
         SchemaVersionMismatch, match=rf"at version {applied}, .* needs {SCHEMA_VERSION}.*acp db migrate"
     ):
         check_schema(empty)
+
+
+@pytest.mark.parametrize("versions", [1, 8])
+def test_a_database_of_the_older_layout_is_refused_with_the_remedy(
+    empty_database: TestDatabase, empty: Connection[Any], versions: int
+) -> None:
+    first = Migration(1, "events_and_outbox", "CREATE TABLE outbox (id bigint, delivered_at timestamptz)")
+    migrate(empty, [first, *(Migration(number, "later", "SELECT 1") for number in range(2, versions + 1))])
+    before = relations(empty)
+    remedy = r"older layout.*new, empty database.*MigrationFunction.*scripts/acp down.*scripts/acp up"
+    with pytest.raises(MigrationError, match=remedy):
+        migrate(empty, read_migrations(MIGRATIONS))
+    assert relations(empty) == before
+    with pytest.raises(SchemaVersionMismatch, match=remedy):
+        Database(lambda: empty_database.app_url, application_name="test").connection()
 
 
 def test_a_schema_that_is_ahead_is_welcome(empty: Connection[Any]) -> None:

@@ -20,8 +20,10 @@ from tests.integration.test_handlers import Function
 
 from control_plane.api import tokens
 from control_plane.api.http import NotAProxyRequest
-from control_plane.ops.life import QUERIES, read_life
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault
+from control_plane.ops.dead_letters import DeadLetterFilter, redrive
 from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.ops.timeline import read_timeline
 from control_plane.platform.breakers import BreakerPolicy, Breakers, hold
 from control_plane.platform.database import SCHEMA_VERSION, connect
 from local_cloud.net import free_port
@@ -43,7 +45,7 @@ class Client:
         multiple = {name: [value] for name, value in (headers or {}).items()}
         return self.send({"httpMethod": method, "path": path, "headers": headers, "multiValueHeaders": multiple})
 
-    def life(self, event_id: object, *, token: str = TOKEN) -> "Answer":
+    def timeline(self, event_id: object, *, token: str = TOKEN) -> "Answer":
         return self.get(f"/events/{event_id}", headers={"Authorization": f"Bearer {token}"})
 
     def send(self, event: Mapping[str, Any]) -> "Answer":
@@ -103,10 +105,6 @@ def api(load: Load, database: Any) -> Client:
     return load(DATABASE_URL=database.app_url)
 
 
-def age(owner: Connection[Any], seconds: float) -> None:
-    owner.execute("UPDATE outbox SET created_at = now() - make_interval(secs => %s)", [seconds])
-
-
 # Health
 
 
@@ -130,10 +128,10 @@ def test_all_is_well_with_nothing_to_do(api: Client) -> None:
 def test_a_promise_that_has_been_open_for_too_long_is_not_well(
     api: Client, app: Connection[Any], owner: Connection[Any]
 ) -> None:
-    seeds.promise(app, seeds.ticks(2))
-    age(owner, 290)
+    seeds.store(app, seeds.ticks(2))
+    seeds.promised(owner, 290)
     assert api.get("/health").status == 200
-    age(owner, 400)
+    seeds.promised(owner, 400)
     answer = api.get("/health")
     assert (answer.status, answer.body["status"]) == (503, "failing")
     assert answer.headers["Retry-After"] == "5"
@@ -145,59 +143,44 @@ def test_a_promise_that_has_been_open_for_too_long_is_not_well(
 def test_how_long_is_too_long_is_a_setting(
     load: Load, monkeypatch: pytest.MonkeyPatch, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
-    seeds.promise(app, seeds.failures(1))
-    age(owner, 60)
+    seeds.store(app, seeds.failures(1))
+    seeds.promised(owner, 60)
     monkeypatch.setenv("HEALTH_MAX_PENDING_AGE_SECONDS", "30")
     answer = load(DATABASE_URL=database.app_url).get("/health")
     assert (answer.status, answer.body["checks"]["outbox"]["max_pending_age_seconds"]) == (503, 30)
 
 
-def test_what_is_settled_is_not_waiting_and_what_waits_for_its_next_attempt_is(
-    api: Client, app: Connection[Any], owner: Connection[Any]
-) -> None:
-    seeds.promise(app, seeds.ticks(2))
-    age(owner, 4000)
-    owner.execute("UPDATE outbox SET delivery_attempts = 1")
-    owner.execute("UPDATE outbox SET delivered_at = now(), message_id = 'm' WHERE id = (SELECT min(id) FROM outbox)")
-    owner.execute(
-        "UPDATE outbox SET dead_lettered_at = now(), last_error = 'e' WHERE id = (SELECT max(id) FROM outbox)"
-    )
+def test_what_is_settled_is_not_waiting(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
+    seeds.store(app, seeds.ticks(2))
+    seeds.promised(owner, 4000)
+    seeds.settle(app, seeds.claim(app, rows=1), Accepted("m"))
+    assert api.get("/health").status == 503
+    seeds.settle(app, seeds.claim(app), MessageFault("too large"))
     assert api.get("/health").status == 200
-    owner.execute(
-        "UPDATE outbox SET dead_lettered_at = NULL, next_attempt_at = now() + interval '1 minute'"
-        " WHERE dead_lettered_at IS NOT NULL"
-    )
+
+
+def test_what_waits_for_its_next_attempt_is_waiting(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
+    seeds.store(app, seeds.ticks(1))
+    seeds.promised(owner, 4000)
+    seeds.settle(app, seeds.claim(app), Failed("no luck"))
     assert api.get("/health").status == 503
 
 
-def test_the_oldest_of_all_topics_counts(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
-    seeds.promise(app, [*seeds.ticks(3), *seeds.failures(1)])
-    owner.execute("UPDATE outbox SET created_at = now() - interval '1 hour' WHERE topic = 'system.events'")
+def test_an_old_dead_letter_that_was_redriven_is_well(
+    api: Client, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    seeds.store(app, seeds.ticks(1))
+    seeds.promised(owner, 3 * 86_400)
+    seeds.settle(app, seeds.claim(app), MessageFault("too large"))
+    redrive(owner, DeadLetterFilter(reason="large"), requested_by="kim")
+    assert api.get("/health").body["checks"]["outbox"]["oldest_pending_age_seconds"] < 60
+    assert api.get("/health").status == 200
+
+
+def test_the_oldest_of_all_subscriptions_counts(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
+    *_, system_event = seeds.store(app, [*seeds.ticks(3), *seeds.failures(1)])
+    seeds.promised(owner, 3600, system_event)
     assert api.get("/health").body["checks"]["outbox"]["oldest_pending_age_seconds"] >= 3600
-
-
-def test_asking_costs_the_same_whatever_the_backlog(app: Connection[Any], owner: Connection[Any]) -> None:
-    [event] = seeds.ticks(1)
-    seeds.promise(app, [event])
-    owner.execute(
-        "INSERT INTO replays (replay_id, requested_by, filter, event_count)"
-        " SELECT gen_random_uuid(), 'somebody', '{}', 1 FROM generate_series(1, 20000)"
-    )
-    owner.execute(
-        "INSERT INTO outbox (event_id, topic, replay_id, payload_json)"
-        " SELECT event_id, topic, replays.replay_id, '{}' FROM outbox CROSS JOIN replays"
-    )
-    owner.execute("ANALYZE outbox")
-    plan = seeds.plan(app, QUERIES["health"], {})
-    scans = [step for step in _steps(json.loads(plan)[0]["Plan"]) if step.get("Relation Name") == "outbox"]
-    assert {step.get("Index Name") for step in scans} == {"outbox_claimable"}
-    assert max(step["Actual Rows"] for step in scans) <= 1000
-
-
-def _steps(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield step
-    for child in step.get("Plans", []):
-        yield from _steps(child)
 
 
 def test_an_open_breaker_is_degraded_and_not_named(api: Client, app: Connection[Any]) -> None:
@@ -213,11 +196,18 @@ def test_an_open_breaker_is_degraded_and_not_named(api: Client, app: Connection[
     assert api.get("/health").body["status"] == "ok"
 
 
+def test_an_open_breaker_that_nobody_guards_with_is_well(api: Client, app: Connection[Any]) -> None:
+    hold(app, "an-old-source", by="somebody")
+    app.execute("UPDATE circuit_breakers SET guarded_at = now() - interval '16 minutes'")
+    answer = api.get("/health")
+    assert (answer.body["status"], answer.body["checks"]["breakers"]["open"]) == ("ok", 0)
+
+
 def test_an_open_breaker_does_not_excuse_a_promise_that_is_too_old(
     api: Client, app: Connection[Any], owner: Connection[Any]
 ) -> None:
-    seeds.promise(app, seeds.ticks(1))
-    age(owner, 4000)
+    seeds.store(app, seeds.ticks(1))
+    seeds.promised(owner, 4000)
     hold(app, "queue", by="somebody")
     answer = api.get("/health")
     assert (answer.status, answer.body["status"]) == (503, "failing")
@@ -288,21 +278,21 @@ def test_a_database_that_hangs_keeps_nobody_waiting(
 def test_work_that_hangs_is_cut_off(
     load: Load, monkeypatch: pytest.MonkeyPatch, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
-    [event_id] = seeds.promise(app, seeds.ticks(1))
+    [event_id] = seeds.store(app, seeds.ticks(1))
     client = load(DATABASE_URL=database.app_url)
     monkeypatch.setattr(client.function.module, "PATIENCE_SECONDS", 2)
     with owner.transaction():
         owner.execute("LOCK TABLE processed_events")
         started = time.monotonic()
-        answer = client.life(event_id)
+        answer = client.timeline(event_id)
         assert time.monotonic() - started < 5
     assert answer.detail(503) == "Postgres cannot be used right now; the log says why."
     [error] = client.function.errors
     assert "did not answer within 2 seconds" in error["error"]
-    assert client.life(event_id).status == 200
+    assert client.timeline(event_id).status == 200
 
 
-@pytest.mark.parametrize("version", [0, 1, SCHEMA_VERSION - 1])
+@pytest.mark.parametrize("version", range(SCHEMA_VERSION))
 def test_a_schema_that_is_behind_is_said_to_all_and_what_to_run_to_those_with_the_token(
     load: Load, empty_database: Any, version: int
 ) -> None:
@@ -319,14 +309,23 @@ def test_a_schema_that_is_behind_is_said_to_all_and_what_to_run_to_those_with_th
         [error] = client.function.errors
         assert "scripts/acp db migrate" in error["error"]
 
-        answer = client.life(uuid.uuid4())
+        answer = client.timeline(uuid.uuid4())
         assert f"at version {version}" in answer.detail(503)
         assert "MigrationFunction" in answer.detail(503)
         assert answer.headers["Retry-After"] == "5"
-        assert "version" not in client.life(uuid.uuid4(), token="wrong").text
+        assert "version" not in client.timeline(uuid.uuid4(), token="wrong").text
 
         migrate(owner, MIGRATIONS)
         assert client.get("/health").status == 200
+
+
+def test_the_older_layout_is_said_to_those_with_the_token(load: Load, database: Any, owner: Connection[Any]) -> None:
+    owner.execute("UPDATE schema_migrations SET name = 'events_and_outbox'")
+    client = load(DATABASE_URL=database.app_url)
+    answer = client.get("/health")
+    assert (answer.status, answer.body["checks"]["schema"]) == (503, {"status": "failing"})
+    assert "older layout" not in answer.text
+    assert "older layout" in client.timeline(uuid.uuid4()).detail(503)
 
 
 def test_health_asks_for_no_token_even_where_there_is_none(load: Load, database: Any) -> None:
@@ -346,23 +345,23 @@ def test_missing_settings_are_named_in_the_log_and_not_to_the_caller(load: Load)
             assert name not in answer.text
 
 
-# An event's life
+# An event's timeline
 
 
-def test_whoever_has_the_token_reads_an_events_life(api: Client, app: Connection[Any]) -> None:
-    [event_id, _] = seeds.promise(app, seeds.ticks(2))
-    life = read_life(app, event_id)
-    assert life is not None
-    answer = api.life(event_id)
+def test_whoever_has_the_token_reads_an_events_timeline(api: Client, app: Connection[Any]) -> None:
+    [event_id, _] = seeds.store(app, seeds.ticks(2))
+    timeline = read_timeline(app, event_id)
+    assert timeline is not None
+    answer = api.timeline(event_id)
     assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json")
-    assert answer.body == json.loads(json.dumps(life.to_dict()))
+    assert answer.body == json.loads(json.dumps(timeline.to_dict()))
     assert answer.body["event"]["event_id"] == str(event_id)
-    assert api.life(str(event_id).upper()).body == answer.body
+    assert api.timeline(str(event_id).upper()).body == answer.body
 
 
 def test_an_unknown_event_is_not_found(api: Client) -> None:
     event_id = uuid.uuid4()
-    assert api.life(event_id).detail(404) == f"There is no event {event_id}."
+    assert api.timeline(event_id).detail(404) == f"There is no event {event_id}."
 
 
 @pytest.mark.parametrize(
@@ -379,7 +378,7 @@ def test_an_unknown_event_is_not_found(api: Client) -> None:
     ],
 )
 def test_an_id_that_is_none_is_refused(api: Client, text: str) -> None:
-    answer = api.life(text)
+    answer = api.timeline(text)
     assert "it must be a UUID" in answer.detail(400)
     assert text[:100] in answer.detail(400)
     assert len(answer.text) < 500
@@ -413,7 +412,7 @@ def test_without_a_bearer_token_nobody_gets_in_and_the_database_is_not_asked(
 )
 def test_another_token_lets_nobody_in(load: Load, token: str) -> None:
     client = load(DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/database")
-    answer = client.life(uuid.uuid4(), token=token)
+    answer = client.timeline(uuid.uuid4(), token=token)
     assert answer.detail(401) == "This is not the token."
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="ai-control-plane", error="invalid_token"'
 
@@ -452,7 +451,7 @@ def test_a_route_answers_to_get_alone(api: Client, method: str, path: str) -> No
 def test_what_nobody_foresaw_is_told_to_the_log_once_and_to_nobody_else(
     api: Client, app: Connection[Any], owner: Connection[Any]
 ) -> None:
-    [event_id] = seeds.promise(app, seeds.ticks(1))
+    [event_id] = seeds.store(app, seeds.ticks(1))
     owner.execute("ALTER TABLE processed_events RENAME TO something_else")
     owner.execute("ALTER TABLE circuit_breakers RENAME TO something_else_too")
     for path in (f"/events/{event_id}", "/health"):
@@ -479,7 +478,7 @@ def test_an_answer_that_lambda_could_not_return_is_an_error_that_says_so(api: Cl
         [raw_id],
     ).fetchone()
     assert row is not None
-    assert "larger than Lambda can return" in api.life(row[0]).detail(500)
+    assert "larger than Lambda can return" in api.timeline(row[0]).detail(500)
 
 
 @pytest.mark.parametrize("event", [{}, {"Records": []}, {"version": "2.0", "rawPath": "/health"}])
@@ -488,21 +487,21 @@ def test_what_is_no_request_is_an_error_that_shows_one(api: Client, event: dict[
 
 
 def test_the_samples_are_requests_as_api_gateway_sends_them(load: Load, database: Any, app: Connection[Any]) -> None:
-    [event_id] = seeds.promise(app, seeds.ticks(1))
+    [event_id] = seeds.store(app, seeds.ticks(1))
     client = load(DATABASE_URL=database.app_url)
-    health, life = (
+    health, timeline = (
         (ROOT / "events" / f"{name}.json").read_text(encoding="utf-8") for name in ("ops_api_health", "ops_api_event")
     )
     assert client.send(json.loads(health)).status == 200
-    assert client.send(json.loads(life)).detail(401) == "This is not the token."
-    life = life.replace("d0459ed7-a792-5533-b958-aaf36e185583", str(event_id)).replace(
+    assert client.send(json.loads(timeline)).detail(401) == "This is not the token."
+    timeline = timeline.replace("d0459ed7-a792-5533-b958-aaf36e185583", str(event_id)).replace(
         "Bearer API_TOKEN", f"Bearer {TOKEN}"
     )
-    assert client.send(json.loads(life)).body["event"]["event_id"] == str(event_id)
+    assert client.send(json.loads(timeline)).body["event"]["event_id"] == str(event_id)
 
 
 def test_behind_a_domain_with_a_base_path_the_route_is_known_by_its_name(api: Client, app: Connection[Any]) -> None:
-    [event_id] = seeds.promise(app, seeds.ticks(1))
+    [event_id] = seeds.store(app, seeds.ticks(1))
     request = {
         "httpMethod": "GET",
         "resource": "/events/{event_id}",
@@ -539,25 +538,25 @@ def secret() -> Iterator[Any]:
 def test_the_token_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, secret: Any, text: str) -> None:
     secret.put(text)
     client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
-    assert client.life(uuid.uuid4()).status == 404
-    assert client.life(uuid.uuid4(), token="wrong").status == 401
+    assert client.timeline(uuid.uuid4()).status == 404
+    assert client.timeline(uuid.uuid4(), token="wrong").status == 401
 
 
 def test_a_rotated_token_is_picked_up(load: Load, monkeypatch: pytest.MonkeyPatch, database: Any, secret: Any) -> None:
     secret.put("an-old-token")
     client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
-    assert client.life(uuid.uuid4(), token="an-old-token").status == 404
+    assert client.timeline(uuid.uuid4(), token="an-old-token").status == 404
     secret.put(TOKEN)
-    assert client.life(uuid.uuid4(), token=TOKEN).status == 401
+    assert client.timeline(uuid.uuid4(), token=TOKEN).status == 401
     monkeypatch.setattr(tokens, "REREAD_SECONDS", 0)
-    assert client.life(uuid.uuid4(), token=TOKEN).status == 404
-    assert client.life(uuid.uuid4(), token="an-old-token").status == 401
+    assert client.timeline(uuid.uuid4(), token=TOKEN).status == 404
+    assert client.timeline(uuid.uuid4(), token="an-old-token").status == 401
 
 
 def test_a_secret_that_cannot_be_read_is_named_to_the_log_alone(load: Load, database: Any, secret: Any) -> None:
     secret.delete()
     client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
-    answer = client.life(uuid.uuid4())
+    answer = client.timeline(uuid.uuid4())
     assert answer.detail(503) == "A secret cannot be read right now; the log says which."
     assert answer.headers["Retry-After"] == "5"
     [error] = client.function.errors
@@ -568,8 +567,8 @@ def test_a_secret_that_cannot_be_read_is_named_to_the_log_alone(load: Load, data
 def test_a_secret_without_a_token_lets_nobody_in(load: Load, database: Any, secret: Any, text: str) -> None:
     secret.put(text)
     client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
-    assert client.life(uuid.uuid4(), token="x").detail(500) == "Something went wrong; the log says what."
+    assert client.timeline(uuid.uuid4(), token="x").detail(500) == "Something went wrong; the log says what."
     [error] = client.function.errors
     assert secret.arn in error["error"]
-    assert client.life(uuid.uuid4(), token="").status == 401
-    assert client.life(uuid.uuid4(), token=text).status in {401, 500}
+    assert client.timeline(uuid.uuid4(), token="").status == 401
+    assert client.timeline(uuid.uuid4(), token=text).status in {401, 500}

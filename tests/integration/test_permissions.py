@@ -4,7 +4,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -12,12 +12,12 @@ import boto3
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from psycopg import Connection
-from tests.integration.test_handlers import Function, record_of, tick
+from tests.integration.test_handlers import Function, look, record_of, tick
 from tests.template import FUNCTIONS, ROOT, grants
 from werkzeug.serving import make_server
 
-from control_plane.ingestion.store import Draft, store_events
-from control_plane.model.contract import SourceFetchFailed, new_event
+from control_plane.ingestion.store import store_events
+from control_plane.model.contract import SourceFetchFailed
 from market_replay import serve
 
 ACTIONS = {
@@ -106,18 +106,12 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         server.server_close()
 
 
-def promise_on_every_topic(app: Connection[Any]) -> None:
-    failure = new_event(
-        SourceFetchFailed(symbol="IBM", kind="rate_limited", reason="too many requests"),
-        source="yfinance",
-        entity_id="IBM",
-        entity_type=None,
-        occurred_at=tick().occurred_at,
-        ingested_at=tick().ingested_at,
-        trace_id=uuid4(),
+def store_on_every_topic(app: Connection[Any]) -> None:
+    failure = replace(
+        look(), payload=SourceFetchFailed(symbol="IBM", kind="rate_limited", reason="too many requests"), series=""
     )
     with app.transaction():
-        store_events(app, [], [Draft(tick(), None), Draft(failure, None)])
+        store_events(app, [], [look(), failure])
 
 
 def request(route: str) -> dict[str, Any]:
@@ -160,7 +154,7 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
 def test_a_functions_role_permits_what_it_asks_of_aws_and_nothing_else(
     function: str, cloud: Cloud, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    promise_on_every_topic(app)
+    store_on_every_topic(app)
     with serve() as market:
         for name, value in declared(function, cloud, market.url).items():
             monkeypatch.setenv(name, value)

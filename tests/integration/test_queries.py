@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,34 @@ from psycopg import Connection
 from tests.integration import seeds
 
 import control_plane
+import domains
 from control_plane.platform.queries import load_queries
 
-CODE = Path(control_plane.__path__[0])
-PACKAGES = sorted(path.parent.relative_to(CODE).as_posix().replace("/", ".") for path in CODE.rglob("queries.sql"))
-QUERIES = {
-    f"{package}.{name}": query
-    for package in PACKAGES
-    for name, query in load_queries(f"control_plane.{package}").items()
-}
+CORE = Path(control_plane.__path__[0]).parent
+CODE = (CORE / "control_plane", Path(domains.__path__[0]))
+PACKAGES = sorted(
+    path.parent.relative_to(CORE).as_posix().replace("/", ".") for root in CODE for path in root.rglob("queries.sql")
+)
+QUERIES = {f"{package}.{name}": query for package in PACKAGES for name, query in load_queries(package).items()}
+
+
+def sources() -> Iterator[Path]:
+    for root in CODE:
+        yield from root.rglob("*.py")
 
 
 def test_the_packages_with_statements_are_found() -> None:
-    assert {"consumers", "ingestion", "ops", "outbox"} <= set(PACKAGES)
+    wanted = {"control_plane.consumers", "control_plane.ingestion", "control_plane.ops", "control_plane.outbox"}
+    assert wanted | {"domains.finance"} <= set(PACKAGES)
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_postgres_can_prepare_it(app: Connection[Any], name: str) -> None:
-    seeds.prepare(app, QUERIES[name])
+def test_postgres_can_prepare_it(app: Connection[Any], owner: Connection[Any], name: str) -> None:
+    if QUERIES[name].sql.startswith("LOCK "):  # which cannot be prepared
+        with owner.transaction():
+            owner.execute(QUERIES[name].sql)
+    else:
+        seeds.prepare(app, QUERIES[name])
 
 
 @pytest.mark.parametrize("name", QUERIES)
@@ -38,7 +49,7 @@ def test_it_says_what_it_is_for(name: str) -> None:
 @pytest.mark.parametrize("name", QUERIES)
 def test_the_code_uses_it(name: str) -> None:
     quoted = f'"{name.rpartition(".")[2]}"'
-    assert any(quoted in path.read_text(encoding="utf-8") for path in CODE.rglob("*.py"))
+    assert any(quoted in path.read_text(encoding="utf-8") for path in sources())
 
 
 def test_a_name_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,10 +64,10 @@ def test_a_name_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_no_statement_hides_in_python() -> None:
     # The connection and the migrations must speak to a database that may have no schema yet.
-    allowed = {"ops/migrations.py", "platform/database.py"}
+    allowed = {"control_plane/ops/migrations.py", "control_plane/platform/database.py"}
     hidden = {
-        path.relative_to(CODE).as_posix()
-        for path in CODE.rglob("*.py")
+        path.relative_to(CORE).as_posix()
+        for path in sources()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", str(node.value))
     }

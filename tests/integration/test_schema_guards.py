@@ -5,29 +5,37 @@ from uuid import UUID, uuid4
 
 import pytest
 from psycopg import Connection, errors
-from tests.conftest import MIGRATIONS, TestDatabase
+from psycopg.rows import dict_row
+from tests.conftest import MIGRATIONS
 from tests.integration import seeds
-from tests.integration.fakes import Clock, FakePublisher, RecordingTelemetry
 
-from control_plane.model.lifecycle import Accepted, Failed, MessageFault, Outcome, QueueFault
+from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NotSent, NoVerdict, Outcome, QueueFault
+from control_plane.ops.dead_letters import DeadLetterFilter, redrive
 from control_plane.ops.migrations import migrate, read_migrations
-from control_plane.outbox import ledger, relay, store
-from control_plane.platform.breakers import BreakerPolicy
+from control_plane.outbox import claims
 from control_plane.platform.database import connect
 
-IMMUTABLE = ("events", "raw_payloads")
-QUEUE = "http://queues/ticks"
+IMMUTABLE = ("events", "raw_payloads", "outbox", "deliveries")
+TOKEN = "00000000-0000-0000-0000-000000000001"
 
 
 @pytest.fixture
 def stored(app: Connection[Any]) -> UUID:
-    """An event, its raw payload and its promise; returns the event's id."""
-    (event_id,) = seeds.promise(app, seeds.ticks(1))
+    """An event, its raw payload, its message and the delivery of it; returns the event's id."""
+    (event_id,) = seeds.store(app, seeds.ticks(1))
+    seeds.settle(app, seeds.claim(app), Accepted("m"))
     app.execute(
         "INSERT INTO raw_payloads (id, source, fetched_at, trace_id, payload_json)"
         " VALUES (%s, 'fake', now(), %s, '{}')",
         [uuid4(), uuid4()],
     )
+    return event_id
+
+
+@pytest.fixture
+def pending(app: Connection[Any]) -> UUID:
+    """A message that is pending; returns its event's id."""
+    (event_id,) = seeds.store(app, seeds.ticks(1))
     return event_id
 
 
@@ -38,18 +46,27 @@ def in_the_retention_step(connection: Connection[Any], *statements: str) -> None
             connection.execute(statement.encode())
 
 
+def change(statement: str, table: str) -> str:
+    """A statement that would change a table: {column} is one that it has."""
+    column = {"outbox": "topic = 'a.b'", "deliveries": "message_id = 'forged'"}.get(table, "source = 'forged'")
+    return statement.format(table=table, column=column)
+
+
+CHANGES = ["UPDATE {table} SET {column}", "DELETE FROM {table}", "TRUNCATE {table} CASCADE"]
+
+
 # Privileges
 
 
 @pytest.mark.parametrize("table", IMMUTABLE)
-@pytest.mark.parametrize("change", ["UPDATE {} SET source = 'forged'", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
+@pytest.mark.parametrize("statement", CHANGES)
 def test_the_functions_role_may_not_change_what_is_immutable(
-    app: Connection[Any], stored: UUID, table: str, change: str
+    app: Connection[Any], stored: UUID, table: str, statement: str
 ) -> None:
     with pytest.raises(errors.InsufficientPrivilege):
-        app.execute(change.format(table).encode())
+        app.execute(change(statement, table).encode())
     with pytest.raises(errors.InsufficientPrivilege):
-        in_the_retention_step(app, change.format(table))
+        in_the_retention_step(app, change(statement, table))
     assert seeds.counts(app) == (1, 1, 1)
 
 
@@ -69,7 +86,6 @@ def test_the_functions_role_may_not_change_what_is_immutable(
         "DROP TRIGGER events_are_immutable ON events",
         "CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
         "SET session_replication_role = 'replica'",
-        "DELETE FROM outbox",
         "DELETE FROM delivery_failures",
         "DELETE FROM processed_events",
         "UPDATE processed_events SET consumer = 'x'",
@@ -82,7 +98,35 @@ def test_the_functions_role_may_define_nothing_and_delete_nothing(app: Connectio
         app.execute(statement.encode())
 
 
-def test_the_functions_role_may_not_make_temporary_tables(empty_database: TestDatabase) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO deliveries (outbox_id, subscription, delivery_attempts, message_id) VALUES (1, 'x', 1, 'm')",
+        "INSERT INTO dead_letters (outbox_id, subscription, reason) VALUES (1, 'x', 'forged')",
+        "UPDATE dead_letters SET resolution = 'discarded', resolved_at = now(), resolved_by = 'me'",
+        "DELETE FROM dead_letters",
+        "DELETE FROM pending_deliveries",
+        "TRUNCATE pending_deliveries",
+        "UPDATE pending_deliveries SET subscription = 'x'",
+        "UPDATE pending_deliveries SET outbox_id = 1",
+        "UPDATE pending_deliveries SET promised_at = now()",
+        "UPDATE pending_deliveries SET operation_id = gen_random_uuid()",
+        "INSERT INTO pending_deliveries (outbox_id, subscription, operation_id) VALUES (1, 'x', gen_random_uuid())",
+        "INSERT INTO pending_deliveries (outbox_id, subscription, promised_at) VALUES (1, 'x', now())",
+        "INSERT INTO subscriptions (name, topic) VALUES ('mine', 'market.ticks')",
+        "UPDATE subscriptions SET removed_at = now()",
+        "DELETE FROM subscriptions",
+        "INSERT INTO operations (operation_id, kind) VALUES (gen_random_uuid(), 'redrive')",
+        "LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
+    ],
+)
+def test_the_functions_role_may_forge_no_delivery(app: Connection[Any], pending: UUID, statement: str) -> None:
+    with pytest.raises(errors.InsufficientPrivilege), app.transaction():  # LOCK asks for one
+        app.execute(statement.encode())
+    assert {event_id: row["state"] for event_id, row in seeds.deliveries(app).items()} == {pending: "pending"}
+
+
+def test_the_functions_role_may_not_make_temporary_tables(empty_database: Any) -> None:
     # A privilege of the database, which a clone does not inherit from its template.
     with connect(empty_database.owner_url, application_name="test") as owner:
         migrate(owner, read_migrations(MIGRATIONS))
@@ -90,184 +134,266 @@ def test_the_functions_role_may_not_make_temporary_tables(empty_database: TestDa
         app.execute("CREATE TEMPORARY TABLE mine (id integer)")
 
 
+# Settlements
+
+
+def settle_as(
+    connection: Connection[Any], claim: claims.Claim, token: UUID | None, *, disposition: str = "published"
+) -> list[Any]:
+    """Settles a claim's only message under a token of one's own; returns what took effect."""
+    [row] = claim.rows
+    return connection.execute(
+        "SELECT * FROM settle_deliveries('me', %(ids)s, %(subscriptions)s, %(operations)s::uuid[], %(tokens)s::uuid[],"
+        " %(dispositions)s, %(message_ids)s, %(errors)s, %(delays)s::float[], %(suspect)s)",
+        {
+            "ids": [row.outbox_id],
+            "subscriptions": [row.subscription],
+            "operations": [row.operation_id],
+            "tokens": [token],
+            "dispositions": [disposition],
+            "message_ids": ["m"],
+            "errors": ["forged"],
+            "delays": [0.0],
+            "suspect": [False],
+        },
+    ).fetchall()
+
+
+@pytest.mark.parametrize("disposition", ["published", "dead_lettered", "exhausted", "failed", "released"])
+def test_nothing_is_settled_without_the_claims_token(app: Connection[Any], pending: UUID, disposition: str) -> None:
+    claim = seeds.claim(app)
+    for token in (uuid4(), None):
+        assert settle_as(app, claim, token, disposition=disposition) == []
+    row = seeds.deliveries(app)[pending]
+    assert (row["state"], row["claim_token"], row["last_error"]) == ("in_flight", claim.token, None)
+    assert seeds.failed_attempts(app) == []
+    assert len(settle_as(app, claim, claim.token, disposition=disposition)) == 1
+
+
+def test_what_is_not_claimed_cannot_be_settled(app: Connection[Any], pending: UUID) -> None:
+    claim = seeds.claim(app)
+    seeds.settle(app, claim, NotSent())
+    for token in (claim.token, None):
+        assert settle_as(app, claim, token) == []
+    assert seeds.deliveries(app)[pending]["state"] == "pending"
+
+
+def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID) -> None:
+    superseded = seeds.claim(app)
+    seeds.pass_time(app)
+    seeds.claim(app)  # finds the lease run out
+    current = seeds.claim(app)
+    assert seeds.settle(app, superseded, Accepted("late")) == []
+    assert seeds.settle(app, current, Accepted("m")) == [pending]
+    assert seeds.settle(app, current, Accepted("again")) == []
+    assert seeds.deliveries(app)[pending]["message_id"] == "m"
+
+
+def test_strangers_may_not_settle(owner: Connection[Any]) -> None:
+    granted = owner.execute(
+        "SELECT grantee FROM information_schema.routine_privileges WHERE routine_name = 'settle_deliveries'"
+    ).fetchall()
+    assert {row[0] for row in granted} == {"acp_owner", "acp_app"}
+
+
 # Immutability, for the owner too
 
 
 @pytest.mark.parametrize("table", IMMUTABLE)
-@pytest.mark.parametrize("change", ["UPDATE {} SET source = 'forged'", "DELETE FROM {}", "TRUNCATE {} CASCADE"])
+@pytest.mark.parametrize("statement", CHANGES)
 def test_the_owner_too_is_refused_a_change_and_told_the_way(
-    owner: Connection[Any], app: Connection[Any], stored: UUID, table: str, change: str
+    owner: Connection[Any], app: Connection[Any], stored: UUID, table: str, statement: str
 ) -> None:
-    with pytest.raises(errors.RestrictViolation, match=f"on {table} refused: its rows are immutable") as refused:
-        owner.execute(change.format(table).encode())
+    with pytest.raises(errors.RestrictViolation, match="refused: its rows are immutable") as refused:
+        owner.execute(change(statement, table).encode())
     assert "A correction is a new event" in str(refused.value.diag.message_hint)
     assert seeds.counts(app) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("table", IMMUTABLE)
-@pytest.mark.parametrize("change", ["UPDATE {} SET source = 'forged'", "TRUNCATE {} CASCADE"])
-def test_retention_may_delete_and_nothing_else(owner: Connection[Any], stored: UUID, table: str, change: str) -> None:
+@pytest.mark.parametrize("statement", [CHANGES[0], CHANGES[2]])
+def test_retention_may_delete_and_nothing_else(
+    owner: Connection[Any], stored: UUID, table: str, statement: str
+) -> None:
     with pytest.raises(errors.RestrictViolation):
-        in_the_retention_step(owner, change.format(table))
+        in_the_retention_step(owner, change(statement, table))
 
 
 def test_the_retention_step_deletes_and_its_permission_ends_with_it(
     owner: Connection[Any], app: Connection[Any], stored: UUID
 ) -> None:
-    in_the_retention_step(owner, "DELETE FROM outbox", "DELETE FROM events", "DELETE FROM raw_payloads")
+    tables = ("deliveries", "outbox", "events", "raw_payloads")
+    in_the_retention_step(owner, *(f"DELETE FROM {table}" for table in tables))
     assert seeds.counts(app) == (0, 0, 0)
-    seeds.promise(app, seeds.ticks(1))
+    seeds.store(app, seeds.ticks(1))
     with pytest.raises(errors.RestrictViolation):
         owner.execute("DELETE FROM events")
 
 
-def test_an_event_is_not_deleted_from_under_its_promise(owner: Connection[Any], stored: UUID) -> None:
+def test_an_event_is_not_deleted_from_under_its_message(owner: Connection[Any], stored: UUID) -> None:
     with pytest.raises(errors.ForeignKeyViolation):
         in_the_retention_step(owner, "DELETE FROM events")
 
 
 # CHECKs: for each a row that it refuses, which would be accepted but for it
 
-TOKEN = "'00000000-0000-0000-0000-000000000001'"
-REFUSED_ROWS = {
-    "outbox_one_end": "delivered_at = now(), message_id = 'm', delivery_attempts = 1, dead_lettered_at = now(),"
-    " last_error = NULL",
-    "outbox_settled_has_no_claim": f"delivered_at = now(), message_id = 'm', delivery_attempts = 1,"
-    f" claim_token = {TOKEN}, claimed_by = 'r'",
-    "outbox_claim_is_whole": f"claim_token = {TOKEN}, delivery_attempts = 1",
-    "outbox_claim_is_an_attempt": f"claim_token = {TOKEN}, claimed_by = 'r'",
-    "outbox_delivered_by_an_attempt": "delivered_at = now(), message_id = 'm'",
-    "outbox_delivered_has_message": "delivered_at = now(), delivery_attempts = 1",
-    "outbox_delivered_has_no_error": "delivered_at = now(), message_id = 'm', delivery_attempts = 1, last_error = 'e'",
-    "outbox_dead_letter_has_reason": "dead_lettered_at = now()",
-    "outbox_topic_check": "topic = 'Market Ticks'",
-    "outbox_payload_json_check": "payload_json = '[]'",
-    "outbox_delivery_attempts_check": "delivery_attempts = -1",
-}
+SOUND: dict[str, dict[str, object]] = {
+    "raw_payloads": {
+        "id": TOKEN, "source": "fake", "fetched_at": seeds.FIRST_BAR, "trace_id": TOKEN, "payload_json": "{}",
+    },
+    "events": {
+        "event_id": TOKEN, "event_type": "A_THING_HAPPENED", "source": "fake", "occurred_at": seeds.FIRST_BAR,
+        "ingested_at": seeds.FIRST_BAR, "schema_version": 1, "trace_id": TOKEN, "payload_json": "{}",
+    },
+    "subscriptions": {"name": "detector", "topic": "market.ticks"},
+    "operations": {"operation_id": TOKEN, "kind": "redrive", "filter": "{}", "state": "done", "requested_by": "kim"},
+    "outbox": {
+        "event_id": None, "topic": "a.b", "event_type": "A_THING_HAPPENED", "schema_version": 1, "trace_id": TOKEN,
+        "payload_json": "{}",
+    },
+    "pending_deliveries": {"outbox_id": 99, "subscription": "detector"},
+    "deliveries": {"outbox_id": 99, "subscription": "detector", "delivery_attempts": 1, "message_id": "m"},
+    "dead_letters": {
+        "outbox_id": 99, "subscription": "detector", "promised_at": seeds.FIRST_BAR, "delivery_attempts": 0,
+        "reason": "no luck",
+    },
+    "delivery_failures": {
+        "outbox_id": 99, "subscription": "detector", "attempt": 1, "claimed_by": "r", "error": "e",
+    },
+    "processed_events": {"consumer": "c", "event_id": TOKEN},
+    "circuit_breakers": {"name": "q"},
+    "relay_handover": {"token": TOKEN, "name": "r"},
+}  # fmt: skip
+"""A row of each table that it takes."""
+REFUSED: list[tuple[str, str, dict[str, object]]] = [
+    ("raw_payloads", "raw_payloads_source_check", {"source": ""}),
+    ("raw_payloads", "raw_payloads_entity_id_check", {"entity_id": ""}),
+    ("events", "events_event_type_check", {"event_type": "market_tick"}),
+    ("events", "events_source_check", {"source": ""}),
+    ("events", "events_entity_id_check", {"entity_id": ""}),
+    ("events", "events_entity_type_check", {"entity_type": ""}),
+    ("events", "events_revision_check", {"revision": -1}),
+    ("events", "events_schema_version_check", {"schema_version": 0}),
+    ("events", "events_payload_json_check", {"payload_json": "[]"}),
+    ("subscriptions", "subscriptions_name_check", {"name": "Signal Lab"}),
+    ("subscriptions", "subscriptions_topic_check", {"topic": "ticks"}),
+    ("operations", "operations_kind_check", {"kind": "repair"}),
+    ("operations", "operations_filter_check", {"filter": "[]"}),
+    ("operations", "operations_plan_check", {"plan": "[]"}),
+    ("operations", "operations_progress_check", {"progress": "[]"}),
+    ("operations", "operations_state_check", {"state": "begun"}),
+    ("operations", "operations_rate_check", {"rate": 0}),
+    ("operations", "operations_requested_by_check", {"requested_by": ""}),
+    ("outbox", "outbox_topic_check", {"topic": "Market Ticks"}),
+    ("outbox", "outbox_payload_json_check", {"payload_json": "[]"}),
+    ("pending_deliveries", "pending_deliveries_subscription_check", {"subscription": ""}),
+    ("pending_deliveries", "pending_deliveries_payload_bytes_check", {"payload_bytes": -1}),
+    ("pending_deliveries", "pending_deliveries_delivery_attempts_check", {"delivery_attempts": -1}),
+    ("pending_deliveries", "pending_deliveries_claim_is_whole", {"claim_token": TOKEN, "delivery_attempts": 1}),
+    ("pending_deliveries", "pending_deliveries_claim_is_an_attempt", {"claim_token": TOKEN, "claimed_by": "r"}),
+    ("deliveries", "deliveries_delivery_attempts_check", {"delivery_attempts": 0}),
+    ("dead_letters", "dead_letters_delivery_attempts_check", {"delivery_attempts": -1}),
+    ("dead_letters", "dead_letters_reason_check", {"reason": ""}),
+    (
+        "dead_letters",
+        "dead_letters_resolution_check",
+        {"resolution": "lost", "resolved_at": seeds.FIRST_BAR, "resolved_by": "kim"},
+    ),
+    ("dead_letters", "dead_letters_resolution_is_whole", {"resolution": "discarded"}),
+    (
+        "dead_letters",
+        "dead_letters_redriven_by_an_operation",
+        {"resolution": "redriven", "resolved_at": seeds.FIRST_BAR, "resolved_by": "kim"},
+    ),
+    ("delivery_failures", "delivery_failures_attempt_check", {"attempt": 0}),
+    ("delivery_failures", "delivery_failures_error_check", {"error": ""}),
+    ("processed_events", "processed_events_consumer_check", {"consumer": ""}),
+    ("circuit_breakers", "circuit_breakers_name_check", {"name": ""}),
+    ("circuit_breakers", "circuit_breakers_state_check", {"state": "ajar", "opened_at": seeds.FIRST_BAR}),
+    ("circuit_breakers", "circuit_breakers_open_since", {"state": "open"}),
+    ("circuit_breakers", "circuit_breakers_consecutive_failures_check", {"consecutive_failures": -1}),
+    ("relay_handover", "relay_handover_only_one_check", {"only_one": False}),
+    ("relay_handover", "relay_handover_name_check", {"name": ""}),
+]
+"""Table, constraint, what is wrong with the row."""
 
 
-@pytest.mark.parametrize(
-    "column", ["event_id = gen_random_uuid()", "topic = 'a.b'", "payload_json = '{}'", "created_at = now()"]
-)
-def test_the_app_cannot_change_what_was_promised(app: Connection[Any], stored: UUID, column: str) -> None:
-    with pytest.raises(errors.InsufficientPrivilege):
-        app.execute(f"UPDATE outbox SET {column}".encode())
-
-
-@pytest.mark.parametrize("constraint", REFUSED_ROWS)
-def test_an_impossible_outbox_row_is_refused(owner: Connection[Any], stored: UUID, constraint: str) -> None:
-    with pytest.raises(errors.CheckViolation) as refused:
-        owner.execute(f"UPDATE outbox SET {REFUSED_ROWS[constraint]}".encode())
-    violated = str(refused.value.diag.constraint_name)
-    # A row with two ends must also lack what one of them demands; the database names the first that it breaks.
-    assert violated == constraint or (constraint == "outbox_one_end" and violated == "outbox_dead_letter_has_reason")
-
-
-def test_every_check_of_the_outbox_has_a_row_that_it_refuses(app: Connection[Any]) -> None:
-    checks = app.execute("SELECT conname FROM pg_constraint WHERE conrelid = 'outbox'::regclass AND contype = 'c'")
-    assert {row[0] for row in checks} == set(REFUSED_ROWS)
-
-
-@pytest.mark.parametrize(
-    ("table", "row"),
-    [
-        ("events", {"event_type": "market_tick"}),
-        ("events", {"source": ""}),
-        ("events", {"entity_id": ""}),
-        ("events", {"entity_type": ""}),
-        ("events", {"schema_version": 0}),
-        ("events", {"payload_json": "[]"}),
-        ("raw_payloads", {"source": ""}),
-        ("delivery_failures", {"error": ""}),
-        ("delivery_failures", {"attempt": 0}),
-        ("processed_events", {"consumer": ""}),
-        ("replays", {"requested_by": ""}),
-        ("replays", {"filter": "[]"}),
-        ("replays", {"event_count": -1}),
-        ("circuit_breakers", {"name": ""}),
-        ("circuit_breakers", {"state": "ajar"}),
-        ("circuit_breakers", {"state": "open"}),
-        ("circuit_breakers", {"consecutive_failures": -1}),
-    ],
-)
-def test_what_makes_no_sense_is_refused(app: Connection[Any], stored: UUID, table: str, row: dict[str, object]) -> None:
-    (outbox_id,) = (promise["id"] for promise in seeds.outbox(app).values())
-    sound: dict[str, dict[str, object]] = {
-        "events": {
-            "event_id": uuid4(), "event_type": "A_THING_HAPPENED", "source": "fake", "occurred_at": seeds.FIRST_BAR,
-            "ingested_at": seeds.FIRST_BAR, "schema_version": 1, "trace_id": uuid4(), "payload_json": "{}",
-        },
-        "raw_payloads": {
-            "id": uuid4(), "source": "fake", "fetched_at": seeds.FIRST_BAR, "trace_id": uuid4(), "payload_json": "{}",
-        },
-        "delivery_failures": {"outbox_id": outbox_id, "attempt": 1, "claimed_by": "r", "error": "e"},
-        "processed_events": {"consumer": "c", "event_id": stored},
-        "replays": {"replay_id": uuid4(), "requested_by": "me", "filter": "{}", "event_count": 0},
-        "circuit_breakers": {"name": "q"},
-    }  # fmt: skip
-
+@pytest.mark.parametrize(("table", "constraint", "wrong"), REFUSED, ids=[constraint for _, constraint, _ in REFUSED])
+def test_a_row_that_makes_no_sense_is_refused(
+    owner: Connection[Any], stored: UUID, table: str, constraint: str, wrong: dict[str, object]
+) -> None:
     def insert(values: dict[str, object]) -> None:
         columns, places = ", ".join(values), ", ".join(["%s"] * len(values))
-        app.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})".encode(), list(values.values()))
+        owner.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})".encode(), list(values.values()))
 
-    with pytest.raises(errors.CheckViolation):
-        insert(sound[table] | row)
-    insert(sound[table])  # but for that, it would have been taken
+    sound = SOUND[table] | ({"event_id": stored} if table == "outbox" else {})
+    with pytest.raises(errors.CheckViolation) as refused:
+        insert(sound | wrong)
+    assert refused.value.diag.constraint_name == constraint
+    insert(sound)  # but for that, it would have been taken
 
 
-# One promise per event, topic and replay
+def test_every_check_has_a_row_that_it_refuses(app: Connection[Any]) -> None:
+    checks = app.execute(
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
+    )
+    assert {row[0] for row in checks} == {constraint for _, constraint, _ in REFUSED}
 
 
-def test_an_event_is_promised_once_per_topic_and_replay(app: Connection[Any], stored: UUID) -> None:
-    def promise(topic: str, replay_id: UUID | None) -> None:
+# One message per event and topic, one delivery per message, subscription and operation
+
+
+def test_an_event_is_one_message_per_topic(app: Connection[Any], stored: UUID) -> None:
+    def promise(topic: str) -> None:
         app.execute(
-            "INSERT INTO outbox (event_id, topic, replay_id, payload_json) VALUES (%s, %s, %s, '{}')",
-            [stored, topic, replay_id],
+            "INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+            " VALUES (%s, %s, 'A_THING_HAPPENED', 1, gen_random_uuid(), '{}')",
+            [stored, topic],
         )
 
-    replay_id = uuid4()
-    app.execute(
-        "INSERT INTO replays (replay_id, requested_by, filter, event_count) VALUES (%s, 'me', '{}', 1)", [replay_id]
-    )
     with pytest.raises(errors.UniqueViolation):
-        promise("market.ticks", None)
-    promise("market.ticks", replay_id)
-    promise("system.events", None)
-    with pytest.raises(errors.UniqueViolation):
-        promise("market.ticks", replay_id)
+        promise("market.ticks")
+    promise("system.events")
 
 
-def test_a_promise_needs_its_event(app: Connection[Any]) -> None:
+@pytest.mark.parametrize("table", ["pending_deliveries", "deliveries", "dead_letters"])
+def test_a_message_is_delivered_once_per_subscription_and_operation(owner: Connection[Any], table: str) -> None:
+    def insert(subscription: str, operation_id: str | None) -> None:
+        row = SOUND[table] | {"subscription": subscription, "operation_id": operation_id}
+        columns, places = ", ".join(row), ", ".join(["%s"] * len(row))
+        owner.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})".encode(), list(row.values()))
+
+    insert("signal_lab", None)
+    insert("detector", None)
+    insert("signal_lab", TOKEN)
+    for operation_id in (None, TOKEN):
+        with pytest.raises(errors.UniqueViolation):
+            insert("signal_lab", operation_id)
+
+
+def test_a_message_needs_its_event(app: Connection[Any]) -> None:
     with pytest.raises(errors.ForeignKeyViolation):
-        app.execute("INSERT INTO outbox (event_id, topic, payload_json) VALUES (%s, 'a.b', '{}')", [uuid4()])
+        app.execute(
+            "INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+            " VALUES (%s, 'a.b', 'A_THING_HAPPENED', 1, gen_random_uuid(), '{}')",
+            [uuid4()],
+        )
 
 
 # The derived state
 
 
-def claim(app: Connection[Any]) -> store.Claim:
-    return store.claim(
-        app,
-        token=uuid4(),
-        claimed_by="r",
-        lanes=seeds.lanes(10),
-        max_bytes=relay.CLAIM_BYTES,
-        lease_seconds=30,
-        max_attempts=2,
-    )
+def test_a_delivery_that_was_never_tried_is_pending(app: Connection[Any], pending: UUID) -> None:
+    assert seeds.deliveries(app)[pending]["state"] == "pending"
 
 
-def test_a_row_that_was_never_tried_is_pending(app: Connection[Any], stored: UUID) -> None:
-    assert seeds.outbox(app)[stored]["state"] == "pending"
-
-
-def test_a_claimed_row_is_in_flight_until_its_lease_ends_and_then_pending(app: Connection[Any], stored: UUID) -> None:
-    claim(app)
-    row = seeds.outbox(app)[stored]
-    assert (row["state"], row["delivery_attempts"]) == ("in_flight", 1)
+def test_a_claimed_delivery_is_in_flight_until_its_lease_ends(app: Connection[Any], pending: UUID) -> None:
+    seeds.claim(app)
+    row = seeds.deliveries(app)[pending]
+    assert (row["state"], row["delivery_attempts"], row["claimed_by"]) == ("in_flight", 1, "relay-1")
     assert 0 < row["wait"] <= 30
     seeds.pass_time(app)
-    assert seeds.outbox(app)[stored]["state"] == "pending"
+    assert seeds.deliveries(app)[pending]["state"] == "pending"
 
 
 @pytest.mark.parametrize(
@@ -276,72 +402,53 @@ def test_a_claimed_row_is_in_flight_until_its_lease_ends_and_then_pending(app: C
         (Accepted("m-1"), "delivered"),
         (Failed("once more"), "retrying"),
         (QueueFault("throttled"), "retrying"),
+        (NoVerdict("nonsense"), "retrying"),
+        (NotSent(), "pending"),
         (MessageFault("too large"), "dead_lettered"),
     ],
 )
-def test_a_settled_row_is_in_the_state_of_its_outcome(
-    app: Connection[Any], database: TestDatabase, stored: UUID, outcome: Outcome, state: str
+def test_a_settled_delivery_is_in_the_state_of_its_outcome(
+    app: Connection[Any], pending: UUID, outcome: Outcome, state: str
 ) -> None:
-    clock = Clock()
-    relay.Relay(
-        connection=lambda: app,
-        publisher=FakePublisher(QUEUE, script=lambda _message: outcome, clock=clock),
-        queue_urls={"market.ticks": QUEUE},
-        policy=ledger.RelayPolicy(10, 30, 2, 1, BreakerPolicy(1, 30)),
-        telemetry=RecordingTelemetry(),
-        name="r",
-        monotonic=clock.monotonic,
-        sleep=clock.sleep,
-    ).run(remaining_seconds=lambda: 60)
-    assert seeds.outbox(app)[stored]["state"] == state
+    seeds.settle(app, seeds.claim(app), outcome)
+    assert seeds.deliveries(app)[pending]["state"] == state
 
 
-# The claim's plan
+def test_a_redriven_letter_and_its_successor_have_states_of_their_own(
+    app: Connection[Any], owner: Connection[Any], pending: UUID
+) -> None:
+    seeds.settle(app, seeds.claim(app), MessageFault("too large"))
+    operation_id = redrive(owner, DeadLetterFilter(subscription="signal_lab"), requested_by="kim").operation_id
+    with app.cursor(row_factory=dict_row) as cursor:
+        states = cursor.execute(
+            "SELECT operation_id, state, last_error FROM outbox_states ORDER BY operation_id NULLS FIRST"
+        ).fetchall()
+    assert states == [
+        {"operation_id": None, "state": "redriven", "last_error": "too large"},
+        {"operation_id": operation_id, "state": "pending", "last_error": None},
+    ]
+
+
+# What claim and settle read
 
 
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
-def test_claim_and_settle_look_at_open_rows_alone_however_many_are_settled(
-    app: Connection[Any], owner: Connection[Any], plans: str
-) -> None:
-    with owner.transaction():
-        owner.execute(
-            "INSERT INTO events (event_id, event_type, source, occurred_at, ingested_at, schema_version, trace_id,"
-            " payload_json) SELECT gen_random_uuid(), 'A_THING_HAPPENED', 'fake', now(), now(), 1, gen_random_uuid(),"
-            " '{}' FROM generate_series(1, 50000)"
-        )
-        owner.execute(
-            "INSERT INTO outbox (event_id, topic, payload_json, delivery_attempts, delivered_at, message_id)"
-            " SELECT event_id, 'market.ticks', '{}', 1, now(), 'm' FROM events"
-        )
-    seeds.promise(app, seeds.ticks(50))
+def test_claim_and_settle_read_due_rows_alone(app: Connection[Any], owner: Connection[Any], plans: str) -> None:
+    seeds.store_delivered(owner, 50_000)
+    owner.execute(
+        "INSERT INTO pending_deliveries (outbox_id, subscription, next_attempt_at)"
+        " SELECT outbox_id, 'detector', now() + interval '1 hour' FROM deliveries"
+    )
+    seeds.store(app, seeds.ticks(50))
     owner.execute("ANALYZE")
     app.execute(f"SET plan_cache_mode = {plans}".encode())
-    claimed_by = {"claimed_by": "r", "claim_token": uuid4()}
-    claim_plan = seeds.plan(
-        app,
-        store.QUERIES["claim"],
-        claimed_by
-        | {"topics": ["market.ticks"], "since": [store.BEGINNING], "limits": [20]}
-        | {"claim_bytes": 2**20, "lease_seconds": 30.0, "max_attempts": 5},
-    )
-    claimed = [row["id"] for row in seeds.outbox(app).values() if row["state"] == "in_flight"]
-    settle_plan = seeds.plan(
-        app,
-        store.QUERIES["settle"],
-        claimed_by
-        | {
-            "ids": claimed,
-            "claim_tokens": [claimed_by["claim_token"]] * 20,
-            "dispositions": ["published"] * 20,
-            "message_ids": ["m"] * 20,
-            "errors": [None] * 20,
-            "delays_seconds": [0.0] * 20,
-        },
-    )
-    backlog_plan = seeds.plan(app, store.QUERIES["backlog"], {})
-    assert len(claimed) == 20
-    assert "outbox_claimable" in claim_plan
-    assert "outbox_claimable" in backlog_plan
-    for used in (claim_plan, settle_plan, backlog_plan):
-        assert "Seq Scan" not in used
-    assert sum(row["state"] == "delivered" for row in seeds.outbox(app).values()) == 50_020
+    with app.transaction():
+        claim = seeds.claim(app, rows=20)
+        settled = seeds.settle(app, claim, Accepted("m"))
+        read = app.execute(
+            "SELECT relname, seq_scan, coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables"
+            " WHERE relname IN ('pending_deliveries', 'outbox', 'deliveries')"
+        ).fetchall()
+    assert len(claim.rows) == len(settled) == 20
+    assert {name: seq_scans for name, seq_scans, _ in read} == {"pending_deliveries": 0, "outbox": 0, "deliveries": 0}
+    assert max(fetched for _, _, fetched in read) <= 100

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import Connection
 
-from control_plane.consumers import signal_lab
 from control_plane.consumers.once import once
-from control_plane.model.contract import Event, MarketTick, SourceFetchFailed, new_event
+from control_plane.model.contract import Event, SourceFetchFailed, new_event
 from control_plane.model.errors import ContractViolation
 from control_plane.platform.database import connect
+from domains.finance import signal_lab
+from domains.finance.events import MarketTick
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -33,13 +34,13 @@ def tick(
     price: float = 100.0,
     *,
     minute: int = 0,
-    ingested: int = 60,
+    revision: int = 0,
     entity: str | None = "AAPL",
     source: str = "yfinance",
     interval: str = "1m",
     volume: int = 10,
 ) -> Event:
-    """A tick of a minute after noon, stored ``ingested`` minutes after noon."""
+    """A revision of the bar that began so many minutes after noon."""
     payload = MarketTick(
         price=price, open=price, high=price, low=price, volume=volume, currency="USD", interval=interval
     )
@@ -49,8 +50,11 @@ def tick(
         entity_id=entity,
         entity_type="equity",
         occurred_at=NOON + minute * MINUTE,
-        ingested_at=NOON + ingested * MINUTE,
+        observed_at=NOON + 60 * MINUTE,
+        ingested_at=NOON + 60 * MINUTE,
         trace_id=uuid4(),
+        series=interval,
+        revision=revision,
     )
 
 
@@ -67,7 +71,7 @@ def rows(connection: Connection[Any], query: str) -> Rows:
 
 def latest(connection: Connection[Any]) -> Rows:
     query = """
-        SELECT source, entity_id, price, currency, occurred_at, ingested_at, event_id
+        SELECT source, entity_id, price, currency, occurred_at, revision, event_id
         FROM signal_lab_latest_prices ORDER BY source, entity_id
     """
     return rows(connection, query)
@@ -75,7 +79,7 @@ def latest(connection: Connection[Any]) -> Rows:
 
 def bars(connection: Connection[Any]) -> Rows:
     query = """
-        SELECT source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, ingested_at, event_id
+        SELECT source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, revision, event_id
         FROM signal_lab_bars ORDER BY source, entity_id, bar_interval, occurred_at
     """
     return rows(connection, query)
@@ -235,23 +239,21 @@ def test_a_tick_is_the_latest_price_and_a_bar(app: Connection[Any]) -> None:
     event = tick(101.5, volume=7)
     assert deliver(app, event) == [True]
     assert latest(app) == [
-        ("yfinance", "AAPL", 101.5, "USD", event.occurred_at, event.ingested_at, event.event_id),
+        ("yfinance", "AAPL", 101.5, "USD", event.occurred_at, 0, event.event_id),
     ]
-    assert bars(app) == [
-        ("yfinance", "AAPL", "1m", NOON, 101.5, 101.5, 101.5, 101.5, 7, event.ingested_at, event.event_id)
-    ]
+    assert bars(app) == [("yfinance", "AAPL", "1m", NOON, 101.5, 101.5, 101.5, 101.5, 7, 0, event.event_id)]
     assert processed(app) == {("signal_lab", event.event_id)}
 
 
-def test_an_older_tick_never_overwrites_a_newer_one_however_late_it_was_ingested(app: Connection[Any]) -> None:
-    newer, older = tick(2.0, minute=1, ingested=2), tick(1.0, minute=0, ingested=90)
+def test_an_older_tick_never_overwrites_a_newer_one(app: Connection[Any]) -> None:
+    newer, older = tick(2.0, minute=1), tick(1.0, minute=0, revision=9)
     deliver(app, newer, older)
     assert [row[2] for row in latest(app)] == [2.0]
     assert [row[7] for row in bars(app)] == [1.0, 2.0]
 
 
-def test_of_two_ticks_of_one_minute_the_one_ingested_later_counts(app: Connection[Any]) -> None:
-    first, corrected = tick(1.0, ingested=2), tick(1.5, ingested=3)
+def test_of_two_revisions_of_a_bar_the_later_counts(app: Connection[Any]) -> None:
+    first, corrected = tick(1.0), tick(1.5, revision=1)
     for order in ([first, corrected], [corrected, first]):
         with emptied(app):
             deliver(app, *order)
@@ -259,18 +261,18 @@ def test_of_two_ticks_of_one_minute_the_one_ingested_later_counts(app: Connectio
             assert [(row[7], row[-1]) for row in bars(app)] == [(1.5, corrected.event_id)]
 
 
-def test_of_two_ticks_ingested_at_once_the_higher_event_id_counts(app: Connection[Any]) -> None:
-    pair = [tick(1.0), tick(1.5)]
-    winner = max(pair, key=lambda event: event.event_id)
-    for order in (pair, pair[::-1]):
+def test_a_return_to_an_earlier_price_counts(app: Connection[Any]) -> None:
+    revisions = [tick(100.9), tick(100.4, revision=1), tick(100.9, revision=2)]
+    assert len({event.event_id for event in revisions}) == 3
+    for order in permutations(revisions):
         with emptied(app):
             deliver(app, *order)
-            assert [row[-1] for row in latest(app)] == [winner.event_id]
-            assert [row[-1] for row in bars(app)] == [winner.event_id]
+            assert [(row[2], row[5]) for row in latest(app)] == [(100.9, 2)]
+            assert [(row[7], row[9]) for row in bars(app)] == [(100.9, 2)]
 
 
 def test_a_redelivery_changes_nothing(app: Connection[Any]) -> None:
-    events = [tick(1.0), tick(2.0, minute=1), tick(3.0, minute=1, ingested=70)]
+    events = [tick(1.0), tick(2.0, minute=1), tick(3.0, minute=1, revision=1)]
     deliver(app, *events)
     before = [rows(app, f"SELECT *, xmin FROM {table}") for table in ("signal_lab_latest_prices", "signal_lab_bars")]
     assert deliver(app, *events, *reversed(events)) == [False] * 6
@@ -296,6 +298,7 @@ def test_an_event_of_another_type_is_left_alone(app: Connection[Any]) -> None:
         entity_id="AAPL",
         entity_type=None,
         occurred_at=NOON,
+        observed_at=NOON,
         ingested_at=NOON,
         trace_id=uuid4(),
     )
@@ -332,11 +335,19 @@ ticks = st.builds(
     tick,
     st.sampled_from([1.0, 2.0, 3.0]),
     minute=st.integers(0, 2),
-    ingested=st.integers(60, 61),
+    revision=st.integers(0, 2),
+    interval=st.sampled_from(["1m", "1d"]),
     entity=st.sampled_from(["AAPL", "MSFT"]),
     source=st.sampled_from(["yfinance", "yfinance-replay"]),
 )
-deliveries = st.lists(ticks, min_size=1, max_size=8, unique_by=lambda event: event.event_id).flatmap(
+
+
+def identity(event: Event) -> tuple[Any, ...]:
+    """What no two events share."""
+    return event.source, event.entity_id, event.series, event.occurred_at, event.revision
+
+
+deliveries = st.lists(ticks, min_size=1, max_size=8, unique_by=identity).flatmap(
     lambda events: st.tuples(
         st.just(events),
         st.permutations(events),
@@ -359,12 +370,12 @@ def test_deliveries_in_any_order_and_any_number_end_in_the_same_tables(
     by_age = winners(
         events,
         lambda event: (event.source, event.entity_id),
-        lambda event: (event.occurred_at, event.ingested_at, event.event_id),
+        lambda event: (event.occurred_at, event.series, event.revision),
     )
     by_bar = winners(
         events,
-        lambda event: (event.source, event.entity_id, "1m", event.occurred_at),
-        lambda event: (event.ingested_at, event.event_id),
+        lambda event: (event.source, event.entity_id, event.series, event.occurred_at),
+        lambda event: event.revision,
     )
     with emptied(app):
         deliver(app, *order, *again)
@@ -402,7 +413,7 @@ def same(actual: float | None, expected: float | None) -> bool:
 
 
 def check_views(connection: Connection[Any], prices: Sequence[float]) -> None:
-    deliver(connection, *(tick(price, minute=minute, ingested=5000) for minute, price in enumerate(prices)))
+    deliver(connection, *(tick(price, minute=minute) for minute, price in enumerate(prices)))
     returns = returns_of(prices)
     drawdowns = [drawdown_at(prices, place) for place in range(len(prices))]
     query = "SELECT price, bar_return, rolling_volatility, drawdown FROM signal_lab_returns ORDER BY occurred_at"
@@ -446,7 +457,7 @@ def test_a_change_from_zero_or_below_has_no_return_and_breaks_nothing(
 
 def test_a_corrected_bar_corrects_the_risk(app: Connection[Any]) -> None:
     deliver(app, tick(100.0, minute=0), tick(10.0, minute=1), tick(100.0, minute=2))
-    deliver(app, tick(99.0, minute=1, ingested=61))
+    deliver(app, tick(99.0, minute=1, revision=1))
     [(drawdown,)] = rows(app, "SELECT maximum_drawdown FROM signal_lab_risk")
     assert same(drawdown, 99 / 100 - 1)
 

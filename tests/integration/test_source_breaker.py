@@ -14,6 +14,7 @@ from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Fetched
 from control_plane.model.errors import SourceError
 from control_plane.platform.breakers import Breaker, BreakerPolicy, hold, read_breakers, resume
+from domains import EVENT_TYPES
 
 POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=1000)
 SYMBOLS = ("AAPL", "IBM", "MSFT", "GOOG")
@@ -27,11 +28,11 @@ class Market(FakeSource):
         self.trouble: dict[str, str] = {}
         self.fetches: list[str] = []
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         self.fetches.append(symbol)
         if kind := self.trouble.get(symbol):
             raise SourceError(symbol, kind, "not now", raw={"of": symbol})
-        return super().fetch(symbol, since)
+        return super().fetch(symbol, since, asked_at)
 
     def fail(self, kind: str = "unreachable", *, symbols: tuple[str, ...] = SYMBOLS) -> None:
         self.trouble = dict.fromkeys(symbols, kind)
@@ -42,7 +43,7 @@ class Market(FakeSource):
 
 def run(connection: Connection[Any], source: Market, *symbols: str) -> IngestionResult:
     source.fetches.clear()
-    return ingest(connection, source, symbols or SYMBOLS, RecordingTelemetry(), POLICY)
+    return ingest(connection, source, symbols or SYMBOLS, RecordingTelemetry(), POLICY, event_types=EVENT_TYPES)
 
 
 def open_breaker(connection: Connection[Any], source: Market) -> None:
@@ -108,7 +109,7 @@ def test_while_it_is_open_a_run_fetches_and_writes_nothing(app: Connection[Any])
     telemetry = RecordingTelemetry()
     for _ in range(60):
         source.fetches.clear()
-        result = ingest(app, source, SYMBOLS, telemetry, POLICY)
+        result = ingest(app, source, SYMBOLS, telemetry, POLICY, event_types=EVENT_TYPES)
         assert source.fetches == []
         assert (result.symbols, result.failed_symbols) == (list(SYMBOLS), list(SYMBOLS))
         assert result.fetched == 0
@@ -144,7 +145,7 @@ def test_runs_at_once_that_see_the_same_opening_say_it_once(app: Connection[Any]
     class SlowMarket(Market):
         """Another run is faster: it starts and ends while this one asks."""
 
-        def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             run(app, source)
             raise SourceError(symbol, "rate_limited", "nor now")
 
@@ -241,10 +242,10 @@ def test_while_another_run_probes_none_else_fetches(app: Connection[Any]) -> Non
     class SlowMarket(Market):
         """While it is being asked, another run starts."""
 
-        def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             assert run(app, source).failed_symbols == list(SYMBOLS)
             assert source.fetches == []
-            return super().fetch(symbol, since)
+            return super().fetch(symbol, since, asked_at)
 
     assert run(app, SlowMarket(), "AAPL").ingested == 3
 
@@ -275,7 +276,7 @@ def test_a_failure_under_a_hold_is_no_opening(app: Connection[Any]) -> None:
     class HeldMarket(Market):
         """A person holds it while it is being asked."""
 
-        def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             hold(app, "fake", by="Ada")
             raise SourceError(symbol, "rate_limited", "not now")
 

@@ -10,13 +10,14 @@ from tests.integration import seeds
 from tests.integration.fakes import FakeSource
 
 from control_plane.ingestion.source import Observation, Source, TradingSession
-from control_plane.ingestion.sources.yfinance import HISTORY, YFinanceSource
+from domains.finance.yfinance_source import HISTORY, YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
 
 
 class FakeMarket(Market):
     symbols = ("AAPL", "IBM")
     unknown = "NOPE"
+    now = seeds.bar(91).occurred_at
     newest = seeds.bar(89).occurred_at
     kept_from = seeds.FIRST_BAR
 
@@ -44,13 +45,13 @@ class FakeMarket(Market):
 class ReplayMarket(Market):
     symbols = ("AAPL", "IBM")
     unknown = "NOPE"
-    NOW: ClassVar = datetime(2026, 3, 10, 17, 30, 20, tzinfo=UTC)
-    newest = NOW.replace(second=0) - MINUTE
-    kept_from = NOW - HISTORY
+    now: ClassVar[datetime] = datetime(2026, 3, 10, 17, 30, 20, tzinfo=UTC)
+    newest = now.replace(second=0) - MINUTE
+    kept_from = now - HISTORY
 
     def __init__(self, replay: MarketReplay) -> None:
         self._replay = replay
-        self._source = YFinanceSource(market_data_url=replay.url, clock=lambda: self.NOW)
+        self._source = YFinanceSource(market_data_url=replay.url)
 
     @property
     def source(self) -> Source:
@@ -73,5 +74,5 @@ class TestFakeSource(SourceContract):
 class TestYFinanceSource(SourceContract):
     @pytest.fixture
     def market(self) -> Iterator[Market]:
-        with serve(clock=lambda: ReplayMarket.NOW) as replay:
+        with serve(clock=lambda: ReplayMarket.now) as replay:
             yield ReplayMarket(replay)

@@ -1,12 +1,15 @@
-"""From a source's answers to raw payloads, events and promises: all of it or nothing, each of it once."""
+"""From a source's answers to raw payloads, events and messages: all of it or nothing, each of it once."""
 
 import contextlib
+import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
 from threading import Event as Signal
@@ -15,20 +18,23 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg import Connection, Cursor
-from tests.conftest import MIGRATIONS, TestDatabase
+from tests.conftest import MIGRATIONS, SUBSCRIPTIONS, TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import FakeSource, RecordingTelemetry
 
 from control_plane.ingestion import service
 from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
-from control_plane.ingestion.store import Draft, RawPayload, store_events
-from control_plane.model.contract import parse_event
+from control_plane.ingestion.store import QUERIES, Look, LookOutcome, RawPayload, Stored, store_events
 from control_plane.model.errors import SourceError
 from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
+from domains import EVENT_TYPES
 from local_cloud.net import free_port
 from local_cloud.postgres import PostgresServer
 
@@ -40,12 +46,21 @@ class SourceBug(Exception):
 
 
 def raw_payload() -> RawPayload:
-    return RawPayload(uuid4(), "fake", datetime.now(UTC), uuid4(), {})
+    return RawPayload(
+        uuid4(),
+        source="fake",
+        entity_id="AAPL",
+        observed_at=seeds.FIRST_BAR,
+        window_since=None,
+        fetched_at=seeds.FIRST_BAR,
+        trace_id=uuid4(),
+        payload={},
+    )
 
 
 def run(connection: Connection[Any], source: Source, *symbols: str) -> IngestionResult:
-    result = ingest(connection, source, symbols or ("AAPL",), RecordingTelemetry(), POLICY)
-    assert result.fetched == result.ingested + result.duplicates + result.rejected
+    result = ingest(connection, source, symbols or ("AAPL",), RecordingTelemetry(), POLICY, event_types=EVENT_TYPES)
+    assert result.fetched == result.ingested + result.duplicates + result.stale + result.rejected
     return result
 
 
@@ -56,13 +71,14 @@ def events(connection: Connection[Any], event_type: str) -> list[tuple[str, dict
     ).fetchall()
 
 
-# G1: together or not at all
+# Atomic: together or not at all
 
 
 def test_an_error_inside_the_transaction_leaves_nothing(app: Connection[Any]) -> None:
     raw = raw_payload()
     with contextlib.suppress(SourceBug), app.transaction():
-        assert len(store_events(app, [raw], [Draft(event, raw.id) for event in seeds.ticks(3)])) == 3
+        looks = [replace(look, raw_payload_id=raw.id) for look in seeds.ticks(3)]
+        assert len(store_events(app, [raw], looks).events) == 3
         raise SourceBug
     assert seeds.counts(app) == (0, 0, 0)
 
@@ -88,12 +104,12 @@ def test_a_connection_that_dies_at_any_statement_leaves_nothing(
 
 def test_storing_never_commits_by_itself(app: Connection[Any], owner: Connection[Any]) -> None:
     with app.transaction():
-        store_events(app, [raw_payload()], [Draft(event, None) for event in seeds.ticks(3)])
+        store_events(app, [raw_payload()], seeds.ticks(3))
         assert seeds.counts(owner) == (0, 0, 0)
     assert seeds.counts(owner) == (1, 3, 3)
 
 
-def test_every_event_has_its_promise_and_the_promise_holds_the_whole_event(app: Connection[Any]) -> None:
+def test_every_event_has_a_message_that_holds_all_of_it(app: Connection[Any]) -> None:
     run(
         app,
         FakeSource({"AAPL": seeds.bars(3), "NOPE": SourceError("NOPE", "rate_limited", "slow down")}),
@@ -101,22 +117,22 @@ def test_every_event_has_its_promise_and_the_promise_holds_the_whole_event(app: 
         "NOPE",
     )
     rows = app.execute(
-        "SELECT event_id, topic, outbox.payload_json, events.trace_id, raw_payload_id, replay_id"
+        "SELECT event_id, topic, outbox.payload_json, events.trace_id, raw_payload_id"
         " FROM events FULL JOIN outbox USING (event_id)"
     ).fetchall()
     assert len(rows) == 4
-    for event_id, topic, message, trace_id, _, replay_id in rows:
-        event = parse_event(message)
-        assert (event.event_id, event.topic, event.trace_id) == (event_id, topic, trace_id)
-        assert replay_id is None
+    for event_id, topic, message, trace_id, _ in rows:
+        event = EVENT_TYPES.parse_event(message)
+        assert (event.event_id, event.trace_id) == (event_id, trace_id)
+        assert topic == EVENT_TYPES.find(event.event_type, event.schema_version).topic
     assert len({row[3] for row in rows}) == 1
     assert app.execute("SELECT count(*) FROM events JOIN raw_payloads ON raw_payload_id = id").fetchone() == (3,)
 
 
-# G2: the same observation is one event
+# Idempotent ingestion: the same observation is one event
 
 
-def test_the_same_bars_again_are_no_new_events_and_no_new_promises(app: Connection[Any]) -> None:
+def test_the_same_bars_again_are_no_new_events(app: Connection[Any]) -> None:
     source = FakeSource({"AAPL": seeds.bars(10)})
     assert run(app, source).ingested == 10
     again = run(app, source)
@@ -138,7 +154,7 @@ def test_an_observation_that_comes_twice_in_one_answer_is_one_event(app: Connect
     assert seeds.counts(app) == (1, 2, 2)
 
 
-def test_runs_at_once_over_the_same_bars_store_each_once_and_wait_for_each_other_in_no_circle(
+def test_concurrent_runs_store_each_bar_once_without_deadlock(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase
 ) -> None:
     symbols = ["AAPL", "IBM", "MSFT", "GOOG"]
@@ -189,7 +205,8 @@ def test_the_number_of_statements_does_not_grow_with_the_number_of_bars(app: Con
         assert run(app, FakeSource({symbol: seeds.bars(bars)}), symbol).ingested == min(bars, 60)
         return CountingCursor.executed
 
-    assert statements("AAPL", 1) == statements("IBM", 60) == 6  # breaker, newest, clock, raw payloads, events, promises
+    assert statements("AAPL", 1) == statements("IBM", 60) == 9
+    # clock, the breaker, newest, isolation, locks, raw payloads, clock, ends of chains, events
 
 
 # ingest: one symbol's trouble is its own
@@ -240,12 +257,12 @@ class MislabellingSource(FakeSource):
 class LocalTimeSource(FakeSource):
     """Forgets the time zone."""
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
-        fetched = super().fetch(symbol, since)
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+        fetched = super().fetch(symbol, since, asked_at)
         if symbol != "ODD":
             return fetched
         naive = tuple(
-            Observation(bar.event_type, bar.occurred_at.replace(tzinfo=None), bar.payload)
+            Observation(bar.event_type, bar.occurred_at.replace(tzinfo=None), bar.payload, bar.series)
             for bar in fetched.observations
         )
         return Fetched(fetched.symbol, fetched.raw, naive)
@@ -341,7 +358,7 @@ def test_a_raw_answer_nested_without_end_harms_nobody(app: Connection[Any]) -> N
     assert app.execute("SELECT count(*) FROM raw_payloads").fetchone() == (2,)
 
 
-def test_the_next_look_starts_a_quarter_of_an_hour_before_the_newest_bar(app: Connection[Any]) -> None:
+def test_the_next_fetch_starts_a_quarter_of_an_hour_before_the_newest_bar(app: Connection[Any]) -> None:
     source = FakeSource({"AAPL": seeds.bars(30), "IBM": []})
     run(app, source, "AAPL", "IBM")
     assert source.asked == {"AAPL": None, "IBM": None}
@@ -349,7 +366,7 @@ def test_the_next_look_starts_a_quarter_of_an_hour_before_the_newest_bar(app: Co
     assert source.asked == {"AAPL": seeds.bar(29).occurred_at - timedelta(minutes=15), "IBM": None}
 
 
-def test_neither_another_sources_bars_nor_other_events_move_the_next_look(app: Connection[Any]) -> None:
+def test_only_the_sources_own_bars_move_the_next_fetch(app: Connection[Any]) -> None:
     source = FakeSource({"AAPL": seeds.bars(2)})
     run(app, source)
     late = FakeSource({"AAPL": [seeds.bar(500, price=None)]})
@@ -364,10 +381,11 @@ def test_neither_another_sources_bars_nor_other_events_move_the_next_look(app: C
 def test_metrics_count_what_was_committed(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1, price=None)]})
-    ingest(app, source, ["AAPL", "NOPE"], telemetry, POLICY)
+    ingest(app, source, ["AAPL", "NOPE"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert telemetry.totals == {
         "EventsIngested": 3,
         "DuplicateEvents": 1,
+        "StaleLooks": 0,
         "SourceFailures": 1,
         "BreakerOpen": 0,
         "OpenSymbols": 0,
@@ -402,7 +420,7 @@ def test_how_long_the_most_silent_open_market_has_had_no_bar_is_measured(app: Co
     )
     source.sessions = {"AAPL": new_york, "HALTED": new_york, "BP.L": london}
     telemetry = RecordingTelemetry()
-    ingest(app, source, [*source.bars, "NOPE"], telemetry, POLICY)
+    ingest(app, source, [*source.bars, "NOPE"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert telemetry.totals["OpenSymbols"] == 3
     # One symbol that is not traded does not silence New York; London is the silent one.
     assert silence_of(telemetry) == pytest.approx(40, abs=1)
@@ -413,7 +431,7 @@ def test_a_market_that_opened_a_moment_ago_is_not_silent_since_the_evening_befor
     source = FakeSource({"AAPL": moved_to_now([900])})
     source.sessions = {"AAPL": TradingSession(now - timedelta(minutes=3), now + timedelta(hours=6))}
     telemetry = RecordingTelemetry()
-    ingest(app, source, ["AAPL"], telemetry, POLICY)
+    ingest(app, source, ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert silence_of(telemetry) == pytest.approx(3, abs=1)
 
 
@@ -424,13 +442,13 @@ def test_an_answer_without_bars_is_silent_since_the_newest_stored_one(app: Conne
     source.bars["AAPL"] = []
     source.sessions = {"AAPL": TradingSession(now - timedelta(hours=3), now + timedelta(hours=3))}
     telemetry = RecordingTelemetry()
-    ingest(app, source, ["AAPL"], telemetry, POLICY)
+    ingest(app, source, ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert silence_of(telemetry) == pytest.approx(50, abs=1)
 
 
 def test_at_night_there_is_no_silence_to_speak_of(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
-    ingest(app, FakeSource({"AAPL": moved_to_now([900])}), ["AAPL"], telemetry, POLICY)
+    ingest(app, FakeSource({"AAPL": moved_to_now([900])}), ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert "MarketSilence" not in telemetry.totals
     assert telemetry.totals["OpenSymbols"] == 0
 
@@ -438,7 +456,7 @@ def test_at_night_there_is_no_silence_to_speak_of(app: Connection[Any]) -> None:
 def test_of_markets_nobody_answered_for_nothing_is_said(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
     down = FakeSource({"AAPL": SourceError("AAPL", "unreachable", "no route")})
-    ingest(app, down, ["AAPL"], telemetry, POLICY)
+    ingest(app, down, ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert not telemetry.totals.keys() & {"OpenSymbols", "MarketSilence"}
 
 
@@ -446,7 +464,7 @@ def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], ow
     owner.execute("REVOKE INSERT ON outbox FROM acp_app")
     telemetry = RecordingTelemetry()
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        ingest(app, FakeSource({"AAPL": seeds.bars(1)}), ["AAPL"], telemetry, POLICY)
+        ingest(app, FakeSource({"AAPL": seeds.bars(1)}), ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert not telemetry.totals
     assert seeds.counts(app) == (0, 0, 0)
 
@@ -454,7 +472,7 @@ def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], ow
 def test_a_large_ingestion_is_committed_in_parts_a_symbol_whole(
     app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_EVENTS_PER_TRANSACTION", 50)
+    monkeypatch.setattr(service, "_LOOKS_PER_TRANSACTION", 50)
     # As of the third symbol the database refuses: what is there by then was committed before.
     owner.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN"
@@ -469,7 +487,7 @@ def test_a_large_ingestion_is_committed_in_parts_a_symbol_whole(
 
 
 def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None:
-    seeds.promise(app, seeds.ticks(1))
+    seeds.store(app, [replace(look, source="fake") for look in seeds.ticks(1)])
     days = seeds.bars(5_200)
     result = run(app, FakeSource({"AAPL": days, "IBM": days}), "AAPL", "IBM")
     assert result.ingested == 5_199 + 60  # AAPL from its stored bar on, IBM's most recent hour
@@ -488,11 +506,11 @@ class HangingSource(FakeSource):
         self.hangs = Signal()
         self.answer = Signal()
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         if symbol in self.hanging:
             self.hangs.set()
             assert self.answer.wait(60)
-        return super().fetch(symbol, since)
+        return super().fetch(symbol, since, asked_at)
 
 
 @pytest.fixture
@@ -516,7 +534,15 @@ def test_a_symbol_that_hangs_costs_the_others_nothing(app: Connection[Any], hang
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
-        result = ingest(app, hanging, ["AAPL", "HANG", "MSFT"], telemetry, POLICY, remaining_seconds=remaining_seconds)
+        result = ingest(
+            app,
+            hanging,
+            ["AAPL", "HANG", "MSFT"],
+            telemetry,
+            POLICY,
+            event_types=EVENT_TYPES,
+            remaining_seconds=remaining_seconds,
+        )
     assert (result.symbols, result.failed_symbols) == (["AAPL", "HANG", "MSFT"], ["HANG"])
     assert (result.fetched, result.ingested) == (6, 6)
     assert reasons(app) == {"HANG": ("unreachable", "no answer before the run's time was up")}
@@ -537,6 +563,7 @@ def test_symbols_whose_turn_never_came_are_named_in_the_order_given(
         symbols,
         RecordingTelemetry(),
         POLICY,
+        event_types=EVENT_TYPES,
         remaining_seconds=lambda: service.STORING_SECONDS + (0 if hanging.hangs.is_set() else 100),
     )
     assert result.failed_symbols == symbols
@@ -551,11 +578,11 @@ def test_what_came_is_stored_while_others_are_still_awaited(
     monkeypatch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
 
     class Waiting(FakeSource):
-        def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+        def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             deadline = time.monotonic() + 30
             while symbol == "LAST" and seeds.counts(owner)[1] < 3:
                 assert time.monotonic() < deadline, "nothing was stored meanwhile"
-            return super().fetch(symbol, since)
+            return super().fetch(symbol, since, asked_at)
 
     result = run(app, Waiting({"AAPL": seeds.bars(3), "LAST": seeds.bars(3)}), "AAPL", "LAST")
     assert (result.ingested, result.failed_symbols) == (6, [])
@@ -583,6 +610,7 @@ def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
     with PostgresServer(tmp_path / "data", password="secret", port=free_port(), fsync=False) as server:
         with connect(server.url(), application_name="test") as connection:
             migrate(connection, read_migrations(MIGRATIONS))
+            sync_subscriptions(connection, SUBSCRIPTIONS)
         yield server
 
 
@@ -591,16 +619,16 @@ class CrashingSource(FakeSource):
 
     crash: Callable[[], None]
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         if symbol == "CRASH":
             self.crash()
-        return super().fetch(symbol, since)
+        return super().fetch(symbol, since, asked_at)
 
 
 def test_a_crash_of_postgres_in_the_middle_is_a_clear_error_and_the_next_run_has_it_all(
     own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_EVENTS_PER_TRANSACTION", 20)
+    monkeypatch.setattr(service, "_LOOKS_PER_TRANSACTION", 20)
     monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
     symbols = ["FIRST", "CRASH", "LAST"]
     source = CrashingSource(dict.fromkeys(symbols, seeds.bars(20)))
@@ -619,28 +647,262 @@ def test_a_crash_of_postgres_in_the_middle_is_a_clear_error_and_the_next_run_has
     own_postgres.start()
     source.crash = lambda: None
     with connect(own_postgres.url(), application_name="test") as connection:
-        raws, stored, promised = seeds.counts(connection)
+        raws, stored, messages = seeds.counts(connection)
         assert (raws, stored) in {(0, 0), (1, 20), (2, 40)}  # whole symbols: those that came before the crash
-        assert promised == stored
+        assert messages == stored
         result = run(connection, source, *symbols)
         assert result.ingested == 60 - stored
         assert seeds.counts(connection)[1:] == (60, 60)
 
 
-def ids(drafts: Sequence[Draft]) -> set[UUID]:
-    return {draft.event.event_id for draft in drafts}
+def test_storing_says_what_became_of_each_look(app: Connection[Any]) -> None:
+    looks = seeds.ticks(5)
+    with app.transaction():
+        assert store_events(app, [], []).looks == []
+        assert [one.outcome for one in store_events(app, [], looks[:3]).looks] == [LookOutcome.NEW] * 3
+        stored = store_events(app, [], looks)
+    assert [one.outcome for one in stored.looks] == [LookOutcome.DUPLICATE] * 3 + [LookOutcome.NEW] * 2
+    assert [event.event_id for event in stored.events] == [look.event_id(0) for look in looks[3:]]
 
 
-def test_storing_says_which_events_are_new(app: Connection[Any]) -> None:
-    drafts = [Draft(event, None) for event in seeds.ticks(5)]
-    assert store_events(app, [], []) == frozenset()
-    assert store_events(app, [], drafts[:3]) == ids(drafts[:3])
-    assert store_events(app, [], drafts) == ids(drafts[3:])
+def test_storing_outside_a_transaction_is_refused(app: Connection[Any]) -> None:
+    with pytest.raises(ValueError, match=r"connection\.transaction\(\)"):
+        store_events(app, [], seeds.ticks(1))
 
 
-def test_a_gap_that_grows_with_every_look_is_one_event_a_day(app: Connection[Any]) -> None:
+# What did not change is not said again
+
+NOON = datetime(2026, 2, 10, 12, tzinfo=UTC)
+
+
+def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) -> list[int]:
+    """Runs of one answer, a minute further forgotten each time; how many events there are after each."""
+    numbers = []
+    for minute in range(3):
+        run(connection, FakeSource({"AAPL": answer}, kept_from=NOON + timedelta(minutes=minute)))
+        numbers.append(seeds.counts(connection)[1])
+    return numbers
+
+
+def at_noon(observation: Observation) -> Observation:
+    """An hour after what the source has forgotten."""
+    return replace(observation, occurred_at=NOON + timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param([], id="no bar came"),
+        pytest.param([at_noon(seeds.bar(price=None))], id="all bars were rejected"),
+        pytest.param([at_noon(Observation("WEATHER_CHANGED", seeds.FIRST_BAR, {}))], id="nothing that we know came"),
+    ],
+)
+def test_a_gap_without_an_accepted_bar_is_one_event(app: Connection[Any], answer: Sequence[Observation]) -> None:
     run(app, FakeSource({"AAPL": seeds.bars(1)}))
-    noon = datetime(2026, 2, 10, 12, tzinfo=UTC)
-    for minute in (0, 1, 2):
-        run(app, FakeSource({"AAPL": []}, kept_from=noon + timedelta(minutes=minute)))
+    run_three_times(app, answer)
     assert [payload["until"] for _, payload in events(app, "SOURCE_GAP_DETECTED")] == ["2026-02-10T00:00:00Z"]
+
+
+def test_a_gap_before_the_newest_stored_bar_is_one_event(app: Connection[Any]) -> None:
+    # The source forgets what lies within the overlap, and has nothing newer than what is stored.
+    newest = replace(seeds.bar(), occurred_at=NOON + timedelta(minutes=5))
+    run(app, FakeSource({"AAPL": [newest]}))
+    first, second, third = run_three_times(app, [newest])
+    assert (second, third) == (first, first)
+
+
+def test_a_gap_that_lasts_is_said_again_the_next_day(app: Connection[Any]) -> None:
+    run(app, FakeSource({"AAPL": seeds.bars(1)}))
+    for day in (0, 0, 1, 1):
+        run(app, FakeSource({"AAPL": []}, kept_from=NOON + timedelta(days=day)))
+    assert sorted(payload["until"] for _, payload in events(app, "SOURCE_GAP_DETECTED")) == [
+        "2026-02-10T00:00:00Z",
+        "2026-02-11T00:00:00Z",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        pytest.param([seeds.bar(price=1.0), seeds.bar(price=2.0)], 1, id="two values for one instant"),
+        pytest.param([seeds.bar(price=None), seeds.bar(high=None)], 1, id="two refused values for one instant"),
+        pytest.param([seeds.bar(price=None), seeds.bar(price=2.0)], 2, id="a refused and a good one"),
+        pytest.param(
+            [seeds.bar(price=None), replace(seeds.bar(high=None), series="1d")], 2, id="refused ones of two series"
+        ),
+        pytest.param(
+            [seeds.bar(price=None), Observation("WEATHER_CHANGED", seeds.FIRST_BAR, {}, "1m")],
+            2,
+            id="refused ones of two types",
+        ),
+    ],
+)
+def test_an_answer_at_odds_with_itself_is_stored_once(
+    app: Connection[Any], answer: Sequence[Observation], said: int
+) -> None:
+    for _ in range(3):
+        assert run(app, FakeSource({"AAPL": answer})).fetched == len(answer)
+        assert seeds.counts(app)[1] == said
+
+
+def test_of_two_values_for_one_instant_the_last_stands(app: Connection[Any]) -> None:
+    result = run(app, FakeSource({"AAPL": [seeds.bar(price=1.0), seeds.bar(price=2.0)]}))
+    assert (result.fetched, result.ingested, result.duplicates) == (2, 1, 1)
+    assert [payload["price"] for _, payload in events(app, "MARKET_TICK_INGESTED")] == [2.0]
+
+
+SAID = st.lists(
+    st.builds(
+        lambda minute, changes, series: replace(seeds.bar(minute, **changes), series=series),
+        st.integers(0, 2),
+        st.sampled_from([{}, {"price": 1.0}, {"price": None}, {"high": float("nan")}, {"surprise": 1}]),
+        st.sampled_from(["1m", "1d"]),
+    ),
+    max_size=6,
+)
+
+
+@given(answer=SAID)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_same_answer_again_is_never_another_event(app: Connection[Any], answer: list[Observation]) -> None:
+    with app.transaction(force_rollback=True):
+        run(app, FakeSource({"AAPL": [*seeds.bars(1), *answer]}))
+        first, second, third = run_three_times(app, answer)
+        assert (second, third) == (first, first)
+
+
+# One clock for all runs
+
+
+def test_looks_are_dated_by_the_databases_clock(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    then = datetime(2020, 2, 29, 12, tzinfo=UTC)
+    monkeypatch.setattr(service, "database_time", lambda _: then)
+    source = FakeSource({"AAPL": seeds.bars(30)})
+    result = run(app, source, "AAPL", "NOPE")
+    assert result.failed_symbols == ["NOPE"]
+    for instant in source.asked_at.values():
+        assert then <= instant < then + timedelta(minutes=1)
+    dated = app.execute("SELECT entity_id, observed_at FROM events").fetchall()
+    assert set(dated) == set(source.asked_at.items())
+
+
+def test_a_symbol_is_dated_when_its_turn_comes(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
+
+    class Unhurried(FakeSource):
+        def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+            time.sleep(0.02)
+            return super().fetch(symbol, since, asked_at)
+
+    source = Unhurried(dict.fromkeys("ABC", seeds.bars(1)))
+    run(app, source, *"ABC")
+    in_turn = list(source.asked_at.values())
+    assert all(later - earlier >= timedelta(seconds=0.02) for earlier, later in pairwise(in_turn))
+
+
+def test_a_raw_payload_keeps_what_was_asked_and_when(app: Connection[Any]) -> None:
+    source = FakeSource({"AAPL": seeds.bars(30)})
+    for since in (None, seeds.bar(29).occurred_at - timedelta(minutes=15)):
+        run(app, source)
+        row = app.execute(
+            "SELECT source, entity_id, observed_at, window_since, fetched_at >= observed_at AND fetched_at <= now()"
+            " FROM raw_payloads ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+        assert row == ("fake", "AAPL", source.asked_at["AAPL"], since, True)
+
+
+# How much one transaction holds
+
+
+def test_a_transaction_holds_no_more_than_it_may(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[tuple[int, int]] = []
+
+    def store_and_note(connection: Connection[Any], raws: Sequence[RawPayload], looks: Sequence[Look]) -> Stored:
+        batches.append((len({look.entity_id for look in looks}), len(looks)))
+        return store_events(connection, raws, looks)
+
+    monkeypatch.setattr(service, "store_events", store_and_note)
+    monkeypatch.setattr(service, "_LOOKS_PER_TRANSACTION", 70)
+    monkeypatch.setattr(service, "MAX_ENTITIES", 3)
+    market = dict.fromkeys("ABC", seeds.bars(30)) | dict.fromkeys("DEFGHIJ", seeds.bars(1)) | {"K": seeds.bars(60)}
+    assert run(app, FakeSource(market), *market).ingested == 3 * 30 + 7 + 60
+    assert max(entities for entities, _ in batches) == 3
+    assert max(looks for _, looks in batches) <= 70
+    assert sum(entities for entities, _ in batches) == len(market)  # each symbol whole, in one of them
+
+
+def test_more_entities_than_a_transaction_may_lock_are_refused(app: Connection[Any]) -> None:
+    looks = [replace(seeds.ticks(1)[0], entity_id=f"E{number}") for number in range(501)]
+    with app.transaction(force_rollback=True), pytest.raises(ValueError, match="501 entities in one transaction"):
+        store_events(app, [], looks)
+
+
+# Messages that nobody gets
+
+
+def test_messages_without_a_subscription_are_counted_and_named(app: Connection[Any], owner: Connection[Any]) -> None:
+    owner.execute("UPDATE subscriptions SET removed_at = now() WHERE name = 'signal_lab'")
+    telemetry = RecordingTelemetry()
+    lines = io.StringIO()
+    telemetry.logger.registered_handler.setStream(lines)  # type: ignore[attr-defined]
+    ingest(app, FakeSource({"AAPL": seeds.bars(3)}), ["AAPL", "NOPE"], telemetry, POLICY, event_types=EVENT_TYPES)
+    assert telemetry.totals["UnsubscribedMessages"] == 3
+    said = [json.loads(line) for line in lines.getvalue().splitlines()]
+    warned = [line for line in said if line["message"].startswith("no subscription")]
+    assert [(line["topic"], line["messages"]) for line in warned] == [("market.ticks", 3)]
+    assert seeds.counts(app) == (2, 4, 4)
+    assert app.execute("SELECT DISTINCT subscription FROM pending_deliveries").fetchall() == [("system_events",)]
+
+
+# What it costs to find where to go on
+
+
+def visited(plan: Any) -> int:
+    """How many rows of tables a plan touched, those it threw away included."""
+    touched = 0
+    if "Relation Name" in plan:
+        discarded = sum(value for name, value in plan.items() if name.startswith("Rows Removed"))
+        touched = int((plan["Actual Rows"] + discarded) * plan["Actual Loops"])
+    return touched + sum(visited(part) for part in plan.get("Plans", []))
+
+
+def test_200000_failures_do_not_hide_the_newest_tick(app: Connection[Any], owner: Connection[Any]) -> None:
+    run(app, FakeSource({"AAPL": seeds.bars(100), "MSFT": seeds.bars(100)}), "AAPL", "MSFT")
+    owner.execute(
+        "INSERT INTO events (event_id, event_type, source, entity_id, series, occurred_at, ingested_at, schema_version,"
+        " trace_id, payload_json)"
+        " SELECT gen_random_uuid(), 'SOURCE_FETCH_FAILED', 'fake', 'AAPL', '1m', now() + number * interval '1 second',"
+        " now(), 1, gen_random_uuid(), '{}' FROM generate_series(1, 200000) AS number"
+    )
+    owner.execute("ANALYZE events")
+    asked = {"source": "fake", "event_type": "MARKET_TICK_INGESTED", "series": "1m"}
+    steps = seeds.plan(app, QUERIES["newest_occurrence"], {"entity_ids": ["AAPL", "MSFT"], **asked})
+    assert "events_one_per_revision" in steps
+    assert visited(json.loads(steps)[0]["Plan"]) == 2
+
+
+def test_the_end_of_a_chain_is_found_among_many_by_probes(app: Connection[Any], owner: Connection[Any]) -> None:
+    owner.execute(
+        "INSERT INTO events (event_id, event_type, source, entity_id, series, occurred_at, ingested_at, schema_version,"
+        " trace_id, payload_json)"
+        " SELECT gen_random_uuid(), 'SOURCE_FETCH_FAILED', 'fake', entity_id, '', %s + number * interval '1 minute',"
+        " now(), 1, gen_random_uuid(), '{}' FROM generate_series(1, 20000) AS number,"
+        " unnest(ARRAY['AAPL', 'MSFT', NULL]) AS entity_id",
+        [seeds.FIRST_BAR],
+    )
+    owner.execute(
+        "INSERT INTO repeated_looks SELECT entity_id, source, event_type, series, occurred_at, now() FROM events"
+    )
+    owner.execute("ANALYZE events, repeated_looks")
+    many = 600
+    asked = {
+        "sources": ["fake"] * many,
+        "event_types": ["SOURCE_FETCH_FAILED"] * many,
+        "entity_ids": ["AAPL", "MSFT", None] * (many // 3),
+        "series": [""] * many,
+        "occurred_at": [seeds.bar(1 + number // 3).occurred_at for number in range(many)],
+    }
+    steps = seeds.plan(app, QUERIES["chain_heads"], asked)
+    # An event and a repeated look each; the plan's figures are rounded averages.
+    assert visited(json.loads(steps)[0]["Plan"]) == pytest.approx(2 * many, rel=0.05)
+    assert {"events_one_per_revision", "repeated_looks_key"} == set(re.findall(r'"Index Name": "(\w+)"', steps))

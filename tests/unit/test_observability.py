@@ -106,7 +106,7 @@ def test_an_alarm_notifies_the_topic_where_there_is_one(alarm: str) -> None:
     topic = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], []]}
     assert ALARMS[alarm]["AlarmActions"] == topic
     # That nothing more is given up on in the next minute is no good news.
-    assert ALARMS[alarm]["OKActions"] == ([] if alarm == "PromisesGivenUpAlarm" else topic)
+    assert ALARMS[alarm]["OKActions"] == ([] if alarm == "OutboxDeadLettersAlarm" else topic)
     assert ALARMS[alarm]["AlarmDescription"]
 
 
@@ -163,20 +163,36 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
     assert seen >= {("AWS/Lambda", metric, function) for metric in ("Errors", "Throttles") for function in FUNCTIONS}
     assert seen >= {
         (NAMESPACE, "OldestPendingAge", "relay"),
+        (NAMESPACE, "UnknownSubscriptions", "relay"),
         (NAMESPACE, "EventsDeadLettered", "relay"),
         (NAMESPACE, "BreakerOpen", "relay"),
         (NAMESPACE, "BreakerOpen", "ingestion"),
         (NAMESPACE, "SourceFailures", "ingestion"),
+        (NAMESPACE, "UnsubscribedMessages", "ingestion"),
         (NAMESPACE, "MarketSilence", "ingestion"),
     }
+
+
+def test_an_age_that_nobody_reports_rings_like_one_that_is_too_high() -> None:
+    alarm = ALARMS["OldestPendingAlarm"]
+    assert (alarm["MetricName"], alarm["Statistic"], alarm["TreatMissingData"]) == (
+        "OldestPendingAge",
+        "Maximum",
+        "breaching",
+    )
+
+
+@pytest.mark.parametrize("alarm", ["UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm"])
+def test_one_message_that_nobody_gets_is_enough_to_ring(alarm: str) -> None:
+    assert (ALARMS[alarm]["Threshold"], ALARMS[alarm]["ComparisonOperator"]) == (0, "GreaterThanThreshold")
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
 def test_only_a_function_that_always_reports_is_missed(alarm: str) -> None:
     """The market's silence among them would ring every night: nothing is reported of a closed market."""
     missed = ALARMS[alarm]["TreatMissingData"] == "breaching"
-    assert missed == (alarm in {"IngestionSilentAlarm", "RelaySilentAlarm"})
-    if missed:
+    assert missed == (alarm in {"IngestionSilentAlarm", "RelaySilentAlarm", "OldestPendingAlarm"})
+    if missed and alarm != "OldestPendingAlarm":
         properties = ALARMS[alarm]
         assert (properties["MetricName"], properties["Statistic"]) == ("BreakerOpen", "SampleCount")
         assert (properties["Threshold"], properties["ComparisonOperator"]) == (1, "LessThanThreshold")

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from samcli.yamlhelper import yaml_parse
+from tests.conftest import SUBSCRIPTIONS
 
 from control_plane.consumers.messages import consume_record
-from control_plane.model.contract import Event, parse_event
+from control_plane.model.contract import Event
 from control_plane.model.errors import ConfigurationError
 from control_plane.model.trace import traceparent
 from control_plane.ops.migrations import read_migrations
@@ -25,12 +26,14 @@ from control_plane.platform.settings import (
     EnvironReader,
     IngestionSettings,
     MaintenanceSettings,
+    MigrationSettings,
     OpsApiSettings,
     RelaySettings,
     parse_linger_seconds,
     parse_symbols,
 )
 from control_plane.platform.telemetry import Telemetry
+from domains import EVENT_TYPES
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
@@ -43,7 +46,7 @@ SETTINGS: dict[str, Any] = {
     "RelayFunction": RelaySettings,
     "SignalLabFunction": DatabaseFunctionSettings,
     "OpsApiFunction": OpsApiSettings,
-    "MigrationFunction": DatabaseFunctionSettings,
+    "MigrationFunction": MigrationSettings,
     "MaintenanceFunction": MaintenanceSettings,
 }
 FOLDERS = {
@@ -143,6 +146,8 @@ def test_the_names_that_others_rely_on_are_there() -> None:
         assert outputs[f"{function}Name"]["Value"] == {"Ref": function}
     for queue in QUEUES:
         assert outputs[f"{queue}Url"]["Value"] == {"Ref": queue}
+        assert outputs[f"{queue}Name"]["Value"] == {"Fn::GetAtt": [queue, "QueueName"]}
+    assert "ApiUrl" in outputs
 
 
 def test_every_function_is_covered_by_these_tests() -> None:
@@ -270,18 +275,30 @@ def test_every_variable_is_a_text_for_aws_alone_makes_one_of_a_number() -> None:
     assert numbers == []
 
 
-def test_events_are_kept_for_ever_and_delivered_rows_a_week_in_the_outbox_unless_the_template_is_changed() -> None:
+def test_events_are_kept_for_ever_unless_the_template_is_changed() -> None:
     environ = {name: resolved(value) for name, value in declared("MaintenanceFunction").items()}
-    settings = MaintenanceSettings.from_environ(environ)
-    assert (settings.outbox_retention_days, settings.event_retention_days) == (7, None)
+    assert MaintenanceSettings.from_environ(environ).event_retention_days is None
+
+
+def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
+    topics = json.loads(resolved(declared("MigrationFunction")["SUBSCRIPTIONS"]))
+    queues = json.loads(resolved(declared("RelayFunction")["SUBSCRIPTION_QUEUE_URLS"]))
+    assert topics == {"signal_lab": "market.ticks", "system_events": "system.events"}
+    assert queues.keys() == topics.keys()
+    assert len(set(queues.values())) == len(queues)
+
+
+def test_the_tests_database_has_the_templates_subscriptions() -> None:
+    topics = json.loads(resolved(declared("MigrationFunction")["SUBSCRIPTIONS"]))
+    assert {name: one.topic for name, one in SUBSCRIPTIONS.items()} == topics
 
 
 def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
     environ = {name: resolved(value) for name, value in declared("RelayFunction").items()}
     settings = RelaySettings.from_environ(environ)
-    assert settings.topic_queue_urls == {
-        "market.ticks": resolved({"Ref": "MarketTicksQueue"}),
-        "system.events": resolved({"Ref": "SystemEventsQueue"}),
+    assert settings.subscription_queue_urls == {
+        "signal_lab": resolved({"Ref": "MarketTicksQueue"}),
+        "system_events": resolved({"Ref": "SystemEventsQueue"}),
     }
     assert settings.lease_seconds > SqsPublisher.send_timeout_seconds
     assert settings.lease_seconds < timeout("RelayFunction")
@@ -359,7 +376,7 @@ def test_the_api_answers_before_its_gateway_gives_up() -> None:
     assert timeout("OpsApiFunction") < 29
 
 
-def test_health_and_the_alarm_agree_on_how_old_a_promise_may_get() -> None:
+def test_health_and_the_alarm_agree_on_the_oldest_age() -> None:
     alarm = RESOURCES["OldestPendingAlarm"]["Properties"]
     assert int(declared("OpsApiFunction")["HEALTH_MAX_PENDING_AGE_SECONDS"]) == alarm["Threshold"]
 
@@ -403,7 +420,7 @@ def dead_letters_of(queue: str) -> str:
 
 
 @pytest.mark.parametrize("queue", ["MarketTicksQueue", "SystemEventsQueue"])
-def test_a_topics_queue_gives_up_after_five_receives_and_keeps_what_it_gave_up_on_as_long(queue: str) -> None:
+def test_a_queue_gives_up_after_five_receives(queue: str) -> None:
     assert QUEUES[queue]["RedrivePolicy"]["maxReceiveCount"] == 5
     dead_letters = dead_letters_of(queue)
     assert dead_letters == queue.replace("Queue", "DeadLetterQueue")
@@ -490,9 +507,9 @@ def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers
         return True
 
     for record in records:
-        consume_record(record, consume, telemetry)
+        consume_record(record, consume, subscription="signal_lab", event_types=EVENT_TYPES, telemetry=telemetry)
         event = consumed[-1]
-        assert event == parse_event(record["body"])
+        assert event == EVENT_TYPES.parse_event(record["body"])
         assert event.event_type == "MARKET_TICK_INGESTED"
         for attribute in record["messageAttributes"].values():
             assert attribute.keys() == {"stringValue", "stringListValues", "binaryListValues", "dataType"}
@@ -503,7 +520,7 @@ def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers
             "event_type": event.event_type,
             "schema_version": str(event.schema_version),
             "trace_id": str(event.trace_id),
-            "traceparent": traceparent(event.trace_id, event.event_id),
+            "traceparent": traceparent(str(event.trace_id), str(event.event_id)),
         }
         assert record["md5OfBody"] == hashlib.md5(record["body"].encode()).hexdigest()
         assert record["md5OfMessageAttributes"] == md5_of_attributes(attributes)

@@ -8,45 +8,43 @@ from local_cloud.run_state import Deployment, RunState
 
 URL = "http://sqs.us-east-1.localhost:4566/000000000000/"
 OUTPUTS = {
-    "MarketTicksQueueUrl": URL + "acp-MarketTicksQueue-1a2b",
+    "MarketTicksQueueUrl": URL + "acp-market-ticks-1a2b",
     "MarketTicksDeadLetterQueueUrl": URL + "acp-MarketTicksDeadLetterQueue-3c",
-    "SystemEventsQueueUrl": URL + "acp-SystemEventsQueue-4d",
+    "SystemEventsQueueUrl": URL + "acp-system-events-4d",
     "RelayFunctionName": "relay",
 }
-TICKS = Guarded("acp-MarketTicksQueue-1a2b", ("market.ticks", "MarketTicksQueue"), is_queue=True)
-SYSTEM = Guarded("acp-SystemEventsQueue-4d", ("system.events", "SystemEventsQueue"), is_queue=True)
+SIGNAL_LAB = Guarded("signal_lab", ("MarketTicksQueue",), kind="subscription")
+SYSTEM_EVENTS = Guarded("system_events", ("SystemEventsQueue",), kind="subscription")
+REPLAY = Guarded("yfinance-replay", kind="source")
 
 
 def guarded(*stored: str, market: str = "replay") -> list[Guarded]:
-    urls = (
-        f'{{"market.ticks": "{OUTPUTS["MarketTicksQueueUrl"]}", "system.events": "{OUTPUTS["SystemEventsQueueUrl"]}"}}'
-    )
-    deployment = Deployment("1@2", template="", code="", outputs=OUTPUTS, environ={"TOPIC_QUEUE_URLS": urls})
+    urls = f'{{"signal_lab": "{OUTPUTS["MarketTicksQueueUrl"]}", "system_events": "{OUTPUTS["SystemEventsQueueUrl"]}"}}'
+    deployment = Deployment("1@2", template="", code="", outputs=OUTPUTS, environ={"SUBSCRIPTION_QUEUE_URLS": urls})
     return guarded_by_breakers(RunState(market_source=market, deployment=deployment), OUTPUTS, stored)
 
 
-def test_the_queues_that_are_sent_to_and_the_source_have_breakers() -> None:
-    assert guarded() == [TICKS, SYSTEM, Guarded("yfinance-replay")]
-    assert guarded(market="yahoo")[-1] == Guarded("yfinance")
+def test_the_relays_subscriptions_and_the_source_have_breakers() -> None:
+    assert guarded() == [SIGNAL_LAB, SYSTEM_EVENTS, REPLAY]
+    assert guarded(market="yahoo")[-1] == Guarded("yfinance", kind="source")
 
 
 def test_what_the_database_knows_of_is_listed_once() -> None:
-    stored = ["acp-MarketTicksQueue-1a2b", "yfinance", "yfinance-replay"]
-    assert guarded(*stored) == [TICKS, SYSTEM, Guarded("yfinance-replay"), Guarded("yfinance")]
+    stored = ["signal_lab", "yfinance", "yfinance-replay"]
+    assert guarded(*stored) == [SIGNAL_LAB, SYSTEM_EVENTS, REPLAY, Guarded("yfinance")]
 
 
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [
-        ("market.ticks", TICKS),
-        ("MARKET.TICKS", TICKS),
-        ("market", TICKS),
-        ("MarketTicksQueue", TICKS),
-        ("acp-marketticksqueue-1A2B", TICKS),
-        (" acp-System", SYSTEM),
-        ("system.events", SYSTEM),
-        ("yfinance", Guarded("yfinance-replay")),
-        ("yfinance-replay", Guarded("yfinance-replay")),
+        ("signal_lab", SIGNAL_LAB),
+        ("SIGNAL_LAB", SIGNAL_LAB),
+        ("signal", SIGNAL_LAB),
+        ("MarketTicksQueue", SIGNAL_LAB),
+        ("markettic", SIGNAL_LAB),
+        (" system_", SYSTEM_EVENTS),
+        ("yfinance", REPLAY),
+        ("yfinance-replay", REPLAY),
     ],
 )
 def test_every_word_that_people_use_is_understood(asked: str, meant: Guarded) -> None:
@@ -62,13 +60,18 @@ def test_a_whole_word_is_not_taken_for_the_beginning_of_another() -> None:
     [
         ("bonds", "Nothing called 'bonds' has a breaker."),
         ("", "Nothing called '' has a breaker."),
-        ("acp-", "'acp-' could be several."),
+        ("market.ticks", "Nothing called 'market.ticks' has a breaker."),
+        ("s", "'s' could be several."),
     ],
 )
-def test_a_word_for_nothing_or_for_several_is_refused_with_those_there_are(asked: str, said: str) -> None:
+def test_a_word_for_nothing_or_for_several_is_refused(asked: str, said: str) -> None:
     with pytest.raises(UsageError) as refusal:
         find(guarded(), asked)
     assert str(refusal.value) == (
-        f"{said} There are: acp-MarketTicksQueue-1a2b (market.ticks, MarketTicksQueue), "
-        "acp-SystemEventsQueue-4d (system.events, SystemEventsQueue), yfinance-replay."
+        f"{said} There are: signal_lab (MarketTicksQueue), system_events (SystemEventsQueue), yfinance-replay."
     )
+
+
+def test_where_nothing_has_a_breaker_that_is_said() -> None:
+    with pytest.raises(UsageError, match=r"Nothing called 'x' has a breaker\. There are none\."):
+        find([], "x")

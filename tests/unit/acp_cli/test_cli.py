@@ -74,7 +74,11 @@ class FakeCloud(Cloud):
             template="",
             code="",
             outputs={"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion", "ApiUrl": API_URL},
-            environ={"SYMBOLS": "AAPL", "DATABASE_SECRET_ARN": "arn:x", "TOPIC_QUEUE_URLS": '{"market.ticks": "q"}'},
+            environ={
+                "SYMBOLS": "AAPL",
+                "DATABASE_SECRET_ARN": "arn:x",
+                "SUBSCRIPTION_QUEUE_URLS": '{"signal_lab": "q"}',
+            },
         )
         return RunState(
             owner_password="o'wner",
@@ -108,6 +112,9 @@ def test_help_names_every_command_in_its_group_and_the_exit_codes(workspace: Wor
         "invoke",
         "hold",
         "resume",
+        "breakers",
+        "dead-letters",
+        "redrive",
         "db",
     ):
         assert f" {word} " in result.output
@@ -127,8 +134,15 @@ def test_help_names_every_command_in_its_group_and_the_exit_codes(workspace: Wor
         ["watch"],
         ["trace", EVENT_ID],
         ["logs", "relay"],
-        ["hold", "market.ticks"],
-        ["resume", "market.ticks"],
+        ["hold", "signal_lab"],
+        ["resume", "signal_lab"],
+        ["breakers"],
+        ["breakers", "--json"],
+        ["breakers", "forget", "signal_lab"],
+        ["dead-letters"],
+        ["dead-letters", "--json"],
+        ["redrive", "1"],
+        ["redrive", "--all", "--dry-run"],
         ["db", "migrate"],
         ["db", "shell"],
     ],
@@ -152,7 +166,14 @@ def test_a_command_that_needs_the_local_cloud_says_how_to_start_it(workspace: Wo
         (["up", "--market", "stocks"], "--market"),
         (["nonsense"], "nonsense"),
         (["ingest"], "symbols"),
-        (["hold", "market.ticks", "--by", " "], "--by is empty"),
+        (["hold", "signal_lab", "--by", " "], "--by is empty"),
+        (["redrive"], "scripts/acp redrive ID…, --subscription NAME, --reason TEXT, or --all"),
+        (["redrive", "1", "--all"], "--all is for all of them"),
+        (["redrive", "seven"], "'seven' is no dead letter's id"),
+        (["redrive", "9223372036854775808"], "'9223372036854775808' is no dead letter's id"),
+        (["dead-letters", "--id", "-1"], "'-1' is no dead letter's id"),
+        (["redrive", "1", "--by", " "], "--by is empty"),
+        (["dead-letters", "--limit", "0"], "--limit"),
     ],
 )
 def test_a_command_that_makes_no_sense_names_the_culprit(
@@ -209,7 +230,7 @@ def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(work
     result = run(workspace, "env", "--json", cloud=FakeCloud(workspace))
     assert json.loads(result.stdout) == {
         "SYMBOLS": "AAPL",
-        "TOPIC_QUEUE_URLS": '{"market.ticks": "q"}',
+        "SUBSCRIPTION_QUEUE_URLS": '{"signal_lab": "q"}',
         "DATABASE_URL": "postgresql://acp_app:a$pp@127.0.0.1:5432/control_plane",
         "DATABASE_OWNER_URL": "postgresql://acp_owner:o'wner@127.0.0.1:5432/control_plane",
         "API_TOKEN": "token",
@@ -227,7 +248,7 @@ def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(work
 def test_env_is_quoted_for_a_shell(workspace: Workspace) -> None:
     result = run(workspace, "env", cloud=FakeCloud(workspace))
     assert "export DATABASE_URL='postgresql://acp_app:a$pp@127.0.0.1:5432/control_plane'\n" in result.stdout
-    assert """export TOPIC_QUEUE_URLS='{"market.ticks": "q"}'\n""" in result.stdout
+    assert """export SUBSCRIPTION_QUEUE_URLS='{"signal_lab": "q"}'\n""" in result.stdout
 
 
 def test_relay_drains_and_shows_the_counts(workspace: Workspace) -> None:
@@ -239,14 +260,14 @@ def test_relay_drains_and_shows_the_counts(workspace: Workspace) -> None:
             "failed": 1,
             "dead_lettered": 1,
             "released": 0,
-            "breakers": {"ticks": "open", "system": "closed"},
+            "breakers": {"signal_lab": "open", "system_events": "closed"},
         },
     )
     result = run(workspace, "relay", cloud=cloud)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "5 claimed  3 published  1 failed  1 dead-lettered  0 released",
-        "ticks: breaker open",
+        "signal_lab: breaker open",
     ]
     assert cloud.fake_aws.invoked == [("Relay", {"linger_seconds": 0})]
 

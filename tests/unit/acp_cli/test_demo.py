@@ -4,7 +4,7 @@ import pytest
 
 from acp_cli.demo_command import Flow
 
-COMPLETE = {"symbols": 3, "promised": 4, "delivered": 4, "dead_lettered": 0, "ticks": 3, "consumed": 3}
+COMPLETE = {"symbols": 3, "deliveries": 4, "delivered": 4, "dead_lettered": 0, "ticks": 3, "consumed": 3}
 
 
 def test_the_flow_is_complete_once_everything_that_came_in_has_arrived() -> None:

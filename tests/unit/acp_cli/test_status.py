@@ -4,13 +4,23 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from io import StringIO
+from typing import Any
+from uuid import UUID
 
 import pytest
 from rich.console import Console
 
 from acp_cli.status import Report, duration
+from control_plane.ops.dead_letters import DeadLetter
 from control_plane.ops.horizon import HorizonHolder
-from control_plane.ops.status import ConsumerCount, EventCount, PipelineStatus, PromiseCount, RelayOnDuty
+from control_plane.ops.status import (
+    ConsumerCount,
+    DeliveryCount,
+    EventCount,
+    LingeringRelay,
+    PipelineStatus,
+    StrandedDeliveries,
+)
 from control_plane.platform.breakers import Breaker
 from drills.record import DrillRecord
 from local_cloud.queues import QueueDepth
@@ -18,11 +28,13 @@ from local_cloud.queues import QueueDepth
 NOW = datetime(2024, 1, 10, 14, 32, tzinfo=UTC)
 
 
-def report(*promises: PromiseCount, queues: tuple[QueueDepth, ...] = (), breakers: tuple[Breaker, ...] = ()) -> Report:
+def report(
+    *deliveries: DeliveryCount, queues: tuple[QueueDepth, ...] = (), breakers: tuple[Breaker, ...] = ()
+) -> Report:
     return Report(
         services={"PostgreSQL": "127.0.0.1:5432"},
         pipeline=PipelineStatus(
-            promises=promises,
+            deliveries=deliveries,
             events=[
                 EventCount("yfinance", "MARKET_TICK_INGESTED", 7, NOW),
                 EventCount("yfinance", "SOURCE_FETCH_FAILED", 2, NOW),
@@ -31,15 +43,42 @@ def report(*promises: PromiseCount, queues: tuple[QueueDepth, ...] = (), breaker
             breakers=breakers,
         ),
         queues=queues,
+        relay_subscriptions={"signal_lab", "system_events"},
     )
+
+
+def letter(number: int, **changes: Any) -> DeadLetter:
+    made = DeadLetter(
+        id=number,
+        subscription="signal_lab",
+        topic="market.ticks",
+        event_id=UUID(int=number),
+        event_type="MARKET_TICK_INGESTED",
+        trace_id=UUID(int=1),
+        operation_id=None,
+        delivery_attempts=5,
+        reason="gave up after 5 attempts: [denied]",
+        dead_lettered_at=NOW,
+        age_seconds=200.0,
+        resolution=None,
+        resolved_at=None,
+        resolved_by=None,
+    )
+    return replace(made, **changes)
+
+
+def shown(of: Report, *, width: int = 80) -> str:
+    console = Console(width=width, file=StringIO(), record=True)
+    console.print(of.render())
+    return console.export_text()
 
 
 def test_the_json_holds_what_the_metrics_would_show() -> None:
     content = report(
-        PromiseCount("market.ticks", "pending", 2, 5.0),
-        PromiseCount("market.ticks", "delivered", 40, 99.0),
-        PromiseCount("system.events", "retrying", 1, 30.0),
-        PromiseCount("system.events", "in_flight", 3, 1.0),
+        DeliveryCount("signal_lab", "market.ticks", "pending", 2, 5.0),
+        DeliveryCount("signal_lab", "market.ticks", "delivered", 40, 99.0),
+        DeliveryCount("system_events", "system.events", "retrying", 1, 30.0),
+        DeliveryCount("system_events", "system.events", "in_flight", 3, 1.0),
         queues=(QueueDepth("MarketTicksQueue", 4, 1),),
     ).to_dict()
     assert content["status"] == "ok"
@@ -54,22 +93,38 @@ def test_the_json_holds_what_the_metrics_would_show() -> None:
     }
     assert content["source_failures"] == 2
     assert content["queues"] == {"MarketTicksQueue": {"visible": 4, "in_flight": 1}}
+    assert content["subscriptions"]["signal_lab"] == {
+        "topic": "market.ticks",
+        "pending": 2,
+        "in_flight": 0,
+        "retrying": 0,
+        "delivered": 40,
+        "dead_lettered": 0,
+    }
     json.dumps(content, default=str)
 
 
 @pytest.mark.parametrize(
-    ("promise", "queue", "problem"),
+    ("delivery", "queue", "problem"),
     [
-        (PromiseCount("market.ticks", "dead_lettered", 3, 9.0), None, "3 dead-lettered in the outbox"),
-        (PromiseCount("market.ticks", "pending", 1, 600.0), None, "the oldest pending promise is 10 min old"),
+        (
+            DeliveryCount("signal_lab", "market.ticks", "dead_lettered", 3, 9.0),
+            None,
+            "3 dead-lettered in the outbox: scripts/acp dead-letters",
+        ),
+        (
+            DeliveryCount("signal_lab", "market.ticks", "pending", 1, 600.0),
+            None,
+            "the oldest pending message is 10 min old",
+        ),
         (None, QueueDepth("MarketTicksDeadLetterQueue", 2, 1), "3 in MarketTicksDeadLetterQueue"),
         (None, QueueDepth("FailedInvocationsQueue", 1, 0), "1 in FailedInvocationsQueue"),
     ],
 )
 def test_each_thing_a_person_should_look_at_makes_it_degraded(
-    promise: PromiseCount | None, queue: QueueDepth | None, problem: str
+    delivery: DeliveryCount | None, queue: QueueDepth | None, problem: str
 ) -> None:
-    content = report(*([promise] if promise else []), queues=(queue,) if queue else ()).to_dict()
+    content = report(*([delivery] if delivery else []), queues=(queue,) if queue else ()).to_dict()
     assert content["status"] == "degraded"
     assert content["problems"] == [problem]
 
@@ -127,21 +182,64 @@ def test_who_pins_the_transaction_horizon_is_named() -> None:
 
 
 def test_messages_on_their_way_and_old_deliveries_are_no_problem() -> None:
-    fine = report(PromiseCount("market.ticks", "delivered", 9, 1e6), queues=(QueueDepth("MarketTicksQueue", 99, 9),))
+    fine = report(
+        DeliveryCount("signal_lab", "market.ticks", "delivered", 9, 1e6),
+        queues=(QueueDepth("MarketTicksQueue", 99, 9),),
+    )
     assert fine.problems == []
 
 
-def test_the_tables_name_each_topic_state_queue_and_consumer() -> None:
-    console = Console(width=160, no_color=True)
-    with console.capture() as capture:
-        console.print(
-            report(
-                PromiseCount("market.ticks", "pending", 12, 65.0), queues=(QueueDepth("MarketTicksQueue", 4, 1),)
-            ).render()
+def test_the_tables_name_each_subscription_queue_and_consumer() -> None:
+    text = shown(
+        report(
+            DeliveryCount("signal_lab", "market.ticks", "pending", 12, 65.0),
+            queues=(QueueDepth("MarketTicksQueue", 4, 1),),
         )
-    text = capture.get()
-    for part in ("All is well.", "market.ticks", "12", "65 s", "MarketTicksQueue", "signal_lab", "source failures"):
+    )
+    for part in ("All is well.", "signal_lab", "12", "65 s", "MarketTicksQueue", "source failures"):
         assert part in text
+
+
+def test_the_newest_dead_letters_are_named_with_the_next_command() -> None:
+    fine = report(DeliveryCount("signal_lab", "market.ticks", "dead_lettered", 1, 9.0))
+    text = shown(replace(fine, pipeline=replace(fine.pipeline, dead_letters=[letter(7)])))
+    assert "7            signal_lab    3 min  gave up after 5 attempts: [denied]" in text
+    assert "scripts/acp redrive ID… sends them again" in text
+
+
+def test_status_fits_eighty_columns() -> None:
+    counts = [
+        DeliveryCount("system_events", "system.events", state, 123_456, 1e6)
+        for state in ("pending", "in_flight", "retrying", "delivered", "dead_lettered")
+    ]
+    full = report(*counts)
+    text = shown(replace(full, pipeline=replace(full.pipeline, dead_letters=[letter(1234567, reason="x" * 200)])))
+    (row,) = [line for line in text.splitlines() if line.startswith("system_events")]
+    assert row.split() == ["system_events", *["123456"] * 5, "12", "d"]
+    assert text.count("x") >= 200
+
+
+def test_what_waits_for_a_subscription_that_is_gone_is_named() -> None:
+    fine = report(DeliveryCount("detector", None, "pending", 3, 1.0))
+    stranded = replace(fine.pipeline, stranded=[StrandedDeliveries("detector", 3, was_removed=False)])
+    (problem,) = replace(fine, pipeline=stranded).problems
+    assert problem.startswith("3 pending for detector, which is not in the table of subscriptions")
+
+
+def test_what_waits_for_a_subscription_that_the_relay_does_not_know_is_named() -> None:
+    (problem,) = report(
+        DeliveryCount("detector", "market.ticks", "pending", 3, 1.0),
+        DeliveryCount("detector", "market.ticks", "retrying", 1, 1.0),
+        DeliveryCount("former", "market.ticks", "delivered", 9, None),
+    ).problems
+    assert problem == (
+        "4 pending for detector, which the relay has no queue for: name it in the template's SUBSCRIPTION_QUEUE_URLS, "
+        "and deploy it"
+    )
+
+
+def test_a_breaker_that_nobody_guards_with_is_no_problem() -> None:
+    assert report(breakers=(Breaker("former", "open", 3, NOW, 24.6, is_guarded=False),)).problems == []
 
 
 def test_a_duration_is_said_in_its_fitting_unit() -> None:
@@ -157,11 +255,9 @@ def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
     ]
 
 
-def test_the_relay_on_duty_is_named_in_a_narrow_terminal_and_whole_for_scripts() -> None:
+def test_the_lingering_relay_is_named_short_for_people_and_whole_for_scripts() -> None:
     stream = "2026/11/25/[$LATEST]58f528fba487b4c820bd81146ddf067f"
-    pipeline = PipelineStatus([], [], [], relay_on_duty=RelayOnDuty(stream, datetime(2026, 11, 25, 10, 35, tzinfo=UTC)))
-    shown = Report({"PostgreSQL": "127.0.0.1:5432"}, pipeline, [])
-    console = Console(width=80, record=True, file=StringIO())
-    console.print(shown.render())
-    assert "relay on duty  58f528fba487, since 10:35:00Z" in console.export_text()
-    assert shown.to_dict()["relay_on_duty"]["name"] == stream
+    relay = LingeringRelay(stream, datetime(2026, 11, 25, 10, 35, tzinfo=UTC))
+    lingering = replace(report(), pipeline=PipelineStatus([], [], [], lingering_relay=relay))
+    assert "lingering relay  58f528fba487, since 10:35:00Z" in shown(lingering)
+    assert lingering.to_dict()["lingering_relay"]["name"] == stream

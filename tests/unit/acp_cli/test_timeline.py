@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from acp_cli.timeline import instant, render_timeline
-from control_plane.ops.life import EventLife
+from control_plane.ops.timeline import EventTimeline
 
 EVENT: dict[str, Any] = {
     "event_id": "6f0c2f3a-0000-5000-8000-000000000001",
@@ -15,20 +15,28 @@ EVENT: dict[str, Any] = {
     "trace_id": "0af76519-16cd-43dd-8448-eb211c80319c",
     "occurred_at": "2024-01-10T14:31:00+00:00",
     "ingested_at": "2024-01-10T14:32:01.5+00:00",
+    "revision": 0,
     "payload": {"price": 1.5, "currency": "USD"},
 }
 DELIVERY: dict[str, Any] = {
     "topic": "market.ticks",
+    "subscription": "signal_lab",
+    "operation_id": None,
     "state": "delivered",
-    "replay_id": None,
     "delivery_attempts": 2,
     "created_at": "2024-01-10T14:32:01.5+00:00",
+    "promised_at": None,
     "next_attempt_at": "2024-01-10T14:32:31+00:00",
     "delivered_at": "2024-01-10T14:32:10+00:00",
     "message_id": "m-1",
     "dead_lettered_at": None,
     "claimed_by": None,
     "last_error": None,
+    "dead_letter_id": None,
+    "resolution": None,
+    "resolved_at": None,
+    "resolved_by": None,
+    "redriven_by": None,
     "failures": [
         {"attempt": 1, "failed_at": "2024-01-10T14:32:05+00:00", "error": "[throttled]", "claimed_by": "relay-a"}
     ],
@@ -39,10 +47,10 @@ def shown(**changes: Any) -> str:
     parts: dict[str, Any] = {
         "event": EVENT,
         "raw_payload": {"id": "r-1", "fetched_at": "2024-01-10T14:32:01+00:00", "source": "yfinance"},
-        "promises": [DELIVERY],
+        "deliveries": [DELIVERY],
         "processing": [{"consumer": "signal_lab", "processed_at": "2024-01-10T14:32:11+00:00"}],
     } | changes
-    timeline = EventLife(**parts)
+    timeline = EventTimeline(**parts)
     console = Console(width=200, no_color=True, highlight=False)
     with console.capture() as capture:
         console.print(render_timeline(timeline))
@@ -55,7 +63,7 @@ def test_a_timeline_is_told_from_the_raw_payload_to_each_consumer_in_order() -> 
         "fetched from yfinance",
         "raw payload r-1",
         "stored",
-        "promised on market.ticks: delivered after 2 attempts",
+        "for signal_lab (market.ticks): delivered after 2 attempts",
     ]
     marks += ["attempt 1 failed: [throttled] (relay-a)", "delivered as message m-1", "processed by signal_lab"]
     places = [text.index(mark) for mark in marks]
@@ -70,20 +78,64 @@ def test_a_dead_letter_says_why_and_that_nobody_processed_it() -> None:
         "message_id": None,
         "dead_lettered_at": "2024-01-10T14:33:00+00:00",
         "last_error": "gave up after 5 attempts: denied",
+        "dead_letter_id": 7,
     }
-    text = shown(promises=[dead], processing=[], raw_payload=None)
+    text = shown(deliveries=[dead], processing=[], raw_payload=None)
     assert "dead-lettered" in text
-    assert "given up: gave up after 5 attempts: denied" in text
+    assert "dead-lettered: gave up after 5 attempts: denied" in text
+    assert "send it again: scripts/acp redrive 7" in text
     assert "no consumer has processed it" in text
+
+
+def test_a_redriven_message_has_both_its_stories() -> None:
+    given_up = DELIVERY | {
+        "state": "redriven",
+        "delivered_at": None,
+        "message_id": None,
+        "dead_lettered_at": "2024-01-10T14:33:00+00:00",
+        "last_error": "gave up after 1 attempts: denied",
+        "resolution": "redriven",
+        "resolved_at": "2024-01-10T15:00:00+00:00",
+        "resolved_by": "ada",
+        "redriven_by": "op-1",
+    }
+    again = DELIVERY | {
+        "operation_id": "op-1",
+        "delivery_attempts": 1,
+        "delivered_at": "2024-01-10T15:00:02+00:00",
+        "failures": [],
+    }
+    text = shown(deliveries=[given_up, again])
+    marks = [
+        "for signal_lab (market.ticks): redriven after 2 attempts",
+        "attempt 1 failed: [throttled] (relay-a)",
+        "14:33:00.000Z  dead-lettered: gave up after 1 attempts: denied",
+        "15:00:00.000Z  redriven by ada",
+        "15:00:00.000Z  again for signal_lab (market.ticks): delivered after 1 attempt",
+        "operation op-1",
+        "15:00:02.000Z  delivered as message m-1",
+    ]
+    places = [text.index(mark) for mark in marks]
+    assert places == sorted(places)
+    assert "send it again" not in text
+
+
+def test_a_message_without_a_subscription_says_that_nobody_gets_it() -> None:
+    assert "its topic had no subscription: nobody gets it" in shown(deliveries=[], processing=[])
+
+
+def test_a_corrected_event_says_which_revision_it_is() -> None:
+    assert "in one transaction, revision 2" in shown(event=EVENT | {"revision": 2})
+    assert "revision" not in shown()
 
 
 def test_an_open_delivery_says_who_holds_it_or_when_it_is_tried_again() -> None:
     still = DELIVERY | {"delivered_at": None, "message_id": None}
     assert "claimed by relay-a until 14:32:31.000Z" in shown(
-        promises=[still | {"state": "in_flight", "claimed_by": "relay-a"}]
+        deliveries=[still | {"state": "in_flight", "claimed_by": "relay-a"}]
     )
     assert "14:32:31.000Z  next attempt; last error: throttled" in shown(
-        promises=[still | {"state": "retrying", "last_error": "throttled"}]
+        deliveries=[still | {"state": "retrying", "last_error": "throttled"}]
     )
 
 

@@ -173,5 +173,5 @@ def test_the_measured_relay_has_the_settings_of_the_template() -> None:
     deployed = deployed_settings(Workspace(CHECKOUT, CHECKOUT / ".acp", CHECKOUT / ".acp" / "state"))
     assert {"RELAY_CLAIM_SIZE", "RELAY_PUBLISH_CONCURRENCY", "LEASE_SECONDS"} <= deployed.keys()
     RelaySettings.from_environ(
-        {**deployed, "DATABASE_URL": "postgresql://u:p@h/d", "TOPIC_QUEUE_URLS": '{"market.ticks": "http://q"}'}
+        {**deployed, "DATABASE_URL": "postgresql://u:p@h/d", "SUBSCRIPTION_QUEUE_URLS": '{"signal_lab": "http://q"}'}
     )

@@ -41,6 +41,7 @@ def message(number: int = 1, state: str = "pending", **changes: object) -> Outbo
         event_type="MARKET_TICK_INGESTED",
         entity_id=ENTITY,
         topic="market.ticks",
+        subscription="signal_lab",
         state=state,
         attempts=0,
         due_in_seconds=0.0,
@@ -125,7 +126,7 @@ def test_a_record_of_another_version_is_named_with_its_remedy(workspace: Workspa
 
 def test_messages_that_fare_alike_share_a_line_and_no_news_is_none() -> None:
     story = Story()
-    assert story.tell([message(1), message(2), message(3)], CLOSED) == ["3 promised"]
+    assert story.tell([message(1), message(2), message(3)], CLOSED) == ["3 pending"]
     assert story.tell([message(1), message(2), message(3)], CLOSED) == []
     claimed = [message(number, "in_flight", attempts=1, due_in_seconds=10.9) for number in (1, 2)]
     assert story.tell([*claimed, message(3)], CLOSED) == ["2 claimed, attempt 1; the lease ends in 10.9 s"]
@@ -166,7 +167,7 @@ def test_a_dead_letter_and_its_return_are_told() -> None:
     story.tell([message(1, "in_flight", attempts=1)], CLOSED)
     dead = message(1, "dead_lettered", attempts=1, failed_at=[NOW], last_error="too large")
     assert story.tell([dead], CLOSED) == ["1 dead-lettered: too large"]
-    assert story.tell([message(1, failed_at=[NOW])], CLOSED) == ["1 open again"]
+    assert story.tell([message(1, failed_at=[NOW])], CLOSED) == ["1 pending again"]
 
 
 def test_a_breaker_is_told_of_when_it_changes_not_while_it_counts_down() -> None:
@@ -197,9 +198,9 @@ def test_attempts_are_spent_by_failures_recorded_or_not() -> None:
 def test_a_drill_s_events_fit_the_contract_and_say_whose_they_are() -> None:
     batch = Batch.make(drill="poison", trace_id=UUID(int=7), count=3, now=NOW)
     assert len(set(batch.ids)) == 3
+    assert {look.payload.topic for look in batch.looks} == {"market.ticks"}
     for index, event in enumerate(batch.events):
         assert (event.source, event.entity_id, event.entity_type) == (SOURCE, ENTITY, None)
-        assert event.topic == "market.ticks"
         assert event.payload["currency"] == "XTS"
         assert event.occurred_at == NOW + timedelta(microseconds=index)
         assert event.trace_id == batch.raw.trace_id

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from control_plane.ingestion.sources.yfinance import YFinanceSource
+from domains.finance.yfinance_source import YFinanceSource
 from local_cloud import market
 from local_cloud.errors import AcpError
 from local_cloud.market import SOURCES, Market, MarketChoice
@@ -40,4 +40,4 @@ def test_the_replay_that_was_asked_for_does_not_try_yahoo(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("choice", SOURCES)
 def test_the_source_is_called_as_its_events_are(choice: MarketChoice) -> None:
     url = "http://127.0.0.1:1" if choice is MarketChoice.REPLAY else None
-    assert YFinanceSource(market_data_url=url, clock=lambda: pytest.fail("not asked")).name == SOURCES[choice]
+    assert YFinanceSource(market_data_url=url).name == SOURCES[choice]

@@ -15,7 +15,7 @@ from bokeh_sampledata import stocks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from control_plane.ingestion.sources.yfinance import YFinanceSource
+from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
 from market_replay.prices import SYMBOLS, Bar, bar_at, bar_so_far
 
@@ -225,7 +225,7 @@ def test_eight_days_within_thirty_are_served(client: Client) -> None:
 def test_plain_yfinance_reads_it(replay: MarketReplay, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client's own frames, as any script of a user's would have them."""
     clock.now = datetime.now(UTC)
-    confined = YFinanceSource(market_data_url=replay.url, clock=clock)._session
+    confined = YFinanceSource(market_data_url=replay.url)._session
     monkeypatch.setattr(yfinance.base, "_BASE_URL_", replay.url)
     monkeypatch.setattr(yfinance.scrapers.history, "_BASE_URL_", replay.url)
     ticker = yfinance.Ticker("MSFT", session=confined)
@@ -313,6 +313,16 @@ def test_a_bar_can_be_corrected(client: Client) -> None:
     assert [timestamp for timestamp, row in bars.items() if row[3] == 5000.0] == [second(minute)]
 
 
+def test_a_delayed_exchange_shows_the_market_as_it_was(client: Client, clock: Clock) -> None:
+    period: dict[str, Any] = {"period1": second(NOW - timedelta(minutes=30)), "period2": second(NOW)}
+    client.ask("PUT", "/faults/AAPL", '{"behind_seconds": 900}')
+    delayed = client.chart(**period)
+    client.ask("DELETE", "/faults")
+    clock.now = NOW - timedelta(seconds=900)
+    assert delayed == client.chart(**period)
+    assert delayed["meta"]["regularMarketTime"] == delayed["timestamp"][-1] == second(NOW) - 900
+
+
 def test_an_answer_can_be_late(client: Client) -> None:
     client.ask("PUT", "/faults/AAPL", '{"delay_seconds": 0.2}')
     started = time.perf_counter()
@@ -341,6 +351,8 @@ def test_a_late_answer_does_not_hold_up_the_end() -> None:
         ('{"status": 99}', "status"),
         ('{"empty": 1}', "empty"),
         ('{"delay_seconds": "1"}', "delay_seconds"),
+        ('{"behind_seconds": -1}', "behind_seconds"),
+        ('{"delay_seconds": 1e999}', "delay_seconds"),
         ('{"correct": {}}', "correct"),
         ('{"correct": {"minute": "2026-03-10T14:00:00", "close": 1}}', "time zone"),
     ],

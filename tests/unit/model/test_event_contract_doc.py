@@ -8,9 +8,10 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.model.contract import PAYLOADS, Event, parse_event
+from control_plane.model.contract import PLATFORM_PAYLOADS, Event
 from control_plane.model.ids import EVENT_NAMESPACE, MAX_DEPTH, canonical_json
 from control_plane.model.trace import traceparent
+from domains import DOMAINS, EVENT_TYPES
 
 ROOT = Path(__file__).parents[3]
 DOC = ROOT / "docs" / "event_contract.md"
@@ -28,14 +29,14 @@ EXAMPLE: dict[str, Any] = json.loads(block("json"))
 
 
 def test_the_example_is_an_event_as_it_is_published() -> None:
-    event = parse_event(block("json"))
+    event = EVENT_TYPES.parse_event(block("json"))
     assert event.to_message() == EXAMPLE
     assert list(event.to_message()) == list(EXAMPLE)
 
 
-def test_the_canonical_text_is_that_of_the_examples_six_fields() -> None:
-    six = ["source", "event_type", "entity_id", "occurred_at", "schema_version", "payload"]
-    assert block("text").strip().encode() == canonical_json({name: EXAMPLE[name] for name in six})
+def test_the_canonical_text_is_that_of_the_examples_eight_fields() -> None:
+    eight = ["source", "event_type", "entity_id", "series", "occurred_at", "schema_version", "revision", "payload"]
+    assert block("text").strip().encode() == canonical_json({name: EXAMPLE[name] for name in eight})
 
 
 def test_the_steps_lead_to_the_examples_id() -> None:
@@ -55,14 +56,20 @@ def test_the_field_table_names_every_field_in_order() -> None:
 def test_the_event_table_names_every_type_version_topic_and_schema() -> None:
     rows = re.findall(r"^\| \[`(\w+)`\]\(schemas/(\S+)\) \| (\d+) \| `(\S+)` \|", TEXT, re.MULTILINE)
     assert rows == [
-        (event_type, f"{event_type.lower()}.v{version}.schema.json", str(version), model.topic)
-        for (event_type, version), model in PAYLOADS.items()
+        (
+            model.event_type,
+            f"{model.event_type.lower()}.v{model.schema_version}.schema.json",
+            str(model.schema_version),
+            model.topic,
+        )
+        for model in (*DOMAINS[0].payloads, *PLATFORM_PAYLOADS)
     ]
+    assert len(rows) == len(list(EVENT_TYPES))
 
 
 def test_the_limits_are_those_of_the_code() -> None:
     assert f"at most {MAX_DEPTH}\ndeep" in TEXT
-    parent = traceparent(UUID(EXAMPLE["trace_id"]), UUID(EXAMPLE["event_id"]))
+    parent = traceparent(EXAMPLE["trace_id"], EXAMPLE["event_id"])
     assert parent.split("-")[2] == UUID(EXAMPLE["event_id"]).bytes[-8:].hex()
 
 

@@ -27,6 +27,8 @@ VECTORS = [
                 "source": "yfinance",
                 "event_type": "MARKET_TICK_INGESTED",
                 "entity_id": "AAPL",
+                "series": "1m",
+                "revision": 0,
                 "occurred_at": datetime(2026, 1, 5, 9, 32, tzinfo=timezone(timedelta(hours=-5))),
                 "schema_version": 1,
                 "payload": {
@@ -41,8 +43,8 @@ VECTORS = [
             },
             canonical='{"entity_id":"AAPL","event_type":"MARKET_TICK_INGESTED","occurred_at":"2026-01-05T14:32:00Z",'
             '"payload":{"currency":"USD","high":267.5,"interval":"1m","low":266.94,"open":267,"price":267.26,'
-            '"volume":48211},"schema_version":1,"source":"yfinance"}',
-            event_id="cea9faf8-8b5a-5945-88e3-977867f54405",
+            '"volume":48211},"revision":0,"schema_version":1,"series":"1m","source":"yfinance"}',
+            event_id="80a6b352-9c1d-543c-8b41-643f25989461",
         ),
         id="a market tick",
     ),
@@ -50,16 +52,45 @@ VECTORS = [
         Vector(
             observation={
                 "source": "yfinance",
+                "event_type": "MARKET_TICK_INGESTED",
+                "entity_id": "AAPL",
+                "series": "1m",
+                "revision": 2,
+                "occurred_at": datetime(2026, 1, 5, 9, 32, tzinfo=timezone(timedelta(hours=-5))),
+                "schema_version": 1,
+                "payload": {
+                    "price": 267.26,
+                    "open": 267.0,
+                    "high": 267.5,
+                    "low": 266.94,
+                    "volume": 48211,
+                    "currency": "USD",
+                    "interval": "1m",
+                },
+            },
+            canonical='{"entity_id":"AAPL","event_type":"MARKET_TICK_INGESTED","occurred_at":"2026-01-05T14:32:00Z",'
+            '"payload":{"currency":"USD","high":267.5,"interval":"1m","low":266.94,"open":267,"price":267.26,'
+            '"volume":48211},"revision":2,"schema_version":1,"series":"1m","source":"yfinance"}',
+            event_id="0536a3f2-e433-59a2-9794-e56d437b22d4",
+        ),
+        id="the same tick again, as the third revision",
+    ),
+    pytest.param(
+        Vector(
+            observation={
+                "source": "yfinance",
                 "event_type": "SOURCE_FETCH_FAILED",
                 "entity_id": None,
+                "series": "",
+                "revision": 0,
                 "occurred_at": datetime(2026, 1, 5, 14, 32, 0, 250_000, tzinfo=UTC),
                 "schema_version": 1,
                 "payload": {"symbol": "ÉTÉ.PA", "kind": "unreachable", "reason": 'it said "no" 🙃\n'},
             },
             canonical='{"entity_id":null,"event_type":"SOURCE_FETCH_FAILED","occurred_at":"2026-01-05T14:32:00.250000Z",'
             '"payload":{"kind":"unreachable","reason":"it said \\"no\\" 🙃\\n","symbol":"ÉTÉ.PA"},'
-            '"schema_version":1,"source":"yfinance"}',
-            event_id="74a72967-83aa-5a0a-9bda-050dc7b97b5e",
+            '"revision":0,"schema_version":1,"series":"","source":"yfinance"}',
+            event_id="e5949991-d4e2-5f08-a4d6-a7bc4303471f",
         ),
         id="text and a fraction of a second",
     ),
@@ -69,6 +100,8 @@ VECTORS = [
                 "source": "s",
                 "event_type": "T",
                 "entity_id": "e",
+                "series": "é/1d",
+                "revision": 2147483647,
                 "occurred_at": datetime(1, 1, 1, tzinfo=UTC),
                 "schema_version": 2,
                 "payload": {
@@ -80,8 +113,8 @@ VECTORS = [
             },
             canonical='{"entity_id":"e","event_type":"T","occurred_at":"0001-01-01T00:00:00Z","payload":{"numbers":'
             "[0,1e+21,1e+22,1e-7,0.1,5e-324,1.7976931348623157e+308,9007199254740992,-1.5],"
-            '"😀":{},"\ufb33":[true,null]},"schema_version":2,"source":"s"}',
-            event_id="dcefb046-3240-5d94-83c7-dfc325437f66",
+            '"😀":{},"\ufb33":[true,null]},"revision":2147483647,"schema_version":2,"series":"é/1d","source":"s"}',
+            event_id="4ef7f848-a118-5c0c-9bc7-c381cfbec797",
         ),
         id="numbers and the order of keys",
     ),

@@ -42,12 +42,14 @@ observations: st.SearchStrategy[Observation] = st.fixed_dictionaries(
         "source": texts,
         "event_type": texts,
         "entity_id": st.none() | texts,
+        "series": texts,
         "occurred_at": instants,
         "schema_version": st.integers(1, 100),
+        "revision": st.integers(0, 100),
         "payload": payloads,
     }
 )
-FIELDS = ["source", "event_type", "entity_id", "occurred_at", "schema_version", "payload"]
+FIELDS = ["source", "event_type", "entity_id", "series", "occurred_at", "schema_version", "revision", "payload"]
 
 
 def comparable(value: Any) -> Any:
@@ -153,7 +155,7 @@ def test_another_value_of_any_one_field_gives_another_id(
 @given(observations, floats, floats)
 @example(
     {"source": "", "event_type": "", "entity_id": None, "occurred_at": datetime.min.replace(tzinfo=UTC)}
-    | {"schema_version": 1, "payload": {}},
+    | {"series": "", "schema_version": 1, "revision": 0, "payload": {}},
     0.1 + 0.2,
     0.3,
 )

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
 from control_plane.model.contract import (
-    PAYLOADS,
-    MarketTick,
     Payload,
     SignalRejected,
     SourceFetchFailed,
     SourceGapDetected,
     new_event,
-    parse_event,
 )
 from control_plane.model.errors import ContractViolation
+from domains import DOMAINS, EVENT_TYPES
+from domains.finance.events import MarketTick
 from local_cloud import generated
 
 ROOT = Path(__file__).parents[3]
@@ -52,8 +51,11 @@ def message(payload: Payload) -> dict[str, Any]:
         entity_id="AAPL",
         entity_type=None,
         occurred_at=MINUTE,
+        observed_at=MINUTE.replace(second=3),
         ingested_at=MINUTE.replace(microsecond=7),
         trace_id=UUID("0af76519-16cd-43dd-8448-eb211c80319c"),
+        series="1m",
+        revision=3,
     ).to_message()
 
 
@@ -66,19 +68,21 @@ EXAMPLES: list[Payload] = [
 ]
 
 
-def test_the_checked_in_schemas_are_the_generated_ones() -> None:
-    assert generated.outdated(generated.schema_files(), ROOT) == [], "run `scripts/generate`"
+def test_the_checked_in_documents_are_the_generated_ones() -> None:
+    assert generated.outdated(generated.contract_files(), ROOT) == [], "run `scripts/generate`"
 
 
 def test_every_event_type_has_an_example_here() -> None:
-    assert {(payload.event_type, payload.schema_version) for payload in EXAMPLES} == set(PAYLOADS)
+    assert {(payload.event_type, payload.schema_version) for payload in EXAMPLES} == {
+        (model.event_type, model.schema_version) for model in EVENT_TYPES
+    }
 
 
 @pytest.mark.parametrize("payload", EXAMPLES, ids=lambda payload: payload.event_type)
 def test_a_published_message_fits_its_schema_and_no_other(payload: Payload) -> None:
-    for event_type, version in PAYLOADS:
-        fits = validator(event_type, version).is_valid(message(payload))
-        assert fits == (event_type == payload.event_type)
+    for model in EVENT_TYPES:
+        fits = validator(model.event_type, model.schema_version).is_valid(message(payload))
+        assert fits == (model is type(payload))
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -130,6 +134,10 @@ def changed(*path: str, to: object) -> Callable[[dict[str, Any]], None]:
         changed("occurred_at", to="2026-01-05T14:32:00"),
         changed("occurred_at", to="2026-13-05T14:32:00Z"),
         changed("ingested_at", to=1767623520),
+        changed("observed_at", to=None),
+        changed("series", to=None),
+        changed("revision", to=-1),
+        changed("revision", to=2**31),
         changed("schema_version", to=2),
         changed("trace_id", to="0af76519"),
         changed("trace_id", to="00000000-0000-0000-0000-000000000000"),
@@ -150,11 +158,11 @@ def test_what_the_schema_refuses_the_code_refuses(break_it: Callable[[dict[str, 
     break_it(broken)
     assert not validator("MARKET_TICK_INGESTED", 1).is_valid(broken)
     with pytest.raises(ContractViolation):
-        parse_event(broken)
+        EVENT_TYPES.parse_event(broken)
 
 
 def test_a_stale_a_missing_and_a_leftover_file_are_named_and_mended(tmp_path: Path) -> None:
-    files = generated.schema_files()
+    files = generated.contract_files()
     first, second, *_ = files
     generated.write(files, tmp_path)
     leftover = generated.SCHEMAS / "gone.v1.schema.json"
@@ -166,3 +174,63 @@ def test_a_stale_a_missing_and_a_leftover_file_are_named_and_mended(tmp_path: Pa
     assert generated.write(files, tmp_path) == [first, second, leftover]
     assert generated.outdated(files, tmp_path) == []
     assert not (tmp_path / leftover).exists()
+
+
+# The AsyncAPI document
+
+
+def resolved(document: Any, reference: str) -> Any:
+    """What a reference within the document, or to a file beside it, points to."""
+    path, _, pointer = reference.partition("#")
+    found = json.loads((ROOT / "docs" / path).read_text(encoding="utf-8")) if path else document
+    for step in pointer.split("/")[1:]:
+        found = found[step.replace("~1", "/").replace("~0", "~")]
+    return found
+
+
+def references(value: Any) -> list[str]:
+    match value:
+        case {"$ref": str(reference)}:
+            return [reference]
+        case dict():
+            return [reference for item in value.values() for reference in references(item)]
+        case list():
+            return [reference for item in value for reference in references(item)]
+        case _:
+            return []
+
+
+ASYNCAPI = json.loads((ROOT / generated.ASYNCAPI).read_text(encoding="utf-8"))
+
+
+def test_the_asyncapi_document_has_every_topic_with_its_events() -> None:
+    assert ASYNCAPI["asyncapi"] == "3.0.0"
+    topics: dict[str, set[str]] = {}
+    for model in EVENT_TYPES:
+        topics.setdefault(model.topic, set()).add(f"{model.event_type}.v{model.schema_version}")
+    assert {channel["address"]: set(channel["messages"]) for channel in ASYNCAPI["channels"].values()} == topics
+
+
+def test_the_asyncapi_document_has_every_consumer() -> None:
+    received = {
+        name: resolved(ASYNCAPI, operation["channel"]["$ref"])["address"]
+        for name, operation in ASYNCAPI["operations"].items()
+        if operation["action"] == "receive"
+    }
+    assert received == {consumer.name: consumer.topic for domain in DOMAINS for consumer in domain.consumers}
+
+
+def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
+    found = references(ASYNCAPI)
+    assert len(found) > 10
+    for reference in found:
+        assert resolved(ASYNCAPI, reference)
+
+
+@pytest.mark.parametrize("payload", EXAMPLES, ids=lambda payload: payload.event_type)
+def test_a_published_message_fits_the_asyncapi_document(payload: Payload) -> None:
+    described = ASYNCAPI["components"]["messages"][f"{payload.event_type}.v{payload.schema_version}"]
+    schema = resolved(ASYNCAPI, described["payload"]["schema"]["$ref"])
+    Draft202012Validator(schema, format_checker=formats).validate(message(payload))
+    headers = resolved(ASYNCAPI, described["headers"]["$ref"])
+    assert set(headers["properties"]) == {*("event_id", "event_type", "schema_version", "trace_id", "traceparent")}

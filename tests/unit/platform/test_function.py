@@ -12,6 +12,7 @@ import pytest
 
 from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
 from control_plane.platform.function import LambdaContext, environ, function, open_database
+from control_plane.platform.session import SESSION_LOST
 from control_plane.platform.settings import DatabaseSettings
 from control_plane.platform.telemetry import Telemetry
 
@@ -104,6 +105,16 @@ def test_a_database_that_turned_read_only_is_named(capsys: pytest.CaptureFixture
         handler({}, Context())
     (log,), _ = lines(capsys)
     assert log["message"] == "DatabaseUnavailable"
+
+
+@pytest.mark.parametrize("error", SESSION_LOST)
+def test_a_session_lost_in_the_middle_is_an_unavailable_database(error: type[psycopg.Error]) -> None:
+    @function(new_telemetry())
+    def handler(_event: dict[str, Any], _context: LambdaContext) -> None:
+        raise error("terminating connection")
+
+    with pytest.raises(DatabaseUnavailable, match=r"terminating connection.*comes again with the next run"):
+        handler({}, Context())
 
 
 def test_what_the_package_logs_reads_like_the_function_s_own_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from control_plane.platform.settings import (
 
 URL = "postgresql://acp_app:hunter2@db.example:5432/control_plane"
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:db"
-QUEUES = '{"market.ticks": "https://queues.example/ticks"}'
-RELAY = {"DATABASE_URL": URL, "TOPIC_QUEUE_URLS": QUEUES}
+QUEUES = '{"signal_lab": "https://queues.example/ticks"}'
+RELAY = {"DATABASE_URL": URL, "SUBSCRIPTION_QUEUE_URLS": QUEUES}
 INGESTION = {"DATABASE_SECRET_ARN": ARN, "SYMBOLS": "AAPL"}
 OPS_API = {"DATABASE_URL": URL, "API_TOKEN": "open sesame"}
 
@@ -38,7 +38,7 @@ def problems(from_environ: Callable[[dict[str, str]], Any], environ: dict[str, s
 
 def test_what_is_not_set_has_a_default() -> None:
     settings = RelaySettings.from_environ(RELAY)
-    assert settings.topic_queue_urls == {"market.ticks": "https://queues.example/ticks"}
+    assert settings.subscription_queue_urls == {"signal_lab": "https://queues.example/ticks"}
     assert settings.cloud_endpoint_url is None
     assert settings.max_delivery_attempts == 5
     assert settings.linger_seconds == 0
@@ -91,7 +91,7 @@ def test_every_missing_name_is_in_one_error() -> None:
     database, queues = problems(RelaySettings.from_environ, {})
     assert "DATABASE_URL" in database
     assert "DATABASE_SECRET_ARN" in database
-    assert "TOPIC_QUEUE_URLS is not set" in queues
+    assert "SUBSCRIPTION_QUEUE_URLS is not set" in queues
 
     symbols, database = problems(IngestionSettings.from_environ, {})
     assert "SYMBOLS is empty" in symbols
@@ -101,7 +101,7 @@ def test_every_missing_name_is_in_one_error() -> None:
 def test_every_bad_name_is_in_one_error_with_its_value() -> None:
     bad = {
         "CLOUD_ENDPOINT_URL": "localhost:4566",
-        "TOPIC_QUEUE_URLS": "[]",
+        "SUBSCRIPTION_QUEUE_URLS": "[]",
         "MAX_DELIVERY_ATTEMPTS": "0",
         "RELAY_LINGER_SECONDS": "841",
         "RELAY_CLAIM_SIZE": "1.5",
@@ -118,7 +118,7 @@ def test_every_bad_name_is_in_one_error_with_its_value() -> None:
 
 @pytest.mark.parametrize("from_environ", FROM_ENVIRON)
 def test_the_database_is_named_exactly_once(from_environ: Callable[[dict[str, str]], Any]) -> None:
-    rest = {"SYMBOLS": "AAPL", "TOPIC_QUEUE_URLS": QUEUES}
+    rest = {"SYMBOLS": "AAPL", "SUBSCRIPTION_QUEUE_URLS": QUEUES}
     assert from_environ(rest | {"DATABASE_URL": URL}).database.url == URL
     assert from_environ(rest | {"DATABASE_SECRET_ARN": ARN}).database.secret_arn == ARN
     (both,) = problems(from_environ, rest | {"DATABASE_URL": URL, "DATABASE_SECRET_ARN": ARN})
@@ -129,11 +129,11 @@ def test_the_database_is_named_exactly_once(from_environ: Callable[[dict[str, st
 
 @pytest.mark.parametrize("from_environ", FROM_ENVIRON)
 def test_the_password_is_never_shown(from_environ: Callable[[dict[str, str]], Any]) -> None:
-    settings = from_environ({"DATABASE_URL": URL, "SYMBOLS": "AAPL", "TOPIC_QUEUE_URLS": QUEUES})
+    settings = from_environ({"DATABASE_URL": URL, "SYMBOLS": "AAPL", "SUBSCRIPTION_QUEUE_URLS": QUEUES})
     for shown in (repr(settings), str(settings), f"{settings}", repr(settings.database), str(settings.database)):
         assert "hunter2" not in shown
         assert "DatabaseSettings(url=***" in shown
-    wrong = {"DATABASE_URL": URL, "DATABASE_SECRET_ARN": ARN, "SYMBOLS": "?", "TOPIC_QUEUE_URLS": "?"}
+    wrong = {"DATABASE_URL": URL, "DATABASE_SECRET_ARN": ARN, "SYMBOLS": "?", "SUBSCRIPTION_QUEUE_URLS": "?"}
     assert "hunter2" not in str(problems(from_environ, wrong))
 
 
@@ -148,7 +148,7 @@ def test_the_apis_token_is_named_exactly_once_and_never_shown() -> None:
     assert neither.startswith("neither API_TOKEN nor API_TOKEN_SECRET_ARN is set")
 
 
-def test_how_old_a_promise_may_get_before_all_is_not_well_has_a_default_and_bounds() -> None:
+def test_the_oldest_age_that_health_tolerates_has_bounds() -> None:
     assert OpsApiSettings.from_environ(OPS_API).health_max_pending_age_seconds == 300
     own = OpsApiSettings.from_environ(OPS_API | {"HEALTH_MAX_PENDING_AGE_SECONDS": "60"})
     assert own.health_max_pending_age_seconds == 60
@@ -169,10 +169,10 @@ def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
     assert problem == f"MARKET_DATA_URL is {url!r}: it must be an http:// or https:// URL"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '"market.ticks"', '{"market.ticks": ""}', '{"market.ticks": 7}'])
-def test_topics_map_to_queue_urls_or_the_setting_is_refused(text: str) -> None:
-    (problem,) = problems(RelaySettings.from_environ, RELAY | {"TOPIC_QUEUE_URLS": text})
-    assert problem.startswith(f"TOPIC_QUEUE_URLS is {text!r}")
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"signal_lab"', '{"signal_lab": ""}', '{"signal_lab": 7}'])
+def test_subscriptions_map_to_queue_urls_or_the_setting_is_refused(text: str) -> None:
+    (problem,) = problems(RelaySettings.from_environ, RELAY | {"SUBSCRIPTION_QUEUE_URLS": text})
+    assert problem.startswith(f"SUBSCRIPTION_QUEUE_URLS is {text!r}")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,16 @@ import boto3
 import psutil
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+)
 from moto import mock_aws
 
 from queue_endpoint import QueueEndpoint, serve
+from queue_endpoint.nonsense import NONSENSE
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -280,3 +287,30 @@ def test_the_command_writes_its_port_once_it_is_open(tmp_path: Path) -> None:
     finally:
         process.terminate()
     assert process.wait(10) == 0
+
+
+def test_nonsense_is_every_kind_in_turn(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
+    endpoint.set("q", answer="nonsense", accepts="never")
+    for _ in range(2 * len(NONSENSE)):
+        with suppress(Exception):  # boto3 raises whatever it trips over
+            sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))
+    assert [one.answer for one in endpoint.requests()] == 2 * list(NONSENSE)
+    assert all(one.faulty for one in endpoint.requests())
+    assert endpoint.accepted() == []
+
+
+def test_a_kind_of_nonsense_names_ids_that_were_not_asked_for(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
+    endpoint.set("q", answer="ids of nobody")
+    answer = sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))
+    assert [one["Id"] for one in answer["Successful"]] == ["-1", "-2"]
+    assert accepted_ids(endpoint) == ["a", "b"]
+
+
+def test_an_answer_can_be_for_batches_with_one_event_alone(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
+    endpoint.set("q", answer="error", answer_events=["bad"])
+    answer = sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))
+    assert len(answer["Successful"]) == 2
+    with pytest.raises(ClientError, match="InternalFailure"):
+        sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("c", "bad"))
+    assert accepted_ids(endpoint) == ["a", "b"]
+    assert [one.answer for one in endpoint.requests()] == ["ok", "error"]

@@ -4,18 +4,18 @@ from http import HTTPStatus
 from uuid import UUID
 
 from control_plane.api.http import Refused, Response
-from control_plane.ops.life import read_life
+from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import Database
 
 
-def show_life(database: Database, event_id: str) -> Response:
-    """The event's whole life (G8). Raises Refused for an id that is none, or nobody's."""
+def show_timeline(database: Database, event_id: str) -> Response:
+    """Returns the event's whole timeline. Raises Refused for an id that is none, or nobody's."""
     parsed_id = _parse_id(event_id)
     with database.bounded() as connection:
-        life = read_life(connection, parsed_id)
-    if life is None:
+        timeline = read_timeline(connection, parsed_id)
+    if timeline is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"There is no event {event_id}.")
-    return Response(HTTPStatus.OK, life.to_dict())
+    return Response(HTTPStatus.OK, timeline.to_dict())
 
 
 def _parse_id(text: str) -> UUID:

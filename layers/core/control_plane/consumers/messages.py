@@ -3,13 +3,23 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from control_plane.model.contract import Event, parse_event
+from control_plane.model.contract import Event, EventTypes
 from control_plane.model.errors import ControlPlaneError
+from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.telemetry import Telemetry
 
 
-def consume_record(record: Mapping[str, Any], consume: Callable[[Event], bool], telemetry: Telemetry) -> None:
+def consume_record(
+    record: Mapping[str, Any],
+    consume: Callable[[Event], bool],
+    *,
+    subscription: str,
+    event_types: EventTypes,
+    telemetry: Telemetry,
+) -> None:
     """Hands the event of an SQS record to ``consume``, which returns, all committed, whether it changed anything.
+
+    ``consume`` is one transaction: where another one's gets in its way, it is called again.
 
     What became of it is counted and logged once, with its trace_id; what went wrong is raised on.
 
@@ -17,15 +27,17 @@ def consume_record(record: Mapping[str, Any], consume: Callable[[Event], bool], 
     from the message's attributes, for a body that breaks the contract may not give it. Raises ContractViolation.
     """
     about: dict[str, Any] = {
+        "subscription": subscription,
         "message_id": record.get("messageId"),
         "trace_id": _attribute(record, "trace_id"),
         "event_id": _attribute(record, "event_id"),
         "attempt": (record.get("attributes") or {}).get("ApproximateReceiveCount"),
     }
     try:
-        event = parse_event(record.get("body", ""))
-        about |= {"trace_id": str(event.trace_id), "event_id": str(event.event_id), "topic": event.topic}
-        is_new = consume(event)
+        event = event_types.parse_event(record.get("body", ""))
+        topic = event_types.find(event.event_type, event.schema_version).topic
+        about |= {"trace_id": str(event.trace_id), "event_id": str(event.event_id), "topic": topic}
+        is_new = retry_conflicts(lambda: consume(event))
     except ControlPlaneError as error:
         telemetry.count("ConsumeFailures", 1)
         telemetry.logger.error(  # noqa: TRY400 - its text says all; a trace of our own frames adds nothing

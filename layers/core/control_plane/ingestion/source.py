@@ -17,6 +17,8 @@ class Observation:
     """Aware; converted, never relabelled, from the source's own time zone."""
     payload: Mapping[str, Any]
     """Domain data as the source gave it: may be incomplete or hold NaN, which the contract then refuses."""
+    series: str = ""
+    """What else tells two observations of one instant apart; of bars the interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,35 @@ class Fetched:
 
 
 class Source(Protocol):
-    """Two parts: fetch a symbol's observations, describe the entity they are about."""
+    """Asks about symbols, reads what was answered, and describes whom it is about.
+
+    Asking and reading are apart: what was read once can be read again from the kept answer, with the same result.
+    """
 
     @property
     def name(self) -> str:
         """The value of every event's ``source`` field."""
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
-        """Everything that is final from ``since`` (aware) onwards; where it is None, the most recent hour that has any.
+    @property
+    def event_type(self) -> str:
+        """The type of its observations; the newest stored one of it says from when on to ask next."""
 
+    @property
+    def series(self) -> str:
+        """The series of its observations: of bars the interval, otherwise empty."""
+
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+        """Asks for all that is final from ``since`` on; where it is None, for the most recent hour that has any.
+
+        ``asked_at`` is the present by the run's clock, which is the source's only clock. All instants are aware.
         Called from several threads at once, one symbol each. Raises :class:`~control_plane.model.errors.SourceError`.
         """
 
+    def read(self, raw: Json, *, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+        """Returns what :meth:`fetch` returned, or raises what it raised, from the answer that was kept.
+
+        It depends on nothing but its arguments, and no call is made.
+        """
+
     def describe(self, fetched: Fetched) -> Entity:
-        """The entity an answer is about, from the answer's own metadata; no further call is made."""
+        """Returns the entity an answer is about, from the answer's own metadata; no call is made."""

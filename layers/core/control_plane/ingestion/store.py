@@ -1,117 +1,323 @@
-"""Stores events with the promise to deliver them. The caller opens the transaction and commits it."""
+"""Stores looks: what is new becomes events and messages. The caller opens the transaction and commits it."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
 from psycopg import Connection
+from psycopg.pq import TransactionStatus
 
 from control_plane.ingestion.source import Json
-from control_plane.model.contract import Event
-from control_plane.model.ids import canonical_instant
+from control_plane.model.contract import Event, Payload, new_event
+from control_plane.model.ids import canonical_instant, derive_event_id
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
+MAX_ENTITIES: Final = 500
+"""Most entities whose locks one transaction takes: each lock is a place in a table that Postgres sizes at its start."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawPayload:
-    """What a source answered."""
+    """What a source answered about one entity."""
 
     id: UUID
     source: str
+    entity_id: str | None
+    observed_at: datetime
+    """When the source was asked."""
+    window_since: datetime | None
+    """From when on it was asked; None for the most recent hour."""
     fetched_at: datetime
     trace_id: UUID
     payload: Json
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """An event that may or may not be stored already, and the raw payload it came from, if any."""
+class Look:
+    """One observation as it was just seen, before it is known whether it says anything new."""
 
-    event: Event
-    raw_payload_id: UUID | None
+    payload: Payload
+    source: str
+    entity_id: str | None
+    entity_type: str | None
+    occurred_at: datetime
+    observed_at: datetime
+    trace_id: UUID
+    series: str = ""
+    raw_payload_id: UUID | None = None
+
+    @property
+    def key(self) -> "Key":
+        """What it is a look at; looks of one key form a chain of revisions."""
+        return Key(self.source, self.payload.event_type, self.entity_id, self.series, self.occurred_at)
+
+    def event_id(self, revision: int) -> UUID:
+        """Returns the id of the event that this look is as the given revision. Raises ContractViolation."""
+        return derive_event_id(
+            source=self.source,
+            event_type=self.payload.event_type,
+            entity_id=self.entity_id,
+            series=self.series,
+            occurred_at=self.occurred_at,
+            schema_version=self.payload.schema_version,
+            revision=revision,
+            payload=self.payload.model_dump(mode="json"),
+        )
+
+    def to_event(self, *, revision: int, ingested_at: datetime) -> Event:
+        """Returns the event that this look is as the given revision. Raises ContractViolation."""
+        return new_event(
+            self.payload,
+            source=self.source,
+            entity_id=self.entity_id,
+            entity_type=self.entity_type,
+            occurred_at=self.occurred_at,
+            observed_at=self.observed_at,
+            ingested_at=ingested_at,
+            trace_id=self.trace_id,
+            series=self.series,
+            revision=revision,
+        )
 
 
-def store_events(
-    connection: Connection[Any], raw_payloads: Sequence[RawPayload], drafts: Sequence[Draft]
-) -> frozenset[UUID]:
-    """Writes raw payloads, events and outbox rows in one round trip per table; returns the ids of the new events.
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is looked at: one instant of one entity's series."""
 
-    Never commits: the three belong to the caller's transaction, and stand or fall with it. An event stored before is
-    no error, and no second promise.
+    source: str
+    event_type: str
+    entity_id: str | None
+    series: str
+    occurred_at: datetime
+
+
+class LookOutcome(StrEnum):
+    """What a look turned out to be, compared with the latest stored revision."""
+
+    NEW = "new"
+    DUPLICATE = "duplicate"
+    STALE = "stale"
+    """Older than the newest look at the same instant: it is counted and makes no event."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLook:
+    """What became of one look."""
+
+    outcome: LookOutcome
+    event: Event | None
+    """The event that was stored; None unless the look is new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What became of a batch."""
+
+    looks: Sequence[StoredLook]
+    """One per look, in order."""
+    unsubscribed: Mapping[str, int]
+    """By topic, how many new messages have no subscription: nobody will get them."""
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """The events that were stored."""
+        return [look.event for look in self.looks if look.event is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a chain: the latest revision, and when its instant was last looked at."""
+
+    revision: int
+    event_id: UUID
+    observed_at: datetime
+
+
+@dataclass(slots=True)
+class Chains:
+    """The chains of revisions, as far as they are known; the one place that decides what a look says.
+
+    Storing reads their ends from the database, a rebuild begins with none.
     """
+
+    heads: dict[Key, Head] = field(default_factory=dict)
+    repeated: dict[Key, datetime] = field(default_factory=dict)
+    """When instants were last looked at that were found unchanged."""
+
+    def add(self, look: Look) -> tuple[LookOutcome, int]:
+        """Returns what a look is compared with all before it, and the revision that it equals, becomes or misses."""
+        head = self.heads.get(look.key)
+        if head is None:
+            return self._extend(look, 0)
+        if look.event_id(head.revision) == head.event_id:
+            if look.observed_at > head.observed_at:
+                self.repeated[look.key] = look.observed_at
+                self.heads[look.key] = Head(head.revision, head.event_id, look.observed_at)
+            return LookOutcome.DUPLICATE, head.revision
+        if look.observed_at < head.observed_at:
+            return LookOutcome.STALE, head.revision
+        return self._extend(look, head.revision + 1)
+
+    def _extend(self, look: Look, revision: int) -> tuple[LookOutcome, int]:
+        self.heads[look.key] = Head(revision, look.event_id(revision), look.observed_at)
+        return LookOutcome.NEW, revision
+
+
+def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload], looks: Sequence[Look]) -> Stored:
+    """Writes raw payloads and, of the looks that say anything new, events, outbox messages and pending deliveries.
+
+    Never commits: all belong to the caller's transaction, in READ COMMITTED, and stand or fall with it. A look equal to
+    the latest revision is a duplicate, one that is older than the newest look is stale, any other is the next revision,
+    a return to an earlier value included. Looks at no more than MAX_ENTITIES entities. Raises psycopg.Error, and
+    ValueError outside a transaction.
+    """
+    if connection.info.transaction_status is not TransactionStatus.INTRANS:
+        raise ValueError("events are stored within a transaction: open one with connection.transaction()")
+    if not raw_payloads and not looks:
+        return Stored([], {})
+    # In another level, what others stored while this waited for its locks would stay unseen. Postgres refuses the
+    # statement where that is so and the transaction has read something already.
+    connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    lock_entities(
+        connection,
+        {(raw.source, raw.entity_id) for raw in raw_payloads} | {(look.source, look.entity_id) for look in looks},
+    )
     if raw_payloads:
-        connection.execute(
-            QUERIES["insert_raw_payloads"].sql,
-            {
-                "raw_payloads": json.dumps(
-                    [
-                        {
-                            "id": str(raw.id),
-                            "source": raw.source,
-                            "fetched_at": canonical_instant(raw.fetched_at, field="fetched_at"),
-                            "trace_id": str(raw.trace_id),
-                            "payload_json": raw.payload,
-                        }
-                        for raw in raw_payloads
-                    ],
-                    allow_nan=False,
-                )
-            },
+        _insert_raw_payloads(connection, raw_payloads)
+    if not looks:
+        return Stored([], {})
+    ingested_at = database_time(connection)
+    chains = Chains(_read_heads(connection, {look.key for look in looks}))
+    stored: list[StoredLook] = []
+    for look in looks:
+        outcome, revision = chains.add(look)
+        is_new = outcome is LookOutcome.NEW
+        stored.append(
+            StoredLook(outcome, look.to_event(revision=revision, ingested_at=ingested_at) if is_new else None)
         )
-    if not drafts:
-        return frozenset()
-    messages = {draft.event.event_id: draft.event.to_message() for draft in drafts}
-    rows = connection.execute(
-        QUERIES["insert_events"].sql,
-        {
-            "events": json.dumps(
-                [
-                    messages[draft.event.event_id]
-                    | {"raw_payload_id": None if draft.raw_payload_id is None else str(draft.raw_payload_id)}
-                    for draft in sorted(drafts, key=lambda draft: draft.event.event_id)
-                ],
-                allow_nan=False,
-            )
-        },
-    ).fetchall()
-    new = frozenset(row[0] for row in rows)
-    if new:
-        topics = {draft.event.event_id: draft.event.topic for draft in drafts}
-        connection.execute(
-            QUERIES["insert_promises"].sql,
-            {
-                "promises": json.dumps(
-                    [
-                        {"topic": topics[event_id], "message": message}
-                        for event_id, message in messages.items()
-                        if event_id in new
-                    ],
-                    allow_nan=False,
-                )
-            },
-        )
-    return new
+    if chains.repeated:
+        _advance_repeated_looks(connection, chains.repeated)
+    return Stored(stored, _insert_events(connection, looks, stored))
+
+
+def lock_entities(connection: Connection[Any], entities: set[tuple[str, str | None]]) -> None:
+    """Makes whoever stores looks at one of these entities wait until this transaction ends.
+
+    A statement of its own, before any chain is read: what the next statement sees is then no one else's to change. The
+    locks are taken in one order everywhere, so that no two transactions wait for each other in a circle.
+    """
+    if len(entities) > MAX_ENTITIES:
+        raise ValueError(f"{len(entities)} entities in one transaction: {MAX_ENTITIES} are the most")
+    connection.execute(
+        QUERIES["lock_entities"].sql,
+        {"sources": [source for source, _ in entities], "entity_ids": [entity for _, entity in entities]},
+    )
 
 
 def newest_occurrences(
-    connection: Connection[Any], *, source: str, event_type: str, entity_ids: Sequence[str]
+    connection: Connection[Any], *, source: str, event_type: str, series: str, entity_ids: Sequence[str]
 ) -> Mapping[str, datetime]:
-    """The instant of the newest stored event per entity; an entity without any is left out."""
+    """Returns the instant of the newest stored event per entity; an entity without any is left out."""
     rows = connection.execute(
         QUERIES["newest_occurrence"].sql,
-        {"entity_ids": list(entity_ids), "source": source, "event_type": event_type},
+        {"entity_ids": list(entity_ids), "source": source, "event_type": event_type, "series": series},
     )
     return dict(rows.fetchall())
 
 
 def database_time(connection: Connection[Any]) -> datetime:
-    """The database's clock."""
+    """Returns the time by the database's clock."""
     row = connection.execute(QUERIES["database_time"].sql).fetchone()
     assert row is not None
     instant: datetime = row[0]
     return instant
+
+
+def _insert_raw_payloads(connection: Connection[Any], raw_payloads: Sequence[RawPayload]) -> None:
+    connection.execute(
+        QUERIES["insert_raw_payloads"].sql,
+        {
+            "raw_payloads": json.dumps(
+                [
+                    {
+                        "id": str(raw.id),
+                        "source": raw.source,
+                        "entity_id": raw.entity_id,
+                        "observed_at": canonical_instant(raw.observed_at, field="observed_at"),
+                        "window_since": None
+                        if raw.window_since is None
+                        else canonical_instant(raw.window_since, field="window_since"),
+                        "fetched_at": canonical_instant(raw.fetched_at, field="fetched_at"),
+                        "trace_id": str(raw.trace_id),
+                        "payload_json": raw.payload,
+                    }
+                    for raw in raw_payloads
+                ],
+                allow_nan=False,
+            )
+        },
+    )
+
+
+def _read_heads(connection: Connection[Any], keys: set[Key]) -> dict[Key, Head]:
+    ordered = list(keys)
+    rows = connection.execute(
+        QUERIES["chain_heads"].sql,
+        {
+            "sources": [key.source for key in ordered],
+            "event_types": [key.event_type for key in ordered],
+            "entity_ids": [key.entity_id for key in ordered],
+            "series": [key.series for key in ordered],
+            "occurred_at": [key.occurred_at for key in ordered],
+        },
+    )
+    return {
+        ordered[place - 1]: Head(revision, event_id, observed_at) for place, revision, event_id, observed_at in rows
+    }
+
+
+def _insert_events(
+    connection: Connection[Any], looks: Sequence[Look], stored: Sequence[StoredLook]
+) -> Mapping[str, int]:
+    new = [(look, one.event) for look, one in zip(looks, stored, strict=True) if one.event is not None]
+    if not new:
+        return {}
+    rows = connection.execute(
+        QUERIES["insert_events"].sql,
+        {
+            "events": json.dumps(
+                [
+                    {
+                        "topic": look.payload.topic,
+                        "raw_payload_id": None if look.raw_payload_id is None else str(look.raw_payload_id),
+                        "message": event.to_message(),
+                    }
+                    for look, event in new
+                ],
+                allow_nan=False,
+                ensure_ascii=False,  # the message is sent as it is stored
+                separators=(",", ":"),
+            )
+        },
+    )
+    return Counter(dict(rows.fetchall()))
+
+
+def _advance_repeated_looks(connection: Connection[Any], repeated: Mapping[Key, datetime]) -> None:
+    connection.execute(
+        QUERIES["advance_repeated_looks"].sql,
+        {
+            "sources": [key.source for key in repeated],
+            "event_types": [key.event_type for key in repeated],
+            "entity_ids": [key.entity_id for key in repeated],
+            "series": [key.series for key in repeated],
+            "occurred_at": [key.occurred_at for key in repeated],
+            "observed_at": list(repeated.values()),
+        },
+    )

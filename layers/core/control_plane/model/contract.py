@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Self
 from uuid import UUID
@@ -26,8 +26,9 @@ from control_plane.model.errors import ContractViolation
 from control_plane.model.ids import canonical_instant, derive_event_id, is_storable_text, storable
 
 EVENT_TYPE_PATTERN: Final = r"^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$"
-MARKET_TICKS: Final = "market.ticks"
 SYSTEM_EVENTS: Final = "system.events"
+MAX_REVISION: Final = 2**31 - 1
+"""The largest that Postgres' integer holds."""
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
 
@@ -87,7 +88,7 @@ type Instant = Annotated[
 
 
 class Payload(BaseModel):
-    """Domain data of one (event_type, schema_version). A new one is a subclass; ``PAYLOADS`` finds it by its name."""
+    """What one (event_type, schema_version) states. A new one is a subclass that its domain lists."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,24 +97,8 @@ class Payload(BaseModel):
     topic: ClassVar[str]
 
 
-class MarketTick(Payload):
-    """One closed bar of one instrument; prices in ``currency``, ``price`` being the close."""
-
-    event_type = "MARKET_TICK_INGESTED"
-    schema_version = 1
-    topic = MARKET_TICKS
-
-    price: FiniteNumber
-    open: FiniteNumber
-    high: FiniteNumber
-    low: FiniteNumber
-    volume: WholeNumber
-    currency: Name
-    interval: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(m|h|d|wk|mo)$")]
-
-
 class SourceFetchFailed(Payload):
-    """A symbol could not be had; ``kind`` says whose fault it was (control_plane.model.errors.SourceError)."""
+    """A symbol could not be fetched; ``kind`` says whose fault it was (control_plane.model.errors.SourceError)."""
 
     event_type = "SOURCE_FETCH_FAILED"
     schema_version = 1
@@ -125,7 +110,7 @@ class SourceFetchFailed(Payload):
 
 
 class SignalRejected(Payload):
-    """A bar broke the contract: the field, the value as text, and why. What the source said is in raw_payloads."""
+    """An observation broke the contract: the field, the value as text, and why. The whole answer is in raw_payloads."""
 
     event_type = "SIGNAL_REJECTED"
     schema_version = 1
@@ -150,10 +135,8 @@ class SourceGapDetected(Payload):
     until: Instant
 
 
-PAYLOADS: Final[Mapping[tuple[str, int], type[Payload]]] = {
-    (model.event_type, model.schema_version): model
-    for model in (MarketTick, SourceFetchFailed, SignalRejected, SourceGapDetected)
-}
+PLATFORM_PAYLOADS: Final[tuple[type[Payload], ...]] = (SourceFetchFailed, SignalRejected, SourceGapDetected)
+"""What the control plane itself has to say, whatever the domain."""
 
 
 class Event(BaseModel):
@@ -167,7 +150,10 @@ class Event(BaseModel):
     entity_id: Name | None
     entity_type: Name | None
     occurred_at: Instant
+    observed_at: Instant
     ingested_at: Instant
+    series: Annotated[str, Field(max_length=128), AfterValidator(_storable_text)]
+    revision: Annotated[int, Field(strict=True, ge=0, le=MAX_REVISION), BeforeValidator(_whole)]
     schema_version: Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
     trace_id: Annotated[
         UUID,
@@ -183,31 +169,83 @@ class Event(BaseModel):
         return stored
 
     @model_validator(mode="after")
-    def _fits_its_type(self) -> Self:
-        model = PAYLOADS.get((self.event_type, self.schema_version))
-        if model is None:
-            raise ContractViolation(
-                "no such type and schema_version in this contract",
-                field="event_type",
-                value=f"{self.event_type} v{self.schema_version}",
-            )
-        # The payload in the shape its model gives it, so that equal observations are equal events.
-        object.__setattr__(self, "payload", _validated(model, self.payload, "payload").model_dump(mode="json"))
-        derived = _event_id(self)
+    def _has_its_own_id(self) -> Self:
+        derived = derive_event_id(
+            source=self.source,
+            event_type=self.event_type,
+            entity_id=self.entity_id,
+            series=self.series,
+            occurred_at=self.occurred_at,
+            schema_version=self.schema_version,
+            revision=self.revision,
+            payload=self.payload,
+        )
         if derived != self.event_id:
             raise ContractViolation(
                 f"is not the id of this observation, which is {derived}", field="event_id", value=str(self.event_id)
             )
         return self
 
-    @property
-    def topic(self) -> str:
-        """Where an event of this type is published."""
-        return PAYLOADS[self.event_type, self.schema_version].topic
-
     def to_message(self) -> dict[str, Any]:
         """The event as JSON, as stored in the outbox and sent to consumers."""
         return self.model_dump(mode="json")
+
+
+class EventTypes:
+    """The event types that a deployment knows: the platform's own and those of its domains. Immutable."""
+
+    def __init__(self, payloads: Iterable[type[Payload]]) -> None:
+        """Raises ValueError where two payloads claim one (event_type, schema_version)."""
+        self._payloads: dict[tuple[str, int], type[Payload]] = {}
+        for payload in payloads:
+            key = (payload.event_type, payload.schema_version)
+            if key in self._payloads:
+                raise ValueError(f"{payload.event_type} v{payload.schema_version} is listed twice")
+            self._payloads[key] = payload
+
+    def __iter__(self) -> Iterator[type[Payload]]:
+        """Iterates over the payload models, in the order they were listed."""
+        return iter(self._payloads.values())
+
+    def find(self, event_type: str, schema_version: int) -> type[Payload]:
+        """Returns the model of a type and version. Raises ContractViolation where there is none."""
+        model = self._payloads.get((event_type, schema_version))
+        if model is None:
+            raise ContractViolation(
+                "no such type and schema_version in this contract",
+                field="event_type",
+                value=f"{event_type} v{schema_version}",
+            )
+        return model
+
+    def newest(self, event_type: str) -> type[Payload]:
+        """Returns the model of a type's newest version. Raises ContractViolation where there is no such type."""
+        versions = [version for known, version in self._payloads if known == event_type]
+        if not versions:
+            raise ContractViolation("no such type in this contract", field="event_type", value=event_type)
+        return self._payloads[event_type, max(versions)]
+
+    def parse_event(self, message: str | bytes | Mapping[str, Any]) -> Event:
+        """Returns the event that a message's body holds.
+
+        Raises ContractViolation, also where the body is no JSON, its type is unknown or its id is not its own.
+        """
+        if isinstance(message, str | bytes):
+            try:
+                message = json.loads(message)
+            except (ValueError, RecursionError) as error:
+                raise ContractViolation(f"is not JSON ({error})", field="message", value=message) from error
+        if not isinstance(message, Mapping):
+            raise ContractViolation("is not a JSON object", field="message", value=message)
+        data = dict(message)
+        event_type, version, payload = (data.get(name) for name in ("event_type", "schema_version", "payload"))
+        version = _whole(version)
+        if isinstance(event_type, str) and isinstance(version, int) and isinstance(payload, Mapping):
+            model = self.find(event_type, version)
+            # In the shape its model gives it, so that equal observations are equal events. What no JSON number or text
+            # holds is refused before, for the model would round an integer that a double cannot hold.
+            data["payload"] = parse_payload(model, storable(payload)).model_dump(mode="json")
+        return _validated(Event, data)
 
 
 def new_event(
@@ -217,10 +255,14 @@ def new_event(
     entity_id: str | None,
     entity_type: str | None,
     occurred_at: datetime,
+    observed_at: datetime,
     ingested_at: datetime,
     trace_id: UUID,
+    series: str = "",
+    revision: int = 0,
 ) -> Event:
-    """The event that states ``payload``, with its derived id. Raises ContractViolation."""
+    """Returns the event that states ``payload``, with its derived id. Raises ContractViolation."""
+    stated = payload.model_dump(mode="json")
     return _validated(
         Event,
         {
@@ -228,19 +270,24 @@ def new_event(
                 source=source,
                 event_type=payload.event_type,
                 entity_id=entity_id,
+                series=series,
                 occurred_at=occurred_at,
                 schema_version=payload.schema_version,
-                payload=payload.model_dump(mode="json"),
+                revision=revision,
+                payload=stated,
             ),
             "event_type": payload.event_type,
             "source": source,
             "entity_id": entity_id,
             "entity_type": entity_type,
             "occurred_at": occurred_at,
+            "observed_at": observed_at,
             "ingested_at": ingested_at,
+            "series": series,
+            "revision": revision,
             "schema_version": payload.schema_version,
             "trace_id": trace_id,
-            "payload": payload.model_dump(mode="json"),
+            "payload": stated,
         },
     )
 
@@ -248,29 +295,6 @@ def new_event(
 def parse_payload[P: Payload](model: type[P], data: Mapping[str, Any]) -> P:
     """A payload from what a source said. Raises ContractViolation that names the field and the value."""
     return _validated(model, dict(data), "payload")
-
-
-def parse_event(message: str | bytes | Mapping[str, Any]) -> Event:
-    """An event from a message's body. Raises ContractViolation, also where it is no JSON or its id is not its own."""
-    if isinstance(message, str | bytes):
-        try:
-            message = json.loads(message)
-        except (ValueError, RecursionError) as error:
-            raise ContractViolation(f"is not JSON ({error})", field="message", value=message) from error
-    if not isinstance(message, Mapping):
-        raise ContractViolation("is not a JSON object", field="message", value=message)
-    return _validated(Event, dict(message))
-
-
-def _event_id(event: Event) -> UUID:
-    return derive_event_id(
-        source=event.source,
-        event_type=event.event_type,
-        entity_id=event.entity_id,
-        occurred_at=event.occurred_at,
-        schema_version=event.schema_version,
-        payload=event.payload,
-    )
 
 
 def _validated[M: BaseModel](model: type[M], data: dict[str, Any], prefix: str = "") -> M:

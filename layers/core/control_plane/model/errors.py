@@ -27,7 +27,7 @@ class ContractViolation(ControlPlaneError):
 
 
 class SourceError(ControlPlaneError):
-    """Raised by a source when one symbol could not be had. ``raw`` is what the source answered, if anything.
+    """Raised by a source when one symbol could not be fetched. ``raw`` is what the source answered, if anything.
 
     ``kind`` is one of ``unknown_symbol``, ``rate_limited``, ``unreachable``, ``malformed``; all but the first
     may heal by themselves.
@@ -47,6 +47,14 @@ class DatabaseUnavailable(ControlPlaneError):
     def __init__(self, text: str, *, password_refused: bool = False) -> None:
         self.password_refused = password_refused
         super().__init__(text)
+
+
+class UnsuitableDatabase(ControlPlaneError):
+    """Raised when the server, or the session that it gives, would make our SQL mean something else. Permanent."""
+
+    def __init__(self, target: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"Postgres at {target} is not as the control plane needs it: {'; '.join(problems)}")
 
 
 class SchemaVersionMismatch(ControlPlaneError):

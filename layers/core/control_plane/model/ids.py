@@ -104,17 +104,21 @@ def derive_event_id(
     source: str,
     event_type: str,
     entity_id: str | None,
+    series: str,
     occurred_at: datetime,
     schema_version: int,
+    revision: int,
     payload: Mapping[str, Any],
 ) -> UUID:
-    """The UUIDv5, in EVENT_NAMESPACE, over the canonical JSON of these six; nothing else takes part in it."""
+    """The UUIDv5, in EVENT_NAMESPACE, over the canonical JSON of these eight; nothing else takes part in it."""
     observation = {
         "source": source,
         "event_type": event_type,
         "entity_id": entity_id,
+        "series": series,
         "occurred_at": canonical_instant(occurred_at),
         "schema_version": schema_version,
+        "revision": revision,
         "payload": dict(payload),
     }
     return uuid5(EVENT_NAMESPACE, canonical_json(observation, field="event").decode())

@@ -1,31 +1,31 @@
-"""Whether all is well, at a cost that does not grow with what is not."""
+"""Whether all is well, at a cost that hardly grows with what is not."""
 
 from dataclasses import dataclass
 from typing import Any, Final
 
 from psycopg import Connection
-from psycopg.rows import class_row
 
-from control_plane.ops.life import QUERIES
+from control_plane.platform.backlog import limit_statements, oldest_pending_age
+from control_plane.platform.breakers import read_breakers
 
-STATEMENT_TIMEOUT_MILLISECONDS: Final = 2000
+STATEMENT_TIMEOUT_SECONDS: Final = 2.0
 """Somebody waits for the answer, and a database that takes longer is not well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What tells whether the pipeline flows."""
+    """Health as read from the database at one moment."""
 
     oldest_pending_age_seconds: float
-    """Of the open promises; with more than a thousand of a topic, of those that are due first."""
+    """The age of the oldest pending delivery, by its promise."""
     open_breakers: int
-    """Of queues and sources, those that are not closed."""
+    """How many breakers are not closed, of those that somebody guards with."""
 
 
 def read_health(connection: Connection[Any]) -> Health:
-    """One look."""
-    with connection.transaction(), connection.cursor(row_factory=class_row(Health)) as cursor:
-        cursor.execute(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
-        health = cursor.execute(QUERIES["health"].sql).fetchone()
-    assert health is not None, "an aggregate has a row"
-    return health
+    """Reads health. Raises psycopg.errors.QueryCanceled where the database takes too long to answer."""
+    with connection.transaction():
+        limit_statements(connection, STATEMENT_TIMEOUT_SECONDS)
+        age = oldest_pending_age(connection)
+        breakers = read_breakers(connection)
+    return Health(age, sum(breaker.is_guarded and not breaker.is_closed for breaker in breakers))

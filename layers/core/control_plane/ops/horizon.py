@@ -6,7 +6,7 @@ from typing import Any, Final
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from control_plane.ops.life import QUERIES
+from control_plane.ops.timeline import QUERIES
 
 PINNED_AFTER_SECONDS: Final = 600.0
 PINNED_AFTER_TRANSACTIONS: Final = 100_000

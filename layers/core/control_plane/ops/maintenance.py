@@ -1,4 +1,4 @@
-"""Keeps the outbox small and, where asked to, forgets old events: in small transactions, as the schema's owner."""
+"""Forgets what is old, where asked to: in small transactions, as the schema's owner."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any, Final
 from psycopg import Connection
 
 from control_plane.ops.horizon import PINNED_AFTER_SECONDS, HorizonHolder, pinned_horizon
-from control_plane.ops.life import QUERIES
+from control_plane.ops.timeline import QUERIES
 from control_plane.platform.telemetry import Telemetry
 
 BATCH_SIZE: Final = 1000
@@ -16,37 +16,39 @@ BATCH_SIZE: Final = 1000
 RESERVE_SECONDS: Final = 10.0
 """No batch starts with less time than this left."""
 
+REPEATED_LOOK_RETENTION_DAYS: Final = 31
+"""No source lets an instant be fetched again once it is older, so that no look at it can be compared with the note."""
+
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
     """What a run did: rows, all committed."""
 
-    archived: int
     deleted_events: int
+    """Events that are gone, with their messages and what became of these, and with who processed them."""
     deleted_raw_payloads: int
+    deleted_repeated_looks: int
     finished: bool
     """False where time ran out; the next run goes on."""
     pinned_horizon: HorizonHolder | None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the report as JSON."""
         return asdict(self)
 
 
 class Maintenance:
-    """One run after the other, resumed by simply running again; several at once share the work."""
+    """Deletes what is beyond its retention, resumed by simply running again; several runs at once share the work."""
 
     def __init__(
         self,
         *,
-        outbox_retention_days: int,
         event_retention_days: int | None,
         telemetry: Telemetry,
         batch_size: int = BATCH_SIZE,
         pinned_after_seconds: float = PINNED_AFTER_SECONDS,
     ) -> None:
         """``event_retention_days`` None: events are kept for ever."""
-        self._outbox_retention_days = outbox_retention_days
         self._event_retention_days = event_retention_days
         self._telemetry = telemetry
         self._batch_size = batch_size
@@ -55,63 +57,44 @@ class Maintenance:
     def run(self, connection: Connection[Any], *, remaining_seconds: Callable[[], float]) -> MaintenanceReport:
         """Works batch by batch for as long as there is time. ``connection`` is the owner's, in autocommit mode."""
 
-        def has_time() -> bool:
-            return remaining_seconds() >= RESERVE_SECONDS
+        def delete(
+            delete_batch: Callable[[Connection[Any], Mapping[str, Any]], int], retention_days: int
+        ) -> tuple[int, bool]:
+            deleted = 0
+            while remaining_seconds() >= RESERVE_SECONDS:
+                with connection.transaction():
+                    connection.execute("SET LOCAL control_plane.retention = 'on'")
+                    batch = delete_batch(connection, {"batch_size": self._batch_size, "retention_days": retention_days})
+                deleted += batch
+                if batch == 0:
+                    return deleted, True
+            return deleted, False
 
         holder = pinned_horizon(connection, seconds=self._pinned_after_seconds)
         if holder is not None:
             self._telemetry.logger.warning(str(holder), holder=asdict(holder))
-        archived, finished = self._archive_delivered(connection, has_time)
+        looks, finished = delete(_delete_repeated_looks, REPEATED_LOOK_RETENTION_DAYS)
         events = raw_payloads = 0
         if self._event_retention_days is not None:
-            events, events_finished = self._delete_in_batches(self._delete_expired_events, connection, has_time)
-            raw_payloads, raw_finished = self._delete_in_batches(
-                self._delete_expired_raw_payloads, connection, has_time
-            )
+            events, events_finished = delete(_delete_expired_events, self._event_retention_days)
+            raw_payloads, raw_finished = delete(_delete_expired_raw_payloads, self._event_retention_days)
             finished = finished and events_finished and raw_finished
-        return MaintenanceReport(archived, events, raw_payloads, finished, holder)
+        return MaintenanceReport(events, raw_payloads, looks, finished, holder)
 
-    def _archive_delivered(self, connection: Connection[Any], has_time: Callable[[], bool]) -> tuple[int, bool]:
-        archived = last_id = 0
-        while has_time():
-            row = connection.execute(
-                QUERIES["archive_delivered"].sql,
-                {"after_id": last_id, "batch_size": self._batch_size, "retention_days": self._outbox_retention_days},
-            ).fetchone()
-            assert row is not None
-            last_id, moved, any_old = row
-            archived += moved
-            if not any_old:  # nor is any that was created later
-                return archived, True
-        return archived, False
 
-    def _delete_in_batches(
-        self,
-        delete_batch: Callable[[Connection[Any], Mapping[str, Any]], int],
-        connection: Connection[Any],
-        has_time: Callable[[], bool],
-    ) -> tuple[int, bool]:
-        deleted = 0
-        while has_time():
-            with connection.transaction():
-                connection.execute("SET LOCAL control_plane.retention = 'on'")
-                batch = delete_batch(
-                    connection, {"batch_size": self._batch_size, "retention_days": self._event_retention_days}
-                )
-            deleted += batch
-            if batch == 0:
-                return deleted, True
-        return deleted, False
+def _delete_expired_events(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
+    event_ids = [row[0] for row in connection.execute(QUERIES["expired_events"].sql, parameters)]
+    if not event_ids:
+        return 0
+    connection.execute(QUERIES["delete_expired_messages"].sql, {"event_ids": event_ids})
+    row = connection.execute(QUERIES["delete_expired_events"].sql, {"event_ids": event_ids}).fetchone()
+    assert row is not None, "an aggregate has a row"
+    return int(row[0])
 
-    @staticmethod
-    def _delete_expired_events(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
-        event_ids = [row[0] for row in connection.execute(QUERIES["expired_events"].sql, parameters)]
-        if event_ids:
-            # Promises before their event, the outbox's before the archive's.
-            for name in ("delete_settled_promises", "delete_archived_promises", "delete_processing", "delete_events"):
-                connection.execute(QUERIES[name].sql, {"event_ids": event_ids})
-        return len(event_ids)
 
-    @staticmethod
-    def _delete_expired_raw_payloads(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
-        return connection.execute(QUERIES["delete_expired_raw_payloads"].sql, parameters).rowcount
+def _delete_expired_raw_payloads(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
+    return connection.execute(QUERIES["delete_expired_raw_payloads"].sql, parameters).rowcount
+
+
+def _delete_repeated_looks(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
+    return connection.execute(QUERIES["delete_repeated_looks"].sql, parameters).rowcount

@@ -10,6 +10,7 @@ from typing import Any, LiteralString
 from psycopg import Connection
 
 from control_plane.model.errors import ControlPlaneError
+from control_plane.platform.database import OLDER_LAYOUT, REFUSED_LAYOUT
 
 _FILE_NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
 _LOCK_KEY = 0x6163_705F_6462  # "acp_db": any constant will do, as long as all runners share it
@@ -59,13 +60,16 @@ def migrate(connection: Connection[Any], migrations: Sequence[Migration]) -> Mig
     """Applies what is missing, each file in a transaction of its own; a second run changes nothing.
 
     ``connection`` belongs to the owner, in autocommit mode. Runners side by side wait for each other. Raises
-    MigrationError where an applied file was edited, psycopg.Error where a file fails, which leaves no trace of it.
+    MigrationError where the database has an older layout or an applied file was edited, psycopg.Error where a file
+    fails, which leaves no trace of it.
     """
     applied = []
     for migration in migrations:
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK_KEY])
-            checksum = _applied_checksum(connection, migration.version)
+            name, checksum = _applied(connection, migration.version) or (None, None)
+            if (migration.version, name) == (1, OLDER_LAYOUT):
+                raise MigrationError(REFUSED_LAYOUT)
             if checksum is None:
                 connection.execute(migration.sql)
                 connection.execute(
@@ -84,7 +88,8 @@ def migrate(connection: Connection[Any], migrations: Sequence[Migration]) -> Mig
     return MigrationReport(tuple(applied), row[0])
 
 
-def _applied_checksum(connection: Connection[Any], version: int) -> str | None:
+def _applied(connection: Connection[Any], version: int) -> tuple[str, str] | None:
+    """Returns the name and checksum of an applied migration, None where it is not applied."""
     connection.execute(
         """
         CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -95,5 +100,4 @@ def _applied_checksum(connection: Connection[Any], version: int) -> str | None:
         )
         """
     )
-    row = connection.execute("SELECT checksum FROM schema_migrations WHERE version = %s", [version]).fetchone()
-    return None if row is None else row[0]
+    return connection.execute("SELECT name, checksum FROM schema_migrations WHERE version = %s", [version]).fetchone()

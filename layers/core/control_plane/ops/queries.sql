@@ -1,5 +1,5 @@
--- name: event_life
--- An event's whole life as JSON: the event, its raw payload, each promise with its failed attempts, each processing.
+-- name: event_timeline
+-- An event's whole timeline as JSON: the event, its raw payload, each delivery with its failed attempts, each processing.
 SELECT
     to_jsonb(event) - 'payload_json' || jsonb_build_object('payload', event.payload_json) AS event,
     to_jsonb(raw) AS raw_payload,
@@ -7,27 +7,42 @@ SELECT
         (
             SELECT
                 jsonb_agg(
-                    to_jsonb(promise) || jsonb_build_object(
-                        'failures',
-                        coalesce(
+                    to_jsonb(delivery) || jsonb_build_object(
+                        'dead_letter_id', letter.id,
+                        'resolution', letter.resolution,
+                        'resolved_at', letter.resolved_at,
+                        'resolved_by', letter.resolved_by,
+                        'redriven_by', letter.redriven_by,
+                        'failures', coalesce(
                             (
-                                SELECT jsonb_agg(to_jsonb(failure) - 'outbox_id' ORDER BY failure.failed_at)
+                                SELECT
+                                    jsonb_agg(
+                                        to_jsonb(failure) - '{outbox_id,subscription,operation_id}'::text[]
+                                        ORDER BY failure.failed_at, failure.attempt
+                                    )
                                 FROM delivery_failures AS failure
-                                WHERE failure.outbox_id = promise.id
+                                WHERE failure.outbox_id = delivery.id
+                                    AND failure.subscription = delivery.subscription
+                                    AND failure.operation_id IS NOT DISTINCT FROM delivery.operation_id
                             ),
                             '[]'
                         )
                     )
-                    ORDER BY promise.id
+                    ORDER BY delivery.id, delivery.subscription, operation.requested_at NULLS FIRST
                 )
-            FROM outbox_states AS promise
-            WHERE promise.event_id = event.event_id
+            FROM outbox_states AS delivery
+            LEFT JOIN dead_letters AS letter
+                ON letter.outbox_id = delivery.id
+                AND letter.subscription = delivery.subscription
+                AND letter.operation_id IS NOT DISTINCT FROM delivery.operation_id
+            LEFT JOIN operations AS operation ON operation.operation_id = delivery.operation_id
+            WHERE delivery.event_id = event.event_id
         ),
         '[]'
-    ) AS promises,
+    ) AS deliveries,
     coalesce(
         (
-            SELECT jsonb_agg(to_jsonb(processed) - 'event_id' ORDER BY processed.processed_at)
+            SELECT jsonb_agg(to_jsonb(processed) - 'event_id' ORDER BY processed.processed_at, processed.consumer)
             FROM processed_events AS processed
             WHERE processed.event_id = event.event_id
         ),
@@ -37,50 +52,60 @@ FROM events AS event
 LEFT JOIN raw_payloads AS raw ON raw.id = event.raw_payload_id
 WHERE event.event_id = %(event_id)s
 
--- name: health
--- The age in seconds of the oldest open promise (0 where there is none) and how many breakers are not closed. Of each
--- topic only the thousand that are due first are looked at, so that asking costs the same whatever the backlog.
-WITH RECURSIVE open_topic AS (
-    (
-        SELECT topic
-        FROM outbox
-        WHERE delivered_at IS NULL AND dead_lettered_at IS NULL
-        ORDER BY topic
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT (
-        SELECT topic
-        FROM outbox
-        WHERE delivered_at IS NULL AND dead_lettered_at IS NULL AND topic > open_topic.topic
-        ORDER BY topic
-        LIMIT 1
-    )
-    FROM open_topic
-    WHERE open_topic.topic IS NOT NULL
-)
+-- name: recent_messages
+-- Every delivery of the newest messages with its event, newest last; a message without a subscription has one row whose
+-- subscription and state are null. processed_by names the consumers that have acted.
 SELECT
-    coalesce(extract(epoch FROM now() - min(due.created_at)), 0)::double precision AS oldest_pending_age_seconds,
-    (SELECT count(*) FROM circuit_breakers WHERE state <> 'closed') AS open_breakers
-FROM open_topic
-CROSS JOIN LATERAL (
-    SELECT created_at
-    FROM outbox
-    WHERE topic = open_topic.topic AND delivered_at IS NULL AND dead_lettered_at IS NULL
-    ORDER BY next_attempt_at, id
-    LIMIT 1000
-) AS due
+    message.id,
+    message.topic,
+    message.created_at,
+    delivery.subscription,
+    delivery.operation_id,
+    delivery.state,
+    delivery.delivery_attempts,
+    delivery.delivered_at,
+    delivery.last_error,
+    event.event_id,
+    event.event_type,
+    event.source,
+    event.entity_id,
+    event.occurred_at,
+    event.payload_json,
+    event.trace_id,
+    ARRAY(
+        SELECT consumer FROM processed_events AS processed WHERE processed.event_id = event.event_id ORDER BY consumer
+    ) AS processed_by
+FROM (SELECT id, event_id, topic, created_at FROM outbox ORDER BY id DESC LIMIT %(limit)s) AS message
+JOIN events AS event ON event.event_id = message.event_id
+LEFT JOIN outbox_states AS delivery ON delivery.id = message.id
+LEFT JOIN operations AS operation ON operation.operation_id = delivery.operation_id
+ORDER BY message.id, delivery.subscription, operation.requested_at NULLS FIRST
 
--- name: promises_by_state
--- How many outbox rows are in each state, per topic, with the age in seconds of the oldest.
+-- name: deliveries_by_state
+-- How many deliveries of each subscription are in each state, with the age in seconds of the oldest promise; that is null
+-- once they are delivered. The topic is null where the table does not know the subscription.
 SELECT
-    topic,
-    state,
+    delivery.subscription,
+    subscriptions.topic,
+    delivery.state,
     count(*),
-    extract(epoch FROM now() - min(created_at))::double precision
-FROM outbox_states
-GROUP BY topic, state
-ORDER BY topic, state
+    extract(epoch FROM now() - min(delivery.promised_at))::double precision
+FROM delivery_states AS delivery
+LEFT JOIN subscriptions ON subscriptions.name = delivery.subscription
+GROUP BY delivery.subscription, subscriptions.topic, delivery.state
+ORDER BY delivery.subscription, delivery.state
+
+-- name: stranded_deliveries
+-- What is pending for subscriptions that the table does not know, or that were removed: no relay delivers it.
+SELECT
+    pending.subscription,
+    count(*),
+    bool_or(subscriptions.name IS NOT NULL)
+FROM pending_deliveries AS pending
+LEFT JOIN subscriptions ON subscriptions.name = pending.subscription
+WHERE subscriptions.name IS NULL OR subscriptions.removed_at IS NOT NULL
+GROUP BY pending.subscription
+ORDER BY pending.subscription
 
 -- name: events_by_type
 -- How many events are stored, per source and type, with the newest of each.
@@ -103,116 +128,146 @@ FROM processed_events
 GROUP BY consumer
 ORDER BY consumer
 
--- name: relay_on_duty
--- The relay that lingers, and since when. One that was killed stays until the next one comes, or its longest life is over.
+-- name: lingering_relay
+-- The relay that lingers, and since when. One that was killed stays until the next one comes, or longer than any lingers.
 SELECT name, since
-FROM relay_duty
+FROM relay_handover
 WHERE since > now() - interval '15 minutes'
 
--- name: recent_promises
--- The newest promises with their events, newest last; processed_by names the consumers that have acted.
-SELECT *
-FROM (
-    SELECT
-        promise.id,
-        promise.state,
-        promise.topic,
-        promise.delivery_attempts,
-        promise.created_at,
-        promise.delivered_at,
-        promise.last_error,
-        event.event_id,
-        event.event_type,
-        event.source,
-        event.entity_id,
-        event.occurred_at,
-        event.payload_json,
-        event.trace_id,
-        ARRAY(
-            SELECT consumer FROM processed_events AS processed WHERE processed.event_id = event.event_id ORDER BY consumer
-        ) AS processed_by
-    FROM outbox_states AS promise
-    JOIN events AS event USING (event_id)
-    ORDER BY promise.id DESC
-    LIMIT %(limit)s
-) AS newest
-ORDER BY id
+-- name: dead_letters
+-- Dead letters that a filter names, newest first, with their messages; a null in the filter stands for any.
+SELECT
+    letter.id,
+    letter.subscription,
+    message.topic,
+    message.event_id,
+    message.event_type,
+    message.trace_id,
+    letter.operation_id,
+    letter.delivery_attempts,
+    letter.reason,
+    letter.dead_lettered_at,
+    extract(epoch FROM now() - letter.dead_lettered_at)::double precision AS age_seconds,
+    letter.resolution,
+    letter.resolved_at,
+    letter.resolved_by
+FROM dead_letters AS letter
+JOIN outbox AS message ON message.id = letter.outbox_id
+WHERE (letter.resolution IS NULL OR %(with_resolved)s)
+    AND (%(ids)s::bigint[] IS NULL OR letter.id = ANY (%(ids)s::bigint[]))
+    AND (%(subscription)s::text IS NULL OR letter.subscription = %(subscription)s)
+    AND (%(reason)s::text IS NULL OR strpos(lower(letter.reason), lower(%(reason)s)) > 0)
+ORDER BY letter.id DESC
+LIMIT %(limit)s
 
--- name: archive_delivered
--- Moves what was delivered long ago among the next rows by id to the archive. Rows are looked at in the order of the
--- primary key, which is about that of their creation: no index has to be kept for this at every settlement.
--- Returns the last id looked at, how many rows moved, and whether any of those looked at was old enough to matter.
-WITH looked_at AS MATERIALIZED (
-    SELECT id, created_at
-    FROM outbox
-    WHERE id > %(after_id)s
+-- name: lock_dead_letters
+-- The open dead letters that a filter names, per subscription, locked until the transaction ends: whoever else wants one of
+-- them waits, and finds it resolved. Whether the subscription is active is read under a lock of its row, too.
+WITH active AS MATERIALIZED (
+    SELECT name FROM subscriptions WHERE removed_at IS NULL FOR SHARE
+),
+letter AS MATERIALIZED (
+    SELECT id, subscription
+    FROM dead_letters
+    WHERE resolution IS NULL
+        AND (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s::bigint[]))
+        AND (%(subscription)s::text IS NULL OR subscription = %(subscription)s)
+        AND (%(reason)s::text IS NULL OR strpos(lower(reason), lower(%(reason)s)) > 0)
     ORDER BY id
-    LIMIT %(batch_size)s
-),
-old AS MATERIALIZED (
-    -- Rows that another run is moving right now are skipped, not waited for.
-    SELECT id
-    FROM outbox
-    WHERE id IN (SELECT id FROM looked_at)
-        AND delivered_at < now() - make_interval(days => %(retention_days)s)
-    FOR UPDATE SKIP LOCKED
-),
-gone AS (
-    DELETE FROM outbox
-    USING old
-    WHERE outbox.id = old.id
-    RETURNING outbox.*
-),
-archived AS (
-    INSERT INTO outbox_archive SELECT * FROM gone RETURNING id
+    FOR UPDATE
 )
 SELECT
-    max(looked_at.id),
-    (SELECT count(*) FROM archived),
-    coalesce(bool_or(looked_at.created_at < now() - make_interval(days => %(retention_days)s)), false)
-FROM looked_at
+    letter.subscription,
+    letter.subscription IN (SELECT name FROM active),
+    array_agg(letter.id ORDER BY letter.id)
+FROM letter
+GROUP BY letter.subscription
+ORDER BY letter.subscription
+
+-- name: record_redrive
+-- A redrive that is done with the transaction that it is recorded in.
+INSERT INTO operations (operation_id, kind, filter, state, progress, requested_by, reason, started_at, finished_at)
+VALUES (
+    %(operation_id)s, 'redrive', %(filter)s::jsonb, 'done', %(progress)s::jsonb, %(requested_by)s, %(reason)s, now(), now()
+)
+
+-- name: redrive_dead_letters
+-- Promises these letters' messages anew under an operation, with a fresh budget of attempts, and marks them resolved. Two
+-- letters of one message and subscription become one delivery. Returns how many deliveries there are now.
+WITH resolved AS (
+    UPDATE dead_letters
+    SET
+        resolution = 'redriven',
+        resolved_at = now(),
+        resolved_by = %(requested_by)s,
+        redriven_by = %(operation_id)s
+    WHERE id = ANY (%(ids)s::bigint[])
+    RETURNING outbox_id, subscription
+),
+promised AS (
+    INSERT INTO pending_deliveries (outbox_id, subscription, operation_id)
+    SELECT DISTINCT outbox_id, subscription, %(operation_id)s::uuid
+    FROM resolved
+    RETURNING outbox_id
+)
+SELECT count(*) FROM promised
 
 -- name: expired_events
--- The oldest events beyond their retention, locked until the end of the transaction; one that is still promised to
--- somebody is left, and so is one that another run or a replay is busy with.
+-- The oldest events beyond their retention, locked until the end of the transaction. One that is pending for somebody or
+-- an open dead letter is left, and so is one that another run or a replay is busy with.
 SELECT event_id
 FROM events AS event
 WHERE ingested_at < now() - make_interval(days => %(retention_days)s)
     AND NOT EXISTS (
-        SELECT FROM outbox
-        WHERE outbox.event_id = event.event_id AND delivered_at IS NULL AND dead_lettered_at IS NULL
+        SELECT
+        FROM outbox AS message
+        WHERE message.event_id = event.event_id
+            AND (
+                EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
+                OR EXISTS (
+                    SELECT
+                    FROM dead_letters AS letter
+                    WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
+                )
+            )
     )
 ORDER BY ingested_at
 LIMIT %(batch_size)s
 FOR UPDATE OF event SKIP LOCKED
 
--- name: delete_settled_promises
--- The outbox rows of these events that are settled, with their failed attempts. An open one stays, and with it, by its
--- foreign key, the event.
+-- name: delete_expired_messages
+-- The messages of these events with all that became of them, inside the retention step. A message that a subscription has
+-- been promised meanwhile stays, and with it, by its foreign key, the event.
 WITH gone AS (
-    DELETE FROM outbox
-    WHERE event_id = ANY (%(event_ids)s::uuid[]) AND (delivered_at IS NOT NULL OR dead_lettered_at IS NOT NULL)
-    RETURNING id
+    DELETE FROM outbox AS message
+    WHERE message.event_id = ANY (%(event_ids)s::uuid[])
+        AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
+        AND NOT EXISTS (
+            SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
+        )
+    RETURNING message.id
+),
+failures AS (
+    DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
+),
+letters AS (
+    DELETE FROM dead_letters WHERE outbox_id IN (SELECT id FROM gone)
 )
-DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
+DELETE FROM deliveries WHERE outbox_id IN (SELECT id FROM gone)
 
--- name: delete_archived_promises
--- The archived rows of these events, with their failed attempts. After the outbox's, so that a row on its way from
--- there to here is met at one of the two.
+-- name: delete_expired_events
+-- These events but those that still have a message, with who has processed them, inside the retention step. Returns how
+-- many events are gone.
 WITH gone AS (
-    DELETE FROM outbox_archive
-    WHERE event_id = ANY (%(event_ids)s::uuid[])
-    RETURNING id
+    DELETE FROM events AS event
+    WHERE event.event_id = ANY (%(event_ids)s::uuid[])
+        AND NOT EXISTS (SELECT FROM outbox AS message WHERE message.event_id = event.event_id)
+    RETURNING event.event_id
+),
+processing AS (
+    DELETE FROM processed_events WHERE event_id IN (SELECT event_id FROM gone)
 )
-DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
-
--- name: delete_processing
--- Who has processed these events: worth knowing for as long as they are there.
-DELETE FROM processed_events WHERE event_id = ANY (%(event_ids)s::uuid[])
-
--- name: delete_events
--- These events, inside the retention step.
-DELETE FROM events WHERE event_id = ANY (%(event_ids)s::uuid[])
+SELECT count(*) FROM gone
 
 -- name: delete_expired_raw_payloads
 -- The oldest raw payloads beyond their retention that no event was made from, or none that is left; inside the
@@ -226,6 +281,18 @@ WHERE id = ANY (ARRAY(
     ORDER BY raw.fetched_at
     LIMIT %(batch_size)s
     FOR UPDATE OF raw SKIP LOCKED
+))
+
+-- name: delete_repeated_looks
+-- The oldest notes of repeated looks, of instants that no source lets us fetch again.
+DELETE FROM repeated_looks
+WHERE ctid = ANY (ARRAY(
+    SELECT ctid
+    FROM repeated_looks
+    WHERE observed_at < now() - make_interval(days => %(retention_days)s)
+    ORDER BY observed_at
+    LIMIT %(batch_size)s
+    FOR UPDATE SKIP LOCKED
 ))
 
 -- name: horizon_holder
@@ -263,3 +330,60 @@ FROM (
 WHERE coalesce(age_seconds >= %(seconds)s, transactions >= %(transactions)s)
 ORDER BY transactions DESC, age_seconds DESC NULLS LAST
 LIMIT 1
+
+-- name: lock_out_new_messages
+-- Waits for whoever is storing messages or brings subscriptions in line, and makes the next one wait until this
+-- transaction ends.
+LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE
+
+-- name: subscriptions
+-- Every subscription there ever was: name, topic, whether it is active.
+SELECT name, topic, removed_at IS NULL
+FROM subscriptions
+ORDER BY name
+
+-- name: add_subscription
+-- A new subscription, or one that is back.
+INSERT INTO subscriptions (name, topic)
+VALUES (%(name)s, %(topic)s)
+ON CONFLICT (name) DO UPDATE SET removed_at = NULL
+
+-- name: backfill_subscription
+-- Promises a new subscription every message of its topic that the outbox still holds, as an operation of its own: what it
+-- missed is as old as its subscription, and does not stand before anybody's live deliveries. Returns how many.
+WITH operation AS (
+    INSERT INTO operations (operation_id, kind, filter, state, requested_by, reason, started_at, finished_at)
+    VALUES (
+        gen_random_uuid(), 'backfill', jsonb_build_object('subscription', %(name)s::text, 'topic', %(topic)s::text),
+        'done', current_user, 'a new subscription from the beginning', now(), now()
+    )
+    RETURNING operation_id
+),
+promised AS (
+    INSERT INTO pending_deliveries (outbox_id, subscription, operation_id, payload_bytes)
+    SELECT message.id, %(name)s, operation.operation_id, octet_length(message.payload_json::text)
+    FROM outbox AS message
+    CROSS JOIN operation
+    WHERE message.topic = %(topic)s
+    RETURNING outbox_id
+)
+SELECT count(*) FROM promised
+
+-- name: remove_subscription
+-- It gets no further messages.
+UPDATE subscriptions SET removed_at = now() WHERE name = %(name)s
+
+-- name: lock_out_settlements
+-- Waits for the relays' claims and settlements under way, and makes the next ones wait until this transaction ends.
+LOCK TABLE pending_deliveries IN EXCLUSIVE MODE
+
+-- name: dead_letter_pending
+-- What is pending for these subscriptions becomes dead letters.
+WITH gone AS (
+    DELETE FROM pending_deliveries
+    WHERE subscription = ANY (%(names)s::text[])
+    RETURNING *
+)
+INSERT INTO dead_letters (outbox_id, subscription, operation_id, promised_at, delivery_attempts, reason)
+SELECT outbox_id, subscription, operation_id, promised_at, delivery_attempts, %(reason)s
+FROM gone

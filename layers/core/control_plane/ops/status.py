@@ -1,28 +1,51 @@
-"""How the pipeline is: the counts and ages that the metrics would show."""
+"""How the pipeline is: the counts and ages that the metrics would show, and what waits for a person."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from psycopg import Connection
 
+from control_plane.ops.dead_letters import DeadLetter, read_dead_letters
 from control_plane.ops.horizon import PINNED_AFTER_SECONDS, HorizonHolder, pinned_horizon
-from control_plane.ops.life import QUERIES
+from control_plane.ops.timeline import QUERIES
 from control_plane.platform.breakers import Breaker, read_breakers
 
-OPEN_STATES = frozenset({"pending", "in_flight", "retrying"})
+OPEN_STATES: Final = frozenset({"pending", "in_flight", "retrying"})
+NEWEST_DEAD_LETTERS: Final = 5
+"""How many dead letters the status names; `acp dead-letters` lists them all."""
 
 
 @dataclass(frozen=True, slots=True)
-class PromiseCount:
-    """Outbox rows of one topic in one state."""
+class DeliveryCount:
+    """Deliveries of one subscription in one state."""
 
-    topic: str
+    subscription: str
+    topic: str | None
+    """None where the table of subscriptions does not know the subscription."""
     state: str
-    """``pending``, ``in_flight``, ``retrying``, ``delivered``, ``dead_lettered``."""
+    """``pending``, ``in_flight``, ``retrying``, ``delivered``, ``dead_lettered``, ``redriven``, ``discarded``."""
     count: int
-    oldest_age_seconds: float
+    oldest_age_seconds: float | None
+    """The age of the oldest promise; None for ``delivered``."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrandedDeliveries:
+    """What is pending for a subscription that is not active: no relay delivers it."""
+
+    subscription: str
+    count: int
+    was_removed: bool
+    """Whether the subscription was removed; otherwise the table has never had it."""
+
+    def __str__(self) -> str:
+        why = "was removed" if self.was_removed else "is not in the table of subscriptions"
+        return (
+            f"{self.count} pending for {self.subscription}, which {why}: deploy a template that has it, and run "
+            "MigrationFunction"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +68,7 @@ class ConsumerCount:
 
 
 @dataclass(frozen=True, slots=True)
-class RelayOnDuty:
+class LingeringRelay:
     """A lingering relay, by its name in claims and failures: its log stream."""
 
     name: str
@@ -56,31 +79,41 @@ class RelayOnDuty:
 class PipelineStatus:
     """Everything Postgres knows of the pipeline's state at one moment."""
 
-    promises: Sequence[PromiseCount]
+    deliveries: Sequence[DeliveryCount]
     events: Sequence[EventCount]
     consumers: Sequence[ConsumerCount]
+    stranded: Sequence[StrandedDeliveries] = ()
+    dead_letters: Sequence[DeadLetter] = ()
+    """The newest open ones."""
     pinned_horizon: HorizonHolder | None = None
     breakers: Sequence[Breaker] = ()
-    """Those that ever failed or were held; most are closed again."""
-    relay_on_duty: RelayOnDuty | None = None
-    """The one that lingers; None where relays only drain, or between two of them."""
+    """Those that ever failed or were held; most are closed again, and some are guarded with no longer."""
+    lingering_relay: LingeringRelay | None = None
+    """The relay that lingers; None where relays only drain, or between two of them."""
 
     @property
     def pending(self) -> int:
-        """Open promises: what OutboxPending would show."""
-        return sum(row.count for row in self.promises if row.state in OPEN_STATES)
+        """How many deliveries are open: what OutboxPending would show."""
+        return sum(row.count for row in self.deliveries if row.state in OPEN_STATES)
 
     @property
     def oldest_pending_age_seconds(self) -> float:
-        """The age of the oldest open promise, 0 where there is none: what OldestPendingAge would show."""
-        return max((row.oldest_age_seconds for row in self.promises if row.state in OPEN_STATES), default=0.0)
+        """The age of the oldest open delivery, 0 where there is none: what OldestPendingAge would show."""
+        return max((row.oldest_age_seconds or 0.0 for row in self.deliveries if row.state in OPEN_STATES), default=0.0)
 
-    def count(self, state: str, topic: str | None = None) -> int:
-        """Promises in a state, of one topic or of all."""
-        return sum(row.count for row in self.promises if row.state == state and topic in {None, row.topic})
+    @property
+    def open_breakers(self) -> Sequence[Breaker]:
+        """The breakers that are not closed, of those that somebody guards with."""
+        return [breaker for breaker in self.breakers if breaker.is_guarded and not breaker.is_closed]
+
+    def count(self, state: str, subscription: str | None = None) -> int:
+        """Returns how many deliveries are in a state, of one subscription or of all."""
+        return sum(
+            row.count for row in self.deliveries if row.state == state and subscription in {None, row.subscription}
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, but for the instants, which are datetimes."""
+        """Returns the status as JSON, but for instants and ids, which are datetimes and UUIDs."""
         return asdict(self) | {
             "pending": self.pending,
             "oldest_pending_age_seconds": self.oldest_pending_age_seconds,
@@ -88,7 +121,7 @@ class PipelineStatus:
 
 
 def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PINNED_AFTER_SECONDS) -> PipelineStatus:
-    """One consistent look."""
+    """Reads the status in one consistent snapshot. ``connection`` is in autocommit mode."""
 
     def read[R](row: type[R], name: str) -> list[R]:
         with connection.cursor(row_factory=lambda _cursor: lambda values: row(*values)) as cursor:
@@ -97,10 +130,12 @@ def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PI
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         return PipelineStatus(
-            promises=read(PromiseCount, "promises_by_state"),
+            deliveries=read(DeliveryCount, "deliveries_by_state"),
             events=read(EventCount, "events_by_type"),
             consumers=read(ConsumerCount, "processed_by_consumer"),
+            stranded=read(StrandedDeliveries, "stranded_deliveries"),
+            dead_letters=read_dead_letters(connection, limit=NEWEST_DEAD_LETTERS),
             pinned_horizon=pinned_horizon(connection, seconds=pinned_after_seconds),
             breakers=read_breakers(connection),
-            relay_on_duty=next(iter(read(RelayOnDuty, "relay_on_duty")), None),
+            lingering_relay=next(iter(read(LingeringRelay, "lingering_relay")), None),
         )

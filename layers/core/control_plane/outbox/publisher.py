@@ -2,48 +2,115 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, Protocol
 from uuid import UUID
 
 from control_plane.model.lifecycle import Outcome
+from control_plane.model.trace import traceparent
 
 MAX_BATCH_ENTRIES: Final = 10
 MAX_BATCH_BYTES: Final = 1_048_576
 """SQS: of one message, and of all messages of one batch together, attributes counted
 (AWS, *Amazon SQS message quotas*, since 4 August 2025)."""
+_BYTES_OF_TYPE: Final = len("String")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message as it goes out: the body as the database stored it."""
+    """One delivery's message as it goes out, with the claim that it is sent under."""
 
     outbox_id: int
+    subscription: str
+    operation_id: UUID | None
+    """The redrive or replay that the delivery belongs to; None for a live one."""
     claim_token: UUID
-    event_id: UUID
-    trace_id: UUID
+    event_id: str
+    """As Postgres renders a uuid: lower case, with hyphens."""
+    trace_id: str
     topic: str
     attempt: int
+    is_suspect: bool
+    """An earlier send of it had no verdict: it is sent alone."""
     body: str
+    """The body as the database stored it."""
     attributes: Mapping[str, str]
+    size: int
+    """Bytes as SQS counts them: the body, and each attribute's name, type and value."""
 
-    @cached_property
-    def size(self) -> int:
-        """Bytes as SQS counts them: the body, and each attribute's name, type and value."""
-        return len(self.body.encode()) + sum(
-            len(name.encode()) + len("String") + len(value.encode()) for name, value in self.attributes.items()
-        )
+
+def make_message(
+    *,
+    outbox_id: int,
+    subscription: str,
+    operation_id: UUID | None,
+    claim_token: UUID,
+    event_id: str,
+    event_type: str,
+    schema_version: int,
+    trace_id: str,
+    topic: str,
+    attempt: int,
+    is_suspect: bool,
+    body: str,
+) -> Message:
+    """Returns the message with its attributes and its size; the ids are text as Postgres renders a uuid."""
+    attributes = {
+        "event_id": event_id,
+        "event_type": event_type,
+        "schema_version": str(schema_version),
+        "trace_id": trace_id,
+        "traceparent": traceparent(trace_id, event_id),
+    }
+    if operation_id is not None:
+        attributes["operation_id"] = str(operation_id)
+    return Message(
+        outbox_id,
+        subscription,
+        operation_id,
+        claim_token,
+        event_id,
+        trace_id,
+        topic,
+        attempt,
+        is_suspect,
+        body,
+        attributes,
+        size_of(body, attributes),
+    )
+
+
+def size_of(body: str, attributes: Mapping[str, str]) -> int:
+    """Returns the bytes of a message as SQS counts them: the body, and each attribute's name, type and value."""
+    size = _bytes_of(body)
+    for name, value in attributes.items():
+        size += _bytes_of(name) + _BYTES_OF_TYPE + _bytes_of(value)
+    return size
+
+
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class Publisher(Protocol):
-    """Sends a batch to a queue and says of each entry what became of it."""
+    """Sends a batch to a queue and says of each entry what became of it.
+
+    An outcome is never guessed:
+
+    - Accepted, MessageFault and Failed are the entry's own verdict: the answer named it, once, and made sense.
+    - A whole request that is refused for its content is sent again one by one, so that each message gets its own.
+    - QueueFault means that nothing was accepted: the queue or the access to it is at fault and said so, or nothing was
+      sent at all (no credentials, no name, no connection, no trust).
+    - NoVerdict means that it was sent, and nothing that can be trusted was said of the entry: a time-out, a lost
+      connection, an internal error, an answer that cannot be read, that leaves the entry out or names it twice.
+    - NotSent means that the time was up before the send could start.
+    """
 
     @property
     def send_timeout_seconds(self) -> float:
         """The longest that one send may take; none is started that could outlive its lease."""
 
     def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
-        """One outcome per message, in order; ``messages`` fit one batch. Raises nothing that is the queue's doing.
+        """Returns one outcome per message, in order. ``messages`` fit one batch; what the queue does raises nothing.
 
         ``start_before`` is an instant of ``time.monotonic()`` after which no send may start: what is left is NotSent.
         """

@@ -1,46 +1,47 @@
 """The relay: claim, publish, settle, all at once, until the work or the time is done.
 
-One thread decides. The publishing threads send, one thread of its own speaks with Postgres (the ledger), and what they
-come to is handled by the deciding thread, one result after another.
+One thread decides: it runs :class:`_Invocation`, owns the lanes, and deals with one result after another. One thread
+speaks with Postgres (``ledger.py``), and each lane has a few that send (``sending.py``). docs/architecture.md follows
+one message through.
 """
 
-import functools
+import math
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from threading import Lock
+from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from psycopg import Connection
 
 from control_plane.model.errors import ConfigurationError
-from control_plane.model.lifecycle import (
-    Accepted,
-    Disposition,
-    Failed,
-    MessageFault,
-    NotSent,
-    Outcome,
-    QueueFault,
-    Settlement,
-)
-from control_plane.outbox import store
-from control_plane.outbox.background import Results, Workers
-from control_plane.outbox.ledger import Ledger, Look, RelayPolicy, Report
-from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher, batches
+from control_plane.model.lifecycle import Accepted, Disposition, NotSent, NoVerdict, Settlement, settle
+from control_plane.outbox.claims import ClaimedDelivery, LaneLimits
+from control_plane.outbox.handover import CHECK_SECONDS
+from control_plane.outbox.lanes import Lane
+from control_plane.outbox.ledger import Ledger, Look, RelayPolicy, Survey
+from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher
+from control_plane.outbox.queue_health import QueueHealth
+from control_plane.outbox.sending import Sent, send
+from control_plane.outbox.session import Session
+from control_plane.outbox.settlements import Report, SettledRow
+from control_plane.outbox.workers import Results, Workers
+from control_plane.platform.breakers import Breaker
 from control_plane.platform.telemetry import Telemetry
 
 CLAIM_BYTES: Final = 8 * MAX_BATCH_BYTES
-"""Of the bodies that are out at any time."""
+"""Most bytes of message bodies that may be claimed and not yet settled at a time, shared evenly among the lanes."""
 SETTLE_SECONDS: Final = 2.0
-"""Kept free at the end of an invocation for settling what is out."""
-SETTLE_ROWS: Final = 200
-"""Outcomes that are worth a settlement of their own while others are still awaited."""
+"""Kept free at the end of an invocation for settling what is in flight."""
+SETTLE_ROWS: Final = 500
+"""Settle once this many outcomes are known, without waiting for the rest of the claim."""
 SETTLE_DELAY_SECONDS: Final = 0.02
 """The longest that a known outcome waits for others to be settled with."""
-FAIR_LOOK_SECONDS: Final = 1.0
-"""How long the rows of one topic wait to be looked at while another's fill the publishing threads."""
+SURVEY_SECONDS: Final = 5.0
+"""How often every lane starts from the beginning again: for what came back, and for what was committed late."""
+QUEUE_FAULT_DELAY: Final = timedelta(seconds=2)
+"""The wait of a message whose queue failed while its breaker is still closed."""
 POLL_SECONDS: Final = (0.005, 0.1)
 """The shortest and the longest pause of a lingering relay that finds nothing; each empty look doubles it."""
 
@@ -58,14 +59,15 @@ class RelayResult:
     dead_lettered: int = 0
     released: int = 0
     breakers: dict[str, str] = field(default_factory=dict)
+    """By subscription, the breaker's state."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As RelayFunction returns it."""
+        """Returns it as RelayFunction does."""
         return asdict(self)
 
 
 class Relay:
-    """Publishes what the outbox promises. One instance serves many invocations; several relays may run at once."""
+    """Publishes pending deliveries. One instance serves many invocations; several relays may run at once."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class Relay:
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """``queue_urls`` holds the queue of each subscription that this relay serves."""
         if policy.lease_seconds <= publisher.send_timeout_seconds:
             raise ConfigurationError(
                 [
@@ -94,21 +97,16 @@ class Relay:
         self._telemetry = telemetry
         self._monotonic = monotonic
         self._sleep = sleep
+        self._session = Session(connection, monotonic=monotonic, sleep=sleep)
         self._ledger = Ledger(
-            connection=connection,
-            queue_urls=queue_urls,
-            policy=policy,
-            telemetry=telemetry,
-            name=name,
-            monotonic=monotonic,
-            sleep=sleep,
+            self._session, subscriptions=tuple(queue_urls), policy=policy, telemetry=telemetry, name=name
         )
 
     def run(self, *, remaining_seconds: Callable[[], float], linger_seconds: float = 0) -> RelayResult:
-        """Drains the outbox; with ``linger_seconds``, stays and polls that long, or until another comes to do so.
+        """Delivers what is due; with ``linger_seconds``, stays and polls that long, or until another comes to do so.
 
         ``remaining_seconds`` is what the invocation has left: claiming stops while there is time to settle, and what
-        was not sent by then is given back. Raises psycopg.Error where the database fails; the lease returns its rows.
+        was not sent by then is given back. Raises psycopg.Error where the database fails; leases return its rows.
         """
         started = self._monotonic()
         remaining = remaining_seconds()
@@ -116,32 +114,50 @@ class Relay:
         has_time = deadline - started > self._publisher.send_timeout_seconds
         if not has_time:
             self._telemetry.logger.warning("no time to claim anything", error="give the function a longer timeout")
-        # One that can do nothing relieves nobody.
+        # A relay without time to claim must not take over from one that has time.
         lingers = linger_seconds > 0 and has_time
         linger_until = min(started + linger_seconds, deadline)
-        with self._ledger.ends_in(remaining):
+        with self._session.ends_in(remaining):
             self._ledger.open(lingers=lingers)
             result = self._invoke(deadline, linger_until, lingers=lingers)
-            pending, oldest_age = self._ledger.close(lingered=lingers) or (None, None)
-        if pending is not None and oldest_age is not None:
-            self._telemetry.count("OutboxPending", pending)
-            self._telemetry.count("OldestPendingAge", oldest_age)
+            backlog = self._ledger.close(lingered=lingers)
+        if backlog is not None:
+            self._telemetry.count("OldestPendingAge", backlog.oldest_age_seconds)
+            if backlog.pending is not None:
+                self._telemetry.count("OutboxPending", backlog.pending)
         self._telemetry.count("BreakerOpen", sum(state != "closed" for state in result.breakers.values()))
         self._telemetry.count("RelayDuration", (self._monotonic() - started) * 1000)
         self._telemetry.flush()
-        self._telemetry.logger.info("relayed", **result.to_dict(), pending=pending, oldest_pending_seconds=oldest_age)
+        self._telemetry.logger.info(
+            "relayed",
+            **result.to_dict(),
+            pending=backlog and backlog.pending,
+            oldest_pending_seconds=backlog and backlog.oldest_age_seconds,
+        )
         return result
 
     def _invoke(self, deadline: float, linger_until: float, *, lingers: bool) -> RelayResult:
         results = Results()
-        ledger_thread = Workers(1, results, name="ledger")
-        publishing_threads = Workers(self._policy.publish_concurrency, results, name="publish")
+        on_ledger = Workers(1, results, name="ledger")
+        byte_room = max(CLAIM_BYTES // len(self._queue_urls), MAX_BATCH_BYTES)
+        lanes = {
+            subscription: Lane(
+                subscription=subscription,
+                queue_url=url,
+                claim_size=self._policy.claim_size,
+                byte_room=byte_room,
+                claim_bytes=byte_room if len(self._queue_urls) == 1 else MAX_BATCH_BYTES,
+                suspect_room=self._policy.publish_concurrency,
+                health=QueueHealth(subscription, failure_threshold=self._policy.breaker.failure_threshold),
+                make_workers=lambda name: Workers(self._policy.publish_concurrency, results, name=name),
+            )
+            for subscription, url in self._queue_urls.items()
+        }
         invocation = _Invocation(
             ledger=self._ledger,
-            on_ledger=ledger_thread.hand_out,
-            sender=_Sender(self._publisher, self._queue_urls, self._ledger, self._telemetry, self._monotonic),
-            waiting=_Waiting(),
-            on_publisher=publishing_threads.hand_out,
+            on_ledger=on_ledger.hand_out,
+            lanes=lanes,
+            publisher=self._publisher,
             results=results,
             policy=self._policy,
             telemetry=self._telemetry,
@@ -154,9 +170,10 @@ class Relay:
         try:
             invocation.run()
         finally:
-            publishing_threads.close()
-            ledger_thread.close()
-        invocation.result.breakers = self._ledger.breaker_states()
+            for lane in lanes.values():
+                lane.close()
+            on_ledger.close()
+        invocation.result.breakers = {name: lane.health.breaker.state for name, lane in lanes.items()}
         return invocation.result
 
 
@@ -166,9 +183,8 @@ class _Invocation:
 
     ledger: Ledger
     on_ledger: HandOut
-    sender: "_Sender"
-    waiting: "_Waiting"
-    on_publisher: HandOut
+    lanes: Mapping[str, Lane]
+    publisher: Publisher
     results: Results
     policy: RelayPolicy
     telemetry: Telemetry
@@ -179,108 +195,234 @@ class _Invocation:
     sleep: Callable[[float], None]
     result: RelayResult = field(default_factory=RelayResult)
 
-    looks: bool = False
-    """A look for work is under way."""
-    settles: bool = False
-    """A settlement is under way."""
+    is_looking: bool = False
+    """A survey or a look for work is under way."""
+    is_settling: bool = False
     unsettled: list[Report] = field(default_factory=list)
-    flying: Counter[str] = field(default_factory=Counter)
-    """By topic, messages handed to the publishing threads and not heard of."""
-    bytes_out: int = 0
-    """Of the messages that are claimed and not settled."""
-    next_look: float = 0
+    next_look_at: float = 0
     pause: float = POLL_SECONDS[0]
-    afresh: bool = False
-    """The next look starts from the beginning."""
-    next_fair_look: float = 0
-    """When a topic with room is looked at although another fills the threads."""
-    drained: bool = False
-    """The last look, from the beginning and with nothing out, found nothing."""
-    relieved: bool = False
-    """Another one that lingers has come: what is out is settled, and nothing more is claimed."""
+    next_survey_at: float = 0
+    next_handover_check_at: float = 0
+    surveyed_idle: bool = False
+    """The survey just made began with nothing in flight."""
+    is_drained: bool = False
+    """The last look came right after such a survey and found nothing."""
+    handed_over: bool = False
+    """Another lingering relay has come: what is in flight is settled, and nothing more is claimed."""
 
     def run(self) -> None:
         """Hands out whatever can be done now, deals with what comes back, and ends where there is nothing of either."""
-        self.next_look = self.monotonic()
+        self.next_look_at = self.monotonic()
+        self.next_handover_check_at = self.next_look_at + CHECK_SECONDS
         while True:
             now = self.monotonic()
             if self._is_worth_settling(now):
                 self._settle()
-            may_claim = not self.relieved and now + self.sender.timeout_seconds < self.deadline
-            if may_claim and now >= self.next_look and self._has_room(now):
-                self._look(now)
+            may_claim = not self.handed_over and now + self.publisher.send_timeout_seconds < self.deadline
+            if may_claim and not self.is_looking:
+                self._look_for_work(now)
             if self.results:
-                self.results.take(SETTLE_DELAY_SECONDS)
-            elif not may_claim or (self.next_look >= self.linger_until and self.drained):
+                # One lane's results are not worth a later look for the others' work.
+                pause = self.next_look_at - now if not self.is_looking and self.next_look_at > now else math.inf
+                self.results.take(min(pause, SETTLE_DELAY_SECONDS))
+            elif not may_claim or (self.next_look_at >= self.linger_until and self.is_drained):
                 return
-            elif self.next_look >= self.linger_until:
+            elif self.next_look_at >= self.linger_until:
                 # Before it ends, once more from the beginning: for what was passed over and for what came back.
-                self.afresh, self.next_look = True, now
+                self.next_survey_at = self.next_look_at = now
             else:
                 self.telemetry.flush_at_times()
-                self.sleep(max(self.next_look - now, 0))
+                self.sleep(max(self.next_look_at - now, 0))
 
     # --- claiming -----------------------------------------------------------------------------------------------------
 
-    def _has_room(self, now: float) -> bool:
-        return (
-            not self.looks
-            and self.bytes_out < CLAIM_BYTES // 2
-            and (self.flying.total() < self.policy.claim_size or now >= self.next_fair_look)
-        )
+    def _look_for_work(self, now: float) -> None:
+        if now < self.next_look_at:
+            return
+        if self.lingers and now >= self.next_handover_check_at:
+            self.next_handover_check_at = now + CHECK_SECONDS
+            self._hand_to_ledger(self.ledger.was_taken_over, self._checked_handover)
+        elif now >= self.next_survey_at:
+            self.next_survey_at = now + SURVEY_SECONDS
+            is_idle = not self.results and not self.unsettled
+            self._hand_to_ledger(self.ledger.survey, partial(self._surveyed, is_idle))
+        elif lanes := [lane for lane in self.lanes.values() if lane.has_room(now)]:
+            limits = {lane.subscription: lane.limits() for lane in lanes}
+            probes = [lane.subscription for lane in lanes if lane.probes]
+            lease_ends = now + self.policy.lease_seconds
+            start_before = min(lease_ends, self.deadline) - self.publisher.send_timeout_seconds
+            self._hand_to_ledger(
+                partial(self.ledger.look, limits, probes), partial(self._looked, limits, probes, start_before)
+            )
+        elif not self.results:
+            self._found_nothing(now)
 
-    def _look(self, now: float) -> None:
-        self.looks = True
-        self.next_fair_look = now + FAIR_LOOK_SECONDS
-        full = {topic for topic, messages in self.flying.items() if messages >= self.policy.claim_size}
-        nothing_is_out = not self.results and not self.unsettled
-        lease_ends = now + self.policy.lease_seconds
-        start_before = min(lease_ends, self.deadline) - self.sender.timeout_seconds
-        look = functools.partial(
-            self.ledger.look,
-            max_bytes=CLAIM_BYTES - self.bytes_out,
-            full=full,
-            afresh=self.afresh,
-            lingers=self.lingers,
-        )
-        self.afresh = False
-        self.on_ledger(look, functools.partial(self._found, start_before, nothing_is_out))
+    def _hand_to_ledger(self, job: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        self.is_looking = True
 
-    def _found(self, start_before: float, nothing_was_out: bool, look: Look) -> None:
-        self.looks = False
-        self.drained = nothing_was_out and look.from_the_beginning and not len(look.claim)
+        def deal(result: Any) -> None:
+            self.is_looking = False
+            then(result)
+
+        self.on_ledger(job, deal)
+
+    def _checked_handover(self, was_taken_over: bool) -> None:
+        if was_taken_over:
+            self.telemetry.logger.info("handed_over")
+            self.handed_over = True
+
+    def _surveyed(self, was_idle: bool, survey: Survey) -> None:
         now = self.monotonic()
-        if look.is_relieved:
-            self.telemetry.logger.info("relieved")
-            self.relieved = True
-        if len(look.claim):
-            self.next_look, self.pause = now, POLL_SECONDS[0]
-            self._launch(look.claim, start_before)
-        else:
-            self.next_look, self.pause = now + self.pause, min(2 * self.pause, POLL_SECONDS[1])
+        self.surveyed_idle = was_idle
+        for name, lane in self.lanes.items():
+            lane.surveyed(survey.database_now, has_pending=name in survey.open_subscriptions)
+            lane.health.refresh(survey.breakers[name], now)
+        unknown = sorted(set(survey.open_subscriptions) - self.lanes.keys())
+        if unknown:
+            self.telemetry.count("UnknownSubscriptions", len(unknown))
+            self.telemetry.logger.warning(
+                "unknown_subscriptions",
+                error=f"deliveries wait for {', '.join(unknown)}: no queue of this relay is theirs. Add them to "
+                "SUBSCRIPTION_QUEUE_URLS, or deploy the newer template again",
+            )
 
-    def _launch(self, claim: store.Claim, start_before: float) -> None:
-        """Hands the claim's batches to the publishing threads; reports at once on what no queue can take."""
-        self.result.claimed += len(claim)
-        self.result.dead_lettered += len(claim.spent)
-        self.telemetry.count("EventsDeadLettered", len(claim.spent))
-        for spent in claim.spent:
-            _log_row(self.telemetry, spent, "dead_lettered", spent.error)
-        self.bytes_out += sum(message.size for message in claim.messages)
-        unsendable, sendable = self.sender.sort(claim.messages)
-        self.unsettled += unsendable
-        for batch in sendable:
-            self.flying[batch[0].topic] += len(batch)
-            self.waiting.add(batch, start_before)
-            self.on_publisher(lambda: self.sender.send(*self.waiting.take()), self._landed)
-
-    def _landed(self, batch: Sequence[Report]) -> None:
-        self.flying[batch[0].message.topic] -= len(batch)
-        if self.ledger.has_news(batch):
-            # First the breaker, which decides when a row that its queue failed is tried again.
-            self.on_ledger(functools.partial(self.ledger.hear, batch), lambda _: self.unsettled.extend(batch))
+    def _looked(self, limits: Mapping[str, LaneLimits], probes: Sequence[str], start_before: float, look: Look) -> None:
+        now = self.monotonic()
+        rows: dict[str, list[Any]] = {name: [] for name in limits}
+        for row in look.claim.rows:
+            rows[row.subscription].append(row)
+        claimed: dict[str, list[ClaimedDelivery]] = {name: [] for name in limits}
+        for delivery in look.claim.deliveries:
+            claimed[delivery.message.subscription].append(delivery)
+        for name, lane_limits in limits.items():
+            lane = self.lanes[name]
+            if name in probes:
+                lane.probes = False
+                self._probe(lane, claimed[name], start_before, was_won=name in look.probes_won)
+            else:
+                lane.claimed(rows[name], lane_limits)
+                self._start(lane, claimed[name], start_before)
+        if look.claim.rows:
+            self.surveyed_idle = self.is_drained = False
+            self.next_look_at, self.pause = now, POLL_SECONDS[0]
         else:
-            self.unsettled += batch
+            self._found_nothing(now)
+
+    def _found_nothing(self, now: float) -> None:
+        self.is_drained, self.surveyed_idle = self.surveyed_idle, False
+        self.next_look_at, self.pause = now + self.pause, min(2 * self.pause, POLL_SECONDS[1])
+
+    def _probe(self, lane: Lane, deliveries: Sequence[ClaimedDelivery], start_before: float, *, was_won: bool) -> None:
+        """Sends one message of a lane whose breaker is not closed; what else was claimed with it is given back."""
+        if not was_won:
+            lane.health.probe_lost()
+            return
+        lane.health.probe_won()
+        # A suspect that never gets a verdict must not be every probe while others wait: it goes behind them here, too.
+        sendable = sorted(
+            (delivery for delivery in deliveries if delivery.verdict is None), key=lambda one: one.message.is_suspect
+        )
+        self._start(lane, [one for one in deliveries if one not in sendable[1:]], start_before)
+        for delivery in sendable[1:]:
+            self._take_in(lane, [delivery])
+            self.unsettled.append(Report(delivery.message, NotSent(), self.monotonic()))
+        if not sendable:
+            # Dead-lettering a message that cannot be sent tells nothing of the queue.
+            self._return_probe(lane)
+
+    def _return_probe(self, lane: Lane) -> None:
+        self.on_ledger(
+            partial(self.ledger.return_probe, lane.subscription),
+            lambda _: lane.health.probe_returned(self.monotonic()),
+        )
+
+    def _start(self, lane: Lane, deliveries: Sequence[ClaimedDelivery], start_before: float) -> None:
+        """Hands the batches to the lane's publishing threads; reports at once on what cannot be sent."""
+        for batch in self._take_in(lane, deliveries):
+            lane.hand_out(
+                partial(
+                    send,
+                    self.publisher,
+                    lane.queue_url,
+                    lane.health,
+                    batch,
+                    start_before,
+                    telemetry=self.telemetry,
+                    monotonic=self.monotonic,
+                ),
+                partial(self._landed, lane),
+            )
+            lane.in_flight += len(batch)
+
+    def _take_in(self, lane: Lane, deliveries: Sequence[ClaimedDelivery]) -> list[Sequence[Message]]:
+        self.result.claimed += len(deliveries)
+        now = self.monotonic()
+        self.unsettled += [
+            Report(delivery.message, delivery.verdict, now) for delivery in deliveries if delivery.verdict is not None
+        ]
+        return lane.start(deliveries)
+
+    # --- outcomes -----------------------------------------------------------------------------------------------------
+
+    def _landed(self, lane: Lane, sent: Sent) -> None:
+        """Deals with a batch's outcomes: first the breaker, which decides when a failed message is tried again."""
+        lane.in_flight -= len(sent.messages)
+        message, *others = sent.messages
+        if sent.has_verdict:
+            lane.health.heard_verdict()
+        if not sent.was_sent:
+            if isinstance(sent.outcomes[0], NotSent) and not lane.health.breaker.is_closed:
+                self._return_probe(lane)
+            self._report(sent)
+        elif sent.fault is None:
+            if self.ledger.is_sound(lane.subscription) or not sent.has_verdict:
+                self._report(sent)
+            else:
+                began_seconds_ago = self.monotonic() - sent.began_at
+                self._tell_breaker(
+                    lane,
+                    sent,
+                    partial(self.ledger.report_success, lane.subscription, began_seconds_ago=began_seconds_ago),
+                )
+        elif (
+            message.is_suspect
+            and not others
+            and isinstance(sent.fault, NoVerdict)
+            and lane.health.silence_may_be_its_own(message.outbox_id)
+        ):
+            self.on_ledger(
+                partial(self.ledger.others_were_delivered, message), partial(self._judged_silence, lane, sent)
+            )
+        else:
+            self._tell_breaker(lane, sent, partial(self.ledger.report_failure, lane.subscription, sent.fault.reason))
+
+    def _judged_silence(self, lane: Lane, sent: Sent, others_were_delivered: bool) -> None:
+        assert sent.fault is not None
+        if others_were_delivered:
+            lane.health.count_silence(sent.messages[0].outbox_id)
+            self._report(sent, silence_is_its_own=True)
+        else:
+            self._tell_breaker(lane, sent, partial(self.ledger.report_failure, lane.subscription, sent.fault.reason))
+
+    def _tell_breaker(self, lane: Lane, sent: Sent, tell: Callable[[], Breaker]) -> None:
+        def told(breaker: Breaker) -> None:
+            lane.health.replace(breaker, self.monotonic())
+            self._report(sent)
+
+        self.on_ledger(tell, told)
+
+    def _report(self, sent: Sent, *, silence_is_its_own: bool = False) -> None:
+        seconds = sent.ended_at - sent.began_at
+        self.unsettled += [
+            Report(
+                message,
+                outcome,
+                sent.ended_at,
+                seconds if sent.was_sent and not isinstance(outcome, NotSent) else None,
+                silence_is_its_own,
+            )
+            for message, outcome in zip(sent.messages, sent.outcomes, strict=True)
+        ]
 
     # --- settling -----------------------------------------------------------------------------------------------------
 
@@ -288,55 +430,61 @@ class _Invocation:
         reports = self.unsettled
         return (
             bool(reports)
-            and not self.settles
+            and not self.is_settling
             and (
                 len(reports) >= SETTLE_ROWS
-                or not self.flying.total()
+                or not any(lane.in_flight for lane in self.lanes.values())
                 or now - reports[0].known_at >= SETTLE_DELAY_SECONDS
             )
         )
 
     def _settle(self) -> None:
-        self.settles = True
+        self.is_settling = True
         reports, self.unsettled = self.unsettled, []
-        settlements = [(report.message, self.ledger.settlement(report)) for report in reports]
-        self.on_ledger(
-            functools.partial(self.ledger.settle, settlements), functools.partial(self._settled, reports, settlements)
+        outcomes = [(report.message, self._settlement(report)) for report in reports]
+        began_at = self.monotonic()
+        self.on_ledger(partial(self.ledger.settle, outcomes), partial(self._settled, reports, outcomes, began_at))
+
+    def _settlement(self, report: Report) -> Settlement:
+        # An open breaker keeps the message back by itself, and lets it go in the moment that it closes.
+        is_kept_back = not self.lanes[report.message.subscription].health.breaker.is_closed
+        return settle(
+            report.outcome,
+            attempt=report.message.attempt,
+            max_attempts=self.policy.max_attempts,
+            cool_down=timedelta() if is_kept_back else QUEUE_FAULT_DELAY,
+            silence_is_its_own=report.silence_is_its_own,
         )
 
     def _settled(
         self,
         reports: Sequence[Report],
-        settlements: Sequence[tuple[Message, Settlement]],
-        outcome: tuple[float, Sequence[store.Settled]],
+        outcomes: Sequence[tuple[Message, Settlement]],
+        began_at: float,
+        rows: Sequence[SettledRow],
     ) -> None:
-        """Counted here and not before: the state is committed."""
-        self.settles = False
-        started, rows = outcome
-        settled = {row.outbox_id: row for row in rows}
+        """Counts what was committed, here and not before."""
+        self.is_settling = False
+        settled = {(row.outbox_id, row.subscription, row.operation_id): row for row in rows}
         published = 0
         slowest_sends: dict[float, float] = {}
-        for report, (message, settlement) in zip(reports, settlements, strict=True):
-            self.bytes_out -= message.size
-            row = settled.get(message.outbox_id)
+        for report, (message, settlement) in zip(reports, outcomes, strict=True):
+            self.lanes[message.subscription].settled(message)
+            row = settled.get((message.outbox_id, message.subscription, message.operation_id))
             if row is None:
                 self.result.released += 1
                 self.telemetry.count("LeaseLost", 1)
-                _log_row(
-                    self.telemetry,
-                    message,
-                    "lease_lost",
-                    "another claim took this row over: the lease was too short",
-                )
+                self._log(message, "lease_lost", "another claim took this delivery over: the lease was too short")
                 continue
             if row.disposition == Disposition.PUBLISHED:
                 published += 1
                 if isinstance(report.outcome, Accepted):
-                    latency = max(row.age_seconds - (started - report.known_at), 0)
+                    latency = max(row.age_seconds - (began_at - report.known_at), 0)
                     self.telemetry.count("CommitToPublishLatency", latency * 1000)
             else:
                 self._count(settlement.disposition)
-                _log_row(self.telemetry, message, row.disposition, settlement.error)
+                is_dead = settlement.disposition in {Disposition.DEAD_LETTERED, Disposition.EXHAUSTED}
+                self._log(message, "dead_lettered" if is_dead else row.disposition, settlement.error)
             if report.send_seconds is not None:
                 slowest_sends[report.known_at] = report.send_seconds
         self.result.published += published
@@ -355,95 +503,21 @@ class _Invocation:
                 self.result.dead_lettered += 1
                 self.telemetry.count("PublishFailures", 1)
                 self.telemetry.count("EventsDeadLettered", 1)
+            case Disposition.EXHAUSTED:
+                self.result.dead_lettered += 1
+                self.telemetry.count("EventsDeadLettered", 1)
             case Disposition.RELEASED:
                 self.result.released += 1
 
-
-class _Waiting:
-    """The batches that wait for a publishing thread. Topics take turns: a slow queue keeps no other waiting."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._by_topic: dict[str, deque[tuple[Sequence[Message], float]]] = {}
-
-    def add(self, batch: Sequence[Message], start_before: float) -> None:
-        """Behind those of its topic."""
-        with self._lock:
-            self._by_topic.setdefault(batch[0].topic, deque()).append((batch, start_before))
-
-    def take(self) -> tuple[Sequence[Message], float]:
-        """The next one, of the topic that waited longest for its turn. One must be there for every call."""
-        with self._lock:
-            topic = next(iter(self._by_topic))
-            of_topic = self._by_topic.pop(topic)
-            batch = of_topic.popleft()
-            if of_topic:
-                self._by_topic[topic] = of_topic  # last now
-            return batch
-
-
-@dataclass(frozen=True, slots=True)
-class _Sender:
-    """What a publishing thread does."""
-
-    publisher: Publisher
-    queue_urls: Mapping[str, str]
-    ledger: Ledger
-    telemetry: Telemetry
-    monotonic: Callable[[], float]
-
-    @property
-    def timeout_seconds(self) -> float:
-        """The longest that a send may take."""
-        return self.publisher.send_timeout_seconds
-
-    def sort(self, messages: Sequence[Message]) -> tuple[list[Report], list[Sequence[Message]]]:
-        """Reports on what no queue can take, and the rest in batches, each for one queue."""
-        unsendable = []
-        by_topic: dict[str, list[Message]] = {topic: [] for topic in self.queue_urls}
-        for message in messages:
-            if message.topic not in by_topic:
-                reason = f"topic {message.topic!r} has no queue: add it to TOPIC_QUEUE_URLS"
-            elif message.size > MAX_BATCH_BYTES:
-                reason = f"the message is too large: {message.size:,} bytes with its attributes, of {MAX_BATCH_BYTES:,}"
-            else:
-                by_topic[message.topic].append(message)
-                continue
-            unsendable.append(Report(message, MessageFault(reason), self.monotonic()))
-        return unsendable, [batch for of_topic in by_topic.values() for batch in batches(of_topic)]
-
-    def send(self, batch: Sequence[Message], start_before: float) -> list[Report]:
-        """Each message's outcome; raises nothing that is one batch's trouble."""
-        topic = batch[0].topic
-        started = self.monotonic()
-        if (reason := self.ledger.shut_because(topic)) is not None:
-            # The queue failed while this batch waited: it is not worth its time-out.
-            return [Report(message, QueueFault(reason), started) for message in batch]
-        outcomes: Sequence[Outcome]
-        try:
-            outcomes = self.publisher.publish(self.queue_urls[topic], batch, start_before=start_before)
-        except Exception as error:
-            # Raised on, it would leave every other batch unsettled, and have it sent twice.
-            self.telemetry.logger.exception("the publisher failed", topic=topic)
-            outcomes = [Failed(f"{type(error).__name__}: {error}")] * len(batch)
-        ended = self.monotonic()
-        fault = next((outcome for outcome in outcomes if isinstance(outcome, QueueFault)), None)
-        if fault is not None:
-            self.ledger.note_fault(topic, fault)
-        return [
-            Report(message, outcome, ended, None if isinstance(outcome, NotSent) else ended - started)
-            for message, outcome in zip(batch, outcomes, strict=True)
-        ]
-
-
-def _log_row(telemetry: Telemetry, row: Message | store.Spent, state: str, error: str | None) -> None:
-    log = telemetry.logger.info if error is None else telemetry.logger.warning
-    log(
-        state,
-        state=state,
-        event_id=str(row.event_id),
-        trace_id=str(row.trace_id),
-        topic=row.topic,
-        attempt=row.attempt,
-        error=error,
-    )
+    def _log(self, message: Message, state: str, error: str | None) -> None:
+        log = self.telemetry.logger.info if error is None else self.telemetry.logger.warning
+        log(
+            state,
+            state=state,
+            event_id=message.event_id,
+            trace_id=message.trace_id,
+            topic=message.topic,
+            subscription=message.subscription,
+            attempt=message.attempt,
+            error=error,
+        )

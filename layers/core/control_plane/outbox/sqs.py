@@ -1,14 +1,22 @@
 """Publishes to SQS with boto3."""
 
+import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+from botocore.exceptions import (
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ParamValidationError,
+    ProxyConnectionError,
+    SSLError,
+)
 
-from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NotSent, Outcome, QueueFault
-from control_plane.model.text import readable
-from control_plane.outbox.publisher import Message, Publisher
+from control_plane.model.lifecycle import MessageFault, NotSent, NoVerdict, Outcome, QueueFault
+from control_plane.outbox.answers import MAX_ANSWER_BYTES, Answer, one_by_one, read_answer
+from control_plane.outbox.publisher import Message
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -16,61 +24,33 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
 READ_TIMEOUT_SECONDS: Final = 8.0
 
-# Error codes of SQS in both protocols, query ("AWS.SimpleQueueService.…", shortened here) and JSON. Sources: the SQS
-# API reference, *Common errors* and SendMessageBatch; botocore's sqs/2012-11-05 service model.
-_QUEUE_FAULTS: Final = frozenset(
-    {
-        "AccessDenied",
-        "AccessDeniedException",
-        "ExpiredToken",
-        "ExpiredTokenException",
-        "InternalError",
-        "InternalFailure",
-        "InvalidAccessKeyId",
-        "InvalidAddress",
-        "InvalidClientTokenId",
-        "InvalidSecurity",
-        "InvalidSignatureException",
-        "IncompleteSignature",
-        "MissingAuthenticationToken",
-        "NonExistentQueue",
-        "NotAuthorized",
-        "OptInRequired",
-        "OverLimit",
-        "QueueDeletedRecently",
-        "QueueDoesNotExist",
-        "RequestExpired",
-        "RequestThrottled",
-        "ServiceUnavailable",
-        "SignatureDoesNotMatch",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequestsException",
-        "UnrecognizedClientException",
-    }
-)
-_INTERNAL: Final = frozenset({"InternalError", "InternalFailure"})
-_INVALID_CONTENT: Final = frozenset(
-    {
-        "BatchEntryIdsNotDistinct",
-        "BatchRequestTooLong",
-        "EmptyBatchRequest",
-        "InvalidAttributeValue",
-        "InvalidBatchEntryId",
-        "InvalidMessageContents",
-        "InvalidParameterCombination",
-        "InvalidParameterValue",
-        "TooManyEntriesInBatchRequest",
-        "ValidationError",
-    }
-)
+
+class _TooLateError(Exception):
+    """Raised in the midst of botocore's call when the time was up before anything was sent."""
+
+
+class _Call(threading.local):
+    """How far this thread's call of botocore has come: its events tell, its exceptions do not."""
+
+    may_start: Callable[[], bool] = staticmethod(lambda: True)
+    was_sent = False
+    answer: Answer | None = None
+
+    def begin(self, may_start: Callable[[], bool]) -> None:
+        """Forgets the call before."""
+        self.may_start = may_start
+        self.was_sent = False
+        self.answer = None
+
+
+_call = _Call()
 
 
 class SqsPublisher:
-    """Sends with ``SendMessageBatch`` and reads the answer entry by entry.
+    """Sends with boto3's ``SendMessageBatch`` and reads the answer entry by entry.
 
     ``client`` must neither retry nor outwait ``send_timeout_seconds``: a send that may have been accepted is not
-    repeated here, but by the row's next attempt.
+    repeated here, but by the delivery's next attempt.
     """
 
     send_timeout_seconds = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
@@ -78,13 +58,15 @@ class SqsPublisher:
     def __init__(self, client: "SQSClient", *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._client = client
         self._monotonic = monotonic
+        events = client.meta.events
+        events.register_first("before-send.sqs.SendMessageBatch", _note_sending, unique_id="control-plane-sending")
+        events.register_first("before-parse.sqs.SendMessageBatch", _keep_answer, unique_id="control-plane-answer")
 
     def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
         """See :class:`control_plane.outbox.publisher.Publisher`."""
-        if self._monotonic() >= start_before:
-            return [NotSent()] * len(messages)
+        _call.begin(lambda: self._monotonic() < start_before)
         try:
-            answer = self._client.send_message_batch(
+            self._client.send_message_batch(
                 QueueUrl=queue_url,
                 Entries=[
                     {
@@ -98,67 +80,45 @@ class SqsPublisher:
                     for index, message in enumerate(messages)
                 ],
             )
-        except ClientError as error:
-            said = error.response.get("Error", {})
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            outcome = refusal(said.get("Code", ""), said.get("Message") or "no message", status)
-        except ParamValidationError as error:  # botocore itself refuses the message: nothing was sent
-            outcome = MessageFault(f"{type(error).__name__}: {error}")
-        except BotoCoreError as error:
-            outcome = QueueFault(f"{type(error).__name__}: {error}")
-        else:
-            return read_answer(answer, len(messages))
-        if isinstance(outcome, MessageFault) and len(messages) > 1:
-            return one_by_one(self, queue_url, messages, start_before=start_before)
-        return [outcome] * len(messages)
+        except _TooLateError:
+            return [NotSent()] * len(messages)
+        except ParamValidationError as error:  # botocore itself refuses a message: nothing was sent
+            if len(messages) > 1:
+                return one_by_one(self, queue_url, messages, start_before=start_before)
+            return [MessageFault(described(error))]
+        except Exception as error:  # noqa: BLE001  botocore's providers and parsers raise anything
+            if _call.answer is None:
+                outcome = NoVerdict if _call.was_sent and not _could_not_connect(error) else QueueFault
+                return [outcome(described(error))] * len(messages)
+        # botocore's own reading of it takes a lone entry for a list, and any status below 300 for a success.
+        answer = _call.answer
+        if answer is None or len(answer.body) > MAX_ANSWER_BYTES:
+            return [NoVerdict("the queue's answer is missing or too long")] * len(messages)
+        return read_answer(answer, self, queue_url, messages, start_before=start_before)
 
 
-def one_by_one(
-    publisher: Publisher, queue_url: str, messages: Sequence[Message], *, start_before: float
-) -> list[Outcome]:
-    """Each message on its own: one spoiled the whole batch, and the answer did not say which."""
-    return [
-        outcome
-        for message in messages
-        for outcome in publisher.publish(queue_url, [message], start_before=start_before)
-    ]
+def described(error: Exception) -> str:
+    """Returns an exception in a line: its type and its words."""
+    return f"{type(error).__name__}: {error}"
 
 
-def read_answer(answer: Any, count: int) -> list[Outcome]:
-    """The outcome of each of ``count`` entries, whose ids are their places, from a SendMessageBatch answer."""
-    outcomes: list[Outcome] = [Failed("the queue's answer does not mention this entry")] * count
-    for entry in answer.get("Successful", ()):
-        # One that Postgres refused would undo the settlement of all the others.
-        outcomes[int(entry["Id"])] = Accepted(readable(str(entry["MessageId"])))
-    for entry in answer.get("Failed", ()):
-        code = _short(entry.get("Code", ""))
-        reason = f"{code}: {entry.get('Message') or 'no message'}"
-        # A queue that answers is there: an entry it trips over is one to give up on in the end, not to wait for.
-        if _is_queue_fault(code) and code not in _INTERNAL:
-            outcome: Outcome = QueueFault(reason)
-        elif entry.get("SenderFault") or code in _INVALID_CONTENT:  # LocalStack says SenderFault: false of such a code
-            outcome = MessageFault(reason)
-        else:
-            outcome = Failed(reason)
-        outcomes[int(entry["Id"])] = outcome
-    return outcomes
+def _note_sending(**_: Any) -> None:
+    """Hears botocore's event that the request is signed and is about to be sent."""
+    if not _call.may_start():
+        raise _TooLateError
+    _call.was_sent = True
 
 
-def refusal(code: str, said: str, status: int) -> Outcome:
-    """What a refused request means for each of its messages; ``status`` is HTTP's."""
-    code = _short(code)
-    reason = f"{code}: {said}"
-    if _is_queue_fault(code) or status >= 500 or status in {403, 429}:
-        return QueueFault(reason)
-    if code in _INVALID_CONTENT:
-        return MessageFault(reason)
-    return Failed(reason)
+def _keep_answer(response_dict: dict[str, Any], **_: Any) -> None:
+    """Hears botocore's event that an answer is there and is about to be parsed."""
+    headers = {name.lower(): value for name, value in response_dict["headers"].items()}
+    _call.answer = Answer(response_dict["status_code"], headers, response_dict["body"])
 
 
-def _is_queue_fault(code: str) -> bool:
-    return code in _QUEUE_FAULTS or code.startswith(("Kms", "KMS."))
-
-
-def _short(code: str) -> str:
-    """``AWS.SimpleQueueService.NonExistentQueue`` and ``com.amazonaws.sqs#QueueDoesNotExist`` without their prefix."""
-    return code.removeprefix("AWS.SimpleQueueService.").rpartition("#")[2]
+def _could_not_connect(error: Exception) -> bool:
+    """Tells whether no connection came about: unknown name, refused, timed out, or not to be trusted."""
+    if isinstance(error, SSLError):
+        # Past the handshake, a connection that is lost is an SSL error, too.
+        cause = error.kwargs.get("error")
+        return not any(isinstance(argument, ssl.SSLEOFError) for argument in (cause, *getattr(cause, "args", ())))
+    return isinstance(error, ConnectTimeoutError | EndpointConnectionError | ProxyConnectionError)

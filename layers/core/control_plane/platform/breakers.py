@@ -1,6 +1,6 @@
-"""Circuit breakers: one per queue and per source, kept in Postgres, shared by all functions and by people.
+"""Circuit breakers: one per subscription and per source, kept in Postgres, shared by all functions and by people.
 
-A breaker's name is what it guards: a queue's own name (the last part of its URL) or a source's. Closed, it opens after
+A breaker's name is what it guards: a subscription's name or a source's. Closed, it opens after
 so many outage-class failures in a row; a cool-down later one caller probes (half-open), and its outcome closes it or
 opens it again. A person may hold one open. The database's clock decides, no machine's own.
 
@@ -47,6 +47,8 @@ class Breaker:
     """The person who holds it open."""
     last_error: str | None = None
     """Of the failure counted last; forgotten when it closes."""
+    is_guarded: bool = True
+    """Whether a function still guards with it: one that none does counts no longer."""
 
     @property
     def is_closed(self) -> bool:
@@ -68,8 +70,10 @@ class Breakers:
         self._sound: set[str] = set()
 
     def read(self, names: Sequence[str]) -> Mapping[str, Breaker]:
-        """Each name's breaker, in one round trip; a name never heard of is closed."""
-        stored = {breaker.name: breaker for breaker in read_breakers(self._connection(), names)}
+        """Returns each name's breaker; a name never heard of is closed. Stamps them: they are guarded with."""
+        with self._connection().cursor(row_factory=class_row(Breaker)) as cursor:
+            rows = cursor.execute(QUERIES["guard_breakers"].sql, {"names": list(names)}).fetchall()
+        stored = {breaker.name: breaker for breaker in rows}
         breakers = {name: stored.get(name) or Breaker(name) for name in names}
         for name, breaker in breakers.items():
             if breaker.is_closed and not breaker.consecutive_failures:
@@ -97,11 +101,15 @@ class Breakers:
         """Whether the last look found nothing to forget, as nearly always: a success is then no news."""
         return name in self._sound
 
-    def succeeded(self, name: str) -> None:
-        """Closes the breaker and forgets its failures, unless a person holds it; costs nothing while it is sound."""
-        if not self.is_sound(name):
-            self._connection().execute(QUERIES["close_breaker"].sql, {"name": name})
-            self._sound.add(name)
+    def succeeded(self, name: str, *, began_seconds_ago: float = 0) -> Breaker:
+        """Closes the breaker, unless a person holds it or it opened after the work began. Returns it as it is then.
+
+        Costs nothing where there is nothing to forget.
+        """
+        if name in self._sound:
+            return Breaker(name)
+        self._connection().execute(QUERIES["close_breaker"].sql, {"name": name, "began_seconds_ago": began_seconds_ago})
+        return self.read([name])[name]
 
     def failed(self, name: str, error: str) -> Breaker:
         """Counts a failure of the outage class and returns the breaker after it."""
@@ -120,11 +128,6 @@ class Breakers:
         return breaker
 
 
-def queue_name(url: str) -> str:
-    """The name of a queue's breaker, and of the queue: the last part of its URL."""
-    return url.rstrip("/").rpartition("/")[2]
-
-
 def read_breakers(connection: Connection[Any], names: Sequence[str] | None = None) -> list[Breaker]:
     """The breakers of these names, or all, by name; one that never failed and was never held is left out."""
     with connection.cursor(row_factory=class_row(Breaker)) as cursor:
@@ -139,3 +142,8 @@ def hold(connection: Connection[Any], name: str, *, by: str) -> None:
 def resume(connection: Connection[Any], name: str) -> bool:
     """Lets go of a breaker, or cuts its cool-down short: a probe is due at once. False where it is not open."""
     return connection.execute(QUERIES["resume_breaker"].sql, {"name": name}).fetchone() is not None
+
+
+def forget(connection: Connection[Any], name: str) -> bool:
+    """Deletes a breaker. One that is still guarded with comes back, closed. False where there is none."""
+    return connection.execute(QUERIES["forget_breaker"].sql, {"name": name}).fetchone() is not None

@@ -9,15 +9,26 @@ from threading import Event, Timer
 from typing import Any, Final
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, IsolationLevel
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 
-from control_plane.model.errors import DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
 from control_plane.platform.refusals import Attempt, explain, refuses_password
+from control_plane.platform.session import SESSION_LOST, TRACKED, check_session, refuses_options, startup_options
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 1
 """The number of the newest migration this code needs; a test holds it equal to db/migrations."""
+
+OLDER_LAYOUT: Final = "events_and_outbox"
+"""The name of the first migration of a layout that was never released."""
+
+REFUSED_LAYOUT: Final = (
+    "the database has an older layout that was never released, and no migration leads from it to this one: make a new, "
+    "empty database, put its URL into the secrets, and run MigrationFunction; on the local cloud run "
+    "`scripts/acp down`, which deletes the old one, and `scripts/acp up`"
+)
 
 CONNECT_TIMEOUT_SECONDS = 5
 
@@ -51,8 +62,11 @@ class Database:
         self._connection: Connection[tuple[Any, ...]] | None = None
 
     def connection(self) -> Connection[tuple[Any, ...]]:
-        """A connection that just answered. Raises DatabaseUnavailable, SchemaVersionMismatch, ConfigurationError."""
-        if self._connection is not None and not self._answers(self._connection):
+        """A session that just answered, takes writes and is as our SQL needs it; not for use within a transaction.
+
+        Raises DatabaseUnavailable, UnsuitableDatabase, SchemaVersionMismatch, ConfigurationError.
+        """
+        if self._connection is not None and not self._is_usable(self._connection):
             self._connection.close()
             self._connection = None
         if self._connection is None:
@@ -98,13 +112,16 @@ class Database:
             timeout_seconds=self._patience_seconds or CONNECT_TIMEOUT_SECONDS,
         )
 
-    def _answers(self, connection: Connection[Any]) -> bool:
-        # A frozen environment loses its sockets without either side noticing.
+    def _is_usable(self, connection: Connection[Any]) -> bool:
+        # A frozen environment loses its sockets without either side noticing; what was the writer becomes a replica;
+        # an invocation that was cut short leaves its transaction open.
+        if connection.info.transaction_status is not TransactionStatus.IDLE:
+            return False
         try:
             with self._patience(connection):
-                connection.execute("SELECT 1")
-        except (psycopg.OperationalError, DatabaseUnavailable):
-            return False
+                check_session(connection)
+        except (psycopg.Error, ControlPlaneError):
+            return False  # what is wrong shows when a new one is opened, if it is wrong there too
         return True
 
     def _patience(self, connection: Connection[Any]) -> AbstractContextManager[None]:
@@ -151,45 +168,81 @@ def connect(
     origin: str = "the database URL",
     timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
 ) -> Connection[tuple[Any, ...]]:
-    """An autocommit connection to a server that takes writes, its certificate verified unless ``url`` says otherwise.
+    """An autocommit session on a server that takes writes, its certificate verified unless ``url`` says otherwise.
 
-    Raises DatabaseUnavailable or ConfigurationError; neither holds the password. ``origin`` is what they tell to mend.
+    Its settings are those that our SQL takes for granted, and its transactions READ COMMITTED. Raises
+    DatabaseUnavailable, UnsuitableDatabase or ConfigurationError; none holds the password. ``origin`` is what they tell
+    to mend.
     """
     parameters = parse_url(url, name=origin)
     defaults = tls_defaults(parameters)
     # A replica, or after a failover the writer that was, is found out at once; costs nothing from version 14 on.
     defaults["target_session_attrs"] = parameters.get("target_session_attrs") or "read-write"
+    defaults["client_encoding"] = "UTF8"
     if weakens_rds(parameters):
         logger.warning(
             "sslmode=%s in %s gives up verifying RDS's certificate: leave it out, and it is verified",
             parameters["sslmode"],
             origin,
         )
+    os.environ.update(TRACKED)
     try:
-        return psycopg.connect(
-            make_conninfo(url, **defaults),
-            autocommit=True,
-            connect_timeout=timeout_seconds,
-            application_name=application_name,
-            # A transaction pooler hands each transaction to another session, which does not know what was prepared.
-            prepare_threshold=None,
-            keepalives_idle=30,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=10_000,  # keepalives say nothing while data is unacknowledged; ignored off Linux
-        )
+        try:
+            connection = _open(
+                make_conninfo(url, **defaults, options=startup_options(parameters.get("options"))),
+                application_name,
+                timeout_seconds,
+            )
+        except psycopg.OperationalError as error:
+            if not refuses_options(error):
+                raise
+            # A pooler: the check finds out whether its sessions are as they must be.
+            connection = _open(make_conninfo(url, **defaults), application_name, timeout_seconds)
     except (psycopg.OperationalError, UnicodeError) as error:  # a host that is no name: psycopg lets the codec's out
         text = explain(error, Attempt(parameters | defaults, origin))
         raise DatabaseUnavailable(text, password_refused=refuses_password(error)) from error
+    try:
+        with cut_off(connection, timeout_seconds):
+            check_session(connection)
+    except SESSION_LOST as error:
+        connection.close()
+        raise DatabaseUnavailable(explain(error, Attempt(parameters | defaults, origin))) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _open(conninfo: str, application_name: str, timeout_seconds: int) -> Connection[tuple[Any, ...]]:
+    connection = psycopg.connect(
+        conninfo,
+        autocommit=True,
+        connect_timeout=timeout_seconds,
+        application_name=application_name,
+        # A transaction pooler hands each transaction to another session, which does not know what was prepared.
+        prepare_threshold=None,
+        keepalives_idle=30,
+        keepalives_interval=5,
+        keepalives_count=3,
+        tcp_user_timeout=10_000,  # keepalives say nothing while data is unacknowledged; ignored off Linux
+    )
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    return connection
 
 
 def check_schema(connection: Connection[Any]) -> None:
-    """Raises SchemaVersionMismatch where the schema is behind this code; one that is ahead is welcome."""
+    """Raises SchemaVersionMismatch where the schema is older than this code; one that is ahead is welcome."""
     try:
-        row = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchone()
+        row = connection.execute(
+            "SELECT coalesce(max(version), 0), coalesce(bool_or(version = 1 AND name = %s), false)"
+            " FROM schema_migrations",
+            [OLDER_LAYOUT],
+        ).fetchone()
     except psycopg.errors.UndefinedTable:
         row = None
-    version = row[0] if row else 0
+    version, is_older_layout = row or (0, False)
+    if is_older_layout:
+        raise SchemaVersionMismatch(REFUSED_LAYOUT)
     if version < SCHEMA_VERSION:
         raise SchemaVersionMismatch(
             f"the database's schema is at version {version}, this code needs {SCHEMA_VERSION}: run "

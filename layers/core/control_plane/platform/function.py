@@ -12,6 +12,7 @@ from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable
 from control_plane.platform.aws import read_secret
 from control_plane.platform.conninfo import database_url
 from control_plane.platform.database import Database
+from control_plane.platform.session import SESSION_LOST
 from control_plane.platform.settings import DatabaseSettings
 from control_plane.platform.telemetry import Telemetry
 
@@ -63,16 +64,16 @@ def database_failures() -> Iterator[None]:
     """Says what a database lost in the middle of the work means, once the driver has said what it met."""
     try:
         yield
-    except psycopg.OperationalError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DatabaseUnavailable(
-            f"Postgres failed in the middle of the work: {reason}. What was committed stays; the rest comes again with "
-            "the next run. Look at the database server's log"
-        ) from error
     except psycopg.errors.ReadOnlySqlTransaction as error:
         raise DatabaseUnavailable(
             f"Postgres takes no writes any more: {error}. Has it become a replica, or is its disk full? What was "
             "committed stays; the rest comes again with the next run"
+        ) from error
+    except SESSION_LOST as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatabaseUnavailable(
+            f"Postgres failed in the middle of the work: {reason}. What was committed stays; the rest comes again with "
+            "the next run. Look at the database server's log"
         ) from error
 
 

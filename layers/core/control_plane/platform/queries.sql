@@ -1,3 +1,19 @@
+-- name: session
+-- What this session is like: its settings, null where the server has none of that name, and where its search_path leads.
+SELECT name, CASE name WHEN 'current_schema' THEN pg_catalog.current_schema() ELSE pg_catalog.current_setting(name, true) END
+FROM pg_catalog.unnest(ARRAY[
+    'datestyle', 'timezone', 'client_encoding', 'server_encoding', 'intervalstyle', 'extra_float_digits',
+    'standard_conforming_strings', 'array_nulls', 'current_schema', 'default_transaction_isolation',
+    'transaction_read_only', 'statement_timeout', 'lock_timeout', 'transaction_timeout',
+    'idle_in_transaction_session_timeout', 'synchronous_commit', 'session_replication_role', 'exit_on_error',
+    'restrict_nonsystem_relation_kind', 'control_plane.retention', 'control_plane.session'
+]) AS setting (name)
+
+-- name: mend_session
+-- Sets these settings for as long as the session lasts.
+SELECT name, set_config(name, value, false)
+FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
+
 -- name: breakers
 -- The breakers of these names, or all where names is null; one that never failed and was never held has no row.
 SELECT
@@ -7,10 +23,30 @@ SELECT
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
-    last_error
+    last_error,
+    guarded_at > now() - interval '15 minutes' AS is_guarded
 FROM circuit_breakers
 WHERE %(names)s::text[] IS NULL OR name = ANY (%(names)s::text[])
 ORDER BY name
+
+-- name: guard_breakers
+-- The breakers of these names, as breakers returns them, stamped as guarded with, at most once a minute each.
+WITH stamped AS (
+    UPDATE circuit_breakers
+    SET guarded_at = now()
+    WHERE name = ANY (%(names)s::text[]) AND guarded_at < now() - interval '1 minute'
+)
+SELECT
+    name,
+    state,
+    consecutive_failures,
+    opened_at,
+    extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
+    held_by,
+    last_error,
+    true AS is_guarded
+FROM circuit_breakers
+WHERE name = ANY (%(names)s::text[])
 
 -- name: probe_breaker
 -- Returns a row to the one caller that may probe now. Whoever waited for its lock finds retry_at moved on, and nothing
@@ -27,10 +63,16 @@ SET retry_at = now()
 WHERE name = %(name)s AND state = 'half_open' AND held_by IS NULL
 
 -- name: close_breaker
--- Closes a breaker and forgets its failures; without effect on one that a person holds or that has none.
+-- Closes a breaker and forgets its failures; without effect on one that a person holds, that has none, or that opened
+-- after the work that succeeded had begun.
 UPDATE circuit_breakers
 SET state = 'closed', consecutive_failures = 0, opened_at = NULL, retry_at = NULL, last_error = NULL
-WHERE name = %(name)s AND held_by IS NULL AND (state <> 'closed' OR consecutive_failures > 0)
+WHERE name = %(name)s
+    AND held_by IS NULL
+    AND (
+        state = 'closed' AND consecutive_failures > 0
+        OR opened_at <= now() - make_interval(secs => %(began_seconds_ago)s)
+    )
 
 -- name: count_failure
 -- Counts a failure and returns the breaker after it: open at the threshold, or at once where it was a probe that failed.
@@ -65,7 +107,8 @@ RETURNING
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
-    last_error
+    last_error,
+    true AS is_guarded
 
 -- name: hold_breaker
 -- Opens a breaker until a person lets it go; one that was open already stays open since then.
@@ -80,3 +123,41 @@ UPDATE circuit_breakers
 SET state = 'half_open', retry_at = now(), held_by = NULL
 WHERE name = %(name)s AND (held_by IS NOT NULL OR state = 'open')
 RETURNING name
+
+-- name: forget_breaker
+-- Deletes a breaker, whatever state it is in.
+DELETE FROM circuit_breakers
+WHERE name = %(name)s
+RETURNING name
+
+-- name: oldest_pending_age
+-- The age in seconds of the oldest pending delivery, 0 where there is none. Live ones are promised in about the order of
+-- their messages' ids, so the lowest ids hold the oldest; those of an operation have an index of their own.
+SELECT
+    coalesce(
+        extract(
+            epoch FROM clock_timestamp() - least(
+                (
+                    SELECT min(promised_at)
+                    FROM (
+                        SELECT promised_at
+                        FROM pending_deliveries
+                        WHERE operation_id IS NULL
+                        ORDER BY outbox_id
+                        LIMIT 1000
+                    ) AS lowest
+                ),
+                (SELECT min(promised_at) FROM pending_deliveries WHERE operation_id IS NOT NULL)
+            )
+        ),
+        0
+    )::double precision
+
+-- name: limit_statements
+-- Further statements of this transaction are cancelled after so many milliseconds.
+SELECT set_config('statement_timeout', %(milliseconds)s, true)
+
+-- name: count_pending
+-- How many deliveries are pending.
+SELECT count(*)
+FROM pending_deliveries

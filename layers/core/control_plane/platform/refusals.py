@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import psycopg
+
 from control_plane.model.text import readable
 
 _SSL_REQUEST: Final = struct.pack("!II", 8, 80_877_103)
@@ -87,6 +89,10 @@ _REMEDIES: Final = [
         "This is a replica, or read-only for another reason: name the writer's endpoint in {origin}",
     ),
     (
+        re.compile("due to (statement|lock|transaction|idle-in-transaction) timeout"),
+        "ALTER ROLE {user} IN DATABASE {dbname} SET the timeout = 0: a pooler keeps the connection from asking for it",
+    ),
+    (
         re.compile("starting up|shutting down|in recovery mode|not yet accepting connections"),
         "It passes by itself, and the next invocation tries again",
     ),
@@ -113,9 +119,16 @@ def explain(error: Exception, attempt: Attempt) -> str:
     return f"Postgres at {attempt.target} cannot be used: {reason}. {remedy.format(**fields, origin=attempt.origin)}"
 
 
-def refuses_password(error: Exception) -> bool:
-    """Whether another password might do."""
-    return bool(_PASSWORD_REFUSED.search(str(error)))
+def refuses_password(error: psycopg.Error | UnicodeError) -> bool:
+    """Whether another password might do: said so in English, or, a password having been sent, in no words known here.
+
+    Libpq hands no SQLSTATE on from a refused connection.
+    """
+    text = str(error)
+    if _PASSWORD_REFUSED.search(text):
+        return True
+    sent = isinstance(error, psycopg.Error) and error.pgconn is not None and error.pgconn.used_password
+    return bool(sent) and not any(pattern.search(text) for pattern, _ in _REMEDIES)
 
 
 def _reason(error: Exception) -> str:

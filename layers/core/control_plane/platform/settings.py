@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from control_plane.model.errors import ConfigurationError
+from control_plane.model.subscription import Subscription, is_subscription_name, is_topic
 
 MAX_SYMBOLS = 200
 MAX_LINGER_SECONDS = 840
@@ -96,7 +97,7 @@ class DatabaseSettings:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFunctionSettings:
-    """Of a function that needs Postgres alone: SignalLab, migration."""
+    """Settings of a function that needs Postgres alone, such as SignalLab."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
@@ -134,13 +135,13 @@ class ApiTokenSettings:
 
 @dataclass(frozen=True, slots=True)
 class OpsApiSettings:
-    """Of OpsApiFunction. Durations in seconds."""
+    """Settings of OpsApiFunction; durations are in seconds."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
     api_token: ApiTokenSettings
     health_max_pending_age_seconds: float
-    """Once a promise has been open for longer, all is not well."""
+    """The age of the oldest pending delivery from which on /health says that the pipeline is failing."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "OpsApiSettings":
@@ -159,12 +160,29 @@ class OpsApiSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class MaintenanceSettings:
-    """Of MaintenanceFunction. Durations in days."""
+class MigrationSettings:
+    """Settings of MigrationFunction."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
-    outbox_retention_days: int
+    subscriptions: Mapping[str, Subscription] | None
+    """The subscriptions that there are to be, by name; None changes none."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "MigrationSettings":
+        """Raises ConfigurationError."""
+        return _read(
+            environ,
+            lambda reader: cls(DatabaseSettings.read(reader), reader.url("CLOUD_ENDPOINT_URL"), _subscriptions(reader)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceSettings:
+    """Settings of MaintenanceFunction; durations are in days."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
     event_retention_days: int | None
     """None: events are kept for ever."""
 
@@ -178,7 +196,6 @@ class MaintenanceSettings:
             return cls(
                 database=DatabaseSettings.read(reader),
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
-                outbox_retention_days=reader.integer("OUTBOX_RETENTION_DAYS", 7, minimum=0, maximum=3650),
                 event_retention_days=event_days or None,
             )
 
@@ -187,7 +204,7 @@ class MaintenanceSettings:
 
 @dataclass(frozen=True, slots=True)
 class IngestionSettings:
-    """Of IngestionFunction. Durations in seconds."""
+    """Settings of IngestionFunction; durations are in seconds."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
@@ -220,11 +237,12 @@ class IngestionSettings:
 
 @dataclass(frozen=True, slots=True)
 class RelaySettings:
-    """Of RelayFunction. Durations in seconds."""
+    """Settings of RelayFunction; durations are in seconds."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
-    topic_queue_urls: Mapping[str, str]
+    subscription_queue_urls: Mapping[str, str]
+    """The queue of each subscription that this relay delivers to."""
     max_delivery_attempts: int
     linger_seconds: float
     claim_size: int
@@ -241,7 +259,7 @@ class RelaySettings:
             lambda reader: cls(
                 database=DatabaseSettings.read(reader),
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
-                topic_queue_urls=_topic_queue_urls(reader),
+                subscription_queue_urls=_subscription_queue_urls(reader),
                 max_delivery_attempts=reader.integer("MAX_DELIVERY_ATTEMPTS", 5, minimum=1, maximum=100),
                 linger_seconds=reader.number("RELAY_LINGER_SECONDS", 0, minimum=0, maximum=MAX_LINGER_SECONDS),
                 claim_size=reader.integer("RELAY_CLAIM_SIZE", 500, minimum=1, maximum=10_000),
@@ -273,11 +291,12 @@ def _is_symbol(text: str) -> bool:
     return len(text) <= 32 and text.isascii() and characters_fit and any(map(str.isalnum, text))
 
 
-def _topic_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
-    text = reader.text("TOPIC_QUEUE_URLS")
+def _subscription_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
+    text = reader.text("SUBSCRIPTION_QUEUE_URLS")
     if text is None:
         reader.problem(
-            'TOPIC_QUEUE_URLS is not set: it must map topics to queue URLs, as in {"market.ticks": "https://…"}'
+            "SUBSCRIPTION_QUEUE_URLS is not set: it must map subscriptions to queue URLs, as in "
+            '{"signal_lab": "https://…"}'
         )
         return {}
     try:
@@ -289,9 +308,42 @@ def _topic_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
         or not mapping
         or not all(isinstance(url, str) and url for url in mapping.values())
     ):
-        reader.problem(f"TOPIC_QUEUE_URLS is {text!r}: it must be a JSON object that maps topics to queue URLs")
+        reader.problem(
+            f"SUBSCRIPTION_QUEUE_URLS is {text!r}: it must be a JSON object that maps subscriptions to queue URLs"
+        )
         return {}
     return mapping
+
+
+def _subscriptions(reader: EnvironReader) -> Mapping[str, Subscription] | None:
+    text = reader.text("SUBSCRIPTIONS")
+    if text is None:
+        return None
+    try:
+        mapping = json.loads(text)
+    except ValueError:
+        mapping = None
+    subscriptions = (
+        {name: _subscription(name, value) for name, value in mapping.items()} if isinstance(mapping, dict) else {}
+    )
+    sound = {name: one for name, one in subscriptions.items() if one is not None}
+    if not sound or len(sound) < len(subscriptions):
+        culprit = next((f", where {name!r} is wrong" for name, one in subscriptions.items() if one is None), "")
+        reader.problem(
+            f"SUBSCRIPTIONS is {text!r}{culprit}: it must map at least one subscription to its topic, as in "
+            '{"signal_lab": "market.ticks"}, or to {"topic": "market.ticks", "from": "beginning"}'
+        )
+    return sound
+
+
+def _subscription(name: str, value: object) -> Subscription | None:
+    options = {"topic": value} if isinstance(value, str) else value
+    if not isinstance(options, dict) or not options.keys() <= {"topic", "from"}:
+        return None
+    topic, start = options.get("topic"), options.get("from", "now")
+    if not isinstance(topic, str) or not is_topic(topic) or not is_subscription_name(name):
+        return None
+    return Subscription(topic, from_beginning=start == "beginning") if start in ("now", "beginning") else None
 
 
 def _breaker_failure_threshold(reader: EnvironReader) -> int:

@@ -17,6 +17,8 @@ MOST_VALUES: Final = 100
 METRICS: Final = {
     "EventsIngested": MetricUnit.Count,
     "DuplicateEvents": MetricUnit.Count,
+    "StaleLooks": MetricUnit.Count,
+    "UnsubscribedMessages": MetricUnit.Count,
     "EventsPublished": MetricUnit.Count,
     "PublishFailures": MetricUnit.Count,
     "EventsDeadLettered": MetricUnit.Count,
@@ -34,6 +36,7 @@ METRICS: Final = {
     "EventsConsumed": MetricUnit.Count,
     "DuplicateDeliveries": MetricUnit.Count,
     "ConsumeFailures": MetricUnit.Count,
+    "UnknownSubscriptions": MetricUnit.Count,
     "MigrationsApplied": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""

@@ -4,10 +4,13 @@ from typing import Any, Final
 
 from psycopg import Connection
 
-from control_plane.consumers.once import QUERIES, once
-from control_plane.model.contract import Event, MarketTick, parse_payload
+from control_plane.consumers.once import once
+from control_plane.model.contract import Event, parse_payload
 from control_plane.model.errors import ContractViolation
+from control_plane.platform.queries import load_queries
+from domains.finance.events import MarketTick
 
+QUERIES: Final = load_queries(__package__)
 CONSUMER: Final = "signal_lab"
 
 
@@ -29,7 +32,8 @@ def consume(connection: Connection[Any], event: Event) -> bool:
                 "source": event.source,
                 "entity_id": event.entity_id,
                 "occurred_at": event.occurred_at,
-                "ingested_at": event.ingested_at,
+                "series": event.series,
+                "revision": event.revision,
                 "event_id": event.event_id,
             }
             connection.execute(QUERIES["keep_bar"].sql, values)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from yfinance.data import YfData
 
 from control_plane.ingestion.source import Entity, Fetched, Gap, Source, TradingSession
-from control_plane.ingestion.sources import yfinance as module
-from control_plane.ingestion.sources.yfinance import YFinanceSource
 from control_plane.model.errors import ConfigurationError, SourceError
+from domains.finance import yfinance_source as module
+from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
 from market_replay import server as replay_server
 from market_replay.chart import chart
@@ -43,8 +43,11 @@ class Market:
         self.replay, self.clock, self.requests = replay, clock, requests
 
     def source(self, **changes: Any) -> YFinanceSource:
-        options: dict[str, Any] = {"market_data_url": self.replay.url, "clock": self.clock, "timeout": 5.0}
+        options: dict[str, Any] = {"market_data_url": self.replay.url, "timeout": 5.0}
         return YFinanceSource(**options | changes)
+
+    def fetch(self, symbol: str, since: datetime | None, **changes: Any) -> Fetched:
+        return self.source(**changes).fetch(symbol, since, self.clock.now)
 
     def answers(self, document: object, symbol: str = "AAPL") -> None:
         body = document if isinstance(document, str) else json.dumps(document)
@@ -77,10 +80,11 @@ def minute_of(instant: datetime) -> int:
 def yahoo(
     rows: list[tuple[Any, ...]], *, closes: dict[str, int] | None = None, **meta: object
 ) -> dict[str, dict[str, Any]]:
-    """Yahoo's answer with rows of (timestamp, open, high, low, close, volume)."""
+    """Yahoo's answer with rows of (timestamp, open, high, low, close, volume); the last minute is over by its clock."""
     columns = {name: [row[place] for row in rows] for place, name in enumerate(module.COLUMNS, start=1)}
+    clock = {"regularMarketTime": rows[-1][0] + 60} if rows else {}
     result: dict[str, Any] = {
-        "meta": {"symbol": "AAPL", "instrumentType": "EQUITY", "currency": "USD"} | meta,
+        "meta": {"symbol": "AAPL", "instrumentType": "EQUITY", "currency": "USD"} | clock | meta,
         "timestamp": [row[0] for row in rows],
         "indicators": {"quote": [columns]},
     }
@@ -91,7 +95,7 @@ def yahoo(
 
 def refused(source: YFinanceSource, symbol: str = "AAPL", since: datetime | None = None) -> SourceError:
     with pytest.raises(SourceError) as caught:
-        source.fetch(symbol, since)
+        source.fetch(symbol, since, NOW)
     assert caught.value.symbol == symbol
     return caught.value
 
@@ -106,7 +110,7 @@ def payloads(fetched: Fetched) -> list[dict[str, Any]]:
 def test_every_closed_bar_since_an_instant_is_an_observation_in_order(market: Market) -> None:
     source: Source = market.source()
     since = datetime(2026, 3, 10, 14, 20, tzinfo=UTC)
-    fetched = source.fetch("AAPL", since)
+    fetched = source.fetch("AAPL", since, market.clock.now)
     assert [observation.occurred_at for observation in fetched.observations] == [since + n * MINUTE for n in range(10)]
     assert {observation.event_type for observation in fetched.observations} == {"MARKET_TICK_INGESTED"}
     assert fetched.gap is None
@@ -126,7 +130,7 @@ def test_every_closed_bar_since_an_instant_is_an_observation_in_order(market: Ma
 
 def test_numbers_are_plain_python_numbers(market: Market) -> None:
     market.answers(yahoo([(minute_of(market.clock.now) * 60 - 120, 1, 2.5, 0.5, 2.0, 1200.0)]))
-    (payload,) = payloads(market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)))
+    (payload,) = payloads(market.fetch("AAPL", market.clock.now - timedelta(minutes=5)))
     assert type(payload["volume"]) is int
     assert type(payload["high"]) is float
 
@@ -134,22 +138,22 @@ def test_numbers_are_plain_python_numbers(market: Market) -> None:
 def test_what_is_answered_is_kept_as_it_was(market: Market) -> None:
     document = yahoo([(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, 1.5, 7)], unheard_of={"é": ["😀", 1e300]})
     market.answers(document)
-    assert market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
+    assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
 
 
 def test_the_bar_in_progress_and_the_live_price_are_left_out_until_the_minute_is_over(market: Market) -> None:
     source = market.source()
     since = market.clock.now - timedelta(minutes=5)
     in_progress = market.clock.now.replace(second=0)
-    fetched = source.fetch("AAPL", since)
+    fetched = source.fetch("AAPL", since, market.clock.now)
     served = cast(Any, fetched.raw)["chart"]["result"][0]["timestamp"]
     assert served[-2:] == [in_progress.timestamp(), market.clock.now.timestamp()]
     assert fetched.observations[-1].occurred_at == in_progress - MINUTE
 
     market.clock.now = in_progress + MINUTE - timedelta(microseconds=1)
-    assert source.fetch("AAPL", since).observations[-1].occurred_at == in_progress - MINUTE
+    assert source.fetch("AAPL", since, market.clock.now).observations[-1].occurred_at == in_progress - MINUTE
     market.clock.now = in_progress + MINUTE
-    newest = source.fetch("AAPL", since).observations[-1]
+    newest = source.fetch("AAPL", since, market.clock.now).observations[-1]
     assert newest.occurred_at == in_progress
     assert newest.payload["price"] == bar_at("AAPL", minute_of(in_progress)).close
 
@@ -157,46 +161,42 @@ def test_the_bar_in_progress_and_the_live_price_are_left_out_until_the_minute_is
 def test_a_live_price_between_minutes_is_no_bar_however_old_it_is(market: Market) -> None:
     start = minute_of(market.clock.now) * 60 - 600
     market.answers(yahoo([(start, 1.0, 2.0, 0.5, 1.5, 7), (start + 37, 1.6, 1.6, 1.6, 1.6, 0)]))
-    assert [bar["price"] for bar in payloads(market.source().fetch("AAPL", market.clock.now - timedelta(hours=1)))] == [
-        1.5
-    ]
+    assert [bar["price"] for bar in payloads(market.fetch("AAPL", market.clock.now - timedelta(hours=1)))] == [1.5]
 
 
 def test_the_closing_price_that_yahoo_adds_at_the_bell_is_no_bar(market: Market) -> None:
     bell = minute_of(market.clock.now) * 60 - 600
     rows = [(bell - 60, 1.0, 2.0, 0.5, 1.5, 7), (bell, 1.6, 1.6, 1.6, 1.6, 0)]
     market.answers(yahoo(rows, closes={"start": bell - 390 * 60, "end": bell}))
-    assert [bar["price"] for bar in payloads(market.source().fetch("AAPL", market.clock.now - timedelta(hours=1)))] == [
-        1.5
-    ]
+    assert [bar["price"] for bar in payloads(market.fetch("AAPL", market.clock.now - timedelta(hours=1)))] == [1.5]
 
 
 def test_the_last_minute_of_a_market_that_never_closes_is_a_bar(market: Market) -> None:
     last = minute_of(market.clock.now) * 60 - 600
     rows = [(last, 1.0, 2.0, 0.5, 1.5, 7)]
     market.answers(yahoo(rows, closes={"start": last - 23 * 3600 - 59 * 60, "end": last}))  # as for BTC-USD, to 23:59
-    assert len(market.source().fetch("AAPL", market.clock.now - timedelta(hours=1)).observations) == 1
+    assert len(market.fetch("AAPL", market.clock.now - timedelta(hours=1)).observations) == 1
 
 
 def test_a_correction_is_seen_within_the_same_process(market: Market) -> None:
     source = market.source()
     bar = datetime(2026, 3, 10, 13, 50, tzinfo=UTC)  # yfinance keeps answers about what is 30 minutes old
-    before = source.fetch("AAPL", bar).observations[0]
+    before = source.fetch("AAPL", bar, market.clock.now).observations[0]
     market.replay.faults.put("AAPL", Fault(correct=Correction(minute_of(bar), 1234.5)))
-    after = source.fetch("AAPL", bar).observations[0]
+    after = source.fetch("AAPL", bar, market.clock.now).observations[0]
     assert before.occurred_at == after.occurred_at == bar
     assert before.payload["price"] != after.payload["price"] == 1234.5
 
 
 def test_a_minute_without_a_trade_is_left_out(market: Market) -> None:
     market.replay.faults.put("AAPL", Fault(null_bar=True))
-    fetched = market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5))
+    fetched = market.fetch("AAPL", market.clock.now - timedelta(minutes=5))
     assert fetched.observations[-1].occurred_at == market.clock.now.replace(second=0) - 2 * MINUTE
 
 
 def test_an_incomplete_bar_is_passed_on_as_it_is(market: Market) -> None:
     market.replay.faults.put("AAPL", Fault(nan=True))
-    newest = market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations[-1]
+    newest = market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations[-1]
     assert newest.occurred_at == market.clock.now.replace(second=0) - MINUTE
     assert newest.payload["price"] is None
     assert newest.payload["open"] is not None
@@ -204,7 +204,7 @@ def test_an_incomplete_bar_is_passed_on_as_it_is(market: Market) -> None:
 
 def test_a_missing_volume_stays_missing(market: Market) -> None:
     market.answers(yahoo([(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, 1.5, None)]))
-    (payload,) = payloads(market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)))
+    (payload,) = payloads(market.fetch("AAPL", market.clock.now - timedelta(minutes=5)))
     assert payload["volume"] is None
 
 
@@ -215,7 +215,7 @@ def test_a_closed_market_is_no_error(market: Market, form: dict[str, Any]) -> No
     del result["timestamp"]
     result |= form | {"indicators": {"quote": [{}]}}
     market.answers(document)
-    assert market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations == ()
+    assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations == ()
 
 
 def session(start: datetime, end: datetime) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def test_the_session_in_progress_is_the_one_the_exchange_tells_of(
     meta = {"tradingPeriods": [[day]], "currentTradingPeriod": {"pre": day, "regular": day, "post": day}}[told_by]
     market.clock.now = now
     market.answers(yahoo([], closes=None, **{told_by: meta}))
-    fetched = market.source().fetch("AAPL", now - timedelta(minutes=5))
+    fetched = market.fetch("AAPL", now - timedelta(minutes=5))
     assert fetched.session == (TradingSession(OPENS, CLOSES) if is_open else None)
 
 
@@ -254,7 +254,7 @@ def test_the_session_in_progress_is_the_one_the_exchange_tells_of(
 def test_a_session_told_in_another_shape_costs_no_bar(market: Market, current: object) -> None:
     rows = [(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, 1.5, 1)]
     market.answers(yahoo(rows, currentTradingPeriod=current))
-    fetched = market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5))
+    fetched = market.fetch("AAPL", market.clock.now - timedelta(minutes=5))
     assert (len(fetched.observations), fetched.session) == (1, None)
 
 
@@ -270,14 +270,139 @@ def test_a_window_before_a_symbols_first_bar_is_empty(market: Market) -> None:
     error = {"code": "Bad Request", "description": "Data doesn't exist for startDate = 1, endDate = 2"}
     body = json.dumps({"chart": {"result": None, "error": error}})
     market.replay.faults.put("AAPL", Fault(status=400, body=body, content_type="application/json"))
-    assert market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations == ()
+    assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).observations == ()
+
+
+# When a bar is closed
+
+
+def bars_of(starts: list[datetime], **meta: Any) -> dict[str, Any]:
+    return yahoo([(int(start.timestamp()), 1.0, 2.0, 0.5, 1.5, 7) for start in starts], **meta)
+
+
+def starts(fetched: Fetched) -> list[datetime]:
+    return [observation.occurred_at for observation in fetched.observations]
+
+
+ASKED_AT = datetime(2026, 3, 10, 15, 30, 30, tzinfo=UTC)
+QUARTER_PAST = datetime(2026, 3, 10, 15, 15, tzinfo=UTC)
+
+
+def test_a_delayed_exchanges_bar_in_progress_is_left_out(market: Market) -> None:
+    market.clock.now = ASKED_AT
+    market.replay.faults.put("AAPL", Fault(behind_seconds=900))
+    fetched = market.fetch("AAPL", ASKED_AT - timedelta(minutes=20))
+    (answer,) = cast(Any, fetched.raw)["chart"]["result"]
+    assert answer["meta"]["regularMarketTime"] == (QUARTER_PAST + timedelta(seconds=30)).timestamp()
+    assert starts(fetched)[-1] == QUARTER_PAST - MINUTE
+
+    market.clock.now = ASKED_AT + timedelta(seconds=30)
+    newest = market.fetch("AAPL", ASKED_AT - timedelta(minutes=20)).observations[-1]
+    assert newest.occurred_at == QUARTER_PAST
+    assert newest.payload["price"] == bar_at("AAPL", minute_of(QUARTER_PAST)).close
+
+
+def test_a_delayed_exchanges_newest_hour_ends_before_its_bar_in_progress(market: Market) -> None:
+    market.clock.now = ASKED_AT
+    market.replay.faults.put("AAPL", Fault(behind_seconds=900))
+    assert starts(market.fetch("AAPL", None))[-1] == QUARTER_PAST - MINUTE
+
+
+@pytest.mark.parametrize(
+    ("last_trade", "is_closed"), [(59, False), (59.999, False), (60, True), (61, True), (900 + 300, True)]
+)
+def test_a_bar_is_closed_once_the_sources_clock_has_passed_it(
+    market: Market, last_trade: float, is_closed: bool
+) -> None:
+    market.clock.now = ASKED_AT
+    market.answers(bars_of([QUARTER_PAST], regularMarketTime=QUARTER_PAST.timestamp() + last_trade))
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == ([QUARTER_PAST] if is_closed else [])
+
+
+def test_a_later_traded_bar_closes_the_one_before_it(market: Market) -> None:
+    market.clock.now = ASKED_AT
+    later = QUARTER_PAST + 3 * MINUTE
+    market.answers(bars_of([QUARTER_PAST, later], regularMarketTime=None))
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == [QUARTER_PAST]
+
+
+@pytest.mark.parametrize("last_trade", [None, 5], ids=["no clock", "a clock that stands still"])
+def test_a_bar_of_half_an_hour_ago_is_closed_whatever_the_clock_says(market: Market, last_trade: int | None) -> None:
+    clock = None if last_trade is None else int(QUARTER_PAST.timestamp()) + last_trade
+    market.answers(bars_of([QUARTER_PAST], regularMarketTime=clock))
+    market.clock.now = QUARTER_PAST + MINUTE + timedelta(minutes=30) - timedelta(microseconds=1)
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == []
+    market.clock.now += timedelta(microseconds=1)
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == [QUARTER_PAST]
+
+
+def test_no_bar_is_closed_before_its_end_by_the_runs_clock(market: Market) -> None:
+    market.clock.now = QUARTER_PAST + timedelta(seconds=59)
+    ahead = int(QUARTER_PAST.timestamp()) + 90
+    market.answers(bars_of([QUARTER_PAST, QUARTER_PAST + MINUTE], regularMarketTime=ahead))
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == []
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        *[True, "1773155800", "soon", [], {}, -1, 0, 1e300, 10**400],
+        1773155800000,  # milliseconds
+        int(ASKED_AT.timestamp()) + 301,
+    ],
+    ids=repr,
+)
+def test_a_clock_that_is_no_sane_number_is_ignored(market: Market, clock: object) -> None:
+    market.clock.now = ASKED_AT
+    market.answers(bars_of([QUARTER_PAST, QUARTER_PAST + MINUTE], regularMarketTime=clock))
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == [QUARTER_PAST]
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_clock_that_is_not_finite_is_ignored(market: Market, literal: str) -> None:
+    market.clock.now = ASKED_AT
+    document = bars_of([QUARTER_PAST, QUARTER_PAST + MINUTE], regularMarketTime="LITERAL")
+    market.answers(json.dumps(document).replace('"LITERAL"', literal))
+    assert starts(market.fetch("AAPL", QUARTER_PAST)) == [QUARTER_PAST]
+
+
+def test_a_later_answers_clock_closes_no_bar_of_an_earlier_one(market: Market) -> None:
+    half_made = bars_of([QUARTER_PAST], regularMarketTime=int(QUARTER_PAST.timestamp()) + 30)
+    later = bars_of([], regularMarketTime=int(QUARTER_PAST.timestamp()) + 60)
+    read = market.source().read([half_made, later], symbol="AAPL", since=QUARTER_PAST, asked_at=ASKED_AT)
+    assert read.observations == ()
+
+
+# What is kept is read again
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['[{"chart": {"result": [{"meta": {}}], "error": null}}]', '{"status": 1, "content_type": null, "body": "{}"}'],
+)
+def test_an_answer_that_looks_like_ours_is_kept_so_that_it_reads_as_it_was(market: Market, body: str) -> None:
+    market.answers(body)
+    error = refused(market.source())
+    with pytest.raises(SourceError) as again:
+        market.source().read(error.raw, symbol="AAPL", since=None, asked_at=NOW)
+    assert (again.value.kind, again.value.reason) == (error.kind, error.reason) == ("malformed", error.reason)
+
+
+@pytest.mark.parametrize("status", [429, 500, 401])
+def test_a_refusal_with_a_good_chart_in_it_stays_a_refusal(market: Market, status: int) -> None:
+    body = json.dumps(bars_of([NOW.replace(second=0) - 2 * MINUTE]))
+    market.replay.faults.put("AAPL", Fault(status=status, body=body, content_type="application/json"))
+    error = refused(market.source(), since=NOW - 5 * MINUTE)
+    with pytest.raises(SourceError) as again:
+        market.source().read(error.raw, symbol="AAPL", since=NOW - 5 * MINUTE, asked_at=NOW)
+    assert (again.value.kind, again.value.reason) == (error.kind, error.reason)
 
 
 # How far back
 
 
 def test_without_a_beginning_it_is_the_newest_hour(market: Market) -> None:
-    fetched = market.source().fetch("IBM", None)
+    fetched = market.fetch("IBM", None)
     newest = market.clock.now.replace(second=0) - MINUTE
     assert [observation.occurred_at for observation in fetched.observations] == [
         newest - (59 - n) * MINUTE for n in range(60)
@@ -298,7 +423,7 @@ def test_without_a_beginning_a_closed_market_gives_its_last_hour(
         return yahoo(rows)
 
     monkeypatch.setattr(replay_server, "chart", closed_since)
-    fetched = market.source().fetch("AAPL", None)
+    fetched = market.fetch("AAPL", None)
     assert [observation.occurred_at for observation in fetched.observations] == [
         bell - (60 - n) * MINUTE for n in range(60)
     ]
@@ -313,7 +438,7 @@ def columns_of(result: dict[str, Any]) -> list[list[Any]]:
 
 def test_more_than_a_week_is_fetched_in_windows_without_a_seam(market: Market) -> None:
     since = market.clock.now - timedelta(days=16)
-    fetched = market.source().fetch("AAPL", since)
+    fetched = market.fetch("AAPL", since)
     first = since.replace(second=0) + MINUTE
     newest = market.clock.now.replace(second=0) - MINUTE
     starts = [observation.occurred_at for observation in fetched.observations]
@@ -327,14 +452,14 @@ def test_more_than_a_week_is_fetched_in_windows_without_a_seam(market: Market) -
 
 def test_what_lies_further_back_than_yahoo_keeps_is_reported_as_a_gap(market: Market) -> None:
     since = market.clock.now - timedelta(days=45)
-    fetched = market.source().fetch("AAPL", since)
+    fetched = market.fetch("AAPL", since)
     oldest = market.clock.now - module.HISTORY
     assert fetched.gap == Gap(since, oldest)
     assert fetched.observations[0].occurred_at == oldest.replace(second=0) + MINUTE
 
 
 def test_nothing_is_asked_about_the_future(market: Market) -> None:
-    fetched = market.source().fetch("AAPL", market.clock.now + timedelta(minutes=5))
+    fetched = market.fetch("AAPL", market.clock.now + timedelta(minutes=5))
     assert (fetched.raw, fetched.observations, market.requests) == ([], (), [])
 
 
@@ -351,7 +476,7 @@ def test_nothing_is_asked_about_the_future(market: Market) -> None:
 )
 def test_half_past_nine_in_new_york_is_converted_to_utc(market: Market, local: datetime, utc: datetime) -> None:
     market.clock.now = utc + timedelta(minutes=3)
-    (first, *_) = market.source().fetch("AAPL", local).observations
+    (first, *_) = market.fetch("AAPL", local).observations
     assert first.occurred_at.isoformat() == utc.isoformat()
     assert first.occurred_at.astimezone(NEW_YORK).replace(tzinfo=None) == local.replace(tzinfo=None)
 
@@ -375,7 +500,7 @@ def test_an_instant_stays_the_same_instant_whatever_the_clocks_do(
     now = instant.replace(tzinfo=UTC)
     market.clock.now = now.astimezone(zone)
     since = (now - timedelta(hours=hours)).astimezone(zone)
-    observations = market.source().fetch("MSFT", since).observations
+    observations = market.fetch("MSFT", since).observations
     assert len(observations) in {hours * 60 - 1, hours * 60}
     minutes = [minute_of(observation.occurred_at) for observation in observations]
     assert minutes == list(range(minutes[0], minutes[0] + len(minutes)))
@@ -401,7 +526,7 @@ def test_replayed_prices_never_pass_for_live(market: Market) -> None:
 
 def test_an_entity_is_described_in_yahoos_words(market: Market) -> None:
     source = market.source()
-    fetched = source.fetch("GOOG", None)
+    fetched = source.fetch("GOOG", None, market.clock.now)
     assert source.describe(fetched) == Entity("GOOG", "equity", "America/New_York")
 
 
@@ -419,7 +544,7 @@ def test_an_entity_is_described_in_yahoos_words(market: Market) -> None:
 def test_instrument_types_have_our_names(market: Market, said: str | None, expected: str | None) -> None:
     market.answers(yahoo([], instrumentType=said, symbol="EURUSD=X", exchangeTimezoneName="Europe/London"), "EURUSD=X")
     source = market.source()
-    fetched = source.fetch("EURUSD=X", market.clock.now - timedelta(minutes=5))
+    fetched = source.fetch("EURUSD=X", market.clock.now - timedelta(minutes=5), market.clock.now)
     assert source.describe(fetched) == Entity("EURUSD=X", expected, "Europe/London")
 
 
@@ -427,7 +552,7 @@ def test_instrument_types_have_our_names(market: Market, said: str | None, expec
 def test_a_symbol_reaches_the_source_as_it_is(market: Market, symbol: str) -> None:
     market.answers(yahoo([], symbol=symbol), symbol)
     source = market.source()
-    assert source.describe(source.fetch(symbol, market.clock.now - MINUTE)).entity_id == symbol
+    assert source.describe(source.fetch(symbol, market.clock.now - MINUTE, market.clock.now)).entity_id == symbol
 
 
 def test_silence_about_an_entity_is_passed_on(market: Market) -> None:
@@ -441,7 +566,8 @@ def test_an_unknown_symbol_is_named_with_yahoos_reason(market: Market) -> None:
     error = refused(market.source(), "NOPE")
     assert error.kind == "unknown_symbol"
     assert "may be delisted" in error.reason
-    assert error.raw == {
+    assert error.raw["status"] == 404
+    assert json.loads(error.raw["body"]) == {
         "chart": {
             "result": None,
             "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"},
@@ -525,7 +651,7 @@ def test_a_number_that_json_has_not_is_passed_on_and_its_answer_kept_as_text(mar
     body = json.dumps(document).replace('"LITERAL"', literal)
     market.answers(body)
     source = market.source()
-    fetched = source.fetch("AAPL", market.clock.now - timedelta(minutes=5))
+    fetched = source.fetch("AAPL", market.clock.now - timedelta(minutes=5), market.clock.now)
     assert repr(payloads(fetched)[0]["price"]) in {"nan", "inf", "-inf"}
     assert fetched.raw == {"status": 200, "content_type": "application/json", "body": body}
     assert source.describe(fetched).entity_type == "equity"
@@ -535,14 +661,14 @@ def test_a_number_that_json_has_not_is_passed_on_and_its_answer_kept_as_text(mar
 def test_text_that_postgres_refuses_is_kept_as_its_json_spells_it(market: Market, text: str) -> None:
     body = json.dumps(yahoo([], longName="NAME")).replace("NAME", text)
     market.answers(body)
-    fetched = market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5))
+    fetched = market.fetch("AAPL", market.clock.now - timedelta(minutes=5))
     assert fetched.raw == {"status": 200, "content_type": "application/json", "body": body}
 
 
 def test_text_that_only_looks_like_a_null_character_is_left_alone(market: Market) -> None:
     document = yahoo([], longName="\\u0000")
     market.answers(document)
-    assert market.source().fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
+    assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
 
 
 def test_null_characters_and_undecodable_bytes_are_spelled_out() -> None:
@@ -551,15 +677,14 @@ def test_null_characters_and_undecodable_bytes_are_spelled_out() -> None:
         headers: dict[str, str] = {}  # noqa: RUF012 - never changed
         content = b"<p>\0caf\xe9\xed\xa0\x80</p>"
 
-    document, raw = module._decoded(Answer())  # type: ignore[arg-type]  # all that is read of a response
-    assert document is None
+    raw = module._kept(Answer())  # type: ignore[arg-type]  # all that is read of a response
     assert raw == {"status": 200, "content_type": None, "body": r"<p>\x00caf\xe9\xed\xa0\x80</p>"}
 
 
 def test_a_server_that_is_gone_is_unreachable() -> None:
     with serve() as replay:
-        source = YFinanceSource(market_data_url=replay.url, clock=replay.clock)
-        source.fetch("AAPL", None)
+        source = YFinanceSource(market_data_url=replay.url)
+        source.fetch("AAPL", None, replay.clock())
     error = refused(source)
     assert (error.kind, error.raw) == ("unreachable", None)
 
@@ -608,7 +733,7 @@ def test_only_the_market_data_url_is_ever_asked(market: Market, monkeypatch: pyt
 
     monkeypatch.setattr(Session, "request", noted)
     source = market.source()
-    source.fetch("AAPL", None)
+    source.fetch("AAPL", None, NOW)
     market.replay.faults.put("AAPL", Fault(status=401))
     refused(source)
     assert len(asked) == 3
@@ -623,7 +748,7 @@ def test_live_prices_are_had_even_where_cookies_never_come(market: Market, monke
     source = market.source(market_data_url=None)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         source._session.proxies = {"https": f"http://127.0.0.1:{silent.getsockname()[1]}"}  # all but the chart
-        fetched = source.fetch("AAPL", None)
+        fetched = source.fetch("AAPL", None, NOW)
     assert len(fetched.observations) == 60
     assert len(market.requests) == 1
 
@@ -634,7 +759,7 @@ def test_threads_never_see_each_others_answers(market: Market) -> None:
 
     def fetch(symbol: str) -> tuple[str, object, list[Any], list[Any]]:
         try:
-            fetched = source.fetch(symbol, market.clock.now - timedelta(minutes=10))
+            fetched = source.fetch(symbol, market.clock.now - timedelta(minutes=10), market.clock.now)
         except SourceError as error:
             return symbol, error.symbol, [], []
         closes = [bar_at(symbol, minute_of(observation.occurred_at)).close for observation in fetched.observations]

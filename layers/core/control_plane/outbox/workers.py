@@ -1,4 +1,4 @@
-"""Threads that work while one thread decides: that one hands out jobs and is told of each result in turn."""
+"""Threads that work while one thread decides: it hands out jobs and deals with each result in turn."""
 
 import functools
 from collections.abc import Callable
@@ -7,22 +7,22 @@ from threading import Thread
 
 
 class Results:
-    """What was done since the last look. Everything here but :meth:`put` belongs to the deciding thread."""
+    """Results that wait for the deciding thread. Everything here but :meth:`put` is for that thread alone."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._awaited = 0
 
     def __bool__(self) -> bool:
-        """Whether a job is not heard of yet."""
+        """Whether the result of a job is still to come or to be dealt with."""
         return self._awaited > 0
 
     def expect(self) -> None:
-        """One more job was handed out."""
+        """Counts one more job that was handed out."""
         self._awaited += 1
 
     def put(self, call: Callable[[], None]) -> None:
-        """Leaves a result: the call that deals with it."""
+        """Leaves a result: the call that deals with it. Any thread may."""
         self._calls.put(call)
 
     def take(self, timeout: float) -> None:
@@ -38,7 +38,7 @@ class Results:
 
 
 class Workers:
-    """Threads that take jobs in the order they were handed out."""
+    """Threads that do jobs in the order they were handed out."""
 
     def __init__(self, threads: int, results: Results, *, name: str) -> None:
         self._results = results
@@ -48,7 +48,7 @@ class Workers:
             thread.start()
 
     def hand_out[R](self, job: Callable[[], R], then: Callable[[R], None]) -> None:
-        """Has a thread do the job, and the deciding one call ``then`` with what came of it."""
+        """Has a thread do the job, and the deciding one call ``then`` with its result."""
         self._results.expect()
         self._jobs.put((job, then))  # type: ignore[arg-type]  # a job and its `then` fit each other
 

@@ -5,11 +5,11 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 from urllib.parse import quote, urlsplit
 
 import yfinance
@@ -20,11 +20,19 @@ from yfinance.data import YfData
 
 from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
 from control_plane.model.errors import ConfigurationError, SourceError
+from domains.finance.events import MarketTick
 
 YAHOO_URL = "https://query2.finance.yahoo.com"
 CHART_PATH = "/v8/finance/chart/"
 
 INTERVAL = timedelta(minutes=1)
+SERIES: Final = "1m"
+
+ALWAYS_CLOSED = timedelta(minutes=30)
+"""So long after its end a bar counts as closed, whatever the source's clock says: it stands still between trades."""
+
+GREATEST_LEAD = timedelta(minutes=5)
+"""A source's clock that is further ahead than this is wrong."""
 
 WINDOW = timedelta(days=7)
 """Asked for at a time. Yahoo: "Only 8 days worth of 1m granularity data are allowed to be fetched per request"."""
@@ -33,14 +41,14 @@ HISTORY = timedelta(days=29)
 """How far back to ask. Yahoo: "The requested range must be within the last 30 days", and it refuses 30 days sharp."""
 
 HOUR = timedelta(hours=1)
-FIRST_LOOK = 2 * HOUR
-"""The window in which the most recent hour is looked for first; where a market is open it holds that hour whole."""
+FIRST_WINDOW = 2 * HOUR
+"""Where the most recent hour is searched for first; where a market is open it holds that hour whole."""
 
 SHORTEST_DAY = timedelta(hours=20)
 """A session at least this long never closes: crypto, currencies. (Yahoo ends those at 23:59, one bar early.)"""
 
 COOKIE_TIMEOUT = 3.0
-"""Seconds. yfinance asks for cookie and crumb under one lock, and the chart is had without them too."""
+"""Seconds. yfinance asks for cookie and crumb under one lock, and the chart comes without them too."""
 
 COLUMNS = ("open", "high", "low", "close", "volume")
 
@@ -61,44 +69,74 @@ class YFinanceSource:
     ``timeout`` (seconds) bounds each request. Nothing is written to disk.
     """
 
-    def __init__(
-        self,
-        *,
-        market_data_url: str | None,
-        clock: Callable[[], datetime],
-        timeout: float = 10.0,
-    ) -> None:
+    event_type = MarketTick.event_type
+    series = SERIES
+
+    def __init__(self, *, market_data_url: str | None, timeout: float = 10.0) -> None:
         if market_data_url:
             parts = urlsplit(market_data_url)
             if parts.scheme not in {"http", "https"} or not parts.netloc:
                 raise ConfigurationError([f"MARKET_DATA_URL must be an http(s) URL (got {market_data_url!r})"])
         self.name = "yfinance-replay" if market_data_url else "yfinance"
         self._chart_url = (market_data_url or YAHOO_URL).rstrip("/") + CHART_PATH
-        self._clock = clock
         self._timeout = timeout
         self._session = _Session(self._chart_url, timeout=timeout, confined=bool(market_data_url))
-        # It logs at ERROR what it also raises, and at WARNING that a cookie could not be had.
+        # It logs at ERROR what it also raises, and at WARNING that it could not get a cookie.
         logging.getLogger("yfinance").setLevel(logging.CRITICAL)
         # Where no folder can be, it goes without the cookie cache that it would unpickle from there. A process
         # remembers its cookie anyway, and a function's disk lives no longer than its process.
         yfinance.set_tz_cache_location(os.devnull)
 
-    def fetch(self, symbol: str, since: datetime | None) -> Fetched:
+    def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         """See :class:`~control_plane.ingestion.source.Source`; ``raw`` is a list unless one window was enough."""
-        now = self._clock().astimezone(UTC)  # a local time's arithmetic is off by an hour where clocks change
+        now = asked_at.astimezone(UTC)  # a local time's arithmetic is off by an hour where clocks change
+        answers: list[Json] = []
         if since is None:
-            return self._fetch_latest_hour(symbol, now)
-        since = since.astimezone(UTC)
+            for start, end in _windows_backwards(now):
+                answers.append(self._ask(symbol, start, end))
+                bars = _closed_bars([_read(symbol, answer) for answer in answers], since=now - HISTORY, now=now)
+                if bars and bars[-1].start - HOUR >= start:
+                    break
+        else:
+            for start, end in _windows(max(since.astimezone(UTC), now - HISTORY), now):
+                answers.append(self._ask(symbol, start, end))
+                _read(symbol, answers[-1])  # the first answer that is an error ends it
+        raw = answers[0] if len(answers) == 1 else answers
+        return self.read(raw, symbol=symbol, since=since, asked_at=asked_at)
+
+    def read(self, raw: Json, *, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+        """See :class:`~control_plane.ingestion.source.Source`."""
+        now = asked_at.astimezone(UTC)
         oldest = now - HISTORY
-        charts = [self._chart(symbol, *window) for window in _windows(max(since, oldest), now)]
-        bars = _closed_bars(charts, since=since, now=now)
-        return _fetched(symbol, charts, bars, now=now, gap=Gap(since, oldest) if since < oldest else None)
+        charts = [_read(symbol, answer) for answer in (raw if isinstance(raw, list) else [raw])]
+        gap = None
+        if since is None:
+            bars = _closed_bars(charts, since=oldest, now=now)
+            if not bars:
+                # A market that is closed has bars from before it closed. A symbol without any would seem well for ever.
+                reason = f"the chart is empty: not one bar in {HISTORY.days} days"
+                raise SourceError(symbol, "malformed", reason, raw=raw)
+            bars = [bar for bar in bars if bar.start > bars[-1].start - HOUR]
+        else:
+            since = since.astimezone(UTC)
+            bars = _closed_bars(charts, since=since, now=now)
+            gap = Gap(since, oldest) if since < oldest else None
+        return Fetched(
+            symbol=symbol,
+            raw=raw,
+            observations=tuple(Observation(self.event_type, bar.start, bar.payload, SERIES) for bar in bars),
+            gap=gap,
+            session=next(
+                (session for chart in charts for session in chart.sessions if session.start <= now < session.end), None
+            ),
+        )
 
     def describe(self, fetched: Fetched) -> Entity:
         """See :class:`~control_plane.ingestion.source.Source`."""
         answers = fetched.raw if isinstance(fetched.raw, list) else [fetched.raw]
         for answer in answers:
-            meta = _meta(_unwrapped(answer))
+            _, document, _ = _unwrapped(answer)
+            meta = _meta(document)
             if meta:
                 kind = _text(meta.get("instrumentType"))
                 return Entity(
@@ -108,29 +146,11 @@ class YFinanceSource:
                 )
         return Entity(entity_id=fetched.symbol, entity_type=None, time_zone=None)
 
-    def _fetch_latest_hour(self, symbol: str, now: datetime) -> Fetched:
-        charts: list[_Chart] = []
-        bars: list[_Bar] = []
-        for start, end in _windows_backwards(now):
-            charts.append(self._chart(symbol, start, end))
-            bars = _closed_bars(charts, since=now - HISTORY, now=now)
-            if bars and bars[-1].start - HOUR >= start:
-                break
-        if not bars:
-            # A market that is closed has bars from before it closed. A symbol without any would seem well for ever.
-            raise SourceError(
-                symbol,
-                "malformed",
-                f"the chart is empty: not one bar in {HISTORY.days} days",
-                raw=[chart.raw for chart in charts],
-            )
-        return _fetched(symbol, charts, [bar for bar in bars if bar.start > bars[-1].start - HOUR], now=now)
-
-    def _chart(self, symbol: str, start: datetime, end: datetime) -> "_Chart":
+    def _ask(self, symbol: str, start: datetime, end: datetime) -> Json:
         params = {
             "period1": int(start.timestamp()),
             "period2": ceil(end.timestamp()),
-            "interval": "1m",
+            "interval": SERIES,
             "includePrePost": "false",
         }
         url = self._chart_url + quote(symbol, safe="")
@@ -146,7 +166,7 @@ class YFinanceSource:
             # An odd cookie or consent page makes yfinance raise whatever its parsing of it happens to raise.
             reason = f"yfinance failed before it had an answer: {type(error).__name__}: {error}"
             raise SourceError(symbol, "unreachable", reason) from error
-        return _read(symbol, cast(Response, response))
+        return _kept(cast(Response, response))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +177,12 @@ class _Bar:
 
 @dataclass(frozen=True, slots=True)
 class _Chart:
-    raw: Json
     bars: tuple[_Bar, ...] = ()
-    """As answered: the bar in progress and Yahoo's live price included."""
+    """Bars as answered, the one in progress included; Yahoo's live price is left out."""
+    clock: datetime | None = None
+    """When the newest trade that the answer knows of was made; None where it does not say."""
     sessions: tuple[TradingSession, ...] = ()
-    """Of the exchange, as far as the answer tells."""
+    """The exchange's sessions, as far as the answer tells."""
 
 
 class _Refused(Exception):
@@ -206,8 +227,8 @@ def _windows(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetim
 
 
 def _windows_backwards(now: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """A first look, then ever older windows; any hour lies wholly within one of them."""
-    yield now - FIRST_LOOK, now
+    """Yields the newest window, then ever older ones; any hour lies wholly within one of them."""
+    yield now - FIRST_WINDOW, now
     oldest = now - HISTORY
     end = now
     while end - HOUR > oldest:
@@ -216,31 +237,37 @@ def _windows_backwards(now: datetime) -> Iterator[tuple[datetime, datetime]]:
         end = start + HOUR
 
 
-def _closed_bars(charts: list[_Chart], *, since: datetime, now: datetime) -> list[_Bar]:
-    bars = {bar.start: bar for chart in charts for bar in chart.bars if since <= bar.start <= now - INTERVAL}
+def _closed_bars(charts: Iterable[_Chart], *, since: datetime, now: datetime) -> list[_Bar]:
+    """Returns the charts' closed bars from ``since`` on, in order.
+
+    Each chart is judged by its own clock and bars: what a later answer knows says nothing of an earlier one's bars.
+    """
+    bars: dict[datetime, _Bar] = {}
+    for chart in charts:
+        newest = max((bar.start for bar in chart.bars), default=now)
+        for bar in chart.bars:
+            if bar.start >= since and _is_closed(bar.start + INTERVAL, clock=chart.clock, newest=newest, now=now):
+                bars[bar.start] = bar
     return [bars[start] for start in sorted(bars)]
 
 
-def _fetched(symbol: str, charts: list[_Chart], bars: list[_Bar], *, now: datetime, gap: Gap | None = None) -> Fetched:
-    raws = [chart.raw for chart in charts]
-    return Fetched(
-        symbol=symbol,
-        raw=raws[0] if len(raws) == 1 else raws,
-        observations=tuple(Observation("MARKET_TICK_INGESTED", bar.start, bar.payload) for bar in bars),
-        gap=gap,
-        session=next(
-            (session for chart in charts for session in chart.sessions if session.start <= now < session.end), None
-        ),
-    )
+def _is_closed(end: datetime, *, clock: datetime | None, newest: datetime, now: datetime) -> bool:
+    """Returns whether a bar is final. The exchange's clock decides, not ours: its prices may be delayed.
+
+    ``clock`` is the time of the newest trade, ``newest`` the start of the newest bar, both of the bar's own answer.
+    """
+    if end > now:
+        return False
+    is_past_by_clock = clock is not None and end <= clock <= now + GREATEST_LEAD
+    return is_past_by_clock or end <= newest or end <= now - ALWAYS_CLOSED
 
 
-def _read(symbol: str, response: Response) -> _Chart:
-    """An answer's bars, or the error that it is."""
-    status = response.status_code
-    document, raw = _decoded(response)
+def _read(symbol: str, kept: Json) -> _Chart:
+    """Returns what an answer says, or raises the SourceError that it is."""
+    status, document, text = _unwrapped(kept)
 
     def failure(kind: str, reason: str) -> SourceError:
-        return SourceError(symbol, kind, reason, raw=raw)
+        return SourceError(symbol, kind, reason, raw=kept)
 
     chart = document.get("chart") if isinstance(document, dict) else None
     error = chart.get("error") if isinstance(chart, dict) else None
@@ -254,21 +281,20 @@ def _read(symbol: str, response: Response) -> _Chart:
     if status == 404 or code == "Not Found":
         raise failure("unknown_symbol", f"the source does not know this symbol{said}")
     if str(description).startswith("Data doesn't exist for startDate"):
-        return _Chart(raw)  # how Yahoo says that a window lies before a symbol's first bar
+        return _Chart()  # how Yahoo says that a window lies before a symbol's first bar
     if error or status >= 400:
         raise failure("malformed", f"the source refused the request (HTTP {status}){said}")
     if not isinstance(document, dict):
-        what = "nothing" if not response.content else response.headers.get("content-type") or "an unnamed type"
-        raise failure("malformed", f"the source answered {what} instead of JSON")
+        raise failure("malformed", f"the source answered {text} instead of JSON")
     try:
         result = document["chart"]["result"][0]
-        return _Chart(raw, _bars(result), tuple(_sessions(result["meta"])))
+        return _Chart(_bars(result), _clock(result["meta"]), tuple(_sessions(result["meta"])))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, OSError) as cause:
         raise failure("malformed", f"the chart is not in Yahoo's shape: {type(cause).__name__}: {cause}") from cause
 
 
 def _bars(result: dict[str, Any]) -> tuple[_Bar, ...]:
-    """Every row that stands for a minute in which something was traded, numbers as they came."""
+    """Returns every row that stands for a minute in which something was traded, numbers as they came."""
     meta = result["meta"]
     currency = meta.get("currency")
     starts = result.get("timestamp") or []
@@ -298,8 +324,19 @@ def _bars(result: dict[str, Any]) -> tuple[_Bar, ...]:
     return tuple(bars.values())
 
 
+def _clock(meta: Mapping[str, Any]) -> datetime | None:
+    """Returns the time of the newest trade; None where what is said is no instant."""
+    seconds = meta.get("regularMarketTime")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def _sessions(meta: Mapping[str, Any]) -> Iterator[TradingSession]:
-    """Those with bars, and the day's own. On a Saturday both are Friday's, even those of currencies."""
+    """Yields the sessions with bars, and the day's own. On a Saturday both are Friday's, even those of currencies."""
     days = meta.get("tradingPeriods")
     told = [session for day in days if isinstance(day, list) for session in day] if isinstance(days, list) else []
     current = meta.get("currentTradingPeriod")
@@ -318,40 +355,44 @@ def _closing_times(meta: Mapping[str, Any]) -> frozenset[int]:
     )
 
 
-def _decoded(response: Response) -> tuple[Any, Json]:
-    r"""The parsed body (None where it is no JSON) and what to keep of it.
+def _kept(response: Response) -> Json:
+    r"""Returns what to keep of an answer, which is also all that is read of it.
 
-    Kept is the JSON value itself, or ``{status, content_type, body}`` where there is none that Postgres' jsonb takes:
-    it refuses NaN, Infinity, U+0000 and lone surrogates. In ``body``, bytes that are no UTF-8 and U+0000 are written
-    as ``\xNN``.
+    It is the JSON object itself where that came with HTTP 200 and Postgres' jsonb takes it: jsonb refuses NaN,
+    Infinity, U+0000 and lone surrogates. Anything else is kept as ``{status, content_type, body}``. In ``body``, bytes
+    that are no UTF-8 and U+0000 are written as ``\xNN``.
     """
     wrapped: Json = {
         "status": response.status_code,
         "content_type": response.headers.get("content-type"),
         "body": response.content.decode("utf-8", "backslashreplace").replace("\0", r"\x00"),
     }
+    if response.status_code != 200:
+        return wrapped
     try:
         document = json.loads(response.content)
-    except (ValueError, RecursionError):
-        return None, wrapped
-    try:
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         text.encode()
-    except ValueError:
-        return document, wrapped
-    return document, wrapped if _ESCAPED_NULL.search(text) else document
+    except (ValueError, RecursionError):
+        return wrapped
+    is_itself = isinstance(document, dict) and document.keys() != _WRAPPER and not _ESCAPED_NULL.search(text)
+    return document if is_itself else wrapped
 
 
-_ESCAPED_NULL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_WRAPPER: Final = {"status", "content_type", "body"}
+_ESCAPED_NULL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
-def _unwrapped(raw: Json) -> Any:
-    if isinstance(raw, dict) and raw.keys() == {"status", "content_type", "body"}:
-        try:
-            return json.loads(str(raw["body"]))
-        except ValueError:
-            return None
-    return raw
+def _unwrapped(kept: Json) -> tuple[int, Any, str]:
+    """Returns the answer's HTTP status, its document (None where it is no JSON), and what it is called."""
+    if not isinstance(kept, dict) or kept.keys() != _WRAPPER:
+        return 200, kept, "JSON"
+    body = str(kept["body"])
+    called = str(kept["content_type"] or "an unnamed type") if body else "nothing"
+    try:
+        return cast(int, kept["status"]), json.loads(body), called
+    except (ValueError, RecursionError):
+        return cast(int, kept["status"]), None, called
 
 
 def _meta(document: Any) -> Mapping[str, Any]:

@@ -1,0 +1,534 @@
+-- The event store and its outbox: raw payloads, immutable events, the messages promised to each subscription, and what
+-- became of each. docs/architecture.md draws how they hang together.
+
+-- The functions' role. It is made without a login where an administrator has not made it yet; roles belong to the
+-- cluster, so the first migrations of two databases may race for it.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'acp_app') THEN
+        CREATE ROLE acp_app NOLOGIN;
+    END IF;
+EXCEPTION
+    WHEN duplicate_object OR unique_violation THEN NULL;
+END
+$$;
+
+DO $$
+BEGIN
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO acp_app', current_database());
+END
+$$;
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO acp_app;
+
+
+-- Immutable for everybody: privileges refuse acp_app, this trigger refuses the owner too. Retention alone may delete,
+-- and says so within its own transaction.
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND current_setting('control_plane.retention', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
+    RAISE EXCEPTION '% on % refused: its rows are immutable', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'restrict_violation',
+              HINT = 'A correction is a new event. Retention deletes after SET LOCAL control_plane.retention = ''on''.';
+END
+$$;
+
+
+CREATE TABLE raw_payloads (
+    id           uuid        PRIMARY KEY,
+    seq          bigint      GENERATED ALWAYS AS IDENTITY UNIQUE,
+    source       text        NOT NULL CHECK (source <> ''),
+    entity_id    text        CHECK (entity_id <> ''),
+    observed_at  timestamptz NOT NULL DEFAULT now(),
+    window_since timestamptz,
+    fetched_at   timestamptz NOT NULL DEFAULT now(),
+    trace_id     uuid        NOT NULL,
+    payload_json jsonb       NOT NULL
+);
+COMMENT ON TABLE raw_payloads IS 'What a source answered, one row per symbol and fetch, as nearly as the source lets us see it. Immutable.';
+COMMENT ON COLUMN raw_payloads.seq IS 'The order in which the answers about one entity were stored: they are stored under its lock.';
+COMMENT ON COLUMN raw_payloads.observed_at IS 'When the source was asked, by the database''s clock.';
+COMMENT ON COLUMN raw_payloads.window_since IS 'From when on it was asked; null where it was asked for the most recent hour.';
+COMMENT ON COLUMN raw_payloads.fetched_at IS 'When its answer was there, by the database''s clock.';
+CREATE INDEX raw_payloads_in_order ON raw_payloads (source, entity_id, seq);
+CREATE INDEX raw_payloads_by_trace ON raw_payloads (trace_id);
+CREATE INDEX raw_payloads_by_age ON raw_payloads (fetched_at);
+CREATE TRIGGER raw_payloads_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON raw_payloads
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+
+CREATE TABLE events (
+    event_id       uuid        PRIMARY KEY,
+    seq            bigint      GENERATED ALWAYS AS IDENTITY UNIQUE,
+    event_type     text        NOT NULL CHECK (event_type ~ '^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$'),
+    source         text        NOT NULL CHECK (source <> ''),
+    entity_id      text        CHECK (entity_id <> ''),
+    entity_type    text        CHECK (entity_type <> ''),
+    series         text        NOT NULL DEFAULT '',
+    occurred_at    timestamptz NOT NULL,
+    revision       integer     NOT NULL DEFAULT 0 CHECK (revision >= 0),
+    observed_at    timestamptz NOT NULL DEFAULT now(),
+    ingested_at    timestamptz NOT NULL,
+    schema_version integer     NOT NULL CHECK (schema_version >= 1),
+    trace_id       uuid        NOT NULL,
+    raw_payload_id uuid        REFERENCES raw_payloads (id),
+    stored_by      xid8        NOT NULL DEFAULT pg_current_xact_id(),
+    payload_json   jsonb       NOT NULL CHECK (jsonb_typeof(payload_json) = 'object'),
+    -- Begins with what ingestion asks by: the newest observation of an entity, and the latest revision of one.
+    CONSTRAINT events_one_per_revision
+        UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at, revision)
+);
+COMMENT ON TABLE events IS 'The canonical facts. Immutable: docs/event_contract.md.';
+COMMENT ON COLUMN events.seq IS 'A key to page by. Transactions commit late: a greater one may be seen first.';
+COMMENT ON COLUMN events.revision IS 'The n-th different look at the same instant, from 0 on. The latest one stands.';
+COMMENT ON COLUMN events.raw_payload_id IS 'Null where nothing was answered: the event says that a fetch failed.';
+COMMENT ON COLUMN events.stored_by IS 'The transaction that stored it: what precedes a snapshot''s xmin is complete.';
+CREATE INDEX events_by_trace ON events (trace_id);
+CREATE INDEX events_by_type ON events (event_type, occurred_at);
+CREATE INDEX events_by_raw_payload ON events (raw_payload_id);
+CREATE INDEX events_by_age ON events (ingested_at);
+CREATE TRIGGER events_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+
+CREATE TABLE repeated_looks (
+    entity_id   text,
+    source      text        NOT NULL,
+    event_type  text        NOT NULL,
+    series      text        NOT NULL,
+    occurred_at timestamptz NOT NULL,
+    observed_at timestamptz NOT NULL,
+    CONSTRAINT repeated_looks_key UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at)
+);
+COMMENT ON TABLE repeated_looks IS 'When an observation was last looked at and found unchanged. An older look that is stored later is stale. Maintenance deletes rows of what cannot be fetched again.';
+CREATE INDEX repeated_looks_by_age ON repeated_looks (observed_at);
+
+
+CREATE TABLE subscriptions (
+    name       text        PRIMARY KEY CHECK (name ~ '^[a-z][a-z0-9_]*$'),
+    topic      text        NOT NULL CHECK (topic ~ '^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    removed_at timestamptz
+);
+COMMENT ON TABLE subscriptions IS 'One consumer''s standing order for a topic, with one queue. MigrationFunction brings it in line with the template.';
+COMMENT ON COLUMN subscriptions.removed_at IS 'Since when the template has not had it: it gets no messages.';
+CREATE INDEX subscriptions_by_topic ON subscriptions (topic) WHERE removed_at IS NULL;
+
+
+CREATE TABLE operations (
+    operation_id uuid        PRIMARY KEY,
+    kind         text        NOT NULL CHECK (kind IN ('redrive', 'replay', 'backfill', 'rebuild', 'retention')),
+    filter       jsonb       NOT NULL CHECK (jsonb_typeof(filter) = 'object'),
+    plan         jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(plan) = 'object'),
+    plan_hash    text,
+    state        text        NOT NULL CHECK (state IN ('planned', 'running', 'paused', 'done', 'cancelled', 'failed')),
+    progress     jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(progress) = 'object'),
+    rate         double precision CHECK (rate > 0),
+    requested_by text        NOT NULL CHECK (requested_by <> ''),
+    reason       text        NOT NULL DEFAULT '',
+    requested_at timestamptz NOT NULL DEFAULT now(),
+    started_at   timestamptz,
+    finished_at  timestamptz
+);
+COMMENT ON TABLE operations IS 'What people did to the flow: each redrive so far; replay, backfill, rebuild and retention later.';
+
+
+-- Insert-only. What is still to be delivered is a narrow row of pending_deliveries per subscription, so that a message
+-- is written once (docs/decisions/0020). json, not jsonb: the text is sent as it was stored, without being rendered.
+CREATE TABLE outbox (
+    id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    event_id       uuid        NOT NULL REFERENCES events (event_id),
+    topic          text        NOT NULL CHECK (topic ~ '^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$'),
+    event_type     text        NOT NULL,
+    schema_version integer     NOT NULL,
+    trace_id       uuid        NOT NULL,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    payload_json   json        NOT NULL CHECK (json_typeof(payload_json) = 'object'),
+    CONSTRAINT outbox_one_message UNIQUE (event_id, topic)
+);
+COMMENT ON TABLE outbox IS 'One event for one topic, as published. Immutable. What becomes of it: view outbox_states.';
+COMMENT ON COLUMN outbox.payload_json IS 'The message as published: the whole canonical event.';
+CREATE TRIGGER outbox_is_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON outbox
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+
+CREATE TABLE pending_deliveries (
+    outbox_id         bigint      NOT NULL,
+    subscription      text        NOT NULL CHECK (subscription <> ''),
+    operation_id      uuid,
+    -- Not the transaction's start: a lock may be waited for in between, and the order of ids tells the order of promises.
+    promised_at       timestamptz NOT NULL DEFAULT statement_timestamp(),
+    next_attempt_at   timestamptz NOT NULL DEFAULT now(),
+    payload_bytes     integer     CHECK (payload_bytes >= 0),
+    delivery_attempts integer     NOT NULL DEFAULT 0 CHECK (delivery_attempts >= 0),
+    suspect_since     timestamptz,
+    claim_token       uuid,
+    claimed_by        text,
+    last_error        text,
+    CONSTRAINT pending_deliveries_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id),
+    CONSTRAINT pending_deliveries_claim_is_whole CHECK ((claim_token IS NULL) = (claimed_by IS NULL)),
+    CONSTRAINT pending_deliveries_claim_is_an_attempt CHECK (claim_token IS NULL OR delivery_attempts >= 1)
+)
+-- A row is short-lived: inserted, claimed, deleted. Vacuum comes by the number of dead rows, not by their share, and
+-- never skips the indexes.
+WITH (
+    autovacuum_vacuum_scale_factor = 0,
+    autovacuum_vacuum_threshold = 20000,
+    autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 20000,
+    autovacuum_vacuum_cost_delay = 0,
+    vacuum_index_cleanup = on
+);
+COMMENT ON TABLE pending_deliveries IS 'Messages still to be delivered, one narrow row per message and subscription. No foreign keys: they would lock outbox rows.';
+COMMENT ON COLUMN pending_deliveries.operation_id IS 'Null for the live flow; the redrive or replay that asked for this delivery.';
+COMMENT ON COLUMN pending_deliveries.promised_at IS 'What its age counts from: a redrive promises anew.';
+COMMENT ON COLUMN pending_deliveries.next_attempt_at IS 'When it may be claimed; while it is claimed, when the lease runs out.';
+COMMENT ON COLUMN pending_deliveries.payload_bytes IS 'Of the message''s body; null: to be read from the outbox.';
+COMMENT ON COLUMN pending_deliveries.suspect_since IS 'When a send of it first ended without a verdict of its own, or its lease first ran out: it is sent alone and behind the others.';
+COMMENT ON COLUMN pending_deliveries.claim_token IS 'Names the claim that may settle the row; every settlement asks for it.';
+-- Serve the claim. A row is in one of the two.
+CREATE INDEX pending_deliveries_due ON pending_deliveries (subscription, next_attempt_at, outbox_id)
+    WHERE suspect_since IS NULL;
+CREATE INDEX pending_deliveries_suspect ON pending_deliveries (subscription, next_attempt_at, outbox_id)
+    WHERE suspect_since IS NOT NULL;
+-- The age of the oldest delivery of an operation. Live ones are in no further index: their ids tell their age.
+CREATE INDEX pending_deliveries_of_operations ON pending_deliveries (promised_at) WHERE operation_id IS NOT NULL;
+
+
+CREATE TABLE deliveries (
+    outbox_id         bigint      NOT NULL,
+    subscription      text        NOT NULL,
+    operation_id      uuid,
+    delivered_at      timestamptz NOT NULL DEFAULT now(),
+    delivery_attempts integer     NOT NULL CHECK (delivery_attempts >= 1),
+    message_id        text        NOT NULL,
+    CONSTRAINT deliveries_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id)
+);
+COMMENT ON TABLE deliveries IS 'Messages that a subscription''s queue has accepted, with the id that it gave each. Immutable.';
+CREATE TRIGGER deliveries_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON deliveries
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+
+
+CREATE TABLE dead_letters (
+    id                bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    outbox_id         bigint      NOT NULL,
+    subscription      text        NOT NULL,
+    operation_id      uuid,
+    promised_at       timestamptz NOT NULL,
+    delivery_attempts integer     NOT NULL CHECK (delivery_attempts >= 0),
+    dead_lettered_at  timestamptz NOT NULL DEFAULT now(),
+    reason            text        NOT NULL CHECK (reason <> ''),
+    resolution        text        CHECK (resolution IN ('redriven', 'discarded')),
+    resolved_at       timestamptz,
+    resolved_by       text,
+    redriven_by       uuid,
+    CONSTRAINT dead_letters_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id),
+    CONSTRAINT dead_letters_resolution_is_whole CHECK (
+        (resolution IS NULL) = (resolved_at IS NULL) AND (resolution IS NULL) = (resolved_by IS NULL)
+    ),
+    CONSTRAINT dead_letters_redriven_by_an_operation CHECK ((redriven_by IS NOT NULL) = (resolution IS NOT DISTINCT FROM 'redriven'))
+);
+COMMENT ON TABLE dead_letters IS 'Messages that were given up on. One that was redriven or discarded stays, and says so.';
+COMMENT ON COLUMN dead_letters.redriven_by IS 'The operation whose pending delivery takes its place.';
+CREATE INDEX dead_letters_open ON dead_letters (subscription, id) WHERE resolution IS NULL;
+
+
+CREATE TABLE delivery_failures (
+    outbox_id    bigint      NOT NULL,
+    subscription text        NOT NULL,
+    operation_id uuid,
+    attempt      integer     NOT NULL CHECK (attempt >= 1),
+    failed_at    timestamptz NOT NULL DEFAULT now(),
+    claimed_by   text        NOT NULL,
+    error        text        NOT NULL CHECK (error <> '')
+);
+COMMENT ON TABLE delivery_failures IS 'Every failed attempt; one lost with its relay is recorded when its row is next claimed.';
+CREATE INDEX delivery_failures_by_outbox ON delivery_failures (outbox_id);
+
+
+CREATE VIEW delivery_states AS
+SELECT
+    outbox_id,
+    subscription,
+    operation_id,
+    CASE
+        WHEN claim_token IS NOT NULL AND next_attempt_at > now() THEN 'in_flight'
+        WHEN claim_token IS NULL AND last_error IS NOT NULL THEN 'retrying'
+        ELSE 'pending'
+    END AS state,
+    delivery_attempts,
+    next_attempt_at,
+    NULL::timestamptz AS delivered_at,
+    NULL::text AS message_id,
+    NULL::timestamptz AS dead_lettered_at,
+    last_error,
+    promised_at,
+    claimed_by
+FROM pending_deliveries
+UNION ALL
+SELECT
+    outbox_id, subscription, operation_id, 'delivered', delivery_attempts, NULL, delivered_at, message_id, NULL, NULL,
+    NULL, NULL
+FROM deliveries
+UNION ALL
+SELECT
+    outbox_id, subscription, operation_id, coalesce(resolution, 'dead_lettered'), delivery_attempts, NULL, NULL, NULL,
+    dead_lettered_at, reason, promised_at, NULL
+FROM dead_letters;
+COMMENT ON VIEW delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
+
+CREATE VIEW outbox_states AS
+SELECT
+    message.id,
+    message.event_id,
+    message.topic,
+    delivery.subscription,
+    delivery.operation_id,
+    delivery.state,
+    delivery.delivery_attempts,
+    delivery.next_attempt_at,
+    delivery.delivered_at,
+    delivery.message_id,
+    delivery.dead_lettered_at,
+    delivery.last_error,
+    message.created_at,
+    delivery.promised_at,
+    delivery.claimed_by
+FROM outbox AS message
+JOIN delivery_states AS delivery ON delivery.outbox_id = message.id;
+COMMENT ON VIEW outbox_states IS 'Every delivery of every message, with its state.';
+
+
+-- Whether a message of the subscription was accepted after an instant: the queue gives verdicts, so a message that still
+-- gets none has itself to blame. Looks at the newest messages only, which costs the same however many there are.
+CREATE FUNCTION delivered_since(of_subscription text, since timestamptz) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN (
+    SELECT coalesce(bool_or(recent.delivered_at > since), false)
+    FROM (SELECT subscription, delivered_at FROM deliveries ORDER BY outbox_id DESC LIMIT 10000) AS recent
+    WHERE recent.subscription = of_subscription
+);
+
+
+CREATE TABLE processed_events (
+    consumer     text        NOT NULL CHECK (consumer <> ''),
+    event_id     uuid        NOT NULL,
+    processed_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (consumer, event_id)
+);
+COMMENT ON TABLE processed_events IS 'Written in the same transaction as a consumer''s effect, which makes the effect happen once.';
+CREATE INDEX processed_events_by_event ON processed_events (event_id);
+
+
+CREATE TABLE circuit_breakers (
+    name                 text        PRIMARY KEY CHECK (name <> ''),
+    state                text        NOT NULL DEFAULT 'closed' CHECK (state IN ('closed', 'open', 'half_open')),
+    consecutive_failures integer     NOT NULL DEFAULT 0 CHECK (consecutive_failures >= 0),
+    opened_at            timestamptz,
+    retry_at             timestamptz,
+    held_by              text,
+    last_error           text,
+    guarded_at           timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT circuit_breakers_open_since CHECK (state = 'closed' OR opened_at IS NOT NULL)
+);
+COMMENT ON TABLE circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open.';
+COMMENT ON COLUMN circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
+
+
+CREATE TABLE relay_handover (
+    only_one boolean     PRIMARY KEY DEFAULT true CHECK (only_one),
+    token    uuid        NOT NULL,
+    name     text        NOT NULL CHECK (name <> ''),
+    since    timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm: this saves their cost.';
+
+
+-- Moves deliveries on, of one claim or of several, for whoever holds the claim: a row whose token is another's is left
+-- alone and not returned. The arrays are parallel. A disposition is published, dead_lettered, exhausted (dead-lettered
+-- without a further attempt), failed or released (its attempt is given back). Age is in seconds since the promise.
+CREATE FUNCTION settle_deliveries(
+    settled_by text,
+    outbox_ids bigint[],
+    for_subscriptions text[],
+    operation_ids uuid[],
+    claim_tokens uuid[],
+    dispositions text[],
+    message_ids text[],
+    errors text[],
+    delays_seconds double precision[],
+    are_suspect boolean[]
+) RETURNS TABLE (outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+-- A plan made while next to nothing was pending reads the whole table; a session would go on with it in a backlog.
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH outcome AS MATERIALIZED (
+        SELECT *
+        FROM unnest(
+            outbox_ids, for_subscriptions, operation_ids, claim_tokens, dispositions, message_ids, errors,
+            delays_seconds, are_suspect
+        ) AS outcome (
+            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect
+        )
+    ),
+    ended AS (
+        DELETE FROM pending_deliveries AS pending
+        USING outcome
+        WHERE pending.outbox_id = outcome.outbox_id
+            AND pending.subscription = outcome.subscription
+            AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
+            AND pending.claim_token = outcome.claim_token
+            AND outcome.disposition IN ('published', 'dead_lettered', 'exhausted')
+        RETURNING
+            pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
+            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error
+    ),
+    kept AS (
+        UPDATE pending_deliveries AS pending
+        SET
+            claim_token = NULL,
+            claimed_by = NULL,
+            -- A release without an error leaves the reason of an earlier failure standing.
+            last_error = coalesce(outcome.error, pending.last_error),
+            delivery_attempts = pending.delivery_attempts - (outcome.disposition = 'released')::integer,
+            next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
+            suspect_since = CASE WHEN outcome.is_suspect THEN coalesce(pending.suspect_since, now()) ELSE pending.suspect_since END
+        FROM outcome
+        WHERE pending.outbox_id = outcome.outbox_id
+            AND pending.subscription = outcome.subscription
+            AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
+            AND pending.claim_token = outcome.claim_token
+            AND outcome.disposition IN ('failed', 'released')
+        RETURNING
+            pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
+            pending.delivery_attempts, outcome.disposition, outcome.error
+    ),
+    delivered AS (
+        INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)
+        SELECT outbox_id, subscription, operation_id, delivery_attempts, message_id
+        FROM ended
+        WHERE disposition = 'published'
+    ),
+    given_up AS (
+        INSERT INTO dead_letters (outbox_id, subscription, operation_id, promised_at, delivery_attempts, reason)
+        SELECT outbox_id, subscription, operation_id, promised_at, delivery_attempts, error
+        FROM ended
+        WHERE disposition IN ('dead_lettered', 'exhausted')
+    ),
+    failures AS (
+        INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
+        SELECT outbox_id, subscription, operation_id, delivery_attempts, settled_by, error
+        FROM (
+            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM ended
+            UNION ALL
+            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM kept
+        ) AS settled
+        WHERE disposition IN ('failed', 'dead_lettered')
+    )
+    SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
+    FROM (
+        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM ended
+        UNION ALL
+        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM kept
+    ) AS settled;
+END
+$$;
+REVOKE ALL ON FUNCTION settle_deliveries FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION settle_deliveries TO acp_app;
+
+
+GRANT SELECT, INSERT ON raw_payloads, events, delivery_failures, processed_events TO acp_app;
+GRANT SELECT, INSERT, UPDATE ON repeated_looks, circuit_breakers TO acp_app;
+GRANT DELETE ON circuit_breakers TO acp_app;
+GRANT SELECT ON subscriptions, operations, outbox, pending_deliveries, deliveries, dead_letters, delivery_states, outbox_states TO acp_app;
+GRANT INSERT (event_id, topic, event_type, schema_version, trace_id, payload_json) ON outbox TO acp_app;
+GRANT INSERT (outbox_id, subscription, payload_bytes) ON pending_deliveries TO acp_app;
+GRANT UPDATE (next_attempt_at, delivery_attempts, claim_token, claimed_by, last_error, suspect_since) ON pending_deliveries TO acp_app;
+GRANT SELECT, INSERT, UPDATE, DELETE ON relay_handover TO acp_app;
+
+
+-- Finance. SignalLab's own tables: the latest price per entity, the bars behind it, and the risk they show.
+-- The source is part of each key, so replayed prices never pass for live ones.
+
+CREATE TABLE signal_lab_latest_prices (
+    source      text             NOT NULL,
+    entity_id   text             NOT NULL,
+    price       double precision NOT NULL,
+    currency    text             NOT NULL,
+    occurred_at timestamptz      NOT NULL,
+    series      text             NOT NULL,
+    revision    integer          NOT NULL,
+    event_id    uuid             NOT NULL,
+    PRIMARY KEY (source, entity_id)
+);
+COMMENT ON TABLE signal_lab_latest_prices IS 'The newest tick by occurred_at, then series, then revision: any order of delivery ends the same.';
+
+CREATE TABLE signal_lab_bars (
+    source       text             NOT NULL,
+    entity_id    text             NOT NULL,
+    bar_interval text             NOT NULL,
+    occurred_at  timestamptz      NOT NULL,
+    open         double precision NOT NULL,
+    high         double precision NOT NULL,
+    low          double precision NOT NULL,
+    price        double precision NOT NULL,
+    volume       bigint           NOT NULL,
+    revision     integer          NOT NULL,
+    event_id     uuid             NOT NULL,
+    PRIMARY KEY (source, entity_id, bar_interval, occurred_at)
+);
+COMMENT ON TABLE signal_lab_bars IS 'One row per bar: its latest revision. price is the close.';
+
+CREATE VIEW signal_lab_returns AS
+SELECT
+    source,
+    entity_id,
+    bar_interval,
+    occurred_at,
+    price,
+    bar_return,
+    stddev_samp(bar_return) OVER (series ROWS BETWEEN 29 PRECEDING AND CURRENT ROW) AS rolling_volatility,
+    usable_price
+        / NULLIF(greatest(max(usable_price) OVER (series ROWS UNBOUNDED PRECEDING), 1e-9), 1e-9) - 1 AS drawdown
+FROM (
+    SELECT
+        *,
+        usable_price / NULLIF(
+            greatest(lag(usable_price) OVER (PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at), 1e-9),
+            1e-9
+        ) - 1 AS bar_return
+    FROM (
+        -- One absurd price must not make the arithmetic overflow for all entities.
+        SELECT *, CASE WHEN abs(price) <= 1e15 THEN price END AS usable_price FROM signal_lab_bars
+    ) AS usable_bars
+) AS bars
+WINDOW series AS (PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at);
+COMMENT ON VIEW signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15.';
+
+CREATE VIEW signal_lab_risk AS
+SELECT DISTINCT ON (source, entity_id, bar_interval)
+    source,
+    entity_id,
+    bar_interval,
+    occurred_at,
+    price,
+    bar_return,
+    rolling_volatility,
+    drawdown,
+    min(drawdown) OVER series AS maximum_drawdown,
+    count(*) OVER series AS bars
+FROM signal_lab_returns
+WINDOW series AS (PARTITION BY source, entity_id, bar_interval)
+ORDER BY source, entity_id, bar_interval, occurred_at DESC;
+COMMENT ON VIEW signal_lab_risk IS 'Per entity: the newest bar of signal_lab_returns, and the maximum drawdown of all.';
+
+GRANT SELECT, INSERT, UPDATE ON signal_lab_latest_prices, signal_lab_bars TO acp_app;
+GRANT SELECT ON signal_lab_returns, signal_lab_risk TO acp_app;

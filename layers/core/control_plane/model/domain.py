@@ -1,0 +1,31 @@
+"""What a domain is to the control plane: a plug-in that says which events it has and who consumes them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from control_plane.model.contract import Event, Payload
+
+type Effect = Callable[[Any, Event], bool]
+"""A consumer's function: given an autocommit psycopg connection and an event, it applies the event's effect once, in a
+transaction of its own, and returns whether that changed anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """One consumer of a domain; its subscription bears its name."""
+
+    name: str
+    """Lower case with underscores, such as ``signal_lab``; also its name in ``processed_events``."""
+    topic: str
+    consume: Effect
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A plug-in: one package below ``domains``, one entry in ``domains.DOMAINS``."""
+
+    name: str
+    payloads: tuple[type[Payload], ...]
+    """Its event types."""
+    consumers: tuple[Consumer, ...] = ()

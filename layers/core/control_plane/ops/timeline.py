@@ -1,0 +1,48 @@
+"""What became of an event (guarantee *readable*): one call returns its whole timeline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import Connection
+from psycopg.rows import class_row, dict_row
+
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+
+
+@dataclass(frozen=True, slots=True)
+class EventTimeline:
+    """An event's timeline as JSON values, as Postgres renders them: ids and RFC 3339 instants are text."""
+
+    event: Mapping[str, Any]
+    """The columns of ``events``, with ``payload`` in the place of ``payload_json``."""
+    raw_payload: Mapping[str, Any] | None
+    """The columns of ``raw_payloads``; None where the source said nothing."""
+    deliveries: Sequence[Mapping[str, Any]]
+    """The columns of ``outbox_states``, one object per message, subscription and operation, oldest promise first.
+
+    Each has ``failures``, its failed attempts (``attempt``, ``failed_at``, ``claimed_by``, ``error``), and what is null
+    but for a dead letter: ``dead_letter_id`` and, once it is resolved, ``resolution``, ``resolved_at``, ``resolved_by``
+    and ``redriven_by``, the ``operation_id`` of the delivery that succeeds it.
+    """
+    processing: Sequence[Mapping[str, Any]]
+    """``consumer`` and ``processed_at`` of each consumer that has acted on it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the timeline as JSON."""
+        return asdict(self)
+
+
+def read_timeline(connection: Connection[Any], event_id: UUID) -> EventTimeline | None:
+    """Returns the timeline of an event, or None where there is no such event."""
+    with connection.cursor(row_factory=class_row(EventTimeline)) as cursor:
+        return cursor.execute(QUERIES["event_timeline"].sql, {"event_id": event_id}).fetchone()
+
+
+def recent_messages(connection: Connection[Any], *, limit: int) -> Sequence[Mapping[str, Any]]:
+    """Returns the newest messages with their events, deliveries and who has processed them, newest last."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(QUERIES["recent_messages"].sql, {"limit": limit}).fetchall()

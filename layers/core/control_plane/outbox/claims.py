@@ -1,0 +1,183 @@
+"""Claims: due deliveries taken under a token and a lease, as typed rows that become messages."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+
+from control_plane.model.lifecycle import Exhausted, MessageFault
+from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, make_message
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+BEGINNING: Final = datetime.fromtimestamp(0, UTC)
+"""Before any delivery was due."""
+LEASE_RAN_OUT: Final = "the lease ran out: the relay did not report what became of this attempt"
+LEASES_PER_ATTEMPT: Final = 4
+"""So many leases of a suspect that ran out are one attempt: ten relays killed with a message cost it two of five."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """How much of one subscription to claim, and from where on."""
+
+    row_limit: int
+    byte_limit: int
+    suspect_limit: int
+    """Of suspect messages, which are claimed beside the others."""
+    since: datetime = BEGINNING
+    """Deliveries that were due before it are left out."""
+
+
+class ClaimedRow(NamedTuple):
+    """What became of one row that a claim took."""
+
+    fate: str
+    """``claimed``; ``exhausted``: to be dead-lettered; ``lost``: not claimed, but suspect from now on."""
+    outbox_id: int
+    subscription: str
+    operation_id: UUID | None
+    due_at: datetime
+    delivery_attempts: int
+    is_suspect: bool
+    last_error: str | None
+    event_id: str
+    trace_id: str
+    topic: str
+    event_type: str
+    schema_version: int
+    body: str | None
+    """The message as stored; None unless it is to be sent."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Rows taken under one token."""
+
+    token: UUID
+    rows: Sequence[ClaimedRow] = ()
+
+    @cached_property
+    def deliveries(self) -> Sequence["ClaimedDelivery"]:
+        """The rows that are now this claim's to settle. Made where they are first asked for, not where they arrive."""
+        return [_delivery(row, self.token) for row in self.rows if row.fate != "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedDelivery:
+    """A claimed message, and why it is not to be sent, if it is not."""
+
+    message: Message
+    verdict: MessageFault | Exhausted | None
+
+
+def open_subscriptions(connection: Connection[Any]) -> tuple[datetime, Sequence[str]]:
+    """Returns the database's time, and the subscriptions that have pending deliveries."""
+    row = connection.execute(QUERIES["open_subscriptions"].sql).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def claim(
+    connection: Connection[Any],
+    *,
+    token: UUID,
+    claimed_by: str,
+    lanes: Mapping[str, LaneLimits],
+    lease_seconds: float,
+    max_attempts: int,
+) -> Claim:
+    """Claims due deliveries of the subscriptions named; committed when this returns.
+
+    ``connection`` is in autocommit mode. Raises psycopg.Error.
+    """
+    with connection.cursor(row_factory=lambda _: ClaimedRow._make) as cursor:
+        rows = cursor.execute(
+            QUERIES["claim"].sql,
+            {
+                "claim_token": token,
+                "claimed_by": claimed_by,
+                "subscriptions": list(lanes),
+                "since": [lane.since for lane in lanes.values()],
+                "row_limits": [lane.row_limit for lane in lanes.values()],
+                "suspect_limits": [lane.suspect_limit for lane in lanes.values()],
+                "byte_limits": [lane.byte_limit for lane in lanes.values()],
+                "lease_seconds": lease_seconds,
+                "max_attempts": max_attempts,
+                "lost": LEASE_RAN_OUT,
+                "leases_per_attempt": LEASES_PER_ATTEMPT,
+            },
+        ).fetchall()
+    return Claim(token, rows)
+
+
+def others_were_delivered(connection: Connection[Any], message: Message) -> bool:
+    """Whether the queue has accepted another message since this claimed one became suspect."""
+    row = connection.execute(
+        QUERIES["others_were_delivered"].sql,
+        {
+            "outbox_id": message.outbox_id,
+            "subscription": message.subscription,
+            "claim_token": message.claim_token,
+        },
+    ).fetchone()
+    return row is not None and row[0]
+
+
+def _delivery(row: ClaimedRow, token: UUID) -> ClaimedDelivery:
+    verdict: MessageFault | Exhausted | None = None
+    if row.fate == "exhausted":
+        reason = row.last_error or "the limit is lower than the attempts made"
+        verdict = Exhausted(f"gave up after {row.delivery_attempts} attempts: {reason}")
+    message, fault = _message(row, token)
+    verdict = verdict or fault
+    if verdict is None and message.size > MAX_BATCH_BYTES:
+        verdict = MessageFault(
+            f"the message is too large: {message.size:,} bytes with its attributes, of {MAX_BATCH_BYTES:,}"
+        )
+    return ClaimedDelivery(message, verdict)
+
+
+def _message(row: ClaimedRow, token: UUID) -> tuple[Message, MessageFault | None]:
+    """Returns the row's message; one without a body, and why, where no message can be made of it."""
+    if row.fate == "claimed" and row.body is None:
+        return _bodiless(row, token), MessageFault("its message is not in the outbox")
+    try:
+        message = make_message(
+            outbox_id=row.outbox_id,
+            subscription=row.subscription,
+            operation_id=row.operation_id,
+            claim_token=token,
+            event_id=row.event_id,
+            trace_id=row.trace_id,
+            topic=row.topic,
+            event_type=row.event_type,
+            schema_version=row.schema_version,
+            attempt=row.delivery_attempts,
+            is_suspect=row.is_suspect,
+            body=row.body or "",
+        )
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not stop the others
+        return _bodiless(row, token), MessageFault(f"no message can be made of it: {type(error).__name__}: {error}")
+    return message, None
+
+
+def _bodiless(row: ClaimedRow, token: UUID) -> Message:
+    return Message(
+        outbox_id=row.outbox_id,
+        subscription=row.subscription,
+        operation_id=row.operation_id,
+        claim_token=token,
+        event_id=row.event_id,
+        trace_id=row.trace_id,
+        topic=row.topic,
+        attempt=row.delivery_attempts,
+        is_suspect=row.is_suspect,
+        body="",
+        attributes={},
+        size=0,
+    )

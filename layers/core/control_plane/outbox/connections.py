@@ -1,0 +1,244 @@
+"""HTTP/1.1 connections that are kept alive, for requests that are written whole and answers that are short.
+
+Python's http.client parses each head as if it were a mail, which costs more than all else that is done for a batch.
+"""
+
+import re
+import socket
+import ssl
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Final
+from urllib.parse import urlsplit
+
+from botocore.httpsession import get_cert_path
+from urllib3.util.wait import wait_for_read
+
+from control_plane.outbox.answers import MAX_ANSWER_BYTES, Answer
+from control_plane.platform.aws import vpc_hint
+
+IDLE_SECONDS: Final = 20.0
+"""How long a connection may have been idle to be used again."""
+_MAX_HEAD_BYTES: Final = 65_536
+_PIECE_BYTES: Final = 65_536
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
+
+
+class UnreachableError(OSError):
+    """Raised when no connection came about."""
+
+
+class UnreadableError(Exception):
+    """Raised when what was answered is no HTTP/1.1, is too long, or ends before its end."""
+
+
+class Connections:
+    """Connections to one URL. Every thread that sends at a time has one to itself."""
+
+    def __init__(self, url: str, *, ca_bundle: str | None, connect_timeout: float) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{url!r} is no URL of HTTP")
+        self._url = url
+        self._uses_tls = parts.scheme == "https"
+        self._address = parts.hostname, parts.port or (443 if self._uses_tls else 80)
+        self._ca_bundle = ca_bundle
+        self._connect_timeout = connect_timeout
+        self._idle: deque[tuple[socket.socket, float]] = deque()
+        """With the time since when."""
+        weakref.finalize(self, _close, self._idle)
+
+    def take(self) -> socket.socket:
+        """Returns a connection that is open.
+
+        One that was idle for long may be gone without a word, as after Lambda froze this process. The time of day tells
+        how long, for a monotonic clock may stand still meanwhile. A connection that the other side has
+        closed shows as something to read. Raises OSError: nothing was sent.
+        """
+        while self._idle:
+            try:
+                connection, idle_since = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            if 0 <= time.time() - idle_since < IDLE_SECONDS and not wait_for_read(connection, timeout=0):
+                return connection
+            connection.close()
+        return self._opened()
+
+    def give_back(self, connection: socket.socket) -> None:
+        """Keeps a connection, on which nothing is under way, for the next send."""
+        self._idle.append((connection, time.time()))
+
+    def exchange(self, connection: socket.socket, request: bytes, *, ends: float) -> Answer:
+        """Sends a whole request, once, and returns the answer; keeps the connection or closes it.
+
+        Both are over at ``ends``, an instant of ``time.monotonic()``, however slowly the bytes come or go. Raises
+        OSError and UnreadableError, when it may have been received.
+        """
+        try:
+            _set_timeout(connection, ends)
+            connection.sendall(request)  # its time-out holds for the whole, unlike that of receiving
+            answer, is_last = _Reader(connection, ends).answer()
+        except BaseException:
+            connection.close()
+            raise
+        if is_last:
+            connection.close()
+        else:
+            self.give_back(connection)
+        return answer
+
+    def _opened(self) -> socket.socket:
+        try:
+            connection = socket.create_connection(self._address, timeout=self._connect_timeout)
+        except OSError as error:
+            raise self._unreachable(error) from error
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._uses_tls:
+                return self._tls.wrap_socket(connection, server_hostname=self._address[0])
+        except ssl.SSLError:
+            connection.close()
+            raise  # it is there, and not to be trusted
+        except OSError as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _unreachable(self, error: OSError) -> UnreachableError:
+        return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint('sqs')}")
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self._ca_bundle or get_cert_path(True))
+
+
+def _close(connections: Iterable[tuple[socket.socket, float]]) -> None:
+    for connection, _ in connections:
+        connection.close()
+
+
+def _set_timeout(connection: socket.socket, ends: float) -> None:
+    """Lets the next call of the socket take what is left; its own time-out counts anew for every call."""
+    remaining = ends - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError("the answer was not whole in time")
+    connection.settimeout(remaining)
+
+
+class _Reader:
+    """Reads one answer off a connection, within limits of time and size."""
+
+    def __init__(self, connection: socket.socket, ends: float) -> None:
+        self._connection = connection
+        self._ends = ends
+        self._received = b""
+
+    def answer(self) -> tuple[Answer, bool]:
+        """Returns the answer, and whether it is the last on its connection."""
+        status, says_close, headers = self._head()
+        while status < 200:  # an interim answer: the real one follows
+            status, says_close, headers = self._head()
+        body, is_delimited = self._body(status, headers)
+        # Whatever follows unasked would be taken for the answer to the next request.
+        return Answer(status, headers, body), says_close or not is_delimited or bool(self._received)
+
+    def _head(self) -> tuple[int, bool, Mapping[str, str]]:
+        """Returns the status, whether the connection is to be closed after this answer, and the headers."""
+        lines = self._until(b"\r\n\r\n").split(b"\r\n")
+        found = _STATUS_LINE.fullmatch(lines[0])
+        if found is None or found[2] == b"101":  # nobody asked to switch protocols
+            raise UnreadableError(f"an answer that begins with {lines[0][:100]!r}")
+        headers: dict[str, str] = {}
+        for line in lines[1:]:
+            name, _, value = line.decode("latin-1").partition(":")
+            name = name.lower()
+            value = value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        says_close = found[1] == b"0" or "close" in headers.get("connection", "").lower()
+        return int(found[2]), says_close, headers
+
+    def _body(self, status: int, headers: Mapping[str, str]) -> tuple[bytes, bool]:
+        """Returns the body, and whether its end was told otherwise than by the connection's."""
+        coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+        if status in {204, 304}:
+            return b"", True
+        if coding is not None:
+            if coding.lower() != "chunked":
+                raise UnreadableError(f"an answer in the transfer encoding {coding[:100]!r}")
+            # With a length beside it, nobody knows where the answer ends.
+            return self._chunks(), length is None
+        if length is None:
+            return self._rest(), False
+        if not (length.isascii() and length.isdigit() and len(length) <= 10):
+            raise UnreadableError(f"an answer of the length {length[:100]!r}")
+        return self._exactly(int(length)), True
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while True:
+            line = self._until(b"\r\n")
+            found = _CHUNK_LINE.fullmatch(line)
+            if found is None:
+                raise UnreadableError(f"an answer with a chunk that begins with {line[:100]!r}")
+            size = int(found[1], 16)
+            if size == 0:
+                break
+            _check_size(len(body) + size)
+            body += self._exactly(size)
+            if self._exactly(2) != b"\r\n":
+                raise UnreadableError("an answer with a chunk that is longer than it says")
+        while self._until(b"\r\n"):
+            """A trailer, of which none is used."""
+        return body
+
+    def _rest(self) -> bytes:
+        while self._receive():
+            _check_size(len(self._received))
+        body, self._received = self._received, b""
+        return body
+
+    def _exactly(self, size: int) -> bytes:
+        _check_size(size)
+        while len(self._received) < size:
+            self._receive_some()
+        taken, self._received = self._received[:size], self._received[size:]
+        return taken
+
+    def _until(self, end: bytes) -> bytes:
+        searched = 0
+        while (found := self._received.find(end, searched)) < 0:
+            _check_head(len(self._received))
+            searched = max(0, len(self._received) - len(end) + 1)
+            self._receive_some()
+        _check_head(found)
+        taken, self._received = self._received[:found], self._received[found + len(end) :]
+        return taken
+
+    def _receive_some(self) -> None:
+        if not self._receive():
+            raise UnreadableError("the connection was closed before the answer was whole")
+
+    def _receive(self) -> bool:
+        """Receives a piece; returns False where no more will come."""
+        _set_timeout(self._connection, self._ends)
+        piece = self._connection.recv(_PIECE_BYTES)
+        self._received += piece
+        return bool(piece)
+
+
+def _check_head(size: int) -> None:
+    if size > _MAX_HEAD_BYTES:
+        raise UnreadableError(f"an answer with a head of more than {_MAX_HEAD_BYTES} bytes")
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_ANSWER_BYTES:
+        raise UnreadableError(f"an answer of more than {MAX_ANSWER_BYTES} bytes")

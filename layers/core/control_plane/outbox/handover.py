@@ -1,0 +1,26 @@
+"""Handover between lingering relays: the one that comes takes over, and the one before it leaves within a second."""
+
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+
+from control_plane.outbox.claims import QUERIES
+
+CHECK_SECONDS = 1.0
+"""How often a lingering relay checks whether another has taken over."""
+
+
+def take_over(connection: Connection[Any], *, token: UUID, name: str) -> None:
+    """Makes this the one relay that lingers; whoever did so before will notice."""
+    connection.execute(QUERIES["take_over"].sql, {"token": token, "name": name})
+
+
+def is_current(connection: Connection[Any], *, token: UUID) -> bool:
+    """Whether no other relay has taken over since."""
+    return connection.execute(QUERIES["is_current"].sql, {"token": token}).fetchone() is not None
+
+
+def leave(connection: Connection[Any], *, token: UUID) -> None:
+    """Takes this relay's name away, unless another relay has taken over."""
+    connection.execute(QUERIES["leave"].sql, {"token": token})

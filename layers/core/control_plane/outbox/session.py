@@ -1,0 +1,103 @@
+"""The relay's session with Postgres: reconnects while a database restarts, and gives up before the invocation ends."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Lock, Timer
+from typing import Any, Final
+
+import psycopg
+from psycopg import Connection
+
+from control_plane.model.errors import DatabaseUnavailable
+from control_plane.platform.database import hang_up
+
+RECONNECT_SECONDS: Final = 5.0
+"""How long a relay waits for a database that went away under it."""
+RECONNECT_PAUSE_SECONDS: Final = 0.2
+LAST_SECONDS: Final = 0.5
+"""Of an invocation: Postgres is not waited for any more, so that there is time to say so."""
+
+_TOO_LATE: Final = (
+    "Postgres did not answer before the invocation's time was over: is it overloaded, or does somebody hold a lock on "
+    "pending_deliveries? What was sent and is not settled comes again when its lease ends"
+)
+
+
+class Session:
+    """One connection, used by one thread; any thread may enter :meth:`ends_in`."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection[Any]],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._connect = connect
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._connection: Connection[Any] | None = None
+        self._is_late = Event()
+        self._closing = Lock()
+
+    def open(self) -> None:
+        """Takes a checked connection for a new invocation. Raises DatabaseUnavailable."""
+        self._connection = self._connect()
+
+    def connection(self) -> Connection[Any]:
+        """Returns the connection, a new one where the last one broke. Raises DatabaseUnavailable."""
+        if self._connection is None:
+            opened = self._connect()
+            with self._closing:
+                self._connection = opened
+                if self._is_late.is_set():
+                    raise DatabaseUnavailable(_TOO_LATE)
+        return self._connection
+
+    @contextmanager
+    def ends_in(self, seconds: float) -> Iterator[None]:
+        """In the block, whoever still waits for Postgres when the time is nearly up gets a DatabaseUnavailable.
+
+        A connection that is just being opened has its own limit. Without this, a lock that somebody holds on the table
+        would take the invocation's last word from it.
+        """
+        self._is_late.clear()
+        timer = Timer(max(seconds - LAST_SECONDS, 0), self._end)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def execute[T](self, work: Callable[[Connection[Any]], T]) -> T:
+        """Runs ``work``, again on a new connection where the old one breaks, for as long as a restart takes.
+
+        So ``work`` may run twice, and must be safe to: settlements are fenced, a claim whose answer was lost comes back
+        by its lease, a breaker that counts a failure twice opens the sooner. Raises psycopg.Error, DatabaseUnavailable.
+        """
+        give_up_at = self._monotonic() + RECONNECT_SECONDS
+        failure = None
+        while not self._is_late.is_set():
+            try:
+                return work(self.connection())
+            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, DatabaseUnavailable) as error:
+                failure = error
+                # After a failover the one that was the writer still answers: only a new connection finds the new one.
+                with self._closing:
+                    if self._connection is not None:
+                        self._connection.close()
+                    self._connection = None
+                if self._is_late.is_set():
+                    break
+                if self._monotonic() >= give_up_at:
+                    raise
+                self._sleep(RECONNECT_PAUSE_SECONDS)
+        raise DatabaseUnavailable(_TOO_LATE) from failure
+
+    def _end(self) -> None:
+        self._is_late.set()
+        with self._closing:
+            if self._connection is not None:
+                hang_up(self._connection)

@@ -1,0 +1,79 @@
+"""Settlements: what became of claimed deliveries, recorded for whoever still holds the claim."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg import Connection
+
+from control_plane.model.lifecycle import Outcome, Settlement
+from control_plane.outbox.claims import QUERIES
+from control_plane.outbox.publisher import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One message's outcome, waiting to be settled."""
+
+    message: Message
+    outcome: Outcome
+    known_at: float
+    """By ``time.monotonic()``."""
+    send_seconds: float | None = None
+    """How long its send took; None where it was not sent."""
+    silence_is_its_own: bool = False
+    """The outcome is NoVerdict, and others of the subscription got verdicts meanwhile."""
+
+
+class SettledRow(NamedTuple):
+    """One delivery whose settlement took effect."""
+
+    outbox_id: int
+    subscription: str
+    operation_id: UUID | None
+    disposition: str
+    """A Disposition's value."""
+    age_seconds: float
+    """Since it was promised, by the database's clock."""
+
+
+def settle(
+    connection: Connection[Any], *, settled_by: str, settlements: Sequence[tuple[Message, Settlement]]
+) -> Sequence[SettledRow]:
+    """Records outcomes in one round trip and returns those that took effect.
+
+    What another claim has taken over is left alone and left out. Committed when this returns; raises psycopg.Error.
+    """
+    with connection.cursor(row_factory=lambda _: SettledRow._make) as cursor:
+        return cursor.execute(
+            QUERIES["settle"].sql,
+            {
+                "settled_by": settled_by,
+                "outbox_ids": [message.outbox_id for message, _ in settlements],
+                "subscriptions": [message.subscription for message, _ in settlements],
+                "operation_ids": [message.operation_id for message, _ in settlements],
+                "claim_tokens": [message.claim_token for message, _ in settlements],
+                "dispositions": [settlement.disposition.value for _, settlement in settlements],
+                "message_ids": [settlement.message_id for _, settlement in settlements],
+                "errors": [settlement.error for _, settlement in settlements],
+                "delays_seconds": [settlement.delay.total_seconds() for _, settlement in settlements],
+                "are_suspect": [settlement.is_suspect for _, settlement in settlements],
+            },
+        ).fetchall()
+
+
+def settled_before(
+    connection: Connection[Any], settlements: Sequence[tuple[Message, Settlement]]
+) -> Sequence[SettledRow]:
+    """Returns what an earlier settlement recorded as delivered under the ids that the queue gave the messages."""
+    accepted = [(message, settlement.message_id) for message, settlement in settlements if settlement.message_id]
+    with connection.cursor(row_factory=lambda _: SettledRow._make) as cursor:
+        return cursor.execute(
+            QUERIES["settled_before"].sql,
+            {
+                "outbox_ids": [message.outbox_id for message, _ in accepted],
+                "subscriptions": [message.subscription for message, _ in accepted],
+                "message_ids": [message_id for _, message_id in accepted],
+            },
+        ).fetchall()

@@ -1,0 +1,37 @@
+"""What is still to be delivered, measured at a cost that hardly grows with it, for the relay and for health."""
+
+from typing import Any, Final
+
+from psycopg import Connection, errors
+
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+
+
+def oldest_pending_age(connection: Connection[Any]) -> float:
+    """Returns the age in seconds of the oldest pending delivery, by its promise; 0 where none is pending."""
+    row = connection.execute(QUERIES["oldest_pending_age"].sql).fetchone()
+    assert row is not None, "an aggregate has a row"
+    return float(row[0])
+
+
+def count_pending(connection: Connection[Any], *, timeout_seconds: float) -> int | None:
+    """Returns how many deliveries are pending, or None where counting them takes longer than so many seconds.
+
+    ``connection`` is in autocommit mode.
+    """
+    try:
+        with connection.transaction():
+            limit_statements(connection, timeout_seconds)
+            row = connection.execute(QUERIES["count_pending"].sql).fetchone()
+    except errors.QueryCanceled:
+        return None
+    assert row is not None, "an aggregate has a row"
+    return int(row[0])
+
+
+def limit_statements(connection: Connection[Any], seconds: float) -> None:
+    """Has each further statement of the connection's transaction cancelled after so many seconds."""
+    milliseconds = max(1, round(seconds * 1000))  # 0 would stand for no limit
+    connection.execute(QUERIES["limit_statements"].sql, {"milliseconds": str(milliseconds)})

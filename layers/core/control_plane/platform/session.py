@@ -1,0 +1,170 @@
+"""What our SQL takes for granted of a session: asked for when it opens, and looked at each time it is used again.
+
+docs/deploy.md lists every setting with what is done about it; docs/decisions/0021 says why it is done this way.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+from psycopg import Connection, ConnectionInfo
+
+from control_plane.model.errors import DatabaseUnavailable, UnsuitableDatabase
+from control_plane.platform.queries import load_queries
+
+OLDEST_SERVER: Final = 15
+
+SESSION_LOST: Final = (
+    psycopg.OperationalError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
+)
+"""Raised by a statement on a session that is of no more use; what was not committed may be done again on a new one."""
+
+TRACKED: Final = {"PGDATESTYLE": "ISO", "PGTZ": "UTC"}
+"""Environment variables that libpq sends as startup parameters of their own: poolers keep them for each client."""
+
+STARTUP: Final = {
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "search_path": "public",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    # A function that vanished in the middle of a transaction must not keep its locks until TCP notices, hours later.
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "0",
+    "exit_on_error": "off",
+    "jit": "off",
+    "control_plane.retention": "off",
+    # Tells the check that these options arrived: the session is ours alone, and what is set in it stays.
+    "control_plane.session": "own",
+}
+"""Sent as ``options`` when a session is opened, which costs no round trip and outlives RESET and DISCARD."""
+
+MENDED: Final = {"transaction_timeout": "0", "synchronous_commit": "on", "restrict_nonsystem_relation_kind": ""}
+"""Set by the check where they are unsuitable: not every server knows the first and last, and it would refuse to open a
+session that asks for them; of the second, a stronger value is to stay."""
+
+_LEAST_TIMEOUT_SECONDS: Final = 60
+_QUERIES: Final = load_queries(__package__)
+_OPTIONS_REFUSED: Final = re.compile("unsupported startup parameter|command-line options")
+_SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400}
+_READS_ONLY: Final = frozenset({"any", "read-only", "standby", "prefer-standby"})
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a setting must be like, whoever has set it."""
+
+    wanted: str
+    """The value that an administrator is told to set."""
+    suits: Callable[[str], bool]
+
+
+def _is(*values: str) -> Callable[[str], bool]:
+    return values.__contains__
+
+
+def _leaves_time(timeout: str) -> bool:
+    """Whether a timeout, as Postgres shows it, ends nothing that goes well: 0 is none."""
+    match = re.fullmatch(r"(\d+)(us|ms|s|min|h|d)?", timeout)
+    return match is not None and (
+        match[1] == "0" or int(match[1]) * _SECONDS[match[2] or "ms"] >= _LEAST_TIMEOUT_SECONDS
+    )
+
+
+NEEDS: Final = {
+    "datestyle": Need("ISO", lambda style: style.startswith("ISO")),
+    "timezone": Need("UTC", _is("UTC", "Etc/UTC", "GMT", "Etc/GMT")),
+    "client_encoding": Need("UTF8", _is("UTF8")),
+    "intervalstyle": Need("postgres", _is("postgres")),
+    "extra_float_digits": Need("1", _is("1", "2", "3")),
+    "standard_conforming_strings": Need("on", _is("on")),
+    "array_nulls": Need("on", _is("on")),
+    "default_transaction_isolation": Need("'read committed'", _is("read committed", "read uncommitted")),
+    "statement_timeout": Need("0", _leaves_time),
+    "lock_timeout": Need("0", _leaves_time),
+    "transaction_timeout": Need("0", _leaves_time),
+    "idle_in_transaction_session_timeout": Need("'60s'", _leaves_time),
+    "synchronous_commit": Need("on", _is("on", "local", "remote_write", "remote_apply")),
+    "session_replication_role": Need("origin", _is("origin", "local")),
+    "exit_on_error": Need("off", _is("off")),
+    "restrict_nonsystem_relation_kind": Need("''", _is("")),
+    "control_plane.retention": Need("off", _is("off", "")),
+}
+"""What the check asks for. A setting that the server does not have is as it should be."""
+
+
+def startup_options(given: str | None) -> str:
+    """The connection's ``options``: those that a URL gives, then ours, which win."""
+    ours = (f"-c {name}={value.replace(' ', '\\ ')}" for name, value in STARTUP.items())
+    return " ".join([given, *ours] if given else ours)
+
+
+def refuses_options(error: Exception) -> bool:
+    """Whether it is a pooler that takes no ``options``: PgBouncer (unless it is told to ignore them), RDS Proxy."""
+    return bool(_OPTIONS_REFUSED.search(str(error)))
+
+
+def check_session(connection: Connection[Any]) -> None:
+    """One round trip that finds out whether the session still takes writes and means what our SQL means.
+
+    A second one sets what cannot be asked for when opening, where that is needed and the session is ours alone. Raises
+    DatabaseUnavailable for a session that is read-only, UnsuitableDatabase for what an administrator must mend,
+    psycopg.Error where none answers.
+    """
+    values: dict[str, str | None] = dict(connection.execute(_QUERIES["session"].sql).fetchall())
+    if values["control_plane.session"] == "own" and (names := MENDED.keys() & _unsuitable(values)):
+        mended = {"names": list(names), "values": [MENDED[name] for name in names]}
+        values.update(connection.execute(_QUERIES["mend_session"].sql, mended).fetchall())
+    info = connection.info
+    problems = _problems(values, info)
+    if not problems and values["transaction_read_only"] == "off":
+        return
+    target = f"{info.user}@{info.host}:{info.port}/{info.dbname}"
+    if problems:
+        raise UnsuitableDatabase(target, problems)
+    if info.get_parameters().get("target_session_attrs", "any") not in _READS_ONLY:
+        raise DatabaseUnavailable(
+            f"Postgres at {target} takes no writes any more: has it become a replica, or is its disk full?"
+        )
+
+
+def _unsuitable(values: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
+    """Of the settings that are not as they must be, the value and the one that is wanted."""
+    unsuitable = {
+        name: (value or "empty", need.wanted)
+        for name, need in NEEDS.items()
+        if (value := values[name]) is not None and not need.suits(value)
+    }
+    # Null: nothing of the path may be used yet, as before the first migration.
+    if (schema := values["current_schema"]) not in {"public", None}:
+        unsuitable["search_path"] = (f"one that leads to schema {schema}", "public")
+    return unsuitable
+
+
+def _problems(values: Mapping[str, str | None], info: ConnectionInfo) -> list[str]:
+    """What is wrong with a session, each with its remedy."""
+    problems = []
+    if info.server_version < OLDEST_SERVER * 10_000:
+        version = info.server_version // 10_000
+        problems.append(f"it is version {version}, and {OLDEST_SERVER} is the oldest that will do: upgrade it")
+    if (encoding := values["server_encoding"]) != "UTF8":
+        problems.append(
+            f"the database's encoding is {encoding}: make another by CREATE DATABASE … ENCODING 'UTF8' "
+            "TEMPLATE template0, and name it in the URL"
+        )
+    if unsuitable := _unsuitable(values):
+        problems += [f"{name} is {value}" for name, (value, _) in unsuitable.items()]
+        statements = "; ".join(
+            f'ALTER ROLE "{info.user}" IN DATABASE "{info.dbname}" SET {name} = {wanted}'
+            for name, (_, wanted) in unsuitable.items()
+        )
+        problems.append(f"as an administrator, {statements}; then let a pooler on the way there reconnect")
+    return problems

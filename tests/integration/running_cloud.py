@@ -1,0 +1,72 @@
+"""The running local cloud as the commands meet it: a real Postgres, and stand-ins for all else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from psycopg import Connection
+from tests.conftest import PASSWORD
+from typer.testing import CliRunner, Result
+
+from acp_cli.cli import app as acp
+from local_cloud.cloud import Cloud
+from local_cloud.postgres import PostgresServer
+from local_cloud.run_state import Deployment, RunState
+from local_cloud.workspace import CHECKOUT, Workspace
+
+QUEUE_URL = "http://sqs.localhost:4566/000000000000/acp-market-ticks-1a2b"
+
+
+class RunningCloud(Cloud):
+    """Up, with the test's own database behind it."""
+
+    def __init__(self, folder: Path, server: PostgresServer) -> None:
+        super().__init__(Workspace(CHECKOUT, folder, folder / "state"))
+        self._server = server
+
+    def running(self) -> RunState:
+        return RunState(
+            app_password=PASSWORD,
+            owner_password=PASSWORD,
+            market_source="replay",
+            deployment=Deployment(
+                "1@2",
+                template="",
+                code="",
+                outputs={"MarketTicksQueueUrl": QUEUE_URL},
+                environ={"SUBSCRIPTION_QUEUE_URLS": f'{{"signal_lab": "{QUEUE_URL}"}}'},
+            ),
+        )
+
+    def postgres(self, run: RunState) -> PostgresServer:
+        return self._server
+
+
+def run(cloud: Cloud, *arguments: str) -> Result:
+    """A command's result; a traceback fails the test."""
+    result = CliRunner().invoke(acp, arguments, obj=cloud)
+    assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
+    return result
+
+
+def give_up(owner: Connection[Any], event_ids: Sequence[UUID], reason: str) -> None:
+    """Dead-letters what is pending of these events, as a relay does after the fifth attempt."""
+    owner.execute(
+        "WITH gone AS (DELETE FROM pending_deliveries USING outbox"
+        " WHERE outbox.id = outbox_id AND event_id = ANY (%(event_ids)s) RETURNING pending_deliveries.*),"
+        " failed AS (INSERT INTO delivery_failures (outbox_id, subscription, attempt, claimed_by, error)"
+        " SELECT outbox_id, subscription, 5, 'relay-a', %(reason)s FROM gone)"
+        " INSERT INTO dead_letters (outbox_id, subscription, promised_at, delivery_attempts, reason)"
+        " SELECT outbox_id, subscription, promised_at, 5, %(reason)s FROM gone",
+        {"event_ids": list(event_ids), "reason": reason},
+    )
+
+
+def deliver(owner: Connection[Any]) -> None:
+    """Delivers all that is pending, as a relay does at the first attempt."""
+    owner.execute(
+        "WITH gone AS (DELETE FROM pending_deliveries RETURNING *)"
+        " INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)"
+        " SELECT outbox_id, subscription, operation_id, 1, 'm' FROM gone"
+    )

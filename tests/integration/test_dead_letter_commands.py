@@ -1,0 +1,142 @@
+"""acp dead-letters, redrive and trace on a real Postgres; only the cloud around it is a stand-in."""
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from psycopg import Connection
+from tests.conftest import TestDatabase
+from tests.integration import seeds
+from tests.integration.running_cloud import RunningCloud, give_up, run
+
+from local_cloud import database as local_database
+from local_cloud.postgres import PostgresServer
+
+DENIED = "gave up after 5 attempts: [AccessDenied] not allowed"
+TOO_LARGE = "the message is too large"
+
+
+@pytest.fixture
+def cloud(
+    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunningCloud:
+    monkeypatch.setattr(local_database, "NAME", database.name)
+    monkeypatch.setenv("USER", "ada")
+    return RunningCloud(tmp_path, postgres)
+
+
+@pytest.fixture
+def event_ids(app: Connection[Any], owner: Connection[Any]) -> list[UUID]:
+    """Two ticks and a system event that were given up on, and a tick that was not."""
+    stored = seeds.store(app, seeds.ticks(3)) + seeds.store(app, seeds.failures(1))
+    for event_id, reason in ((stored[0], DENIED), (stored[1], TOO_LARGE), (stored[3], DENIED)):
+        give_up(owner, [event_id], reason)
+    return stored
+
+
+def listed(cloud: RunningCloud, *arguments: str) -> list[dict[str, Any]]:
+    result = run(cloud, "dead-letters", "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    content: list[dict[str, Any]] = json.loads(result.stdout)
+    return content
+
+
+def test_where_there_are_none_that_is_said(cloud: RunningCloud) -> None:
+    result = run(cloud, "dead-letters")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No dead letters.\n")
+
+
+def test_each_is_listed_with_its_reason_in_eighty_columns(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    result = run(cloud, "dead-letters")
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    first, event, reason = result.stdout.splitlines()[:3]
+    assert first.startswith("3  system_events  5 attempts, 0 s ago  SOURCE_FETCH_FAILED")
+    assert event == f"   event {event_ids[3]}"
+    assert reason == f"   {DENIED}"
+    assert "scripts/acp redrive ID…" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ([], [3, 2, 1]),
+        (["--subscription", "signal_lab"], [2, 1]),
+        (["--reason", "accessdenied"], [3, 1]),
+        (["--id", "1", "--id", "2"], [2, 1]),
+        (["--subscription", "signal_lab", "--reason", "too large"], [2]),
+        (["--limit", "1"], [3]),
+    ],
+)
+def test_the_list_can_be_narrowed(
+    cloud: RunningCloud, event_ids: list[UUID], arguments: list[str], found: list[int]
+) -> None:
+    assert [letter["id"] for letter in listed(cloud, *arguments)] == found
+
+
+def test_that_there_are_more_is_said(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    assert "These are the newest 2; --limit shows more." in run(cloud, "dead-letters", "--limit", "2").stderr
+    assert "--limit" not in run(cloud, "dead-letters", "--limit", "3").stderr
+    assert run(cloud, "dead-letters", "--id", "99").stderr == "There is no dead letter that fits.\n"
+
+
+def test_a_dry_run_says_what_it_would_do_and_changes_nothing(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    result = run(cloud, "redrive", "--all", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "3 dead letters would be redriven: signal_lab 2, system_events 1\n"
+    assert len(listed(cloud)) == 3
+
+
+def test_what_is_redriven_is_pending_again_with_all_its_attempts(
+    cloud: RunningCloud, app: Connection[Any], event_ids: list[UUID]
+) -> None:
+    result = run(cloud, "redrive", "1", "--because", "access is granted")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("1 dead letter redriven: signal_lab 1  operation ")
+    assert "scripts/acp relay" in result.stderr
+    assert [letter["id"] for letter in listed(cloud)] == [3, 2]
+    states = app.execute(
+        "SELECT state, delivery_attempts, operation_id IS NOT NULL FROM outbox_states WHERE event_id = %s ORDER BY 3",
+        [event_ids[0]],
+    ).fetchall()
+    assert states == [("redriven", 5, False), ("pending", 0, True)]
+    assert app.execute("SELECT requested_by, reason FROM operations").fetchall() == [("ada", "access is granted")]
+
+
+def test_the_timeline_then_tells_both_stories(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    before = run(cloud, "trace", str(event_ids[0])).stdout
+    assert "send it again: scripts/acp redrive 1" in before
+    run(cloud, "redrive", "--subscription", "signal_lab")
+    after = run(cloud, "trace", str(event_ids[0])).stdout
+    words = " ".join(after.replace("│", " ").split())
+    assert "for signal_lab (market.ticks): redriven after 5 attempts" in words
+    assert "redriven by ada" in words
+    assert "again for signal_lab (market.ticks): pending after 0 attempts" in words
+    assert "send it again" not in words
+
+
+def test_one_that_was_redriven_already_is_named_and_the_others_go(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    run(cloud, "redrive", "1")
+    result = run(cloud, "redrive", "1", "2", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["redriven"] == {"signal_lab": 1}
+    assert "No open dead letter 1 fits: was it redriven already?\n" in result.stderr
+    assert [letter["id"] for letter in listed(cloud)] == [3]
+
+
+def test_one_of_a_removed_subscription_stays_with_its_remedy(
+    cloud: RunningCloud, owner: Connection[Any], event_ids: list[UUID]
+) -> None:
+    owner.execute("UPDATE subscriptions SET removed_at = now() WHERE name = 'system_events'")
+    result = run(cloud, "redrive", "--all")
+    assert result.exit_code == 1
+    assert "2 dead letters redriven: signal_lab 2" in result.stdout
+    assert "1 dead letter of subscription system_events stay" in result.stderr
+    assert "run MigrationFunction" in result.stderr
+
+
+def test_where_nothing_fits_nothing_is_redriven(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    result = run(cloud, "redrive", "--reason", "no such reason")
+    assert (result.exit_code, result.stdout) == (0, "Nothing is redriven: no open dead letter fits.\n")

@@ -1,0 +1,62 @@
+"""The message as it goes out: its attributes, its size, and how many of them one send holds."""
+
+from uuid import UUID, uuid4
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, batches, make_message
+
+EVENT_ID = "cea9faf8-8b5a-5945-88e3-977867f54405"
+TRACE_ID = "0af76519-16cd-43dd-8448-eb211c80319c"
+
+
+def made(body: str = "{}", *, event_type: str = "MARKET_TICK", operation_id: UUID | None = None) -> Message:
+    return make_message(
+        outbox_id=1,
+        subscription="signal_lab",
+        operation_id=operation_id,
+        claim_token=uuid4(),
+        event_id=EVENT_ID,
+        event_type=event_type,
+        schema_version=1,
+        trace_id=TRACE_ID,
+        topic="market.ticks",
+        attempt=1,
+        is_suspect=False,
+        body=body,
+    )
+
+
+def test_a_live_message_bears_the_attributes_of_the_contract() -> None:
+    assert made().attributes == {
+        "event_id": EVENT_ID,
+        "event_type": "MARKET_TICK",
+        "schema_version": "1",
+        "trace_id": TRACE_ID,
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-88e3977867f54405-01",
+    }
+
+
+def test_a_message_of_an_operation_names_it() -> None:
+    operation_id = uuid4()
+    assert made(operation_id=operation_id).attributes["operation_id"] == str(operation_id)
+
+
+@given(st.text(), st.text())
+def test_size_counts_the_bytes_of_body_and_attributes(body: str, event_type: str) -> None:
+    message = made(body, event_type=event_type)
+    everything = body + "".join(f"{name}String{value}" for name, value in message.attributes.items())
+    assert message.size == len(everything.encode())
+
+
+def test_a_batch_holds_ten_messages_in_order() -> None:
+    messages = [made(str(number)) for number in range(23)]
+    assert [len(batch) for batch in batches(messages)] == [10, 10, 3]
+    assert [message for batch in batches(messages) for message in batch] == messages
+
+
+def test_a_batch_holds_no_more_bytes_than_one_send() -> None:
+    overhead = made("").size
+    half, more = made("x" * (MAX_BATCH_BYTES // 2 - overhead)), made("x" * (MAX_BATCH_BYTES // 2 - overhead + 1))
+    assert [len(batch) for batch in batches([half, half, half, more])] == [2, 1, 1]
