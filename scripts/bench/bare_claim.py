@@ -7,42 +7,50 @@ from uuid import uuid4
 
 from bench.child import Parent
 from control_plane.model.lifecycle import Accepted, settle
-from control_plane.outbox import store
+from control_plane.outbox import claims, settlements
+from control_plane.outbox.relay import CLAIM_BYTES
 from control_plane.platform.database import connect
 from control_plane.platform.settings import RelaySettings
-
-MARKET_TICKS = "market.ticks"
-CLAIM_BYTES = 16 * 1_048_576
 
 
 def main() -> None:
     """Prepare, wait, claim and settle until nothing is left, report."""
     parent = Parent()
     settings = RelaySettings.from_environ(os.environ)
+    (subscription,) = settings.subscription_queue_urls
     attempts, cool_down = settings.max_delivery_attempts, timedelta(seconds=settings.breaker_cool_down_seconds)
     published = 0
-    since = store.BEGINNING
+    since = claims.BEGINNING
     with connect(os.environ["DATABASE_URL"], application_name="acp-bench") as connection:
         parent.wait_for_go()
         started, cpu_started = time.perf_counter(), time.process_time()
         while True:
-            claim = store.claim(
+            claim = claims.claim(
                 connection,
                 token=uuid4(),
                 claimed_by="bench",
-                lanes={MARKET_TICKS: store.Lane(settings.claim_size, since)},
-                max_bytes=CLAIM_BYTES,
+                lanes={
+                    subscription: claims.LaneLimits(
+                        row_limit=settings.claim_size,
+                        byte_limit=CLAIM_BYTES,
+                        suspect_limit=settings.publish_concurrency,
+                        since=since,
+                    )
+                },
                 lease_seconds=settings.lease_seconds,
                 max_attempts=attempts,
             )
-            if not len(claim):
+            if not claim.rows:
                 break
-            _, since = claim.reached[MARKET_TICKS]
-            settlements = [
-                (message, settle(Accepted("unsent"), attempt=1, max_attempts=attempts, cool_down=cool_down))
-                for message in claim.messages
+            since = max(row.due_at for row in claim.rows)
+            outcomes = [
+                (
+                    delivery.message,
+                    settle(Accepted("unsent"), attempt=1, max_attempts=attempts, cool_down=cool_down),
+                )
+                for delivery in claim.deliveries
             ]
-            published += len(store.settle(connection, claimed_by="bench", settlements=settlements))
+            published += len(settlements.settle(connection, settled_by="bench", settlements=outcomes))
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     parent.report({"seconds": seconds, "cpu_seconds": cpu_seconds, "result": {"published": published}})
 

@@ -33,7 +33,7 @@ def entries(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
                     "event_type": event_type,
                     "schema_version": str(schema_version),
                     "trace_id": str(trace_id),
-                    "traceparent": traceparent(trace_id, event_id),
+                    "traceparent": traceparent(str(trace_id), str(event_id)),
                 }.items()
             },
         }
@@ -48,7 +48,7 @@ def main() -> None:
     with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
         rows = connection.execute(load_queries("bench")["pending_messages"].sql).fetchall()
     batches = [entries(list(batch)) for batch in batched(rows, 10, strict=False)]
-    (queue_url,) = settings.topic_queue_urls.values()
+    (queue_url,) = settings.subscription_queue_urls.values()
     client: Any = boto3.client(
         "sqs",
         endpoint_url=settings.cloud_endpoint_url,

@@ -1,43 +1,70 @@
 -- name: make_events
--- Stores that many events with their outbox messages, delivered or pending, made the way the pipeline makes them: a market
--- tick, its body longer by `padding` bytes. With an `event_id`, that one event. Every 20 share a trace and an instant,
--- as those of one ingestion run do.
+-- Stores that many events of one topic with their outbox messages, delivered or pending for each of the subscriptions
+-- named, made the way the pipeline makes them: a market tick, its body longer by `padding` bytes. With an `event_id`,
+-- that one event. Every 20 share a trace and an instant, as those of one ingestion run do; what is delivered is a day
+-- older than what is pending.
 WITH made AS (
     INSERT INTO events (
-        event_id, event_type, source, entity_id, entity_type, occurred_at, ingested_at, schema_version, trace_id,
-        payload_json
+        event_id, event_type, source, entity_id, entity_type, series, occurred_at, observed_at, ingested_at,
+        schema_version, trace_id, payload_json
     )
     SELECT
         coalesce(%(event_id)s::uuid, gen_random_uuid()),
-        'MARKET_TICK_INGESTED', 'bench', 'AAPL', 'equity', run.at, run.at, 1, md5(run.at::text)::uuid,
+        'MARKET_TICK_INGESTED', 'bench', 'AAPL', 'equity', %(topic)s::text,
+        run.at + tick.number %% 20 * interval '1 microsecond', run.at, run.at, 1, md5(run.at::text)::uuid,
         jsonb_build_object(
             'price', 100.5 + tick.number, 'open', 100.0, 'high', 101.0, 'low', 99.5, 'volume', 1200, 'currency', 'USD',
             'interval', '1m', 'padding', repeat('x', %(padding)s::integer)
         )
     FROM generate_series(1, %(count)s::integer) AS tick (number)
     CROSS JOIN LATERAL (
-        SELECT now() - make_interval(secs => (%(count)s::integer - tick.number) / 20 * 0.001) AS at
+        SELECT
+            now() - make_interval(secs => (%(count)s::integer - tick.number) / 20 * 0.001)
+            - CASE WHEN %(delivered)s::boolean THEN interval '1 day' ELSE interval '0' END AS at
     ) AS run
     RETURNING *
+),
+messages AS (
+    INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, created_at, payload_json)
+    SELECT
+        event_id, %(topic)s::text, event_type, schema_version, trace_id, ingested_at,
+        (
+            (to_jsonb(made) - ARRAY['payload_json', 'raw_payload_id', 'seq', 'stored_by'])
+            || jsonb_build_object('payload', payload_json)
+        )::text::json
+    FROM made
+    RETURNING id, created_at, octet_length(payload_json::text) AS payload_bytes
+),
+delivered AS (
+    INSERT INTO deliveries (outbox_id, subscription, delivered_at, delivery_attempts, message_id)
+    SELECT id, subscription, created_at, 1, gen_random_uuid()::text
+    FROM messages
+    CROSS JOIN unnest(%(subscriptions)s::text[]) AS subscription
+    WHERE %(delivered)s::boolean
 )
-INSERT INTO outbox (
-    event_id, topic, payload_json, created_at, next_attempt_at, delivery_attempts, delivered_at, message_id
-)
-SELECT
-    event_id,
-    'market.ticks',
-    (to_jsonb(made) - 'payload_json' - 'raw_payload_id') || jsonb_build_object('payload', payload_json),
-    ingested_at,
-    ingested_at,
-    CASE WHEN %(delivered)s::boolean THEN 1 ELSE 0 END,
-    CASE WHEN %(delivered)s::boolean THEN now() END,
-    CASE WHEN %(delivered)s::boolean THEN gen_random_uuid()::text END
-FROM made
+INSERT INTO pending_deliveries (outbox_id, subscription, promised_at, next_attempt_at, payload_bytes)
+SELECT id, subscription, created_at, created_at, payload_bytes
+FROM messages
+CROSS JOIN unnest(%(subscriptions)s::text[]) AS subscription
+WHERE NOT %(delivered)s::boolean
+
+-- name: make_subscriptions
+-- As MigrationFunction makes them.
+INSERT INTO subscriptions (name, topic)
+SELECT name, %(topic)s::text
+FROM unnest(%(subscriptions)s::text[]) AS name
+ON CONFLICT (name) DO NOTHING
 
 -- name: pending_messages
 -- Bodies and what their attributes are made of, for the loop that publishes without an outbox.
-SELECT message.payload_json::text, event.event_id, event.event_type, event.schema_version, event.trace_id
-FROM outbox AS message
-JOIN events AS event USING (event_id)
-WHERE message.delivered_at IS NULL
-ORDER BY message.id
+SELECT payload_json::text, event_id, event_type, schema_version, trace_id
+FROM outbox
+WHERE id IN (SELECT outbox_id FROM pending_deliveries)
+ORDER BY id
+
+-- name: written_rows
+-- How many row versions these tables' updates and deletes have left dead, vacuumed or not, and what the tables and their
+-- indexes take on disk.
+SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint, coalesce(sum(pg_total_relation_size(relid)), 0)::bigint
+FROM pg_stat_user_tables
+WHERE format('%%s.%%s', schemaname, relname) = ANY (%(tables)s::text[])

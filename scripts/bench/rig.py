@@ -23,8 +23,8 @@ import psycopg
 from psycopg import sql
 from samcli.yamlhelper import yaml_parse
 
-from control_plane.model.contract import MARKET_TICKS
 from control_plane.platform.queries import load_queries
+from domains.finance.events import MARKET_TICKS
 from local_cloud import database
 from local_cloud.aws import LocalCloud
 from local_cloud.build import TEMPLATE
@@ -37,11 +37,13 @@ from local_cloud.workspace import locked
 from queue_endpoint import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from local_cloud.workspace import Workspace
 
 QUERIES = load_queries("bench")
+SUBSCRIPTION = "signal_lab"
+"""Of the topic of the market's ticks: the one that is measured where no other is named."""
 _LIMIT_SECONDS = 900.0
 """No measured process runs longer; one that hangs is killed."""
 
@@ -52,11 +54,14 @@ class BenchError(AcpError):
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """The outbox messages that a database starts with, each with its event; `padding` makes every body longer."""
+    """Messages that a database starts with, each with its event, pending or delivered for each of the subscriptions."""
 
     pending: int
     delivered: int = 0
     padding: int = 0
+    """Bytes by which every body is longer."""
+    topic: str = MARKET_TICKS
+    subscriptions: tuple[str, ...] = (SUBSCRIPTION,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +73,11 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
-    """A queue to publish to, and the endpoint it is at."""
+class Queues:
+    """The queue of each subscription that a relay serves, and the endpoint they are at."""
 
     endpoint_url: str
-    url: str
+    urls: Mapping[str, str]
 
 
 class Child:
@@ -141,50 +146,66 @@ class Rig:
     folder: Path
     server: PostgresServer
     passwords: RunState
-    queue: Queue
+    queues: Queues
     relay_settings: Mapping[str, str]
     """Of the measured relays, and of what they are compared with: as deployed."""
     endpoint_url: str | None = None
     """Of another SQS than a LocalStack's of the bench's own."""
     latency_ms: float = 0
-    _templates: dict[Seed, str] = field(default_factory=dict)
+    _templates: dict[tuple[Seed, ...], str] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     @contextlib.contextmanager
-    def fresh(self, seed: Seed) -> Iterator[Database]:
+    def fresh(self, *seeds: Seed) -> Iterator[Database]:
         """A database with these rows, the same to the byte each time; gone after use."""
-        if seed not in self._templates:
-            self._templates[seed] = self._seeded(seed)
-        with self._dropped(self._clone(self._templates[seed])) as name:
+        if seeds not in self._templates:
+            self._templates[seeds] = self._seeded(seeds)
+        with self._dropped(self._clone(self._templates[seeds])) as name:
             yield self._database(name)
 
     @contextlib.contextmanager
     def filled(self, seed: Seed) -> Iterator[Database]:
         """A database with these rows, too many to copy for every round."""
-        with self._dropped(self._seeded(seed)) as name:
+        with self._dropped(self._seeded([seed])) as name:
             yield self._database(name)
 
+    def fill(self, filled: Database, seed: Seed) -> None:
+        """Adds these rows to a database."""
+        asked = {
+            "topic": seed.topic,
+            "subscriptions": list(seed.subscriptions),
+            "padding": seed.padding,
+            "event_id": None,
+        }
+        with psycopg.connect(filled.admin_url, autocommit=True) as connection:
+            # A foreign key's check per row would take longer than the rows.
+            connection.execute("SET session_replication_role = replica")
+            connection.execute(QUERIES["make_subscriptions"].sql, asked)
+            # The delivered ones first: they are the older.
+            for rows, delivered in ((seed.delivered, True), (seed.pending, False)):
+                connection.execute(QUERIES["make_events"].sql, {**asked, "count": rows, "delivered": delivered})
+
     def child(
-        self, program: str, database: Database, queue: Queue | None = None, options: Mapping[str, Any] | None = None
+        self, program: str, database: Database, queues: Queues | None = None, options: Mapping[str, Any] | None = None
     ) -> Child:
         """Start a program of this package."""
         return Child(
             program,
             options or {},
-            environ=self.environ(database, queue),
+            environ=self.environ(database, queues),
             log=self.folder / f"{program}-{next(self._numbers)}.log",
         )
 
-    def environ(self, database: Database, queue: Queue | None = None) -> dict[str, str]:
+    def environ(self, database: Database, queues: Queues | None = None) -> dict[str, str]:
         """The functions' environment, and the path they import from in Lambda."""
-        queue = queue or self.queue
+        queues = queues or self.queues
         checkout = self.workspace.checkout
         folders = (checkout / "functions" / "relay", checkout / "layers" / "core", checkout / "scripts")
         return {
             **isolated(os.environ),
             "DATABASE_URL": database.app_url,
-            "CLOUD_ENDPOINT_URL": queue.endpoint_url,
-            "TOPIC_QUEUE_URLS": json.dumps({MARKET_TICKS: queue.url}),
+            "CLOUD_ENDPOINT_URL": queues.endpoint_url,
+            "SUBSCRIPTION_QUEUE_URLS": json.dumps(dict(queues.urls)),
             **self.relay_settings,
             "PYTHONPATH": os.pathsep.join(map(str, folders)),
         }
@@ -229,18 +250,13 @@ class Rig:
             )
         return name
 
-    def _seeded(self, seed: Seed) -> str:
+    def _seeded(self, seeds: Sequence[Seed]) -> str:
         name = self._clone(database.NAME)
-        with psycopg.connect(self._database(name).admin_url, autocommit=True) as connection:
-            # A foreign key's check per row would take longer than the rows.
-            connection.execute("SET session_replication_role = replica")
-            # The delivered ones first: they are the older.
-            for rows, delivered in ((seed.delivered, True), (seed.pending, False)):
-                connection.execute(
-                    QUERIES["make_events"].sql,
-                    {"count": rows, "padding": seed.padding, "delivered": delivered, "event_id": None},
-                )
-            connection.execute("VACUUM (ANALYZE) events, outbox")
+        filled = self._database(name)
+        for seed in seeds:
+            self.fill(filled, seed)
+        with psycopg.connect(filled.admin_url, autocommit=True) as connection:
+            connection.execute("VACUUM (ANALYZE) events, outbox, pending_deliveries, deliveries")
         return name
 
     def _database(self, name: str) -> Database:
@@ -275,7 +291,7 @@ def open_rig(
         stack.callback(server.stop, "immediate")
         server.start()
         database.prepare(server, passwords)
-        database.apply_migrations(workspace, database.owner_url(server, passwords))
+        database.bring_up_to_date(workspace, database.owner_url(server, passwords))
         say("the queue")
         endpoint = stack.enter_context(serve(latency_ms=latency_ms, record=False))
         yield Rig(
@@ -283,7 +299,7 @@ def open_rig(
             folder,
             server,
             passwords,
-            Queue(endpoint.url, endpoint.queue_url("market-ticks")),
+            Queues(endpoint.url, {SUBSCRIPTION: endpoint.queue_url("market-ticks")}),
             deployed_settings(workspace),
             endpoint_url,
             latency_ms,
@@ -308,12 +324,12 @@ def emulated_sqs(rig: Rig, say: Callable[[str], object]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def new_queue(endpoint_url: str) -> Iterator[Queue]:
+def new_queue(endpoint_url: str) -> Iterator[Queues]:
     """A queue that is gone after use."""
     client = LocalCloud(endpoint_url).queues
     url = client.create_queue(QueueName=f"acp-bench-{os.getpid()}-{os.urandom(4).hex()}")["QueueUrl"]
     try:
-        yield Queue(endpoint_url, url)
+        yield Queues(endpoint_url, {SUBSCRIPTION: url})
     finally:
         client.delete_queue(QueueUrl=url)
 

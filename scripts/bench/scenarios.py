@@ -6,6 +6,7 @@ Sides take turns (A B A B …), each turn on a database that starts the same, in
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import time
@@ -16,14 +17,18 @@ from uuid import uuid4
 
 import psycopg
 
-from bench.figures import Bar, Measured, median, percentile, ratio, worst
-from bench.rig import QUERIES, BenchError, Queue, Seed, emulated_sqs, new_queue
+from bench.figures import Bar, Figure, Measured, median, percentile, ratio, worst
+from bench.layouts import LAYOUTS
+from bench.rig import QUERIES, SUBSCRIPTION, BenchError, Queues, Seed, emulated_sqs, new_queue
+from control_plane.model.contract import SYSTEM_EVENTS
+from domains.finance.events import MARKET_TICKS
 from queue_endpoint import serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from bench.figures import Round
+    from bench.layouts import Layout
     from bench.rig import Child, Database, Rig
 
 
@@ -32,8 +37,27 @@ type Scenario = Callable[[Rig, Sizes, Callable[[str], object]], Measured]
 _KEPT_BACK_SECONDS = 12.0
 """What a relay keeps of its invocation for its last send and settlement. Were it another, the turn would only be that
 much longer or shorter: rates are by the time it really took."""
+_START_SECONDS = 1.0
+"""How long a relay is watched before its latency counts. An invocation lasts a minute: what it catches up with at its
+start delays no hundredth of its messages."""
 _TICK_BYTES = 430
 _MIB = 1_048_576
+
+
+_SECOND = "detector"
+"""Another subscription of the same topic."""
+_NEIGHBOUR = "system_events"
+"""A subscription of another topic."""
+_SLOW_MS = 1_500
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """Another subscription that the relay serves: what is wrong with its queue, and what is pending for it."""
+
+    fault: Mapping[str, Any]
+    """As :meth:`queue_endpoint.QueueEndpoint.set` takes it."""
+    backlog: Seed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +73,8 @@ class Sizes:
     backlog_seconds: float = 5
     latency_seconds: float = 10
     latency_rate: int = 50
+    neighbour_seconds: float = 8
+    """Of each case of a neighbour."""
     cold_starts: int = 4
     """Per round and side."""
     large_bodies: int = 200
@@ -63,6 +89,7 @@ QUICK = Sizes(
     large_backlog=5_000,
     backlog_seconds=0.2,
     latency_seconds=1,
+    neighbour_seconds=1,
     cold_starts=1,
     large_bodies=20,
     idle_seconds=1,
@@ -72,7 +99,7 @@ QUICK = Sizes(
 
 def publishing(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
     """The relay beside a bare loop of boto3's send_message_batch, which has no database to look after."""
-    return _against_bare_publishing(rig, sizes.rounds, sizes.events, say, bar=Bar("≥", 1.5))
+    return _against_bare_publishing(rig, sizes.rounds, sizes.events, say, bar=Bar("≥", 2.0))
 
 
 def publishing_localstack(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
@@ -101,13 +128,93 @@ def claiming(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
                 "relay that sends nothing ÷ bare claim and settle",
                 _rates(rounds, "relay"),
                 _rates(rounds, "bare"),
-                Bar("≥", 0.9),
+                Bar("≥", 0.95),
             ),
             median("relay that sends nothing", _rates(rounds, "relay"), "/s"),
             median("bare claim and settle", _rates(rounds, "bare"), "/s"),
         ],
         rounds,
         {"events": sizes.events},
+    )
+
+
+def layouts(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
+    """Bare loops of claim and settle on the layout that is used, on the one before it, and on two that were not chosen.
+
+    What a loop has the database write is read from the write-ahead log, from a checkpoint on: each page that is changed
+    is then written whole once, as it is after every checkpoint.
+    """
+    seed = Seed(sizes.events)
+    rounds: list[dict[str, Any]] = []
+    for number in _rounds(sizes.rounds):
+        one = {}
+        for name, layout in LAYOUTS.items():
+            say(f"{number}: {name}")
+            with rig.fresh(seed) as database:
+                one[name] = _run_layout(rig, database, name, layout, seed)
+        rounds.append(one)
+    wal = {name: [one[name]["wal_bytes"] / sizes.events for one in rounds] for name in LAYOUTS}
+    return Measured(
+        [
+            ratio(
+                "bare loop ÷ that of the layout before",
+                _rates(rounds, "new"),
+                _rates(rounds, "old"),
+                Bar("≥", 1.25),
+            ),
+            median("WAL of a message, claimed and settled", wal["new"], "bytes", Bar("≤", 1_000)),
+            *(
+                figure
+                for name, layout in LAYOUTS.items()
+                for figure in (
+                    median(f"{layout.title}: bare loop", _rates(rounds, name), "/s"),
+                    median(f"{layout.title}: WAL of a message", wal[name], "bytes"),
+                    median(
+                        f"{layout.title}: dead rows of a message",
+                        [one[name]["dead_rows"] / sizes.events for one in rounds],
+                        "",
+                    ),
+                    median(
+                        f"{layout.title}: on disk, of a message",
+                        [one[name]["disk_bytes"] / sizes.events for one in rounds],
+                        "bytes",
+                    ),
+                )
+            ),
+        ],
+        rounds,
+        {"events": sizes.events},
+    )
+
+
+def subscriptions(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
+    """As many deliveries to two subscriptions as to one, and what a second subscription of a topic costs on disk."""
+    both = (SUBSCRIPTION, _SECOND)
+    one_of, two_of = Seed(sizes.events), Seed(sizes.events // 2, subscriptions=both)
+    rounds = []
+    for number in _rounds(sizes.rounds):
+        say(f"{number}: two")
+        queues = Queues(rig.queues.endpoint_url, {name: f"{rig.queues.urls[SUBSCRIPTION]}-{name}" for name in both})
+        with rig.fresh(two_of) as database:
+            two = _drain(rig, database, sizes.events // 2 * 2, queues=queues)
+        say(f"{number}: one")
+        with rig.fresh(one_of) as database:
+            one = _drain(rig, database, sizes.events)
+        rounds.append({"two": two, "one": one})
+    say("what a second one costs on disk")
+    pending = _extra_bytes(rig, Seed(sizes.events), "public.pending_deliveries")
+    delivered = _extra_bytes(rig, Seed(0, delivered=sizes.events), "public.deliveries")
+    return Measured(
+        [
+            ratio(
+                "deliveries to two subscriptions ÷ to one", _rates(rounds, "two"), _rates(rounds, "one"), Bar("≥", 0.8)
+            ),
+            median("deliveries to two subscriptions", _rates(rounds, "two"), "/s"),
+            Figure("a second subscription, of a message that is pending", pending, "bytes"),
+            Figure("a second subscription, of a message that is delivered", delivered, "bytes"),
+        ],
+        rounds,
+        {"deliveries": sizes.events},
     )
 
 
@@ -177,7 +284,9 @@ def latency(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
     rounds: list[Round] = []
     for number in _rounds(sizes.rounds):
         say(f"{number}: {sizes.latency_rate} events/s for {sizes.latency_seconds:g} s")
-        rounds.append({"relay": {"latencies_ms": _latencies(rig, sizes)}})
+        rounds.append(
+            {"relay": {"latencies_ms": _latencies(rig, rate=sizes.latency_rate, seconds=sizes.latency_seconds)}}
+        )
     by_round = [one["relay"]["latencies_ms"] for one in rounds]
     title = f"commit to publish at {sizes.latency_rate}/s"
     return Measured(
@@ -187,6 +296,47 @@ def latency(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
         ],
         rounds,
         {"events_per_second": sizes.latency_rate, "seconds": sizes.latency_seconds, "queue_latency_ms": rig.latency_ms},
+    )
+
+
+def neighbours(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
+    """The latency of one subscription while another's queue is slow or down, beside its latency alone.
+
+    One relay serves both. The other has a backlog that outlasts the turn, of bodies of a kibibyte or of 900 kB.
+    """
+    rounds: list[dict[str, Any]] = []
+    cases: dict[str, Neighbour | None] = {
+        "alone": None,
+        **{
+            f"{how}, bodies of {size}": Neighbour(
+                fault, Seed(backlog, padding=padding, topic=SYSTEM_EVENTS, subscriptions=(_NEIGHBOUR,))
+            )
+            for how, fault in (("slow", {"latency_ms": _SLOW_MS}), ("down", {"answer": "close", "accepts": "never"}))
+            for size, padding, backlog in (("1 KiB", 1024 - _TICK_BYTES, 2_000), ("900 kB", 900_000, 40))
+        },
+    }
+    for number in _rounds(sizes.rounds):
+        one = {}
+        for name, neighbour in cases.items():
+            say(f"{number}: {name}")
+            one[name] = {
+                "latencies_ms": _latencies(
+                    rig, rate=sizes.latency_rate, seconds=sizes.neighbour_seconds, neighbour=neighbour
+                )
+            }
+        rounds.append(one)
+    p99 = {name: [percentile(one[name]["latencies_ms"], 99) for one in rounds] for name in cases}
+    return Measured(
+        [
+            *(
+                ratio(f"commit to publish, p99: neighbour {name} ÷ alone", p99[name], p99["alone"], Bar("≤", 1.5))
+                for name, neighbour in cases.items()
+                if neighbour is not None
+            ),
+            median("commit to publish, p99, alone beside an idle neighbour", p99["alone"], "ms"),
+        ],
+        rounds,
+        {"events_per_second": sizes.latency_rate, "seconds": sizes.neighbour_seconds, "slow_ms": _SLOW_MS},
     )
 
 
@@ -300,9 +450,12 @@ SCENARIOS: Mapping[str, Scenario] = {
     "publishing": publishing,
     "publishing-localstack": publishing_localstack,
     "claiming": claiming,
+    "layouts": layouts,
+    "subscriptions": subscriptions,
     "backlog": backlog,
     "pinned-horizon": pinned,
     "latency": latency,
+    "neighbours": neighbours,
     "cold-start": cold_start,
     "memory": memory,
     "idle": idle,
@@ -319,16 +472,16 @@ def _against_bare_publishing(
         where = ", LocalStack's SQS" if rig.endpoint_url is None else f", {rig.endpoint_url}"
     taken = []
 
-    def queue() -> contextlib.AbstractContextManager[Queue]:
+    def queues() -> contextlib.AbstractContextManager[Queues]:
         """What is in a queue already may slow it down: an emulator's is new for each turn."""
-        return contextlib.nullcontext(rig.queue) if endpoint_url is None else new_queue(endpoint_url)
+        return contextlib.nullcontext(rig.queues) if endpoint_url is None else new_queue(endpoint_url)
 
     for number in _rounds(rounds):
         say(f"{number}: relay")
-        with rig.fresh(seed) as database, queue() as one:
-            relay = _drain(rig, database, events, queue=one)
+        with rig.fresh(seed) as database, queues() as one:
+            relay = _drain(rig, database, events, queues=one)
         say(f"{number}: bare loop")
-        with rig.fresh(seed) as database, queue() as one:
+        with rig.fresh(seed) as database, queues() as one:
             bare = _timed(rig, rig.child("bare_publish", database, one), events)
         taken.append({"relay": relay, "bare": bare})
     return Measured(
@@ -377,10 +530,54 @@ def _relay(
 
 
 def _drain(
-    rig: Rig, database: Database, events: int, *, queue: Queue | None = None, publish: bool = True
+    rig: Rig, database: Database, events: int, *, queues: Queues | None = None, publish: bool = True
 ) -> dict[str, Any]:
     """One relay until nothing is left."""
-    return _timed(rig, rig.child("measured_relay", database, queue, _relay(600, publish=publish)), events)
+    return _timed(rig, rig.child("measured_relay", database, queues, _relay(600, publish=publish)), events)
+
+
+def _run_layout(rig: Rig, database: Database, name: str, layout: Layout, seed: Seed) -> dict[str, Any]:
+    """One loop until nothing is left; its report, and what it made the database write and keep."""
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
+        if layout.setup is not None:
+            connection.execute(layout.setup)
+        connection.execute("VACUUM (ANALYZE)")
+        options = {"layout": name, "subscription": seed.subscriptions[0], "topic": seed.topic}
+        with rig.child("bare_layout", database, options=options) as child:
+            child.wait_until_ready()
+            rig.checkpoint()
+            before = _wal_position(connection)
+            child.go()
+            report = child.report()
+            _published([report], seed.pending)
+            wal_bytes = _wal_position(connection) - before
+        row = connection.execute(QUERIES["written_rows"].sql, {"tables": list(layout.tables)}).fetchone()
+        assert row is not None
+        return {**report, "wal_bytes": wal_bytes, "dead_rows": row[0], "disk_bytes": row[1]}
+
+
+def _extra_bytes(rig: Rig, seed: Seed, table: str) -> float:
+    """What a table takes on disk for each message when a second subscription has it, more than for one alone."""
+    taken = []
+    for names in ((SUBSCRIPTION,), (SUBSCRIPTION, _SECOND)):
+        with (
+            rig.fresh(dataclasses.replace(seed, subscriptions=names)) as database,
+            psycopg.connect(database.admin_url) as connection,
+        ):
+            row = connection.execute(QUERIES["written_rows"].sql, {"tables": [table]}).fetchone()
+            assert row is not None
+            taken.append(row[1])
+    alone, both = taken
+    extra: float = (both - alone) / (seed.pending + seed.delivered)
+    return extra
+
+
+def _wal_position(connection: psycopg.Connection[Any]) -> int:
+    """How many bytes of write-ahead log there have been."""
+    row = connection.execute("SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint").fetchone()
+    assert row is not None
+    position: int = row[0]
+    return position
 
 
 def _timed(rig: Rig, child: Child, events: int | None = None) -> dict[str, Any]:
@@ -424,36 +621,62 @@ def _snapshot(database: Database) -> Iterator[None]:
         yield
 
 
-def _latencies(rig: Rig, sizes: Sizes) -> list[float]:
-    """One relay lingers, one connection commits an event at a time; milliseconds, in the order of the commits."""
-    wanted = max(round(sizes.latency_rate * sizes.latency_seconds), 1)
+def _latencies(rig: Rig, *, rate: int, seconds: float, neighbour: Neighbour | None = None) -> list[float]:
+    """One relay lingers, one connection commits an event at a time; milliseconds, in the order of the commits.
+
+    The relay serves the neighbour's queue, too, whether there is anything for it or not.
+    """
+    early = round(rate * _START_SECONDS)
+    wanted = early + max(round(rate * seconds), 1)
     with rig.fresh(Seed(0)) as database, serve(latency_ms=rig.latency_ms) as endpoint:
-        queue = Queue(endpoint.url, endpoint.queue_url("market-ticks"))
-        options = _relay(600, linger_seconds=sizes.latency_seconds + 3, warm_up=True)
-        with rig.child("measured_relay", database, queue, options) as relay:
+        queues = Queues(endpoint.url, {name: endpoint.queue_url(name) for name in (SUBSCRIPTION, _NEIGHBOUR)})
+        # Not for longer: it would go on to wait for all that it has claimed of a slow neighbour's.
+        linger_seconds = _START_SECONDS + seconds + 1
+        options = _relay(linger_seconds + _KEPT_BACK_SECONDS, linger_seconds=linger_seconds, warm_up=True)
+        with rig.child("measured_relay", database, queues, options) as relay:
             relay.wait_until_ready()
+            if neighbour is not None:
+                endpoint.set(_NEIGHBOUR, **neighbour.fault)
+                rig.fill(database, neighbour.backlog)
+            rig.checkpoint()
             relay.go()
-            committed = _trickle(database, wanted, every_seconds=1 / sizes.latency_rate)
-            _published([relay.report()], wanted)
+            committed = _trickle(database, wanted, every_seconds=1 / rate)
+            report = relay.report()
         # Requests and messages are recorded in the same order.
-        messages = iter(endpoint.accepted())
+        messages = (message for message in endpoint.accepted() if message.queue == SUBSCRIPTION)
         arrived = {
-            str(next(messages).event_id): request.at for request in endpoint.requests() for _ in range(request.entries)
+            str(next(messages).event_id): request.at
+            for request in endpoint.requests()
+            if request.queue == SUBSCRIPTION
+            for _ in range(request.entries)
         }
+    if missing := committed.keys() - arrived.keys():
+        msg = f"{len(missing):,} of {wanted:,} messages did not arrive."
+        raise BenchError(msg, details=str(report["result"]))
     # Visible to others a moment before its writer hears of it: a fast relay may be even faster than that.
-    return [round(max(1000 * (arrived[event_id] - at), 0.0), 3) for event_id, at in committed.items()]
+    latencies = [round(max(1000 * (arrived[event_id] - at), 0.0), 3) for event_id, at in committed.items()]
+    return latencies[early:]
 
 
 def _trickle(database: Database, events: int, *, every_seconds: float) -> dict[str, float]:
     """Commit events at even intervals: event_id → when its commit returned, by ``time.monotonic()``."""
     committed = {}
-    with psycopg.connect(database.app_url, autocommit=True) as connection:
+    # As the owner: what a message dates from is for the database to say, in the pipeline.
+    with psycopg.connect(database.admin_url, autocommit=True) as connection:
         started = time.monotonic()
         for number in range(events):
             time.sleep(max(started + number * every_seconds - time.monotonic(), 0))
             event_id = str(uuid4())
             connection.execute(
-                QUERIES["make_events"].sql, {"count": 1, "padding": 0, "delivered": False, "event_id": event_id}
+                QUERIES["make_events"].sql,
+                {
+                    "count": 1,
+                    "padding": 0,
+                    "delivered": False,
+                    "event_id": event_id,
+                    "topic": MARKET_TICKS,
+                    "subscriptions": [SUBSCRIPTION],
+                },
             )
             committed[event_id] = time.monotonic()
     return committed

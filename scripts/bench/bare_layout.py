@@ -1,0 +1,42 @@
+"""A bare loop of claim and settle on one of the layouts, one connection, nothing published in between.
+
+Options: layout (its name in :data:`bench.layouts.LAYOUTS`), subscription, topic.
+"""
+
+import os
+import time
+from uuid import uuid4
+
+from bench.child import Parent
+from bench.layouts import DUE_AT, LAYOUTS, claim, settle
+from control_plane.outbox.claims import BEGINNING
+from control_plane.platform.database import connect
+from control_plane.platform.settings import RelaySettings
+
+
+def main() -> None:
+    """Prepare, wait, claim and settle until nothing is left, report."""
+    parent = Parent()
+    options = parent.options()
+    layout, subscription, topic = LAYOUTS[options["layout"]], options["subscription"], options["topic"]
+    size = RelaySettings.from_environ(os.environ).claim_size
+    published = 0
+    since = BEGINNING
+    with connect(os.environ["DATABASE_URL"], application_name="acp-bench") as connection:
+        parent.wait_for_go()
+        started, cpu_started = time.perf_counter(), time.process_time()
+        while True:
+            token = uuid4()
+            rows = claim(
+                connection, layout, subscription=subscription, topic=topic, since=since, size=size, token=token
+            )
+            if not rows:
+                break
+            since = max(row[DUE_AT] for row in rows)
+            published += settle(connection, layout, rows, subscription=subscription, token=token)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    parent.report({"seconds": seconds, "cpu_seconds": cpu_seconds, "result": {"published": published}})
+
+
+if __name__ == "__main__":
+    main()
