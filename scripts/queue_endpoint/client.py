@@ -48,9 +48,21 @@ class QueueEndpoint:
         """Queues need no creating: any name is one."""
         return f"{self.url}/000000000000/{name}"
 
-    def set(self, queue: str | None = None, *, fail_events: Iterable[object] = (), **faults: Any) -> None:
+    def set(
+        self,
+        queue: str | None = None,
+        *,
+        answer_events: Iterable[object] = (),
+        fail_events: Iterable[object] = (),
+        **faults: Any,
+    ) -> None:
         """Sets the fault of a queue, or of all that have none of their own; see Fault. Raises ValueError."""
-        said = {"queue": queue, "fail_events": [str(event_id) for event_id in fail_events], **faults}
+        said = {
+            "queue": queue,
+            "answer_events": [str(event_id) for event_id in answer_events],
+            "fail_events": [str(event_id) for event_id in fail_events],
+            **faults,
+        }
         Fault.parse(said)
         self._call("PUT", "/faults", said)
 

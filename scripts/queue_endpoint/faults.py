@@ -1,13 +1,14 @@
 """What can be wrong with a queue."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
-type Answer = Literal["ok", "throttled", "error", "denied", "close", "garbage", "half"]
+from queue_endpoint.nonsense import NONSENSE
+
 type Accepts = Literal["before", "after", "never"]
 
-ANSWERS: Final[tuple[str, ...]] = get_args(Answer.__value__)
+ANSWERS: Final = ("ok", "throttled", "error", "denied", "close", "garbage", "half", "nonsense", *NONSENSE)
 ACCEPTS: Final[tuple[str, ...]] = get_args(Accepts.__value__)
 REFUSALS: Final = frozenset({"throttled", "error", "denied"})
 
@@ -18,7 +19,10 @@ class Fault:
 
     ``times``: for how many requests; None is until reset. ``answer``: "throttled" is SQS's 400 RequestThrottled,
     "error" 500, "denied" 403; "close" ends the connection without a word, "half" in the middle of the answer; "garbage"
-    is 200 and no JSON. ``hold`` keeps the answer back until released, ``latency_ms`` for that long.
+    is 200 and no JSON; "nonsense" is every kind of NONSENSE in turn, and each kind is an answer by itself. With
+    ``answer_events``, only a batch that holds one of these events is answered so; others are accepted.
+
+    ``hold`` keeps the answer back until released, ``latency_ms`` for that long.
 
     ``accepts`` says when the messages are in the queue: "before" the wait, "after" it (and only where the client still
     is), or "never"; None is "never" for a refusal, else "before".
@@ -29,7 +33,8 @@ class Fault:
 
     queue: str | None = None
     times: int | None = None
-    answer: Answer = "ok"
+    answer: str = "ok"
+    answer_events: frozenset[str] = frozenset()
     accepts: Accepts | None = None
     latency_ms: float = 0
     hold: bool = False
@@ -38,6 +43,7 @@ class Fault:
     fail_code: str = "InternalError"
     sender_fault: bool = False
     _entries: int = field(default=0, repr=False)
+    _answers: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.answer not in ANSWERS:
@@ -49,6 +55,9 @@ class Fault:
         if not 0 <= self.fail_share <= 1:
             raise ValueError(f"fail_share is {self.fail_share}: from 0 to 1")
         self.fail_events = frozenset(self.fail_events)
+        self.answer_events = frozenset(self.answer_events)
+        if self.answer_events and self.fail_share:
+            raise ValueError("answer_events and fail_share are of no use together")
 
     @classmethod
     def parse(cls, said: Mapping[str, Any]) -> Self:
@@ -57,6 +66,16 @@ class Fault:
         if unknown := said.keys() - known:
             raise ValueError(f"no such fault: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
         return cls(**said)
+
+    def of_batch(self, event_ids: Iterable[str | None]) -> Self:
+        """Returns the fault that a batch of these events meets."""
+        if self.answer_events and self.answer_events.isdisjoint(event_ids):
+            return replace(self, answer="ok", accepts="before" if self.accepts == "never" else self.accepts)
+        if self.answer != "nonsense":
+            return self
+        kind = list(NONSENSE)[self._answers % len(NONSENSE)]
+        self._answers += 1
+        return replace(self, answer=kind)
 
     def fails(self, event_id: str | None) -> bool:
         """Whether the next entry fails."""

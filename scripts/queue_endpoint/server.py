@@ -10,6 +10,7 @@ from uuid import UUID
 
 from queue_endpoint import protocol
 from queue_endpoint.faults import Fault
+from queue_endpoint.nonsense import NONSENSE, Entries
 from queue_endpoint.upstream import Sent, Upstream
 
 _SENDS: Final = b"amazonsqs.sendmessagebatch"
@@ -136,7 +137,7 @@ class Connection(asyncio.Protocol):
         if distinct != len(entries):
             self._transport.write(protocol.IDS_NOT_DISTINCT)
             return
-        fault = queues.fault(queue)
+        fault = queues.fault(queue).of_batch(map(_event_id, entries))
         queues.asked(queue, len(entries), fault)
         if queues.upstream is not None:
             self._answering = True
@@ -146,7 +147,7 @@ class Connection(asyncio.Protocol):
 
         def answer_now() -> None:
             late = self._take(queue, entries, fault) if fault.accepts == "after" else b""
-            self._answer(answer or late, fault)
+            self._answer(answer or late, fault, entries)
 
         def answer_later() -> None:
             self._answering = False
@@ -186,7 +187,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         self._answering = False
         if not self._transport.is_closing():
-            self._answer(answer, fault)
+            self._answer(answer, fault, said["Entries"])
             self._read()
 
     async def _send_on(
@@ -203,9 +204,12 @@ class Connection(asyncio.Protocol):
         accepted, failed = _sort(entries, fault)
         return protocol.sent([(entry, self._queues.take(queue, entry)) for entry in accepted], failed)
 
-    def _answer(self, answer: bytes, fault: Fault) -> None:
+    def _answer(self, answer: bytes, fault: Fault, entries: Entries) -> None:
         if refusal := _REFUSALS.get(fault.answer):
             self._transport.write(refusal)
+            return
+        if make := NONSENSE.get(fault.answer):
+            self._transport.write(make(entries))
             return
         if fault.answer == "ok":
             self._transport.write(answer)

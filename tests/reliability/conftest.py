@@ -1,4 +1,4 @@
-"""5,000 promises per scenario, and the table of what became of them."""
+"""5,000 messages per scenario, and the table of what became of them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def seeded(postgres: PostgresServer) -> PostgresServer:
-    """The cluster, with a database of promises to clone, on a port that a restart keeps."""
+    """The cluster, with a database of messages to clone, on a port that a restart keeps."""
     postgres._wished_port = postgres.port
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute(
@@ -46,7 +46,7 @@ def seeded(postgres: PostgresServer) -> PostgresServer:
         ticks, failures = seeds.ticks(TICKS), seeds.failures(FAILURES)
         # Mixed, so that each claim holds both topics.
         for start in range(9):
-            seeds.promise(connection, [*ticks[start::9], *failures[start::9]])
+            seeds.store(connection, [*ticks[start::9], *failures[start::9]])
     return postgres
 
 
@@ -60,14 +60,21 @@ _numbers = count(1)
 
 
 @pytest.fixture
-def pipeline(seeded: PostgresServer, endpoint: QueueEndpoint, tmp_path: Path) -> Iterator[Pipeline]:
+def pipeline(
+    seeded: PostgresServer, endpoint: QueueEndpoint, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Pipeline]:
+    """A scenario with 5,000 messages; parametrized with a number, with that many of market.ticks instead."""
+    ticks: int | None = getattr(request, "param", None)
     name = f"reliability_{next(_numbers)}"
     with psycopg.connect(seeded.url(), autocommit=True) as admin:
         admin.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER acp_owner").format(
-                sql.Identifier(name), sql.Identifier(SEEDED)
+                sql.Identifier(name), sql.Identifier(SEEDED if ticks is None else TEMPLATE)
             )
         )
+    if ticks is not None:
+        with connect(seeded.url("acp_app", name, PASSWORD), application_name="seed") as connection:
+            seeds.store(connection, seeds.ticks(ticks))
     endpoint.reset()
     database = TestDatabase(
         name,
@@ -117,8 +124,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         before, _, rest = DOCUMENT.read_text().partition(TABLE_STARTS)
         after = rest.partition(TABLE_ENDS)[2]
         seen = time.strftime("%Y-%m-%d")
-        total = sum(row["events"] for row in rows)
-        caption = f"Seen on {seen}: {len(rows)} scenarios, {total:,} events."
+        total = sum(row["deliveries"] for row in rows)
+        caption = f"Seen on {seen}: {len(rows)} scenarios, {total:,} deliveries."
         DOCUMENT.write_text(f"{before}{TABLE_STARTS}\n{caption}\n\n{table}\n{TABLE_ENDS}{after}")
 
 

@@ -1,4 +1,4 @@
-"""The pipeline under test: 5,000 promises in Postgres, an endpoint for the queues, relays as processes between them."""
+"""The pipeline under test: 5,000 messages in Postgres, an endpoint for the queues, relays as processes between them."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ import psycopg
 from tests.conftest import TestDatabase
 from tests.integration import seeds
 
+from control_plane.model.subscription import Subscription
+from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
 from control_plane.platform.database import connect
 from local_cloud.postgres import PostgresServer
 from queue_endpoint import QueueEndpoint, Request
@@ -32,15 +34,21 @@ FINISH_SECONDS = 60.0
 POLL_SECONDS = 0.02
 STILL_SECONDS = 0.3
 
+SIGNAL_LAB, SYSTEM_EVENTS = "signal_lab", "system_events"
+"""The subscriptions that every scenario has; a subscription's queue bears its name."""
+
+type Delivery = tuple[str, str]
+"""A subscription and an event's id."""
+
 _OF_RELAYS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'acp-relay'"
 _WAITING = f"SELECT {_OF_RELAYS} AND wait_event_type = 'Lock'"
 
 
 @dataclass(slots=True)
 class Result:
-    """What a scenario came to, counted in messages."""
+    """What a scenario came to, counted in deliveries: a message for one subscription each."""
 
-    events: int
+    deliveries: int
     in_flight: int
     duplicated: int
     lost: int
@@ -92,7 +100,7 @@ class Pipeline:
     database: TestDatabase
     endpoint: QueueEndpoint
     folder: Path
-    in_flight: Counter[str] = field(default_factory=Counter)
+    in_flight: Counter[Delivery] = field(default_factory=Counter)
     relays: list[RelayProcess] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     _watch: psycopg.Connection[Any] | None = None
@@ -110,8 +118,9 @@ class Pipeline:
         linger_seconds: float = 2,
         read_timeout: float = READ_TIMEOUT,
         clock_hours: float = 0,
+        subscriptions: Sequence[str] = (SIGNAL_LAB, SYSTEM_EVENTS),
     ) -> RelayProcess:
-        """Starts one more. Durations in seconds."""
+        """Starts one more, which knows the subscriptions named. Durations in seconds."""
         name = f"relay-{len(self.relays) + 1}"
         options = {
             "linger_seconds": linger_seconds,
@@ -124,12 +133,7 @@ class Pipeline:
             "PYTHONPATH": str(ROOT / "layers" / "core"),
             "DATABASE_URL": self.database.app_url,
             "CLOUD_ENDPOINT_URL": self.endpoint.url,
-            "TOPIC_QUEUE_URLS": json.dumps(
-                {
-                    "market.ticks": self.endpoint.queue_url("ticks"),
-                    "system.events": self.endpoint.queue_url("system"),
-                }
-            ),
+            "SUBSCRIPTION_QUEUE_URLS": json.dumps({name: self.endpoint.queue_url(name) for name in subscriptions}),
             "RELAY_CLAIM_SIZE": str(claim_size),
             "RELAY_PUBLISH_CONCURRENCY": str(concurrency),
             "LEASE_SECONDS": str(lease_seconds),
@@ -148,16 +152,46 @@ class Pipeline:
         self.relays.append(relay)
         return relay
 
-    def promise_more(self, count: int) -> None:
+    def store_more(self, count: int) -> None:
+        """Stores that many more messages of system.events."""
         with connect(self.database.app_url, application_name="test") as connection:
-            seeds.promise(connection, seeds.failures(FAILURES + count)[FAILURES:])
+            seeds.store(connection, seeds.failures(FAILURES + count)[FAILURES:])
+
+    def subscribe(self, **topics: str) -> SubscriptionReport:
+        """Makes these, by name, the subscriptions that there are; a new one gets all that is stored of its topic."""
+        wanted = {name: Subscription(topic, from_beginning=True) for name, topic in topics.items()}
+        with connect(self.database.owner_url, application_name="migration") as connection:
+            return sync_subscriptions(connection, wanted)
+
+    def pass_time(self) -> None:
+        """As if all waits and back-offs were over; leases, too, where no relay is alive."""
+        self.query(
+            "WITH due AS (SELECT ctid FROM pending_deliveries WHERE claim_token IS NULL OR %s FOR UPDATE SKIP LOCKED)"
+            " UPDATE pending_deliveries AS pending SET next_attempt_at = now() FROM due WHERE pending.ctid = due.ctid"
+            " RETURNING 1",
+            not any(relay.alive for relay in self.relays),
+        )
+
+    def work_off(self, *, seconds: float = FINISH_SECONDS) -> None:
+        """Returns when nothing is pending; no message waits for its next attempt meanwhile."""
+
+        passed = time.monotonic()
+
+        def is_done() -> bool:
+            nonlocal passed
+            if time.monotonic() > passed + 0.5:
+                self.pass_time()
+                passed = time.monotonic()
+            return self.pending() == 0
+
+        self.wait(is_done, "nothing pending", seconds=seconds)
 
     def team(self, size: int, *, clock_hours: float = 0, **settings: Any) -> list[RelayProcess]:
         """Starts several, which all begin to work at once; ``clock_hours`` is the last one's."""
         connection = connect(self.database.owner_url, application_name="lock")
         try:
             connection.execute("BEGIN")
-            connection.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+            connection.execute("LOCK TABLE pending_deliveries IN ACCESS EXCLUSIVE MODE")
             team = [self.relay(**settings) for _ in range(size - 1)]
             team.append(self.relay(clock_hours=clock_hours, **settings))
             self.wait(lambda: len(self.query(_WAITING)) >= size, "all wait for the start", seconds=90)
@@ -190,7 +224,7 @@ class Pipeline:
         connection = connect(self.database.owner_url, application_name="lock")
         try:
             connection.execute("BEGIN")
-            connection.execute("SELECT FROM outbox WHERE claim_token IS NOT NULL FOR UPDATE")
+            connection.execute("SELECT FROM pending_deliveries WHERE claim_token IS NOT NULL FOR UPDATE")
             self.recover()
             self.wait(lambda: bool(self.query(_WAITING)), "a settlement that waits")
             yield
@@ -205,53 +239,65 @@ class Pipeline:
             self._watch = psycopg.connect(self.database.admin_url, autocommit=True, application_name="watch")
         return self._watch.execute(statement.encode(), parameters).fetchall()
 
-    def claimed(self, relay: RelayProcess | None = None) -> set[str]:
-        """Events claimed now, by one relay or by any."""
+    def _deliveries(self, condition: str, *parameters: Any) -> set[Delivery]:
+        """Those of ``outbox_states AS state`` that meet a condition."""
         rows = self.query(
-            "SELECT event_id::text FROM outbox WHERE claim_token IS NOT NULL AND coalesce(claimed_by = %s, true)",
+            f"SELECT state.subscription, state.event_id::text FROM outbox_states AS state WHERE {condition}",
+            *parameters,
+        )
+        return {(subscription, event_id) for subscription, event_id in rows}
+
+    def claimed(self, relay: RelayProcess | None = None) -> set[Delivery]:
+        """Deliveries claimed now, by one relay or by any."""
+        rows = self.query(
+            "SELECT subscription, event_id::text FROM pending_deliveries JOIN outbox ON id = outbox_id"
+            " WHERE claim_token IS NOT NULL AND coalesce(claimed_by = %s, true)",
             relay and relay.name,
         )
-        return {event_id for (event_id,) in rows}
+        return {(subscription, event_id) for subscription, event_id in rows}
 
     def claimants(self) -> set[str]:
         """The names of the relays that have something claimed now."""
-        return {name for (name,) in self.query("SELECT DISTINCT claimed_by FROM outbox WHERE claim_token IS NOT NULL")}
+        rows = self.query("SELECT DISTINCT claimed_by FROM pending_deliveries WHERE claim_token IS NOT NULL")
+        return {name for (name,) in rows}
 
-    def tried_again(self) -> set[str]:
-        """Events that were kept by a later attempt than their first."""
-        rows = self.query(
-            "SELECT event_id::text FROM outbox WHERE dead_lettered_at IS NULL AND"
-            " (delivery_attempts > 1 OR id IN (SELECT outbox_id FROM delivery_failures))"
+    def tried_again(self) -> set[Delivery]:
+        """Deliveries made by a later attempt than their first, one whose attempt was given back included."""
+        return self._deliveries(
+            "state = 'delivered' AND (delivery_attempts > 1 OR (id, state.subscription) IN"
+            " (SELECT outbox_id, subscription FROM delivery_failures))"
         )
-        return {event_id for (event_id,) in rows}
 
-    def dead_letters(self) -> set[str]:
-        return {
-            event_id
-            for (event_id,) in self.query("SELECT event_id::text FROM outbox WHERE dead_lettered_at IS NOT NULL")
-        }
+    def dead_letters(self) -> set[Delivery]:
+        """Deliveries that were given up on."""
+        return self._deliveries("state = 'dead_lettered'")
 
-    def some_ticks(self, count: int) -> set[str]:
+    def some_ticks(self, count: int) -> list[str]:
+        """Returns so many event ids of market.ticks, in the middle of the rest."""
         rows = self.query(
             "SELECT event_id::text FROM outbox WHERE topic = 'market.ticks' ORDER BY event_id LIMIT %s", count
         )
-        return {event_id for (event_id,) in rows}
+        return [event_id for (event_id,) in rows]
 
-    def delivered(self) -> int:
-        ((count,),) = self.query("SELECT count(*) FROM outbox WHERE delivered_at IS NOT NULL")
+    def delivered(self, subscription: str | None = None) -> int:
+        """How many deliveries are made, of one subscription or of all."""
+        ((count,),) = self.query(
+            "SELECT count(*) FROM deliveries WHERE coalesce(subscription = %s, true)", subscription
+        )
         return int(count)
 
-    def open(self) -> int:
-        ((count,),) = self.query("SELECT count(*) FROM outbox WHERE delivered_at IS NULL AND dead_lettered_at IS NULL")
+    def pending(self) -> int:
+        """How many deliveries are neither made nor given up on."""
+        ((count,),) = self.query("SELECT count(*) FROM pending_deliveries")
         return int(count)
 
     def in_queues(self) -> int:
         """Messages in the queues, one that is there twice counted twice."""
         return sum(self.endpoint.counts().values())
 
-    def accepted(self) -> Counter[str]:
-        """How often each event is in a queue."""
-        return Counter(one.event_id for one in self.endpoint.accepted() if one.event_id is not None)
+    def accepted(self) -> Counter[Delivery]:
+        """How often each event is in each queue."""
+        return Counter((one.queue, one.event_id) for one in self.endpoint.accepted() if one.event_id is not None)
 
     def wait(self, condition: Callable[[], bool], what: str, *, seconds: float = 30) -> None:
         """Raises TimeoutError, and AssertionError at once where a relay has ended by itself."""
@@ -270,7 +316,7 @@ class Pipeline:
     def describe(self) -> str:
         """Where things stand, for whoever reads a failure."""
         return (
-            f"{self.delivered()} delivered, {self.open()} open, {len(self.claimed())} claimed, "
+            f"{self.delivered()} delivered, {self.pending()} pending, {len(self.claimed())} claimed, "
             f"{dict(self.endpoint.counts())} accepted, {self.endpoint.held()} requests held, "
             f"{sum(relay.alive for relay in self.relays)} of {len(self.relays)} relays alive; logs in {self.folder}"
         )
@@ -299,7 +345,7 @@ class Pipeline:
         self.stand_still()
 
     def stand_still(self) -> None:
-        """Returns when what was answered is settled; a relay may claim what another topic still has room for."""
+        """Returns when what was answered is settled; a relay may claim what another lane still has room for."""
         since, seen = time.monotonic(), self._settled_and_claimed()
 
         def still() -> bool:
@@ -311,19 +357,19 @@ class Pipeline:
 
         self.wait(still, "nothing is settled or claimed any more")
 
-    def _settled_and_claimed(self) -> tuple[int, set[str]]:
+    def _settled_and_claimed(self) -> tuple[int, set[Delivery]]:
         return self.delivered(), self.claimed()
 
-    def kill(self, relay: RelayProcess) -> set[str]:
+    def kill(self, relay: RelayProcess) -> set[Delivery]:
         """Kills it, then as ``note_sent``."""
         relay.kill()
         self.wait(lambda: not self._last_words(), "the server sees that it is gone")
         return self.note_sent(relay)
 
-    def note_sent(self, relay: RelayProcess) -> set[str]:
+    def note_sent(self, relay: RelayProcess) -> set[Delivery]:
         """Returns what a relay has claimed, and notes what of that the queue has accepted, once for each acceptance."""
         claimed, accepted = self.claimed(relay), self.accepted()
-        self.in_flight |= Counter({event_id: accepted[event_id] for event_id in claimed})
+        self.in_flight |= Counter({delivery: accepted[delivery] for delivery in claimed})
         return claimed
 
     @contextmanager
@@ -343,35 +389,40 @@ class Pipeline:
     # The end
 
     def finish(self) -> Result:
-        """Waits until every promise is kept or given up, and counts; nothing may have been lost."""
-        self.wait(lambda: self.open() == 0, "every promise kept or given up", seconds=FINISH_SECONDS)
+        """Waits until every delivery is made or given up on, and counts; nothing may have been lost."""
+        self.wait(lambda: self.pending() == 0, "every delivery made or given up on", seconds=FINISH_SECONDS)
         seconds = time.monotonic() - self.started
         for relay in self.relays:
             relay.kill()
-        rows = self.query(
-            "SELECT event_id::text, delivered_at IS NOT NULL, dead_lettered_at IS NOT NULL, delivery_attempts,"
-            " message_id, claim_token IS NULL FROM outbox"
+        # What was promised is told by what is never updated, not by the rows that are moved about.
+        promised = self.query("SELECT name, event_id::text FROM outbox JOIN subscriptions USING (topic)")
+        made = self.query(
+            "SELECT subscription, event_id::text, delivery_attempts, message_id"
+            " FROM deliveries JOIN outbox ON id = outbox_id"
         )
-        message_ids: dict[str | None, set[str]] = {}
+        message_ids: dict[Delivery, set[str]] = {}
         for one in self.endpoint.accepted():
-            message_ids.setdefault(one.event_id, set()).add(one.message_id)
-        accepted = self.accepted()
-        assert accepted.keys() <= {row[0] for row in rows}, "the queue holds what nobody promised"
-        assert all(unclaimed for *_, unclaimed in rows)
-        for event_id, delivered, dead, _, message_id, _ in rows:
-            assert delivered != dead
-            assert not delivered or message_id in message_ids.get(event_id, set()), f"{event_id}: {message_id}"
+            message_ids.setdefault((one.queue, str(one.event_id)), set()).add(one.message_id)
+        accepted, dead = self.accepted(), self.dead_letters()
+        assert accepted.keys() <= set(promised), "a queue holds what nobody promised"
+        delivered = set()
+        for subscription, event_id, _, message_id in made:
+            delivery = subscription, event_id
+            assert message_id in message_ids.get(delivery, set()), f"{delivery}: {message_id} is not the queue's"
+            delivered.add(delivery)
+        assert len(delivered) == len(made)
+        assert not delivered & dead
         return Result(
-            events=len(rows),
+            deliveries=len(promised),
             in_flight=self.in_flight.total(),
             duplicated=self.duplicates().total(),
-            lost=sum(1 for event_id, _, dead, *_ in rows if event_id not in accepted and not dead),
-            attempts_spent=sum(attempts - 1 for _, _, dead, attempts, *_ in rows if not dead),
-            dead_lettered=sum(1 for _, _, dead, *_ in rows if dead),
+            lost=len(set(promised) - delivered - dead),
+            attempts_spent=sum(attempts - 1 for _, _, attempts, _ in made),
+            dead_lettered=len(dead),
             seconds=seconds,
         )
 
-    def duplicates(self) -> Counter[str]:
+    def duplicates(self) -> Counter[Delivery]:
         """How often each event is in a queue beyond its first time."""
         accepted = self.accepted()
         return accepted - Counter(accepted.keys())

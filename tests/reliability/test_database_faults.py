@@ -69,9 +69,9 @@ def test_after_everything_is_settled_nothing_comes_again(
     pipeline.relay(linger_seconds=20)
     pipeline.wait(lambda: pipeline.delivered() == EVENTS, "all delivered", seconds=60)
     strike(pipeline)
-    pipeline.promise_more(100)
+    pipeline.store_more(100)
     result = finish(f"{name} after the settlement")
-    assert result.events == EVENTS + 100
+    assert result.deliveries == EVENTS + 100
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
@@ -83,7 +83,7 @@ def test_connections_cut_again_and_again_only_those_in_flight_may_come_twice(
     pipeline.wait_for_sends()
     luck = random.Random(7)
     cut = 0
-    while cut < 10 and pipeline.open():
+    while cut < 10 and pipeline.pending():
         claimed = pipeline.claimed()
         if now := pipeline.cut_connections():
             cut += now

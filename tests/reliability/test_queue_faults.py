@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.reliability.conftest import Finish
-from tests.reliability.pipeline import COOL_DOWN_SECONDS, FAILURES, TICKS, Pipeline
+from tests.reliability.pipeline import COOL_DOWN_SECONDS, FAILURES, SIGNAL_LAB, SYSTEM_EVENTS, TICKS, Pipeline
 
 OUTAGE_SECONDS = 4 * COOL_DOWN_SECONDS
 READ_TIMEOUT = 0.5
@@ -28,11 +28,11 @@ OUTAGES: dict[str, dict[str, Any]] = {
 def test_an_outage_costs_no_attempt_and_holds_up_no_other_queue(
     pipeline: Pipeline, finish: Finish, outage: str
 ) -> None:
-    pipeline.endpoint.set("ticks", **OUTAGES[outage])
+    pipeline.endpoint.set(SIGNAL_LAB, **OUTAGES[outage])
     pipeline.relay(read_timeout=READ_TIMEOUT)
-    pipeline.wait(lambda: bool(pipeline.requests("ticks")), "a send to the queue that is down")
+    pipeline.wait(lambda: bool(pipeline.requests(SIGNAL_LAB)), "a send to the queue that is down")
     ends = time.monotonic() + OUTAGE_SECONDS
-    pipeline.wait(lambda: pipeline.endpoint.counts().get("system", 0) == FAILURES, "the other queue is served")
+    pipeline.wait(lambda: pipeline.endpoint.counts().get(SYSTEM_EVENTS, 0) == FAILURES, "the other queue is served")
     pipeline.wait(lambda: time.monotonic() > ends, "the outage lasts")
     pipeline.endpoint.heal()
     result = finish(f"queue {outage}")
@@ -42,22 +42,22 @@ def test_an_outage_costs_no_attempt_and_holds_up_no_other_queue(
 
 
 def test_a_slow_queue_costs_nothing_but_time(pipeline: Pipeline, finish: Finish) -> None:
-    pipeline.endpoint.set("ticks", latency_ms=300, times=40)
+    pipeline.endpoint.set(SIGNAL_LAB, latency_ms=300, times=40)
     pipeline.relay()
     result = finish("queue slow")
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
 def test_an_outage_is_probed_once_a_cool_down_by_all_relays_together(pipeline: Pipeline, finish: Finish) -> None:
-    pipeline.endpoint.set("ticks", answer="error")
+    pipeline.endpoint.set(SIGNAL_LAB, answer="error")
     pipeline.team(3, cool_down_seconds=1)
-    pipeline.wait(lambda: pipeline.endpoint.counts().get("system", 0) == FAILURES, "the other queue is served")
+    pipeline.wait(lambda: pipeline.endpoint.counts().get(SYSTEM_EVENTS, 0) == FAILURES, "the other queue is served")
     starts = time.monotonic() + 1  # what was out when the breaker opened is over
     pipeline.wait(lambda: time.monotonic() > starts + 5, "five cool-downs")
-    probes = [request for request in pipeline.requests("ticks") if starts <= request.at < starts + 5]
+    probes = [request for request in pipeline.requests(SIGNAL_LAB) if starts <= request.at < starts + 5]
     pipeline.endpoint.heal()
     healed = time.monotonic()
-    pipeline.wait(lambda: pipeline.endpoint.counts().get("ticks", 0) > 0, "recovery is noticed")
+    pipeline.wait(lambda: pipeline.endpoint.counts().get(SIGNAL_LAB, 0) > 0, "recovery is noticed")
     noticed = time.monotonic() - healed
     result = finish("queue down under three relays")
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
@@ -69,7 +69,7 @@ def test_an_outage_is_probed_once_a_cool_down_by_all_relays_together(pipeline: P
 def test_entries_that_fail_by_nobodys_fault_are_tried_again_alone(
     pipeline: Pipeline, finish: Finish, code: str
 ) -> None:
-    pipeline.endpoint.set("ticks", fail_share=0.1, fail_code=code, times=100)
+    pipeline.endpoint.set(SIGNAL_LAB, fail_share=0.1, fail_code=code, times=100)
     pipeline.relay()
     result = finish(f"a tenth of the entries fails in 100 sends, {code}")
     assert result.duplicated == result.dead_lettered == 0
@@ -79,11 +79,11 @@ def test_entries_that_fail_by_nobodys_fault_are_tried_again_alone(
 
 def test_poison_by_its_senders_fault_is_dead_lettered_at_once(pipeline: Pipeline, finish: Finish) -> None:
     poison = pipeline.some_ticks(20)
-    pipeline.endpoint.set("ticks", fail_events=poison, fail_code="InvalidMessageContents", sender_fault=True)
+    pipeline.endpoint.set(SIGNAL_LAB, fail_events=poison, fail_code="InvalidMessageContents", sender_fault=True)
     pipeline.relay()
     result = finish("20 poisonous messages, by their own fault")
     assert result.duplicated == result.attempts_spent == 0
-    assert pipeline.dead_letters() == poison
+    assert pipeline.dead_letters() == {(SIGNAL_LAB, event_id) for event_id in poison}
     assert pipeline.accepted().total() == TICKS + FAILURES - 20
 
 
@@ -92,18 +92,18 @@ def test_poison_by_nobodys_fault_is_dead_lettered_after_its_attempts_and_delays_
     pipeline: Pipeline, finish: Finish, code: str
 ) -> None:
     poison = pipeline.some_ticks(20)
-    pipeline.endpoint.set("ticks", fail_events=poison, fail_code=code)
+    pipeline.endpoint.set(SIGNAL_LAB, fail_events=poison, fail_code=code)
     pipeline.relay(max_attempts=2)
     result = finish(f"20 poisonous messages, {code}")
     assert result.duplicated == result.attempts_spent == 0
-    assert pipeline.dead_letters() == poison
+    assert pipeline.dead_letters() == {(SIGNAL_LAB, event_id) for event_id in poison}
     ((neighbours, poisoned),) = pipeline.query(
-        "SELECT max(delivered_at), min(dead_lettered_at) FROM outbox WHERE topic = 'market.ticks'"
+        "SELECT max(delivered_at), min(dead_lettered_at) FROM outbox_states WHERE subscription = %s", SIGNAL_LAB
     )
     assert neighbours < poisoned
 
 
 def _came_twice_no_oftener_than_a_send_failed(pipeline: Pipeline) -> None:
     """Each send whose answer was lost may have been accepted: that often, and no oftener."""
-    lost = sum(request.entries for request in pipeline.requests("ticks") if request.faulty)
+    lost = sum(request.entries for request in pipeline.requests(SIGNAL_LAB) if request.faulty)
     assert sum(count - 1 for count in pipeline.accepted().values()) <= lost

@@ -4,6 +4,8 @@ import pytest
 from tests.reliability.conftest import Finish
 from tests.reliability.pipeline import CONCURRENCY, Pipeline, RelayProcess
 
+_SETTLED = "SELECT outbox_id, delivered_at, message_id, delivery_attempts FROM deliveries ORDER BY outbox_id"
+
 
 @pytest.mark.parametrize("relays", [2, 4, 8])
 def test_relays_share_the_work_and_send_nothing_twice(pipeline: Pipeline, finish: Finish, relays: int) -> None:
@@ -40,8 +42,10 @@ def test_a_relay_frozen_beyond_its_lease_is_fenced(pipeline: Pipeline, finish: F
     claimed = pipeline.note_sent(slow)
     pipeline.recover()
     quick = pipeline.relay()
-    pipeline.wait(lambda: not pipeline.claimed(slow) and pipeline.open() == 0, "the other one takes over", seconds=60)
-    settled = pipeline.query("SELECT id, delivered_at, message_id, delivery_attempts FROM outbox ORDER BY id")
+    pipeline.wait(
+        lambda: not pipeline.claimed(slow) and pipeline.pending() == 0, "the other one takes over", seconds=60
+    )
+    settled = pipeline.query(_SETTLED)
     sends = len(pipeline.requests())
     quick.kill()
     slow.thaw()
@@ -51,7 +55,7 @@ def test_a_relay_frozen_beyond_its_lease_is_fenced(pipeline: Pipeline, finish: F
     assert pipeline.tried_again() <= claimed
     assert result.dead_lettered == 0
     # What it settled too late changed nothing, and it sent no more of a claim that was no longer its own.
-    assert pipeline.query("SELECT id, delivered_at, message_id, delivery_attempts FROM outbox ORDER BY id") == settled
+    assert pipeline.query(_SETTLED) == settled
     assert len(pipeline.requests()) == sends
 
 
