@@ -16,7 +16,7 @@ from tests.e2e.conftest import CHECKOUT, run_acp, wait_for
 def test_it_prints_the_answer_alone_and_the_log_on_standard_error(containers: Containers) -> None:
     ran = containers.cloud.acp("invoke", "maintenance", timeout=INVOKE_SECONDS)
     assert ran.returncode == 0, ran.stderr
-    assert "archived" in json.loads(ran.stdout)
+    assert "deleted_events" in json.loads(ran.stdout)
     assert "REPORT RequestId" in ran.stderr
 
 

@@ -24,7 +24,7 @@ def ingestion(containers: Containers) -> None:
     stored = containers.cloud.query(
         """
         SELECT count(*), array_agg(DISTINCT entity_id ORDER BY entity_id), array_agg(DISTINCT source)
-        FROM events JOIN outbox USING (event_id) WHERE trace_id = %s
+        FROM events JOIN outbox USING (event_id) WHERE events.trace_id = %s
         """,
         UUID(answer["trace_id"]),
     )
@@ -36,11 +36,11 @@ def relay(containers: Containers) -> None:
     # What no consumer takes from its queue: that a source does not know a symbol.
     answer, ok = containers.cloud.invoke("IngestionFunction", {"symbols": ["NOSUCHSYMBOL"]})
     assert ok, answer
-    promised = containers.cloud.query(
-        "SELECT event_id FROM events JOIN outbox USING (event_id) WHERE trace_id = %s AND topic = 'system.events'",
+    stored = containers.cloud.query(
+        "SELECT event_id FROM outbox WHERE trace_id = %s AND topic = 'system.events'",
         UUID(answer["trace_id"]),
     )
-    assert len(promised) == 1
+    assert len(stored) == 1
     answer = containers.invoke("RelayFunction", "relay.json")
     assert answer["failed"] == answer["dead_lettered"] == answer["released"] == 0
     assert answer["published"] == answer["claimed"] >= 1
@@ -49,9 +49,9 @@ def relay(containers: Containers) -> None:
     )
     messages = {UUID(json.loads(message["Body"])["event_id"]): message["MessageId"] for message in received["Messages"]}
     delivered = containers.cloud.query(
-        "SELECT event_id, message_id FROM outbox WHERE delivered_at IS NOT NULL AND event_id = %s", promised[0][0]
+        "SELECT event_id, message_id FROM outbox_states WHERE state = 'delivered' AND event_id = %s", stored[0][0]
     )
-    assert delivered == [(promised[0][0], messages[promised[0][0]])]
+    assert delivered == [(stored[0][0], messages[stored[0][0]])]
 
 
 def signal_lab(containers: Containers) -> None:
@@ -86,23 +86,20 @@ def migration(containers: Containers) -> None:
     assert (len(answer["applied"]), answer["version"]) == (count, count)
     with psycopg.connect(psycopg.conninfo.make_conninfo(owner_url, dbname="empty")) as connection:
         assert connection.execute("SELECT count(*) FROM schema_migrations").fetchone() == (count,)
+        subscriptions = connection.execute("SELECT name, topic FROM subscriptions ORDER BY name").fetchall()
+    assert subscriptions == [("signal_lab", "market.ticks"), ("system_events", "system.events")]
 
 
 def maintenance(containers: Containers) -> None:
     with psycopg.connect(containers.cloud.environ["DATABASE_OWNER_URL"]) as connection:
-        kept = connection.execute(
-            """
-            UPDATE outbox SET created_at = created_at - interval '8 days', delivered_at = now() - interval '8 days',
-                message_id = 'sent', delivery_attempts = 1, claim_token = NULL, claimed_by = NULL
-            WHERE id = (SELECT id FROM outbox WHERE delivered_at IS NULL AND dead_lettered_at IS NULL LIMIT 1)
-            RETURNING id
-            """
-        ).fetchone()
-    assert kept is not None, "ingestion left open promises"
+        connection.execute(
+            "INSERT INTO repeated_looks (entity_id, source, event_type, series, occurred_at, observed_at)"
+            " VALUES ('OLD', 'yfinance', 'MARKET_TICK_INGESTED', '1m', now() - interval '2 years',"
+            " now() - interval '2 years')"
+        )
     answer = containers.invoke("MaintenanceFunction", "maintenance.json")
-    assert answer["archived"] == 1, answer
-    assert containers.cloud.query("SELECT id FROM outbox WHERE id = %s", *kept) == []
-    assert containers.cloud.query("SELECT id FROM outbox_archive WHERE id = %s", *kept) == [kept]
+    assert (answer["deleted_repeated_looks"], answer["deleted_events"], answer["finished"]) == (1, 0, True), answer
+    assert containers.cloud.query("SELECT FROM repeated_looks WHERE entity_id = 'OLD'") == []
 
 
 def ops_api(containers: Containers) -> None:
@@ -116,9 +113,9 @@ def ops_api(containers: Containers) -> None:
     for headers in (sample["headers"], sample["multiValueHeaders"]):
         value = f"Bearer {containers.cloud.environ['API_TOKEN']}"
         headers["Authorization"] = value if headers is sample["headers"] else [value]
-    life = containers.invoke("OpsApiFunction", sample)
-    assert life["statusCode"] == 200, life
-    assert json.loads(life["body"])["event"]["event_id"] == event_id
+    timeline = containers.invoke("OpsApiFunction", sample)
+    assert timeline["statusCode"] == 200, timeline
+    assert json.loads(timeline["body"])["event"]["event_id"] == event_id
 
 
 def a_stored_event(containers: Containers) -> str:
@@ -150,9 +147,9 @@ def test_the_api_is_served_from_containers(containers: Containers) -> None:
     with containers.start_api() as url:
         assert get(f"{url}/health")[0] == 200
         assert get(f"{url}/events/{event_id}")[0] == 401
-        status, life = get(f"{url}/events/{event_id}", token=containers.cloud.environ["API_TOKEN"])
+        status, timeline = get(f"{url}/events/{event_id}", token=containers.cloud.environ["API_TOKEN"])
     assert status == 200
-    assert life["event"]["event_id"] == event_id
+    assert timeline["event"]["event_id"] == event_id
 
 
 def get(url: str, *, token: str | None = None) -> tuple[int, Any]:

@@ -110,20 +110,18 @@ class LocalCloud:
             return connection.execute(statement, parameters).fetchall()
 
     def settled(self) -> bool:
-        """Whether every promise is kept and every tick consumed."""
-        (open_promises,) = self.query(
-            "SELECT count(*) FROM outbox WHERE delivered_at IS NULL AND dead_lettered_at IS NULL"
-        )[0]
+        """Whether every message is delivered and every tick consumed."""
+        (pending,) = self.query("SELECT count(*) FROM pending_deliveries")[0]
         (unconsumed,) = self.query(
             """
-            SELECT count(*) FROM outbox
-            WHERE topic = 'market.ticks' AND delivered_at IS NOT NULL AND NOT EXISTS (
+            SELECT count(*) FROM outbox_states AS delivery
+            WHERE subscription = 'signal_lab' AND state = 'delivered' AND NOT EXISTS (
                 SELECT FROM processed_events AS processed
-                WHERE processed.event_id = outbox.event_id AND processed.consumer = 'signal_lab'
+                WHERE processed.event_id = delivery.event_id AND processed.consumer = 'signal_lab'
             )
             """
         )[0]
-        return (open_promises, unconsumed) == (0, 0)
+        return (pending, unconsumed) == (0, 0)
 
 
 @dataclass(frozen=True)

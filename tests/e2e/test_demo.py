@@ -18,7 +18,7 @@ def environ(state: Path) -> dict[str, str]:
     return {**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1"}
 
 
-def test_once_shows_an_event_s_life_and_leaves_nothing(command: list[str], tmp_path: Path) -> None:
+def test_once_shows_an_events_timeline_and_leaves_nothing(command: list[str], tmp_path: Path) -> None:
     state = tmp_path / "state"
     demo = subprocess.run(
         [*command, "--once"],

@@ -32,18 +32,18 @@ def test_anybody_may_ask_whether_all_is_well(local_cloud: LocalCloud) -> None:
     wait_for(well, seconds=60, what="all well")
 
 
-def test_an_event_s_life_is_what_acp_trace_says_of_it(local_cloud: LocalCloud) -> None:
+def test_an_events_timeline_is_what_acp_trace_says_of_it(local_cloud: LocalCloud) -> None:
     consumed = "SELECT event_id FROM processed_events ORDER BY processed_at LIMIT 1"
     event_id = wait_for(lambda: local_cloud.query(consumed), seconds=240, what="an event consumed")[0][0]
     url = f"{local_cloud.environ['API_URL']}/events/{event_id}"
-    status, headers, life = get(url, local_cloud.environ["API_TOKEN"])
+    status, headers, timeline = get(url, local_cloud.environ["API_TOKEN"])
     assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "application/json", "no-store")
-    assert life == json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
-    assert [processing["consumer"] for processing in life["processing"]] == ["signal_lab"]
+    assert timeline == json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
+    assert [processing["consumer"] for processing in timeline["processing"]] == ["signal_lab"]
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong"])
-def test_without_the_token_an_event_s_life_is_nobody_s_business(local_cloud: LocalCloud, token: str | None) -> None:
+def test_without_the_token_nobody_reads_a_timeline(local_cloud: LocalCloud, token: str | None) -> None:
     status, headers, problem = get(f"{local_cloud.environ['API_URL']}/events/{uuid.uuid4()}", token)
     assert (status, headers["Content-Type"], problem["status"]) == (401, "application/problem+json", 401)
     assert headers["WWW-Authenticate"].startswith("Bearer")

@@ -4,9 +4,13 @@ import json
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from botocore.exceptions import ClientError
 from tests.e2e.clouds import Differences
@@ -27,20 +31,20 @@ def test_the_schedules_alone_carry_every_symbol_from_the_source_to_the_consumer(
         return {row for row in rows if row[0] in SYMBOLS} == {(symbol, "yfinance-replay") for symbol in SYMBOLS}
 
     wait_for(consumed, seconds=240, what="four symbols ingested, relayed and consumed by the schedules")
-    wait_for(local_cloud.settled, seconds=60, what="every promise kept and every tick consumed")
+    wait_for(local_cloud.settled, seconds=60, what="every message delivered and every tick consumed")
 
 
-def test_each_scheduled_relay_relieves_the_one_before_it(local_cloud: LocalCloud) -> None:
+def test_each_scheduled_relay_takes_over_from_the_one_before_it(local_cloud: LocalCloud) -> None:
     # It lingers for longer than its schedule's period.
     wait_for(
-        lambda: any(line.get("message") == "relieved" for line in _log(local_cloud, "RelayFunction")),
+        lambda: any(line.get("message") == "handed_over" for line in _log(local_cloud, "RelayFunction")),
         seconds=200,
-        what="a relay relieved by the next one",
+        what="a relay that handed over to the next one",
     )
     wait_for(
-        lambda: json.loads(local_cloud.acp("status", "--json").stdout)["relay_on_duty"],
+        lambda: json.loads(local_cloud.acp("status", "--json").stdout)["lingering_relay"],
         seconds=30,
-        what="the next one on duty",
+        what="the next one lingering",
     )
 
 
@@ -53,15 +57,15 @@ def test_nothing_of_it_can_be_reached_but_by_loopback(local_cloud: LocalCloud) -
             socket.create_connection(("127.0.0.2", port), timeout=5)
 
 
-def test_an_event_s_whole_life_can_be_read_by_its_id(local_cloud: LocalCloud) -> None:
+def test_an_events_timeline_can_be_read_by_its_id(local_cloud: LocalCloud) -> None:
     event_id = _consumed_event(local_cloud)
     traced = local_cloud.acp("trace", str(event_id), "--json")
     assert traced.returncode == 0, traced.stderr
-    life = json.loads(traced.stdout)
-    assert life["event"]["event_id"] == str(event_id)
-    assert life["raw_payload"]["trace_id"] == life["event"]["trace_id"]
-    assert [promise["state"] for promise in life["promises"]] == ["delivered"]
-    assert [processing["consumer"] for processing in life["processing"]] == ["signal_lab"]
+    timeline = json.loads(traced.stdout)
+    assert timeline["event"]["event_id"] == str(event_id)
+    assert timeline["raw_payload"]["trace_id"] == timeline["event"]["trace_id"]
+    assert [(one["subscription"], one["state"]) for one in timeline["deliveries"]] == [("signal_lab", "delivered")]
+    assert [processing["consumer"] for processing in timeline["processing"]] == ["signal_lab"]
     shown = local_cloud.acp("trace", str(event_id))
     assert shown.returncode == 0
     assert "signal_lab" in shown.stdout
@@ -127,31 +131,61 @@ def test_a_bar_that_breaks_the_contract_is_reported_and_what_the_source_said_is_
     assert raw_payload_id is not None
 
 
-def test_a_promise_without_a_queue_is_dead_lettered_with_its_reason(local_cloud: LocalCloud) -> None:
-    event_id = _consumed_event(local_cloud)
-    _promise(local_cloud, event_id, "nobody.listens", {"event_id": str(event_id)})
-    result, ok = local_cloud.invoke("RelayFunction", {"linger_seconds": 0})
-    assert ok, result
-    reason = wait_for(
-        lambda: local_cloud.query(
-            "SELECT last_error FROM outbox_states WHERE topic = 'nobody.listens' AND state = 'dead_lettered'"
-        ),
-        seconds=30,
-        what="the promise dead-lettered",
-    )[0][0]
-    assert "'nobody.listens' has no queue" in reason
+def test_a_message_for_an_unknown_subscription_waits_and_is_named(local_cloud: LocalCloud) -> None:
+    outbox_id = _store_message(local_cloud, {"for": "nobody"}, subscription="nobody")
+    try:
+        for _ in range(2):
+            result, ok = local_cloud.invoke("RelayFunction", {"linger_seconds": 0})
+            assert ok, result
+        state = "SELECT state, delivery_attempts FROM outbox_states WHERE subscription = 'nobody'"
+        assert local_cloud.query(state) == [("pending", 0)]
+        status = json.loads(local_cloud.acp("status", "--json").stdout)
+        assert [problem for problem in status["problems"] if problem.startswith("1 pending for nobody")]
+    finally:
+        with psycopg.connect(local_cloud.environ["DATABASE_OWNER_URL"]) as owner:
+            owner.execute("DELETE FROM pending_deliveries WHERE outbox_id = %s", [outbox_id])
 
 
 def test_a_message_over_one_mebibyte_is_dead_lettered_and_delays_no_other(local_cloud: LocalCloud) -> None:
-    event_id = _consumed_event(local_cloud)
-    _promise(local_cloud, event_id, "system.events", {"event_id": str(event_id), "padding": "x" * 1_048_576})
+    outbox_id = _store_message(local_cloud, {"padding": "x" * 1_048_576}, subscription="system_events")
     _, ok = local_cloud.invoke("RelayFunction", {"linger_seconds": 0})
     assert ok
-    given_up = (
-        "SELECT last_error FROM outbox WHERE topic = 'system.events' AND event_id = %s AND dead_lettered_at < now()"
-    )
-    reason = wait_for(lambda: local_cloud.query(given_up, event_id), seconds=30, what="it dead-lettered")[0][0]
+    given_up = "SELECT last_error FROM outbox_states WHERE id = %s AND state = 'dead_lettered'"
+    reason = wait_for(lambda: local_cloud.query(given_up, outbox_id), seconds=30, what="it dead-lettered")[0][0]
     assert "too large" in reason
+
+
+def test_a_dead_letter_is_listed_redriven_delivered_and_consumed_by_two_commands(
+    local_cloud: LocalCloud, market: Market
+) -> None:
+    assert local_cloud.acp("hold", "signal_lab").returncode == 0
+    time.sleep(6)  # a relay that lingers reads the breakers every five seconds
+    try:
+        event_id = _corrected_bar(local_cloud, market, close=2.5)
+        with _subscriptions(local_cloud, {"system_events": "system.events"}) as report:
+            assert report["subscriptions"]["removed"] == ["signal_lab"]
+    finally:
+        resumed = local_cloud.acp("resume", "signal_lab")
+    assert resumed.returncode == 0, resumed.stderr
+
+    listed = local_cloud.acp("dead-letters", "--subscription", "signal_lab", "--reason", "removed", "--json")
+    letters = {letter["event_id"]: letter for letter in json.loads(listed.stdout)}
+    assert letters[str(event_id)]["reason"] == "subscription removed"
+    redriven = local_cloud.acp("redrive", "--subscription", "signal_lab", "--because", "the subscription is back")
+    assert redriven.returncode == 0, redriven.stderr
+    assert "redriven: signal_lab" in redriven.stdout
+
+    assert local_cloud.acp("relay").returncode == 0
+    consumed = "SELECT FROM processed_events WHERE consumer = 'signal_lab' AND event_id = %s"
+    wait_for(lambda: local_cloud.query(consumed, event_id), seconds=90, what="the redriven message consumed")
+    wait_for(local_cloud.settled, seconds=60, what="its delivery recorded")
+    timeline = json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
+    first, second = timeline["deliveries"]
+    assert (first["state"], second["state"]) == ("redriven", "delivered")
+    assert first["redriven_by"] == second["operation_id"]
+    shown = local_cloud.acp("trace", str(event_id)).stdout
+    assert "dead-lettered: subscription removed" in shown
+    assert "again for signal_lab (market.ticks): delivered after 1 attempt" in shown
 
 
 def test_a_message_that_breaks_the_contract_ends_alone_in_the_dead_letter_queue(local_cloud: LocalCloud) -> None:
@@ -238,14 +272,63 @@ def _consumed_event(cloud: LocalCloud) -> uuid.UUID:
     return event_id
 
 
-def _promise(cloud: LocalCloud, event_id: uuid.UUID, topic: str, message: dict[str, str]) -> None:
-    import psycopg
-
+def _store_message(cloud: LocalCloud, body: dict[str, str], *, subscription: str) -> int:
+    """A message of system.events with a body of its own, pending for one subscription; returns its id."""
+    event_id = uuid.uuid4()
     with psycopg.connect(cloud.environ["DATABASE_URL"]) as connection:
         connection.execute(
-            "INSERT INTO outbox (event_id, topic, payload_json) VALUES (%s, %s, %s)",
-            [event_id, topic, json.dumps(message)],
+            "INSERT INTO events (event_id, event_type, source, entity_id, occurred_at, ingested_at, schema_version,"
+            " trace_id, payload_json) VALUES (%(event_id)s, 'MADE_BY_HAND', 'test', %(entity_id)s, now(), now(), 1,"
+            " %(event_id)s, '{}')",
+            {"event_id": event_id, "entity_id": str(event_id)},
         )
+        row = connection.execute(
+            "INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+            " VALUES (%(event_id)s, 'system.events', 'MADE_BY_HAND', 1, %(event_id)s, %(body)s) RETURNING id",
+            {"event_id": event_id, "body": json.dumps(body | {"event_id": str(event_id)})},
+        ).fetchone()
+        assert row is not None
+        connection.execute(
+            "INSERT INTO pending_deliveries (outbox_id, subscription) VALUES (%s, %s)", [row[0], subscription]
+        )
+    outbox_id: int = row[0]
+    return outbox_id
+
+
+def _corrected_bar(cloud: LocalCloud, market: Market, *, close: float) -> uuid.UUID:
+    """Has the source correct a bar that is stored already; returns the id of the event that this is."""
+    first, ok = cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
+    assert ok, first
+    minute = cloud.query(
+        "SELECT max(occurred_at) FROM events WHERE entity_id = 'MSFT' AND event_type = 'MARKET_TICK_INGESTED'"
+    )[0][0]
+    market.break_symbol("MSFT", {"correct": {"minute": minute.astimezone(UTC).isoformat(), "close": close}})
+    corrected, ok = cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
+    assert ok, corrected
+    newest = "SELECT event_id FROM events WHERE entity_id = 'MSFT' AND occurred_at = %s ORDER BY revision DESC LIMIT 1"
+    event_id: uuid.UUID = cloud.query(newest, minute)[0][0]
+    return event_id
+
+
+@contextmanager
+def _subscriptions(cloud: LocalCloud, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """As if a template with these subscriptions were deployed and migrated; the one that is there comes back."""
+    functions, name = cloud.client("lambda"), cloud.output("MigrationFunctionName")
+    variables = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+
+    def migrate(subscriptions: str) -> dict[str, Any]:
+        functions.update_function_configuration(
+            FunctionName=name, Environment={"Variables": variables | {"SUBSCRIPTIONS": subscriptions}}
+        )
+        functions.get_waiter("function_updated").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        report, ok = cloud.invoke("MigrationFunction", {})
+        assert ok, report
+        return report
+
+    try:
+        yield migrate(json.dumps(wanted))
+    finally:
+        migrate(variables["SUBSCRIPTIONS"])
 
 
 def _attribute(cloud: LocalCloud, url: str, name: str) -> str:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from tests.e2e.clouds import Differences
 from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, run_acp, wait_for
 from tests.e2e.resources import Resources, beyond, resources
+from tests.e2e.second_consumer.template import SUBSCRIPTION, with_second_consumer
 
 from control_plane.platform.database import SCHEMA_VERSION
 from local_cloud.postgres import PostgresServer
@@ -209,16 +210,13 @@ def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_witho
         assert PASSWORD not in refusal
     assert f'"version": {SCHEMA_VERSION}' in stack.invoke("MigrationFunction")
     assert '"failed_symbols": []' in stack.invoke("IngestionFunction", '{"symbols": ["AAPL"]}')
-    with psycopg.connect(database.url("acp_app", "control_plane", PASSWORD)) as connection:
-        [stored] = connection.execute("SELECT count(*) FROM events").fetchone() or [0]
+    stored = _query(database, "SELECT count(*) FROM events")[0][0]
     assert stored > 0
     assert f'"published": {stored}' in stack.invoke("RelayFunction")
-
-    def consumed() -> bool:
-        with psycopg.connect(database.url("acp_app", "control_plane", PASSWORD)) as connection:
-            return connection.execute("SELECT count(*) FROM processed_events").fetchone() == (stored,)
-
-    wait_for(consumed, seconds=90, what="the stack's events consumed")
+    consumed = "SELECT consumer, count(*) FROM processed_events GROUP BY consumer ORDER BY consumer"
+    wait_for(
+        lambda: _query(database, consumed) == [("signal_lab", stored)], seconds=90, what="the stack's events consumed"
+    )
 
     ingestion = stack.resource("IngestionFunction")
     stack.deploy(Symbols="IBM,FB", IngestionSchedule=SCHEDULE)
@@ -229,6 +227,9 @@ def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_witho
     assert rule["ScheduleExpression"] == (SCHEDULE if differences.applies_changed_rules else "rate(1 day)")
     assert _counts(_resources(local_cloud)) == _counts(made)
 
+    with_two = replace(stack, template=with_second_consumer(stack.template, stack.sam.home))
+    _add_a_second_consumer(with_two, database, before=stored)
+
     stack.delete()
     _expect_the_same(local_cloud, before, differences)
     functions = local_cloud.client("lambda")
@@ -237,6 +238,28 @@ def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_witho
     else:
         with pytest.raises(ClientError, match="ListLayers: list index out of range"):
             functions.list_layers()
+
+
+def _add_a_second_consumer(stack: Stack, database: PostgresServer, *, before: int) -> None:
+    """Deploys one entry and one function more: both consumers get each new message, and the second one no earlier."""
+    stack.deploy(Symbols="IBM")
+    assert f'"added": ["{SUBSCRIPTION}"]' in stack.invoke("MigrationFunction")
+    assert '"failed_symbols": []' in stack.invoke("IngestionFunction", '{"symbols": ["MSFT"]}')
+    ((new, messages),) = _query(
+        database,
+        "SELECT count(*), (SELECT count(*) FROM outbox WHERE event_id IN (SELECT event_id FROM events"
+        " WHERE entity_id = 'MSFT')) FROM events WHERE entity_id = 'MSFT'",
+    )
+    assert new == messages > 0, "one outbox row a message, whoever gets it"
+    pending = "SELECT subscription, count(*) FROM pending_deliveries GROUP BY subscription ORDER BY subscription"
+    assert _query(database, pending) == [("signal_lab", new), (SUBSCRIPTION, new)]
+    assert f'"published": {2 * new}' in stack.invoke("RelayFunction")
+    consumed = "SELECT consumer, count(*) FROM processed_events GROUP BY consumer ORDER BY consumer"
+    wait_for(
+        lambda: _query(database, consumed) == [("signal_lab", before + new), (SUBSCRIPTION, new)],
+        seconds=90,
+        what="each new message consumed by both",
+    )
 
 
 def test_a_second_stack_in_the_account_touches_nothing_of_the_first_and_leaves_nothing_behind(
@@ -282,6 +305,11 @@ def test_a_second_stack_in_the_account_touches_nothing_of_the_first_and_leaves_n
     assert down.returncode == 0, down.stderr
     _expect_the_same(local_cloud, before, differences)
     assert local_cloud.acp("status").returncode == 0
+
+
+def _query(database: PostgresServer, statement: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(database.url("acp_app", "control_plane", PASSWORD)) as connection:
+        return connection.execute(statement.encode()).fetchall()
 
 
 def _resources(cloud: LocalCloud) -> Resources:
