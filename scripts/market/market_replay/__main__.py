@@ -10,7 +10,7 @@ from market_replay.server import MarketReplay
 
 
 def main() -> int:
-    """Exit code 0 after a signal, 1 where the port cannot be had."""
+    """Exit code 0 after a signal, 1 where it cannot listen on the port."""
     parser = argparse.ArgumentParser(prog="market_replay", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; loopback by default")

@@ -77,7 +77,7 @@ class Question:
 
 
 def chart(symbol: str, question: Question, now: datetime, fault: Fault) -> Answer:
-    """The answer's JSON. Raises Refusal."""
+    """Returns the answer's JSON, with the market as it is at ``now``. Raises Refusal."""
     if symbol not in SYMBOLS:
         raise Refusal(404, "Not Found", "No data found, symbol may be delisted")
     start = max(question.start, now - HISTORY)
@@ -170,6 +170,7 @@ def _meta(symbol: str, question: Question, now: datetime, fault: Fault) -> Answe
         "fullExchangeName": "NasdaqGS",
         "instrumentType": "EQUITY",
         "firstTradeDate": int(_midnight((now - HISTORY).astimezone(EXCHANGE_ZONE).date()).timestamp()),
+        # When the newest trade was made: here something is traded in every second.
         "regularMarketTime": int(now.timestamp()),
         "hasPrePostMarketData": False,
         "gmtoffset": _offset(local),

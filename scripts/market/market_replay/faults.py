@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any, Self
 
 EVERY_SYMBOL = "*"
+LONGEST_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Fault:
     nan: bool = False
     """The newest closed bar lacks its close."""
     delay_seconds: float = 0.0
+    """How long the answer takes."""
+    behind_seconds: float = 0.0
+    """The answer shows the market as it was so long ago, as that of a delayed exchange does."""
     correct: Correction | None = None
 
     @classmethod
@@ -53,6 +57,9 @@ class Fault:
                 raise ValueError(f"{name}: not usable: {value[name]!r}")
         if "status" in value and not 200 <= value["status"] <= 599:
             raise ValueError(f"status: not one of HTTP's: {value['status']}")
+        for name in ("delay_seconds", "behind_seconds"):
+            if not 0 <= value.get(name, 0) <= LONGEST_SECONDS:
+                raise ValueError(f"{name}: not from 0 to {LONGEST_SECONDS}: {value[name]}")
         fault = cls(**{name: value[name] for name in value if name != "correct"})
         if "correct" in value:
             fault = replace(fault, correct=_correction(value["correct"]))
@@ -67,6 +74,7 @@ _KINDS: Mapping[str, Any] = {
     "null_bar": bool,
     "nan": bool,
     "delay_seconds": (int, float),
+    "behind_seconds": (int, float),
 }
 
 

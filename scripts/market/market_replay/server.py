@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -176,7 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
             now = self._replay.clock()
             query = dict(parse_qsl(urlsplit(self.path).query))
             try:
-                self._answer(200, chart(symbol, Question.from_query(query, now), now, fault))
+                question = Question.from_query(query, now)
+                self._answer(200, chart(symbol, question, now - timedelta(seconds=fault.behind_seconds), fault))
             except Refusal as refusal:
                 self._answer(refusal.status, refusal.body)
 
