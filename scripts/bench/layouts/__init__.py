@@ -103,6 +103,7 @@ def claim(
             "lease_seconds": _LEASE_SECONDS,
             "max_attempts": _MAX_ATTEMPTS,
             "lost": claims.LEASE_RAN_OUT,
+            "leases_per_attempt": claims.LEASES_PER_ATTEMPT,
         },
     ).fetchall()
 
