@@ -1,6 +1,7 @@
 """Suspects: one message that always draws nonsense neither blocks its lane nor lives for ever, and an outage charges
 nobody."""
 
+import time
 from collections import Counter
 from typing import Any
 from uuid import UUID, uuid4
@@ -93,16 +94,20 @@ def test_an_outage_of_any_length_charges_nobody(app: Connection[Any], outcome: O
     assert attempts(app) == {1: 25}
 
 
-def test_a_queue_that_fails_again_after_a_recovery_charges_one_message_at_the_most(app: Connection[Any]) -> None:
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_queue_that_fails_again_after_a_recovery_charges_one_message_at_the_most(
+    app: Connection[Any], concurrency: int
+) -> None:
     seeds.store(app, seeds.ticks(25))
     accepts = 0
 
     def outcome(_message: Message) -> Outcome | None:
         nonlocal accepts
+        time.sleep(0.01)  # so that as many are under way as there are senders
         accepts -= 1
         return None if accepts >= 0 else SILENCE
 
-    bench = Bench(lambda: app, script=outcome, failure_threshold=3)
+    bench = Bench(lambda: app, script=outcome, failure_threshold=3, concurrency=concurrency)
     bench.run()
     accepts = 5
     for _ in range(4 * MAX_ATTEMPTS):
@@ -183,3 +188,21 @@ def test_ten_relays_killed_with_the_same_suspects_dead_letter_none(app: Connecti
     rows = seeds.deliveries(app)
     assert {row["state"] for row in rows.values()} == {"delivered"}
     assert [rows[event_id]["delivery_attempts"] for event_id in suspects] == [1 + 10 // claims.LEASES_PER_ATTEMPT] * 4
+
+
+@pytest.mark.parametrize("culprits", [2, 3])
+def test_several_silent_messages_are_given_up_one_after_another(app: Connection[Any], culprits: int) -> None:
+    ticks = seeds.ticks(culprits + 20 * culprits)
+    silent = seeds.store(app, ticks[:culprits])
+    bench = Bench(lambda: app, script=only(SILENCE, *silent), failure_threshold=3)
+    for tick in ticks[culprits:]:
+        seeds.store(app, [tick])  # claimed and accepted together with what is silent
+        bench.run()
+        seeds.pass_time(app)
+        seeds.cool_down(app)
+    rows = seeds.deliveries(app)
+    assert {rows[event_id]["state"] for event_id in silent} == {"dead_lettered"}
+    assert Counter(row["state"] for row in rows.values()) == {
+        "delivered": 20 * culprits,
+        "dead_lettered": culprits,
+    }

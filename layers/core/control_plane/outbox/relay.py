@@ -384,12 +384,7 @@ class _Invocation:
                     sent,
                     partial(self.ledger.report_success, lane.subscription, began_seconds_ago=began_seconds_ago),
                 )
-        elif (
-            message.is_suspect
-            and not others
-            and isinstance(sent.fault, NoVerdict)
-            and lane.health.silence_may_be_its_own(message.outbox_id)
-        ):
+        elif message.is_suspect and not others and isinstance(sent.fault, NoVerdict):
             self.on_ledger(
                 partial(self.ledger.others_were_delivered, message), partial(self._judged_silence, lane, sent)
             )
@@ -397,8 +392,13 @@ class _Invocation:
             self._tell_breaker(lane, sent, partial(self.ledger.report_failure, lane.subscription, sent.fault.reason))
 
     def _judged_silence(self, lane: Lane, sent: Sent, others_were_delivered: bool) -> None:
+        """Charges a suspect for its silence, or the queue.
+
+        Judged only now: the breaker has been told of what landed before, and of several suspects that were silent at
+        once the first is counted when the second is judged.
+        """
         assert sent.fault is not None
-        if others_were_delivered:
+        if others_were_delivered and lane.health.silence_may_be_its_own(sent.messages[0].outbox_id):
             lane.health.count_silence(sent.messages[0].outbox_id)
             self._report(sent, silence_is_its_own=True)
         else:
