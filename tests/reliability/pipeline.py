@@ -18,6 +18,7 @@ from tests.conftest import TestDatabase
 from tests.integration import seeds
 
 from control_plane.model.subscription import Subscription
+from control_plane.ops.dead_letters import DeadLetterFilter, redrive
 from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
 from control_plane.platform.database import connect
 from local_cloud.postgres import PostgresServer
@@ -162,6 +163,12 @@ class Pipeline:
         wanted = {name: Subscription(topic, from_beginning=True) for name, topic in topics.items()}
         with connect(self.database.owner_url, application_name="migration") as connection:
             return sync_subscriptions(connection, wanted)
+
+    def redrive(self) -> int:
+        """Has all dead letters delivered again; returns how many."""
+        with connect(self.database.owner_url, application_name="redrive") as connection:
+            report = redrive(connection, DeadLetterFilter(), requested_by="test", everything=True)
+        return sum(report.redriven.values())
 
     def pass_time(self) -> None:
         """As if all waits and back-offs were over; leases, too, where no relay is alive."""

@@ -68,3 +68,30 @@ def test_a_subscription_removed_in_flight_costs_the_others_nothing(
     assert pipeline.query("SELECT DISTINCT reason FROM dead_letters") == [(REMOVED,)]
     assert result.duplicated == result.attempts_spent == 0
     assert pipeline.tried_again() == set()
+
+
+def test_a_redrive_while_relays_work_and_one_is_killed_delivers_everything(pipeline: Pipeline, finish: Finish) -> None:
+    poison = pipeline.some_ticks(1_000)
+    pipeline.endpoint.set(latency_ms=50)
+    poisoned: dict[str, Any] = {
+        "fail_events": poison,
+        "fail_code": "InvalidMessageContents",
+        "sender_fault": True,
+        "latency_ms": 50,
+    }
+    pipeline.endpoint.set(SIGNAL_LAB, **poisoned)
+    doomed, _ = pipeline.team(2, claim_size=50)
+    pipeline.wait(lambda: len(pipeline.dead_letters()) > 50, "some poison is dead-lettered")
+    pipeline.endpoint.set(SIGNAL_LAB, latency_ms=50)  # the poison is none any more
+    redriven = pipeline.redrive()
+    pipeline.wait(lambda: bool(pipeline.claimed(doomed)), "the one that is killed has something in hand")
+    claimed = pipeline.kill(doomed)
+    pipeline.recover()
+    pipeline.wait(lambda: pipeline.pending() == 0, "nothing pending", seconds=60)
+    pipeline.redrive()  # what was still on its way to be dead-lettered
+    result = finish("messages redriven while two relays work, one killed")
+    assert redriven > 50
+    assert pipeline.query("SELECT DISTINCT resolution FROM dead_letters") == [("redriven",)]
+    assert result.attempts_spent == result.dead_lettered == 0
+    assert pipeline.duplicates() <= pipeline.in_flight
+    assert pipeline.tried_again() <= claimed | {(SIGNAL_LAB, event_id) for event_id in poison}
