@@ -227,16 +227,21 @@ class Pipeline:
 
     @contextmanager
     def settlement_held(self) -> Iterator[None]:
-        """In the block, the claimed rows are locked and a relay waits for them, with all it sent answered."""
+        """In the block, the claimed rows are locked and a relay waits for them, with all that was held answered.
+
+        What is sent then is held again: a server process whose client is gone ends its work when the answer outgrows
+        its buffer, and else not, so the settlement must stay small.
+        """
         connection = connect(self.database.owner_url, application_name="lock")
         try:
             connection.execute("BEGIN")
             connection.execute("SELECT FROM pending_deliveries WHERE claim_token IS NOT NULL FOR UPDATE")
-            self.recover()
+            self.endpoint.release()
             self.wait(lambda: bool(self.query(_WAITING)), "a settlement that waits")
             yield
         finally:
             connection.close()
+            self.recover()
 
     # What it sees
 

@@ -44,18 +44,6 @@ def test_one_message_that_draws_nonsense_is_given_up_alone(pipeline: Pipeline, f
     assert result.duplicated == result.attempts_spent == 0
 
 
-@pytest.mark.parametrize("pipeline", [THOUSAND], indirect=True)
-def test_one_message_that_draws_nonsense_from_three_relays_is_given_up_alone(
-    pipeline: Pipeline, finish: Finish
-) -> None:
-    culprit = _draws_nonsense(pipeline, latency_ms=20)
-    pipeline.team(3, claim_size=50)
-    pipeline.work_off()
-    result = finish("one of 1,001 messages draws nonsense from three relays")
-    assert pipeline.dead_letters() == {culprit}
-    assert result.duplicated == result.attempts_spent == 0
-
-
 def _at_random(pipeline: Pipeline, relay: RelayProcess, luck: random.Random) -> None:
     pipeline.wait(lambda: bool(pipeline.claimed(relay)) or pipeline.pending() == 0, "a claim")
     time.sleep(luck.uniform(0, 0.4))

@@ -69,19 +69,19 @@ def test_killed_after_settling_what_is_settled_does_not_come_again(pipeline: Pip
     assert result.dead_lettered == 0
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random_four_times(pipeline: Pipeline, finish: Finish, seed: int) -> None:
+def test_killed_at_random_four_times(pipeline: Pipeline, finish: Finish) -> None:
     pipeline.endpoint.set(latency_ms=20)
-    luck = random.Random(seed)
+    luck = random.Random(1)
     for _ in range(4):
         relay = pipeline.relay()
         pipeline.wait_for_sends()
         time.sleep(luck.uniform(0, 0.6))
         pipeline.kill(relay)
         assert pipeline.delivered() < EVENTS, "killed too late to matter"
+        pipeline.pass_time()
     pipeline.recover()
     pipeline.relay()
-    result = finish(f"killed at random, four times (seed {seed})")
+    result = finish("killed at random, four times")
     _only_those_in_flight_came_twice(pipeline)
     assert result.dead_lettered == 0
 
