@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from control_plane.ops.migrations import migrate, read_migrations
-from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
+from control_plane.ops.migrations import read_migrations
+from control_plane.ops.upgrade import upgrade
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import MigrationSettings
@@ -40,12 +40,8 @@ def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
 
     Returns ``{applied: [versions], version, subscriptions: {added, removed, backfilled, dead_lettered}}``.
     """
-    connection = database().connection()
-    report = migrate(connection, read_migrations(MIGRATIONS))
-    telemetry.count("MigrationsApplied", len(report.applied))
-    subscriptions = SubscriptionReport()
-    if (wanted := settings().subscriptions) is not None:
-        subscriptions = sync_subscriptions(connection, wanted)
-    answer = asdict(report) | {"subscriptions": asdict(subscriptions)}
+    report = upgrade(database().connection(), read_migrations(MIGRATIONS), settings().subscriptions)
+    telemetry.count("MigrationsApplied", len(report.schema.applied))
+    answer = asdict(report.schema) | {"subscriptions": asdict(report.subscriptions)}
     telemetry.logger.info("migrated", **answer)
     return answer

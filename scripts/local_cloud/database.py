@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -10,8 +9,8 @@ from psycopg import sql
 from samcli.yamlhelper import yaml_parse
 
 from control_plane.model.errors import ControlPlaneError
-from control_plane.ops.migrations import MigrationReport, migrate, read_migrations
-from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
+from control_plane.ops.migrations import read_migrations
+from control_plane.ops.upgrade import UpgradeReport, upgrade
 from control_plane.platform.settings import MigrationSettings
 from local_cloud.build import TEMPLATE
 from local_cloud.errors import AcpError
@@ -26,25 +25,6 @@ if TYPE_CHECKING:
 NAME = "control_plane"
 OWNER = "acp_owner"
 APP = "acp_app"
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseReport:
-    """What bringing the database up to date did."""
-
-    schema: MigrationReport
-    subscriptions: SubscriptionReport
-
-    def __str__(self) -> str:
-        changes = [f"{len(self.schema.applied) or 'no'} migrations applied"]
-        for what, names in (("added", self.subscriptions.added), ("removed", self.subscriptions.removed)):
-            if names:
-                changes.append(f"{what}: {', '.join(names)}")
-        if self.subscriptions.backfilled:
-            changes.append(f"{self.subscriptions.backfilled} earlier messages pending for them")
-        if self.subscriptions.dead_lettered:
-            changes.append(f"{self.subscriptions.dead_lettered} dead-lettered")
-        return f"version {self.schema.version}; {'; '.join(changes)}"
 
 
 def owner_url(server: PostgresServer, run: RunState) -> str:
@@ -75,7 +55,7 @@ def prepare(server: PostgresServer, run: RunState) -> None:
             )
 
 
-def bring_up_to_date(workspace: Workspace, url: str) -> DatabaseReport:
+def bring_up_to_date(workspace: Workspace, url: str) -> UpgradeReport:
     """Do what MigrationFunction does, with the checkout's migrations and its template's subscriptions.
 
     `url` is the owner's. Raises AcpError naming the migration or the subscription that cannot be applied.
@@ -85,16 +65,12 @@ def bring_up_to_date(workspace: Workspace, url: str) -> DatabaseReport:
             {"DATABASE_URL": url, "SUBSCRIPTIONS": declared_subscriptions(workspace.checkout / TEMPLATE)}
         )
         with psycopg.connect(url, autocommit=True) as connection:
-            schema = migrate(connection, read_migrations(workspace.checkout / "db" / "migrations"))
-            subscriptions = (
-                SubscriptionReport()
-                if settings.subscriptions is None
-                else sync_subscriptions(connection, settings.subscriptions)
+            return upgrade(
+                connection, read_migrations(workspace.checkout / "db" / "migrations"), settings.subscriptions
             )
     except (ControlPlaneError, psycopg.Error) as error:
         msg = f"The database could not be brought up to date: {error}"
         raise AcpError(msg) from error
-    return DatabaseReport(schema, subscriptions)
 
 
 def declared_subscriptions(template: Path) -> str:

@@ -13,7 +13,9 @@ from psycopg import Connection
 from tests.conftest import MIGRATIONS, TestDatabase
 
 from control_plane.model.errors import ConfigurationError, DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.model.subscription import Subscription
 from control_plane.ops.migrations import Migration, MigrationError, MigrationReport, migrate, read_migrations
+from control_plane.ops.upgrade import upgrade
 from control_plane.platform.database import SCHEMA_VERSION, Database, check_schema, connect
 from local_cloud.postgres import PostgresServer
 
@@ -196,3 +198,15 @@ def test_an_unescaped_password_is_refused_without_being_shown(password: str) -> 
     with pytest.raises((ConfigurationError, DatabaseUnavailable)) as refused:
         connect(f"postgresql://acp_app:{password}@127.0.0.1:1/acp", application_name="test")
     assert "hush" not in str(refused.value)
+
+
+def test_an_upgrade_makes_no_schema_without_its_subscriptions(empty_database: TestDatabase) -> None:
+    with connect(empty_database.owner_url, application_name="test") as owner:
+        with pytest.raises(psycopg.errors.CheckViolation):
+            upgrade(owner, read_migrations(MIGRATIONS), {"Not A Name": Subscription("market.ticks")})
+        assert owner.execute("SELECT to_regclass('schema_migrations'), to_regclass('events')").fetchone() == (
+            None,
+            None,
+        )
+        upgrade(owner, read_migrations(MIGRATIONS), {"signal_lab": Subscription("market.ticks")})
+        assert owner.execute("SELECT name FROM subscriptions").fetchall() == [("signal_lab",)]
