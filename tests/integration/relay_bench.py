@@ -10,9 +10,10 @@ from psycopg import Connection
 from tests.integration.fakes import Clock, FakePublisher, RecordingTelemetry
 
 from control_plane.model.lifecycle import Outcome
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.ledger import RelayPolicy
 from control_plane.outbox.publisher import Message, Publisher
-from control_plane.outbox.relay import Relay, RelayResult
+from control_plane.outbox.relay import Relay
 from control_plane.platform.breakers import BreakerPolicy
 
 TICKS, SYSTEM = "http://queues/ticks", "http://queues/system"

@@ -26,8 +26,8 @@ from control_plane.model.errors import DatabaseUnavailable
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.outbox import session as session_module
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.publisher import Message
-from control_plane.outbox.relay import RelayResult
 from control_plane.platform.database import Database, connect
 from local_cloud.net import free_port
 from local_cloud.postgres import PostgresServer

@@ -12,8 +12,9 @@ from tests.integration.relay_bench import MAX_ATTEMPTS, SYSTEM, TICKS, Bench, do
 from control_plane.model.backoff import DELAYS_SECONDS, JITTER
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NoVerdict, Outcome, QueueFault
 from control_plane.outbox import claims
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, make_message
-from control_plane.outbox.relay import CLAIM_BYTES, RelayResult
+from control_plane.outbox.relay import CLAIM_BYTES
 from domains import EVENT_TYPES
 
 

@@ -10,8 +10,8 @@ from tests.integration import seeds
 from tests.integration.relay_bench import SYSTEM, Bench, done, wait_until
 
 from control_plane.model.lifecycle import Outcome, QueueFault
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message
-from control_plane.outbox.relay import RelayResult
 from control_plane.platform.database import connect
 from domains import EVENT_TYPES
 

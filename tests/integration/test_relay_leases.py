@@ -13,8 +13,9 @@ from tests.integration.relay_bench import MAX_ATTEMPTS, Bench, done, only
 
 from control_plane.model.lifecycle import Failed
 from control_plane.outbox import claims
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.publisher import Message
-from control_plane.outbox.relay import CLAIM_BYTES, RelayResult
+from control_plane.outbox.relay import CLAIM_BYTES
 from control_plane.platform.database import connect
 
 

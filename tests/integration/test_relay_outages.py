@@ -11,7 +11,7 @@ from tests.integration.fakes import SqsAnswer, all_successful, sqs_endpoint, sqs
 from tests.integration.relay_bench import MAX_ATTEMPTS, Bench, done
 
 from control_plane.model.lifecycle import QueueFault
-from control_plane.outbox.relay import RelayResult
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform.aws import sqs_client
 

@@ -13,8 +13,8 @@ from tests.integration.relay_bench import MAX_ATTEMPTS, SYSTEM, Bench, done, onl
 
 from control_plane.model.lifecycle import NoVerdict, Outcome, QueueFault
 from control_plane.outbox import claims
+from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.publisher import Message
-from control_plane.outbox.relay import RelayResult
 
 SILENCE = NoVerdict("no word of it")
 

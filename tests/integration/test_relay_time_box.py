@@ -13,8 +13,8 @@ from tests.integration.relay_bench import Bench, done
 from control_plane.model.errors import ConfigurationError
 from control_plane.outbox import handover
 from control_plane.outbox import relay as relay_module
+from control_plane.outbox.invocation import POLL_SECONDS, RelayResult
 from control_plane.outbox.publisher import Message
-from control_plane.outbox.relay import RelayResult
 from control_plane.platform.database import connect
 
 
@@ -72,8 +72,8 @@ def test_a_lingering_relay_picks_up_what_is_committed_later_and_ends_on_time(app
     result = bench.run(remaining=600, linger=55)
     assert result.published == 30
     lingered = bench.clock.now - started
-    assert 55 - relay_module.POLL_SECONDS[1] <= lingered <= 55
-    shortest, longest = relay_module.POLL_SECONDS
+    assert 55 - POLL_SECONDS[1] <= lingered <= 55
+    shortest, longest = POLL_SECONDS
     assert bench.naps[0] == pytest.approx(shortest)
     assert max(bench.naps) == pytest.approx(longest)
     assert bench.naps[3] == pytest.approx(shortest)  # after work it looks often again
@@ -106,7 +106,7 @@ def test_a_lingering_relay_goes_when_the_next_one_comes(app: Connection[Any], da
         first.while_asleep = the_next_one_comes
         assert first.run(linger=500).published == 5
     assert len(second_run) == 1
-    assert came < first.clock.now <= came + handover.CHECK_SECONDS + relay_module.POLL_SECONDS[1]
+    assert came < first.clock.now <= came + handover.CHECK_SECONDS + POLL_SECONDS[1]
     assert lingering(app) == "third"  # whoever was relieved leaves the other's post alone
 
 

@@ -21,4 +21,4 @@ def test_a_link_leads_to_the_line_that_defines_its_name(name: str, path: str, li
 def test_a_message_passes_five_files() -> None:
     chapter = DOC.read_text(encoding="utf-8").split("## One message, from claim to settle")[1].split("\n## ")[0]
     files = re.findall(r"^\| \d \| `(\w+\.py)` \|", chapter, re.MULTILINE)
-    assert files == ["relay.py", "lanes.py", "claims.py", "sending.py", "settlements.py"]
+    assert files == ["invocation.py", "lanes.py", "claims.py", "sending.py", "settlements.py"]
