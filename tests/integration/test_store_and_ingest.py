@@ -903,6 +903,6 @@ def test_the_end_of_a_chain_is_found_among_many_by_probes(app: Connection[Any], 
         "occurred_at": [seeds.bar(1 + number // 3).occurred_at for number in range(many)],
     }
     steps = seeds.plan(app, QUERIES["chain_heads"], asked)
-    # An event and a repeated look each; the plan's figures are rounded averages.
-    assert visited(json.loads(steps)[0]["Plan"]) == pytest.approx(2 * many, rel=0.05)
+    # An event and a repeated look each; the plan's figures are averages, rounded to whole rows by older servers.
+    assert 2 * many * 0.95 <= visited(json.loads(steps)[0]["Plan"]) <= 3 * many
     assert {"events_one_per_revision", "repeated_looks_key"} == set(re.findall(r'"Index Name": "(\w+)"', steps))
