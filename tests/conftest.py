@@ -22,7 +22,7 @@ MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
 TEMPLATE = "acp_template"
 PASSWORD = "test-password"
 SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
-"""As the template has them."""
+"""The tests' own two; the template has these, and may have more."""
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -61,7 +61,8 @@ def load(name: str, path: Path, text: str) -> ModuleType:
 @pytest.fixture
 def page(owner: Connection[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The page followed: its migration applied, its consumer in the package."""
-    owner.execute(file_of("_source_watch.sql").encode())
+    if owner.execute("SELECT to_regclass('source_watch')").fetchone() == (None,):  # else the page was really followed
+        owner.execute(file_of("_source_watch.sql").encode())
     package = tmp_path / "source_watch"
     package.mkdir()
     (package / "queries.sql").write_text(file_of("source_watch/queries.sql"), encoding="utf-8")

@@ -290,7 +290,7 @@ def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
 
 def test_the_tests_database_has_the_templates_subscriptions() -> None:
     topics = json.loads(resolved(declared("MigrationFunction")["SUBSCRIPTIONS"]))
-    assert {name: one.topic for name, one in SUBSCRIPTIONS.items()} == topics
+    assert {name: one.topic for name, one in SUBSCRIPTIONS.items()}.items() <= topics.items()
 
 
 def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
