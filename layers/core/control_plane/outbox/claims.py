@@ -1,4 +1,4 @@
-"""Claims: due deliveries taken under a token and a lease, as typed rows that become messages."""
+"""Claims: a claim takes due deliveries under a token and a lease, and returns typed rows that become messages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 BEGINNING: Final = datetime.fromtimestamp(0, UTC)
-"""Before any delivery was due."""
+"""An instant before any delivery was due."""
 LEASE_RAN_OUT: Final = "the lease ran out: the relay did not report what became of this attempt"
 LEASES_PER_ATTEMPT: Final = 4
-"""So many leases of a suspect that ran out are one attempt: ten relays killed with a message cost it two of five."""
+"""How many lost leases of a suspect count as one attempt.
+
+So ten relays that are killed while they hold a message cost it two of its five attempts.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +31,16 @@ class LaneLimits:
     row_limit: int
     byte_limit: int
     suspect_limit: int
-    """Of suspect messages, which are claimed beside the others."""
+    """Most suspect messages to claim, in addition to ``row_limit``."""
     since: datetime = BEGINNING
-    """Deliveries that were due before it are left out."""
+    """Deliveries that were due before this instant are left out."""
 
 
 class ClaimedRow(NamedTuple):
     """What became of one row that a claim took."""
 
     fate: str
-    """``claimed``; ``exhausted``: to be dead-lettered; ``lost``: not claimed, but suspect from now on."""
+    """``claimed``: to be sent; ``exhausted``: to be dead-lettered; ``lost``: not claimed, but suspect from now on."""
     outbox_id: int
     subscription: str
     operation_id: UUID | None
@@ -63,13 +66,16 @@ class Claim:
 
     @cached_property
     def deliveries(self) -> Sequence["ClaimedDelivery"]:
-        """The rows that are now this claim's to settle. Made where they are first asked for, not where they arrive."""
+        """The deliveries that this claim has to settle.
+
+        They are made when first asked for, so that the deciding thread makes them and not the one for Postgres.
+        """
         return [_delivery(row, self.token) for row in self.rows if row.fate != "lost"]
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
-    """A claimed message, and why it is not to be sent, if it is not."""
+    """A claimed message, with the reason why it is not to be sent, if there is one."""
 
     message: Message
     verdict: MessageFault | Exhausted | None
@@ -143,7 +149,7 @@ def _delivery(row: ClaimedRow, token: UUID) -> ClaimedDelivery:
 
 
 def _message(row: ClaimedRow, token: UUID) -> tuple[Message, MessageFault | None]:
-    """Returns the row's message; one without a body, and why, where no message can be made of it."""
+    """Returns the row's message; where none can be made of it, a message without a body and the reason."""
     if row.fate == "claimed" and row.body is None:
         return _bodiless(row, token), MessageFault("its message is not in the outbox")
     try:

@@ -1,4 +1,4 @@
-"""Handover between lingering relays: the one that comes takes over, and the one before it leaves within a second."""
+"""Handover between lingering relays: a new one takes over, and the one before it ends within a second."""
 
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,7 @@ CHECK_SECONDS = 1.0
 
 
 def take_over(connection: Connection[Any], *, token: UUID, name: str) -> None:
-    """Makes this the one relay that lingers; whoever did so before will notice."""
+    """Makes this the one relay that lingers; the one before it notices at its next check."""
     connection.execute(QUERIES["take_over"].sql, {"token": token, "name": name})
 
 
@@ -22,5 +22,5 @@ def is_current(connection: Connection[Any], *, token: UUID) -> bool:
 
 
 def leave(connection: Connection[Any], *, token: UUID) -> None:
-    """Takes this relay's name away, unless another relay has taken over."""
+    """Ends this relay's lingering in the database, unless another relay has taken over."""
     connection.execute(QUERIES["leave"].sql, {"token": token})

@@ -1,4 +1,4 @@
-"""One invocation of the relay, as the thread that decides runs it: what to claim, to send and to settle next."""
+"""One invocation of the relay: its deciding thread chooses what to claim, to send and to settle next."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,19 +24,19 @@ SETTLE_ROWS: Final = 500
 SETTLE_DELAY_SECONDS: Final = 0.02
 """The longest that a known outcome waits for others to be settled with."""
 SURVEY_SECONDS: Final = 5.0
-"""How often every lane starts from the beginning again: for what came back, and for what was committed late."""
+"""How often every lane claims from the beginning again, to find deliveries that came back or were committed late."""
 QUEUE_FAULT_DELAY: Final = timedelta(seconds=2)
-"""The wait of a message whose queue failed while its breaker is still closed."""
+"""How long a message waits whose queue failed, while the queue's breaker is still closed."""
 POLL_SECONDS: Final = (0.005, 0.1)
 """The shortest and the longest pause of a lingering relay that finds nothing; each empty look doubles it."""
 
 type HandOut = Callable[[Callable[[], Any], Callable[[Any], None]], None]
-"""Has a thread do a job, and the deciding one deal with its result."""
+"""Gives a job to another thread; the deciding thread then calls the second function with the job's result."""
 
 
 @dataclass(slots=True)
 class RelayResult:
-    """What an invocation did: claimed = published + failed + dead_lettered + released."""
+    """What an invocation did, in deliveries: claimed = published + failed + dead_lettered + released."""
 
     claimed: int = 0
     published: int = 0
@@ -44,16 +44,16 @@ class RelayResult:
     dead_lettered: int = 0
     released: int = 0
     breakers: dict[str, str] = field(default_factory=dict)
-    """By subscription, the breaker's state."""
+    """Each subscription's breaker state."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as RelayFunction does."""
+        """Returns the result as RelayFunction returns it."""
         return asdict(self)
 
 
 @dataclass(slots=True, kw_only=True)
 class Invocation:
-    """One invocation, as the deciding thread sees it."""
+    """The state of one invocation; only the deciding thread uses it."""
 
     ledger: Ledger
     on_ledger: HandOut
@@ -78,14 +78,14 @@ class Invocation:
     next_survey_at: float = 0
     next_handover_check_at: float = 0
     surveyed_idle: bool = False
-    """The survey just made began with nothing in flight."""
+    """Whether the latest survey began with nothing in flight or unsettled, and no claim was made since."""
     is_drained: bool = False
-    """The last look came right after such a survey and found nothing."""
+    """Whether the look right after such a survey found nothing: no work is left."""
     handed_over: bool = False
-    """Another lingering relay has come: what is in flight is settled, and nothing more is claimed."""
+    """Whether another lingering relay has taken over: this one settles what is in flight and claims nothing more."""
 
     def run(self) -> None:
-        """Hands out whatever can be done now, deals with what comes back, and ends where there is nothing of either."""
+        """Hands out all jobs that can start now and deals with their results, until there is neither job nor result."""
         self.next_look_at = self.monotonic()
         self.next_handover_check_at = self.next_look_at + CHECK_SECONDS
         while True:
@@ -96,13 +96,13 @@ class Invocation:
             if may_claim and not self.is_looking:
                 self._look_for_work(now)
             if self.results:
-                # One lane's results are not worth a later look for the others' work.
+                # Waiting for one lane's results must not delay the next look for the other lanes' work.
                 pause = self.next_look_at - now if not self.is_looking and self.next_look_at > now else math.inf
                 self.results.take(min(pause, SETTLE_DELAY_SECONDS))
             elif not may_claim or (self.next_look_at >= self.linger_until and self.is_drained):
                 return
             elif self.next_look_at >= self.linger_until:
-                # Before it ends, once more from the beginning: for what was passed over and for what came back.
+                # Before the relay ends, it claims once more from the beginning: deliveries may have come back.
                 self.next_survey_at = self.next_look_at = now
             else:
                 self.telemetry.flush_at_times()
@@ -192,7 +192,7 @@ class Invocation:
             lane.health.probe_lost()
             return
         lane.health.probe_won()
-        # A suspect that never gets a verdict must not be every probe while others wait: it goes behind them here, too.
+        # Suspects come last here, too. Otherwise a suspect that never gets a verdict would be chosen for every probe.
         sendable = sorted(
             (delivery for delivery in deliveries if delivery.verdict is None), key=lambda one: one.message.is_suspect
         )
@@ -201,7 +201,7 @@ class Invocation:
             self._take_in(lane, [delivery])
             self.unsettled.append(Report(delivery.message, NotSent(), self.monotonic()))
         if not sendable:
-            # Dead-lettering a message that cannot be sent tells nothing of the queue.
+            # A message that is dead-lettered without being sent says nothing about the queue.
             self._return_probe(lane)
 
     def _return_probe(self, lane: Lane) -> None:
@@ -211,7 +211,7 @@ class Invocation:
         )
 
     def _start(self, lane: Lane, deliveries: Sequence[ClaimedDelivery], start_before: float) -> None:
-        """Hands the batches to the lane's publishing threads; reports at once on what cannot be sent."""
+        """Hands the batches to the lane's publishing threads; messages that cannot be sent are reported at once."""
         for batch in self._take_in(lane, deliveries):
             lane.hand_out(
                 partial(
@@ -239,7 +239,10 @@ class Invocation:
     # --- outcomes -----------------------------------------------------------------------------------------------------
 
     def _landed(self, lane: Lane, sent: Sent) -> None:
-        """Deals with a batch's outcomes: first the breaker, which decides when a failed message is tried again."""
+        """Deals with a batch's outcomes.
+
+        The breaker is told first, because its state decides when a failed message is tried again.
+        """
         lane.in_flight -= len(sent.messages)
         message, *others = sent.messages
         if sent.has_verdict:
@@ -266,10 +269,10 @@ class Invocation:
             self._tell_breaker(lane, sent, partial(self.ledger.report_failure, lane.subscription, sent.fault.reason))
 
     def _judged_silence(self, lane: Lane, sent: Sent, others_were_delivered: bool) -> None:
-        """Charges a suspect for its silence, or the queue.
+        """Decides who is charged for a send without a verdict: the suspect message or its queue.
 
-        Judged only now: the breaker has been told of what landed before, and of several suspects that were silent at
-        once the first is counted when the second is judged.
+        This runs in the deciding thread, after every earlier result has reached the breaker. So where several suspects
+        got no verdict at the same time, the first is counted before the second is judged.
         """
         assert sent.fault is not None
         if others_were_delivered and lane.health.silence_may_be_its_own(sent.messages[0].outbox_id):
@@ -320,7 +323,7 @@ class Invocation:
         self.on_ledger(partial(self.ledger.settle, outcomes), partial(self._settled, reports, outcomes, began_at))
 
     def _settlement(self, report: Report) -> Settlement:
-        # An open breaker keeps the message back by itself, and lets it go in the moment that it closes.
+        # An open breaker keeps the message back without a delay of its own; the message is due once the breaker closes.
         is_kept_back = not self.lanes[report.message.subscription].health.breaker.is_closed
         return settle(
             report.outcome,
@@ -337,7 +340,7 @@ class Invocation:
         began_at: float,
         rows: Sequence[SettledRow],
     ) -> None:
-        """Counts what was committed, here and not before."""
+        """Counts what the settlement committed; nothing is counted earlier."""
         self.is_settling = False
         settled = {(row.outbox_id, row.subscription, row.operation_id): row for row in rows}
         published = 0

@@ -1,5 +1,6 @@
-"""Lanes: a relay's view of one subscription each. No lane waits for another: its room, its threads and its breaker are
-its own.
+"""Lanes: each lane is a relay's view of one subscription.
+
+A lane has its own room, threads and breaker, so that none waits for another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,33 +14,39 @@ from control_plane.outbox.queue_health import QueueHealth
 from control_plane.outbox.workers import Workers
 
 LATE_COMMIT: Final = timedelta(seconds=30)
-"""How far back a claim looks where a survey found nothing pending: transactions then under way commit late."""
+"""How far back a claim looks where a survey found nothing pending.
+
+Transactions that were under way at the survey commit rows that are dated before it.
+"""
 OVERLAP: Final = timedelta(seconds=2)
-"""How far back a claim looks where the last one took all: transactions commit later than they date their rows."""
+"""How far back a claim looks where the one before it took all that was due.
+
+A transaction dates its rows by its start, and commits them later.
+"""
 
 
 @dataclass(slots=True)
 class Lane:
-    """One subscription's cursor, room, messages in flight, threads and breaker; the deciding thread's own."""
+    """One subscription's cursor, room, messages in flight, threads and breaker; only the deciding thread uses it."""
 
     subscription: str
     queue_url: str
     claim_size: int
     """Most messages that may be in flight when more are claimed, and most that a claim takes."""
     byte_room: int
-    """Most bytes of bodies that may be claimed and not settled; a first message is claimed whatever its size."""
+    """Most bytes of bodies that may be claimed and not settled. A claim's first message may be larger than that."""
     claim_bytes: int
-    """Most bytes of bodies that one claim takes: while they are on their way, no other lane's are claimed."""
+    """Most bytes of bodies that one claim takes. It is limited because no other lane claims while they are read."""
     suspect_room: int
     """Most suspect messages that may be claimed and not settled."""
     health: QueueHealth
     make_workers: Callable[[str], Workers]
     cursor: datetime = BEGINNING
-    """Deliveries that were due before it are done, or not due any more."""
+    """The next claim starts here: deliveries that were due earlier are settled or have a later due time."""
     has_pending: bool = False
     """Whether the last survey found anything pending."""
     probes: bool = False
-    """The next claim asks for the breaker's probe."""
+    """Whether the next claim asks for the breaker's probe."""
     in_flight: int = 0
     """Messages handed to the publishing threads whose outcome is not known."""
     suspects: int = 0
@@ -57,7 +64,7 @@ class Lane:
         return self.in_flight < self.claim_size and self.bytes_claimed <= most_bytes
 
     def limits(self) -> LaneLimits:
-        """What the next claim may take. Call it where :meth:`has_room`."""
+        """Returns what the next claim may take. Call it only if :meth:`has_room`."""
         if not self.health.is_closed:
             self.probes = True
             return LaneLimits(row_limit=1, suspect_limit=1, byte_limit=self.byte_room)
@@ -69,24 +76,24 @@ class Lane:
         )
 
     def surveyed(self, database_now: datetime, *, has_pending: bool) -> None:
-        """Starts from the beginning where there is anything pending; else from where a late commit may still come."""
+        """Moves the cursor to the beginning, or, if nothing is pending, to the earliest possible late commit."""
         self._oldest_late_commit = database_now - LATE_COMMIT
         self.has_pending = has_pending
         self.cursor = BEGINNING if has_pending else self._oldest_late_commit
 
     def claimed(self, rows: Iterable[ClaimedRow], limits: LaneLimits) -> None:
-        """Moves the cursor behind what a claim with these limits took."""
+        """Moves the cursor past the rows that a claim with these limits took."""
         ordinary = [row.due_at for row in rows if not row.is_suspect or row.fate == "lost"]
         if not ordinary:
             self.cursor = max(limits.since, self._oldest_late_commit)
         elif len(ordinary) >= limits.row_limit:
-            # Rows of one instant may not have had room together: what lies at it is looked at again.
+            # Other rows may be due at the same instant as the last one taken, so the cursor stays at that instant.
             self.cursor = max(ordinary)
         else:
             self.cursor = max(limits.since, max(ordinary) - OVERLAP)
 
     def start(self, deliveries: Sequence[ClaimedDelivery]) -> list[Sequence[Message]]:
-        """Takes claimed messages in; returns the batches to send, each suspect alone and behind the others."""
+        """Counts claimed messages and returns the batches to send: suspects come last, one to a batch."""
         for delivery in deliveries:
             self.bytes_claimed += delivery.message.size
             self.suspects += delivery.message.is_suspect
@@ -96,18 +103,18 @@ class Lane:
         return to_send
 
     def settled(self, message: Message) -> None:
-        """Gives back the room of a message that is settled, or that another claim has taken over."""
+        """Frees the room of a message that is settled, or that another claim has taken over."""
         self.bytes_claimed -= message.size
         self.suspects -= message.is_suspect
 
     def hand_out[R](self, job: Callable[[], R], then: Callable[[R], None]) -> None:
-        """Has one of the lane's publishing threads do a job; they are started when there is a first one."""
+        """Gives a job to one of the lane's publishing threads, which are started with the first job."""
         if self._workers is None:
             self._workers = self.make_workers(f"publish-{self.subscription}")
         self._workers.hand_out(job, then)
 
     def close(self) -> None:
-        """Forgets the jobs that wait, and returns when those under way are done."""
+        """Drops the jobs that have not started, and returns when the others are done."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None

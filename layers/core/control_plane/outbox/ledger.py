@@ -1,4 +1,4 @@
-"""What the relay does in Postgres, one job at a time, on the one thread that speaks with it."""
+"""The ledger does everything that the relay does in Postgres, one job at a time, on a thread of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers
 from control_plane.platform.telemetry import Telemetry
 
 COUNT_SECONDS = 1.0
-"""How long the count of pending deliveries may take; beyond it the count is left out."""
+"""How long the count of pending deliveries may take; if it takes longer, no count is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class RelayPolicy:
-    """How a relay works; durations are in seconds."""
+    """The settings that a relay works by; durations are in seconds."""
 
     claim_size: int
     lease_seconds: float
@@ -37,11 +37,11 @@ class RelayPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What there is to do, and which queues may be sent to."""
+    """Which subscriptions have work, and which queues may be sent to."""
 
     database_now: datetime
     open_subscriptions: Sequence[str]
-    """Those with pending deliveries, also such as this relay does not know."""
+    """Subscriptions with pending deliveries, including those that this relay does not know."""
     breakers: Mapping[str, Breaker]
 
 
@@ -56,10 +56,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What is pending when an invocation ends."""
+    """The deliveries that are pending when an invocation ends."""
 
     pending: int | None
-    """None where there is too much to count."""
+    """None where there are too many to count in time."""
     oldest_age_seconds: float
 
 
@@ -78,7 +78,10 @@ class Ledger:
         self._handover_token = uuid4()
 
     def open(self, *, lingers: bool) -> None:
-        """Begins an invocation. One that lingers takes over from whoever lingers now. Raises DatabaseUnavailable."""
+        """Begins an invocation; one that lingers takes over from the relay that lingers now.
+
+        Raises DatabaseUnavailable.
+        """
         self._session.open()
         if lingers:
             self._handover_token = uuid4()
@@ -87,9 +90,9 @@ class Ledger:
             )
 
     def close(self, *, lingered: bool) -> Backlog | None:
-        """Ends an invocation and returns what is pending; None where Postgres does not say.
+        """Ends an invocation and returns what is pending, or None where Postgres does not answer.
 
-        What the invocation did is done all the same, so nothing is raised.
+        A failure here is only logged: the invocation's work is committed already.
         """
         try:
             connection = self._session.connection()
@@ -101,7 +104,7 @@ class Ledger:
             return None
 
     def was_taken_over(self) -> bool:
-        """Whether another lingering relay has come."""
+        """Whether another lingering relay has taken over."""
         return not self._session.execute(lambda connection: handover.is_current(connection, token=self._handover_token))
 
     def survey(self) -> Survey:
@@ -111,7 +114,7 @@ class Ledger:
         return Survey(database_now, open_subscriptions, breakers)
 
     def look(self, lanes: Mapping[str, LaneLimits], probes: Sequence[str]) -> Look:
-        """Claims what is due in these lanes; those that probe take part only where the probe is won."""
+        """Claims what is due in these lanes; a lane that probes takes part only if this relay wins the probe."""
         won = frozenset(name for name in probes if self._win_probe(name))
         taking_part = {name: limits for name, limits in lanes.items() if name not in probes or name in won}
         if not taking_part:
@@ -133,7 +136,7 @@ class Ledger:
         return self._session.execute(lambda _: self._breakers.try_probe(subscription))
 
     def return_probe(self, subscription: str) -> None:
-        """Makes a probe due again that nothing was sent with."""
+        """Gives back a probe without a send: it is due again at once."""
         self._session.execute(lambda _: self._breakers.give_back_probe(subscription))
 
     def report_failure(self, subscription: str, reason: str) -> Breaker:
@@ -144,21 +147,24 @@ class Ledger:
         return breaker
 
     def report_success(self, subscription: str, *, began_seconds_ago: float) -> Breaker:
-        """Closes the breaker of a queue that gave a verdict, if its send began after it opened; returns it."""
+        """Closes and returns the breaker of a queue that gave a verdict, if the send began after the breaker opened."""
         return self._session.execute(
             lambda _: self._breakers.succeeded(subscription, began_seconds_ago=began_seconds_ago)
         )
 
     def is_sound(self, subscription: str) -> bool:
-        """Whether a success has nothing to tell the breaker. Any thread may ask."""
+        """Whether the breaker is closed and counts no failure, so that it need not be told of a success.
+
+        Any thread may ask.
+        """
         return self._breakers.is_sound(subscription)
 
     def others_were_delivered(self, message: Message) -> bool:
-        """Whether the queue has accepted others of the subscription since this message became suspect."""
+        """Whether the queue has accepted other messages of the subscription since this one became suspect."""
         return self._session.execute(lambda connection: claims.others_were_delivered(connection, message))
 
     def settle(self, outcomes: Sequence[tuple[Message, Settlement]]) -> Sequence[SettledRow]:
-        """Records outcomes and returns what took effect, also where an answer of Postgres was lost on the way."""
+        """Records outcomes and returns those that took effect, even where Postgres's first answer was lost."""
         tries = 0
 
         def record(connection: Connection[Any]) -> Sequence[SettledRow]:
@@ -167,7 +173,7 @@ class Ledger:
             settled = settlements.settle(connection, settled_by=self._name, settlements=outcomes)
             if tries == 1 or len(settled) == len(outcomes):
                 return settled
-            # It may have been committed before its answer was lost.
+            # The first try may have been committed although its answer was lost.
             return [*settled, *settlements.settled_before(connection, outcomes)]
 
         return self._session.execute(record)

@@ -1,21 +1,21 @@
-"""A queue's health as one relay sees it: its breaker, the failures not stored yet, and whether to send at all."""
+"""A queue's health as one relay sees it: its breaker, the failures not stored yet, and whether to send."""
 
 from control_plane.platform.breakers import Breaker
 
 
 class QueueHealth:
-    """One lane's view of its breaker. Any thread may read it and note a fault; the deciding thread does the rest."""
+    """One lane's view of its breaker. Any thread may read it and note a fault; the rest is the deciding thread's."""
 
     def __init__(self, name: str, *, failure_threshold: int) -> None:
         self._failure_threshold = failure_threshold
         self.breaker = Breaker(name)
         self._probe_at: float | None = None
-        """By ``time.monotonic()``; None where no probe is to come."""
+        """When to ask for the next probe, by ``time.monotonic()``; None where there is none to ask for."""
         self._unstored_faults = 0
         self._is_shut = False
         self._reason = ""
         self._silent: set[int] = set()
-        """Outbox ids whose silence was counted as their own since the queue's last verdict."""
+        """Outbox ids that were charged for getting no verdict, since the queue's last verdict on any message."""
 
     @property
     def shut_reason(self) -> str | None:
@@ -28,19 +28,19 @@ class QueueHealth:
         return self.breaker.is_closed and not self._is_shut
 
     def note_fault(self, reason: str) -> None:
-        """Counts a failure at once: at the breaker's threshold nothing more is sent, before Postgres knows."""
+        """Counts a failure before Postgres stores it: at the breaker's threshold, sending stops at once."""
         self._unstored_faults += 1
         self._reason = reason
         if self.breaker.consecutive_failures + self._unstored_faults >= self._failure_threshold:
             self._is_shut = True
 
     def refresh(self, breaker: Breaker, now: float) -> None:
-        """Takes the breaker as just read, unless this view holds failures not stored yet, and so is newer."""
+        """Takes the breaker as just read, unless this view counts failures that are not stored yet and is newer."""
         if not self._unstored_faults:
             self.replace(breaker, now)
 
     def replace(self, breaker: Breaker, now: float) -> None:
-        """Takes the breaker as it is after what this relay has just reported to it."""
+        """Takes the breaker as the database returned it after this relay's own report."""
         self.breaker = breaker
         self._unstored_faults = 0
         self._probe_at = None if breaker.retry_in_seconds is None else now + breaker.retry_in_seconds
@@ -48,31 +48,31 @@ class QueueHealth:
         self._reason = f"held by {breaker.held_by}" if breaker.held_by else breaker.last_error or "the breaker is open"
 
     def probe_is_due(self, now: float) -> bool:
-        """Whether to ask for the one probe that a breaker that is not closed lets through."""
+        """Whether to ask for the one probe that an open or half-open breaker lets through."""
         return not self.breaker.is_closed and self._probe_at is not None and now >= self._probe_at
 
     def probe_won(self) -> None:
-        """Lets one message through; whether it or nothing came of it, no other before the breaker is read again."""
+        """Lets one message through, and asks for no other probe until the breaker was read again."""
         self._is_shut = False
         self._probe_at = None
 
     def probe_lost(self) -> None:
-        """Another relay probes."""
+        """Asks for no probe for now, because another relay has won it."""
         self._probe_at = None
 
     def probe_returned(self, now: float) -> None:
-        """Nothing was sent: the probe is due again at once."""
+        """Makes the probe due again at once, because nothing was sent."""
         self._is_shut = True
         self._probe_at = now
 
     def heard_verdict(self) -> None:
-        """The queue gave an entry a verdict of its own."""
+        """Forgets which messages were charged, because the queue gave a verdict on a message."""
         self._silent.clear()
 
     def silence_may_be_its_own(self, outbox_id: int) -> bool:
-        """Whether nothing but this message speaks against the queue since its last verdict.
+        """Whether this is the only message that got no verdict since the queue's last verdict.
 
-        A second message without a verdict makes it an outage: then no message is charged.
+        If a second message got none either, it counts as an outage of the queue, and no message is charged.
         """
         return (
             self.breaker.is_closed
@@ -82,5 +82,5 @@ class QueueHealth:
         )
 
     def count_silence(self, outbox_id: int) -> None:
-        """Remembers that a message was charged for its silence."""
+        """Remembers that a message was charged for getting no verdict."""
         self._silent.add(outbox_id)

@@ -1,8 +1,8 @@
-"""The relay: claim, publish, settle, all at once, until the work or the time is done.
+"""The relay claims, publishes and settles deliveries at the same time, until no work or no time is left.
 
-One thread decides: it runs the ``Invocation``, owns the lanes, and deals with one result after another. One thread
-speaks with Postgres (``ledger.py``), and each lane has a few that send (``sending.py``). docs/architecture.md follows
-one message through.
+The deciding thread runs the ``Invocation``, owns the lanes, and deals with one result after another. One other thread
+speaks with Postgres (``ledger.py``), and each lane has a few threads that send (``sending.py``). docs/architecture.md
+follows one message through all of them.
 """
 
 import time
@@ -24,7 +24,7 @@ from control_plane.platform.telemetry import Telemetry
 CLAIM_BYTES: Final = 8 * MAX_BATCH_BYTES
 """Most bytes of message bodies that may be claimed and not yet settled at a time, shared evenly among the lanes."""
 SETTLE_SECONDS: Final = 2.0
-"""Kept free at the end of an invocation for settling what is in flight."""
+"""Time kept free at the end of an invocation, to settle what is in flight."""
 
 
 class Relay:
@@ -64,10 +64,11 @@ class Relay:
         )
 
     def run(self, *, remaining_seconds: Callable[[], float], linger_seconds: float = 0) -> RelayResult:
-        """Delivers what is due; with ``linger_seconds``, stays and polls that long, or until another comes to do so.
+        """Publishes what is due. With ``linger_seconds``, it polls that long, or until another lingering relay starts.
 
-        ``remaining_seconds`` is what the invocation has left: claiming stops while there is time to settle, and what
-        was not sent by then is given back. Raises psycopg.Error where the database fails; leases return its rows.
+        ``remaining_seconds`` returns the time that the invocation has left. The relay stops claiming early enough to
+        settle, and gives back what it has not sent by then. Raises psycopg.Error where the database fails; the rows it
+        had claimed become due again when their lease ends.
         """
         started = self._monotonic()
         remaining = remaining_seconds()

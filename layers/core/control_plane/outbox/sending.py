@@ -1,4 +1,4 @@
-"""What a publishing thread does: one send, and each message's outcome."""
+"""A publishing thread's job: it sends one batch and finds each message's outcome."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,24 +12,24 @@ from control_plane.platform.telemetry import Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What came of one batch."""
+    """The result of sending one batch."""
 
     messages: Sequence[Message]
     outcomes: Sequence[Outcome]
     began_at: float
-    """By ``time.monotonic()``, as ``ended_at``."""
+    """By ``time.monotonic()``, like ``ended_at``."""
     ended_at: float
     was_sent: bool
-    """Whether the queue was asked at all."""
+    """Whether a request was made to the queue."""
 
     @property
     def fault(self) -> QueueFault | NoVerdict | None:
-        """What speaks against the queue, if anything does."""
+        """The first outcome that may be the queue's fault, or None."""
         return next((one for one in self.outcomes if isinstance(one, QueueFault | NoVerdict)), None)
 
     @property
     def has_verdict(self) -> bool:
-        """Whether the queue said of any entry what becomes of it."""
+        """Whether the queue gave a verdict on any of the messages."""
         return any(isinstance(one, Accepted | Failed | MessageFault) for one in self.outcomes)
 
 
@@ -43,7 +43,7 @@ def send(
     telemetry: Telemetry,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Sent:
-    """Sends a batch, unless its queue has failed while it waited. Raises nothing that is one batch's trouble."""
+    """Sends a batch, unless its queue has failed while the batch waited. Exceptions become outcomes."""
     began_at = monotonic()
     if (reason := health.shut_reason) is not None:
         return Sent(batch, [QueueFault(reason)] * len(batch), began_at, began_at, was_sent=False)
@@ -55,12 +55,12 @@ def send(
                 batch
             )
     except Exception as error:
-        # Raised on, it would leave every other batch unsettled, and have it sent twice.
+        # If this were raised, every other batch would stay unsettled and be sent twice.
         telemetry.logger.exception("the publisher failed", subscription=batch[0].subscription)
         outcomes = [NoVerdict(f"{type(error).__name__}: {error}")] * len(batch)
     was_sent = not all(isinstance(outcome, NotSent) for outcome in outcomes)
     sent = Sent(batch, outcomes, began_at, monotonic(), was_sent)
-    # At once: what waits behind it must not be sent to a queue that is gone. A suspect may be silent by its own fault.
+    # Noted at once, so that waiting batches are not sent to a queue that is down. A suspect's fault may be its own.
     if sent.fault is not None and not batch[0].is_suspect:
         health.note_fault(sent.fault.reason)
     return sent

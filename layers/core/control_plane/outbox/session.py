@@ -1,4 +1,4 @@
-"""The relay's session with Postgres: reconnects while a database restarts, and gives up before the invocation ends."""
+"""The relay's session with Postgres: reconnects while a database restarts, gives up before the invocation ends."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ from control_plane.model.errors import DatabaseUnavailable
 from control_plane.platform.database import hang_up
 
 RECONNECT_SECONDS: Final = 5.0
-"""How long a relay waits for a database that went away under it."""
+"""How long a relay tries to reconnect to a database that it has lost."""
 RECONNECT_PAUSE_SECONDS: Final = 0.2
 LAST_SECONDS: Final = 0.5
-"""Of an invocation: Postgres is not waited for any more, so that there is time to say so."""
+"""The end of an invocation, in which it no longer waits for Postgres, so that there is time to report that."""
 
 _TOO_LATE: Final = (
     "Postgres did not answer before the invocation's time was over: is it overloaded, or does somebody hold a lock on "
@@ -46,7 +46,7 @@ class Session:
         self._connection = self._connect()
 
     def connection(self) -> Connection[Any]:
-        """Returns the connection, a new one where the last one broke. Raises DatabaseUnavailable."""
+        """Returns the connection, or a new one if the last one broke. Raises DatabaseUnavailable."""
         if self._connection is None:
             opened = self._connect()
             with self._closing:
@@ -57,10 +57,10 @@ class Session:
 
     @contextmanager
     def ends_in(self, seconds: float) -> Iterator[None]:
-        """In the block, whoever still waits for Postgres when the time is nearly up gets a DatabaseUnavailable.
+        """Inside the block, a statement that still runs when the time is nearly up raises DatabaseUnavailable.
 
-        A connection that is just being opened has its own limit. Without this, a lock that somebody holds on the table
-        would take the invocation's last word from it.
+        Without this, a lock that somebody holds on the table would keep the invocation waiting until Lambda kills it,
+        and nothing would be logged. Opening a connection has a time limit of its own.
         """
         self._is_late.clear()
         timer = Timer(max(seconds - LAST_SECONDS, 0), self._end)
@@ -72,10 +72,11 @@ class Session:
             timer.join()
 
     def execute[T](self, work: Callable[[Connection[Any]], T]) -> T:
-        """Runs ``work``, again on a new connection where the old one breaks, for as long as a restart takes.
+        """Runs ``work``, and runs it again on a new connection if the old one breaks, for RECONNECT_SECONDS.
 
-        So ``work`` may run twice, and must be safe to: settlements are fenced, a claim whose answer was lost comes back
-        by its lease, a breaker that counts a failure twice opens the sooner. Raises psycopg.Error, DatabaseUnavailable.
+        ``work`` must be safe to run twice, as all of the relay's is: settlements are fenced, a claim whose answer was
+        lost comes back when its lease ends, and a breaker that counts a failure twice only opens sooner. Raises
+        psycopg.Error, DatabaseUnavailable.
         """
         give_up_at = self._monotonic() + RECONNECT_SECONDS
         failure = None
@@ -84,7 +85,7 @@ class Session:
                 return work(self.connection())
             except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction, DatabaseUnavailable) as error:
                 failure = error
-                # After a failover the one that was the writer still answers: only a new connection finds the new one.
+                # After a failover the former writer may still answer; only a new connection reaches the new writer.
                 with self._closing:
                     if self._connection is not None:
                         self._connection.close()

@@ -1,4 +1,4 @@
-"""Settlements: what became of claimed deliveries, recorded for whoever still holds the claim."""
+"""Settlements record what became of claimed deliveries, as long as their claim still holds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Report:
     message: Message
     outcome: Outcome
     known_at: float
-    """By ``time.monotonic()``."""
+    """When the outcome was known, by ``time.monotonic()``."""
     send_seconds: float | None = None
-    """How long its send took; None where it was not sent."""
+    """How long the send took; None where the message was not sent."""
     silence_is_its_own: bool = False
-    """The outcome is NoVerdict, and others of the subscription got verdicts meanwhile."""
+    """Whether the message is charged for the outcome NoVerdict, since other messages got verdicts meanwhile."""
 
 
 class SettledRow(NamedTuple):
@@ -35,7 +35,7 @@ class SettledRow(NamedTuple):
     disposition: str
     """A Disposition's value."""
     age_seconds: float
-    """Since it was promised, by the database's clock."""
+    """How long the delivery has been pending, by the database's clock."""
 
 
 def settle(
@@ -43,7 +43,8 @@ def settle(
 ) -> Sequence[SettledRow]:
     """Records outcomes in one round trip and returns those that took effect.
 
-    What another claim has taken over is left alone and left out. Committed when this returns; raises psycopg.Error.
+    A delivery that another claim has taken over is not changed and not returned. All is committed when this returns.
+    Raises psycopg.Error.
     """
     with connection.cursor(row_factory=lambda _: SettledRow._make) as cursor:
         return cursor.execute(
@@ -66,7 +67,7 @@ def settle(
 def settled_before(
     connection: Connection[Any], settlements: Sequence[tuple[Message, Settlement]]
 ) -> Sequence[SettledRow]:
-    """Returns what an earlier settlement recorded as delivered under the ids that the queue gave the messages."""
+    """Returns the messages that an earlier settlement recorded as delivered, found by the message ids of the queue."""
     accepted = [(message, settlement.message_id) for message, settlement in settlements if settlement.message_id]
     with connection.cursor(row_factory=lambda _: SettledRow._make) as cursor:
         return cursor.execute(

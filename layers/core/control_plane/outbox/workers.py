@@ -1,4 +1,4 @@
-"""Threads that work while one thread decides: it hands out jobs and deals with each result in turn."""
+"""Worker threads do the jobs that a deciding thread hands out; it deals with their results one after another."""
 
 import functools
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from threading import Thread
 
 
 class Results:
-    """Results that wait for the deciding thread. Everything here but :meth:`put` is for that thread alone."""
+    """Results that wait for the deciding thread. Only that thread calls these methods, except :meth:`put`."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._awaited = 0
 
     def __bool__(self) -> bool:
-        """Whether the result of a job is still to come or to be dealt with."""
+        """Whether any job's result is not dealt with yet."""
         return self._awaited > 0
 
     def expect(self) -> None:
@@ -22,11 +22,11 @@ class Results:
         self._awaited += 1
 
     def put(self, call: Callable[[], None]) -> None:
-        """Leaves a result: the call that deals with it. Any thread may."""
+        """Adds a result, as the call that deals with it. Any thread may do so."""
         self._calls.put(call)
 
     def take(self, timeout: float) -> None:
-        """Deals with what has come in; waits up to ``timeout`` seconds for the first. Raises what a job raised."""
+        """Waits up to ``timeout`` seconds for a result and deals with all that are there. Raises what a job raised."""
         try:
             call = self._calls.get(timeout=timeout)
             while True:
@@ -38,7 +38,7 @@ class Results:
 
 
 class Workers:
-    """Threads that do jobs in the order they were handed out."""
+    """Threads that start jobs in the order in which they were handed out."""
 
     def __init__(self, threads: int, results: Results, *, name: str) -> None:
         self._results = results
@@ -48,12 +48,12 @@ class Workers:
             thread.start()
 
     def hand_out[R](self, job: Callable[[], R], then: Callable[[R], None]) -> None:
-        """Has a thread do the job, and the deciding one call ``then`` with its result."""
+        """Gives the job to a thread; the deciding thread then calls ``then`` with its result."""
         self._results.expect()
         self._jobs.put((job, then))  # type: ignore[arg-type]  # a job and its `then` fit each other
 
     def close(self) -> None:
-        """Forgets the jobs that wait, and returns when those under way are done."""
+        """Drops the jobs that have not started, and returns when the others are done."""
         while True:
             try:
                 self._jobs.get_nowait()
@@ -69,7 +69,7 @@ class Workers:
             job, then = handed_out
             try:
                 self._results.put(functools.partial(then, job()))
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised where the result is awaited
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the deciding thread
                 self._results.put(functools.partial(_raise, error))
 
 
