@@ -16,9 +16,12 @@ import psycopg
 import pytest
 from moto.server import ThreadedMotoServer
 
+from bench.latency import _latencies
 from bench.layouts import LAYOUTS, OUTBOX_ID, claim, settle
 from bench.rig import BenchError, Database, Rig, Seed, open_rig
-from bench.scenarios import QUICK, SCENARIOS, _latencies, _relay, _snapshot, _timed
+from bench.scenarios import QUICK, SCENARIOS
+from bench.throughput import _snapshot
+from bench.turns import relay_options, timed
 from control_plane.outbox.claims import BEGINNING
 from local_cloud.workspace import CHECKOUT, Workspace
 
@@ -144,7 +147,7 @@ def test_a_latency_is_from_the_commit_to_the_arrival(rig: Rig) -> None:
 def test_a_relay_that_fails_is_quoted(rig: Rig) -> None:
     nowhere = Database("postgresql://acp_app:x@127.0.0.1:1/none", "")
     with pytest.raises(BenchError, match="DatabaseUnavailable"):
-        _timed(rig, rig.child("measured_relay", nowhere, options=_relay(60)), 1)
+        timed(rig, rig.child("measured_relay", nowhere, options=relay_options(60)), 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,7 +11,7 @@ from bench.chart import chart
 from bench.figures import Bar, Figure, Measured, median, percentile, ratio, worst
 from bench.report import Report, number_text
 from bench.rig import BenchError, deployed_settings
-from bench.scenarios import _published
+from bench.turns import check_published
 from control_plane.platform.settings import RelaySettings
 from local_cloud.workspace import CHECKOUT, Workspace
 
@@ -48,7 +48,7 @@ def text(shown: Report) -> str:
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_ratio_is_that_of_the_medians_and_its_spread_that_of_the_rounds() -> None:
+def test_ratio_is_of_medians_and_spread_of_rounds() -> None:
     figure = ratio("r", [10, 30, 20], [10, 10, 100], AT_LEAST)
     assert (figure.value, figure.spread) == (2, (0.2, 3))
 
@@ -74,19 +74,19 @@ def test_a_percentile_is_one_of_the_values(percent: float, expected: int) -> Non
         (AT_MOST, 200, False, 0.5),
     ],
 )
-def test_a_bar_says_whether_it_is_met_and_by_how_much(bar: Bar, value: float, met: bool, margin: float) -> None:
+def test_bar_tells_whether_it_is_met_and_the_margin(bar: Bar, value: float, met: bool, margin: float) -> None:
     assert (bar.is_met_by(value), bar.margin(value)) == (met, margin)
 
 
 def test_a_run_that_lost_messages_is_no_measurement() -> None:
     with pytest.raises(BenchError, match="7 messages were published, not 10"):
-        _published([{"result": {"published": 3}}, {"result": {"published": 4}}], 10)
+        check_published([{"result": {"published": 3}}, {"result": {"published": 4}}], 10)
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_shows_value_spread_bar_and_whether_it_is_met() -> None:
+def test_table_shows_value_spread_and_bar() -> None:
     shown = text(
         report(
             ratio("faster", [16.2], [10], AT_LEAST),
@@ -103,7 +103,7 @@ def test_the_table_shows_value_spread_bar_and_whether_it_is_met() -> None:
     assert "median of 5 rounds" in shown
 
 
-def test_json_holds_every_round_and_what_is_needed_to_repeat_it() -> None:
+def test_json_holds_every_round_and_the_settings() -> None:
     figure = Figure("slower", 123.4, "ms", AT_MOST, (100, 200))
     parsed = json.loads(json.dumps(report(figure, Figure("as it is", 1, "/s")).to_dict()))
     scenario = parsed["scenarios"]["publishing"]
@@ -140,7 +140,7 @@ def drawn(*figures: Figure) -> tuple[str, float, list[ElementTree.Element]]:
     return svg, float(limit.attrib["x1"]), [one for one in elements if one.get("class") in {"met", "missed"}]
 
 
-def test_the_chart_draws_met_bars_right_of_the_limit_and_missed_ones_left() -> None:
+def test_chart_draws_met_bars_right_and_missed_ones_left() -> None:
     _, limit, (met, missed) = drawn(Figure("a", 50, "ms", AT_MOST), Figure("b", 0.75, "×", AT_LEAST))
     assert (met.get("class"), missed.get("class")) == ("met", "missed")
     assert float(met.attrib["x"]) == limit
@@ -149,7 +149,7 @@ def test_the_chart_draws_met_bars_right_of_the_limit_and_missed_ones_left() -> N
     assert float(met.attrib["width"]) == pytest.approx(float(missed.attrib["width"]))
 
 
-def test_the_chart_leaves_out_what_has_no_bar_and_draws_the_extreme_to_the_end() -> None:
+def test_chart_omits_figures_without_bar_and_clips_extremes() -> None:
     _, limit, bars = drawn(
         Figure("information", 1, "/s"), Figure("endless", 0, "ms", AT_MOST), Figure("none", 0, "×", AT_LEAST)
     )
@@ -158,7 +158,7 @@ def test_the_chart_leaves_out_what_has_no_bar_and_draws_the_extreme_to_the_end()
     assert float(none.attrib["x"]) + float(none.attrib["width"]) == pytest.approx(limit)
 
 
-def test_the_chart_is_readable_in_the_dark_and_escapes_what_it_writes() -> None:
+def test_chart_has_dark_colours_and_escapes_text() -> None:
     svg, _, _ = drawn(Figure("a < b", 1, "×", AT_LEAST))
     assert "prefers-color-scheme: dark" in svg
     assert 'class="card"' in svg

@@ -1,0 +1,42 @@
+"""How much each scenario measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much each scenario measures; durations are in seconds."""
+
+    rounds: int = 5
+    events: int = 20_000
+    emulated_events: int = 10_000
+    small_backlog: int = 10_000
+    large_backlog: int = 1_000_000
+    """So many deliveries are pending, and as many are delivered."""
+    backlog_seconds: float = 5
+    latency_seconds: float = 10
+    latency_rate: int = 50
+    neighbour_seconds: float = 8
+    """How long each case of a neighbour takes."""
+    cold_starts: int = 4
+    """Processes started per round and side."""
+    large_bodies: int = 200
+    idle_seconds: float = 10
+
+
+QUICK = Sizes(
+    rounds=1,
+    events=1_000,
+    emulated_events=100,
+    small_backlog=1_000,
+    large_backlog=5_000,
+    backlog_seconds=0.2,
+    latency_seconds=1,
+    neighbour_seconds=1,
+    cold_starts=1,
+    large_bodies=20,
+    idle_seconds=1,
+)
+"""Sizes to see that everything works; the figures mean nothing."""
