@@ -331,7 +331,7 @@ class AnswersContract(ABC):
         endpoint.answering = lambda _: said(taken("2", "c"), taken("0", "a"), taken("1", "b"))
         assert self.publish(*three()) == [Accepted("a"), Accepted("b"), Accepted("c")]
 
-    def test_a_batch_refused_for_its_content_is_sent_one_by_one(self, endpoint: Endpoint) -> None:
+    def test_batch_refused_for_its_content_is_sent_one_by_one(self, endpoint: Endpoint) -> None:
         endpoint.answering = lambda entries: (
             error("InvalidMessageContents")
             if any("odd" in entry["MessageBody"] for entry in entries)

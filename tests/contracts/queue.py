@@ -111,7 +111,7 @@ class PublisherContract(ABC):
         assert outcomes == [Accepted(by_body[one.body]) for one in sent]
         assert len(set(by_body.values())) == 10
 
-    def test_a_batch_over_ten_is_refused_whole_and_sent_one_by_one(self, queue: Queue) -> None:
+    def test_batch_of_more_than_ten_is_sent_one_by_one(self, queue: Queue) -> None:
         sent = [message(f'{{"n": {number}}}') for number in range(11)]
         assert {type(outcome) for outcome in queue.publish(*sent)} == {Accepted}
         assert Counter(one.body for one in queue.received(11)) == Counter(one.body for one in sent)
@@ -132,7 +132,7 @@ class PublisherContract(ABC):
         (outcome,) = queue.publish(sized(MAX_BATCH_BYTES + 1, traceparent="00-1"))
         assert isinstance(outcome, MessageFault if self.counts_bytes_of_attributes else Accepted)
 
-    def test_a_batch_of_the_largest_size_is_taken_and_one_over_it_is_sent_one_by_one(self, queue: Queue) -> None:
+    def test_largest_batch_is_accepted_and_a_larger_one_split(self, queue: Queue) -> None:
         half = MAX_BATCH_BYTES // 2
         exact = sized(half), sized(half)
         over = sized(half), sized(half + 1)
@@ -141,7 +141,7 @@ class PublisherContract(ABC):
             assert Counter(len(one.body) for one in queue.received(2)) == Counter(len(one.body) for one in batch)
 
     @pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x0b"])
-    def test_a_character_that_sqs_does_not_take_is_that_messages_own_fault(self, queue: Queue, character: str) -> None:
+    def test_character_that_sqs_refuses_is_the_messages_fault(self, queue: Queue, character: str) -> None:
         before, odd, after = message('{"n": 1}'), message(f'{{"n": "{character}"}}'), message('{"n": 2}')
         outcomes = queue.publish(before, odd, after)
         refused = MessageFault if self.checks_characters else Accepted
@@ -255,9 +255,7 @@ class QueueContract(PublisherContract):
         with pytest.raises(ClientError, match="TooManyEntriesInBatchRequest"):
             queue.client.send_message_batch(QueueUrl=queue.url, Entries=entries)
 
-    def test_a_message_that_is_received_too_often_ends_in_the_dead_letter_queue_as_it_was(
-        self, queue: SqsQueue
-    ) -> None:
+    def test_message_received_too_often_reaches_dead_letter_queue_unchanged(self, queue: SqsQueue) -> None:
         sent = message(traceparent="00-1")
         queue.publish(sent)
         receives: list[str] = []

@@ -106,7 +106,7 @@ class SourceContract(ABC):
         assert after[-1].occurred_at == before[-1].occurred_at
         assert after[-1].payload["price"] != before[-1].payload["price"]
 
-    def test_a_bar_without_its_price_is_handed_on_for_the_contract_to_refuse(self, market: Market) -> None:
+    def test_bar_without_price_is_left_to_the_contract(self, market: Market) -> None:
         market.spoil_newest_price(market.symbols[0])
         *good, spoiled = market.fetch(market.symbols[0], market.newest - 9 * MINUTE).observations
         assert len(good) == 9
@@ -137,7 +137,7 @@ class SourceContract(ABC):
         assert fetched.raw
         assert json.loads(json.dumps(fetched.raw, allow_nan=False)) == fetched.raw
 
-    def test_an_unknown_symbol_is_an_error_of_its_own_with_the_answer(self, market: Market) -> None:
+    def test_unknown_symbol_raises_its_own_error_with_the_answer(self, market: Market) -> None:
         with pytest.raises(SourceError) as refused:
             market.fetch(market.unknown, None)
         assert (refused.value.symbol, refused.value.kind) == (market.unknown, "unknown_symbol")

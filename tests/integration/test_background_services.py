@@ -74,7 +74,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_a_started_service_becomes_ready_and_is_found_by_another_object(service: Service, tmp_path: Path) -> None:
+def test_started_service_is_found_by_another_object(service: Service, tmp_path: Path) -> None:
     ready = start(service, tmp_path)
     service.wait_until(ready.exists, seconds=20)
     other = Service("sample", records=tmp_path / "services", log=service.log)
@@ -122,7 +122,7 @@ def test_what_a_crashed_service_had_started_is_ended_with_it(service: Service, t
     assert gone(child)
 
 
-def test_a_service_that_ends_while_it_starts_is_reported_with_its_last_words(service: Service, tmp_path: Path) -> None:
+def test_service_that_ends_at_start_is_reported_with_its_log(service: Service, tmp_path: Path) -> None:
     ready = start(service, tmp_path, "fails")
     with pytest.raises(ServiceError, match="ended while it started") as caught:
         service.wait_until(ready.exists, seconds=20)
@@ -135,9 +135,7 @@ def test_a_service_that_is_not_ready_in_time_is_reported(service: Service, tmp_p
         service.wait_until(lambda: False, seconds=0.1)
 
 
-def test_a_port_is_a_service_s_own_where_it_or_its_child_listens_and_nobody_else(
-    service: Service, tmp_path: Path
-) -> None:
+def test_port_is_owned_if_the_service_or_its_child_listens(service: Service, tmp_path: Path) -> None:
     child = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child + '; time.sleep(600)'!r}])"
     service.start([sys.executable, "-c", program], env=os.environ, cwd=tmp_path)
@@ -150,9 +148,7 @@ def test_a_port_is_a_service_s_own_where_it_or_its_child_listens_and_nobody_else
     assert not service.listens_on(port)
 
 
-def test_a_pid_that_is_another_process_after_a_reboot_is_neither_taken_for_it_nor_killed(
-    service: Service, tmp_path: Path
-) -> None:
+def test_reused_pid_is_neither_adopted_nor_killed(service: Service, tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     try:
         start(service, tmp_path)
@@ -178,7 +174,7 @@ def test_starting_again_replaces_the_running_one(service: Service, tmp_path: Pat
     assert service.process.pid != first
 
 
-def test_a_service_survives_the_interrupt_of_the_terminal_it_was_started_from(service: Service, tmp_path: Path) -> None:
+def test_service_survives_an_interrupt_of_its_terminal(service: Service, tmp_path: Path) -> None:
     starter = subprocess.Popen(
         [
             sys.executable,

@@ -64,7 +64,7 @@ def test_a_name_never_heard_of_is_closed(breakers: Breakers) -> None:
     assert not breakers.try_probe("q")
 
 
-def test_it_opens_at_the_threshold_with_the_reason_and_the_time_of_the_next_probe(breakers: Breakers) -> None:
+def test_it_opens_at_the_threshold_with_reason_and_probe_time(breakers: Breakers) -> None:
     states = [breakers.failed("q", f"timed out\n{number}") for number in (1, 2, 3)]
     assert [state.state for state in states] == ["closed", "closed", "open"]
     assert [state.consecutive_failures for state in states] == [1, 2, 3]
@@ -163,7 +163,7 @@ def test_a_probe_that_succeeds_closes_it(breakers: Breakers, app: Connection[Any
     assert look(breakers) == Breaker("q")
 
 
-def test_a_probe_that_fails_opens_it_at_once_for_another_cool_down(breakers: Breakers, app: Connection[Any]) -> None:
+def test_failed_probe_opens_it_for_another_cool_down(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     since = look(breakers).opened_at
     assert since is not None
@@ -177,7 +177,7 @@ def test_a_probe_that_fails_opens_it_at_once_for_another_cool_down(breakers: Bre
     assert (since - again.opened_at).total_seconds() == 3 * COOL_DOWN  # open since the outage began, not the last probe
 
 
-def test_a_send_that_was_out_when_it_opened_does_not_put_the_probe_off(
+def test_late_failure_of_an_earlier_send_does_not_delay_probe(
     breakers: Breakers, others: Breakers, app: Connection[Any]
 ) -> None:
     open_breaker(breakers)
@@ -206,9 +206,7 @@ def test_exactly_one_of_eight_that_ask_at_once_may_probe(database: TestDatabase,
             assert sum(pool.map(ask, connections)) == 1
 
 
-def test_a_prober_that_dies_is_followed_by_another_a_cool_down_later(
-    breakers: Breakers, others: Breakers, app: Connection[Any]
-) -> None:
+def test_dead_prober_is_replaced_after_a_cool_down(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
     assert breakers.try_probe("q")
@@ -235,7 +233,7 @@ def test_a_person_holds_it_open_whatever_happens(breakers: Breakers, others: Bre
     assert not breakers.try_probe("q")
 
 
-def test_a_probe_that_was_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connection[Any]) -> None:
+def test_success_of_an_earlier_probe_does_not_lift_hold(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
     since = look(breakers).opened_at
@@ -266,9 +264,7 @@ def test_one_that_is_let_go_is_probed_at_once(breakers: Breakers, others: Breake
     assert look(others) == Breaker("q")
 
 
-def test_letting_go_cuts_a_cool_down_short_and_never_makes_a_second_prober(
-    breakers: Breakers, app: Connection[Any]
-) -> None:
+def test_resume_ends_cool_down_without_a_second_prober(breakers: Breakers, app: Connection[Any]) -> None:
     assert not resume(app, "q")
     open_breaker(breakers)
     assert resume(app, "q")
@@ -398,9 +394,7 @@ class Model(RuleBasedStateMachine):
             assert seen.probe_is_due == self.probe_is_due
 
 
-def test_any_sequence_of_what_can_happen_is_as_in_the_model(
-    app: Connection[Any], breakers: Breakers, others: Breakers
-) -> None:
+def test_any_sequence_of_calls_matches_the_model(app: Connection[Any], breakers: Breakers, others: Breakers) -> None:
     numbers = count()
     run_state_machine_as_test(
         lambda: Model(f"breaker-{next(numbers)}", app, [breakers, others]),  # type: ignore[arg-type]  # any factory does

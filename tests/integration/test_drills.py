@@ -43,7 +43,7 @@ def test_postgres_can_prepare_it(owner: Connection[Any], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_it_says_what_it_is_for_and_the_code_uses_it(name: str) -> None:
+def test_each_query_has_a_purpose_and_is_used(name: str) -> None:
     assert re.match(r"[A-Z].{20,}[.:]", QUERIES[name].description), QUERIES[name].description
     assert any(f'"{name}"' in path.read_text() for path in Path(messages.__file__).parent.glob("*.py"))
 
@@ -59,7 +59,7 @@ def read(app: Connection[Any], batch: Batch) -> list[messages.OutboxMessage]:
     return messages.read(app, [batch.raw.trace_id])
 
 
-def test_stored_events_have_messages_that_are_read_back_in_their_order(app: Connection[Any], batch: Batch) -> None:
+def test_messages_of_stored_events_are_read_in_order(app: Connection[Any], batch: Batch) -> None:
     stored = read(app, batch)
     assert [one.event_id for one in stored] == batch.ids
     assert {(one.topic, one.state, one.attempts, one.is_consumed) for one in stored} == {
@@ -68,7 +68,7 @@ def test_stored_events_have_messages_that_are_read_back_in_their_order(app: Conn
     assert messages.read(app, [uuid4()]) == []
 
 
-def test_a_dead_letter_of_a_drill_is_redriven_and_nobody_else_s_is(
+def test_only_the_drills_own_dead_letters_are_redriven(
     app: Connection[Any], owner: Connection[Any], batch: Batch
 ) -> None:
     others = seeds.store(app, seeds.ticks(1) + seeds.ticks(1, entity_id=messages.ENTITY))
@@ -128,9 +128,7 @@ def test_effects_are_counted_and_forgotten_by_the_owner_alone(
     assert app.execute("SELECT FROM signal_lab_latest_prices").fetchall() == []
 
 
-def test_a_relay_that_began_before_an_instant_is_seen_while_it_asks(
-    app: Connection[Any], database: TestDatabase
-) -> None:
+def test_relay_begun_before_an_instant_is_seen(app: Connection[Any], database: TestDatabase) -> None:
     def at_work(since: Any, quiet_seconds: float = 5) -> int:
         row = app.execute(
             QUERIES["relays_begun_before"].sql, {"since": since, "quiet_seconds": quiet_seconds}
@@ -235,7 +233,7 @@ def left_behind(cloud: FakeCloud) -> DrillRecord:
     return begun
 
 
-def test_settings_messages_breaker_and_prices_are_put_right_and_the_record_goes(
+def test_mending_restores_everything_and_deletes_the_record(
     cloud: FakeCloud, app: Connection[Any], owner: Connection[Any], batch: Batch
 ) -> None:
     left_behind(cloud)
@@ -295,9 +293,7 @@ def test_what_cannot_be_delivered_keeps_the_record(
     assert record.load(cloud.workspace) == left
 
 
-def test_a_consumer_that_never_acts_is_not_waited_for_without_end(
-    cloud: FakeCloud, owner: Connection[Any], batch: Batch
-) -> None:
+def test_wait_for_an_idle_consumer_ends(cloud: FakeCloud, owner: Connection[Any], batch: Batch) -> None:
     left_behind(cloud)
     deliver(owner)
     assert mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None) == "queue-outage"

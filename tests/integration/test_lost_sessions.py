@@ -301,7 +301,7 @@ def linger_after_each_statement(monkeypatch: pytest.MonkeyPatch) -> None:
         "PERFORM set_config('default_transaction_read_only', 'on', false); SET LOCAL transaction_read_only = on",
     ],
 )
-def test_ingestion_cut_off_in_the_middle_stores_all_the_next_time(
+def test_ingestion_cut_off_midway_stores_all_next_time(
     start: Start, database: Any, owner: Connection[Any], market_url: str, fate: str
 ) -> None:
     owner.execute(
@@ -324,7 +324,7 @@ def admin(database: Any) -> Iterator[Connection[Any]]:
         yield connection
 
 
-def test_batch_cut_off_before_its_commit_is_stored_by_the_next_session(
+def test_batch_cut_off_before_commit_is_stored_by_next_session(
     database: Any, app: Connection[Any], admin: Connection[Any]
 ) -> None:
     with closing(functions_database(database.app_url)) as ingestion:

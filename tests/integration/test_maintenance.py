@@ -367,7 +367,7 @@ def test_a_quiet_database_pins_nothing(owner: Connection[Any], app: Connection[A
     assert pinned_horizon(owner, seconds=0, transactions=0) is None
 
 
-def test_a_session_that_pins_the_horizon_is_named_with_its_age_to_who_may_see_it(
+def test_session_that_pins_the_horizon_is_named_with_its_age(
     owner: Connection[Any], pinning: Connection[Any], database: TestDatabase
 ) -> None:
     pid = str(pinning.info.backend_pid)
@@ -382,9 +382,7 @@ def test_a_session_that_pins_the_horizon_is_named_with_its_age_to_who_may_see_it
         assert pinned_horizon(admin) is None  # it is young
 
 
-def test_a_session_whose_age_is_hidden_is_named_by_the_transactions_since(
-    owner: Connection[Any], pinning: Connection[Any]
-) -> None:
+def test_session_of_hidden_age_is_named_with_transactions(owner: Connection[Any], pinning: Connection[Any]) -> None:
     assert pinned_horizon(owner, seconds=0) is None
     for _ in range(3):
         owner.execute("SELECT pg_current_xact_id()")

@@ -65,7 +65,7 @@ def test_runners_at_once_on_one_database_apply_each_file_once(empty_database: Te
     assert {report.version for report in reports} == {SCHEMA_VERSION}
 
 
-def test_first_migrations_side_by_side_in_a_fresh_cluster_both_make_the_role(tmp_path: Path) -> None:
+def test_concurrent_first_migrations_both_succeed_in_a_fresh_cluster(tmp_path: Path) -> None:
     names = [f"first_{number}" for number in range(6)]
     with PostgresServer(tmp_path / "data", password="secret", fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as admin:
@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_in_order_is_refused(
         read_migrations(folder)
 
 
-def test_a_failing_file_leaves_no_trace_and_keeps_those_before_it(empty: Connection[Any]) -> None:
+def test_failing_file_is_rolled_back_and_earlier_ones_stay(empty: Connection[Any]) -> None:
     migrations = [
         Migration(1, "good", "CREATE TABLE kept (id integer)"),
         Migration(2, "bad", "CREATE TABLE half_done (id integer); SELECT 1 / 0"),
@@ -129,7 +129,7 @@ def test_a_failing_file_leaves_no_trace_and_keeps_those_before_it(empty: Connect
 
 
 @pytest.mark.parametrize("applied", range(SCHEMA_VERSION))
-def test_a_schema_that_is_behind_is_refused_with_what_to_run(empty: Connection[Any], applied: int) -> None:
+def test_outdated_schema_is_refused_with_the_remedy(empty: Connection[Any], applied: int) -> None:
     if applied:
         migrate(empty, read_migrations(MIGRATIONS)[:applied])
     with pytest.raises(
@@ -139,7 +139,7 @@ def test_a_schema_that_is_behind_is_refused_with_what_to_run(empty: Connection[A
 
 
 @pytest.mark.parametrize("versions", [1, 8])
-def test_a_database_of_the_older_layout_is_refused_with_the_remedy(
+def test_database_of_the_older_layout_is_refused_with_remedy(
     empty_database: TestDatabase, empty: Connection[Any], versions: int
 ) -> None:
     first = Migration(1, "events_and_outbox", "CREATE TABLE outbox (id bigint, delivered_at timestamptz)")
@@ -159,7 +159,7 @@ def test_a_schema_that_is_ahead_is_welcome(empty: Connection[Any]) -> None:
     check_schema(empty)
 
 
-def test_a_warm_function_is_refused_a_schema_that_is_behind_each_time_until_it_is_migrated(
+def test_warm_function_is_refused_until_schema_is_migrated(
     empty_database: TestDatabase, empty: Connection[Any]
 ) -> None:
     database = Database(lambda: empty_database.app_url, application_name="test")

@@ -52,7 +52,7 @@ class HeldEndpoint:
 
 
 @pytest.mark.parametrize("moment", ["before the answer", "before the settlement"])
-def test_a_killed_relay_loses_nothing_and_doubles_only_what_was_in_flight(
+def test_killed_relay_loses_nothing_and_doubles_only_in_flight(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, moment: str
 ) -> None:
     promised = seeds.store(app, seeds.ticks(40))
@@ -112,7 +112,7 @@ def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
         yield server
 
 
-def test_postgres_down_while_publishing_is_a_clear_error_and_the_next_run_delivers_everything(
+def test_postgres_down_while_publishing_raises_and_next_run_delivers(
     own_postgres: PostgresServer,
 ) -> None:
     url = own_postgres.url()
@@ -208,9 +208,7 @@ class _LosingCursor:
         return self._owner.execute_on_cursor(self._options, query, *arguments)
 
 
-def test_a_settlement_whose_answer_is_lost_counts_once_and_as_what_it_was(
-    app: Connection[Any], database: TestDatabase
-) -> None:
+def test_settlement_with_lost_answer_counts_once(app: Connection[Any], database: TestDatabase) -> None:
     seeds.store(app, seeds.ticks(30))
     with AnswerLost(database.app_url, "FROM settle_deliveries(") as connection:
         bench = Bench(connection)
@@ -219,7 +217,7 @@ def test_a_settlement_whose_answer_is_lost_counts_once_and_as_what_it_was(
     assert len(bench.fake.sent) == 30
 
 
-def test_a_backlog_that_cannot_be_counted_does_not_hide_what_was_done(
+def test_uncountable_backlog_does_not_hide_the_result(
     app: Connection[Any], database: TestDatabase, caplog: pytest.LogCaptureFixture
 ) -> None:
     seeds.store(app, seeds.ticks(30))
@@ -231,7 +229,7 @@ def test_a_backlog_that_cannot_be_counted_does_not_hide_what_was_done(
     assert "the backlog is unknown" in caplog.text
 
 
-def test_a_lock_that_outlasts_the_invocation_is_named_and_what_was_sent_is_settled_when_it_goes(
+def test_lock_outlasting_the_invocation_is_named_and_sends_settle_later(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds.store(app, seeds.ticks(30))
@@ -254,7 +252,7 @@ def test_a_lock_that_outlasts_the_invocation_is_named_and_what_was_sent_is_settl
     own.close()
 
 
-def test_a_database_that_is_away_when_the_time_is_over_is_not_waited_for(
+def test_relay_does_not_wait_for_database_after_its_time(
     own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = own_postgres.url()

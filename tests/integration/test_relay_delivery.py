@@ -94,7 +94,7 @@ def test_an_outcome_settles_its_delivery(  # noqa: PLR0917 - a row of the table,
     assert seeds.failed_attempts(app) == recorded
 
 
-def test_a_later_success_clears_the_error_and_keeps_the_failure_on_record(app: Connection[Any]) -> None:
+def test_later_success_clears_error_and_keeps_failure_record(app: Connection[Any]) -> None:
     (event_id,) = seeds.store(app, seeds.ticks(1))
     Bench(lambda: app, script=only(Failed("hiccup"), event_id)).run()
     seeds.pass_time(app)
@@ -104,7 +104,7 @@ def test_a_later_success_clears_the_error_and_keeps_the_failure_on_record(app: C
     assert seeds.failed_attempts(app) == [(event_id, 1, "r1", "hiccup")]
 
 
-def test_a_message_that_keeps_failing_is_tried_with_growing_waits_and_then_given_up(app: Connection[Any]) -> None:
+def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: Connection[Any]) -> None:
     (event_id,) = seeds.store(app, seeds.ticks(1))
     bench = Bench(lambda: app, script=only(Failed("no"), event_id))
     for attempt in range(1, MAX_ATTEMPTS):
@@ -151,7 +151,7 @@ def test_messages_of_an_unknown_subscription_wait_and_are_named(
     assert newer.telemetry.totals["UnknownSubscriptions"] == 0
 
 
-def test_a_message_over_the_limit_is_dead_lettered_with_its_size(app: Connection[Any]) -> None:
+def test_message_over_the_limit_is_dead_lettered_with_size(app: Connection[Any]) -> None:
     small = seeds.store(app, seeds.ticks(2))
     large = seeds.store_body(app, {"text": "x" * MAX_BATCH_BYTES})
     assert done(Bench(lambda: app).run()) == RelayResult(claimed=3, published=2, dead_lettered=1)
@@ -173,7 +173,7 @@ def test_batches_hold_ten_messages_and_a_mebibyte_at_most(app: Connection[Any]) 
     assert len(bench.fake.sends) <= 5
 
 
-def test_a_claim_is_bounded_by_bytes_and_takes_at_least_one_row(app: Connection[Any]) -> None:
+def test_claim_is_bounded_by_bytes_but_takes_one_row(app: Connection[Any]) -> None:
     stored = [seeds.store_body(app, {"text": "x" * 1000}) for _ in range(5)]
 
     def claim(room: int) -> list[UUID]:
@@ -187,7 +187,7 @@ def test_a_claim_is_bounded_by_bytes_and_takes_at_least_one_row(app: Connection[
     assert claim(CLAIM_BYTES) == stored[3:]
 
 
-def test_a_row_that_no_message_can_be_made_of_is_its_own_fault(
+def test_row_that_makes_no_message_is_dead_lettered_alone(
     app: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     odd, *others = seeds.store(app, seeds.ticks(10))

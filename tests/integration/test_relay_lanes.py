@@ -16,7 +16,7 @@ from control_plane.platform.database import connect
 from domains import EVENT_TYPES
 
 
-def test_small_messages_do_not_wait_for_large_ones_of_a_slow_queue(app: Connection[Any]) -> None:
+def test_small_messages_do_not_wait_for_a_slow_queue(app: Connection[Any]) -> None:
     large = [seeds.store_body(app, {"text": "x" * 900_000}) for _ in range(60)]
     small = seeds.store(app, seeds.failures(5))
     small_are_there = Event()
@@ -55,9 +55,7 @@ def test_what_is_committed_while_another_queue_hangs_is_sent_meanwhile(
         assert bench.run().published == 301
 
 
-def test_a_transaction_that_commits_after_younger_ones_is_not_passed_over(
-    app: Connection[Any], database: TestDatabase
-) -> None:
+def test_late_commit_of_an_older_row_is_not_skipped(app: Connection[Any], database: TestDatabase) -> None:
     (first,), (second,) = seeds.ticks(1), seeds.ticks(1, entity_id="MSFT")
     naps_between: list[int] = []
     with connect(database.app_url, application_name="slow writer") as slow:
@@ -97,7 +95,7 @@ def breaker_states(connection: Connection[Any]) -> dict[str, str]:
     return dict(connection.execute("SELECT name, state FROM circuit_breakers").fetchall())
 
 
-def test_a_probe_that_nothing_was_there_for_is_not_used_up(app: Connection[Any]) -> None:
+def test_probe_without_a_message_is_not_used_up(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(1))
     app.execute("UPDATE pending_deliveries SET next_attempt_at = now() + interval '60 s'")
     open_breaker(app)
@@ -147,7 +145,7 @@ def test_a_probe_finds_room_whatever_the_other_lanes_backlog(app: Connection[Any
     assert breaker_states(app) == {"signal_lab": "closed"}
 
 
-def test_a_send_that_began_before_the_breaker_opened_does_not_close_it(app: Connection[Any]) -> None:
+def test_send_begun_before_breaker_opened_does_not_close_it(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(20))
     one_failed = Event()
 

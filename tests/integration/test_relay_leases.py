@@ -72,7 +72,7 @@ def test_attempts_lost_with_their_relays_are_recorded_and_given_back(app: Connec
     ]
 
 
-def test_a_message_that_kills_its_relays_while_others_pass_is_given_up(app: Connection[Any]) -> None:
+def test_message_that_kills_its_relays_is_dead_lettered(app: Connection[Any]) -> None:
     killer, *_ = seeds.store(app, seeds.ticks(3))
     lose(app, "doomed-1")
     lose(app, "marks them suspect")
@@ -95,7 +95,7 @@ def test_a_message_that_kills_its_relays_while_others_pass_is_given_up(app: Conn
     assert bench.telemetry.totals["EventsDeadLettered"] == 1
 
 
-def test_a_lost_attempt_is_recorded_once_however_long_its_row_waits_for_room(app: Connection[Any]) -> None:
+def test_lost_attempt_is_recorded_once_while_waiting_for_room(app: Connection[Any]) -> None:
     stored = [seeds.store_body(app, {"text": "x" * 1000}) for _ in range(3)]
 
     def claim(room: int) -> claims.Claim:
@@ -124,7 +124,7 @@ def test_a_lowered_limit_ends_what_has_had_as_many_attempts(app: Connection[Any]
 
 
 @pytest.mark.parametrize("relays", [2, 4])
-def test_relays_at_once_publish_each_of_two_thousand_rows_exactly_once(
+def test_concurrent_relays_publish_two_thousand_rows_once_each(
     app: Connection[Any], database: TestDatabase, relays: int
 ) -> None:
     promised = seeds.store(app, seeds.ticks(2_000))

@@ -16,7 +16,7 @@ from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform.aws import sqs_client
 
 
-def test_an_outage_costs_no_attempts_and_leaves_the_other_topic_alone(app: Connection[Any]) -> None:
+def test_outage_costs_no_attempts_and_spares_other_topic(app: Connection[Any]) -> None:
     down = seeds.store(app, seeds.ticks(35))
     up = seeds.store(app, seeds.failures(5))
     outage = True
@@ -59,7 +59,7 @@ def test_an_outage_longer_than_all_attempts_dead_letters_nothing(app: Connection
     assert {row["delivery_attempts"] for row in seeds.deliveries(app).values()} == {0}
 
 
-def test_a_paused_topic_does_not_fill_the_claim_and_starve_the_others(app: Connection[Any]) -> None:
+def test_held_topic_does_not_starve_the_others(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(50))
     bench = Bench(
         lambda: app, claim_size=10, script=lambda m: QueueFault("down") if m.subscription == "signal_lab" else None
@@ -100,7 +100,7 @@ def entry(event_id: UUID, entries: list[dict[str, Any]]) -> dict[str, Any] | Non
     return next((one for one in entries if str(event_id) in one["MessageBody"]), None)
 
 
-def test_a_batch_refused_whole_is_sent_one_by_one_and_the_culprit_alone_given_up(
+def test_refused_batch_dead_letters_only_the_culprit(
     app: Connection[Any], bench_on_sqs: Callable[[SqsAnswer], Bench]
 ) -> None:
     promised = seeds.store(app, seeds.ticks(10))

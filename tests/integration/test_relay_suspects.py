@@ -35,7 +35,7 @@ def nonsense_bench(connection: Connection[Any], culprit: UUID, **options: Any) -
     return bench
 
 
-def test_one_message_that_draws_nonsense_among_a_thousand_is_given_up_alone(app: Connection[Any]) -> None:
+def test_one_nonsense_message_among_a_thousand_is_dead_lettered_alone(app: Connection[Any]) -> None:
     stored = seeds.store(app, seeds.ticks(1001))
     culprit = stored[500]
     bench = nonsense_bench(app, culprit, concurrency=2)
@@ -50,7 +50,7 @@ def test_one_message_that_draws_nonsense_among_a_thousand_is_given_up_alone(app:
     assert bench.relay.run(remaining_seconds=lambda: 600).breakers["signal_lab"] == "closed"
 
 
-def test_a_publisher_that_trips_over_one_message_costs_the_others_nothing(app: Connection[Any]) -> None:
+def test_publisher_failing_on_one_message_spares_the_others(app: Connection[Any]) -> None:
     stored = seeds.store(app, seeds.ticks(30))
 
     def trip(message: Message) -> Outcome | None:
@@ -95,9 +95,7 @@ def test_an_outage_of_any_length_charges_nobody(app: Connection[Any], outcome: O
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_queue_that_fails_again_after_a_recovery_charges_one_message_at_the_most(
-    app: Connection[Any], concurrency: int
-) -> None:
+def test_queue_failing_after_recovery_charges_at_most_one_message(app: Connection[Any], concurrency: int) -> None:
     seeds.store(app, seeds.ticks(25))
     accepts = 0
 
@@ -119,7 +117,7 @@ def test_a_queue_that_fails_again_after_a_recovery_charges_one_message_at_the_mo
     assert sum(pending) <= 1
 
 
-def test_a_lone_silent_message_is_not_charged_while_nothing_else_passes(app: Connection[Any]) -> None:
+def test_lone_silent_message_is_not_charged_without_other_verdicts(app: Connection[Any]) -> None:
     (event_id,) = seeds.store(app, seeds.ticks(1))
     bench = Bench(lambda: app, script=lambda _message: SILENCE, failure_threshold=3)
     for _ in range(2 * MAX_ATTEMPTS):
@@ -146,7 +144,7 @@ def test_a_silent_message_does_not_stop_another_subscription(app: Connection[Any
     assert len(bench.fake.queues[SYSTEM]) == 4
 
 
-def test_a_silent_message_does_not_take_every_probe_from_the_others(app: Connection[Any]) -> None:
+def test_silent_message_does_not_take_every_probe(app: Connection[Any]) -> None:
     (culprit,) = seeds.store(app, seeds.ticks(1))
     bench = Bench(lambda: app, script=only(SILENCE, culprit), failure_threshold=3)
     for _ in range(3):  # alone in its lane, it counts as an outage

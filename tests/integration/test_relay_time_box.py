@@ -28,7 +28,7 @@ def test_with_too_little_time_left_nothing_is_claimed(app: Connection[Any]) -> N
     assert bench.run(remaining=too_little + 0.1).published == 1
 
 
-def test_what_could_not_be_sent_in_time_is_given_back_and_no_send_starts_late(app: Connection[Any]) -> None:
+def test_unsent_messages_are_given_back_and_no_send_starts_late(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(100))
     bench = Bench(lambda: app, seconds_per_send=4, lease=600)
     started = bench.clock.now
@@ -59,7 +59,7 @@ def test_a_lease_shorter_than_a_send_is_refused(app: Connection[Any]) -> None:
         Bench(lambda: app, lease=10)
 
 
-def test_a_lingering_relay_picks_up_what_is_committed_later_and_ends_on_time(app: Connection[Any]) -> None:
+def test_lingering_relay_publishes_later_commits_and_ends_in_time(app: Connection[Any]) -> None:
     bench = Bench(lambda: app)
     events = seeds.ticks(30)
 

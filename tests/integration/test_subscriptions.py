@@ -166,7 +166,7 @@ def test_adding_one_waits_for_ingestion_under_way(
     assert pending(app, "detector") == from_before + 1
 
 
-def test_ingestion_that_waits_for_one_to_be_added_promises_to_it(
+def test_ingestion_waiting_for_a_new_subscription_delivers_to_it(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, pool: ThreadPoolExecutor
 ) -> None:
     def ingest() -> None:

@@ -21,7 +21,7 @@ def fault(request: pytest.FixtureRequest) -> tuple[str, Fault]:
     return request.param, FAULTS[request.param]
 
 
-def test_after_the_claim_before_any_send_it_costs_nobody_a_message(
+def test_database_lost_between_claim_and_send_loses_no_message(
     pipeline: Pipeline, finish: Finish, fault: tuple[str, Fault]
 ) -> None:
     name, strike = fault
@@ -75,9 +75,7 @@ def test_after_everything_is_settled_nothing_comes_again(
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
-def test_connections_cut_again_and_again_only_those_in_flight_may_come_twice(
-    pipeline: Pipeline, finish: Finish
-) -> None:
+def test_repeated_connection_cuts_double_only_messages_in_flight(pipeline: Pipeline, finish: Finish) -> None:
     pipeline.endpoint.set(latency_ms=10)
     pipeline.relay(max_attempts=20)
     pipeline.wait_for_sends()

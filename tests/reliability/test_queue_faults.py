@@ -24,9 +24,7 @@ OUTAGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("outage", OUTAGES)
-def test_an_outage_costs_no_attempt_and_holds_up_no_other_queue(
-    pipeline: Pipeline, finish: Finish, outage: str
-) -> None:
+def test_outage_costs_no_attempt_and_delays_no_other_queue(pipeline: Pipeline, finish: Finish, outage: str) -> None:
     pipeline.endpoint.set(SIGNAL_LAB, **OUTAGES[outage])
     pipeline.relay(read_timeout=READ_TIMEOUT)
     pipeline.wait(lambda: bool(pipeline.requests(SIGNAL_LAB)), "a send to the queue that is down")
@@ -47,7 +45,7 @@ def test_a_slow_queue_costs_nothing_but_time(pipeline: Pipeline, finish: Finish)
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
-def test_an_outage_is_probed_once_a_cool_down_by_all_relays_together(pipeline: Pipeline, finish: Finish) -> None:
+def test_all_relays_together_probe_once_per_cool_down(pipeline: Pipeline, finish: Finish) -> None:
     pipeline.endpoint.set(SIGNAL_LAB, answer="error")
     pipeline.team(3, cool_down_seconds=1)
     pipeline.wait(lambda: pipeline.endpoint.counts().get(SYSTEM_EVENTS, 0) == FAILURES, "the other queue is served")
@@ -83,9 +81,7 @@ def test_poison_by_its_senders_fault_is_dead_lettered_at_once(pipeline: Pipeline
     assert pipeline.accepted().total() == TICKS + FAILURES - 20
 
 
-def test_poison_by_nobodys_fault_is_dead_lettered_after_its_attempts_and_delays_no_neighbour(
-    pipeline: Pipeline, finish: Finish
-) -> None:
+def test_poison_message_is_dead_lettered_and_delays_no_neighbour(pipeline: Pipeline, finish: Finish) -> None:
     poison = pipeline.some_ticks(20)
     pipeline.endpoint.set(SIGNAL_LAB, fail_events=poison, fail_code="InternalError")
     pipeline.relay(max_attempts=2)

@@ -26,7 +26,7 @@ def detector(pipeline: Pipeline) -> str:
     [("answers 500", {"answer": "error"}), ("hangs", {"latency_ms": 60_000, "accepts": "after"})],
     ids=["answers 500", "hangs"],
 )
-def test_a_queue_that_is_down_holds_up_no_other_subscription_of_its_topic(
+def test_queue_that_is_down_delays_no_other_subscription(
     pipeline: Pipeline, finish: Finish, detector: str, outage: str, fault: dict[str, Any]
 ) -> None:
     pipeline.endpoint.set(detector, **fault)
@@ -42,7 +42,7 @@ def test_a_queue_that_is_down_holds_up_no_other_subscription_of_its_topic(
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
-def test_what_a_relay_does_not_know_waits_for_one_that_does(pipeline: Pipeline, finish: Finish) -> None:
+def test_unknown_subscription_waits_for_a_relay_that_knows_it(pipeline: Pipeline, finish: Finish) -> None:
     old = pipeline.relay(subscriptions=[SYSTEM_EVENTS])
     pipeline.wait(lambda: pipeline.delivered(SYSTEM_EVENTS) == FAILURES, "what it knows is delivered")
     pipeline.wait(lambda: old.has_counted("UnknownSubscriptions"), "it says that it does not know the other")
@@ -71,7 +71,7 @@ def test_a_subscription_removed_in_flight_costs_the_others_nothing(
     assert pipeline.tried_again() == set()
 
 
-def test_a_redrive_while_relays_work_and_one_is_killed_delivers_everything(pipeline: Pipeline, finish: Finish) -> None:
+def test_redrive_during_a_relay_kill_delivers_everything(pipeline: Pipeline, finish: Finish) -> None:
     poison = pipeline.some_ticks(1_000)
     pipeline.endpoint.set(latency_ms=50)
     poisoned: dict[str, Any] = {

@@ -105,7 +105,7 @@ def test_the_record_is_found_again_until_it_is_cleared(workspace: Workspace) -> 
     begun.clear(workspace)
 
 
-def test_it_says_whether_its_drill_is_under_way_or_was_cut_off() -> None:
+def test_record_tells_a_running_drill_from_an_interrupted_one() -> None:
     mine = DrillRecord.begin("poison")
     assert mine.problem == "the drill poison is under way"
     # The pid is another's now.
@@ -124,7 +124,7 @@ def test_a_record_of_another_version_is_named_with_its_remedy(workspace: Workspa
 # --- the story --------------------------------------------------------------------------------------------------------
 
 
-def test_messages_that_fare_alike_share_a_line_and_no_news_is_none() -> None:
+def test_like_messages_share_a_line_and_no_change_prints_nothing() -> None:
     story = Story()
     assert story.tell([message(1), message(2), message(3)], CLOSED) == ["3 pending"]
     assert story.tell([message(1), message(2), message(3)], CLOSED) == []
@@ -152,7 +152,7 @@ def test_a_failed_attempt_and_one_given_back_are_told_apart() -> None:
     ]
 
 
-def test_an_attempt_that_died_with_its_relay_is_told_when_its_row_is_claimed_again() -> None:
+def test_lost_attempt_is_narrated_when_its_row_is_reclaimed() -> None:
     story = Story()
     story.tell([message(1, "in_flight", attempts=1, claimed_by="a")], CLOSED)
     assert story.tell([message(1, "pending", attempts=1, claimed_by="a")], CLOSED) == [
@@ -170,7 +170,7 @@ def test_a_dead_letter_and_its_return_are_told() -> None:
     assert story.tell([message(1, failed_at=[NOW])], CLOSED) == ["1 pending again"]
 
 
-def test_a_breaker_is_told_of_when_it_changes_not_while_it_counts_down() -> None:
+def test_breaker_is_narrated_only_when_its_state_changes() -> None:
     story = Story()
 
     def tell(state: str, wait: float | None, failures: int = 3) -> list[str]:
@@ -195,7 +195,7 @@ def test_attempts_are_spent_by_failures_recorded_or_not() -> None:
 # --- its events and its victim ----------------------------------------------------------------------------------------
 
 
-def test_a_drill_s_events_fit_the_contract_and_say_whose_they_are() -> None:
+def test_drill_events_fit_the_contract_and_name_the_drill() -> None:
     batch = Batch.make(drill="poison", trace_id=UUID(int=7), count=3, now=NOW)
     assert len(set(batch.ids)) == 3
     assert {look.payload.topic for look in batch.looks} == {"market.ticks"}
@@ -208,7 +208,7 @@ def test_a_drill_s_events_fit_the_contract_and_say_whose_they_are() -> None:
     assert not set(batch.ids) & set(again.ids)
 
 
-def test_the_process_at_the_other_end_of_a_connection_is_found() -> None:
+def test_process_at_the_other_end_of_connection_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         server_port, port = server.getsockname()[1], client.getsockname()[1]
         assert process_behind(port, server_port).pid == os.getpid()

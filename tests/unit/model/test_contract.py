@@ -162,7 +162,7 @@ def test_minus_zero_is_published_as_zero() -> None:
     assert json.dumps(minus.to_message()) == json.dumps(plain.to_message())  # as text: to Python they are equal
 
 
-def test_when_it_was_seen_and_stored_is_no_part_of_an_id() -> None:
+def test_observed_at_and_ingested_at_do_not_change_the_id() -> None:
     new_year = datetime(2027, 1, 1, tzinfo=UTC)
     later = tick_event(observed_at=new_year, ingested_at=new_year, trace_id=uuid4(), entity_type=None)
     assert later.event_id == tick_event().event_id
@@ -337,7 +337,7 @@ def test_a_message_that_only_looks_odd_is_taken() -> None:
     )
 
 
-def test_a_payload_from_a_source_is_refused_naming_field_and_value() -> None:
+def test_refused_payload_names_field_and_value() -> None:
     with pytest.raises(ContractViolation, match=r"^payload.price: .*finite.* \(got nan\)$"):
         parse_payload(MarketTick, TICK.model_dump() | {"price": float("nan")})
     with pytest.raises(ContractViolation, match=r"^payload.price: Input should be a valid number \(got None\)$"):
@@ -373,7 +373,7 @@ class Renamed(MarketTick):
     schema_version = 2
 
 
-def test_the_newest_version_is_what_is_made_and_all_are_read() -> None:
+def test_newest_version_is_written_and_all_are_read() -> None:
     types = EventTypes([Renamed, MarketTick])
     assert types.newest("MARKET_TICK_INGESTED") is Renamed
     assert types.find("MARKET_TICK_INGESTED", 1) is MarketTick

@@ -127,7 +127,7 @@ def test_the_event_id_of_a_published_observation_never_changes(vector: Vector) -
 
 
 @pytest.mark.parametrize("vector", VECTORS)
-def test_the_event_id_is_what_rfc_9562_makes_of_the_canonical_text(vector: Vector) -> None:
+def test_event_id_is_the_rfc_9562_uuid_of_canonical_text(vector: Vector) -> None:
     digest = bytearray(hashlib.sha1(EVENT_NAMESPACE.bytes + vector.canonical.encode()).digest()[:16])
     digest[6] = digest[6] & 0x0F | 0x50  # version 5
     digest[8] = digest[8] & 0x3F | 0x80  # the variant of RFC 9562

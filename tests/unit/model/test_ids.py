@@ -137,7 +137,7 @@ def test_one_number_has_one_canonical_form(spellings: list[str], number: float) 
 
 @given(observations, offsets)
 @settings(deadline=None)
-def test_the_time_zone_an_instant_is_written_in_makes_no_difference(observation: Observation, offset: timezone) -> None:
+def test_time_zone_of_an_instant_makes_no_difference(observation: Observation, offset: timezone) -> None:
     elsewhere = observation | {"occurred_at": observation["occurred_at"].astimezone(offset)}
     assert derive_event_id(**elsewhere) == derive_event_id(**observation)
 

@@ -33,19 +33,19 @@ def test_an_accepted_message_is_published_at_whatever_attempt(attempt: int, max_
 
 
 @given(attempts, attempts)
-def test_a_message_at_fault_is_dead_lettered_at_once_with_its_reason(attempt: int, max_attempts: int) -> None:
+def test_message_fault_is_dead_lettered_at_once_with_reason(attempt: int, max_attempts: int) -> None:
     settlement = settled(MessageFault("too large"), attempt=attempt, max_attempts=max_attempts)
     assert settlement == Settlement(Disposition.DEAD_LETTERED, error="too large")
 
 
 @given(attempts, attempts)
-def test_a_queue_at_fault_costs_no_attempt_not_even_the_last(attempt: int, max_attempts: int) -> None:
+def test_queue_fault_costs_no_attempt_not_even_the_last(attempt: int, max_attempts: int) -> None:
     settlement = settled(QueueFault("throttled"), attempt=attempt, max_attempts=max_attempts)
     assert settlement == Settlement(Disposition.RELEASED, error="throttled", delay=COOL_DOWN)
 
 
 @given(attempts, attempts)
-def test_a_message_not_sent_is_given_back_at_once_and_without_a_reproach(attempt: int, max_attempts: int) -> None:
+def test_unsent_message_is_released_at_once_without_error(attempt: int, max_attempts: int) -> None:
     assert settled(NotSent(), attempt=attempt, max_attempts=max_attempts) == Settlement(Disposition.RELEASED)
 
 
@@ -60,9 +60,7 @@ def test_a_failed_attempts_delay_is_jittered() -> None:
 
 
 @given(st.integers(1, 20), st.integers(0, 20))
-def test_the_last_attempt_that_fails_dead_letters_the_message_naming_attempts_and_reason(
-    max_attempts: int, beyond: int
-) -> None:
+def test_last_failed_attempt_dead_letters_with_attempts_and_reason(max_attempts: int, beyond: int) -> None:
     attempt = max_attempts + beyond  # beyond: the limit was lowered meanwhile
     settlement = settled(Failed("odd answer"), attempt=attempt, max_attempts=max_attempts)
     assert settlement == Settlement(Disposition.DEAD_LETTERED, error=f"gave up after {attempt} attempts: odd answer")

@@ -161,7 +161,7 @@ def test_what_the_schema_refuses_the_code_refuses(break_it: Callable[[dict[str, 
         EVENT_TYPES.parse_event(broken)
 
 
-def test_a_stale_a_missing_and_a_leftover_file_are_named_and_mended(tmp_path: Path) -> None:
+def test_stale_missing_and_leftover_files_are_named_and_mended(tmp_path: Path) -> None:
     files = generated.contract_files()
     first, second, *_ = files
     generated.write(files, tmp_path)

@@ -53,7 +53,7 @@ def test_a_handlers_answer_passes_through() -> None:
     assert handler.__doc__ == "Its own words."
 
 
-def test_log_lines_carry_the_request_id_and_nothing_of_an_earlier_invocation(
+def test_log_lines_carry_only_their_own_request_id(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = new_telemetry()
@@ -77,7 +77,7 @@ def test_log_lines_carry_the_request_id_and_nothing_of_an_earlier_invocation(
     assert {log["service"] for log in logs} == {telemetry.logger.service}
 
 
-def test_an_expected_error_is_logged_once_without_a_trace_and_raised_on(
+def test_expected_error_is_logged_without_traceback_and_raised(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = new_telemetry()
@@ -117,7 +117,7 @@ def test_a_session_lost_in_the_middle_is_an_unavailable_database(error: type[psy
         handler({}, Context())
 
 
-def test_what_the_package_logs_reads_like_the_function_s_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_package_logs_have_the_format_of_the_function(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry = new_telemetry()
 
     @function(telemetry)
@@ -130,7 +130,7 @@ def test_what_the_package_logs_reads_like_the_function_s_own_lines(capsys: pytes
     assert log["service"] == telemetry.logger.service
 
 
-def test_an_unexpected_error_is_logged_once_with_its_trace_and_raised_on(
+def test_unexpected_error_is_logged_with_traceback_and_raised(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     telemetry = new_telemetry()
@@ -164,7 +164,7 @@ def test_metrics_are_flushed_however_the_handler_ends(fails: bool, capsys: pytes
     assert metrics["EventsIngested"] == [3.0]
 
 
-def test_empty_aws_variables_are_removed_lest_botocore_takes_them_at_their_word(
+def test_empty_aws_variables_are_removed_before_botocore_reads_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")

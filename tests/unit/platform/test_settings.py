@@ -68,7 +68,7 @@ def test_what_is_set_is_read() -> None:
     assert settings.breaker_cool_down_seconds == 0.5
 
 
-def test_ingestion_and_relay_agree_on_what_a_breaker_does_unless_told_otherwise() -> None:
+def test_ingestion_and_relay_have_the_same_breaker_defaults() -> None:
     for settings in (RelaySettings.from_environ(RELAY), IngestionSettings.from_environ(INGESTION)):
         assert (settings.breaker_failure_threshold, settings.breaker_cool_down_seconds) == (3, 30)
     own = {"BREAKER_FAILURE_THRESHOLD": "1", "BREAKER_COOL_DOWN_SECONDS": "60"}
@@ -185,7 +185,7 @@ def test_subscriptions_map_to_queue_urls_or_the_setting_is_refused(text: str) ->
         ("^GSPC,EURUSD=X,BRK-B,0700.HK,M&M.NS", ("^GSPC", "EURUSD=X", "BRK-B", "0700.HK", "M&M.NS")),
     ],
 )
-def test_symbols_are_upper_case_and_once_each_in_the_order_given(text: str, symbols: tuple[str, ...]) -> None:
+def test_symbols_are_upper_case_unique_and_in_order(text: str, symbols: tuple[str, ...]) -> None:
     assert IngestionSettings.from_environ(INGESTION | {"SYMBOLS": text}).symbols == symbols
 
 

@@ -16,7 +16,7 @@ def flushed(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> list[di
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_a_flush_writes_one_json_line_with_namespace_units_and_values(
+def test_flush_writes_one_json_line_with_namespace_and_units(
     telemetry: Telemetry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     telemetry.count("EventsPublished", 2)
@@ -65,7 +65,7 @@ def test_a_flush_starts_from_nothing_again(telemetry: Telemetry, capsys: pytest.
 
 
 @pytest.mark.parametrize("values", [99, 100, 101, 200, 250])
-def test_of_more_values_than_a_line_holds_the_percentiles_are_kept(
+def test_too_many_values_are_reduced_to_percentiles(
     values: int, telemetry: Telemetry, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for value in range(values):

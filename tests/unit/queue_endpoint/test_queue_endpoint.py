@@ -68,9 +68,7 @@ def accepted_ids(endpoint: QueueEndpoint) -> list[str | None]:
     return [one.event_id for one in endpoint.accepted()]
 
 
-def test_a_batch_is_accepted_with_a_message_id_each_and_remembered_in_order(
-    endpoint: QueueEndpoint, sqs: "SQSClient"
-) -> None:
+def test_batch_is_accepted_with_message_ids_and_recorded_in_order(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
     answer = sqs.send_message_batch(QueueUrl=endpoint.queue_url("ticks"), Entries=entries("a", "b"))
     sqs.send_message_batch(QueueUrl=endpoint.queue_url("system"), Entries=entries("c"))
     assert [one["Id"] for one in answer["Successful"]] == ["0", "1"]
@@ -98,9 +96,7 @@ def test_digests_are_those_that_another_emulator_computes(endpoint: QueueEndpoin
     assert ours["MD5OfMessageAttributes"] == theirs["MD5OfMessageAttributes"]
 
 
-def test_a_body_of_a_mebibyte_and_many_batches_on_one_connection_are_read_whole(
-    endpoint: QueueEndpoint, sqs: "SQSClient"
-) -> None:
+def test_large_bodies_and_many_batches_are_read_completely(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
     url = endpoint.queue_url("q")
     sqs.send_message_batch(QueueUrl=url, Entries=entries("big", body="x" * 1_000_000))
     for number in range(50):
@@ -112,7 +108,7 @@ def test_a_body_of_a_mebibyte_and_many_batches_on_one_connection_are_read_whole(
     ("fault", "status", "code"),
     [("throttled", 400, "RequestThrottled"), ("error", 500, "InternalFailure"), ("denied", 403, "AccessDenied")],
 )
-def test_a_refusal_is_said_as_sqs_says_it_and_accepts_nothing(
+def test_refusal_answers_like_sqs_and_accepts_nothing(
     endpoint: QueueEndpoint, sqs: "SQSClient", fault: str, status: int, code: str
 ) -> None:
     endpoint.set(answer=fault)
@@ -124,7 +120,7 @@ def test_a_refusal_is_said_as_sqs_says_it_and_accepts_nothing(
 
 
 @pytest.mark.parametrize("accepts", ["before", "never"])
-def test_a_connection_closed_without_an_answer_fails_the_send_whether_or_not_it_was_accepted(
+def test_closed_connection_fails_the_send_even_if_accepted(
     endpoint: QueueEndpoint, sqs: "SQSClient", accepts: str
 ) -> None:
     endpoint.set(answer="close", accepts=accepts)
@@ -173,7 +169,7 @@ def test_a_held_answer_comes_when_released(endpoint: QueueEndpoint, sqs: "SQSCli
     assert accepted_ids(endpoint) == ["a"]
 
 
-def test_a_client_that_gave_up_waiting_had_nothing_accepted_after_its_wait(endpoint: QueueEndpoint) -> None:
+def test_nothing_is_accepted_after_the_client_gave_up(endpoint: QueueEndpoint) -> None:
     endpoint.set(hold=True, accepts="after")
     client = _client(endpoint.url, read_timeout=0.2)
     with pytest.raises(ReadTimeoutError):
@@ -209,9 +205,7 @@ def test_a_share_of_the_entries_fails_evenly_spread(
     assert max(failed) - min(failed) <= 1
 
 
-def test_a_fault_ends_after_its_requests_and_leaves_other_queues_alone(
-    endpoint: QueueEndpoint, sqs: "SQSClient"
-) -> None:
+def test_fault_ends_after_its_requests_and_spares_other_queues(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
     endpoint.set("ticks", answer="throttled", times=2)
     for _ in range(2):
         with pytest.raises(ClientError):
@@ -299,7 +293,7 @@ def test_nonsense_is_every_kind_in_turn(endpoint: QueueEndpoint, sqs: "SQSClient
     assert endpoint.accepted() == []
 
 
-def test_a_kind_of_nonsense_names_ids_that_were_not_asked_for(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
+def test_one_kind_of_nonsense_names_unknown_ids(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
     endpoint.set("q", answer="ids of nobody")
     answer = sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))
     assert [one["Id"] for one in answer["Successful"]] == ["-1", "-2"]

@@ -55,7 +55,7 @@ def ids(endpoint: QueueEndpoint) -> list[str | None]:
     return [one.event_id for one in endpoint.accepted()]
 
 
-def test_what_is_accepted_is_passed_on_and_answered_with_the_queues_own_ids(
+def test_accepted_messages_are_forwarded_and_get_the_queues_ids(
     front: QueueEndpoint, behind: QueueEndpoint, sqs: "SQSClient"
 ) -> None:
     answer = sqs.send_message_batch(QueueUrl=front.queue_url("q"), Entries=entries("a", "b"))
@@ -64,7 +64,7 @@ def test_what_is_accepted_is_passed_on_and_answered_with_the_queues_own_ids(
     assert ids(behind) == ["a", "b"]
 
 
-def test_an_entry_that_fails_is_not_passed_on_and_its_neighbours_are(
+def test_failed_entry_is_not_forwarded_but_its_neighbours_are(
     front: QueueEndpoint, behind: QueueEndpoint, sqs: "SQSClient"
 ) -> None:
     front.set(fail_events=["b"], fail_code="Mystery")
@@ -99,7 +99,7 @@ def test_a_refusal_of_the_queues_behind_is_passed_back(
 
 
 @pytest.mark.parametrize("accepts", ["before", "after"])
-def test_a_held_answer_says_whose_it_is_and_its_messages_are_passed_on_before_or_after(
+def test_held_answer_forwards_its_messages_before_or_after(
     front: QueueEndpoint, behind: QueueEndpoint, sqs: "SQSClient", accepts: str
 ) -> None:
     front.set(hold=True, accepts=accepts)

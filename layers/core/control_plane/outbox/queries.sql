@@ -48,9 +48,9 @@ SELECT
     )
 
 -- name: claim
--- Takes due deliveries under a fresh token and a lease, in one short transaction. Returns the fate of each row it took:
--- "claimed" comes with its message; "exhausted" is claimed too, to be dead-lettered; "lost" is not claimed: its relay did
--- not report back, so the row gets its attempt back and is suspect from now on.
+-- Takes due deliveries under a fresh token and a lease, in one short transaction of its own. Returns what became of each
+-- row it took: claimed, with the message; exhausted, which is claimed to be dead-lettered; or lost, which is not claimed:
+-- its relay did not report back, so it gets its attempt back and is suspect from now on.
 WITH lane AS (
     SELECT *
     FROM unnest(
@@ -60,7 +60,7 @@ WITH lane AS (
 ),
 ordinary AS MATERIALIZED (
     -- Rows that another relay is claiming right now are skipped, not waited for.
-    -- Each lane is read from its cursor: the index entries before it are dead, and reading them would cost time.
+    -- Each lane is read from where its last claim ended: what lies before is done, and would only be waded through.
     SELECT due.*, lane.byte_limit
     FROM lane
     CROSS JOIN LATERAL (
@@ -94,9 +94,8 @@ due AS (
         coalesce(
             payload_bytes, (SELECT octet_length(payload_json::text) FROM outbox WHERE outbox.id = outbox_id)
         ) AS body_bytes,
-        -- A lease that ran out is the relay's failure, not the message's. It counts as an attempt of a suspect only if
-        -- the queue accepted other messages meanwhile, and only one lost lease in leases_per_attempt counts: a relay
-        -- that is killed several times may hold the same message each time.
+        -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue took others
+        -- meanwhile, and only so often: a relay that is killed takes with it whatever it held, again and again the same.
         delivery_attempts - (
             claim_token IS NOT NULL
             AND (
@@ -180,8 +179,8 @@ LEFT JOIN outbox ON outbox.id = outbox_id -- no foreign key says that its messag
 ORDER BY outbox_id
 
 -- name: settle
--- Records outcomes of one or several claims and returns those that took effect: a delivery that another claim has taken
--- over is left out. Returns the key, the disposition and for how many seconds the delivery was pending.
+-- Records outcomes, of one claim or of several, and returns those that took effect: what another claim has taken over is
+-- left out. Returns key, disposition and the age in seconds since the promise.
 SELECT outbox_id, subscription, operation_id, disposition, age_seconds
 FROM settle_deliveries(
     %(settled_by)s, %(outbox_ids)s::bigint[], %(subscriptions)s::text[], %(operation_ids)s::uuid[],
@@ -190,8 +189,8 @@ FROM settle_deliveries(
 )
 
 -- name: settled_before
--- Returns those of these messages that are stored as delivered with the same message id, in the columns of settle. It is
--- asked after the answer to a settlement was lost.
+-- Which of these messages are delivered under the very ids that the queue gave them: where the answer to a settlement
+-- was lost. Returns as settle does.
 SELECT
     deliveries.outbox_id, deliveries.subscription, deliveries.operation_id, 'published',
     extract(epoch FROM delivered_at - created_at)::double precision
@@ -210,19 +209,19 @@ FROM pending_deliveries
 WHERE outbox_id = %(outbox_id)s AND subscription = %(subscription)s AND claim_token = %(claim_token)s
 
 -- name: take_over
--- Makes this relay the one that lingers, in place of the one before.
+-- Makes this relay the one that lingers, in the place of whoever did.
 INSERT INTO relay_handover AS handover (token, name)
 VALUES (%(token)s, %(name)s)
 ON CONFLICT (only_one) DO UPDATE
 SET token = excluded.token, name = excluded.name, since = now()
 
 -- name: is_current
--- Returns a row as long as no other relay has taken over.
+-- Returns a row while no other relay has taken over.
 SELECT name
 FROM relay_handover
 WHERE token = %(token)s
 
 -- name: leave
--- Deletes this relay's entry, unless another relay has taken over.
+-- Takes this relay's name away, if no other has taken over.
 DELETE FROM relay_handover
 WHERE token = %(token)s
