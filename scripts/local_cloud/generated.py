@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from control_plane.model.contract import Payload
+    from control_plane.model.domain import Domain
 
 SCHEMA_SQL = Path("db/schema.sql")
 SCHEMAS = Path("docs/schemas")
@@ -75,12 +76,12 @@ def schema_files() -> dict[Path, str]:
     return {SCHEMAS / _schema_name(payload): _json_text(event_schema(payload)) for payload in EVENT_TYPES}
 
 
-def asyncapi() -> dict[str, Any]:
+def asyncapi(domains: Sequence[Domain] = DOMAINS) -> dict[str, Any]:
     """Returns the AsyncAPI 3 document: every topic with its messages, and who sends and receives them."""
     topics: dict[str, list[type[Payload]]] = {}
     for payload in EVENT_TYPES:
         topics.setdefault(payload.topic, []).append(payload)
-    consumers = [consumer for domain in DOMAINS for consumer in domain.consumers]
+    consumers = [consumer for domain in domains for consumer in domain.consumers]
     return {
         "asyncapi": "3.0.0",
         "info": {
