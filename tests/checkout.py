@@ -15,7 +15,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for path in _files():
+        for path in files():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / path, target, follow_symlinks=False)
@@ -39,8 +39,8 @@ class Copy:
         (self.folder / path).write_text(text, encoding="utf-8")
 
 
-def _files() -> list[Path]:
-    """What git tracks or would add; without git, everything but what tools leave."""
+def files() -> list[Path]:
+    """Paths in the checkout: what git tracks or would add; without git, everything but what tools leave."""
     if (ROOT / ".git").exists():
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
