@@ -22,6 +22,7 @@ from acp_cli import (
     demo_command,
     drill_command,
     invoke_command,
+    new_command,
     pipeline_commands,
 )
 from control_plane.model.errors import ControlPlaneError
@@ -92,6 +93,7 @@ breaker_commands.register(app)
 dead_letter_commands.register(app)
 drill_command.register(app)
 db_commands.register(app)
+new_command.register(app)
 bench_command.register(app)
 
 

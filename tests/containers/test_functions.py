@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -49,7 +50,9 @@ def relay(containers: Containers) -> None:
     )
     messages = {UUID(json.loads(message["Body"])["event_id"]): message["MessageId"] for message in received["Messages"]}
     delivered = containers.cloud.query(
-        "SELECT event_id, message_id FROM outbox_states WHERE state = 'delivered' AND event_id = %s", stored[0][0]
+        "SELECT event_id, message_id FROM outbox_states"
+        " WHERE state = 'delivered' AND subscription = 'system_events' AND event_id = %s",
+        stored[0][0],
     )
     assert delivered == [(stored[0][0], messages[stored[0][0]])]
 
@@ -87,7 +90,8 @@ def migration(containers: Containers) -> None:
     with psycopg.connect(psycopg.conninfo.make_conninfo(owner_url, dbname="empty")) as connection:
         assert connection.execute("SELECT count(*) FROM schema_migrations").fetchone() == (count,)
         subscriptions = connection.execute("SELECT name, topic FROM subscriptions ORDER BY name").fetchall()
-    assert subscriptions == [("signal_lab", "market.ticks"), ("system_events", "system.events")]
+    variables = TEMPLATE["Resources"]["MigrationFunction"]["Properties"]["Environment"]["Variables"]
+    assert dict(subscriptions) == json.loads(variables["SUBSCRIPTIONS"])
 
 
 def maintenance(containers: Containers) -> None:
@@ -122,6 +126,21 @@ def a_stored_event(containers: Containers) -> str:
     return str(containers.cloud.query("SELECT event_id FROM events ORDER BY ingested_at LIMIT 1")[0][0])
 
 
+def consumer(containers: Containers, function: str) -> None:
+    """Any other consumer: it processes its sample."""
+    name = TEMPLATE["Resources"][function]["Properties"]["CodeUri"].removeprefix("functions/")
+    batch = json.loads((CHECKOUT / "events" / f"{name}.json").read_text())
+    sent = {UUID(json.loads(record["body"])["event_id"]) for record in batch["Records"]}
+    assert containers.invoke(function, f"{name}.json") == {"batchItemFailures": []}
+    processed = containers.cloud.query("SELECT event_id FROM processed_events WHERE consumer = %s", name)
+    assert {row[0] for row in processed} >= sent
+
+
+CONSUMERS = [
+    name
+    for name in FUNCTIONS
+    if any(one["Type"] == "SQS" for one in TEMPLATE["Resources"][name]["Properties"].get("Events", {}).values())
+]
 # In the order in which one leaves what the next needs.
 EFFECTS: dict[str, Callable[[Containers], None]] = {
     "MigrationFunction": migration,
@@ -131,6 +150,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "SignalLabFunction": signal_lab,
     "OpsApiFunction": ops_api,
 }
+EFFECTS |= {name: partial(consumer, function=name) for name in CONSUMERS if name not in EFFECTS}
 
 
 def test_every_function_of_the_template_is_among_them() -> None:

@@ -39,7 +39,7 @@ def test_an_events_timeline_is_what_acp_trace_says_of_it(local_cloud: LocalCloud
     status, headers, timeline = get(url, local_cloud.environ["API_TOKEN"])
     assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "application/json", "no-store")
     assert timeline == json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
-    assert [processing["consumer"] for processing in timeline["processing"]] == ["signal_lab"]
+    assert "signal_lab" in [processing["consumer"] for processing in timeline["processing"]]
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong"])

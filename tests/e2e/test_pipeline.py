@@ -64,8 +64,8 @@ def test_an_events_timeline_can_be_read_by_its_id(local_cloud: LocalCloud) -> No
     timeline = json.loads(traced.stdout)
     assert timeline["event"]["event_id"] == str(event_id)
     assert timeline["raw_payload"]["trace_id"] == timeline["event"]["trace_id"]
-    assert [(one["subscription"], one["state"]) for one in timeline["deliveries"]] == [("signal_lab", "delivered")]
-    assert [processing["consumer"] for processing in timeline["processing"]] == ["signal_lab"]
+    assert ("signal_lab", "delivered") in [(one["subscription"], one["state"]) for one in timeline["deliveries"]]
+    assert "signal_lab" in [processing["consumer"] for processing in timeline["processing"]]
     shown = local_cloud.acp("trace", str(event_id))
     assert shown.returncode == 0
     assert "signal_lab" in shown.stdout
@@ -163,7 +163,7 @@ def test_a_dead_letter_is_listed_redriven_delivered_and_consumed_by_two_commands
     try:
         event_id = _corrected_bar(local_cloud, market, close=2.5)
         with _subscriptions(local_cloud, {"system_events": "system.events"}) as report:
-            assert report["subscriptions"]["removed"] == ["signal_lab"]
+            assert "signal_lab" in report["subscriptions"]["removed"]
     finally:
         resumed = local_cloud.acp("resume", "signal_lab")
     assert resumed.returncode == 0, resumed.stderr

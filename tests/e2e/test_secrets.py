@@ -6,8 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.e2e.conftest import LocalCloud, wait_for
-
-FUNCTIONS = ("Ingestion", "Relay", "SignalLab", "OpsApi", "Migration", "Maintenance")
+from tests.template import FUNCTIONS
 
 
 def passwords(cloud: LocalCloud) -> set[str]:
@@ -32,8 +31,8 @@ def test_no_secret_is_in_a_functions_environment_or_log_or_in_the_stack(local_cl
     functions, logs = local_cloud.client("lambda"), local_cloud.client("logs")
     for function in FUNCTIONS:
         # Each has logged something: what it did, or that it could not.
-        local_cloud.invoke(f"{function}Function", {})
-        name = local_cloud.output(f"{function}FunctionName")
+        local_cloud.invoke(function, {})
+        name = local_cloud.output(f"{function}Name")
         environment = json.dumps(functions.get_function_configuration(FunctionName=name)["Environment"])
         assert "_SECRET_ARN" in environment
         lines = wait_for(partial(lines_of, logs, f"/aws/lambda/{name}"), seconds=30, what=f"a log of {name}")

@@ -12,12 +12,14 @@ import boto3
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from psycopg import Connection
-from tests.integration.test_handlers import Function, look, record_of, tick
-from tests.template import FUNCTIONS, ROOT, grants
+from tests.integration.test_handlers import Function, look
+from tests.template import FUNCTIONS, QUEUES, ROOT, grants
 from werkzeug.serving import make_server
 
 from control_plane.ingestion.store import store_events
 from control_plane.model.contract import SourceFetchFailed
+from control_plane.model.subscription import Subscription
+from control_plane.ops.subscriptions import sync_subscriptions
 from market_replay import serve
 
 ACTIONS = {
@@ -94,7 +96,8 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         }
         queues = {
             name: sqs.create_queue(QueueName=f"{name}-{uuid4()}")["QueueUrl"]
-            for name in ("MarketTicksQueue", "SystemEventsQueue")
+            for name in QUEUES
+            if "RedrivePolicy" in QUEUES[name]  # a subscription's
         }
         recorder.requests.clear()
         yield Cloud(url, recorder, secrets, queues)
@@ -106,7 +109,9 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         server.server_close()
 
 
-def store_on_every_topic(app: Connection[Any]) -> None:
+def store_for_every_subscription(app: Connection[Any], owner: Connection[Any]) -> None:
+    topics = json.loads(FUNCTIONS["MigrationFunction"]["Environment"]["Variables"]["SUBSCRIPTIONS"])
+    sync_subscriptions(owner, {name: Subscription(topic) for name, topic in topics.items()})
     failure = replace(
         look(), payload=SourceFetchFailed(symbol="IBM", kind="rate_limited", reason="too many requests"), series=""
     )
@@ -125,11 +130,16 @@ EVENTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "IngestionFunction": lambda: [{}],
     "RelayFunction": lambda: [{}],
     "OpsApiFunction": lambda: [request("health"), request("event")],
-    "SignalLabFunction": lambda: [{"Records": [record_of(tick()), record_of(tick(minute=1), 2)]}],
     "MigrationFunction": lambda: [{}],
     "MaintenanceFunction": lambda: [{}],
 }
-"""What makes a function do all that it does."""
+"""What makes a function do all that it does; a consumer's is its sample."""
+
+
+def sample(folder: str) -> dict[str, Any]:
+    """The sample event of a function by its folder."""
+    event: dict[str, Any] = json.loads((ROOT / "events" / f"{folder}.json").read_text(encoding="utf-8"))
+    return event
 
 
 def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
@@ -152,16 +162,17 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_functions_role_permits_what_it_asks_of_aws_and_nothing_else(
-    function: str, cloud: Cloud, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
+    function: str, cloud: Cloud, app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store_on_every_topic(app)
+    store_for_every_subscription(app, owner)
     with serve() as market:
         for name, value in declared(function, cloud, market.url).items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("DATABASE_URL", raising=False)
-        loaded = Function(FUNCTIONS[function]["CodeUri"].removeprefix("functions/"))
+        folder = FUNCTIONS[function]["CodeUri"].removeprefix("functions/")
+        loaded = Function(folder)
         try:
-            for event in EVENTS[function]():
+            for event in EVENTS[function]() if function in EVENTS else [sample(folder)]:
                 loaded(event)
             assert loaded.errors == []
         finally:

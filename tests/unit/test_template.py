@@ -1,4 +1,4 @@
-"""template.yaml, samconfig.toml and the sample events, held to what the functions and the design need of them."""
+"""template.yaml, samconfig.toml and the sample events, held to what the functions need of them."""
 
 import ast
 import hashlib
@@ -20,20 +20,17 @@ from control_plane.model.errors import ConfigurationError
 from control_plane.model.trace import traceparent
 from control_plane.ops.migrations import read_migrations
 from control_plane.outbox.sqs import SqsPublisher
+from control_plane.platform import settings
 from control_plane.platform.database import SCHEMA_VERSION
 from control_plane.platform.settings import (
-    DatabaseFunctionSettings,
     EnvironReader,
-    IngestionSettings,
     MaintenanceSettings,
-    MigrationSettings,
-    OpsApiSettings,
     RelaySettings,
     parse_linger_seconds,
     parse_symbols,
 )
 from control_plane.platform.telemetry import Telemetry
-from domains import EVENT_TYPES
+from domains import DOMAINS, EVENT_TYPES
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
@@ -41,23 +38,15 @@ PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
 RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
 GLOBALS: dict[str, Any] = TEMPLATE["Globals"]["Function"]
 
-SETTINGS: dict[str, Any] = {
-    "IngestionFunction": IngestionSettings,
-    "RelayFunction": RelaySettings,
-    "SignalLabFunction": DatabaseFunctionSettings,
-    "OpsApiFunction": OpsApiSettings,
-    "MigrationFunction": MigrationSettings,
-    "MaintenanceFunction": MaintenanceSettings,
-}
-FOLDERS = {
-    "IngestionFunction": "ingestion",
-    "RelayFunction": "relay",
-    "SignalLabFunction": "signal_lab",
-    "OpsApiFunction": "ops_api",
-    "MigrationFunction": "migration",
-    "MaintenanceFunction": "maintenance",
-}
 FIXED_QUEUES = {"MarketTicksQueue", "MarketTicksDeadLetterQueue", "SystemEventsQueue", "SystemEventsDeadLetterQueue"}
+FIXED_FUNCTIONS = {
+    "IngestionFunction",
+    "RelayFunction",
+    "SignalLabFunction",
+    "OpsApiFunction",
+    "MigrationFunction",
+    "MaintenanceFunction",
+}
 FIXED_PARAMETERS = {
     "Symbols",
     "IngestionSchedule",
@@ -89,6 +78,18 @@ def of_type(kind: str) -> dict[str, dict[str, Any]]:
 
 FUNCTIONS = of_type("AWS::Serverless::Function")
 QUEUES = of_type("AWS::SQS::Queue")
+FOLDERS = {name: properties["CodeUri"].removeprefix("functions/") for name, properties in FUNCTIONS.items()}
+
+
+def settings_of(function: str) -> Any:
+    """The class whose ``from_environ`` the function's app.py calls."""
+    module = ast.parse((ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8"))
+    attributes = [node for node in ast.walk(module) if isinstance(node, ast.Attribute) and node.attr == "from_environ"]
+    [name] = {node.value.id for node in attributes if isinstance(node.value, ast.Name)}
+    return getattr(settings, name)
+
+
+CONSUMERS = {consumer.name: consumer for domain in DOMAINS for consumer in domain.consumers}
 
 
 def resource_of(value: Any, attribute: str) -> str:
@@ -134,11 +135,15 @@ def timeout(function: str) -> int:
     return seconds
 
 
+CONSUMED = {FOLDERS[name]: resource_of(event["Queue"], "Arn") for name in FUNCTIONS for event in sqs_events(name)}
+"""Consumer -> the queue that its function, which is named as it is, takes messages from."""
+
+
 # Names
 
 
 def test_the_names_that_others_rely_on_are_there() -> None:
-    assert FUNCTIONS.keys() >= SETTINGS.keys()
+    assert FUNCTIONS.keys() >= FIXED_FUNCTIONS
     assert QUEUES.keys() >= FIXED_QUEUES
     assert PARAMETERS.keys() >= FIXED_PARAMETERS
     outputs = TEMPLATE["Outputs"]
@@ -150,9 +155,13 @@ def test_the_names_that_others_rely_on_are_there() -> None:
     assert "ApiUrl" in outputs
 
 
-def test_every_function_is_covered_by_these_tests() -> None:
-    assert FUNCTIONS.keys() == SETTINGS.keys() == FOLDERS.keys()
+def test_every_function_of_the_code_is_deployed() -> None:
     assert {path.parent.name for path in (ROOT / "functions").glob("*/app.py")} == set(FOLDERS.values())
+
+
+def test_a_functions_folder_is_named_for_it() -> None:
+    for function, folder in FOLDERS.items():
+        assert function == "".join(word.capitalize() for word in folder.split("_")) + "Function"
 
 
 def test_nothing_has_a_name_of_its_own_that_a_second_stack_would_run_into() -> None:
@@ -233,10 +242,10 @@ def test_every_function_has_the_core_layer_and_ingestion_alone_the_market_data()
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_functions_settings_are_satisfied_by_what_the_template_declares(function: str) -> None:
     environ = {name: resolved(value) for name, value in declared(function).items()}
-    settings = SETTINGS[function].from_environ(environ)
-    assert settings.database.url is None
-    assert settings.database.secret_arn in GIVEN.values()
-    assert settings.cloud_endpoint_url is None
+    found = settings_of(function).from_environ(environ)
+    assert found.database.url is None
+    assert found.database.secret_arn in GIVEN.values()
+    assert found.cloud_endpoint_url is None
 
 
 def read_by(function: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -249,7 +258,7 @@ def read_by(function: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(EnvironReader, "text", recording)
     with pytest.raises(ConfigurationError):
-        SETTINGS[function].from_environ({})
+        settings_of(function).from_environ({})
     return names
 
 
@@ -283,7 +292,9 @@ def test_events_are_kept_for_ever_unless_the_template_is_changed() -> None:
 def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
     topics = json.loads(resolved(declared("MigrationFunction")["SUBSCRIPTIONS"]))
     queues = json.loads(resolved(declared("RelayFunction")["SUBSCRIPTION_QUEUE_URLS"]))
-    assert topics == {"signal_lab": "market.ticks", "system_events": "system.events"}
+    assert topics.items() >= {"signal_lab": "market.ticks", "system_events": "system.events"}.items()
+    assert topics.items() >= {name: consumer.topic for name, consumer in CONSUMERS.items()}.items()
+    assert set(topics.values()) <= {payload.topic for payload in EVENT_TYPES}
     assert queues.keys() == topics.keys()
     assert len(set(queues.values())) == len(queues)
 
@@ -295,13 +306,12 @@ def test_the_tests_database_has_the_templates_subscriptions() -> None:
 
 def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
     environ = {name: resolved(value) for name, value in declared("RelayFunction").items()}
-    settings = RelaySettings.from_environ(environ)
-    assert settings.subscription_queue_urls == {
-        "signal_lab": resolved({"Ref": "MarketTicksQueue"}),
-        "system_events": resolved({"Ref": "SystemEventsQueue"}),
-    }
-    assert settings.lease_seconds > SqsPublisher.send_timeout_seconds
-    assert settings.lease_seconds < timeout("RelayFunction")
+    relay = RelaySettings.from_environ(environ)
+    queues = {"signal_lab": "MarketTicksQueue", "system_events": "SystemEventsQueue"}
+    queues |= {name: queue for name, queue in CONSUMED.items() if name not in queues}
+    assert relay.subscription_queue_urls == {name: resolved({"Ref": queue}) for name, queue in queues.items()}
+    assert relay.lease_seconds > SqsPublisher.send_timeout_seconds
+    assert relay.lease_seconds < timeout("RelayFunction")
     for parameter, variable in [
         ("RelayLingerSeconds", "RELAY_LINGER_SECONDS"),
         ("MaxDeliveryAttempts", "MAX_DELIVERY_ATTEMPTS"),
@@ -419,7 +429,7 @@ def dead_letters_of(queue: str) -> str:
     return resource_of(QUEUES[queue]["RedrivePolicy"]["deadLetterTargetArn"], "Arn")
 
 
-@pytest.mark.parametrize("queue", ["MarketTicksQueue", "SystemEventsQueue"])
+@pytest.mark.parametrize("queue", [name for name in QUEUES if "RedrivePolicy" in QUEUES[name]])
 def test_a_queue_gives_up_after_five_receives(queue: str) -> None:
     assert QUEUES[queue]["RedrivePolicy"]["maxReceiveCount"] == 5
     dead_letters = dead_letters_of(queue)
@@ -433,16 +443,15 @@ def test_every_queue_is_encrypted() -> None:
     assert [name for name, properties in QUEUES.items() if properties.get("SqsManagedSseEnabled") is not True] == []
 
 
-CONSUMERS = [(name, event) for name in FUNCTIONS for event in sqs_events(name)]
+def test_a_function_consumes_each_consumers_queue() -> None:
+    assert CONSUMED["signal_lab"] == "MarketTicksQueue"
+    assert CONSUMED.keys() == CONSUMERS.keys()
+    assert len(set(CONSUMED.values())) == len(CONSUMED), "two functions on one queue share its messages"
 
 
-def test_signal_lab_consumes_the_market_ticks() -> None:
-    assert [(name, resource_of(event["Queue"], "Arn")) for name, event in CONSUMERS] == [
-        ("SignalLabFunction", "MarketTicksQueue")
-    ]
-
-
-@pytest.mark.parametrize(("function", "event"), CONSUMERS)
+@pytest.mark.parametrize(
+    ("function", "event"), [(function, event) for function in FUNCTIONS for event in sqs_events(function)]
+)
 def test_a_consumed_queue_waits_six_times_the_consumers_timeout_and_hears_of_each_message(
     function: str, event: Mapping[str, Any]
 ) -> None:
@@ -497,9 +506,10 @@ def md5_of_attributes(attributes: Mapping[str, str]) -> str:
     return hashlib.md5(b"".join(parts)).hexdigest()
 
 
-def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers_it(telemetry: Telemetry) -> None:
-    records = sample("signal_lab")["Records"]
-    assert len(records) == 2
+@pytest.mark.parametrize("consumer", CONSUMERS)
+def test_a_consumers_sample_is_a_batch_as_sqs_delivers_it(consumer: str, telemetry: Telemetry) -> None:
+    records = sample(consumer)["Records"]
+    assert records
     consumed: list[Event] = []
 
     def consume(event: Event) -> bool:
@@ -507,10 +517,10 @@ def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers
         return True
 
     for record in records:
-        consume_record(record, consume, subscription="signal_lab", event_types=EVENT_TYPES, telemetry=telemetry)
+        consume_record(record, consume, subscription=consumer, event_types=EVENT_TYPES, telemetry=telemetry)
         event = consumed[-1]
         assert event == EVENT_TYPES.parse_event(record["body"])
-        assert event.event_type == "MARKET_TICK_INGESTED"
+        assert EVENT_TYPES.find(event.event_type, event.schema_version).topic == CONSUMERS[consumer].topic
         for attribute in record["messageAttributes"].values():
             assert attribute.keys() == {"stringValue", "stringListValues", "binaryListValues", "dataType"}
             assert attribute["dataType"] == "String"
@@ -525,4 +535,4 @@ def test_the_sample_of_signal_lab_is_a_batch_as_the_relay_sends_and_sqs_delivers
         assert record["md5OfBody"] == hashlib.md5(record["body"].encode()).hexdigest()
         assert record["md5OfMessageAttributes"] == md5_of_attributes(attributes)
         assert record["eventSource"] == "aws:sqs"
-    assert len({record["messageId"] for record in records}) == 2
+    assert len({record["messageId"] for record in records}) == len(records)

@@ -1,4 +1,4 @@
-"""Row by row, the table of design section 6, *Settle*."""
+"""What becomes of a delivery by each outcome of its attempt."""
 
 from datetime import timedelta
 
