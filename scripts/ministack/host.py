@@ -1,4 +1,6 @@
-"""Runs MiniStack, with an interpreter of their own for its functions. Run by path, under MiniStack's interpreter.
+"""Runs MiniStack behind the guard against web pages, with an interpreter of their own for its functions.
+
+It is run by path, under MiniStack's interpreter.
 
 MiniStack starts a Python function with the interpreter it runs under itself, so the function would find MiniStack's
 packages, and a dependency that is missing from a layer would not show. $ACP_LAMBDA_PYTHON is the functions'
@@ -9,7 +11,12 @@ import os
 import sys
 from pathlib import Path
 
-from ministack.app import main
+import ministack.app
+
+# Run by path: only this folder is on the path by itself.
+sys.path.append(str(Path(__file__).parents[1]))
+
+from loopback_guard.asgi import guarded  # noqa: E402 - the line above lets it be found
 
 VARIABLE = "ACP_LAMBDA_PYTHON"
 
@@ -18,4 +25,6 @@ if not (interpreter.is_absolute() and os.access(interpreter, os.X_OK)):
     sys.exit(f"{VARIABLE} must be the absolute path of a Python interpreter, not '{interpreter}'")
 sys.executable = str(interpreter)
 sys.argv = [sys.argv[0]]
-main()
+# Its main serves whatever this name holds.
+ministack.app.app = guarded(ministack.app.app)
+ministack.app.main()

@@ -8,6 +8,7 @@ from http.client import HTTPException
 from typing import Any, Final, cast
 from uuid import UUID
 
+from loopback_guard import refusal_of_head
 from queue_endpoint import protocol
 from queue_endpoint.faults import Fault
 from queue_endpoint.nonsense import NONSENSE, Entries
@@ -116,6 +117,10 @@ class Connection(asyncio.Protocol):
             body = received[start : self._needed]
             del received[: self._needed]
             self._needed = 0
+            if reason := refusal_of_head(said_head):
+                self._transport.write(protocol.http(403, json.dumps({"error": reason}).encode()))
+                self._transport.close()
+                return
             if _SENDS in head:
                 self._send_message_batch(said_head, body)
             else:

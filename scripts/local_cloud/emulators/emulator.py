@@ -87,7 +87,6 @@ class Emulator(ABC):
 class StartedEmulator(Emulator):
     """One that `acp` starts as a background service; it forgets everything when it ends."""
 
-    usual_port: ClassVar[int]
     health_path: ClassVar[str]
 
     def __init__(self, workspace: Workspace) -> None:
@@ -108,10 +107,10 @@ class StartedEmulator(Emulator):
         return self.workspace.state / self.name
 
     def endpoint(self, asked: str | None, current: str | None) -> str:  # noqa: ARG002  its port is ours to choose
-        """Where it runs, or its usual port, or else a free one."""
-        if current is not None and self.service.process is not None:
+        """Where it runs or ran last, or else a free port: a well-known one is the first that a web page would try."""
+        if current and (self.service.process is not None or port_is_free(_port(current))):
             return current
-        return f"http://localhost:{self.usual_port if port_is_free(self.usual_port) else free_port()}"
+        return f"http://localhost:{free_port()}"
 
     def start(self, endpoint: str) -> None:
         """Its environment is ours from the ground up: a setting of the user's would configure it."""

@@ -18,7 +18,6 @@ class LocalStack(StartedEmulator):
 
     name = "localstack"
     title = "LocalStack"
-    usual_port = 4566
     health_path = "/_localstack/health"
     ignores_changed_rules = "ignores changes of rules"
 
@@ -29,7 +28,7 @@ class LocalStack(StartedEmulator):
         executor = self.workspace.checkout / "scripts" / "localstack"
         stamp_file = self.workspace.venvs / "localstack" / ".executor"
         # A new lock empties the environment of what it does not name.
-        stamp = digest([executor]) + (self.workspace.venvs / "localstack" / ".lock-checksum").read_text()
+        stamp = digest([executor, executor.with_name("loopback_guard")]) + (self.workspace.venvs / "localstack" / ".lock-checksum").read_text()
         if not stamp_file.exists() or stamp_file.read_text() != stamp:
             _install(python, executor, self)
             stamp_file.write_text(stamp)
@@ -45,8 +44,12 @@ class LocalStack(StartedEmulator):
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "FILESYSTEM_ROOT": str(self.root / "filesystem"),
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            # Its own server listens on every address of this machine whatever the line above says.
+            # Its own server listens on every address of this machine whatever the line above says, and lets web pages in.
             "GATEWAY_SERVER": "bound",
+            # The guard refuses every Origin; nor does an answer invite one.
+            "DISABLE_CORS_HEADERS": "1",
+            "DISABLE_CUSTOM_CORS_S3": "1",
+            "DISABLE_CUSTOM_CORS_APIGATEWAY": "1",
             "LOCALSTACK_HOST": f"localhost:{port}",
             "SQS_ENDPOINT_STRATEGY": "path",
             "SKIP_SSL_CERT_DOWNLOAD": "1",

@@ -17,8 +17,6 @@ class MiniStack(StartedEmulator):
 
     name = "ministack"
     title = "MiniStack"
-    # Not its own 4566, so that it and LocalStack can start side by side.
-    usual_port = 4567
     health_path = "/_ministack/health"
 
     def prepare(self) -> None:

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import override
 
+from loopback_guard import refusal_of_message
+
 _API = "/2018-06-01/runtime"
 
 
@@ -141,6 +143,17 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+
+    @override
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        # A page that asked for the next invocation would take it from the function.
+        if reason := refusal_of_message(self.headers):
+            self.close_connection = True
+            self._answer(403, {"errorType": "Forbidden", "errorMessage": reason})
+            return False
+        return True
 
     def do_GET(self) -> None:
         if self.path != f"{_API}/invocation/next":

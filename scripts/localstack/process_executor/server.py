@@ -1,6 +1,7 @@
-"""LocalStack's gateway on the addresses it is told, and no other: its own server takes the port of every address.
+"""LocalStack's gateway on the addresses it is told alone, with the guard against web pages before all else.
 
-Whoever reaches the gateway can deploy a function, and so run a program as this user.
+Whoever reaches the gateway can deploy a function, and so run a program as this user. LocalStack's own server listens on
+every address, and its own check of Origin lets any request pass that has none.
 """
 
 from typing import override
@@ -9,8 +10,9 @@ from localstack.aws.serving.twisted import TLSMultiplexerFactory
 from localstack.config import HostAndPort
 from localstack.runtime.server.core import RuntimeServer, RuntimeServerPlugin
 from localstack.runtime.server.twisted import TwistedRuntimeServer
+from loopback_guard import is_cors, refusal
 from rolo.gateway import Gateway
-from rolo.serving.twisted import TwistedGateway
+from rolo.serving.twisted import TwistedGateway, TwistedRequestAdapter
 from twisted.internet import reactor, ssl
 
 
@@ -30,6 +32,8 @@ class BoundServer(TwistedRuntimeServer):  # type: ignore[misc] # as above
     @override
     def register(self, gateway: Gateway, listen: list[HostAndPort], ssl_creds: tuple[str, str] | None = None) -> None:
         factory = TwistedGateway(gateway)
+        # A request asks the guard before it is given to LocalStack, WebSockets included.
+        factory.requestFactory = GuardedRequest
         if ssl_creds:
             certificate, key = ssl_creds
             context = ssl.DefaultOpenSSLContextFactory(key, certificate)
@@ -37,3 +41,28 @@ class BoundServer(TwistedRuntimeServer):  # type: ignore[misc] # as above
             factory = TLSMultiplexerFactory(context, False, factory)
         for address in listen:
             reactor.listenTCP(address.port, factory, interface=address.host)
+
+
+class GuardedRequest(TwistedRequestAdapter):  # type: ignore[misc] # as above
+    """A request that is answered here with 403 where the guard refuses it, and whose answer has no CORS headers."""
+
+    @override
+    def process(self) -> None:
+        headers = ((name, value) for name, values in self.requestHeaders.getAllRawHeaders() for value in values)
+        reason = refusal(headers)
+        if reason is None:
+            super().process()
+            return
+        body = reason.encode()
+        self.setResponseCode(403)
+        self.setHeader(b"Content-Type", b"text/plain")
+        self.setHeader(b"Content-Length", str(len(body)).encode())
+        self.write(body)
+        self.finish()
+
+    @override
+    def write(self, data: bytes) -> None:
+        if not self.startedWriting:
+            for name in [name for name, _ in self.responseHeaders.getAllRawHeaders() if is_cors(name)]:
+                self.responseHeaders.removeHeader(name)
+        super().write(data)

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
-from typing import Any
+from typing import Any, override
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from loopback_guard import refusal_of_message
 from market_replay.chart import Question, Refusal, chart
 from market_replay.faults import Fault, Faults
 
@@ -101,6 +102,17 @@ class _Handler(BaseHTTPRequestHandler):
     def __init__(self, replay: MarketReplay, *args: Any) -> None:
         self._replay = replay
         super().__init__(*args)
+
+    @override
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if reason := refusal_of_message(self.headers):
+            self.close_connection = True
+            self._answer(403, {"error": reason})
+            self.wfile.flush()
+            return False
+        return True
 
     def do_GET(self) -> None:
         self._serve(self._get)

@@ -1,0 +1,79 @@
+"""Keeps web pages away from this machine's own HTTP servers. Standard library alone: several environments import it.
+
+A page that a developer visits can send requests to loopback, and some of them (an image's, a form's) need nobody's
+permission. What a page cannot do is choose the headers Host, Origin, Sec-Fetch-Site and User-Agent of such a request,
+so these tell it apart from boto3, SAM, curl and the functions.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from email.message import Message
+
+CONTAINERS_HOST = "host.docker.internal"
+"""What containers call this machine."""
+_PORT = re.compile(r":\d{1,5}$")
+_OF_BROWSER_ALONE = {"none", "same-origin"}
+"""Values of Sec-Fetch-Site that a foreign page cannot bring about: an address typed by hand, and a page of this server."""
+
+
+def refusal(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Why a request with these headers may not pass: one line that names the remedy. None where it may."""
+    wanted: dict[str, list[str]] = {"host": [], "origin": [], "sec-fetch-site": [], "user-agent": []}
+    for raw_name, raw_value in headers:
+        name = raw_name.decode("latin-1").strip().lower()
+        if name in wanted:
+            wanted[name].append(raw_value.decode("latin-1").strip())
+    hosts, sites = wanted["host"], wanted["sec-fetch-site"]
+    if len(hosts) != 1:
+        return _line(f"the request has {len(hosts) or 'no'} Host headers", "Send one, such as localhost")
+    if not is_own_name(hosts[0]):
+        return _line(f"Host {hosts[0]!r} is not a name of this machine's loopback", "Use http://localhost with its port")
+    if wanted["origin"]:
+        return _line(f"a web page (Origin {wanted['origin'][0]!r}) may not use it", "Use scripts/acp, the AWS CLI or curl")
+    if not set(map(str.lower, sites)) <= _OF_BROWSER_ALONE:
+        return _line(f"a web page (Sec-Fetch-Site {sites[0]!r}) may not use it", "Use scripts/acp, the AWS CLI or curl")
+    if not sites and any(agent.startswith("Mozilla/") for agent in wanted["user-agent"]):
+        # A browser leaves Sec-Fetch-Site out where it is old, or does not count the name as this machine's.
+        return _line(
+            "a browser that does not say which page asks may not use it", "Use http://localhost, a newer browser, or curl"
+        )
+    return None
+
+
+def is_own_name(host: str) -> bool:
+    """Whether a Host header names this machine in a way that no foreign DNS server can bring about."""
+    name = _PORT.sub("", host.lower())
+    if name in {"localhost", CONTAINERS_HOST} or name.endswith(".localhost"):
+        # RFC 6761: what ends in .localhost is loopback everywhere. Emulators serve buckets and APIs by such names.
+        return True
+    try:
+        return ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal_of_head(head: bytes) -> str | None:
+    """The same for a request's head as it came: the request line, then a header a line."""
+    lines = head.splitlines()[1:]
+    return refusal((name, value) for name, _, value in (line.partition(b":") for line in lines))
+
+
+def refusal_of_message(headers: Message) -> str | None:
+    """The same for headers as the standard library's HTTP server parses them."""
+    return refusal((name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items())
+
+
+def is_cors(name: bytes) -> bool:
+    """Whether a header of an answer lets foreign pages read it."""
+    return name.lower().startswith(b"access-control-")
+
+
+def _line(reason: str, remedy: str) -> str:
+    # What is quoted came from outside: repr has made its control characters visible.
+    return f"Refused by the local cloud's guard: {reason}. {remedy}; see SECURITY.md.\n"
