@@ -394,6 +394,7 @@ CREATE TABLE public.raw_payloads (
     fetched_at timestamp with time zone DEFAULT now() NOT NULL,
     trace_id uuid NOT NULL,
     payload_json jsonb NOT NULL,
+    CONSTRAINT raw_payloads_are_bounded CHECK ((octet_length((payload_json)::text) <= ((16 * 1024) * 1024))),
     CONSTRAINT raw_payloads_entity_id_check CHECK ((entity_id <> ''::text)),
     CONSTRAINT raw_payloads_source_check CHECK ((source <> ''::text))
 );

@@ -46,7 +46,9 @@ CREATE TABLE raw_payloads (
     window_since timestamptz,
     fetched_at   timestamptz NOT NULL DEFAULT now(),
     trace_id     uuid        NOT NULL,
-    payload_json jsonb       NOT NULL
+    payload_json jsonb       NOT NULL,
+    -- As text, for that is how it is read: jsonb holds 1e300 in a few bytes, and writes it in 301.
+    CONSTRAINT raw_payloads_are_bounded CHECK (octet_length(payload_json::text) <= 16 * 1024 * 1024)
 );
 COMMENT ON TABLE raw_payloads IS 'What a source answered, one row per symbol and fetch, as nearly as the source lets us see it. Immutable.';
 COMMENT ON COLUMN raw_payloads.seq IS 'The order in which the answers about one entity were stored: they are stored under its lock.';

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from bench.chart import chart
 from bench.report import Report
@@ -20,6 +19,7 @@ from bench.scenarios import QUICK, SCENARIOS, Sizes
 from local_cloud.cloud import Cloud
 from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
+from local_cloud.visible import Terminal
 
 PANEL = "Measuring"
 
@@ -109,7 +109,7 @@ def _hand_over(report: Report, json_file: str | None, chart_file: Path | None) -
     if json_file == "-":
         sys.stdout.write(text)
     else:
-        Console(highlight=False).print(report.render())
+        Terminal().print(report.render())
         if json_file is not None:
             Path(json_file).write_text(text, encoding="utf-8")
     if chart_file is not None:

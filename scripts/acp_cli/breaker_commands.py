@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from acp_cli.status import duration
@@ -23,6 +21,7 @@ from local_cloud.cloud import Cloud
 from local_cloud.errors import UsageError
 from local_cloud.market import SOURCES
 from local_cloud.progress import Progress
+from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +110,7 @@ def list_breakers(
         content = [dataclasses.asdict(breaker) | {"guards": each.kind or None} for each, breaker in rows]
         sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
     else:
-        Console(highlight=False).print(_table(rows))
+        Terminal().print(_table(rows))
 
 
 @_breakers.command("forget")
@@ -181,12 +180,12 @@ def _table(rows: Sequence[tuple[Guarded, Breaker]]) -> Table:
         table.add_column(column, no_wrap=column != "last error", overflow="fold")
     for guarded, breaker in rows:
         table.add_row(
-            escape(breaker.name),
+            shown(breaker.name),
             guarded.kind or ("–" if breaker.is_guarded else "nothing now"),
             _state(breaker),
             f"{breaker.opened_at.astimezone(UTC):%m-%d %H:%M}Z" if breaker.opened_at and not breaker.is_closed else "–",
             _outlook(breaker),
-            escape(breaker.last_error or ""),
+            shown(breaker.last_error or ""),
         )
     return table
 
@@ -199,7 +198,7 @@ def _state(breaker: Breaker) -> str:
 
 def _outlook(breaker: Breaker) -> str:
     if breaker.held_by is not None:
-        return f"by {escape(breaker.held_by)}"
+        return f"by {shown(breaker.held_by)}"
     if breaker.probe_is_due:
         return "probe is due"
     return f"probe in {duration(breaker.retry_in_seconds)}" if breaker.retry_in_seconds is not None else "–"

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from acp_cli import (
@@ -30,6 +28,7 @@ from local_cloud.aws import AWS_ERRORS
 from local_cloud.cloud import Cloud
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError
+from local_cloud.visible import Terminal, shown, shown_lines
 from local_cloud.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -59,12 +58,12 @@ class Commands(TyperGroup):
 
 def report(message: str, details: str, remedy: str) -> None:
     """Say on standard error what went wrong, its evidence, and what to do."""
-    console = Console(stderr=True, highlight=False)
-    console.print(f"[red]{escape(message)}[/]", soft_wrap=True)
+    console = Terminal(stderr=True)
+    console.print(f"[red]{shown_lines(message)}[/]", soft_wrap=True)
     if details:
-        console.print("\n".join(f"  [dim]│[/] {escape(line)}" for line in details.splitlines()), soft_wrap=True)
+        console.print("\n".join(f"  [dim]│[/] {shown(line)}" for line in details.splitlines()), soft_wrap=True)
     if remedy:
-        console.print(escape(remedy), soft_wrap=True)
+        console.print(shown_lines(remedy), soft_wrap=True)
 
 
 app = typer.Typer(

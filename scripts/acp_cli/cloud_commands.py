@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
-from rich.console import Console
 
 from acp_cli import status
 from acp_cli.breaker_commands import relay_queue_urls
@@ -24,6 +23,7 @@ from local_cloud.market import MarketChoice
 from local_cloud.progress import Progress
 from local_cloud.queues import queue_depths
 from local_cloud.run_state import DEFAULT, STACK
+from local_cloud.visible import Terminal
 from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def status_(
     if as_json:
         _print_json(report.to_dict())
     else:
-        Console().print(report.render())
+        Terminal().print(report.render())
 
 
 def env(ctx: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False) -> None:

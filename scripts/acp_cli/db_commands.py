@@ -7,12 +7,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from local_cloud import database
 from local_cloud.cloud import Cloud
 from local_cloud.errors import NotRunningError
 from local_cloud.run_state import RunState, load
+from local_cloud.visible import Terminal
 
 PANEL = "The database"
 _db = typer.Typer(no_args_is_help=True, help="Migrate the local database, or look into it with psql.")
@@ -28,7 +28,7 @@ def migrate(ctx: typer.Context) -> None:
     """Apply the migrations that are missing, and bring the subscriptions in line with template.yaml."""
     cloud, run = _running_database(ctx)
     report = database.bring_up_to_date(cloud.workspace, database.owner_url(cloud.postgres(run), run))
-    Console(highlight=False).print(f"schema {report}", soft_wrap=True)
+    Terminal().print(f"schema {report}", soft_wrap=True)
 
 
 @_db.command("shell")

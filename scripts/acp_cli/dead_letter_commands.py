@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from acp_cli.status import duration
 from control_plane.ops.dead_letters import DeadLetterFilter, read_dead_letters, redrive
@@ -18,6 +16,7 @@ from local_cloud import database
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.progress import Progress
+from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,16 +62,16 @@ def dead_letters(
     with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
         # One more than is shown tells whether there are more.
         found = read_dead_letters(connection, chosen, limit=limit + 1)
-    shown = found[:limit]
+    newest = found[:limit]
     if as_json:
-        _print_json([dataclasses.asdict(letter) for letter in shown])
+        _print_json([dataclasses.asdict(letter) for letter in newest])
         return
-    console = Console(highlight=False)
-    for letter in shown:
+    console = Terminal()
+    for letter in newest:
         console.print(_described(letter))
     if len(found) > limit:
         Progress().say(f"These are the newest {limit}; --limit shows more.")
-    if shown:
+    if newest:
         Progress().say("Once the cause is mended: scripts/acp redrive ID…, with --dry-run to see what it would do.")
     else:
         Progress().say("No dead letters." if chosen.is_empty else "There is no dead letter that fits.")
@@ -115,7 +114,7 @@ def redrive_(
     if as_json:
         _print_json(report.to_dict())
     else:
-        Console(highlight=False).print(_said(report), soft_wrap=True)
+        Terminal().print(_said(report), soft_wrap=True)
         if report.redriven and not dry_run:
             Progress().say("The next relay delivers them: scripts/acp relay starts one now.")
     if report.complaints:
@@ -140,10 +139,10 @@ def _described(letter: DeadLetter) -> str:
     attempts = f"{letter.delivery_attempts} {'attempt' if letter.delivery_attempts == 1 else 'attempts'}"
     again = "" if letter.operation_id is None else f", of operation {letter.operation_id}"
     return (
-        f"[bold]{letter.id}  {escape(letter.subscription)}[/]  {attempts}, {duration(letter.age_seconds)} ago  "
-        f"{escape(letter.event_type)}\n"
+        f"[bold]{letter.id}  {shown(letter.subscription)}[/]  {attempts}, {duration(letter.age_seconds)} ago  "
+        f"{shown(letter.event_type)}\n"
         f"   [dim]event {letter.event_id}{again}[/]\n"
-        f"   [red]{escape(letter.reason)}[/]"
+        f"   [red]{shown(letter.reason)}[/]"
     )
 
 
@@ -152,7 +151,7 @@ def _said(report: RedriveReport) -> str:
     if not total:
         return "Nothing is redriven: no open dead letter fits." if not report.complaints else "Nothing is redriven."
     letters = f"{total} dead {'letter' if total == 1 else 'letters'}"
-    by_subscription = ", ".join(f"{escape(name)} {count}" for name, count in report.redriven.items())
+    by_subscription = ", ".join(f"{shown(name)} {count}" for name, count in report.redriven.items())
     if report.dry_run:
         return f"{letters} would be redriven: {by_subscription}"
     return f"[green]{letters} redriven[/]: {by_subscription}  [dim]operation {report.operation_id}[/]"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import psycopg
 import typer
 from psycopg.rows import class_row
-from rich.console import Console
 
 from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
 from acp_cli.pipeline_commands import QUERIES
@@ -24,6 +23,7 @@ from local_cloud.errors import AcpError
 from local_cloud.interrupts import uninterrupted
 from local_cloud.market import MarketChoice
 from local_cloud.progress import Progress
+from local_cloud.visible import Terminal
 from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
         assert row is not None, "ticks were consumed"
         timeline = read_timeline(connection, row[0])
     assert timeline is not None, "events are never deleted here"
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"\nOne event's timeline, from {run.market_source} to its consumer:")
     console.print(render_timeline(timeline))
 

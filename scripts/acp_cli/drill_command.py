@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import psycopg
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from control_plane.model.errors import ControlPlaneError
@@ -26,6 +24,7 @@ from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.interrupts import uninterrupted
 from local_cloud.progress import Progress
+from local_cloud.visible import Terminal, shown
 from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def drill(
         run = cloud.running()
         if mending.mend_what_was_left(cloud, run, progress.say) is None and mend:
             progress.say("No drill has left anything to mend.")
-        console = Console(stderr=as_json, highlight=False)
+        console = Terminal(stderr=as_json)
         results: list[Result] = []
         try:
             for each in chosen:
@@ -146,9 +145,9 @@ def _chosen(name: str | None) -> Sequence[Drill]:
 def _list() -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for drill in DRILLS:
-        table.add_row(f"[bold]{drill.name}[/]", escape(drill.guarantee))
+        table.add_row(f"[bold]{drill.name}[/]", shown(drill.guarantee))
     table.add_row(f"[bold]{_ALL}[/]", "one after another")
-    Console(highlight=False).print(table)
+    Terminal().print(table)
 
 
 def verdict(result: Result) -> str:

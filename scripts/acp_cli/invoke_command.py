@@ -19,6 +19,7 @@ from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.functions import function_name, short_name
 from local_cloud.progress import Progress
+from local_cloud.visible import visible_lines
 from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def invoke(
     with progress.step("Build for Lambda") as step:
         step.note = build.build_for_containers(workspace, on_wait=progress.say)
     answer = _sam_local_invoke(workspace, run, logical_id, path)
-    sys.stdout.write(answer.rstrip("\n") + "\n")
+    sys.stdout.write(visible_lines(answer.rstrip("\n")) + "\n")
     error = failure(answer)
     if error is not None:
         msg = f"{logical_id} failed: {error}"
@@ -139,7 +140,7 @@ def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, even
         try:
             assert process.stderr is not None, "it was asked for"
             for line in process.stderr:
-                sys.stderr.write(line)
+                sys.stderr.write(visible_lines(line))
                 tail.append(line)
             process.wait()
         finally:

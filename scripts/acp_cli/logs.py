@@ -7,9 +7,8 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from local_cloud.errors import UsageError
+from local_cloud.visible import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,17 +56,17 @@ def render_line(line: Line) -> str:
         content = None
     if not isinstance(content, dict):
         style = "dim" if line.message.startswith(_PLATFORM) else "default"
-        return f"{clock} [{style}]{escape(line.message)}[/]"
+        return f"{clock} [{style}]{shown(line.message)}[/]"
     if "_aws" in content:
         return f"{clock} [magenta]metrics[/] {_metrics(content)}"
     level = str(content.get("level", "INFO"))
-    text = f"{clock} [{_LEVEL_STYLES.get(level, 'default')}]{level:7}[/] {escape(str(content.get('message', '')))}"
+    text = f"{clock} [{_LEVEL_STYLES.get(level, 'default')}]{level:7}[/] {shown(str(content.get('message', '')))}"
     fields = {key: value for key, value in content.items() if key not in _UNINTERESTING and value is not None}
     text += "".join(
-        f" [cyan]{escape(key)}[/]={escape(_value(value))}" for key, value in fields.items() if key != "exception"
+        f" [cyan]{shown(key)}[/]={shown(_value(value))}" for key, value in fields.items() if key != "exception"
     )
     if exception := content.get("exception"):
-        text += "".join(f"\n    [red]{escape(row)}[/]" for row in str(exception).splitlines())
+        text += "".join(f"\n    [red]{shown(row)}[/]" for row in str(exception).splitlines())
     return text
 
 
@@ -77,7 +76,7 @@ def _metrics(content: Mapping[str, Any]) -> str:
         for directive in content["_aws"].get("CloudWatchMetrics", [])
         for metric in directive.get("Metrics", [])
     ]
-    return " ".join(f"{escape(name)}={escape(_number(content.get(name)))}" for name in names)
+    return " ".join(f"{shown(name)}={shown(_number(content.get(name)))}" for name in names)
 
 
 def _number(value: Any) -> str:

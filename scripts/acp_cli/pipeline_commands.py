@@ -11,9 +11,7 @@ from uuid import UUID
 import psycopg
 import typer
 from psycopg.rows import dict_row
-from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 
 from acp_cli.logs import render_line, since_seconds
@@ -26,6 +24,7 @@ from local_cloud.errors import AcpError, UsageError
 from local_cloud.functions import function_name
 from local_cloud.logs import read_lines
 from local_cloud.progress import Progress
+from local_cloud.visible import Terminal, shown, visible, visible_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -59,7 +58,7 @@ def ingest(
     if as_json:
         _print_json(result)
     else:
-        Console(highlight=False).print(_ingested(cloud, run, result))
+        Terminal().print(_ingested(cloud, run, result))
     if result["failed_symbols"]:
         msg = f"Failed: {', '.join(result['failed_symbols'])}."
         raise AcpError(
@@ -78,10 +77,10 @@ def relay(ctx: typer.Context, *, as_json: _JsonOption = False) -> None:
         _print_json(result)
         return
     counts = ("claimed", "published", "failed", "dead_lettered", "released")
-    Console(highlight=False).print("  ".join(f"[bold]{result[name]}[/] {name.replace('_', '-')}" for name in counts))
+    Terminal().print("  ".join(f"[bold]{result[name]}[/] {name.replace('_', '-')}" for name in counts))
     for subscription, state in result["breakers"].items():
         if state != "closed":
-            Console(highlight=False).print(f"[yellow]{escape(subscription)}: breaker {escape(state)}[/]")
+            Terminal().print(f"[yellow]{shown(subscription)}: breaker {shown(state)}[/]")
 
 
 def watch(
@@ -95,7 +94,7 @@ def watch(
     with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
         try:
             if sys.stdout.isatty():
-                console = Console(highlight=False)
+                console = Terminal()
                 with Live(console=console, refresh_per_second=4) as live:
                     while True:
                         rows = recent_messages(connection, limit=limit)
@@ -130,7 +129,7 @@ def trace(
     if as_json:
         _print_json(timeline.to_dict())
     else:
-        Console(highlight=False).print(render_timeline(timeline))
+        Terminal().print(render_timeline(timeline))
 
 
 def logs(
@@ -150,7 +149,7 @@ def logs(
     seconds = since_seconds(since)
     cloud, run = _running(ctx)
     name = function_name(cloud.outputs(run), function)
-    console = Console(highlight=False)
+    console = Terminal()
     start, seen = int((time.time() - seconds) * 1000), set[str]()
     try:
         while True:
@@ -158,7 +157,7 @@ def logs(
                 if line.id not in seen:
                     seen.add(line.id)
                     if raw:
-                        sys.stdout.write(line.message + "\n")
+                        sys.stdout.write(visible_lines(line.message) + "\n")
                     else:
                         console.print(render_line(line), soft_wrap=True)
                 # A line may arrive after a younger one of another environment.
@@ -186,17 +185,17 @@ def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, wide: bool) -> 
     for row in deliveries:
         cells = [
             instant(row["created_at"])[:8],
-            escape(row["entity_id"] or "–"),
-            escape(row["subscription"] or "nobody"),
+            shown(row["entity_id"] or "–"),
+            shown(row["subscription"] or "nobody"),
             styled_state(row["state"]) if row["state"] else "–",
             f"[dim]{row['event_id']}[/]",
         ]
         if wide:
             cells += [
-                escape(row["event_type"]),
-                escape(row["source"]),
+                shown(row["event_type"]),
+                shown(row["source"]),
                 str(row["delivery_attempts"] or 0),
-                escape(", ".join(row["processed_by"])),
+                shown(", ".join(row["processed_by"])),
             ]
         table.add_row(*cells)
     return table
@@ -212,10 +211,11 @@ def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[obj
             processed = f"  processed by {', '.join(row['processed_by'])}" if row["processed_by"] else ""
             error = f"  {row['last_error']}" if row["last_error"] else ""
             state = f"{row['subscription']}  {row['state']}" if row["subscription"] else "without a subscription"
-            sys.stdout.write(
+            line = (
                 f"{instant(row['created_at'])}  {row['event_id']}  {row['event_type']} {row['entity_id'] or ''}  "
-                f"{row['topic']}  {state}{processed}{error}\n"
+                f"{row['topic']}  {state}{processed}{error}"
             )
+            sys.stdout.write(visible(line) + "\n")
     sys.stdout.flush()
     for gone in seen.keys() - set(keys):
         del seen[gone]
@@ -243,11 +243,11 @@ def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
             problems = ["not fetched: the source's breaker is not closed, see scripts/acp status"]
         payload = ticks[0]["newest_payload"] if ticks else {}
         table.add_row(
-            escape(symbol),
+            shown(symbol),
             str(sum(row["count"] for row in ticks)),
             instant(ticks[0]["newest"], with_date=True) if ticks else "–",
-            f"{payload['price']} {payload['currency']}" if payload else "–",
-            f"[red]{escape('; '.join(problems))}[/]" if problems else "",
+            f"{payload['price']} {shown(payload['currency'])}" if payload else "–",
+            f"[red]{shown('; '.join(problems))}[/]" if problems else "",
         )
     return table
 

@@ -7,9 +7,10 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from local_cloud.visible import shown, visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -117,17 +118,17 @@ class Report:
 
     def _headline(self) -> Text:
         if self.problems:
-            return Text("degraded: " + "; ".join(self.problems), style="yellow")
+            return Text(visible("degraded: " + "; ".join(self.problems)), style="yellow")
         return Text("All is well.", style="green")
 
     def _services(self) -> Table:
         table = _table("Service", "")
         for name, where in self.services.items():
-            table.add_row(name, where)
+            table.add_row(shown(name), shown(where))
         if relay := self.pipeline.lingering_relay:
             # A log stream's name is long, and tells relays apart by its end; --json has it whole.
             name = relay.name.rpartition("]")[2][:12]
-            table.add_row("lingering relay", f"{name}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
+            table.add_row("lingering relay", f"{shown(name)}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
         return table
 
     def _outbox(self) -> Table:
@@ -136,7 +137,7 @@ class Report:
         for name, rows in self._by_subscription().items():
             ages = [row.oldest_age_seconds or 0.0 for row in rows if row.state in _OPEN]
             counts = (self.pipeline.count(state, name) for state in STATES)
-            table.add_row(escape(name), *map(str, counts), duration(max(ages)) if ages else "–")
+            table.add_row(shown(name), *map(str, counts), duration(max(ages)) if ages else "–")
         return table
 
     def _dead_letters(self) -> RenderableType:
@@ -146,7 +147,7 @@ class Report:
             table.add_column(column, no_wrap=column != "reason", overflow="fold")
         for letter in self.pipeline.dead_letters:
             table.add_row(
-                str(letter.id), escape(letter.subscription), duration(letter.age_seconds), escape(letter.reason)
+                str(letter.id), shown(letter.subscription), duration(letter.age_seconds), shown(letter.reason)
             )
         return Group(table, "[dim]scripts/acp dead-letters lists them, scripts/acp redrive ID… sends them again[/]")
 
@@ -171,21 +172,21 @@ class Report:
         for row in self.pipeline.events:
             name = _SYSTEM_EVENTS.get(row.event_type)
             table.add_row(
-                row.event_type + (f" ({name})" if name else ""),
-                row.source,
+                shown(row.event_type) + (f" ({name})" if name else ""),
+                shown(row.source),
                 str(row.count),
                 f"{row.newest_ingested_at:%H:%M:%S}Z",
             )
         for consumer in self.pipeline.consumers:
             table.add_row(
-                "processed", consumer.consumer, str(consumer.count), f"{consumer.newest_processed_at:%H:%M:%S}Z"
+                "processed", shown(consumer.consumer), str(consumer.count), f"{consumer.newest_processed_at:%H:%M:%S}Z"
             )
         return table
 
     def _queues(self) -> Table:
         table = _table("Queue", "waiting", "in flight", numbers_from=1)
         for queue in self.queues:
-            table.add_row(queue.name, str(queue.visible), str(queue.in_flight))
+            table.add_row(shown(queue.name), str(queue.visible), str(queue.in_flight))
         return table
 
     def _count_events(self, event_type: str) -> int:

@@ -6,8 +6,9 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.tree import Tree
+
+from local_cloud.visible import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,17 +31,15 @@ def render_timeline(timeline: EventTimeline) -> Tree:
     A message that was redriven has both deliveries: the one that was given up on, and the one that took its place.
     """
     event = timeline.event
-    tree = Tree(
-        f"[bold]{escape(event['event_type'])}[/] {escape(event['entity_id'] or '')}  [dim]{event['event_id']}[/]"
-    )
+    tree = Tree(f"[bold]{shown(event['event_type'])}[/] {shown(event['entity_id'] or '')}  [dim]{event['event_id']}[/]")
     tree.add(f"trace [cyan]{event['trace_id']}[/]")
     if (raw := timeline.raw_payload) is not None:
-        branch = tree.add(f"{instant(raw['fetched_at'])}  fetched from {escape(raw['source'])}")
+        branch = tree.add(f"{instant(raw['fetched_at'])}  fetched from {shown(raw['source'])}")
         branch.add(f"[dim]raw payload {raw['id']}[/]")
     revision = f", revision {event['revision']}" if event["revision"] else ""
     stored = tree.add(f"{instant(event['ingested_at'])}  stored with its messages, in one transaction{revision}")
     stored.add(f"occurred at {instant(event['occurred_at'], with_date=True)}")
-    stored.add(escape(_compact(event["payload"])))
+    stored.add(shown(_compact(event["payload"])))
     redrives = {
         (letter["subscription"], letter["redriven_by"]): letter["resolved_at"]
         for letter in timeline.deliveries
@@ -51,7 +50,7 @@ def render_timeline(timeline: EventTimeline) -> Tree:
     if not timeline.deliveries:
         tree.add("[yellow]its topic had no subscription: nobody gets it[/]")
     for processing in timeline.processing:
-        tree.add(f"{instant(processing['processed_at'])}  processed by [green]{escape(processing['consumer'])}[/]")
+        tree.add(f"{instant(processing['processed_at'])}  processed by [green]{shown(processing['consumer'])}[/]")
     if not timeline.processing:
         tree.add("[dim]no consumer has processed it[/]")
     return tree
@@ -74,34 +73,34 @@ def _add_delivery(tree: Tree, delivery: Mapping[str, Any], *, redriven_at: str |
     begun_at = redriven_at or delivery["promised_at"] or delivery["created_at"]
     again = "again " if delivery["operation_id"] else ""
     branch = tree.add(
-        f"{instant(begun_at)}  {again}for [bold]{escape(delivery['subscription'])}[/] ({escape(delivery['topic'])}): "
+        f"{instant(begun_at)}  {again}for [bold]{shown(delivery['subscription'])}[/] ({shown(delivery['topic'])}): "
         f"{styled_state(delivery['state'])} after {attempts} {'attempt' if attempts == 1 else 'attempts'}"
     )
     if delivery["operation_id"]:
         branch.add(f"[dim]operation {delivery['operation_id']}[/]")
     for failure in delivery["failures"]:
         branch.add(
-            f"{instant(failure['failed_at'])}  attempt {failure['attempt']} failed: {escape(failure['error'])} "
-            f"[dim]({escape(failure['claimed_by'])})[/]"
+            f"{instant(failure['failed_at'])}  attempt {failure['attempt']} failed: {shown(failure['error'])} "
+            f"[dim]({shown(failure['claimed_by'])})[/]"
         )
     if delivery["delivered_at"]:
-        branch.add(f"{instant(delivery['delivered_at'])}  delivered as message {escape(delivery['message_id'])}")
+        branch.add(f"{instant(delivery['delivered_at'])}  delivered as message {shown(delivery['message_id'])}")
     elif delivery["dead_lettered_at"]:
         _add_dead_letter(branch, delivery)
     elif delivery["state"] == "in_flight":
-        branch.add(f"claimed by {escape(delivery['claimed_by'])} until {instant(delivery['next_attempt_at'])}")
+        branch.add(f"claimed by {shown(delivery['claimed_by'])} until {instant(delivery['next_attempt_at'])}")
     elif delivery["last_error"]:
         due = instant(delivery["next_attempt_at"])
-        branch.add(f"{due}  next attempt; last error: {escape(delivery['last_error'])}")
+        branch.add(f"{due}  next attempt; last error: {shown(delivery['last_error'])}")
 
 
 def _add_dead_letter(branch: Tree, delivery: Mapping[str, Any]) -> None:
-    branch.add(f"{instant(delivery['dead_lettered_at'])}  dead-lettered: {escape(delivery['last_error'])}")
+    branch.add(f"{instant(delivery['dead_lettered_at'])}  dead-lettered: {shown(delivery['last_error'])}")
     if delivery["resolution"] is None:
         branch.add(f"send it again: scripts/acp redrive {delivery['dead_letter_id']}")
     else:
         branch.add(
-            f"{instant(delivery['resolved_at'])}  {escape(delivery['resolution'])} by {escape(delivery['resolved_by'])}"
+            f"{instant(delivery['resolved_at'])}  {shown(delivery['resolution'])} by {shown(delivery['resolved_by'])}"
         )
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from local_cloud.visible import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ class Narrator:
     def telling(self, result: Result) -> Iterator[None]:
         """One drill from its heading to its end."""
         self.result, self._started = result, time.monotonic()
-        self._console.print(f"[bold]{result.drill}[/]: {escape(result.guarantee)}", soft_wrap=True)
+        self._console.print(f"[bold]{result.drill}[/]: {shown(result.guarantee)}", soft_wrap=True)
         self._status = self._console.status("…") if self._console.is_terminal else None
         with self._status or contextlib.nullcontext():
             try:
@@ -81,16 +81,16 @@ class Narrator:
         """Something happened."""
         seconds = self.seconds
         self.result.timeline.append((round(seconds, 2), text))
-        words = f"[{style}]{escape(text)}[/]" if style else escape(text)
+        words = f"[{style}]{shown(text)}[/]" if style else shown(text)
         self._console.print(f"[dim]{seconds:6.1f} s[/]  {words}", soft_wrap=True)
 
     def show(self, text: str) -> None:
         """What is awaited, and how far it is: on a terminal alone, in place of what was shown before."""
         if self._status is not None:
-            self._status.update(escape(text))
+            self._status.update(shown(text))
 
     def claim(self, claim: str, *, held: bool, seen: str) -> None:
         """What was to be shown, and what was seen."""
         self.result.claims.append(Claim(claim, held, seen))
         mark = "[green]✓[/]" if held else "[red]✗[/]"
-        self._console.print(f"      {mark}   {escape(claim)}: {escape(seen)}", soft_wrap=True)
+        self._console.print(f"      {mark}   {shown(claim)}: {shown(seen)}", soft_wrap=True)

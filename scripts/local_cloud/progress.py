@@ -6,11 +6,12 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
+from local_cloud.visible import Terminal, shown, shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.console import Console
 
 
 _LINE_SECONDS = 5.0
@@ -32,13 +33,13 @@ class Step:
     def update(self, text: str) -> None:
         """Show how far it is: beside the spinner, or as a line now and then."""
         if self._status is not None:
-            self._status.update(f"{self._spinning()} {escape(text)}")
+            self._status.update(f"{self._spinning()} {shown(text)}")
         elif text != self._shown and time.monotonic() - self._shown_at >= _LINE_SECONDS:
             self._shown, self._shown_at = text, time.monotonic()
-            self._console.print(f"  {escape(text)}", soft_wrap=True)
+            self._console.print(f"  {shown(text)}", soft_wrap=True)
 
     def _spinning(self) -> str:
-        return f"{escape(self._title)} …"
+        return f"{shown(self._title)} …"
 
     def start(self) -> None:
         """Show that it runs."""
@@ -50,14 +51,14 @@ class Step:
         if self._status is not None:
             self._status.stop()
         elapsed = f"[dim]{time.monotonic() - self._started:.1f} s[/]"
-        self._console.print(f"{mark} {escape(self._title)}{escape(note)}  {elapsed}", soft_wrap=True)
+        self._console.print(f"{mark} {shown(self._title)}{shown(note)}  {elapsed}", soft_wrap=True)
 
 
 class Progress:
     """On a terminal a spinner, then a tick; otherwise plain lines as things happen."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Terminal(stderr=True)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:
@@ -73,4 +74,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of plain prose."""
-        self.console.print(escape(text), soft_wrap=True)
+        self.console.print(shown_lines(text), soft_wrap=True)

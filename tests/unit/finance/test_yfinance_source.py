@@ -17,6 +17,7 @@ from yfinance.data import YfData
 
 from control_plane.ingestion.source import Entity, Fetched, Gap, Source, TradingSession
 from control_plane.model.errors import ConfigurationError, SourceError
+from domains.finance import yahoo_session
 from domains.finance import yfinance_source as module
 from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
@@ -744,7 +745,7 @@ def test_only_the_market_data_url_is_ever_asked(market: Market, monkeypatch: pyt
 def test_live_prices_are_had_even_where_cookies_never_come(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
     """yfinance alone would wait 30 seconds for each of two hosts."""
     monkeypatch.setattr(module, "YAHOO_URL", market.replay.url)
-    monkeypatch.setattr(module, "COOKIE_TIMEOUT", 0.2)
+    monkeypatch.setattr(yahoo_session, "COOKIE_TIMEOUT", 0.2)
     source = market.source(market_data_url=None)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         source._session.proxies = {"https": f"http://127.0.0.1:{silent.getsockname()[1]}"}  # all but the chart

@@ -26,19 +26,19 @@ from control_plane.model.ids import derive_event_id
 from domains import EVENT_TYPES
 from domains.finance.events import MARKET_TICKS, MarketTick
 
-characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+characters = st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"])
 names = st.text(characters, min_size=1, max_size=128)
 texts = st.text(characters, min_size=1, max_size=200)
 prices = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53)
 instants = st.datetimes(timezones=st.just(UTC))
 ticks = st.builds(
     MarketTick,
-    price=prices,
+    price=prices.filter(bool),
     open=prices,
     high=prices,
     low=prices,
     volume=st.integers(0, 2**53 - 1),
-    currency=names,
+    currency=st.from_regex(r"\A[A-Za-z][A-Za-z0-9]{1,9}\Z"),
     interval=st.sampled_from(["1m", "30m", "1h", "1d", "1wk", "3mo"]),
 )
 payloads: st.SearchStrategy[Payload] = st.one_of(
@@ -314,6 +314,11 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: message_with_payload(volume=0.5), "payload.volume", "Input should be a valid integer (got 0.5)"),
     (lambda: message_with_payload(volume=2**53), "payload.volume", "Input should be less than or equal to"),
     (lambda: message_with_payload(currency="\0"), "payload.currency", "holds a character that JSON text cannot store"),
+    (lambda: message_with_payload(currency="U\x1b[2J"), "payload.currency", "String should match pattern"),
+    (lambda: message_with_payload(price=0), "payload.price", "is 0: nothing is traded for nothing"),
+    (lambda: message(series="1m\u2028"), "series", "holds a control character"),
+    (lambda: message(source="fake\n"), "source", "holds a control character"),
+    (lambda: message(entity_id="AA\u202ePL"), "entity_id", "holds a control character"),
     (lambda: message_with_payload(interval="soon"), "payload.interval", "String should match pattern"),
     (lambda: nested_text(900), "payload" + ".a" * 64, "is nested deeper than 64 levels"),
 ]

@@ -2,8 +2,9 @@
 
 import json
 import math
+import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from psycopg import Connection
 from control_plane.ingestion.judgement import OVERLAP, Judgement, Question, judge, judge_failure
 from control_plane.ingestion.source import Fetched, Json, Source, TradingSession
 from control_plane.ingestion.store import (
+    LARGEST_RAW_PAYLOAD,
     MAX_ENTITIES,
     Look,
     LookOutcome,
@@ -42,6 +44,10 @@ STORING_SECONDS: Final = 15.0
 _LOOKS_PER_TRANSACTION: Final = 5_000
 """Most looks that one transaction stores, unless one symbol alone has more: a symbol is stored whole."""
 _STORE_EVERY_SECONDS: Final = 5.0
+_BYTES_PER_TRANSACTION: Final = 4 << 20
+"""Most bytes of answers that are held to be stored together, unless one answer alone has more."""
+_EXPONENT: Final = re.compile(r"\de[+-]?\d")
+_DIGITS_OF_A_DOUBLE: Final = 330
 
 
 @dataclass(slots=True)
@@ -138,8 +144,7 @@ class _Run:
         first = self.trace_id.int % len(symbols)
         pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
         try:
-            fetches = {pool.submit(self._fetch, symbol): symbol for symbol in (*symbols[first:], *symbols[:first])}
-            for batch in _batches(self._answers(fetches)):
+            for batch in _batches(self._answers(pool, (*symbols[first:], *symbols[:first]))):
                 self._store(connection, batch, probing=probing)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # whoever still hangs is not waited for
@@ -201,28 +206,31 @@ class _Run:
             outcome = SourceError(symbol, "malformed", f"{type(error).__name__}: {error}")
         return _Answer(question, self._clock.now(), outcome)
 
-    def _answers(self, fetches: Mapping[Future[_Answer], str]) -> Iterator[_Answer | None]:
+    def _answers(self, pool: ThreadPoolExecutor, symbols: Sequence[str]) -> Iterator[_Answer | None]:
         """Yields answers as they come and None where none came for a while; at the end of the time, an error for each
         that is missing.
+
+        No more answers than can be fetched at a time wait to be yielded: each can be large.
         """
-        missing = dict(fetches)
-        while missing and (seconds := self._remaining_seconds() - STORING_SECONDS) > 0:
+        waiting = deque(symbols)
+        missing: dict[Future[_Answer], str] = {}
+        while (missing or waiting) and (seconds := self._remaining_seconds() - STORING_SECONDS) > 0:
+            while waiting and len(missing) < MAX_PARALLEL_FETCHES:
+                symbol = waiting.popleft()
+                missing[pool.submit(self._fetch, symbol)] = symbol
             done, _ = wait(missing, timeout=min(seconds, _STORE_EVERY_SECONDS), return_when=FIRST_COMPLETED)
             for fetch in done:
                 del missing[fetch]
                 yield fetch.result()
             if not done:
                 yield None
-        # Back to front: what is taken from the queue's end cannot be started by a thread that gets free meanwhile.
-        for fetch, symbol in reversed(missing.items()):
-            if fetch.cancel():
-                reason = "the run's time was up before its turn"
-            elif fetch.done():
-                yield fetch.result()
-                continue
-            else:
-                reason = "no answer before the run's time was up"
-            yield _Answer(self._question(symbol), self._clock.now(), SourceError(symbol, "unreachable", reason))
+        for fetch, symbol in missing.items():
+            yield fetch.result() if fetch.done() else self._too_late(symbol, "no answer before the run's time was up")
+        for symbol in waiting:
+            yield self._too_late(symbol, "the run's time was up before its turn")
+
+    def _too_late(self, symbol: str, reason: str) -> _Answer:
+        return _Answer(self._question(symbol), self._clock.now(), SourceError(symbol, "unreachable", reason))
 
     def _store(self, connection: Connection[Any], answers: Sequence[_Answer], *, probing: bool) -> None:
         """Judges and stores a batch in one transaction; counts and reports it once that is committed."""
@@ -259,7 +267,11 @@ class _Run:
     def _judge(self, answer: _Answer) -> _Judged:
         """Judges an answer; one that cannot be judged is a failure of its symbol."""
         question, outcome = answer.question, answer.outcome
-        raw_payload = None if outcome.raw is None else self._raw_payload(answer, outcome.raw)
+        stored = to_stored_raw(outcome.raw)
+        if jsonb_bytes(stored) > LARGEST_RAW_PAYLOAD:
+            reason = f"the answer is larger than the {LARGEST_RAW_PAYLOAD} bytes that are kept of one"
+            stored, outcome = None, SourceError(question.symbol, "malformed", reason)
+        raw_payload = None if stored is None else self._raw_payload(answer, stored)
         raw_payload_id = None if raw_payload is None else raw_payload.id
         if isinstance(outcome, Fetched):
             try:
@@ -292,7 +304,7 @@ class _Run:
             window_since=question.since,
             fetched_at=answer.fetched_at,
             trace_id=self.trace_id,
-            payload=to_stored_raw(payload),
+            payload=payload,
         )
 
     def _measure_silence(self, answer: _Answer, fetched: Fetched) -> None:
@@ -404,23 +416,31 @@ def _batches(answers: Iterator[_Answer | None]) -> Iterator[list[_Answer]]:
     So a run that is killed loses little.
     """
     batch: list[_Answer] = []
-    size = 0
+    looks = size = 0
     handed_on = time.monotonic()
     for answer in answers:
-        looks = 0 if answer is None else _count_looks(answer)
+        more_looks, more_bytes = (0, 0) if answer is None else (_count_looks(answer), jsonb_bytes(answer.outcome.raw))
+        is_full = looks + more_looks > _LOOKS_PER_TRANSACTION or size + more_bytes > _BYTES_PER_TRANSACTION
         is_due = time.monotonic() - handed_on >= _STORE_EVERY_SECONDS
-        if batch and (size + looks > _LOOKS_PER_TRANSACTION or len(batch) == MAX_ENTITIES or is_due):
+        if batch and (is_full or len(batch) == MAX_ENTITIES or is_due):
             yield batch
-            batch, size, handed_on = [], 0, time.monotonic()
+            batch, looks, size, handed_on = [], 0, 0, time.monotonic()
         if answer is not None:
             batch.append(answer)
-            size += looks
+            looks += more_looks
+            size += more_bytes
     if batch:
         yield batch
 
 
 def _count_looks(answer: _Answer) -> int:
     return 1 + len(answer.outcome.observations) if isinstance(answer.outcome, Fetched) else 1
+
+
+def jsonb_bytes(stored: Json) -> int:
+    """Returns at least as many bytes as Postgres' text of this JSON has, which writes 1e300 out in digits."""
+    text = json.dumps(stored, ensure_ascii=False)
+    return len(text.encode("utf-8", "surrogatepass")) + _DIGITS_OF_A_DOUBLE * len(_EXPONENT.findall(text))
 
 
 def to_stored_raw(raw: Json) -> Json:

@@ -22,6 +22,10 @@ MAX_ENTITIES: Final = 500
 """Most entities whose locks one transaction takes: each lock is a place in a table that Postgres sizes at its start."""
 
 
+LARGEST_RAW_PAYLOAD: Final = 16 << 20
+"""Most bytes of one raw payload, as the text of its JSON; the table raw_payloads refuses more."""
+
+
 @dataclass(frozen=True, slots=True)
 class RawPayload:
     """What a source answered about one entity."""

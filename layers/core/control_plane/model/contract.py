@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from control_plane.model.errors import ContractViolation
 from control_plane.model.ids import canonical_instant, derive_event_id, is_storable_text, storable
+from control_plane.model.text import has_invisible
 
 EVENT_TYPE_PATTERN: Final = r"^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$"
 SYSTEM_EVENTS: Final = "system.events"
@@ -36,6 +37,12 @@ _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\
 def _storable_text(text: str) -> str:
     if not is_storable_text(text):
         raise PydanticCustomError("text", "holds a character that JSON text cannot store")
+    return text
+
+
+def _visible_text(text: str) -> str:
+    if has_invisible(_storable_text(text)):
+        raise PydanticCustomError("text", "holds a control character, a line's end or one that is not visible")
     return text
 
 
@@ -67,9 +74,9 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON's 1.0 is its 1
 
 
-type Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_storable_text)]
+type Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible_text)]
 """Of what is looked up by: Postgres indexes no text of more than about 2,700 bytes."""
-type Text = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_storable_text)]
+type Text = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_visible_text)]
 type FiniteNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 type WholeNumber = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1), BeforeValidator(_whole)]
 type Instant = Annotated[
@@ -119,7 +126,7 @@ class SignalRejected(Payload):
     symbol: Text
     rejected_event_type: Text
     field: Text
-    value: Annotated[str, Field(max_length=1024), AfterValidator(_storable_text)]
+    value: Annotated[str, Field(max_length=1024), AfterValidator(_visible_text)]
     reason: Text
 
 
@@ -152,7 +159,7 @@ class Event(BaseModel):
     occurred_at: Instant
     observed_at: Instant
     ingested_at: Instant
-    series: Annotated[str, Field(max_length=128), AfterValidator(_storable_text)]
+    series: Annotated[str, Field(max_length=128), AfterValidator(_visible_text)]
     revision: Annotated[int, Field(strict=True, ge=0, le=MAX_REVISION), BeforeValidator(_whole)]
     schema_version: Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
     trace_id: Annotated[

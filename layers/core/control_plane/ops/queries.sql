@@ -2,7 +2,7 @@
 -- An event's whole timeline as JSON: the event, its raw payload, each delivery with its failed attempts, each processing.
 SELECT
     to_jsonb(event) - 'payload_json' || jsonb_build_object('payload', event.payload_json) AS event,
-    to_jsonb(raw) AS raw_payload,
+    raw.described AS raw_payload,
     coalesce(
         (
             SELECT
@@ -49,7 +49,29 @@ SELECT
         '[]'
     ) AS processing
 FROM events AS event
-LEFT JOIN raw_payloads AS raw ON raw.id = event.raw_payload_id
+LEFT JOIN LATERAL (
+    -- Its size is asked first: a payload that is too large for an answer is not read, and that is said.
+    SELECT
+        CASE
+            WHEN size.bytes <= %(largest_payload)s THEN to_jsonb(stored)
+            ELSE jsonb_build_object(
+                'id', stored.id,
+                'seq', stored.seq,
+                'source', stored.source,
+                'entity_id', stored.entity_id,
+                'observed_at', stored.observed_at,
+                'window_since', stored.window_since,
+                'fetched_at', stored.fetched_at,
+                'trace_id', stored.trace_id,
+                'payload_json', NULL,
+                'omitted', format('payload_json: %%s bytes, more than the %%s that are shown; raw_payloads has it',
+                    size.bytes, %(largest_payload)s)
+            )
+        END AS described
+    FROM raw_payloads AS stored
+    CROSS JOIN LATERAL (SELECT octet_length(stored.payload_json::text) AS bytes) AS size
+    WHERE stored.id = event.raw_payload_id
+) AS raw ON true
 WHERE event.event_id = %(event_id)s
 
 -- name: recent_messages

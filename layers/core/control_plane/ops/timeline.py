@@ -12,6 +12,9 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 
+LARGEST_SHOWN_PAYLOAD: Final = 1 << 20
+"""Bytes of a raw payload, as JSON text, beyond which a timeline leaves it out: Lambda answers with 6 MB at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class EventTimeline:
@@ -20,7 +23,10 @@ class EventTimeline:
     event: Mapping[str, Any]
     """The columns of ``events``, with ``payload`` in the place of ``payload_json``."""
     raw_payload: Mapping[str, Any] | None
-    """The columns of ``raw_payloads``; None where the source said nothing."""
+    """The columns of ``raw_payloads``; None where the source said nothing.
+
+    Where the payload is larger than LARGEST_SHOWN_PAYLOAD, ``payload_json`` is None and ``omitted`` says so.
+    """
     deliveries: Sequence[Mapping[str, Any]]
     """The columns of ``outbox_states``, one object per message, subscription and operation, oldest promise first.
 
@@ -39,7 +45,10 @@ class EventTimeline:
 def read_timeline(connection: Connection[Any], event_id: UUID) -> EventTimeline | None:
     """Returns the timeline of an event, or None where there is no such event."""
     with connection.cursor(row_factory=class_row(EventTimeline)) as cursor:
-        return cursor.execute(QUERIES["event_timeline"].sql, {"event_id": event_id}).fetchone()
+        return cursor.execute(
+            QUERIES["event_timeline"].sql,
+            {"event_id": event_id, "largest_payload": LARGEST_SHOWN_PAYLOAD},
+        ).fetchone()
 
 
 def recent_messages(connection: Connection[Any], *, limit: int) -> Sequence[Mapping[str, Any]]:

@@ -2,11 +2,18 @@
 
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
-from control_plane.model.contract import FiniteNumber, Name, Payload, WholeNumber
+from control_plane.model.contract import FiniteNumber, Payload, WholeNumber
 
 MARKET_TICKS: Final = "market.ticks"
+
+
+def _not_zero(price: float) -> float:
+    if price == 0:
+        raise PydanticCustomError("price", "is 0: nothing is traded for nothing")
+    return price
 
 
 class MarketTick(Payload):
@@ -19,10 +26,11 @@ class MarketTick(Payload):
     schema_version = 1
     topic = MARKET_TICKS
 
-    price: FiniteNumber
+    price: Annotated[FiniteNumber, AfterValidator(_not_zero), Field(json_schema_extra={"not": {"const": 0}})]
     open: FiniteNumber
     high: FiniteNumber
     low: FiniteNumber
     volume: WholeNumber
-    currency: Name
+    currency: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{1,9}$")]
+    """As the exchange writes it: USD, and GBp for pence."""
     interval: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(m|h|d|wk|mo)$")]

@@ -8,19 +8,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import ceil
-from typing import Any, Final, Literal, cast
+from math import ceil, isfinite
+from typing import Any, Final, TypeGuard, cast
 from urllib.parse import quote, urlsplit
 
 import yfinance
-from curl_cffi.requests import Response, Session
-from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
+from curl_cffi.requests import Response
 from curl_cffi.requests.exceptions import RequestException, Timeout
 from yfinance.data import YfData
 
 from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
 from control_plane.model.errors import ConfigurationError, SourceError
 from domains.finance.events import MarketTick
+from domains.finance.yahoo_session import REDIRECTS, RefusedRequest, TooLargeAnswer, YahooSession
 
 YAHOO_URL = "https://query2.finance.yahoo.com"
 CHART_PATH = "/v8/finance/chart/"
@@ -47,8 +47,11 @@ FIRST_WINDOW = 2 * HOUR
 SHORTEST_DAY = timedelta(hours=20)
 """A session at least this long never closes: crypto, currencies. (Yahoo ends those at 23:59, one bar early.)"""
 
-COOKIE_TIMEOUT = 3.0
-"""Seconds. yfinance asks for cookie and crumb under one lock, and the chart comes without them too."""
+MOST_VALUES: Final = 200_000
+"""Most values in one answer, for each takes far more memory than text. Those seven days have a third of it."""
+
+KEPT_OF_REFUSED: Final = 64 << 10
+"""Bytes that are kept of an answer that is no chart: enough to see what it was."""
 
 COLUMNS = ("open", "high", "low", "close", "volume")
 
@@ -66,7 +69,8 @@ class YFinanceSource:
 
     yfinance holds one HTTP session for the whole process, so a process uses one source at a time, from any number of
     threads. ``market_data_url`` names another host that speaks Yahoo's chart API; nothing is sent anywhere else then.
-    ``timeout`` (seconds) bounds each request. Nothing is written to disk.
+    ``timeout`` (seconds) bounds each request, LARGEST_ANSWER each answer. Redirects are followed to Yahoo's own hosts,
+    by https, and nowhere else. Nothing is written to disk.
     """
 
     event_type = MarketTick.event_type
@@ -80,7 +84,7 @@ class YFinanceSource:
         self.name = "yfinance-replay" if market_data_url else "yfinance"
         self._chart_url = (market_data_url or YAHOO_URL).rstrip("/") + CHART_PATH
         self._timeout = timeout
-        self._session = _Session(self._chart_url, timeout=timeout, confined=bool(market_data_url))
+        self._session = YahooSession(self._chart_url, timeout=timeout, confined=bool(market_data_url))
         # It logs at ERROR what it also raises, and at WARNING that it could not get a cookie.
         logging.getLogger("yfinance").setLevel(logging.CRITICAL)
         # Where no folder can be, it goes without the cookie cache that it would unpickle from there. A process
@@ -156,8 +160,10 @@ class YFinanceSource:
         url = self._chart_url + quote(symbol, safe="")
         try:
             response = YfData(session=self._session).get(url, params=params, timeout=self._timeout)
-        except _Refused as refused:
+        except RefusedRequest as refused:
             response = refused.response
+        except TooLargeAnswer as error:
+            raise SourceError(symbol, "malformed", str(error)) from error
         except Timeout as error:
             raise SourceError(symbol, "unreachable", f"no answer within {self._timeout:g} s") from error
         except RequestException as error:
@@ -183,40 +189,6 @@ class _Chart:
     """When the newest trade that the answer knows of was made; None where it does not say."""
     sessions: tuple[TradingSession, ...] = ()
     """The exchange's sessions, as far as the answer tells."""
-
-
-class _Refused(Exception):
-    """Carries an answer out of yfinance; whether it is an error is judged later."""
-
-    def __init__(self, response: Response) -> None:
-        self.response = response
-        super().__init__(response.status_code)
-
-
-class _Session(Session[Response]):
-    """What yfinance sends its requests with: bounded in time and, if ``confined``, to the chart API alone."""
-
-    def __init__(self, chart_url: str, *, timeout: float, confined: bool) -> None:
-        super().__init__(impersonate="chrome")
-        self._chart_url = chart_url
-        self._longest = timeout
-        self._confined = confined
-
-    def request(  # type: ignore[override]  # the base class spells thirty parameters out
-        self,
-        method: Literal["GET", "POST"],
-        url: str,
-        **kwargs: Any,
-    ) -> Response:
-        is_chart = url.startswith(self._chart_url)
-        if self._confined and not is_chart:
-            raise CurlConnectionError(f"{urlsplit(url).netloc} is not asked: MARKET_DATA_URL is set")
-        kwargs["timeout"] = self._longest if is_chart else min(self._longest, COOKIE_TIMEOUT)
-        response = super().request(method, url, **kwargs)
-        # yfinance sends every refused request again with another cookie. That can help where access was denied only.
-        if is_chart and response.status_code >= 400 and response.status_code not in {401, 403}:
-            raise _Refused(response)
-        return response
 
 
 def _windows(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
@@ -274,12 +246,9 @@ def _read(symbol: str, kept: Json) -> _Chart:
     code, description = (error.get("code"), error.get("description")) if isinstance(error, dict) else (None, None)
     said = f": {description or code}" if description or code else ""
 
-    if status == 429:
-        raise failure("rate_limited", "the source asks for fewer requests (HTTP 429)")
-    if status >= 500 or status in {401, 403}:
-        raise failure("unreachable", f"the source answered HTTP {status}{said}")
-    if status == 404 or code == "Not Found":
-        raise failure("unknown_symbol", f"the source does not know this symbol{said}")
+    refusal = _refusal(status, code, said)
+    if refusal is not None:
+        raise failure(*refusal)
     if str(description).startswith("Data doesn't exist for startDate"):
         return _Chart()  # how Yahoo says that a window lies before a symbol's first bar
     if error or status >= 400:
@@ -287,15 +256,34 @@ def _read(symbol: str, kept: Json) -> _Chart:
     if not isinstance(document, dict):
         raise failure("malformed", f"the source answered {text} instead of JSON")
     try:
-        result = document["chart"]["result"][0]
-        return _Chart(_bars(result), _clock(result["meta"]), tuple(_sessions(result["meta"])))
+        return _chart(symbol, document)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, OSError) as cause:
         raise failure("malformed", f"the chart is not in Yahoo's shape: {type(cause).__name__}: {cause}") from cause
 
 
-def _bars(result: dict[str, Any]) -> tuple[_Bar, ...]:
+def _refusal(status: int, code: object, said: str) -> tuple[str, str] | None:
+    """Returns the kind of refusal that an HTTP status or Yahoo's code stands for, and its reason."""
+    if status in REDIRECTS:
+        return "malformed", f"the source redirects elsewhere (HTTP {status}), which is not followed"
+    if status == 429:
+        return "rate_limited", "the source asks for fewer requests (HTTP 429)"
+    if status >= 500 or status in {401, 403}:
+        return "unreachable", f"the source answered HTTP {status}{said}"
+    if status == 404 or code == "Not Found":
+        return "unknown_symbol", f"the source does not know this symbol{said}"
+    return None
+
+
+def _chart(symbol: str, document: Any) -> _Chart:
+    result, meta = document["chart"]["result"][0], _meta(document)
+    about = _text(meta.get("symbol")) or symbol
+    if about.casefold() != symbol.casefold():
+        raise ValueError(f"it is about {about[:32]!r}")
+    return _Chart(_bars(result, meta), _clock(meta), tuple(_sessions(meta)))
+
+
+def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:
     """Returns every row that stands for a minute in which something was traded, numbers as they came."""
-    meta = result["meta"]
     currency = meta.get("currency")
     starts = result.get("timestamp") or []
     if not starts:
@@ -310,6 +298,8 @@ def _bars(result: dict[str, Any]) -> tuple[_Bar, ...]:
             continue
         if open_ is high is low is close is None and not volume:
             continue
+        if all(_is_zero(price) for price in (open_, high, low, close)):
+            continue  # so a halted symbol is told: nothing is traded for nothing
         start = datetime.fromtimestamp(timestamp, UTC)
         payload = {
             "price": close,
@@ -335,24 +325,49 @@ def _clock(meta: Mapping[str, Any]) -> datetime | None:
         return None
 
 
+def _is_zero(price: object) -> bool:
+    return isinstance(price, int | float) and not isinstance(price, bool) and price == 0
+
+
 def _sessions(meta: Mapping[str, Any]) -> Iterator[TradingSession]:
     """Yields the sessions with bars, and the day's own. On a Saturday both are Friday's, even those of currencies."""
-    days = meta.get("tradingPeriods")
-    told = [session for day in days if isinstance(day, list) for session in day] if isinstance(days, list) else []
+    for start, end in _periods(meta):
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            yield TradingSession(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
+
+
+def _closing_times(meta: Mapping[str, Any]) -> frozenset[float]:
+    return frozenset(end for start, end in _periods(meta) if end - start < SHORTEST_DAY.total_seconds())
+
+
+def _periods(meta: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Yields the regular sessions, each as its seconds since 1970, in whatever shape the answer has them.
+
+    Yahoo has told them as lists of days, as one flat list, and as an object that has them under "regular". No bar is
+    worth less because this is told in another shape.
+    """
     current = meta.get("currentTradingPeriod")
-    if isinstance(current, dict):
-        told.append(current.get("regular"))
+    told: list[object] = [meta.get("tradingPeriods"), current.get("regular") if isinstance(current, dict) else None]
+    for _ in range(3):  # a flat list has sessions at the second level, an object of days at the fourth
+        told = [part for whole in told for part in _parts(whole)]
     for session in told:
-        # No bar is worth less because this is told in another shape.
-        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
-            yield TradingSession(*(datetime.fromtimestamp(session[edge], UTC) for edge in ("start", "end")))
+        if isinstance(session, dict):
+            start, end = session.get("start"), session.get("end")
+            if _is_seconds(start) and _is_seconds(end) and start < end:
+                yield start, end
 
 
-def _closing_times(meta: Mapping[str, Any]) -> frozenset[int]:
-    sessions = [session for day in meta.get("tradingPeriods") or () for session in day]
-    return frozenset(
-        session["end"] for session in sessions if session["end"] - session["start"] < SHORTEST_DAY.total_seconds()
-    )
+def _parts(whole: object) -> list[object]:
+    """Returns what a list or an object of periods holds; a session stays itself."""
+    if isinstance(whole, list):
+        return whole
+    if not isinstance(whole, dict):
+        return []
+    return [whole] if "start" in whole else [whole.get("regular")]
+
+
+def _is_seconds(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _kept(response: Response) -> Json:
@@ -360,17 +375,19 @@ def _kept(response: Response) -> Json:
 
     It is the JSON object itself where that came with HTTP 200 and Postgres' jsonb takes it: jsonb refuses NaN,
     Infinity, U+0000 and lone surrogates. Anything else is kept as ``{status, content_type, body}``. In ``body``, bytes
-    that are no UTF-8 and U+0000 are written as ``\xNN``.
+    that are no UTF-8 and U+0000 are written as ``\xNN``, and what is beyond KEPT_OF_REFUSED is left out.
     """
+    content = response.content
+    has_many_values = sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES
     wrapped: Json = {
         "status": response.status_code,
-        "content_type": response.headers.get("content-type"),
-        "body": response.content.decode("utf-8", "backslashreplace").replace("\0", r"\x00"),
+        "content_type": (response.headers.get("content-type") or "")[:_LONGEST_TYPE].replace("\0", "") or None,
+        "body": content[:KEPT_OF_REFUSED].decode("utf-8", "backslashreplace").replace("\0", r"\x00"),
     }
-    if response.status_code != 200:
+    if response.status_code != 200 or has_many_values:
         return wrapped
     try:
-        document = json.loads(response.content)
+        document = json.loads(content)
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         text.encode()
     except (ValueError, RecursionError):
@@ -379,6 +396,7 @@ def _kept(response: Response) -> Json:
     return document if is_itself else wrapped
 
 
+_LONGEST_TYPE: Final = 256
 _WRAPPER: Final = {"status", "content_type", "body"}
 _ESCAPED_NULL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
