@@ -26,6 +26,7 @@ def test_the_page_names_each_file_that_the_skeleton_writes(tmp_path: Path) -> No
         assert len(paths) >= 2
         for path in paths:
             assert f"`{re.sub(r'/[0-9]{4}_', '/NNNN_', path)}`" in PAGE, path
+    assert list(copy.folder.rglob("*source_watch*")) == [], "a dry run writes nothing"
 
 
 def test_what_the_page_says_of_the_template_is_so() -> None:
