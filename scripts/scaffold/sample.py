@@ -30,14 +30,19 @@ def batch(payloads: Iterable[type[Payload]], queue: str) -> dict[str, Any]:
     return {"Records": [_record(_event(payload), queue, number) for number, payload in enumerate(payloads, 1)]}
 
 
-def _event(payload: type[Payload]) -> Event:
+def example(payload: type[Payload]) -> Payload:
+    """Returns a payload with made-up values. Raises AcpError where a field's cannot be made up."""
     schema = payload.model_json_schema(mode="serialization")
     values = {
         name: _value(f"{payload.event_type}'s {name}", field, schema.get("$defs", {}))
         for name, field in schema["properties"].items()
     }
+    return payload.model_validate(values)
+
+
+def _event(payload: type[Payload]) -> Event:
     return new_event(
-        payload.model_validate(values),
+        example(payload),
         source="example",
         entity_id="AAPL",
         entity_type=None,

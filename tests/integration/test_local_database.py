@@ -1,12 +1,13 @@
 """The local database is brought up to date as MigrationFunction does it, from the checkout alone."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg import Connection
 from samcli.yamlhelper import yaml_parse
-from tests.conftest import SUBSCRIPTIONS, TestDatabase
+from tests.conftest import TestDatabase
 
 from control_plane.platform.database import SCHEMA_VERSION
 from local_cloud.database import bring_up_to_date, declared_subscriptions
@@ -40,8 +41,9 @@ def test_a_new_database_gets_the_schema_and_the_subscriptions(empty_database: Te
     checkout = Workspace(CHECKOUT, tmp_path, tmp_path / "state")
     first = bring_up_to_date(checkout, empty_database.owner_url)
     assert (first.schema.version, len(first.schema.applied)) == (SCHEMA_VERSION, SCHEMA_VERSION)
-    assert sorted(first.subscriptions.added) == sorted(SUBSCRIPTIONS)
-    assert "added: signal_lab, system_events" in str(first)
+    declared = json.loads(declared_subscriptions(CHECKOUT / "template.yaml"))
+    assert sorted(first.subscriptions.added) == sorted(declared)
+    assert f"added: {', '.join(first.subscriptions.added)}" in str(first)
 
     second = bring_up_to_date(checkout, empty_database.owner_url)
     assert str(second) == f"version {SCHEMA_VERSION}; no migrations applied"

@@ -32,6 +32,9 @@ def test_check_names_the_stale_file_and_the_command_that_mends_it(
     dumped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generated, "schema_sql", lambda: dumped)
+    (tmp_path / "docs").mkdir()
+    for path in ("template.yaml", generated.DEPLOY_DOC):  # what the table of parameters is made of
+        (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
     assert generated.main([], tmp_path) == 0
     assert "db/schema.sql written" in capsys.readouterr().out
@@ -42,6 +45,24 @@ def test_check_names_the_stale_file_and_the_command_that_mends_it(
     complaint = capsys.readouterr().err
     assert complaint.startswith("db/schema.sql is out of date")
     assert "scripts/generate" in complaint
+
+
+def test_a_new_parameter_makes_the_table_stale(
+    dumped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generated, "schema_sql", lambda: dumped)
+    (tmp_path / "docs").mkdir()
+    for path in ("template.yaml", generated.DEPLOY_DOC):
+        (tmp_path / path).write_bytes((ROOT / path).read_bytes())
+    assert generated.main([], tmp_path) == 0
+    assert generated.main(["--check"], tmp_path) == 0
+    template = (tmp_path / "template.yaml").read_text(encoding="utf-8")
+    added = "\nParameters:\n  Colour:\n    Type: String\n    Default: red\n    Description: Of the page.\n"
+    (tmp_path / "template.yaml").write_text(template.replace("\nParameters:\n", added), encoding="utf-8")
+    assert generated.main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().err.startswith("docs/deploy.md is out of date")
+    assert generated.main([], tmp_path) == 0
+    assert "| Colour | `red` | a text | Of the page. |" in (tmp_path / generated.DEPLOY_DOC).read_text("utf-8")
 
 
 def test_the_schema_can_be_read_into_an_empty_database(dumped: str, empty_database: object) -> None:

@@ -101,3 +101,27 @@ def test_the_forms_of_github_are_yaml() -> None:
 def test_scripts_that_are_run_by_hand_are_executable() -> None:
     for name in ("acp", "demo", "lock", "test"):
         assert os.access(ROOT / "scripts" / name, os.X_OK), name
+
+
+MADE_UP = {"docs/writing_a_consumer.md", "docs/writing_a_domain.md"}
+"""Pages that make files, whose paths tests follow elsewhere."""
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if str(page) not in MADE_UP], ids=str)
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    text = CODE.sub("", (ROOT / page).read_text(encoding="utf-8"))
+    top = "tests|scripts|functions|layers|db|docs|events|requirements"
+    for path in re.findall(rf"`((?:{top})/[\w./-]*\w)", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    tests = [path for path in files() if path.parts[0] == "tests" and path.suffix == ".py"]
+    there = {name for path in tests for name in re.findall(r"def (test_\w+)\(", (ROOT / path).read_text("utf-8"))}
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"`(test_\w+)`", CODE.sub("", (ROOT / page).read_text(encoding="utf-8")))
+    }
+    assert len(named) >= 20
+    assert named - there == set()

@@ -62,7 +62,7 @@ def test_the_event_table_names_every_type_version_topic_and_schema() -> None:
             str(model.schema_version),
             model.topic,
         )
-        for model in (*DOMAINS[0].payloads, *PLATFORM_PAYLOADS)
+        for model in (*(payload for domain in DOMAINS for payload in domain.payloads), *PLATFORM_PAYLOADS)
     ]
     assert len(rows) == len(list(EVENT_TYPES))
 

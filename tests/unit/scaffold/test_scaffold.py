@@ -58,8 +58,8 @@ def test_a_migration_s_bad_name_is_refused(name: str) -> None:
 
 def test_a_migration_has_the_next_number_and_the_code_needs_it() -> None:
     count = len(list((ROOT / "db" / "migrations").glob("*.sql")))
-    path, code = new_migration(ROOT, "source_watch").items()
-    assert path[0].name == f"{count + 1:04}_source_watch.sql"
+    path, code = new_migration(ROOT, "for_this_test").items()
+    assert path[0].name == f"{count + 1:04}_for_this_test.sql"
     assert re.search(rf"^SCHEMA_VERSION\b.*= {count + 1}$", code[1], re.MULTILINE)
 
 
