@@ -54,7 +54,7 @@ def test_what_was_published_is_counted_and_timed(app: Connection[Any]) -> None:
     bench = Bench(lambda: app, seconds_per_send=0.5)
     bench.run()
     totals = bench.telemetry.totals
-    assert (totals["EventsPublished"], totals["OutboxPending"], totals["RelayDuration"]) == (3, 0, 500)
+    assert totals.items() >= {"EventsPublished": 3, "OutboxPending": 0, "RelayDuration": 500}.items()
     assert totals["PublishLatency"] == 500
     assert totals["CommitToPublishLatency"] > 0
 
@@ -85,7 +85,7 @@ def test_an_outcome_settles_its_delivery(  # noqa: PLR0917 - a row of the table,
     (event_id,) = seeds.store(app, seeds.ticks(1))
     assert done(Bench(lambda: app, script=only(outcome, event_id)).run()) == counted
     row = seeds.deliveries(app)[event_id]
-    assert (row["state"], row["delivery_attempts"], row["last_error"]) == (state, attempts, error)
+    assert row == row | {"state": state, "delivery_attempts": attempts, "last_error": error}
     assert row["claim_token"] is row["claimed_by"] is None
     assert (row["suspect_since"] is not None) == isinstance(outcome, NoVerdict)
     if wait is not None:
@@ -100,7 +100,7 @@ def test_later_success_clears_error_and_keeps_failure_record(app: Connection[Any
     seeds.pass_time(app)
     Bench(lambda: app).run()
     row = seeds.deliveries(app)[event_id]
-    assert (row["state"], row["delivery_attempts"], row["last_error"]) == ("delivered", 2, None)
+    assert row == row | {"state": "delivered", "delivery_attempts": 2, "last_error": None}
     assert seeds.failed_attempts(app) == [(event_id, 1, "r1", "hiccup")]
 
 
@@ -115,7 +115,7 @@ def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: C
         seeds.pass_time(app)
     assert done(bench.run()) == RelayResult(claimed=1, dead_lettered=1)
     row = seeds.deliveries(app)[event_id]
-    assert (row["state"], row["last_error"]) == ("dead_lettered", "gave up after 5 attempts: no")
+    assert row == row | {"state": "dead_lettered", "last_error": "gave up after 5 attempts: no"}
     assert [failure[1] for failure in seeds.failed_attempts(app)] == [1, 2, 3, 4, 5]
     assert bench.telemetry.totals["EventsDeadLettered"] == 1
     assert bench.telemetry.totals["DeliveryRetries"] == 4
