@@ -17,18 +17,18 @@ REFUSALS: Final = frozenset({"throttled", "error", "denied"})
 class Fault:
     """How one queue answers, or every queue without a fault of its own, until another fault is set.
 
-    ``times``: for how many requests; None is until reset. ``answer``: "throttled" is SQS's 400 RequestThrottled,
+    ``times`` is for how many requests; None is until healed. ``answer``: "throttled" is SQS's 400 RequestThrottled,
     "error" 500, "denied" 403; "close" ends the connection without a word, "half" in the middle of the answer; "garbage"
     is 200 and no JSON; "nonsense" is every kind of NONSENSE in turn, and each kind is an answer by itself. With
     ``answer_events``, only a batch that holds one of these events is answered so; others are accepted.
 
-    ``hold`` keeps the answer back until released, ``latency_ms`` for that long.
+    ``hold`` delays the answer until it is released, ``latency_ms`` for that long.
 
-    ``accepts`` says when the messages are in the queue: "before" the wait, "after" it (and only where the client still
-    is), or "never"; None is "never" for a refusal, else "before".
+    ``accepts`` says when the queue accepts the messages: "before" the delay, "after" it (only if the client is still
+    connected), or "never"; None is "never" for a refusal, else "before".
 
-    Entries: of every n a ``fail_share`` of them fails, evenly spread (0.1: each tenth), and those of ``fail_events``,
-    by their attribute event_id, always; with ``fail_code``, by the sender's fault or not.
+    Single entries fail with ``fail_code`` and ``sender_fault``: a ``fail_share`` of all entries, evenly spread (0.1 is
+    every tenth), and always those whose attribute event_id is in ``fail_events``.
     """
 
     queue: str | None = None

@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._queues.held.append((queue, self._transport.get_extra_info("peername")[1], go_on))
 
     async def _pass_on(self, upstream: Upstream, head: bytes, said: Mapping[str, Any], fault: Fault) -> None:
-        """Answers a batch like ``_answer``, except that the queues behind the endpoint accept the entries."""
+        """Answers a batch of an endpoint with upstream queues: they accept the entries, and their answer is returned."""
         queue = said["QueueUrl"].rpartition("/")[2]
         answer = b""
         try:
@@ -183,7 +183,7 @@ class Connection(asyncio.Protocol):
             if fault.accepts == "after" and not self._transport.is_closing():
                 answer = await self._send_on(upstream, head, said, queue, fault)
         except (OSError, ValueError, HTTPException):
-            # What is behind is not there, or makes no sense: the client is told nothing, as it would be then.
+            # The upstream is unreachable or its answer makes no sense; the client sees a closed connection.
             self._transport.close()
         self._answering = False
         if not self._transport.is_closing():
