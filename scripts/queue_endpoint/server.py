@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._queues.held.append((queue, self._transport.get_extra_info("peername")[1], go_on))
 
     async def _pass_on(self, upstream: Upstream, head: bytes, said: Mapping[str, Any], fault: Fault) -> None:
-        """Answers a batch of an endpoint with upstream queues: they accept the entries, and their answer is returned."""
+        """Answers a batch of an endpoint that has an upstream, whose queues accept the entries."""
         queue = said["QueueUrl"].rpartition("/")[2]
         answer = b""
         try:

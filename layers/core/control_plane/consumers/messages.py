@@ -23,7 +23,7 @@ def consume_record(
     conflicts with another transaction. Its errors are raised again.
 
     ``record`` has Lambda's shape: ``messageId``, ``body``, ``messageAttributes``, ``attributes``. Until the body is
-    parsed, the trace_id is that of the message's attributes. Raises ContractViolation for a body that breaks it.
+    parsed, the trace_id is that of the message's attributes. Raises ContractViolation for a body that is no event.
     """
     about: dict[str, Any] = {
         "subscription": subscription,

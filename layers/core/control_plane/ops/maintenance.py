@@ -1,4 +1,4 @@
-"""Maintenance deletes what is older than its retention, in small transactions, as the schema's owner."""
+"""Forgets what is old, where asked to: in small transactions, as the schema's owner."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -55,7 +55,7 @@ class Maintenance:
         self._pinned_after_seconds = pinned_after_seconds
 
     def run(self, connection: Connection[Any], *, remaining_seconds: Callable[[], float]) -> MaintenanceReport:
-        """Deletes batch by batch as long as there is time. ``connection`` is the owner's, in autocommit mode."""
+        """Works batch by batch for as long as there is time. ``connection`` is the owner's, in autocommit mode."""
 
         def delete(
             delete_batch: Callable[[Connection[Any], Mapping[str, Any]], int], retention_days: int

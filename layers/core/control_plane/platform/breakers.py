@@ -40,9 +40,9 @@ class Breaker:
     """``closed``, ``open``, ``half_open``."""
     consecutive_failures: int = 0
     opened_at: datetime | None = None
-    """Since when it has not been closed, probes that failed included."""
+    """When it opened; failed probes since then do not change it. None while it is closed."""
     retry_in_seconds: float | None = None
-    """Until a probe may be made, 0 or less where one is due; None where there is none to come: closed, or held."""
+    """Seconds until a probe may be made, 0 or less if one is due; None if it is closed or held."""
     held_by: str | None = None
     """The person who holds it open."""
     last_error: str | None = None
@@ -62,7 +62,7 @@ class Breaker:
 
 
 class Breakers:
-    """The breakers as a function uses them: look before the work, say afterwards how it went."""
+    """The breakers as a function uses them: it reads them before its work and reports the outcome after it."""
 
     def __init__(self, connection: Callable[[], Connection[Any]], policy: BreakerPolicy) -> None:
         self._connection = connection
@@ -136,7 +136,7 @@ def read_breakers(connection: Connection[Any], names: Sequence[str] | None = Non
 
 
 def hold(connection: Connection[Any], name: str, *, by: str) -> None:
-    """Holds a breaker open until it is resumed, whatever succeeds or fails meanwhile."""
+    """Holds a breaker open, whatever succeeds or fails, until it is resumed."""
     connection.execute(QUERIES["hold_breaker"].sql, {"name": name, "held_by": readable(by)})
 
 

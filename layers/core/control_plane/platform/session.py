@@ -42,7 +42,7 @@ STARTUP: Final = {
     "exit_on_error": "off",
     "jit": "off",
     "control_plane.retention": "off",
-    # Tells the check that these options arrived: the session is ours alone, and what is set in it stays.
+    # By this the check sees that the options arrived, so that no pooler shares the session with other clients.
     "control_plane.session": "own",
 }
 """Sent as ``options`` when a session is opened, which costs no round trip and outlives RESET and DISCARD."""
