@@ -222,7 +222,7 @@ def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[obj
 
 
 def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
-    """Returns a table of what is new for each symbol, or why it failed, from the events of this run."""
+    """Per symbol what is new, or why it failed, as the events of this very run tell."""
     with psycopg.connect(database.app_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
         rows = connection.execute(QUERIES["run_events"].sql, {"trace_id": result["trace_id"]}).fetchall()
     table = Table(

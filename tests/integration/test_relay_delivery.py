@@ -18,11 +18,11 @@ from control_plane.outbox.relay import CLAIM_BYTES
 from domains import EVENT_TYPES
 
 
-def test_every_promise_is_published_once_with_its_body_and_attributes(app: Connection[Any]) -> None:
-    promised = seeds.store(app, [*seeds.ticks(25), *seeds.failures(3)])
+def test_every_message_is_published_once_with_body_and_attributes(app: Connection[Any]) -> None:
+    expected = seeds.store(app, [*seeds.ticks(25), *seeds.failures(3)])
     bench = Bench(lambda: app)
     assert done(bench.run()) == RelayResult(claimed=28, published=28)
-    assert Counter(UUID(message.event_id) for message in bench.fake.sent) == Counter(promised)
+    assert Counter(UUID(message.event_id) for message in bench.fake.sent) == Counter(expected)
     assert {message.topic for message in bench.fake.queues[SYSTEM]} == {"system.events"}
     for message in bench.fake.sent:
         event = EVENT_TYPES.parse_event(message.body)
@@ -124,14 +124,14 @@ def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: C
 
 
 def test_a_poisonous_message_delays_nobody(app: Connection[Any]) -> None:
-    promised = seeds.store(app, seeds.ticks(30))
-    poison = promised[12], promised[13]
+    expected = seeds.store(app, seeds.ticks(30))
+    poison = expected[12], expected[13]
     bench = Bench(lambda: app, script=only(Failed("poison"), *poison))
     assert done(bench.run()) == RelayResult(claimed=30, published=28, failed=2)
     seeds.store(app, seeds.ticks(10)[5:])  # known already
     later = seeds.store(app, seeds.failures(5))
     assert done(bench.run()) == RelayResult(claimed=5, published=5)
-    assert {UUID(message.event_id) for message in bench.fake.sent} == ({*promised, *later} - set(poison))
+    assert {UUID(message.event_id) for message in bench.fake.sent} == ({*expected, *later} - set(poison))
 
 
 def test_messages_of_an_unknown_subscription_wait_and_are_named(

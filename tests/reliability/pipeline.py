@@ -407,7 +407,7 @@ class Pipeline:
         for relay in self.relays:
             relay.kill()
         # The expected deliveries come from tables that the relay never changes, not from the rows that it moves.
-        promised = self.query("SELECT name, event_id::text FROM outbox JOIN subscriptions USING (topic)")
+        expected = self.query("SELECT name, event_id::text FROM outbox JOIN subscriptions USING (topic)")
         made = self.query(
             "SELECT subscription, event_id::text, delivery_attempts, message_id"
             " FROM deliveries JOIN outbox ON id = outbox_id"
@@ -416,7 +416,7 @@ class Pipeline:
         for one in self.endpoint.accepted():
             message_ids.setdefault((one.queue, str(one.event_id)), set()).add(one.message_id)
         accepted, dead = self.accepted(), self.dead_letters()
-        assert accepted.keys() <= set(promised), "a queue holds what nobody promised"
+        assert accepted.keys() <= set(expected), "a queue holds a message that no subscription has"
         delivered = set()
         for subscription, event_id, _, message_id in made:
             delivery = subscription, event_id
@@ -425,10 +425,10 @@ class Pipeline:
         assert len(delivered) == len(made)
         assert not delivered & dead
         return Result(
-            deliveries=len(promised),
+            deliveries=len(expected),
             in_flight=self.in_flight.total(),
             duplicated=self.duplicates().total(),
-            lost=len(set(promised) - delivered - dead),
+            lost=len(set(expected) - delivered - dead),
             attempts_spent=sum(attempts - 1 for _, _, attempts, _ in made),
             dead_lettered=len(dead),
             seconds=seconds,

@@ -107,7 +107,7 @@ class Route:
     method: str
     path: str
     answer: Callable[[Mapping[str, str]], Response]
-    """Makes the response from the path's parameters. Raises Refused."""
+    """Given the path's parameters. Raises Refused."""
     guard: Callable[[Request], None] | None = None
     """Raises Refused for whom it does not let in; None: open to all."""
 
@@ -120,7 +120,7 @@ class Route:
 
 
 class Api:
-    """The API's routes; it answers every request, also with an error."""
+    """Its routes, and an answer to whatever comes."""
 
     def __init__(self, routes: Sequence[Route], *, telemetry: Telemetry) -> None:
         self._routes = routes
