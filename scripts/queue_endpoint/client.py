@@ -140,7 +140,7 @@ def serve(*, latency_ms: float = 0, record: bool = True, upstream: str | None = 
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
-            # Ctrl-C is for this process alone: it may need the endpoint yet, to end what goes through it.
+            # Ctrl-C must not reach the endpoint: this process may still need it, to finish what goes through it.
             start_new_session=True,
         )
         port = listener.getsockname()[1]

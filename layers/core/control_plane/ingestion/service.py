@@ -133,8 +133,8 @@ class _Run:
             series=self.source.series,
             entity_ids=symbols,
         )
-        # Where the time never suffices for all, it must not always be the same symbols that go without. The trace_id is
-        # random, so no schedule falls into step with it.
+        # If the time is too short for all symbols, the order must change, so that the same ones are not always left out.
+        # The trace_id is random, so it falls into step with no schedule.
         first = self.trace_id.int % len(symbols)
         pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
         try:
@@ -370,7 +370,7 @@ def ingest(
     if before.is_closed:
         run.ingest(connection, symbols)
     elif before.probe_is_due and breakers.try_probe(source.name):
-        # Another symbol at each probe: one that fails by its own fault must not keep the breaker open for good.
+        # Each probe takes another symbol: a symbol that fails by its own fault must not keep the breaker open for good.
         probe = symbols[before.consecutive_failures % len(symbols)]
         others = [symbol for symbol in symbols if symbol != probe]
         run.ingest(connection, [probe], probing=True)
@@ -399,9 +399,9 @@ def ingest(
 
 
 def _batches(answers: Iterator[_Answer | None]) -> Iterator[list[_Answer]]:
-    """Yields answers in groups that one transaction can hold, none kept back for long; often one group.
+    """Yields answers in groups that one transaction can store, often a single one.
 
-    So a run that is killed loses little.
+    No answer waits long for its group, so that a run that is killed loses little.
     """
     batch: list[_Answer] = []
     size = 0
