@@ -133,8 +133,8 @@ class _Run:
             series=self.source.series,
             entity_ids=symbols,
         )
-        # If the time is too short for all symbols, the order must change, so that the same ones are not always left out.
-        # The trace_id is random, so it falls into step with no schedule.
+        # If the time is too short for all symbols, the order must change, so that it is not always the same ones that
+        # are left out. The trace_id is random, so it falls into step with no schedule.
         first = self.trace_id.int % len(symbols)
         pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
         try:
