@@ -25,7 +25,7 @@ def settings() -> MigrationSettings:
 
 @cache
 def database() -> Database:
-    """One connection per environment, as the owner; it is the schema that is to be mended, so it is not checked."""
+    """One connection per environment, as the owner. The schema's version is not checked, since it may be old here."""
     return open_database(
         settings().database,
         endpoint_url=settings().cloud_endpoint_url,
@@ -36,7 +36,7 @@ def database() -> Database:
 
 @function(telemetry)
 def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
-    """Applies what is missing; a second run changes nothing.
+    """Applies missing migrations and syncs the subscriptions; a second run changes nothing.
 
     Returns ``{applied: [versions], version, subscriptions: {added, removed, backfilled, dead_lettered}}``.
     """

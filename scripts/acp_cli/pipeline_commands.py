@@ -1,4 +1,4 @@
-"""ingest, relay, watch, trace, logs: signals on their way."""
+"""The commands ingest, relay, watch, trace and logs, which start and follow signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a measurement comes to: figures, their bars, and the rounds they were taken from."""
+"""The results of a measurement: figures, their bars, and the rounds that they were computed from."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ type Round = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """The limit a figure is held against."""
+    """The limit that a figure has to meet."""
 
     sense: Literal["≥", "≤"]
     limit: float
 
     def is_met_by(self, value: float) -> bool:
-        """Whether the value is on the right side; the limit itself is."""
+        """Whether the value meets the limit; a value equal to the limit does."""
         return value >= self.limit if self.sense == "≥" else value <= self.limit
 
     def margin(self, value: float) -> float:
-        """How many times better than asked: 1 is just met, 2 twice as good, 0.5 half."""
+        """Returns how many times better than the limit the value is: 1 just meets it, 2 is twice as good."""
         better, worse = (value, self.limit) if self.sense == "≥" else (self.limit, value)
         return better / worse if worse else math.inf
 
@@ -43,11 +43,11 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar is met; None where there is none."""
+        """Whether the bar is met; None if there is no bar."""
         return None if self.bar is None else self.bar.is_met_by(self.value)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in the JSON report."""
+        """Returns the figure as it is in the JSON report."""
         return {
             "title": self.title,
             "value": self.value,
@@ -60,16 +60,16 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A scenario's outcome."""
+    """The result of a scenario."""
 
     figures: Sequence[Figure]
     rounds: Sequence[Round]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What one needs to know to repeat it: counts, durations."""
+    """The counts and durations that are needed to repeat it."""
 
 
 def ratio(title: str, above: Sequence[float], below: Sequence[float], bar: Bar | None) -> Figure:
-    """The quotient of two sides' medians; its spread is that of the rounds' own quotients."""
+    """Returns the quotient of two sides' medians; its spread is that of the quotients of the single rounds."""
     quotients = [one / other for one, other in zip(above, below, strict=True)]
     return Figure(
         title, statistics.median(above) / statistics.median(below), "×", bar, (min(quotients), max(quotients))
@@ -77,12 +77,12 @@ def ratio(title: str, above: Sequence[float], below: Sequence[float], bar: Bar |
 
 
 def median(title: str, values: Sequence[float], unit: str, bar: Bar | None = None) -> Figure:
-    """The rounds' median."""
+    """Returns the median of the rounds."""
     return Figure(title, statistics.median(values), unit, bar, (min(values), max(values)))
 
 
 def worst(title: str, values: Sequence[float], unit: str, bar: Bar | None = None) -> Figure:
-    """The rounds' highest: of a peak, no round may be forgiven."""
+    """Returns the highest value of the rounds, for limits that every round must meet."""
     return Figure(title, max(values), unit, bar, (min(values), max(values)))
 
 

@@ -1,4 +1,4 @@
-"""What is measured on: a PostgreSQL as in production, a queue, databases filled for the purpose, processes to time."""
+"""The rig that the bench measures on: a PostgreSQL as in production, filled databases, a queue, and timed processes."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ if TYPE_CHECKING:
 
 QUERIES = load_queries("bench")
 SUBSCRIPTION = "signal_lab"
-"""Of the topic of the market's ticks: the one that is measured where no other is named."""
+"""The subscription of market.ticks that is measured if no other is named."""
 _LIMIT_SECONDS = 900.0
-"""No measured process runs longer; one that hangs is killed."""
+"""A measured process is killed after so many seconds."""
 
 
 class BenchError(AcpError):
-    """A measurement could not be made, or measured something else than it should."""
+    """Raised when a measurement could not be made, or measured something else than it should."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """Messages that a database starts with, each with its event, pending or delivered for each of the subscriptions."""
+    """Messages and events that a database starts with; each is pending or delivered for each of the subscriptions."""
 
     pending: int
     delivered: int = 0
     padding: int = 0
-    """Bytes by which every body is longer."""
+    """Bytes that are added to every body."""
     topic: str = MARKET_TICKS
     subscriptions: tuple[str, ...] = (SUBSCRIPTION,)
 
@@ -81,7 +81,7 @@ class Queues:
 
 
 class Child:
-    """A measured process: it prepares, says so, waits for `go`, and reports. Killed where it has not ended by then."""
+    """A measured process. It prepares, waits for `go`, and reports; at the end of the block it is killed if it runs."""
 
     def __init__(self, program: str, options: Mapping[str, Any], *, environ: Mapping[str, str], log: Path) -> None:
         self._program = program
@@ -110,18 +110,18 @@ class Child:
             pass
 
     def wait_until_ready(self) -> None:
-        """Raises BenchError where it fails first."""
+        """Waits until the process is prepared. Raises BenchError if it fails."""
         if self._line() != b"ready\n":
             raise self._failed()
 
     def go(self) -> None:
-        """Start what is measured."""
+        """Starts the measurement."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is gone: its report says so
             self._process.stdin.write(b"go\n")
 
     def report(self) -> dict[str, Any]:
-        """Wait for what it measured. Raises BenchError where it fails."""
+        """Waits for the process's report and returns it. Raises BenchError if it fails."""
         line = self._line()
         if not line:
             raise self._failed()
@@ -140,7 +140,7 @@ class Child:
 
 @dataclass
 class Rig:
-    """The server, the queue, and how to start what is measured."""
+    """The server and the queue, with the means to make databases and start measured processes."""
 
     workspace: Workspace
     folder: Path
@@ -148,16 +148,16 @@ class Rig:
     passwords: RunState
     queues: Queues
     relay_settings: Mapping[str, str]
-    """Of the measured relays, and of what they are compared with: as deployed."""
+    """The settings of the measured relays and of what they are compared with: those of the template."""
     endpoint_url: str | None = None
-    """Of another SQS than a LocalStack's of the bench's own."""
+    """The URL of an SQS to use instead of a LocalStack that the bench starts."""
     latency_ms: float = 0
     _templates: dict[tuple[Seed, ...], str] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     @contextlib.contextmanager
     def fresh(self, *seeds: Seed) -> Iterator[Database]:
-        """A database with these rows, the same to the byte each time; gone after use."""
+        """Makes a database with these rows, a copy of the same template each time, and drops it after use."""
         if seeds not in self._templates:
             self._templates[seeds] = self._seeded(seeds)
         with self._dropped(self._clone(self._templates[seeds])) as name:
@@ -165,7 +165,7 @@ class Rig:
 
     @contextlib.contextmanager
     def filled(self, seed: Seed) -> Iterator[Database]:
-        """A database with these rows, too many to copy for every round."""
+        """Makes a database with these rows and drops it after use. Use it for rows that are too many to copy."""
         with self._dropped(self._seeded([seed])) as name:
             yield self._database(name)
 
@@ -178,17 +178,17 @@ class Rig:
             "event_id": None,
         }
         with psycopg.connect(filled.admin_url, autocommit=True) as connection:
-            # A foreign key's check per row would take longer than the rows.
+            # Checking foreign keys row by row would take longer than inserting the rows.
             connection.execute("SET session_replication_role = replica")
             connection.execute(QUERIES["make_subscriptions"].sql, asked)
-            # The delivered ones first: they are the older.
+            # The delivered rows come first, because they are older.
             for rows, delivered in ((seed.delivered, True), (seed.pending, False)):
                 connection.execute(QUERIES["make_events"].sql, {**asked, "count": rows, "delivered": delivered})
 
     def child(
         self, program: str, database: Database, queues: Queues | None = None, options: Mapping[str, Any] | None = None
     ) -> Child:
-        """Start a program of this package."""
+        """Starts a program of this package."""
         return Child(
             program,
             options or {},
@@ -197,7 +197,7 @@ class Rig:
         )
 
     def environ(self, database: Database, queues: Queues | None = None) -> dict[str, str]:
-        """The functions' environment, and the path they import from in Lambda."""
+        """Returns the relay function's environment, with the folders that it imports from in Lambda."""
         queues = queues or self.queues
         checkout = self.workspace.checkout
         folders = (checkout / "functions" / "relay", checkout / "layers" / "core", checkout / "scripts")
@@ -211,12 +211,12 @@ class Rig:
         }
 
     def checkpoint(self) -> None:
-        """Have what filling left behind written now, and not into somebody's measurement."""
+        """Makes Postgres write all changes to disk now, so that it does not do so during a measurement."""
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
 
     def facts(self) -> dict[str, Any]:
-        """The machine, and what runs on it."""
+        """Returns facts about the machine and its software."""
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
             names = (
                 "server_version",
@@ -281,7 +281,7 @@ def open_rig(
     latency_ms: float = 0,
     say: Callable[[str], object] = lambda _: None,
 ) -> Iterator[Rig]:
-    """Start PostgreSQL and the queue in a folder of their own; all of it is gone afterwards, however it ends."""
+    """Starts PostgreSQL and the queue in a folder of their own, and removes all of it at the end."""
     workspace.home.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=workspace.home)))
@@ -308,7 +308,7 @@ def open_rig(
 
 @contextlib.contextmanager
 def emulated_sqs(rig: Rig, say: Callable[[str], object]) -> Iterator[str]:
-    """The URL of a LocalStack that is gone after use, or of whatever speaks SQS at the rig's endpoint."""
+    """Yields the URL of the rig's endpoint, or of a LocalStack that is started here and stopped after use."""
     with contextlib.ExitStack() as stack:
         endpoint_url = rig.endpoint_url
         if endpoint_url is None:
@@ -325,7 +325,7 @@ def emulated_sqs(rig: Rig, say: Callable[[str], object]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_queue(endpoint_url: str) -> Iterator[Queues]:
-    """A queue that is gone after use."""
+    """Makes a queue and deletes it after use."""
     client = LocalCloud(endpoint_url).queues
     url = client.create_queue(QueueName=f"acp-bench-{os.getpid()}-{os.urandom(4).hex()}")["QueueUrl"]
     try:
@@ -335,7 +335,7 @@ def new_queue(endpoint_url: str) -> Iterator[Queues]:
 
 
 def deployed_settings(workspace: Workspace) -> dict[str, str]:
-    """RelayFunction's environment in the template, as far as it is the same in every deployment."""
+    """Returns the part of RelayFunction's environment in the template that is the same in every deployment."""
     template = yaml_parse((workspace.checkout / TEMPLATE).read_text(encoding="utf-8"))
     variables = template["Resources"]["RelayFunction"]["Properties"]["Environment"]["Variables"]
     return {name: str(value) for name, value in variables.items() if isinstance(value, str | int | float)}

@@ -1,5 +1,5 @@
-"""Drills: faults made on purpose on the running local cloud, to see the guarantees hold, and put right again.
+"""Drills make faults on purpose in the running local cloud, to show that the guarantees hold, and undo them again.
 
-What a drill changes is written down first (`record`), then made (`stage`), and undone from that record (`mending`), if
-need be by a later command.
+A drill first records what it is going to change (`record`), then changes it (`stage`), and undoes it from that record
+(`mending`). If the drill is killed, a later command undoes it.
 """

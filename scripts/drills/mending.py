@@ -1,4 +1,4 @@
-"""Puts right what a drill has changed, from its record: at its end, after Ctrl-C, or later where it was killed."""
+"""Mending undoes what a drill has changed, from its record: at its end, after Ctrl-C, or later if it was killed."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _DRILLS: Final = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
 
 
 def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], None]) -> None:
-    """Undo it all and forget the record. Undoing what is undone already is fine.
+    """Undoes all changes of a drill and deletes its record; doing so twice does no harm.
 
-    Raises AcpError where something stays wrong; the record then stays, too.
+    Raises AcpError if something cannot be undone; the record then stays.
     """
     aws = cloud.aws(run)
     for function, change in left.functions.items():
@@ -61,7 +61,7 @@ def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], No
 
 
 def mend_what_was_left(cloud: Cloud, run: RunState, say: Callable[[str], None]) -> str | None:
-    """Put right what a drill that was cut off has left, and say so. Returns its name, None where there is none."""
+    """Undoes what an interrupted drill has left, and says so. Returns the drill's name, or None if there was none."""
     left = record.load(cloud.workspace)
     if left is None:
         return None
@@ -72,13 +72,13 @@ def mend_what_was_left(cloud: Cloud, run: RunState, say: Callable[[str], None]) 
 
 
 def change_variables(aws: LocalCloud, function: str, change: Change) -> None:
-    """Set a function's variables as the change says, and wait until they count."""
+    """Sets a function's variables as the change says, and waits until they are in effect."""
     _update(aws, function, change.applied(variables(aws, function)))
 
 
 def revert(aws: LocalCloud, function: str, change: Change) -> bool:
-    """Take a change back. False where there is nothing to take back, if only because the function is gone."""
-    functions = aws.functions  # whose exceptions are its own: another client's are other classes
+    """Undoes a change. Returns False if there is nothing to undo, for example because the function is gone."""
+    functions = aws.functions  # one client throughout, since each client has exception classes of its own
     try:
         now = _variables(functions, function)
     except functions.exceptions.ResourceNotFoundException:
@@ -91,14 +91,14 @@ def revert(aws: LocalCloud, function: str, change: Change) -> bool:
 
 
 def variables(aws: LocalCloud, function: str) -> Mapping[str, str]:
-    """A function's environment as it is deployed."""
+    """Returns a deployed function's environment variables."""
     return _variables(aws.functions, function)
 
 
 def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | None) -> None:
-    """Set a fault of the market replay, or end it. Raises AcpError where the replay does not answer."""
+    """Sets a fault of the market replay, or ends it. Raises AcpError if the replay does not answer."""
     if url is None:
-        # Another market than when the drill began: its faults are gone with it.
+        # The replay that the drill had made fail runs no more, so its faults are gone, too.
         return
     request = urllib.request.Request(  # noqa: S310  the replay's own URL
         f"{url}/faults/{quote(symbol, safe='')}",
@@ -115,7 +115,7 @@ def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | No
 
 
 def redrive_drills(owner: Connection[Any]) -> int:
-    """Send again what was given up on of drills' messages. Returns how many; `owner` is the owner's connection."""
+    """Redrives the dead letters of drills; returns how many. `owner` is the owner's connection."""
     ids = [number for (number,) in owner.execute(QUERIES["dead_letters_of_drills"].sql, _DRILLS)]
     if not ids:
         return 0
@@ -124,12 +124,12 @@ def redrive_drills(owner: Connection[Any]) -> int:
 
 
 def source_name(run: RunState) -> str:
-    """The source that IngestionFunction fetches from: its events' and its breaker's name."""
+    """Returns the name of the source that IngestionFunction fetches from, which is also its breaker's."""
     return SOURCES[MarketChoice(str(run.market_source))]
 
 
 def queue_name(cloud: Cloud, run: RunState) -> str:
-    """The name of the queue that the drills' messages go to."""
+    """Returns the name of the queue that the drills' messages go to."""
     url: str = json.loads(cloud.environ(run)["SUBSCRIPTION_QUEUE_URLS"])[messages.SUBSCRIPTION]
     return posixpath.basename(urlsplit(url).path)
 
@@ -145,16 +145,16 @@ def _update(aws: LocalCloud, function: str, variables: Mapping[str, str]) -> Non
 
 
 def _recover_source(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
-    """Have the source probed at once, where it was left with an open breaker."""
+    """Makes ingestion probe the source at once, if its breaker was left open."""
     if _is_shut(connection, source_name(run)):
         breakers.resume(connection, source_name(run))
         cloud.aws(run).invoke(function_name(cloud.outputs(run), "ingestion"), {})
 
 
 def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
-    """Run relays until the drills' messages are delivered and their breaker is closed; wait for the consumer.
+    """Invokes relays until the drills' messages are delivered and their breaker is closed; waits for the consumer.
 
-    Raises AcpError where that takes too long.
+    Raises AcpError if that takes too long.
     """
     relay = function_name(cloud.outputs(run), "relay")
     begun = time.monotonic()
@@ -164,7 +164,7 @@ def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
         assert row is not None, "an aggregate has a row"
         undelivered, unconsumed, waiting = row
         is_shut = _is_shut(connection, messages.SUBSCRIPTION)
-        # With nothing to send there is nothing to probe with: the next message will do.
+        # An open breaker can only be probed with a message; if none is pending, the next one will do.
         if not undelivered and not (is_shut and waiting):
             if not unconsumed or time.monotonic() - begun > _CONSUME_SECONDS:
                 return

@@ -1,4 +1,4 @@
-"""A drill's outbox messages: how they are stored, how they are, and what happens to them in words."""
+"""A drill's outbox messages: storing them, reading their state, and telling in words what happened to them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 QUERIES: Final = load_queries("drills")
 SOURCE: Final = "drill"
-"""The source of a drill's own events: no price of theirs passes for one of the market's."""
+"""The source of a drill's own events, so that their prices cannot be mistaken for the market's."""
 ENTITY: Final = "DRILL"
 TOPIC: Final = MARKET_TICKS
 SUBSCRIPTION: Final = "signal_lab"
-"""Whose deliveries the drills make fail, and whose consumer is to act on each message once."""
+"""The subscription whose deliveries the drills make fail, and whose consumer acts on each message once."""
 SUBSCRIPTIONS: Final = (SUBSCRIPTION, "system_events")
-"""Whose deliveries the drills look at; one that somebody has added is nobody's concern here."""
+"""The subscriptions whose deliveries the drills observe; subscriptions that a user has added are left out."""
 _SERIES = "1m"
 _AT_ONCE_SECONDS = 0.1
 _CURRENCY = "XTS"
@@ -51,7 +51,7 @@ class OutboxMessage:
     state: str
     attempts: int
     due_in_seconds: float
-    """Until the next attempt; of one in flight, until its lease ends."""
+    """Seconds until the next attempt; for a message in flight, until its lease ends."""
     claimed_by: str | None
     last_error: str | None
     message_id: str | None
@@ -65,14 +65,14 @@ class OutboxMessage:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Ticks of a drill's own, made the way ingestion makes them and not stored yet."""
+    """Ticks of a drill's own, made as ingestion makes them, not stored yet."""
 
     raw: RawPayload
     looks: Sequence[Look]
 
     @classmethod
     def make(cls, *, drill: str, trace_id: UUID, count: int, now: datetime) -> Batch:
-        """So many, a microsecond apart from `now` on; the first costs 1."""
+        """Makes so many ticks, a microsecond apart from `now` on, with prices 1, 2, 3 …"""
         prices = [float(number) for number in range(1, count + 1)]
         raw = RawPayload(
             uuid4(),
@@ -104,7 +104,7 @@ class Batch:
 
     @property
     def events(self) -> list[Event]:
-        """The events that the looks become: nobody else looks at a drill's instants."""
+        """The events that the looks become, all of revision 0, since only the drill stores events at these instants."""
         return [look.to_event(revision=0, ingested_at=self.raw.fetched_at) for look in self.looks]
 
     @property
@@ -119,7 +119,7 @@ class Batch:
 
 
 def read(connection: Connection[Any], trace_ids: Iterable[UUID]) -> list[OutboxMessage]:
-    """The outbox messages of the events of these runs, with their deliveries to the drills' subscriptions."""
+    """Returns the outbox messages of these runs' events, with their deliveries to the drills' subscriptions."""
     with connection.cursor(row_factory=class_row(OutboxMessage)) as cursor:
         return cursor.execute(
             QUERIES["messages_of_runs"].sql,
@@ -136,7 +136,7 @@ class Story:
         self._retry_in_seconds = 0.0
 
     def tell(self, messages: Sequence[OutboxMessage], breaker: Breaker) -> list[str]:
-        """The lines since the last look, messages that fare alike in one."""
+        """Returns a line for each kind of change since the last look, with how many messages it happened to."""
         news: dict[str, list[float]] = {}
         consumed = Counter[bool]()
         for message in messages:
@@ -153,7 +153,7 @@ class Story:
     def _tell_of(self, breaker: Breaker) -> list[str]:
         now = (breaker.state, breaker.last_error)
         wait = breaker.retry_in_seconds or 0.0
-        # Counting down is no news, a new cool-down is.
+        # A cool-down that only counts down is not told; a new cool-down is.
         is_news = breaker.state != (self._breaker or ("closed",))[0] or wait > self._retry_in_seconds + 0.5
         self._breaker, self._retry_in_seconds = now, wait
         return [f"breaker {breaker_state(breaker)}"] if is_news else []
@@ -172,7 +172,7 @@ def breaker_state(breaker: Breaker) -> str:
 
 
 def counts(messages: Sequence[OutboxMessage]) -> Mapping[str, int]:
-    """Messages by state, consumed ones as such."""
+    """Returns how many messages are in each state; a consumed message counts as that."""
     return Counter(
         "consumed" if message.is_consumed else message.state.replace("dead_lettered", "dead-lettered").replace("_", " ")
         for message in messages
@@ -180,7 +180,7 @@ def counts(messages: Sequence[OutboxMessage]) -> Mapping[str, int]:
 
 
 def _change(before: OutboxMessage | None, now: OutboxMessage) -> str | None:
-    """What happened to a message, `{wait}` standing for the seconds until it is due; None where nothing has."""
+    """Returns what happened to a message, or None; `{wait}` stands for the seconds until it is due."""
     failures = 0 if before is None else len(before.failed_at)
     if before is not None and (before.state, before.attempts, failures) == (
         now.state,

@@ -27,12 +27,12 @@ class Claim:
 
 @dataclass
 class Result:
-    """What came of one drill."""
+    """The result of one drill."""
 
     drill: str
     guarantee: str
     problem: str = "not seen through"
-    """Why not, or what went wrong; empty for a drill that came to its end."""
+    """What went wrong; empty for a drill that came to its end."""
     seconds: float = 0.0
     trace_ids: list[str] = field(default_factory=list)
     """The runs that stored its events: scripts/acp trace shows each event's timeline."""
@@ -46,7 +46,7 @@ class Result:
         return not self.problem and bool(self.claims) and all(claim.held for claim in self.claims)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Returns the result as JSON."""
         return {"drill": self.drill, "held": self.held, **asdict(self)}
 
 
@@ -90,7 +90,7 @@ class Narrator:
             self._status.update(shown(text))
 
     def claim(self, claim: str, *, held: bool, seen: str) -> None:
-        """What was to be shown, and what was seen."""
+        """Prints a claim, whether it held, and what was seen."""
         self.result.claims.append(Claim(claim, held, seen))
         mark = "[green]✓[/]" if held else "[red]✗[/]"
         self._console.print(f"      {mark}   {shown(claim)}: {shown(seen)}", soft_wrap=True)

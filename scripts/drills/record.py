@@ -1,4 +1,4 @@
-"""What a drill changes, written down before it does: whoever comes after can put it right."""
+"""The record of what a drill changes, written before the change, so that a later command can undo it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Change:
-    """A function's variables: as they were (None: not there), and as the drill sets them."""
+    """A function's variables: their values before (None if not set) and during the drill."""
 
     before: dict[str, str | None]
     during: dict[str, str]
 
     @classmethod
     def of(cls, variables: Mapping[str, str], during: Mapping[str, str]) -> Change:
-        """The change that setting `during` makes to `variables`."""
+        """Returns the change that setting `during` makes to `variables`."""
         return cls({name: variables.get(name) for name in during}, dict(during))
 
     def applied(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """The variables with the change."""
+        """Returns the variables with the change."""
         return {**variables, **self.during}
 
     def reverted(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """The variables without it; one that somebody has set anew meanwhile stays as it is."""
+        """Returns the variables without the change; one that somebody else has set meanwhile keeps its value."""
         reverted = dict(variables)
         for name, value in self.during.items():
             if reverted.get(name) == value:
@@ -51,25 +51,25 @@ class Change:
 
 @dataclass
 class DrillRecord:
-    """One drill that has begun and is not put right yet."""
+    """One drill that has begun and whose changes are not undone yet."""
 
     drill: str
     pid: int
     created: float
-    """When that process started, in seconds since 1970."""
+    """When the process started, in seconds since 1970."""
     functions: dict[str, Change] = field(default_factory=dict)
-    """By function name."""
+    """The changes of functions, by their names."""
     market_faults: list[str] = field(default_factory=list)
     """The replay's symbols that were made to fail."""
 
     @classmethod
     def begin(cls, drill: str) -> DrillRecord:
-        """By this process."""
+        """Makes the record of a drill of this process."""
         return cls(drill, os.getpid(), psutil.Process().create_time())
 
     @property
     def is_running(self) -> bool:
-        """Whether the process that began it is still at it."""
+        """Whether the process that began the drill still runs."""
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.created) < 5 and is_alive(process)
@@ -78,22 +78,22 @@ class DrillRecord:
 
     @property
     def problem(self) -> str:
-        """For whoever asks how things are."""
+        """What `acp status` says of the drill."""
         if self.is_running:
             return f"the drill {self.drill} is under way"
         return f"the drill {self.drill} was cut off before it had put everything right: scripts/acp drill --mend"
 
     def save(self, workspace: Workspace) -> None:
-        """Write it, whole or not at all."""
+        """Writes the file, wholly or not at all."""
         write_private(_path(workspace), json.dumps(asdict(self), indent=2))
 
     def clear(self, workspace: Workspace) -> None:
-        """All is right again."""
+        """Deletes the file, once all is undone."""
         _path(workspace).unlink(missing_ok=True)
 
 
 def load(workspace: Workspace) -> DrillRecord | None:
-    """The drill that is under way or was cut off; None where there is none. Raises AcpError for a damaged file."""
+    """Returns the drill that runs or was interrupted, or None. Raises AcpError for a damaged file."""
     content: dict[str, Any] | None = read_json(_path(workspace))
     if content is None:
         return None

@@ -1,4 +1,4 @@
-"""The drills. Each makes something fail, watches what becomes of it, and says of each claim whether it was seen."""
+"""The drills. Each makes something fail, watches the messages, and reports for each claim whether it held."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 EVENTS = 20
 _SLOW_SECONDS = 2.0
 _TOO_SLOW_SECONDS = 10.0
-"""Longer than the relay waits for an answer."""
+"""An answer that takes longer than the relay waits."""
 _LONG_WAIT_SECONDS = 3.0
-"""A drill waits for a first retry; longer waits are cut short."""
+"""Waits longer than this, those of later retries, are cut short by the drill."""
 _RUNS_AT_MOST = 10
 _EVERY_SYMBOL = "*"
 _NEWEST_BAR_SECONDS = 180
-"""A bar is a minute, and closed bars alone are taken."""
+"""The greatest age of the newest bar: it lasts a minute, and only closed bars are stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """One drill: its name, what it shows, and how."""
+    """One drill: its name, the guarantee that it shows, and the function that plays it."""
 
     name: str
     guarantee: str
     play: Callable[[Stage], None]
     is_of_source: bool = False
-    """It makes the source fail, not the queue."""
+    """Whether it makes the source fail instead of the queue."""
 
 
 def _queue_outage(stage: Stage) -> None:
@@ -86,7 +86,7 @@ def _slow_queue(stage: Stage) -> None:
         )
         too_slow = stage.store(stage.make(EVENTS // 2))
         stage.until(
-            # Where others fill the relay's threads these are given back unsent, and the breaker has heard of those.
+            # If earlier sends fill the relay's threads, these are given back unsent; then the breaker has opened.
             lambda look: not look.breaker.is_closed or any(one.last_error for one in look.of(too_slow).messages),
             what="the relay to give up waiting",
         )
@@ -176,7 +176,7 @@ def _poison(stage: Stage) -> None:
 
 
 def _until_given_up(stage: Stage, event_id: UUID) -> Look:
-    """Until the message is dead-lettered, its longer waits cut short; they would add up to a minute."""
+    """Waits until the message is dead-lettered; cuts its longer waits short, which would add up to a minute."""
 
     def is_given_up(look: Look) -> bool:
         (message,) = look.of([event_id]).messages
@@ -291,7 +291,7 @@ def _source_down(stage: Stage) -> None:
 
 
 def _ingest_until_open(stage: Stage, symbol: str) -> tuple[int, Breaker]:
-    """Runs until the source's breaker is open. Returns how many failed, and the breaker then."""
+    """Invokes ingestion until the source's breaker opens; returns the number of runs and the breaker."""
     for run in range(1, _RUNS_AT_MOST + 1):
         result = stage.invoke("ingestion", {"symbols": [symbol]})
         stage.follow(UUID(result["trace_id"]))
@@ -304,7 +304,7 @@ def _ingest_until_open(stage: Stage, symbol: str) -> tuple[int, Breaker]:
 
 
 def _ingest_until_closed(stage: Stage, symbol: str) -> Mapping[str, Any]:
-    """The first run that fetches again; a scheduled one may probe in its stead, and it comes after that."""
+    """Invokes ingestion until a run fetches again; returns its result. A scheduled run may have made the probe."""
     for _ in range(_RUNS_AT_MOST):
         result: Mapping[str, Any] = stage.invoke("ingestion", {"symbols": [symbol]})
         if not result["failed_symbols"]:
@@ -317,7 +317,7 @@ def _ingest_until_closed(stage: Stage, symbol: str) -> Mapping[str, Any]:
 
 
 def _until_delivered(stage: Stage, *, what: str) -> Look:
-    """By a relay of the drill's: where none stays, the schedule's next one may be a minute away, or more."""
+    """Invokes a relay and waits until all is delivered; the schedule's next relay may be a minute away."""
     stage.invoke("relay", {"linger_seconds": 0})
     return stage.until(lambda look: look.all("delivered"), what=what)
 
@@ -336,7 +336,7 @@ def _accepted_twice(stage: Stage, endpoint: QueueEndpoint, event_ids: Sequence[U
 
 
 def _claim_nothing_is_lost(stage: Stage, endpoint: QueueEndpoint, look: Look, event_ids: Sequence[UUID]) -> None:
-    """Every event is where it should be, by what three of them know: the outbox, the queue, the consumer."""
+    """Claims that no event is lost, as the outbox, the queue and the consumer record it independently."""
     accepted = stage.accepted(endpoint, event_ids)
     kept = [
         message

@@ -1,4 +1,4 @@
-"""Where a drill takes place: the deployed pipeline, with what is made to fail, and eyes on its messages."""
+"""The stage of a drill: the deployed pipeline, what a drill makes fail in it, and what the drill observes."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 COOL_DOWN_SECONDS: Final = 3
 SEND_SECONDS: Final = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
 LEASE_SECONDS: Final = math.floor(SEND_SECONDS) + 1
-"""The shortest that the relay accepts: more than a send may take."""
+"""The shortest lease that the relay accepts, which is more than a send may take."""
 _TURN_SECONDS = 1
-"""How long each of the drill's relays stays; the next one follows at once."""
+"""How long each of the drill's relays lingers; the next one starts when it ends."""
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 8
-"""A relay that stays asks for breakers every few seconds at least."""
+"""A relay that made no query for so long has ended, since a lingering one reads the breakers every few seconds."""
 _HANDOVER_SECONDS = 120
 _FAILURES_IN_A_ROW = 5
 _SERIES = "1m"
@@ -57,12 +57,12 @@ _SERIES = "1m"
 
 
 class NotSeenError(AcpError):
-    """What a drill waited for did not happen in time."""
+    """Raised when something that a drill waited for did not happen in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How the drill's messages and the breaker are at one moment."""
+    """The drill's messages and the breaker at one moment."""
 
     messages: Sequence[OutboxMessage]
     breaker: Breaker
@@ -72,7 +72,7 @@ class Look:
         return bool(self.messages) and all(message.state == state for message in self.messages)
 
     def of(self, event_ids: Sequence[UUID]) -> Look:
-        """At these events alone."""
+        """Returns the same look with the messages of these events only."""
         return Look([message for message in self.messages if message.event_id in set(event_ids)], self.breaker)
 
     @property
@@ -85,7 +85,7 @@ class Look:
 
 
 class Stage:
-    """What one drill stores, makes fail and sees."""
+    """The deployed pipeline as one drill uses it: it stores events, makes faults and observes."""
 
     def __init__(
         self,
@@ -112,11 +112,11 @@ class Stage:
         self._failures_in_a_row = 0
 
     def say(self, text: str) -> None:
-        """Something happened, or was done by the drill."""
+        """Prints something that happened, or that the drill did."""
         self.narrator.say(text, style="bold")
 
     def claim(self, claim: str, *, held: bool, seen: str) -> None:
-        """One thing that the drill shows."""
+        """Reports one claim of the drill, whether it held, and what was seen."""
         self.narrator.claim(claim, held=held, seen=seen)
 
     def function(self, name: str) -> str:
@@ -124,13 +124,13 @@ class Stage:
         return function_name(self.cloud.outputs(self.run), name)
 
     def invoke(self, function: str, event: dict[str, Any]) -> Any:
-        """Run a deployed function and wait."""
+        """Invokes a deployed function and returns its result."""
         return self.aws.invoke(self.function(function), event)
 
     # --- what is stored -----------------------------------------------------------------------------------------------
 
     def make(self, count: int) -> Batch:
-        """Events of the drill's own, whose ids are known before anybody can claim them."""
+        """Makes events of the drill's own, whose ids are known before they are stored."""
         if not self._trace_ids:
             self.follow(uuid4())
         return Batch.make(
@@ -138,33 +138,33 @@ class Stage:
         )
 
     def store(self, batch: Batch) -> list[UUID]:
-        """Store them and their outbox messages. Returns their ids."""
+        """Stores the events with their outbox messages; returns the events' ids."""
         batch.store(self.connection)
         self.say(f"{len(batch.looks)} events stored with their messages, in one transaction")
         return batch.ids
 
     def follow(self, trace_id: UUID) -> None:
-        """Look at what this run stored, too."""
+        """Includes the messages of this ingestion run in each look from now on."""
         self._trace_ids.append(trace_id)
         self.narrator.result.trace_ids.append(str(trace_id))
 
     # --- what is made to fail -----------------------------------------------------------------------------------------
 
     def set_market_fault(self, symbol: str, fault: dict[str, Any]) -> None:
-        """Have the market replay fail."""
+        """Makes the market replay fail for a symbol, or for all."""
         self._record.market_faults.append(symbol)
         self._record.save(self.cloud.workspace)
         mending.set_market_fault(self.environ["MARKET_DATA_URL"], symbol, fault)
 
     def end_market_fault(self, symbol: str) -> None:
-        """Have it work again."""
+        """Ends a fault of the market replay."""
         mending.set_market_fault(self.environ["MARKET_DATA_URL"], symbol, None)
 
     @contextlib.contextmanager
     def endpoint(self) -> Iterator[QueueEndpoint]:
-        """Before the real queues, an endpoint that goes wrong as it is told; the deployed relay sends through it.
+        """Puts an endpoint that can be made to fail between the deployed relay and the real queues.
 
-        Relays run one after another meanwhile, as a schedule that never pauses would start them.
+        Inside the block, the drill starts one relay after another, as a schedule without pauses would.
         """
         with serve(upstream=self.aws.endpoint) as endpoint:
             relay = self.function("relay")
@@ -175,7 +175,7 @@ class Stage:
             try:
                 yield endpoint
             finally:
-                # What is held or wrong would keep the relay, and this, for as long as its time-outs.
+                # Without this, the relay and this thread would wait for the time-outs of held or failing requests.
                 endpoint.heal()
                 endpoint.release()
                 stopped.set()
@@ -186,7 +186,7 @@ class Stage:
             "AWS_ENDPOINT_URL_SQS": endpoint.url,
             "LEASE_SECONDS": str(LEASE_SECONDS),
             "BREAKER_COOL_DOWN_SECONDS": str(COOL_DOWN_SECONDS),
-            # Those that the schedule starts drain and end: none outlasts the drill.
+            # Relays that the schedule starts do not linger, so that none runs longer than the drill.
             "RELAY_LINGER_SECONDS": "0",
         }
         variables = mending.variables(self.aws, relay)
@@ -200,7 +200,7 @@ class Stage:
             f"{variables.get('LEASE_SECONDS', '30')}, cool-down {COOL_DOWN_SECONDS} s instead of "
             f"{variables.get('BREAKER_COOL_DOWN_SECONDS', '30')}"
         )
-        # One that stays goes when another comes to stay, which those of the schedule no longer do.
+        # A lingering relay ends when another one lingers. The schedule's relays no longer do, so the drill starts one.
         self.aws.invoke(relay, {"linger_seconds": _TURN_SECONDS})
         deadline = time.monotonic() + _HANDOVER_SECONDS
         while self._count("relays_begun_before", since=since, quiet_seconds=_QUIET_SECONDS):
@@ -222,7 +222,7 @@ class Stage:
     # --- what is seen -------------------------------------------------------------------------------------------------
 
     def look(self) -> Look:
-        """Now."""
+        """Reads the messages and the breaker as they are now."""
         breakers = read_breakers(self.connection, [self.breaker])
         return Look(
             messages.read(self.connection, self._trace_ids),
@@ -230,7 +230,7 @@ class Stage:
         )
 
     def until(self, condition: Callable[[Look], bool], *, what: str, seconds: float = 40) -> Look:
-        """Tell what happens until the condition holds. Raises NotSeenError where it does not in time."""
+        """Prints what happens until the condition holds. Raises NotSeenError if it does not in time."""
         deadline = time.monotonic() + seconds
         while True:
             look = self._watch(what)
@@ -242,7 +242,7 @@ class Stage:
             time.sleep(_LOOK_SECONDS)
 
     def watch(self, seconds: float, *, what: str) -> Look:
-        """Tell what happens for that long."""
+        """Prints what happens for so many seconds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._watch(what)
@@ -270,7 +270,7 @@ class Stage:
                     raise AcpError(msg, remedy="See scripts/acp logs relay")
 
     def accepted(self, endpoint: QueueEndpoint, event_ids: Sequence[UUID]) -> dict[UUID, list[str]]:
-        """The message ids under which the real queue holds, or held, each of these events."""
+        """Returns, for each event, the message ids that the real queue gave it."""
         found: dict[UUID, list[str]] = {event_id: [] for event_id in event_ids}
         for one in endpoint.accepted():
             if one.event_id is not None and UUID(one.event_id) in found:
@@ -278,11 +278,11 @@ class Stage:
         return found
 
     def effects(self, event_ids: Sequence[UUID]) -> int:
-        """How often SignalLab was affected by them."""
+        """Returns how many effects these events had in SignalLab."""
         return self._count("effects", event_ids=list(event_ids))
 
     def absorbed(self, event_ids: Sequence[UUID], *, since: float, seconds: float = 20) -> set[UUID]:
-        """The events of which SignalLab's log says, since then, that another delivery changed nothing."""
+        """Returns the events that SignalLab's log, since that time, reports as duplicates."""
         deadline = time.monotonic() + seconds
         wanted = set(event_ids)
         while True:
@@ -325,11 +325,11 @@ class Stage:
         return (database_time(self.connection) - instant).total_seconds()
 
     def make_due(self, ids: Sequence[int]) -> None:
-        """Cut the wait of retries short."""
+        """Makes the next attempt of these messages due now."""
         self.connection.execute(QUERIES["make_due"].sql, {"ids": list(ids), "subscription": messages.SUBSCRIPTION})
 
     def redrive(self) -> int:
-        """Send again what was given up on."""
+        """Redrives the drill's dead letters; returns how many."""
         url = database.owner_url(self.cloud.postgres(self.run), self.run)
         with psycopg.connect(url, autocommit=True) as owner:
             return mending.redrive_drills(owner)
@@ -341,7 +341,7 @@ class Stage:
 
 
 def process_behind(port: int, server_port: int) -> psutil.Process:
-    """The process of this host that is connected from `port` to `server_port`. Raises AcpError where there is none."""
+    """Returns the process of this host that is connected from `port` to `server_port`. Raises AcpError for none."""
     for pid, ends in _connections():
         if ends == (port, server_port):
             return psutil.Process(pid)
@@ -350,12 +350,12 @@ def process_behind(port: int, server_port: int) -> psutil.Process:
 
 
 def _connections() -> Iterator[tuple[int, tuple[int, int]]]:
-    """Of this user's connected sockets the process, and the ports at both ends."""
+    """Yields the process and the two ports of each of this user's TCP connections."""
     try:
         for connection in psutil.net_connections(kind="tcp"):
             if connection.pid is not None and connection.laddr and connection.raddr:
                 yield connection.pid, (connection.laddr.port, connection.raddr.port)
-    except psutil.AccessDenied:  # macOS shows all at once to root alone
+    except psutil.AccessDenied:  # macOS lists all connections for root only
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 for owned in process.net_connections(kind="tcp"):

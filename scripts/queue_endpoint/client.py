@@ -24,9 +24,9 @@ class Accepted(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One SendMessageBatch, whatever became of it; ``at`` by this machine's ``time.monotonic()``.
+    """One SendMessageBatch, accepted or not; ``at`` is by this machine's ``time.monotonic()``.
 
-    ``faulty``: it met a fault, if only a slow answer.
+    ``faulty`` says that a fault applied to it, a slow answer included.
     """
 
     queue: str
@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class QueueEndpoint:
-    """A running endpoint's controls. Safe to use from several threads: each call is a connection of its own."""
+    """The controls of a running endpoint. Several threads may use them: each call opens a connection of its own."""
 
     def __init__(self, port: int, pid: int) -> None:
         self.port = port
@@ -45,7 +45,7 @@ class QueueEndpoint:
         self.url = f"http://127.0.0.1:{port}"
 
     def queue_url(self, name: str) -> str:
-        """Queues need no creating: any name is one."""
+        """Returns a queue's URL; every name is a queue, none needs to be created."""
         return f"{self.url}/000000000000/{name}"
 
     def set(
@@ -56,7 +56,7 @@ class QueueEndpoint:
         fail_events: Iterable[object] = (),
         **faults: Any,
     ) -> None:
-        """Sets the fault of a queue, or of all that have none of their own; see Fault. Raises ValueError."""
+        """Sets the fault of one queue, or of all queues without a fault of their own; see Fault. Raises ValueError."""
         said = {
             "queue": queue,
             "answer_events": [str(event_id) for event_id in answer_events],
@@ -67,36 +67,36 @@ class QueueEndpoint:
         self._call("PUT", "/faults", said)
 
     def heal(self) -> None:
-        """Ends all faults; what is held stays so, and what was accepted stays known."""
+        """Ends all faults; held requests stay held, and the records of accepted messages stay."""
         self._call("DELETE", "/faults")
 
     def release(self, queue: str | None = None) -> None:
-        """Lets held requests go on, those of one queue or all."""
+        """Answers the held requests, of one queue or of all."""
         self._call("POST", "/release", {"queue": queue})
 
     def reset(self) -> None:
-        """As new: no fault, nothing held, nothing accepted."""
+        """Ends all faults, answers all held requests and forgets all messages and requests."""
         self._call("POST", "/reset")
 
     def accepted(self) -> list[Accepted]:
-        """Every message accepted, in order; one accepted twice is there twice."""
+        """Returns every accepted message, in order; one that was accepted twice is listed twice."""
         return [Accepted(*one) for one in self._call("GET", "/accepted")]
 
     def requests(self) -> list[Request]:
-        """Every request, in order."""
+        """Returns every request, in order."""
         return [Request(*one) for one in self._call("GET", "/requests")]
 
     def counts(self) -> Mapping[str, int]:
-        """Messages accepted, by queue."""
+        """Returns the number of accepted messages in each queue."""
         counts: Mapping[str, int] = self._call("GET", "/state")["counts"]
         return counts
 
     def held(self) -> int:
-        """Requests held now."""
+        """Returns how many requests are held now."""
         return len(self.held_ports())
 
     def held_ports(self) -> list[int]:
-        """Of each request held now, the port that its client sent it from."""
+        """Returns the client's port of each request that is held now."""
         ports: list[int] = self._call("GET", "/state")["held"]
         return ports
 
@@ -123,12 +123,12 @@ class QueueEndpoint:
 
 @contextmanager
 def serve(*, latency_ms: float = 0, record: bool = True, upstream: str | None = None) -> Iterator[QueueEndpoint]:
-    """Runs an endpoint on a free loopback port until the block ends, or this process does.
+    """Runs an endpoint on a free loopback port, until the block or this process ends.
 
-    With ``upstream``, an emulator's URL, what it accepts is passed on to the queues there.
+    ``upstream`` is an emulator's URL; the endpoint sends the messages that it accepts to the queues there.
     """
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        # The socket is open before the process is: nobody need wait for it, and the port cannot be lost.
+        # The socket is opened here, before the process starts, so that no other program can take the port.
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -140,7 +140,7 @@ def serve(*, latency_ms: float = 0, record: bool = True, upstream: str | None = 
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             stdin=subprocess.PIPE,
             pass_fds=(listener.fileno(),),
-            # Ctrl-C is for this process alone: it may need the endpoint yet, to end what goes through it.
+            # Ctrl-C must not reach the endpoint: this process may still need it, to finish what goes through it.
             start_new_session=True,
         )
         port = listener.getsockname()[1]

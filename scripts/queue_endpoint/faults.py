@@ -1,4 +1,4 @@
-"""What can be wrong with a queue."""
+"""The faults that a queue can have."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,20 +15,20 @@ REFUSALS: Final = frozenset({"throttled", "error", "denied"})
 
 @dataclass(slots=True)
 class Fault:
-    """How one queue, or every queue without a fault of its own, answers until told otherwise.
+    """How one queue answers, or every queue without a fault of its own, until another fault is set.
 
-    ``times``: for how many requests; None is until reset. ``answer``: "throttled" is SQS's 400 RequestThrottled,
+    ``times`` is for how many requests; None is until healed. ``answer``: "throttled" is SQS's 400 RequestThrottled,
     "error" 500, "denied" 403; "close" ends the connection without a word, "half" in the middle of the answer; "garbage"
     is 200 and no JSON; "nonsense" is every kind of NONSENSE in turn, and each kind is an answer by itself. With
     ``answer_events``, only a batch that holds one of these events is answered so; others are accepted.
 
-    ``hold`` keeps the answer back until released, ``latency_ms`` for that long.
+    ``hold`` delays the answer until it is released, ``latency_ms`` for that long.
 
-    ``accepts`` says when the messages are in the queue: "before" the wait, "after" it (and only where the client still
-    is), or "never"; None is "never" for a refusal, else "before".
+    ``accepts`` says when the queue accepts the messages: "before" the delay, "after" it (only if the client is still
+    connected), or "never"; None is "never" for a refusal, else "before".
 
-    Entries: of every n a ``fail_share`` of them fails, evenly spread (0.1: each tenth), and those of ``fail_events``,
-    by their attribute event_id, always; with ``fail_code``, by the sender's fault or not.
+    Single entries fail with ``fail_code`` and ``sender_fault``: a ``fail_share`` of all entries, evenly spread (0.1 is
+    every tenth), and always those whose attribute event_id is in ``fail_events``.
     """
 
     queue: str | None = None
@@ -61,7 +61,7 @@ class Fault:
 
     @classmethod
     def parse(cls, said: Mapping[str, Any]) -> Self:
-        """From JSON. Raises ValueError, TypeError."""
+        """Makes a fault from parsed JSON. Raises ValueError, TypeError."""
         known = {one.name for one in fields(cls) if not one.name.startswith("_")}
         if unknown := said.keys() - known:
             raise ValueError(f"no such fault: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
@@ -84,5 +84,5 @@ class Fault:
         if not self.fail_share:
             return False
         self._entries += 1
-        # Rounded: 0.1 × 30 is a little more than 3, and 1/49 × 49 a little less than 1.
+        # Rounded, because as floats 0.1 × 30 is a little more than 3, and 1/49 × 49 a little less than 1.
         return int(round(self._entries * self.fail_share, 9)) > int(round((self._entries - 1) * self.fail_share, 9))

@@ -1,4 +1,4 @@
-"""Answers that make no sense: what a broken proxy, a bug or somebody else's server may say to SendMessageBatch."""
+"""Answers to SendMessageBatch that make no sense, such as a broken proxy, a bug or a foreign server may give."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,4 +40,4 @@ NONSENSE: Final[Mapping[str, Callable[[Entries], bytes]]] = {
     "unknown error": lambda _: protocol.http(418, b'{"__type": "ITeapot", "message": "short and stout"}'),
     "no HTTP": lambda _: b"220 mail.example.com ESMTP ready\r\n\r\n",
 }
-"""By kind: from the entries that were sent, the whole answer. None of them says what became of any entry."""
+"""For each kind of nonsense, a function from the sent entries to the answer. No answer gives an entry a verdict."""

@@ -24,7 +24,7 @@ _REFUSALS: Final = {
 
 
 class Queues:
-    """What was accepted and asked, and what is wrong; all connections share it."""
+    """The messages accepted, the requests made and the faults set; all connections share them."""
 
     def __init__(self, *, latency_ms: float = 0, record: bool = True, upstream: Upstream | None = None) -> None:
         self._sound = Fault(latency_ms=latency_ms)
@@ -35,7 +35,7 @@ class Queues:
         self.clear()
 
     def clear(self) -> None:
-        """As at the start: nothing wrong, nothing accepted; what is held is released first."""
+        """Releases what is held, and forgets all faults, messages and requests."""
         self.release(None)
         self.faults: dict[str | None, Fault] = {}
         self.accepted: list[tuple[str, str | None, str]] = []
@@ -52,7 +52,7 @@ class Queues:
                 self.held.append((name, port, go_on))
 
     def fault(self, queue: str) -> Fault:
-        """The one that applies to this request, counted down."""
+        """Returns the fault that applies to this request, and counts down how often it still applies."""
         name = queue if queue in self.faults else None
         fault = self.faults.get(name)
         if fault is None:
@@ -93,12 +93,12 @@ class Connection(asyncio.Protocol):
         self._passing_on: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's: a client is there."""
+        """Keeps the new connection's transport; asyncio calls this."""
         self._transport = cast(asyncio.Transport, transport)
         self._loop = asyncio.get_running_loop()
 
     def data_received(self, data: bytes) -> None:
-        """asyncio's: the client said something."""
+        """Reads what the client has sent; asyncio calls this."""
         self._received += data
         self._read()
 
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._queues.held.append((queue, self._transport.get_extra_info("peername")[1], go_on))
 
     async def _pass_on(self, upstream: Upstream, head: bytes, said: Mapping[str, Any], fault: Fault) -> None:
-        """As a batch is answered without queues behind, but that it is theirs to accept."""
+        """Answers a batch of an endpoint that has an upstream, whose queues accept the entries."""
         queue = said["QueueUrl"].rpartition("/")[2]
         answer = b""
         try:
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
             if fault.accepts == "after" and not self._transport.is_closing():
                 answer = await self._send_on(upstream, head, said, queue, fault)
         except (OSError, ValueError, HTTPException):
-            # What is behind is not there, or makes no sense: the client is told nothing, as it would be then.
+            # The upstream is unreachable or its answer makes no sense; the client sees a closed connection.
             self._transport.close()
         self._answering = False
         if not self._transport.is_closing():
@@ -255,7 +255,7 @@ class Connection(asyncio.Protocol):
 
 
 def _sort(entries: list[dict[str, Any]], fault: Fault) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The entries to accept, and what to say of those that fail."""
+    """Returns the entries to accept, and the error entries for those that fail."""
     accepted = []
     failed = []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""The queues behind the endpoint, where there are any: an emulator that the accepted entries are passed on to."""
+"""The upstream: an emulator whose queues get the entries that the endpoint accepts."""
 
 import http.client
 import json
@@ -13,16 +13,16 @@ _HOP_BY_HOP = {b"host", b"content-length", b"connection", b"accept-encoding", b"
 
 
 class Sent(NamedTuple):
-    """What came of a batch: the answer to give, and the message id of each entry that is in its queue, by entry id."""
+    """The result of a batch: the answer for the client, and the message ids of the accepted entries, by entry id."""
 
     answer: bytes
     message_ids: Mapping[str, str]
 
 
 class Upstream:
-    """An emulator that speaks SQS's JSON protocol, such as LocalStack. It is asked with the client's own headers.
+    """An emulator that speaks SQS's JSON protocol, such as LocalStack; requests keep the client's own headers.
 
-    The signature was made for this endpoint's address: an emulator does not look at it, AWS would refuse it.
+    The client's signature is for this endpoint's address. An emulator does not check it; AWS would refuse it.
     """
 
     def __init__(self, url: str) -> None:
@@ -34,7 +34,7 @@ class Upstream:
     def send(
         self, head: bytes, said: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], failed: Sequence[Any]
     ) -> Sent:
-        """Passes ``entries`` of the request ``said`` on; its answer names ``failed``, too. Blocks. Raises OSError."""
+        """Sends ``entries`` of the request ``said`` to the emulator; adds ``failed`` to its answer. Raises OSError."""
         if not entries:
             return Sent(protocol.sent((), failed), {})
         connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)

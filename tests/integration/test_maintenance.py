@@ -139,7 +139,7 @@ def test_retention_deletes_whole_timelines(app: Connection[Any], owner: Connecti
         "processed_events": 25,
     }  # fmt: skip
     report = maintain(owner)
-    assert (report.deleted_events, report.deleted_raw_payloads, report.finished) == (25, 1, True)
+    assert report == replace(report, deleted_events=25, deleted_raw_payloads=1, finished=True)
     assert rows(app) == NO_ROWS
 
 
@@ -203,19 +203,19 @@ def test_a_raw_payload_goes_with_the_last_of_its_events(app: Connection[Any], ow
         [first],
     )
     report = maintain(owner)
-    assert (report.deleted_events, report.deleted_raw_payloads) == (1, 0)
+    assert report == replace(report, deleted_events=1, deleted_raw_payloads=0)
     owner.execute("DELETE FROM pending_deliveries")
     report = maintain(owner)
-    assert (report.deleted_events, report.deleted_raw_payloads) == (1, 1)
+    assert report == replace(report, deleted_events=1, deleted_raw_payloads=1)
 
 
 def test_each_batch_is_committed_by_itself(app: Connection[Any], owner: Connection[Any]) -> None:
     store_old(app, owner, 35)
     first = maintain(owner, remaining_seconds=time_for(3))  # one of which finds no looks
-    assert (first.deleted_events, first.finished) == (20, False)
+    assert first == replace(first, deleted_events=20, finished=False)
     assert rows(app)["events"] == 15
     second = maintain(owner)
-    assert (second.deleted_events, second.finished) == (15, True)
+    assert second == replace(second, deleted_events=15, finished=True)
     assert maintain(owner, remaining_seconds=lambda: 0.0) == MaintenanceReport(0, 0, 0, False, None)
 
 
@@ -329,7 +329,7 @@ def test_looks_that_cannot_be_repeated_again_are_forgotten(app: Connection[Any],
         " FROM generate_series(1, 60) AS days"
     )
     report = maintain(owner, event_days=None)
-    assert (report.deleted_repeated_looks, report.finished) == (30, True)
+    assert report == replace(report, deleted_repeated_looks=30, finished=True)
     young = "observed_at > now() - interval '31 days'"
     assert app.execute(f"SELECT count(*), bool_and({young}) FROM repeated_looks".encode()).fetchall() == [(30, True)]
     assert maintain(owner, event_days=None).deleted_repeated_looks == 0
@@ -374,7 +374,7 @@ def test_session_that_pins_the_horizon_is_named_with_its_age(
     with psycopg.connect(database.admin_url, autocommit=True) as admin:
         holder = pinned_horizon(admin, seconds=0)
         assert holder is not None
-        assert (holder.kind, holder.name, holder.username) == ("session", pid, "postgres")
+        assert holder == replace(holder, kind="session", name=pid, username="postgres")
         assert holder.application == "a long report"
         assert holder.age_seconds is not None
         assert 0 < holder.age_seconds < 600
@@ -388,7 +388,7 @@ def test_session_of_hidden_age_is_named_with_transactions(owner: Connection[Any]
         owner.execute("SELECT pg_current_xact_id()")
     holder = pinned_horizon(owner, transactions=3)
     assert holder is not None
-    assert (holder.name, holder.age_seconds) == (str(pinning.info.backend_pid), None)
+    assert holder == replace(holder, name=str(pinning.info.backend_pid), age_seconds=None)
     assert holder.transactions >= 3
     assert f"for {holder.transactions} transactions by session" in str(holder)
 
@@ -420,7 +420,7 @@ def test_maintenance_goes_on_under_a_pinned_horizon_and_names_it(
     assert report.pinned_horizon is not None
     assert report.pinned_horizon.application == "forgotten"
     [line] = map(json.loads, log.getvalue().splitlines())
-    assert (line["level"], line["message"]) == ("WARNING", str(report.pinned_horizon))
+    assert line == line | {"level": "WARNING", "message": str(report.pinned_horizon)}
     assert line["holder"]["name"] == report.pinned_horizon.name
     assert json.loads(json.dumps(report.to_dict()))["pinned_horizon"] == line["holder"]
     assert status.pinned_horizon is not None
@@ -439,6 +439,6 @@ def test_a_forgotten_prepared_transaction_is_named(tmp_path: Path) -> None:
             connection.execute("PREPARE TRANSACTION 'forgotten'")
         holder = pinned_horizon(connection, seconds=0)
         assert holder is not None
-        assert (holder.kind, holder.name, holder.username) == ("prepared transaction", "forgotten", "postgres")
+        assert holder == replace(holder, kind="prepared transaction", name="forgotten", username="postgres")
         connection.execute("ROLLBACK PREPARED 'forgotten'")
         assert pinned_horizon(connection, seconds=0) is None

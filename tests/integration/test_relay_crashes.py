@@ -55,7 +55,7 @@ class HeldEndpoint:
 def test_killed_relay_loses_nothing_and_doubles_only_in_flight(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, moment: str
 ) -> None:
-    promised = seeds.store(app, seeds.ticks(40))
+    expected = seeds.store(app, seeds.ticks(40))
     endpoint = HeldEndpoint()
     with sqs_endpoint(endpoint) as url:
         doomed = subprocess.Popen(
@@ -69,7 +69,7 @@ def test_killed_relay_loses_nothing_and_doubles_only_in_flight(
                 with owner.transaction():
                     owner.execute("SELECT FROM pending_deliveries FOR UPDATE")
                     endpoint.answer_now.set()
-                    in_flight = set(promised)
+                    in_flight = set(expected)
                     blocked = (
                         "SELECT 1 FROM pg_stat_activity WHERE application_name = 'doomed' AND wait_event_type = 'Lock'"
                     )
@@ -95,7 +95,7 @@ def test_killed_relay_loses_nothing_and_doubles_only_in_flight(
     seeds.pass_time(app)
     assert done(bench.run()) == RelayResult(claimed=40, published=40)
     received = Counter([*endpoint.accepted, *(UUID(message.event_id) for message in bench.fake.sent)])
-    assert set(received) == set(promised)
+    assert set(received) == set(expected)
     assert {event_id for event_id, times in received.items() if times > 1} <= in_flight
     assert max(received.values()) == 2
     assert {row["delivery_attempts"] for row in seeds.deliveries(app).values()} == {1}  # the lost ones were given back
@@ -117,10 +117,10 @@ def test_postgres_down_while_publishing_raises_and_next_run_delivers(
 ) -> None:
     url = own_postgres.url()
     database = Database(lambda: url, application_name="relay")
-    promised = seeds.store(database.connection(), seeds.ticks(30))
+    expected = seeds.store(database.connection(), seeds.ticks(30))
 
     def crash(message: Message) -> None:
-        if UUID(message.event_id) == promised[0]:
+        if UUID(message.event_id) == expected[0]:
             own_postgres.stop("immediate")
 
     bench = Bench(database.connection, script=crash)
@@ -141,10 +141,10 @@ def test_postgres_down_while_publishing_raises_and_next_run_delivers(
 def test_postgres_restarted_while_publishing_costs_nothing(own_postgres: PostgresServer) -> None:
     url = own_postgres.url()
     database = Database(lambda: url, application_name="relay")
-    promised = seeds.store(database.connection(), seeds.ticks(30))
+    expected = seeds.store(database.connection(), seeds.ticks(30))
 
     def restart(message: Message) -> None:
-        if UUID(message.event_id) == promised[0]:
+        if UUID(message.event_id) == expected[0]:
             own_postgres.stop("immediate")
             own_postgres.start()
 

@@ -18,11 +18,11 @@ from control_plane.outbox.relay import CLAIM_BYTES
 from domains import EVENT_TYPES
 
 
-def test_every_promise_is_published_once_with_its_body_and_attributes(app: Connection[Any]) -> None:
-    promised = seeds.store(app, [*seeds.ticks(25), *seeds.failures(3)])
+def test_every_message_is_published_once_with_body_and_attributes(app: Connection[Any]) -> None:
+    expected = seeds.store(app, [*seeds.ticks(25), *seeds.failures(3)])
     bench = Bench(lambda: app)
     assert done(bench.run()) == RelayResult(claimed=28, published=28)
-    assert Counter(UUID(message.event_id) for message in bench.fake.sent) == Counter(promised)
+    assert Counter(UUID(message.event_id) for message in bench.fake.sent) == Counter(expected)
     assert {message.topic for message in bench.fake.queues[SYSTEM]} == {"system.events"}
     for message in bench.fake.sent:
         event = EVENT_TYPES.parse_event(message.body)
@@ -54,7 +54,7 @@ def test_what_was_published_is_counted_and_timed(app: Connection[Any]) -> None:
     bench = Bench(lambda: app, seconds_per_send=0.5)
     bench.run()
     totals = bench.telemetry.totals
-    assert (totals["EventsPublished"], totals["OutboxPending"], totals["RelayDuration"]) == (3, 0, 500)
+    assert totals.items() >= {"EventsPublished": 3, "OutboxPending": 0, "RelayDuration": 500}.items()
     assert totals["PublishLatency"] == 500
     assert totals["CommitToPublishLatency"] > 0
 
@@ -85,7 +85,7 @@ def test_an_outcome_settles_its_delivery(  # noqa: PLR0917 - a row of the table,
     (event_id,) = seeds.store(app, seeds.ticks(1))
     assert done(Bench(lambda: app, script=only(outcome, event_id)).run()) == counted
     row = seeds.deliveries(app)[event_id]
-    assert (row["state"], row["delivery_attempts"], row["last_error"]) == (state, attempts, error)
+    assert row == row | {"state": state, "delivery_attempts": attempts, "last_error": error}
     assert row["claim_token"] is row["claimed_by"] is None
     assert (row["suspect_since"] is not None) == isinstance(outcome, NoVerdict)
     if wait is not None:
@@ -100,7 +100,7 @@ def test_later_success_clears_error_and_keeps_failure_record(app: Connection[Any
     seeds.pass_time(app)
     Bench(lambda: app).run()
     row = seeds.deliveries(app)[event_id]
-    assert (row["state"], row["delivery_attempts"], row["last_error"]) == ("delivered", 2, None)
+    assert row == row | {"state": "delivered", "delivery_attempts": 2, "last_error": None}
     assert seeds.failed_attempts(app) == [(event_id, 1, "r1", "hiccup")]
 
 
@@ -115,7 +115,7 @@ def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: C
         seeds.pass_time(app)
     assert done(bench.run()) == RelayResult(claimed=1, dead_lettered=1)
     row = seeds.deliveries(app)[event_id]
-    assert (row["state"], row["last_error"]) == ("dead_lettered", "gave up after 5 attempts: no")
+    assert row == row | {"state": "dead_lettered", "last_error": "gave up after 5 attempts: no"}
     assert [failure[1] for failure in seeds.failed_attempts(app)] == [1, 2, 3, 4, 5]
     assert bench.telemetry.totals["EventsDeadLettered"] == 1
     assert bench.telemetry.totals["DeliveryRetries"] == 4
@@ -124,14 +124,14 @@ def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: C
 
 
 def test_a_poisonous_message_delays_nobody(app: Connection[Any]) -> None:
-    promised = seeds.store(app, seeds.ticks(30))
-    poison = promised[12], promised[13]
+    expected = seeds.store(app, seeds.ticks(30))
+    poison = expected[12], expected[13]
     bench = Bench(lambda: app, script=only(Failed("poison"), *poison))
     assert done(bench.run()) == RelayResult(claimed=30, published=28, failed=2)
     seeds.store(app, seeds.ticks(10)[5:])  # known already
     later = seeds.store(app, seeds.failures(5))
     assert done(bench.run()) == RelayResult(claimed=5, published=5)
-    assert {UUID(message.event_id) for message in bench.fake.sent} == ({*promised, *later} - set(poison))
+    assert {UUID(message.event_id) for message in bench.fake.sent} == ({*expected, *later} - set(poison))
 
 
 def test_messages_of_an_unknown_subscription_wait_and_are_named(

@@ -20,12 +20,12 @@ from control_plane.platform.database import connect
 
 
 def test_a_relay_that_lost_its_lease_changes_nothing(app: Connection[Any], database: TestDatabase) -> None:
-    promised = seeds.store(app, seeds.ticks(5))
+    expected = seeds.store(app, seeds.ticks(5))
     with connect(database.app_url, application_name="second") as connection:
-        second = Bench(lambda: connection, name="second", script=only(Failed("by the second"), promised[0]))
+        second = Bench(lambda: connection, name="second", script=only(Failed("by the second"), expected[0]))
 
         def overtaken(message: Message) -> None:
-            if UUID(message.event_id) == promised[0]:
+            if UUID(message.event_id) == expected[0]:
                 seeds.pass_time(connection)
                 assert done(second.run()) == RelayResult(claimed=5, published=4, failed=1)
 
@@ -35,12 +35,12 @@ def test_a_relay_that_lost_its_lease_changes_nothing(app: Connection[Any], datab
     assert first.telemetry.totals["EventsPublished"] == 0
     rows = seeds.deliveries(app)
     assert {row["delivery_attempts"] for row in rows.values()} == {1}  # the lost attempt was given back
-    assert rows[promised[0]]["last_error"] == "by the second"
-    assert {rows[event_id]["state"] for event_id in promised[1:]} == {"delivered"}
+    assert rows[expected[0]]["last_error"] == "by the second"
+    assert {rows[event_id]["state"] for event_id in expected[1:]} == {"delivered"}
     second_ids = {UUID(message.event_id) for message in second.fake.sent}
-    assert second_ids == set(promised[1:])
+    assert second_ids == set(expected[1:])
     lost = [failure for failure in seeds.failed_attempts(app) if failure[2] == "first"]
-    assert [(event_id, attempt) for event_id, attempt, _, _ in lost] == [(event_id, 1) for event_id in promised]
+    assert [(event_id, attempt) for event_id, attempt, _, _ in lost] == [(event_id, 1) for event_id in expected]
     assert {"lease ran out" in error for _, _, _, error in lost} == {True}
 
 
@@ -127,7 +127,7 @@ def test_a_lowered_limit_ends_what_has_had_as_many_attempts(app: Connection[Any]
 def test_concurrent_relays_publish_two_thousand_rows_once_each(
     app: Connection[Any], database: TestDatabase, relays: int
 ) -> None:
-    promised = seeds.store(app, seeds.ticks(2_000))
+    expected = seeds.store(app, seeds.ticks(2_000))
 
     def work(number: int) -> Bench:
         with connect(database.app_url, application_name=f"r{number}") as connection:
@@ -138,6 +138,6 @@ def test_concurrent_relays_publish_two_thousand_rows_once_each(
     with ThreadPoolExecutor(relays) as pool:
         benches = list(pool.map(work, range(relays)))
     sent = Counter(UUID(message.event_id) for bench in benches for message in bench.fake.sent)
-    assert sent == Counter(promised)
+    assert sent == Counter(expected)
     assert {row["state"] for row in seeds.deliveries(app).values()} == {"delivered"}
     assert all(bench.telemetry.totals["LeaseLost"] == 0 for bench in benches)

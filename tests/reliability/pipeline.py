@@ -36,7 +36,7 @@ POLL_SECONDS = 0.02
 STILL_SECONDS = 0.3
 
 SIGNAL_LAB, SYSTEM_EVENTS = "signal_lab", "system_events"
-"""The subscriptions that every scenario has; a subscription's queue bears its name."""
+"""The subscriptions that every scenario has; a subscription's queue has the same name."""
 
 type Delivery = tuple[str, str]
 """A subscription and an event's id."""
@@ -47,7 +47,7 @@ _WAITING = f"SELECT {_OF_RELAYS} AND wait_event_type = 'Lock'"
 
 @dataclass(slots=True)
 class Result:
-    """What a scenario came to, counted in deliveries: a message for one subscription each."""
+    """The result of a scenario, counted in deliveries; a delivery is one message for one subscription."""
 
     deliveries: int
     in_flight: int
@@ -59,7 +59,7 @@ class Result:
 
 
 class RelayProcess:
-    """One relay, by its name."""
+    """One relay process."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.name = name
@@ -69,15 +69,15 @@ class RelayProcess:
 
     @property
     def last_words(self) -> str | None:
-        """The end of its log, where it ended by itself."""
+        """The end of its log, if the process ended without being killed."""
         return None if self._killed or self.alive else self._log.read_text()[-2000:]
 
     def has_counted(self, metric: str) -> bool:
-        """Whether its log holds that metric."""
+        """Whether its log contains that metric."""
         return f'"{metric}"' in self._log.read_text()
 
     def kill(self) -> None:
-        """SIGKILL: no last word."""
+        """Kills the process by SIGKILL, so that it cannot clean up."""
         self._killed = True
         self._process.kill()
         self._process.wait()
@@ -95,7 +95,7 @@ class RelayProcess:
 
 @dataclass
 class Pipeline:
-    """A scenario: its parts, and what was in flight at its faults."""
+    """A scenario: its database, queues and relays, and the deliveries in flight at its faults."""
 
     server: PostgresServer
     database: TestDatabase
@@ -121,7 +121,7 @@ class Pipeline:
         clock_hours: float = 0,
         subscriptions: Sequence[str] = (SIGNAL_LAB, SYSTEM_EVENTS),
     ) -> RelayProcess:
-        """Starts one more, which knows the subscriptions named. Durations in seconds."""
+        """Starts one more relay, which knows these subscriptions; durations are in seconds."""
         name = f"relay-{len(self.relays) + 1}"
         options = {
             "linger_seconds": linger_seconds,
@@ -159,19 +159,19 @@ class Pipeline:
             seeds.store(connection, seeds.failures(FAILURES + count)[FAILURES:])
 
     def subscribe(self, **topics: str) -> SubscriptionReport:
-        """Makes these, by name, the subscriptions that there are; a new one gets all that is stored of its topic."""
+        """Makes these the only active subscriptions; a new one gets all stored messages of its topic."""
         wanted = {name: Subscription(topic, from_beginning=True) for name, topic in topics.items()}
         with connect(self.database.owner_url, application_name="migration") as connection:
             return sync_subscriptions(connection, wanted)
 
     def redrive(self) -> int:
-        """Has all dead letters delivered again; returns how many."""
+        """Redrives all dead letters; returns how many."""
         with connect(self.database.owner_url, application_name="redrive") as connection:
             report = redrive(connection, DeadLetterFilter(), requested_by="test", everything=True)
         return sum(report.redriven.values())
 
     def pass_time(self) -> None:
-        """As if all waits and back-offs were over; leases, too, where no relay is alive."""
+        """Makes all waiting deliveries due now, and claimed ones, too, if no relay is alive."""
         self.query(
             "WITH due AS (SELECT ctid FROM pending_deliveries WHERE claim_token IS NULL OR %s FOR UPDATE SKIP LOCKED)"
             " UPDATE pending_deliveries AS pending SET next_attempt_at = now() FROM due WHERE pending.ctid = due.ctid"
@@ -180,7 +180,7 @@ class Pipeline:
         )
 
     def work_off(self, *, seconds: float = FINISH_SECONDS) -> None:
-        """Returns when nothing is pending; no message waits for its next attempt meanwhile."""
+        """Returns when nothing is pending; meanwhile every delivery is made due every half second."""
 
         passed = time.monotonic()
 
@@ -194,7 +194,7 @@ class Pipeline:
         self.wait(is_done, "nothing pending", seconds=seconds)
 
     def team(self, size: int, *, clock_hours: float = 0, **settings: Any) -> list[RelayProcess]:
-        """Starts several, which all begin to work at once; ``clock_hours`` is the last one's."""
+        """Starts several relays that begin to work at the same time; ``clock_hours`` applies to the last one."""
         connection = connect(self.database.owner_url, application_name="lock")
         try:
             connection.execute("BEGIN")
@@ -215,22 +215,22 @@ class Pipeline:
     # Faults of the database
 
     def restart_postgres(self) -> None:
-        """A crash, and a new start on the same port."""
+        """Crashes Postgres and starts it again on the same port."""
         if self._watch is not None:
             self._watch.close()
         self.server.stop("immediate")
         self.server.start()
 
     def cut_connections(self) -> int:
-        """Ends every relay's connection; says how many there were."""
+        """Ends the connections of all relays; returns how many there were."""
         return len(self.query(f"SELECT pg_terminate_backend(pid) {_OF_RELAYS}"))
 
     @contextmanager
     def settlement_held(self) -> Iterator[None]:
-        """In the block, the claimed rows are locked and a relay waits for them, with all that was held answered.
+        """Answers the held sends; inside the block, a lock on the claimed rows keeps the relay's settlement waiting.
 
-        What is sent then is held again: a server process whose client is gone ends its work when the answer outgrows
-        its buffer, and else not, so the settlement must stay small.
+        Later sends are held again, so that the settlement stays small: Postgres completes the statement of a client
+        that is gone only if the result fits its send buffer.
         """
         connection = connect(self.database.owner_url, application_name="lock")
         try:
@@ -246,13 +246,13 @@ class Pipeline:
     # What it sees
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """Asked on a connection that no fault is meant for; a restart ends it too, and it is opened again."""
+        """Runs a query on a connection that faults spare; after a restart of Postgres it is opened again."""
         if self._watch is None or self._watch.closed:
             self._watch = psycopg.connect(self.database.admin_url, autocommit=True, application_name="watch")
         return self._watch.execute(statement.encode(), parameters).fetchall()
 
     def _deliveries(self, condition: str, *parameters: Any) -> set[Delivery]:
-        """Those of ``outbox_states AS state`` that meet a condition."""
+        """Returns the deliveries of ``outbox_states AS state`` that meet a condition."""
         rows = self.query(
             f"SELECT state.subscription, state.event_id::text FROM outbox_states AS state WHERE {condition}",
             *parameters,
@@ -260,7 +260,7 @@ class Pipeline:
         return {(subscription, event_id) for subscription, event_id in rows}
 
     def claimed(self, relay: RelayProcess | None = None) -> set[Delivery]:
-        """Deliveries claimed now, by one relay or by any."""
+        """Returns the deliveries that one relay, or any, has claimed now."""
         rows = self.query(
             "SELECT subscription, event_id::text FROM pending_deliveries JOIN outbox ON id = outbox_id"
             " WHERE claim_token IS NOT NULL AND coalesce(claimed_by = %s, true)",
@@ -269,50 +269,50 @@ class Pipeline:
         return {(subscription, event_id) for subscription, event_id in rows}
 
     def claimants(self) -> set[str]:
-        """The names of the relays that have something claimed now."""
+        """Returns the names of the relays that have claimed deliveries now."""
         rows = self.query("SELECT DISTINCT claimed_by FROM pending_deliveries WHERE claim_token IS NOT NULL")
         return {name for (name,) in rows}
 
     def tried_again(self) -> set[Delivery]:
-        """Deliveries made by a later attempt than their first, one whose attempt was given back included."""
+        """Returns the deliveries that were not made at the first try, including those that got an attempt back."""
         return self._deliveries(
             "state = 'delivered' AND (delivery_attempts > 1 OR (id, state.subscription) IN"
             " (SELECT outbox_id, subscription FROM delivery_failures))"
         )
 
     def dead_letters(self) -> set[Delivery]:
-        """Deliveries that were given up on."""
+        """Returns the deliveries that were dead-lettered."""
         return self._deliveries("state = 'dead_lettered'")
 
     def some_ticks(self, count: int) -> list[str]:
-        """Returns so many event ids of market.ticks, in the middle of the rest."""
+        """Returns so many event ids of market.ticks. Sorted by id, they lie anywhere among the messages."""
         rows = self.query(
             "SELECT event_id::text FROM outbox WHERE topic = 'market.ticks' ORDER BY event_id LIMIT %s", count
         )
         return [event_id for (event_id,) in rows]
 
     def delivered(self, subscription: str | None = None) -> int:
-        """How many deliveries are made, of one subscription or of all."""
+        """Returns how many deliveries are made, of one subscription or of all."""
         ((count,),) = self.query(
             "SELECT count(*) FROM deliveries WHERE coalesce(subscription = %s, true)", subscription
         )
         return int(count)
 
     def pending(self) -> int:
-        """How many deliveries are neither made nor given up on."""
+        """Returns how many deliveries are pending."""
         ((count,),) = self.query("SELECT count(*) FROM pending_deliveries")
         return int(count)
 
     def in_queues(self) -> int:
-        """Messages in the queues, one that is there twice counted twice."""
+        """Returns how many messages are in the queues; one that is there twice counts twice."""
         return sum(self.endpoint.counts().values())
 
     def accepted(self) -> Counter[Delivery]:
-        """How often each event is in each queue."""
+        """Returns how often each event is in each queue."""
         return Counter((one.queue, one.event_id) for one in self.endpoint.accepted() if one.event_id is not None)
 
     def wait(self, condition: Callable[[], bool], what: str, *, seconds: float = 30) -> None:
-        """Raises TimeoutError, and AssertionError at once where a relay has ended by itself."""
+        """Waits for a condition. Raises TimeoutError, or AssertionError at once if a relay has ended by itself."""
         ends = time.monotonic() + seconds
         while not condition():
             for relay in self.relays:
@@ -322,11 +322,11 @@ class Pipeline:
             time.sleep(POLL_SECONDS)
 
     def requests(self, queue: str | None = None) -> list[Request]:
-        """Sends to one queue, or to all."""
+        """Returns the send requests to one queue, or to all."""
         return [request for request in self.endpoint.requests() if queue in {None, request.queue}]
 
     def describe(self) -> str:
-        """Where things stand, for whoever reads a failure."""
+        """Describes the state of the scenario, for failure messages."""
         return (
             f"{self.delivered()} delivered, {self.pending()} pending, {len(self.claimed())} claimed, "
             f"{dict(self.endpoint.counts())} accepted, {self.endpoint.held()} requests held, "
@@ -336,28 +336,28 @@ class Pipeline:
     # The phases of a relay's work, reached by holding what it waits for
 
     def work_until(self, delivered: int) -> None:
-        """Lets the relays deliver that many, with the queue a little slow, so that plenty is left."""
+        """Waits until so many deliveries are made; the queues are slowed down so that plenty is left."""
         self.endpoint.set(latency_ms=20)
         self.wait(lambda: self.delivered() >= delivered, f"{delivered} delivered")
 
     def wait_for_sends(self) -> None:
-        """Returns when more is in the queues than was."""
+        """Returns when the queues have accepted another message."""
         before = self.in_queues()
         self.wait(lambda: self.in_queues() > before, "another send")
 
     def recover(self) -> None:
-        """The queues are well again."""
+        """Ends the faults of the queues and answers what they hold."""
         self.endpoint.heal()
         self.endpoint.release()
 
     def hold_sends(self, *, accepted: bool, senders: int = CONCURRENCY) -> None:
-        """Returns when all senders wait for answers, their messages in the queue or not, and nothing else moves."""
+        """Holds all answers; returns when all senders wait for one and nothing else changes any more."""
         self.endpoint.set(hold=True, accepts="before" if accepted else "after")
         self.wait(lambda: self.endpoint.held() >= senders, f"{senders} sends wait for their answers")
         self.stand_still()
 
     def stand_still(self) -> None:
-        """Returns when what was answered is settled; a relay may claim what another lane still has room for."""
+        """Returns when nothing was settled or claimed for a moment."""
         since, seen = time.monotonic(), self._settled_and_claimed()
 
         def still() -> bool:
@@ -373,26 +373,26 @@ class Pipeline:
         return self.delivered(), self.claimed()
 
     def kill(self, relay: RelayProcess) -> set[Delivery]:
-        """Kills it, then as ``note_sent``."""
+        """Kills a relay, then returns and notes the same as ``note_sent``."""
         relay.kill()
         self.wait(lambda: not self._last_words(), "the server sees that it is gone")
         return self.note_sent(relay)
 
     def note_sent(self, relay: RelayProcess) -> set[Delivery]:
-        """Returns what a relay has claimed, and notes what of that the queue has accepted, once for each acceptance."""
+        """Returns what a relay has claimed; counts as in flight what the queue has accepted of it, each time."""
         claimed, accepted = self.claimed(relay), self.accepted()
         self.in_flight |= Counter({delivery: accepted[delivery] for delivery in claimed})
         return claimed
 
     @contextmanager
     def fault_of_the_database(self) -> Iterator[None]:
-        """In the block, its connections are lost; what is claimed before or after may have been in flight."""
+        """Counts as in flight whatever is claimed before or after the block, in which connections are lost."""
         claimed = self.claimed()
         yield
         self.in_flight.update(claimed | self.claimed())
 
     def _last_words(self) -> bool:
-        # What a dead client had sent is still executed; then its server process finds nobody to answer.
+        # Postgres still executes a dead client's last statement; its server process ends when it cannot answer.
         alone = not any(relay.alive for relay in self.relays)
         return alone and bool(
             self.query("SELECT FROM pg_stat_activity WHERE usename = 'acp_app' AND datname = current_database()")
@@ -401,13 +401,13 @@ class Pipeline:
     # The end
 
     def finish(self) -> Result:
-        """Waits until every delivery is made or given up on, and counts; nothing may have been lost."""
+        """Waits until every delivery is made or dead-lettered, and counts them."""
         self.wait(lambda: self.pending() == 0, "every delivery made or given up on", seconds=FINISH_SECONDS)
         seconds = time.monotonic() - self.started
         for relay in self.relays:
             relay.kill()
-        # What was promised is told by what is never updated, not by the rows that are moved about.
-        promised = self.query("SELECT name, event_id::text FROM outbox JOIN subscriptions USING (topic)")
+        # The expected deliveries come from tables that the relay never changes, not from the rows that it moves.
+        expected = self.query("SELECT name, event_id::text FROM outbox JOIN subscriptions USING (topic)")
         made = self.query(
             "SELECT subscription, event_id::text, delivery_attempts, message_id"
             " FROM deliveries JOIN outbox ON id = outbox_id"
@@ -416,7 +416,7 @@ class Pipeline:
         for one in self.endpoint.accepted():
             message_ids.setdefault((one.queue, str(one.event_id)), set()).add(one.message_id)
         accepted, dead = self.accepted(), self.dead_letters()
-        assert accepted.keys() <= set(promised), "a queue holds what nobody promised"
+        assert accepted.keys() <= set(expected), "a queue holds a message that no subscription has"
         delivered = set()
         for subscription, event_id, _, message_id in made:
             delivery = subscription, event_id
@@ -425,16 +425,16 @@ class Pipeline:
         assert len(delivered) == len(made)
         assert not delivered & dead
         return Result(
-            deliveries=len(promised),
+            deliveries=len(expected),
             in_flight=self.in_flight.total(),
             duplicated=self.duplicates().total(),
-            lost=len(set(promised) - delivered - dead),
+            lost=len(set(expected) - delivered - dead),
             attempts_spent=sum(attempts - 1 for _, _, attempts, _ in made),
             dead_lettered=len(dead),
             seconds=seconds,
         )
 
     def duplicates(self) -> Counter[Delivery]:
-        """How often each event is in a queue beyond its first time."""
+        """Returns how many more times than once each event is in a queue."""
         accepted = self.accepted()
         return accepted - Counter(accepted.keys())

@@ -1,1 +1,1 @@
-"""The AI Control Plane: events stored with the promise to deliver them, and the promise kept."""
+"""The AI Control Plane: it stores events together with their outbox messages, and delivers these at least once."""

@@ -13,9 +13,9 @@ from control_plane.platform.function import LambdaContext, database_failures, lo
 from control_plane.platform.telemetry import Telemetry
 
 RETRY_AFTER_SECONDS: Final = 5
-"""Until what was away is worth another try."""
+"""How long a client is told to wait after a 503."""
 MOST_BYTES: Final = 6_291_556
-"""Of an answer as Lambda counts it, escapes and headers included."""
+"""The largest answer that Lambda returns, counted as JSON with its escapes and headers."""
 
 _PROBLEM: Final = "application/problem+json"
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -27,7 +27,7 @@ class NotAProxyRequest(ControlPlaneError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a route, or its guard, may want to know."""
+    """A request, as routes and their guards read it."""
 
     method: str
     resource: str | None
@@ -71,7 +71,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     cause: Exception | None = None
-    """Why it is no better one; for the log."""
+    """The error that led to this answer, for the log."""
 
     def to_proxy(self, *, instance: str) -> dict[str, Any]:
         """As API Gateway takes it. A problem document names this ``instance`` of the problem."""

@@ -1,1 +1,1 @@
-"""What acts on events, each exactly once in effect."""
+"""Consumers act on events; each event takes effect exactly once."""

@@ -1,4 +1,4 @@
-"""A message from SQS, as a consumer meets it."""
+"""Consuming one SQS message: parsing its event, applying its effect, logging and counting the outcome."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,14 +17,13 @@ def consume_record(
     event_types: EventTypes,
     telemetry: Telemetry,
 ) -> None:
-    """Hands the event of an SQS record to ``consume``, which returns, all committed, whether it changed anything.
+    """Passes the event of an SQS record to ``consume``, and counts and logs the outcome once, with its trace_id.
 
-    ``consume`` is one transaction: where another one's gets in its way, it is called again.
+    ``consume`` is one transaction; it commits and returns whether it changed anything. It is called again if it
+    conflicts with another transaction. Its errors are raised again.
 
-    What became of it is counted and logged once, with its trace_id; what went wrong is raised on.
-
-    ``record`` has Lambda's shape: ``messageId``, ``body``, ``messageAttributes``, ``attributes``. The trace_id comes
-    from the message's attributes, for a body that breaks the contract may not give it. Raises ContractViolation.
+    ``record`` has Lambda's shape: ``messageId``, ``body``, ``messageAttributes``, ``attributes``. Until the body is
+    parsed, the trace_id is that of the message's attributes. Raises ContractViolation for a body that is no event.
     """
     about: dict[str, Any] = {
         "subscription": subscription,

@@ -1,4 +1,4 @@
-"""Once in effect: docs/writing_a_consumer.md shows a consumer built on this, in a page."""
+"""The guarantee *once in effect*; docs/writing_a_consumer.md shows a consumer that uses it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ QUERIES: Final = load_queries(__package__)
 
 @contextmanager
 def once(connection: Connection[Any], *, consumer: str, event_id: UUID) -> Iterator[bool]:
-    """A transaction for one consumer's effect of one event; yields whether the effect is still to be made.
+    """Opens a transaction for one consumer's effect of one event; yields whether the effect is still to be made.
 
     The effect and its ``processed_events`` row commit together, or, where the block raises, not at all::
 
@@ -22,8 +22,8 @@ def once(connection: Connection[Any], *, consumer: str, event_id: UUID) -> Itera
             if is_first:
                 connection.execute("INSERT INTO …")
 
-    Of two deliveries at the same time the later one waits for the earlier, then finds it done, or does it if the
-    earlier one failed. The effect must be made through ``connection``. Raises psycopg.Error.
+    If one event is delivered twice at the same time, the second waits for the first; it makes the effect only if the
+    first one failed. The effect must be made through ``connection``. Raises psycopg.Error.
     """
     with connection.transaction():
         inserted = connection.execute(

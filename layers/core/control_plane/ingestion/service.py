@@ -36,11 +36,11 @@ from control_plane.platform.telemetry import Telemetry
 
 MAX_PARALLEL_FETCHES: Final = 8
 OUTAGE_KINDS: Final = frozenset({"rate_limited", "unreachable", "malformed"})
-"""The kinds of SourceError that may be the source's trouble. Where every symbol meets one, it is."""
+"""The kinds of SourceError that count as the source's failure if every symbol of a run meets one of them."""
 BREAKER_OPEN: Final = "breaker_open"
 """The ``kind`` of the one event that says the source's breaker has opened; its symbol is ``*``."""
 STORING_SECONDS: Final = 15.0
-"""What a run keeps of its time to store what it has; the answers that are not there by then are given up."""
+"""The time at the end of a run that is kept for storing; answers that come later are not waited for."""
 _LOOKS_PER_TRANSACTION: Final = 5_000
 """Most looks that one transaction stores, unless one symbol alone has more: a symbol is stored whole."""
 _STORE_EVERY_SECONDS: Final = 5.0
@@ -79,7 +79,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """An answer, or what it turned into when it could not be judged, with what it says."""
+    """An answer with its judgement; an answer that could not be judged has become a SourceError."""
 
     answer: _Answer
     judgement: Judgement
@@ -122,14 +122,14 @@ class _Run:
         self.telemetry = telemetry
         self.result = IngestionResult(str(self.trace_id), list(symbols))
         self.answered = False
-        """Whether the source had an answer for any symbol, if only that it does not know it."""
+        """Whether the source has answered for any symbol; "unknown symbol" is an answer, too."""
         self.outage: SourceError | None = None
         self._newest: dict[str, datetime] = {}
         self._silences: dict[TradingSession, list[float]] = {}
         """For each market that is open, how long each of its symbols has had no new bar, in seconds."""
 
     def ingest(self, connection: Connection[Any], symbols: Sequence[str], *, probing: bool = False) -> None:
-        """Fetches symbols side by side and stores what came; of a probe that failed nothing but the counts."""
+        """Fetches symbols in parallel and stores the answers; a probe that failed is counted and not stored."""
         if not symbols:
             return
         self._newest |= newest_occurrences(
@@ -139,18 +139,18 @@ class _Run:
             series=self.source.series,
             entity_ids=symbols,
         )
-        # Where the time never suffices for all, it must not always be the same symbols that go without. The trace_id is
-        # random, so no schedule falls into step with it.
+        # If the time is too short for all symbols, the order must change, so that it is not always the same ones that
+        # are left out. The trace_id is random, so it falls into step with no schedule.
         first = self.trace_id.int % len(symbols)
         pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
         try:
             for batch in _batches(self._answers(pool, (*symbols[first:], *symbols[:first]))):
                 self._store(connection, batch, probing=probing)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # whoever still hangs is not waited for
+            pool.shutdown(wait=False, cancel_futures=True)  # fetches that still hang are not waited for
 
     def skip(self, symbols: Sequence[str]) -> None:
-        """Leaves symbols for a later run, which makes up for it by its overlap."""
+        """Skips symbols in this run; a later run fetches their bars, too, because its window overlaps this one's."""
         self.result.failed_symbols += symbols
 
     def fail(self, connection: Connection[Any], breakers: Breakers) -> Breaker:
@@ -159,7 +159,7 @@ class _Run:
         with connection.transaction():
             breaker = breakers.failed(self.source.name, str(self.outage))
             if breaker.opened_at is not None and breaker.held_by is None:
-                # Every run and probe that fails looks at the same opening and says the same of it: it is stored once.
+                # Every failing run makes the same look, at the instant when the breaker opened, so one event is stored.
                 looks.append(
                     Look(
                         SourceFetchFailed(
@@ -180,9 +180,9 @@ class _Run:
         return breaker
 
     def report_markets(self) -> None:
-        """Counts how many symbols' markets are open, and for how long the most silent of these markets has been so.
+        """Counts the symbols whose markets are open, and how long the most silent of these markets has had no bar.
 
-        A symbol that is not traded says nothing of its market; a market without any new bar does.
+        A market counts as silent only if none of its symbols has a new bar, since one symbol may just not be traded.
         """
         if self.answered:
             self.telemetry.count("OpenSymbols", sum(len(silences) for silences in self._silences.values()))
@@ -240,7 +240,7 @@ class _Run:
                 self.outage = one.answer.outcome
             else:
                 self.answered = True
-        # That the breaker opened is stored already; a probe's failure each cool-down would say it again and again.
+        # A failed probe is not stored: the event of the breaker's opening says it, and probes fail at each cool-down.
         kept = judged if self.answered or not probing else []
         observations = [look for one in kept for look in one.judgement.observations]
         others = [look for one in kept for look in (*one.judgement.rejections, *one.judgement.notices)]
@@ -382,7 +382,7 @@ def ingest(
     if before.is_closed:
         run.ingest(connection, symbols)
     elif before.probe_is_due and breakers.try_probe(source.name):
-        # Another symbol at each probe: one that fails by its own fault must not keep the breaker open for good.
+        # Each probe takes another symbol: a symbol that fails by its own fault must not keep the breaker open for good.
         probe = symbols[before.consecutive_failures % len(symbols)]
         others = [symbol for symbol in symbols if symbol != probe]
         run.ingest(connection, [probe], probing=True)
@@ -411,9 +411,9 @@ def ingest(
 
 
 def _batches(answers: Iterator[_Answer | None]) -> Iterator[list[_Answer]]:
-    """Yields answers in groups that one transaction can hold, none kept back for long; often one group.
+    """Yields answers in groups that one transaction can store, often a single one.
 
-    So a run that is killed loses little.
+    No answer waits long for its group, so that a run that is killed loses little.
     """
     batch: list[_Answer] = []
     looks = size = 0

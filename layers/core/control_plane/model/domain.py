@@ -1,4 +1,4 @@
-"""What a domain is to the control plane: a plug-in that says which events it has and who consumes them."""
+"""A domain as the control plane sees it: a plug-in that names its event types and their consumers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ transaction of its own, and returns whether that changed anything."""
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
-    """One consumer of a domain; its subscription bears its name."""
+    """One consumer of a domain; its subscription has the same name."""
 
     name: str
     """Lower case with underscores, such as ``signal_lab``; also its name in ``processed_events``."""

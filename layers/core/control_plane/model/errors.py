@@ -1,11 +1,11 @@
-"""Every error of the control plane. Retryable and permanent ones are different types."""
+"""The errors of the control plane; retryable and permanent ones are different types."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 class ControlPlaneError(Exception):
-    """Base of all errors raised on purpose. Its text names the culprit and the remedy and holds no secret."""
+    """Base of all errors raised on purpose. The text names the culprit and the remedy, and holds no secret."""
 
 
 class ConfigurationError(ControlPlaneError):
@@ -27,7 +27,7 @@ class ContractViolation(ControlPlaneError):
 
 
 class SourceError(ControlPlaneError):
-    """Raised by a source when one symbol could not be fetched. ``raw`` is what the source answered, if anything.
+    """Raised by a source when one symbol could not be fetched. ``raw`` is the source's answer, if there was one.
 
     ``kind`` is one of ``unknown_symbol``, ``rate_limited``, ``unreachable``, ``malformed``; all but the first
     may heal by themselves.
@@ -50,7 +50,7 @@ class DatabaseUnavailable(ControlPlaneError):
 
 
 class UnsuitableDatabase(ControlPlaneError):
-    """Raised when the server, or the session that it gives, would make our SQL mean something else. Permanent."""
+    """Raised when a setting of the server or the session would change what our SQL does. Permanent."""
 
     def __init__(self, target: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -58,7 +58,7 @@ class UnsuitableDatabase(ControlPlaneError):
 
 
 class SchemaVersionMismatch(ControlPlaneError):
-    """Raised at start when the database's schema is not the one this code was written for."""
+    """Raised at start when the database's schema is not of the version that this code needs."""
 
 
 def _shortened(value: object, limit: int = 200) -> str:

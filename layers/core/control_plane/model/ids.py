@@ -1,4 +1,4 @@
-"""Identity: the same observation always has the same id, however it is spelled."""
+"""Event ids: the same observation always gets the same id, however its JSON is written."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _LARGEST_EXACT_INTEGER = 2**53 - 1
 
 
 def canonical_instant(instant: datetime, *, field: str = "occurred_at") -> str:
-    """RFC 3339 in UTC with a Z: ``2026-01-05T14:32:00Z``; a fraction, of six digits, only where there is one.
+    """Returns RFC 3339 text in UTC: ``2026-01-05T14:32:00Z``, with six more digits if there is a fraction of a second.
 
     Raises ContractViolation for an instant without a time zone, and for one beyond the years 1 to 9999 of UTC.
     """
@@ -35,17 +35,17 @@ def canonical_instant(instant: datetime, *, field: str = "occurred_at") -> str:
 
 
 def storable(value: Any, *, field: str = "payload") -> Any:
-    """The JSON value as it comes back from jsonb: what Postgres or JSON would change is settled or refused here.
+    """Returns a JSON value as jsonb would return it after storing, so that storing changes no id.
 
-    -0.0 becomes 0.0, an integer beyond 2**53 the double it spells (jsonb writes 1e22 out in digits). Raises
-    ContractViolation for NaN and Infinity, for text with NUL or a lone surrogate, for what is nested deeper than
-    MAX_DEPTH, for what is no JSON at all.
+    -0.0 becomes 0.0, and an integer beyond 2**53 becomes the double of that value (jsonb writes 1e22 out in digits).
+    Raises ContractViolation for NaN and Infinity, for text with NUL or a lone surrogate, for a value that is nested
+    deeper than MAX_DEPTH, and for anything that is not JSON.
     """
     return _storable(value, field, MAX_DEPTH)
 
 
 def is_storable_text(text: str) -> bool:
-    """Whether JSON and Postgres can both hold it: neither NUL nor a lone surrogate."""
+    """Whether JSON and Postgres can both store the text: it holds neither NUL nor a lone surrogate."""
     return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -95,7 +95,7 @@ def _storable_integer(value: int, field: str) -> int | float:
 
 
 def canonical_json(value: Any, *, field: str = "payload") -> bytes:
-    """RFC 8785 (JCS): key order, white space and the spelling of a number make no difference."""
+    """Returns the RFC 8785 (JCS) form: key order, white space and the notation of numbers make no difference."""
     return rfc8785.dumps(storable(value, field=field))
 
 
@@ -110,7 +110,7 @@ def derive_event_id(
     revision: int,
     payload: Mapping[str, Any],
 ) -> UUID:
-    """The UUIDv5, in EVENT_NAMESPACE, over the canonical JSON of these eight; nothing else takes part in it."""
+    """Returns the UUIDv5, in EVENT_NAMESPACE, of the canonical JSON of these eight fields and nothing else."""
     observation = {
         "source": source,
         "event_type": event_type,

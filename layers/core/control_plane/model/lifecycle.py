@@ -1,4 +1,4 @@
-"""What becomes of a delivery: a publisher reports an outcome, ``settle`` says what the pending row turns into."""
+"""The lifecycle of a delivery: a publisher reports an outcome, and ``settle`` says what the pending row becomes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from control_plane.model.text import readable
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The queue has the message."""
+    """The queue has accepted the message."""
 
     message_id: str
 
@@ -26,31 +26,32 @@ class MessageFault:
 
 @dataclass(frozen=True, slots=True)
 class Exhausted:
-    """The message was found with all its attempts made; it is not sent again."""
+    """The message had no attempt left when it was claimed; it is dead-lettered without being sent."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The queue said of this very entry that it failed, and the next attempt may not."""
+    """The queue refused this message by itself, for a reason that may not hold at the next attempt."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueueFault:
-    """The queue or the access to it is at fault, and nothing was accepted: throttled, unreachable, denied, gone."""
+    """The queue accepted nothing, and no message is the reason: it throttled, denied access, or was not reached."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NoVerdict:
-    """The message was sent and nothing that can be trusted was said of it.
+    """The message was sent, and no reliable answer says whether the queue accepted it.
 
-    A time-out, a lost connection, an exception, an answer that cannot be read, that does not mention the entry or
-    mentions it twice. Counted as an outage; but the message may be what draws it, which makes it suspect.
+    Reasons are a time-out, a lost connection, an exception, or an answer that cannot be read, or that names the message
+    not at all or twice. It counts as an outage of the queue. But the message itself may be the cause, so it becomes
+    suspect.
     """
 
     reason: str
@@ -58,14 +59,14 @@ class NoVerdict:
 
 @dataclass(frozen=True, slots=True)
 class NotSent:
-    """The time ran out before the message's turn came."""
+    """The invocation's time ran out before the message was sent."""
 
 
 type Outcome = Accepted | MessageFault | Exhausted | Failed | QueueFault | NoVerdict | NotSent
 
 
 class Disposition(StrEnum):
-    """What a settled claim counts as."""
+    """What a settlement counts as in the result of an invocation."""
 
     PUBLISHED = "published"
     FAILED = "failed"
@@ -77,14 +78,14 @@ class Disposition(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """One delivery's new state. A released row gets its attempt back."""
+    """One delivery's new state. A released delivery gets its attempt back."""
 
     disposition: Disposition
     message_id: str | None = None
     error: str | None = None
     delay: timedelta = timedelta()
     is_suspect: bool = False
-    """The row is sent alone and behind the others from now on."""
+    """Whether the message is sent alone and after the others from now on."""
 
 
 def settle(  # noqa: PLR0911 - a return per row of the table
@@ -96,11 +97,11 @@ def settle(  # noqa: PLR0911 - a return per row of the table
     silence_is_its_own: bool = False,
     random: Callable[[], float] = random,
 ) -> Settlement:
-    """Returns what an outcome turns its row into: the outcome table of docs/architecture.md.
+    """Returns the settlement of an outcome, by the outcome table of docs/architecture.md.
 
-    ``attempt`` is the claimed one, 1-based. ``silence_is_its_own`` says that others of its subscription got verdicts
-    while this message had none, so that a NoVerdict counts as an attempt. A reason is the queue's own words, and is
-    settled with many others: one that Postgres refused would undo them all.
+    ``attempt`` is the number of the claimed attempt, from 1. ``silence_is_its_own`` says that other messages of the
+    subscription got verdicts while this one got none, so that NoVerdict counts as an attempt. Reasons come from the
+    queue and are made readable here: a text that Postgres refuses would undo all settlements of the same statement.
     """
     match outcome:
         case Accepted(message_id):

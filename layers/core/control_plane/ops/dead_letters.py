@@ -1,4 +1,4 @@
-"""Dead letters: which there are, and how people have them delivered after all."""
+"""Dead letters: listing them, and redriving them, which makes them pending deliveries again."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from control_plane.ops.timeline import QUERIES
 
 
 class RedriveError(ControlPlaneError):
-    """Raised when it is not clear what to redrive, or who asks for it."""
+    """Raised when a redrive does not say what to redrive, or who asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """Names open dead letters: those that every condition fits. One without any condition fits all of them."""
+    """Selects the open dead letters that meet every condition; a filter without conditions selects all."""
 
     ids: Sequence[int] | None = None
     subscription: str | None = None
@@ -63,7 +63,7 @@ class DeadLetter:
     reason: str
     dead_lettered_at: datetime
     age_seconds: float
-    """How long ago it was given up on."""
+    """How long ago the message was dead-lettered."""
     resolution: str | None
     """``redriven`` or ``discarded``; None while it is open."""
     resolved_at: datetime | None
@@ -82,7 +82,7 @@ class RedriveReport:
     refused: Mapping[str, int] = field(default_factory=dict)
     """How many stay as they are because their subscription is not active, by subscription."""
     not_open: Sequence[int] = ()
-    """Ids that were asked for and name no open dead letter that the filter fits."""
+    """Requested ids that belong to no open dead letter, or to one that the filter excludes."""
 
     @property
     def complaints(self) -> Sequence[str]:
@@ -104,7 +104,7 @@ class RedriveReport:
 def read_dead_letters(
     connection: Connection[Any], chosen: DeadLetterFilter | None = None, *, limit: int, with_resolved: bool = False
 ) -> Sequence[DeadLetter]:
-    """Returns the newest dead letters that the filter fits, newest first: open ones, and resolved ones where wanted."""
+    """Returns the dead letters that the filter selects, newest first; resolved ones only ``with_resolved``."""
     parameters = (chosen or DeadLetterFilter()).to_parameters()
     with connection.cursor(row_factory=class_row(DeadLetter)) as cursor:
         return cursor.execute(
@@ -121,11 +121,11 @@ def redrive(
     everything: bool = False,
     dry_run: bool = False,
 ) -> RedriveReport:
-    """Has the open dead letters that the filter fits delivered again, as one recorded operation in one transaction.
+    """Makes the open dead letters that the filter selects pending again, as one operation in one transaction.
 
-    Each becomes a pending delivery of that operation, promised now and with a fresh budget of attempts; its failures
-    stay on record. Two redrives at once of one letter redrive it once. ``connection`` is the owner's, in autocommit
-    mode. Raises RedriveError for an empty filter, unless ``everything`` is asked for, and where nobody asks.
+    Each becomes a pending delivery of that operation, without earlier attempts; its failures stay on record. If two
+    redrives at once select the same letter, it is redriven once. ``connection`` is the owner's, in autocommit mode.
+    Raises RedriveError for an empty filter without ``everything``, and for an empty ``requested_by``.
     """
     if chosen.is_empty and not everything:
         raise RedriveError("it is not said what to redrive: name ids, a subscription, a reason, or ask for everything")

@@ -1,4 +1,4 @@
-"""The transaction horizon: whoever holds an old snapshot keeps vacuum from removing anything that died since."""
+"""The transaction horizon: an old snapshot keeps vacuum from removing any row that died after it."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,12 +10,12 @@ from control_plane.ops.timeline import QUERIES
 
 PINNED_AFTER_SECONDS: Final = 600.0
 PINNED_AFTER_TRANSACTIONS: Final = 100_000
-"""Where it cannot be seen since when."""
+"""The limit for a holder whose age in seconds cannot be seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class HorizonHolder:
-    """Who pins the horizon."""
+    """The session, prepared transaction or replication slot that holds the horizon back."""
 
     kind: str
     """``session``, ``prepared transaction`` or ``replication slot``."""
@@ -26,7 +26,7 @@ class HorizonHolder:
     age_seconds: float | None
     """None for a slot, and for a session of another role where pg_read_all_stats is not granted."""
     transactions: int
-    """How many have begun since."""
+    """How many transactions have begun since."""
 
     def __str__(self) -> str:
         whose = ", ".join(filter(None, (self.username, self.application)))
@@ -44,7 +44,7 @@ def pinned_horizon(
     seconds: float = PINNED_AFTER_SECONDS,
     transactions: int = PINNED_AFTER_TRANSACTIONS,
 ) -> HorizonHolder | None:
-    """The oldest holder of the horizon, if it has held it for so long; None where all is well."""
+    """Returns the oldest holder of the horizon, or None if none has held it for that long."""
     with connection.cursor(row_factory=class_row(HorizonHolder)) as cursor:
         return cursor.execute(
             QUERIES["horizon_holder"].sql, {"seconds": seconds, "transactions": transactions}

@@ -14,22 +14,22 @@ BATCH_SIZE: Final = 1000
 """Rows per transaction: a few tens of milliseconds, so that nobody waits for long and little is lost by a crash."""
 
 RESERVE_SECONDS: Final = 10.0
-"""No batch starts with less time than this left."""
+"""No batch starts when less time than this is left."""
 
 REPEATED_LOOK_RETENTION_DAYS: Final = 31
-"""No source lets an instant be fetched again once it is older, so that no look at it can be compared with the note."""
+"""How long repeated looks are kept. No source lets an older instant be fetched again, so nothing asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
-    """What a run did: rows, all committed."""
+    """What a run did, in rows; all of it is committed."""
 
     deleted_events: int
-    """Events that are gone, with their messages and what became of these, and with who processed them."""
+    """Deleted events; their messages, deliveries and processed_events rows are deleted with them."""
     deleted_raw_payloads: int
     deleted_repeated_looks: int
     finished: bool
-    """False where time ran out; the next run goes on."""
+    """False if time ran out; the next run continues."""
     pinned_horizon: HorizonHolder | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class MaintenanceReport:
 
 
 class Maintenance:
-    """Deletes what is beyond its retention, resumed by simply running again; several runs at once share the work."""
+    """Deletes what is older than its retention. A later run continues; several runs at once share the work."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Maintenance:
         batch_size: int = BATCH_SIZE,
         pinned_after_seconds: float = PINNED_AFTER_SECONDS,
     ) -> None:
-        """``event_retention_days`` None: events are kept for ever."""
+        """If ``event_retention_days`` is None, events are kept for ever."""
         self._event_retention_days = event_retention_days
         self._telemetry = telemetry
         self._batch_size = batch_size

@@ -13,7 +13,7 @@ from control_plane.model.errors import ControlPlaneError
 from control_plane.platform.database import OLDER_LAYOUT, REFUSED_LAYOUT
 
 _FILE_NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
-_LOCK_KEY = 0x6163_705F_6462  # "acp_db": any constant will do, as long as all runners share it
+_LOCK_KEY = 0x6163_705F_6462  # "acp_db" in ASCII; it only matters that all runners use the same number
 
 
 class MigrationError(ControlPlaneError):
@@ -27,7 +27,7 @@ class Migration:
     version: int
     name: str
     sql: LiteralString
-    """A literal of this repository, though it comes from a file."""
+    """The file's text. It is trusted like a literal, because the file belongs to this repository."""
 
     @property
     def checksum(self) -> str:
@@ -44,7 +44,7 @@ class MigrationReport:
 
 
 def read_migrations(directory: Path) -> Sequence[Migration]:
-    """The folder's migrations in order. Raises MigrationError for a foreign file, a gap or a number used twice."""
+    """Returns a folder's migrations in order. Raises MigrationError for a foreign file, a gap or a repeated number."""
     migrations = []
     for path in sorted(path for path in directory.iterdir() if not path.name.startswith(".")):
         match = _FILE_NAME.match(path.name)
@@ -57,11 +57,11 @@ def read_migrations(directory: Path) -> Sequence[Migration]:
 
 
 def migrate(connection: Connection[Any], migrations: Sequence[Migration]) -> MigrationReport:
-    """Applies what is missing, each file in a transaction of its own; a second run changes nothing.
+    """Applies the missing migrations, each in a transaction of its own; a second run changes nothing.
 
-    ``connection`` belongs to the owner, in autocommit mode. Runners side by side wait for each other. Raises
-    MigrationError where the database has an older layout or an applied file was edited, psycopg.Error where a file
-    fails, which leaves no trace of it.
+    ``connection`` is the owner's, in autocommit mode. Concurrent runs wait for each other. Raises MigrationError if
+    the database has an older layout or an applied file was edited, and psycopg.Error if a file fails; that file is
+    rolled back.
     """
     applied = []
     for migration in migrations:

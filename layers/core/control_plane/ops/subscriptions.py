@@ -1,4 +1,4 @@
-"""Brings the table of subscriptions in line with the template."""
+"""Subscriptions: this brings their table in line with the template."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,32 +11,32 @@ from control_plane.model.subscription import Subscription
 from control_plane.ops.timeline import QUERIES
 
 REMOVED: Final = "subscription removed"
-"""The reason of the dead letters that a removed subscription leaves."""
+"""The reason of the dead letters that a removed subscription's pending deliveries become."""
 
 
 class SubscriptionError(ControlPlaneError):
-    """Raised when what is wanted contradicts what is stored."""
+    """Raised when the template wants another topic for a stored subscription."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubscriptionReport:
-    """What a run did, by the names of subscriptions."""
+    """What a run did; subscriptions are given by name."""
 
     added: tuple[str, ...] = ()
-    """Those that are new, and those that are back again."""
+    """New subscriptions, and removed ones that are active again."""
     removed: tuple[str, ...] = ()
     backfilled: int = 0
-    """Messages promised to new ones from the beginning."""
+    """Earlier messages that became pending for new subscriptions."""
     dead_lettered: int = 0
     """Messages that were pending for removed ones."""
 
 
 def sync_subscriptions(connection: Connection[Any], wanted: Mapping[str, Subscription]) -> SubscriptionReport:
-    """Adds and removes subscriptions until the active ones are those wanted; a second run changes nothing.
+    """Adds and removes subscriptions so that exactly the wanted ones are active; a second run changes nothing.
 
-    One transaction, which waits for whoever is storing messages and makes the next one wait: no message falls between a
-    subscription's start and its first one. What was pending for a removed subscription becomes dead letters, which can
-    be redriven once it is back. ``connection`` is the owner's. Raises SubscriptionError where a topic would change.
+    It is one transaction and locks out transactions that store messages, so that a new subscription misses none. What
+    was pending for a removed subscription becomes dead letters, which can be redriven once it is active again.
+    ``connection`` is the owner's. Raises SubscriptionError if a topic would change.
     """
     with connection.transaction():
         connection.execute(QUERIES["lock_out_new_messages"].sql)
@@ -63,7 +63,7 @@ def sync_subscriptions(connection: Connection[Any], wanted: Mapping[str, Subscri
                 backfilled += row[0]
         dead_lettered = 0
         if removed:
-            # All rows of subscriptions before the deliveries: a redrive takes its locks in this order, too.
+            # Rows of subscriptions are locked before deliveries, in the same order as a redrive, to avoid a deadlock.
             for name in removed:
                 connection.execute(QUERIES["remove_subscription"].sql, {"name": name})
             connection.execute(QUERIES["lock_out_settlements"].sql)

@@ -1,4 +1,4 @@
-"""Brings a database in line with what is deployed: its schema and its subscriptions, both or neither."""
+"""Upgrade: brings a database's schema and subscriptions in line with the deployment, both in one transaction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ class UpgradeReport:
 def upgrade(
     connection: Connection[Any], migrations: Sequence[Migration], subscriptions: Mapping[str, Subscription] | None
 ) -> UpgradeReport:
-    """Applies the migrations that are missing and brings the subscriptions in line; None leaves these as they are.
+    """Applies the missing migrations and syncs the subscriptions; None leaves the subscriptions as they are.
 
-    One transaction: an ingestion never meets a new schema without its subscriptions, whose messages would be nobody's.
+    It is one transaction, so that no ingestion stores messages under a new schema before their subscriptions exist.
     ``connection`` is the owner's, in autocommit mode. Raises MigrationError, SubscriptionError, psycopg.Error.
     """
     with connection.transaction():

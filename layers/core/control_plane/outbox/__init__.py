@@ -1,1 +1,1 @@
-"""The promises to deliver: claimed, published, settled."""
+"""The outbox: the relay claims pending deliveries, publishes their messages and settles them."""

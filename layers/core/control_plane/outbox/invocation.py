@@ -22,11 +22,11 @@ from control_plane.platform.telemetry import Telemetry
 SETTLE_ROWS: Final = 500
 """Settle once this many outcomes are known, without waiting for the rest of the claim."""
 SETTLE_DELAY_SECONDS: Final = 0.02
-"""The longest that a known outcome waits for others to be settled with."""
+"""How long a known outcome waits at most, so that others are settled in the same statement."""
 SURVEY_SECONDS: Final = 5.0
 """How often every lane claims from the beginning again, to find deliveries that came back or were committed late."""
 QUEUE_FAULT_DELAY: Final = timedelta(seconds=2)
-"""How long a message waits whose queue failed, while the queue's breaker is still closed."""
+"""How long a message waits after its queue failed, while the queue's breaker is still closed."""
 POLL_SECONDS: Final = (0.005, 0.1)
 """The shortest and the longest pause of a lingering relay that finds nothing; each empty look doubles it."""
 
@@ -70,7 +70,7 @@ class Invocation:
     result: RelayResult = field(default_factory=RelayResult)
 
     is_looking: bool = False
-    """A survey or a look for work is under way."""
+    """Whether a survey or a look for work is under way."""
     is_settling: bool = False
     unsettled: list[Report] = field(default_factory=list)
     next_look_at: float = 0

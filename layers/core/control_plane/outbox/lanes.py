@@ -32,7 +32,7 @@ class Lane:
     subscription: str
     queue_url: str
     claim_size: int
-    """Most messages that may be in flight when more are claimed, and most that a claim takes."""
+    """Most messages that one claim takes; no more are claimed while so many are in flight."""
     byte_room: int
     """Most bytes of bodies that may be claimed and not settled. A claim's first message may be larger than that."""
     claim_bytes: int

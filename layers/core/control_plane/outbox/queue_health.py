@@ -52,7 +52,7 @@ class QueueHealth:
         return not self.breaker.is_closed and self._probe_at is not None and now >= self._probe_at
 
     def probe_won(self) -> None:
-        """Lets one message through, and asks for no other probe until the breaker was read again."""
+        """Lets one message through, and asks for no other probe until the breaker has been read again."""
         self._is_shut = False
         self._probe_at = None
 

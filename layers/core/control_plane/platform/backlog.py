@@ -1,4 +1,4 @@
-"""What is still to be delivered, measured at a cost that hardly grows with it, for the relay and for health."""
+"""The backlog of pending deliveries, measured for the relay and for health at a cost that hardly grows with it."""
 
 from typing import Any, Final
 
@@ -10,14 +10,14 @@ QUERIES: Final = load_queries(__package__)
 
 
 def oldest_pending_age(connection: Connection[Any]) -> float:
-    """Returns the age in seconds of the oldest pending delivery, by its promise; 0 where none is pending."""
+    """Returns how many seconds the oldest pending delivery has been pending; 0 where none is."""
     row = connection.execute(QUERIES["oldest_pending_age"].sql).fetchone()
     assert row is not None, "an aggregate has a row"
     return float(row[0])
 
 
 def count_pending(connection: Connection[Any], *, timeout_seconds: float) -> int | None:
-    """Returns how many deliveries are pending, or None where counting them takes longer than so many seconds.
+    """Returns how many deliveries are pending, or None if counting them takes longer than ``timeout_seconds``.
 
     ``connection`` is in autocommit mode.
     """
@@ -32,6 +32,6 @@ def count_pending(connection: Connection[Any], *, timeout_seconds: float) -> int
 
 
 def limit_statements(connection: Connection[Any], seconds: float) -> None:
-    """Has each further statement of the connection's transaction cancelled after so many seconds."""
+    """Makes Postgres cancel each further statement of this transaction after so many seconds."""
     milliseconds = max(1, round(seconds * 1000))  # 0 would stand for no limit
     connection.execute(QUERIES["limit_statements"].sql, {"milliseconds": str(milliseconds)})

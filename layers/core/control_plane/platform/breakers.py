@@ -1,8 +1,8 @@
 """Circuit breakers: one per subscription and per source, kept in Postgres, shared by all functions and by people.
 
-A breaker's name is what it guards: a subscription's name or a source's. Closed, it opens after
-so many outage-class failures in a row; a cool-down later one caller probes (half-open), and its outcome closes it or
-opens it again. A person may hold one open. The database's clock decides, no machine's own.
+A breaker has the name of the subscription or source that it guards. A closed one opens after
+so many outage-class failures in a row. A cool-down later it lets one caller probe (half-open); the probe's outcome
+closes it or opens it again. A person may hold one open. All times are by the database's clock.
 
 Nothing here commits: on an autocommit connection each call is a transaction of its own.
 """
@@ -23,36 +23,36 @@ QUERIES: Final = load_queries(__package__)
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When a breaker opens, and how long it stays so before a probe."""
+    """When a breaker opens, and how long it stays open before a probe."""
 
     failure_threshold: int
     """Outage-class failures in a row; 1 or more."""
     cool_down_seconds: float
-    """Also how long a prober has before another may probe in its stead."""
+    """Also how long a caller has for its probe before another may probe instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """A breaker as it was when looked at."""
+    """A breaker as it was when it was read."""
 
     name: str
     state: str = "closed"
     """``closed``, ``open``, ``half_open``."""
     consecutive_failures: int = 0
     opened_at: datetime | None = None
-    """Since when it has not been closed, probes that failed included."""
+    """When it opened; failed probes since then do not change it. None while it is closed."""
     retry_in_seconds: float | None = None
-    """Until a probe may be made, 0 or less where one is due; None where there is none to come: closed, or held."""
+    """Seconds until a probe may be made, 0 or less if one is due; None if it is closed or held."""
     held_by: str | None = None
     """The person who holds it open."""
     last_error: str | None = None
-    """Of the failure counted last; forgotten when it closes."""
+    """The text of the latest failure; None again once the breaker closes."""
     is_guarded: bool = True
-    """Whether a function still guards with it: one that none does counts no longer."""
+    """Whether a function has used the breaker lately; one that no function uses counts no longer as open."""
 
     @property
     def is_closed(self) -> bool:
-        """All may pass."""
+        """Whether all calls may pass."""
         return self.state == "closed"
 
     @property
@@ -62,7 +62,7 @@ class Breaker:
 
 
 class Breakers:
-    """The breakers as a function uses them: look before the work, say afterwards how it went."""
+    """The breakers as a function uses them: it reads them before its work and reports the outcome after it."""
 
     def __init__(self, connection: Callable[[], Connection[Any]], policy: BreakerPolicy) -> None:
         self._connection = connection
@@ -70,7 +70,7 @@ class Breakers:
         self._sound: set[str] = set()
 
     def read(self, names: Sequence[str]) -> Mapping[str, Breaker]:
-        """Returns each name's breaker; a name never heard of is closed. Stamps them: they are guarded with."""
+        """Returns each name's breaker, closed if none is stored, and stamps the stored ones as in use."""
         with self._connection().cursor(row_factory=class_row(Breaker)) as cursor:
             rows = cursor.execute(QUERIES["guard_breakers"].sql, {"names": list(names)}).fetchall()
         stored = {breaker.name: breaker for breaker in rows}
@@ -83,9 +83,10 @@ class Breakers:
         return breakers
 
     def try_probe(self, name: str) -> bool:
-        """True for exactly one of all callers, once a cool-down is over and nobody holds the breaker: it is half-open.
+        """Returns True to exactly one caller, once the cool-down is over and nobody holds the breaker.
 
-        The caller then tries once and says how it went. Should it never do so, another may probe a cool-down later.
+        The breaker is half-open then. The caller tries once and reports the outcome; if it never reports, another
+        caller may probe a cool-down later.
         """
         self._sound.discard(name)
         row = self._connection().execute(
@@ -94,17 +95,17 @@ class Breakers:
         return row.fetchone() is not None
 
     def give_back_probe(self, name: str) -> None:
-        """For a caller that had nothing to probe with: the probe is due at once, for anybody."""
+        """Makes a probe due again at once, for any caller, because the one that won it had nothing to send."""
         self._connection().execute(QUERIES["give_back_probe"].sql, {"name": name})
 
     def is_sound(self, name: str) -> bool:
-        """Whether the last look found nothing to forget, as nearly always: a success is then no news."""
+        """Whether the breaker was closed and without failures when last read; then a success need not be reported."""
         return name in self._sound
 
     def succeeded(self, name: str, *, began_seconds_ago: float = 0) -> Breaker:
-        """Closes the breaker, unless a person holds it or it opened after the work began. Returns it as it is then.
+        """Closes the breaker, unless a person holds it or it opened after the work began; returns it.
 
-        Costs nothing where there is nothing to forget.
+        Makes no query if the breaker is known to be closed and without failures.
         """
         if name in self._sound:
             return Breaker(name)
@@ -129,7 +130,7 @@ class Breakers:
 
 
 def read_breakers(connection: Connection[Any], names: Sequence[str] | None = None) -> list[Breaker]:
-    """The breakers of these names, or all, by name; one that never failed and was never held is left out."""
+    """Returns the breakers of these names, or all, by name. One that never failed and was never held has no row."""
     with connection.cursor(row_factory=class_row(Breaker)) as cursor:
         return cursor.execute(QUERIES["breakers"].sql, {"names": None if names is None else list(names)}).fetchall()
 
@@ -140,10 +141,10 @@ def hold(connection: Connection[Any], name: str, *, by: str) -> None:
 
 
 def resume(connection: Connection[Any], name: str) -> bool:
-    """Lets go of a breaker, or cuts its cool-down short: a probe is due at once. False where it is not open."""
+    """Ends a hold or a cool-down, so that a probe is due at once. Returns False if the breaker is not open."""
     return connection.execute(QUERIES["resume_breaker"].sql, {"name": name}).fetchone() is not None
 
 
 def forget(connection: Connection[Any], name: str) -> bool:
-    """Deletes a breaker. One that is still guarded with comes back, closed. False where there is none."""
+    """Deletes a breaker; one still in use is stored again at its next failure. Returns False if there is none."""
     return connection.execute(QUERIES["forget_breaker"].sql, {"name": name}).fetchone() is not None

@@ -1,4 +1,4 @@
-"""Transactions that got into each other's way: each is done again from its start, a bounded number of times."""
+"""Retries of transactions that conflict with others: each is repeated from its start, a limited number of times."""
 
 import time
 from collections.abc import Callable
@@ -12,19 +12,20 @@ CONFLICTS: Final = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
 )
-"""Postgres rolled the transaction back because of another one's, and asks to be tried again."""
+"""Errors by which Postgres rolls a transaction back because of another one; it may be tried again."""
 
 ATTEMPTS: Final = 4
 PAUSE_SECONDS: Final = 0.05
-"""Before the second attempt, and twice as long before each further one; jittered, so that both do not meet again."""
+"""The pause before the second attempt; it doubles each time, with jitter so that both do not conflict again."""
 
 
 def retry_conflicts[T](
     work: Callable[[], T], *, attempts: int = ATTEMPTS, sleep: Callable[[float], None] = time.sleep
 ) -> T:
-    """Returns what ``work`` returns; calls it again where it raises one of CONFLICTS, which the last attempt lets out.
+    """Calls ``work`` until it raises none of CONFLICTS, at most ``attempts`` times, and returns its result.
 
-    ``work`` is one whole transaction, with no effect but on the database: it opens it, and begins with reading.
+    ``work`` must be one whole transaction, which it opens itself, without any effect outside the database. The last
+    attempt's error is raised.
     """
     for attempt in range(1, attempts):
         try:

@@ -1,4 +1,4 @@
-"""What our SQL takes for granted of a session: asked for when it opens, and looked at each time it is used again.
+"""The settings that our SQL relies on: they are requested when a session opens, and checked before each use.
 
 docs/deploy.md lists every setting with what is done about it; docs/decisions/0021 says why it is done this way.
 """
@@ -22,7 +22,7 @@ SESSION_LOST: Final = (
     psycopg.errors.IdleInTransactionSessionTimeout,
     psycopg.errors.TransactionTimeout,
 )
-"""Raised by a statement on a session that is of no more use; what was not committed may be done again on a new one."""
+"""Errors after which a session is unusable; what was not committed may be repeated on a new one."""
 
 TRACKED: Final = {"PGDATESTYLE": "ISO", "PGTZ": "UTC"}
 """Environment variables that libpq sends as startup parameters of their own: poolers keep them for each client."""
@@ -42,14 +42,16 @@ STARTUP: Final = {
     "exit_on_error": "off",
     "jit": "off",
     "control_plane.retention": "off",
-    # Tells the check that these options arrived: the session is ours alone, and what is set in it stays.
+    # By this the check sees that the options arrived, so that no pooler shares the session with other clients.
     "control_plane.session": "own",
 }
 """Sent as ``options`` when a session is opened, which costs no round trip and outlives RESET and DISCARD."""
 
 MENDED: Final = {"transaction_timeout": "0", "synchronous_commit": "on", "restrict_nonsystem_relation_kind": ""}
-"""Set by the check where they are unsuitable: not every server knows the first and last, and it would refuse to open a
-session that asks for them; of the second, a stronger value is to stay."""
+"""Settings that the check sets if they are unsuitable.
+
+They cannot be startup parameters: an older server refuses a session that asks for the first or the last, and a stronger
+value of the second must stay."""
 
 _LEAST_TIMEOUT_SECONDS: Final = 60
 _QUERIES: Final = load_queries(__package__)
@@ -60,7 +62,7 @@ _READS_ONLY: Final = frozenset({"any", "read-only", "standby", "prefer-standby"}
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a setting must be like, whoever has set it."""
+    """The requirement on one setting, whoever has set it."""
 
     wanted: str
     """The value that an administrator is told to set."""
@@ -72,7 +74,7 @@ def _is(*values: str) -> Callable[[str], bool]:
 
 
 def _leaves_time(timeout: str) -> bool:
-    """Whether a timeout, as Postgres shows it, ends nothing that goes well: 0 is none."""
+    """Whether a timeout, as Postgres shows it, is off (0) or long enough to interrupt no healthy work."""
     match = re.fullmatch(r"(\d+)(us|ms|s|min|h|d)?", timeout)
     return match is not None and (
         match[1] == "0" or int(match[1]) * _SECONDS[match[2] or "ms"] >= _LEAST_TIMEOUT_SECONDS
@@ -98,26 +100,26 @@ NEEDS: Final = {
     "restrict_nonsystem_relation_kind": Need("''", _is("")),
     "control_plane.retention": Need("off", _is("off", "")),
 }
-"""What the check asks for. A setting that the server does not have is as it should be."""
+"""The requirements that are checked. A setting that the server does not know counts as suitable."""
 
 
 def startup_options(given: str | None) -> str:
-    """The connection's ``options``: those that a URL gives, then ours, which win."""
+    """Returns the connection's ``options``: those of the URL, then ours, which win because they come last."""
     ours = (f"-c {name}={value.replace(' ', '\\ ')}" for name, value in STARTUP.items())
     return " ".join([given, *ours] if given else ours)
 
 
 def refuses_options(error: Exception) -> bool:
-    """Whether it is a pooler that takes no ``options``: PgBouncer (unless it is told to ignore them), RDS Proxy."""
+    """Whether the error is a pooler's refusal of ``options``, as from RDS Proxy, or PgBouncer by default."""
     return bool(_OPTIONS_REFUSED.search(str(error)))
 
 
 def check_session(connection: Connection[Any]) -> None:
-    """One round trip that finds out whether the session still takes writes and means what our SQL means.
+    """Checks in one round trip that the session takes writes and has the settings that our SQL relies on.
 
-    A second one sets what cannot be asked for when opening, where that is needed and the session is ours alone. Raises
-    DatabaseUnavailable for a session that is read-only, UnsuitableDatabase for what an administrator must mend,
-    psycopg.Error where none answers.
+    A second round trip sets MENDED, if that is needed and the session is ours alone. Raises DatabaseUnavailable for a
+    read-only session, UnsuitableDatabase for a setting that an administrator must change, and psycopg.Error where the
+    server does not answer.
     """
     values: dict[str, str | None] = dict(connection.execute(_QUERIES["session"].sql).fetchall())
     if values["control_plane.session"] == "own" and (names := MENDED.keys() & _unsuitable(values)):
@@ -137,20 +139,20 @@ def check_session(connection: Connection[Any]) -> None:
 
 
 def _unsuitable(values: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
-    """Of the settings that are not as they must be, the value and the one that is wanted."""
+    """Returns the unsuitable settings, each with its value and the wanted one."""
     unsuitable = {
         name: (value or "empty", need.wanted)
         for name, need in NEEDS.items()
         if (value := values[name]) is not None and not need.suits(value)
     }
-    # Null: nothing of the path may be used yet, as before the first migration.
+    # It is null if the role may use no schema of the search_path yet, as before the first migration.
     if (schema := values["current_schema"]) not in {"public", None}:
         unsuitable["search_path"] = (f"one that leads to schema {schema}", "public")
     return unsuitable
 
 
 def _problems(values: Mapping[str, str | None], info: ConnectionInfo) -> list[str]:
-    """What is wrong with a session, each with its remedy."""
+    """Returns all that is wrong with a session, each with its remedy."""
     problems = []
     if info.server_version < OLDEST_SERVER * 10_000:
         version = info.server_version // 10_000
