@@ -1,4 +1,4 @@
-"""``python -I install_uv.py FOLDER REQUIREMENTS``: a virtual environment in FOLDER with the uv that is locked in REQUIREMENTS.
+"""``python -I install_uv.py FOLDER REQUIREMENTS`` makes a virtual environment with the uv that REQUIREMENTS locks.
 
 It is run by any Python from 3.8 on, and so imports the standard library alone. Of the user's pip settings only those
 count that say where packages come from: others, such as ``user = true``, would put uv elsewhere, or nowhere.
@@ -46,7 +46,7 @@ def pip_environment(pip):
     """
     # A file's own `quiet` would leave nothing to read.
     reading = dict(os.environ, PIP_QUIET="0", PIP_VERBOSE="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
-    listed = subprocess.run(pip + ["config", "list"], env=reading, stdout=subprocess.PIPE, check=False).stdout.decode()
+    listed = subprocess.run([*pip, "config", "list"], env=reading, stdout=subprocess.PIPE, check=False).stdout.decode()
     # "global" sorts before "install", whose settings win over it; variables win over both.
     settings = re.findall(r"^(?:global|install)\.([a-z-]+)=(.*)$", listed, re.MULTILINE)
     sources = {

@@ -1,4 +1,4 @@
-"""The checkout on machines unlike ours: pip set up otherwise, scripts called through links, git that converts ends of lines."""
+"""The checkout where pip is set up otherwise, scripts are called through links, or git converts ends of lines."""
 
 import hashlib
 import os
