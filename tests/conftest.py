@@ -1,6 +1,7 @@
 """Fixtures that every part shares: no real cloud within reach, and a real Postgres, cloned per test."""
 
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +24,12 @@ TEMPLATE = "acp_template"
 PASSWORD = "test-password"
 SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
 """The tests' own two; the template has these, and may have more."""
+
+
+def pytest_configure() -> None:
+    """Give SIGINT its default action, for tests and their children: `nohup` and many CI runners start with it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

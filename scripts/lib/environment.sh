@@ -6,14 +6,40 @@ export UV_CACHE_DIR=${UV_CACHE_DIR:-$ACP_HOME/cache/uv}
 export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-$ACP_HOME/python}
 export UV_NO_PROGRESS=${UV_NO_PROGRESS:-$([ -t 2 ] || echo 1)}
 [ -n "$UV_NO_PROGRESS" ] || unset UV_NO_PROGRESS
-# An active environment of somebody else's must neither be used nor changed.
-unset VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH UV_PYTHON UV_SYSTEM_PYTHON
+# What others set for their own Python, environment or shell must not bend ours.
+unset UV PYTHON313 VIRTUAL_ENV CONDA_PREFIX
+for name in "${!PYTHON@}"; do
+  case $name in
+    PYTHONIOENCODING | PYTHONUTF8 | PYTHONUNBUFFERED | PYTHONFAULTHANDLER | PYTHONASYNCIODEBUG | PYTHONDEVMODE) ;;
+    PYTHONDONTWRITEBYTECODE | PYTHONPYCACHEPREFIX | PYTHONTRACEMALLOC | PYTHONHASHSEED) ;;
+    *) unset "$name" ;;
+  esac
+done
+# Of uv's settings those count that say where packages and interpreters come from, and how they are fetched and kept.
+for name in "${!UV_@}"; do
+  case $name in
+    UV_*INDEX* | UV_FIND_LINKS | UV_KEYRING_PROVIDER | UV_OFFLINE | UV_CONFIG_FILE | UV_NO_CONFIG) ;;
+    UV_*CERTS | UV_NATIVE_TLS | UV_INSECURE_HOST | UV_*TIMEOUT | UV_HTTP_* | UV_CONCURRENT_* | UV_*TOKEN) ;;
+    UV_CACHE_DIR | UV_NO_CACHE | UV_LINK_MODE | UV_NO_PROGRESS | UV_PYTHON_INSTALL_* | UV_PYTHON_DOWNLOADS*) ;;
+    *) unset "$name" ;;
+  esac
+done
+# The same of pip's, which SAM builds layers with, too.
+for name in "${!PIP_@}"; do
+  case $name in
+    PIP_*INDEX* | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_KEYRING_PROVIDER | PIP_CONFIG_FILE) ;;
+    PIP_CERT | PIP_CLIENT_CERT | PIP_PROXY | PIP_*TIMEOUT | PIP_RETRIES | PIP_USE_FEATURE) ;;
+    PIP_CACHE_DIR | PIP_NO_CACHE_DIR | PIP_DISABLE_PIP_VERSION_CHECK) ;;
+    *) unset "$name" ;;
+  esac
+done
+unset name
 
 say() { printf '%s\n' "$*" >&2; }
 
 # Sets UV to a uv that really runs: the user's own, or one installed below .acp.
 find_uv() {
-  local candidate python
+  local candidate python found=
   for candidate in "$ACP_HOME/uv/bin/uv" uv "${HOME:-}/.local/bin/uv"; do
     # A pyenv shim is found and still does not run: only running it tells.
     if "$candidate" --version >/dev/null 2>&1; then
@@ -23,13 +49,21 @@ find_uv() {
   done
   for python in python3.13 python3 python3.14 python3.12 python3.11 python3.10 python3.9 /usr/bin/python3 \
     "${HOME:-}"/.pyenv/versions/3.*/bin/python3; do
-    "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1 || continue
+    "$python" -I -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1 || continue
+    found=$python
     say "Installing uv into .acp/uv …"
+    if "$python" -I scripts/lib/install_uv.py "$ACP_HOME/uv" requirements/uv.txt >&2 &&
+      "$ACP_HOME/uv/bin/uv" --version >/dev/null; then
+      UV=$ACP_HOME/uv/bin/uv
+      return
+    fi
     rm -rf "$ACP_HOME/uv"
-    "$python" -m venv "$ACP_HOME/uv" >&2 &&
-      "$ACP_HOME/uv/bin/python" -m pip install --quiet --no-cache-dir --disable-pip-version-check uv >&2 &&
-      UV=$ACP_HOME/uv/bin/uv && return
   done
+  if [ -n "$found" ]; then
+    say "uv could not be installed: what pip said is above. Is a package index reachable?"
+    say "Or install uv yourself (https://docs.astral.sh/uv/), then run this again."
+    exit 69
+  fi
   say "No uv, and no Python 3.8 or later with venv and pip to install it with."
   say "Install Python 3.13 (https://www.python.org/downloads/) or uv (https://docs.astral.sh/uv/), then run this again."
   exit 69

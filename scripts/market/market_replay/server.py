@@ -124,19 +124,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve(self._delete)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's signature
-        """Nothing: a request is logged once it is answered."""
+        """Nothing: a request is logged with its status, just before its answer is sent."""
 
     def _serve(self, answer: Callable[[str], None]) -> None:
         if self._replay.stopping.is_set():  # a kept-alive connection outlives the listening socket
             self.close_connection = True
             return
-        started = time.perf_counter()
-        self._status = 0
+        self._started = time.perf_counter()
         answer(urlsplit(self.path).path)
-        if self._replay.log:
-            milliseconds = (time.perf_counter() - started) * 1000
-            client = self.client_address[0]
-            self._replay.log(f"{client} {self.command} {self.path!r} {self._status} {milliseconds:.1f} ms")
 
     def _get(self, path: str) -> None:
         if path.startswith(CHART_PATH):
@@ -205,7 +200,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, body, "application/json;charset=utf-8")
 
     def _send(self, status: int, body: bytes, content_type: str) -> None:
-        self._status = status
+        # Before the answer: whoever has read it may end this process at once, and the line would be lost.
+        if self._replay.log:
+            milliseconds = (time.perf_counter() - self._started) * 1000
+            self._replay.log(f"{self.client_address[0]} {self.command} {self.path!r} {status} {milliseconds:.1f} ms")
         self.send_response(status)
         if status != 204:
             self.send_header("Content-Type", content_type)
