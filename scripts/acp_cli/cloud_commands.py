@@ -60,7 +60,8 @@ CloudOption = Annotated[
     ),
 ]
 SymbolsOption = Annotated[
-    str | None, typer.Option(help="What to ingest, as Yahoo spells it: AAPL,BTC-USD.", show_default=False)
+    str | None,
+    typer.Option(help="What to ingest: AAPL,MSFT. The replay has AAPL, FB, GOOG, IBM and MSFT.", show_default=False),
 ]
 
 
@@ -110,6 +111,8 @@ def up(
         run = cloud.up(options, progress)
         mending.mend_what_was_left(cloud, run, progress.say)
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
+    if run.market_source == MarketChoice.REPLAY:
+        progress.say("The replay has AAPL, FB, GOOG, IBM and MSFT, and no other symbol.")
     if url := cloud.outputs(run).get("ApiUrl"):
         progress.say(f"The API: curl {url}/health")
 

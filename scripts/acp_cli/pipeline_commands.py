@@ -47,7 +47,10 @@ def register(app: typer.Typer) -> None:
 
 def ingest(
     ctx: typer.Context,
-    symbols: Annotated[list[str], typer.Argument(help="As Yahoo spells them: AAPL BTC-USD.", show_default=False)],
+    symbols: Annotated[
+        list[str],
+        typer.Argument(help="As Yahoo spells them; the replay has AAPL, FB, GOOG, IBM and MSFT.", show_default=False),
+    ],
     *,
     as_json: _JsonOption = False,
 ) -> None:

@@ -28,10 +28,19 @@ from tests.integration.fakes import FakeSource, RecordingTelemetry
 from control_plane.ingestion import service
 from control_plane.ingestion.service import IngestionResult, ingest
 from control_plane.ingestion.source import Entity, Fetched, Json, Observation, Source, TradingSession
-from control_plane.ingestion.store import QUERIES, Look, LookOutcome, RawPayload, Stored, store_events
+from control_plane.ingestion.store import (
+    LARGEST_RAW_PAYLOAD,
+    QUERIES,
+    Look,
+    LookOutcome,
+    RawPayload,
+    Stored,
+    store_events,
+)
 from control_plane.model.errors import SourceError
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
+from control_plane.ops.timeline import LARGEST_SHOWN_PAYLOAD, read_timeline
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
 from domains import EVENT_TYPES
@@ -906,3 +915,36 @@ def test_the_end_of_a_chain_is_found_among_many_by_probes(app: Connection[Any], 
     # An event and a repeated look each; the plan's figures are averages, rounded to whole rows by older servers.
     assert 2 * many * 0.95 <= visited(json.loads(steps)[0]["Plan"]) <= 3 * many
     assert {"events_one_per_revision", "repeated_looks_key"} == set(re.findall(r'"Index Name": "(\w+)"', steps))
+
+
+# Bounded: what one answer can cost
+
+
+def test_the_database_refuses_a_raw_payload_beyond_its_bound(app: Connection[Any]) -> None:
+    too_large = replace(raw_payload(), payload={"text": "x" * LARGEST_RAW_PAYLOAD})
+    with pytest.raises(psycopg.errors.CheckViolation, match="raw_payloads_are_bounded"), app.transaction():
+        store_events(app, [too_large], [])
+
+
+@pytest.mark.parametrize("raw", ["x" * LARGEST_RAW_PAYLOAD, [1e300] * 60_000], ids=["text", "digits"])
+def test_an_answer_too_large_to_be_kept_fails_its_symbol_alone(app: Connection[Any], raw: Json) -> None:
+    class Large(FakeSource):
+        def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
+            fetched = super().fetch(symbol, since, asked_at)
+            return replace(fetched, raw=raw) if symbol == "IBM" else fetched
+
+    result = run(app, Large({"AAPL": seeds.bars(3), "IBM": seeds.bars(3)}), "AAPL", "IBM")
+    assert (result.ingested, result.failed_symbols) == (3, ["IBM"])
+    ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
+    assert (entity_id, payload["kind"]) == ("IBM", "malformed")
+
+
+def test_a_timeline_says_that_a_large_raw_payload_is_left_out(app: Connection[Any]) -> None:
+    raw = replace(raw_payload(), payload={"text": "x" * (LARGEST_SHOWN_PAYLOAD + 1)})
+    with app.transaction():
+        stored = store_events(app, [raw], [replace(look, raw_payload_id=raw.id) for look in seeds.ticks(1)])
+    timeline = read_timeline(app, stored.events[0].event_id)
+    assert timeline is not None
+    assert timeline.raw_payload is not None
+    assert timeline.raw_payload["payload_json"] is None
+    assert "more than the 1048576 that are shown" in timeline.raw_payload["omitted"]

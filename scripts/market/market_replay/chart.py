@@ -79,7 +79,7 @@ class Question:
 def chart(symbol: str, question: Question, now: datetime, fault: Fault) -> Answer:
     """Returns the answer's JSON, with the market as it is at ``now``. Raises Refusal."""
     if symbol not in SYMBOLS:
-        raise Refusal(404, "Not Found", "No data found, symbol may be delisted")
+        raise Refusal(404, "Not Found", f"The replay has {', '.join(SYMBOLS)} and no other symbol")
     start = max(question.start, now - HISTORY)
     if question.end <= start:
         raise Refusal(

@@ -566,12 +566,15 @@ def test_silence_about_an_entity_is_passed_on(market: Market) -> None:
 def test_an_unknown_symbol_is_named_with_yahoos_reason(market: Market) -> None:
     error = refused(market.source(), "NOPE")
     assert error.kind == "unknown_symbol"
-    assert "may be delisted" in error.reason
+    assert "The replay has AAPL, FB, GOOG, IBM, MSFT" in error.reason
     assert error.raw["status"] == 404
     assert json.loads(error.raw["body"]) == {
         "chart": {
             "result": None,
-            "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"},
+            "error": {
+                "code": "Not Found",
+                "description": "The replay has AAPL, FB, GOOG, IBM, MSFT and no other symbol",
+            },
         }
     }
 

@@ -179,7 +179,11 @@ def test_daily_bars_add_the_minutes_up(client: Client) -> None:
 
 
 def test_an_unknown_symbol_is_not_found(client: Client) -> None:
-    assert client.refusal("NOPE") == (404, "Not Found", "No data found, symbol may be delisted")
+    assert client.refusal("NOPE") == (
+        404,
+        "Not Found",
+        "The replay has AAPL, FB, GOOG, IBM, MSFT and no other symbol",
+    )
 
 
 @pytest.mark.parametrize(
