@@ -35,7 +35,7 @@ def source() -> YFinanceSource:
     return YFinanceSource(market_data_url=settings().market_data_url)
 
 
-@function(telemetry)
+@function(telemetry, sample="events/ingestion.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Ingests SYMBOLS, or those of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
     given = event.get("symbols")

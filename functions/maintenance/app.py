@@ -26,7 +26,7 @@ def database() -> Database:
     )
 
 
-@function(telemetry)
+@function(telemetry, sample="events/maintenance.json")
 def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """One run, for as long as the invocation lasts. Returns a MaintenanceReport."""
     report = (

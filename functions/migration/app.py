@@ -34,7 +34,7 @@ def database() -> Database:
     )
 
 
-@function(telemetry)
+@function(telemetry, sample="events/migration.json")
 def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """Applies missing migrations and syncs the subscriptions; a second run changes nothing.
 

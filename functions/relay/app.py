@@ -53,7 +53,7 @@ def relay(name: str) -> Relay:
     )
 
 
-@function(telemetry)
+@function(telemetry, sample="events/relay.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Delivers what is due; stays for RELAY_LINGER_SECONDS, or as the event says: ``{"linger_seconds": n}``.
 

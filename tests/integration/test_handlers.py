@@ -115,6 +115,9 @@ class Function:
     def close(self) -> None:
         if self.module.database.cache_info().currsize:
             self.module.database().close()
+        health = getattr(self.module, "health", None)
+        if health is not None and health.cache_info().currsize:
+            health().close()
 
 
 type Load = Callable[..., Function]

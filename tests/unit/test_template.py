@@ -337,7 +337,8 @@ def test_the_apis_routes_are_named_one_by_one_and_are_those_of_the_function() ->
     module = ast.parse((ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
     routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
-    assert declared == {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
+    own = {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
+    assert declared == own | {("HEAD", path) for method, path in own if method == "GET"}
     # An emulator answers 403 to {proxy+}; a gateway that passes on what is no route is paid for it.
     assert not [path for _, path in declared if "+" in path]
     for event in events:
@@ -348,16 +349,28 @@ def test_all_of_the_apis_routes_but_health_are_guarded() -> None:
     text = (ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8")
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
     routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
-    unguarded = [call for call in routes if "guard" not in {keyword.arg for keyword in call.keywords}]
-    assert [ast.literal_eval(call.args[1]) for call in unguarded] == ["/health"]
+    opened = [call for call in routes if "is_open" in {keyword.arg for keyword in call.keywords}]
+    assert [ast.literal_eval(call.args[1]) for call in opened] == ["/health"]
 
 
 def test_anybody_may_ask_for_health_and_so_the_gateway_lets_few_through() -> None:
-    [settings] = API["MethodSettings"]
-    assert (settings["ResourcePath"], settings["HttpMethod"]) == ("/*", "*")
+    limits = {(one["ResourcePath"], one["HttpMethod"]): one for one in API["MethodSettings"]}
+    assert limits.keys() == {("/*", "*"), ("/~1health", "GET"), ("/~1health", "HEAD")}
     # Each request at work holds a connection to Postgres.
-    assert 0 < settings["ThrottlingBurstLimit"] <= 20
-    assert 0 < settings["ThrottlingRateLimit"] <= 20
+    assert 0 < limits["/*", "*"]["ThrottlingRateLimit"] <= limits["/*", "*"]["ThrottlingBurstLimit"] <= 20
+    # What strangers can have at work at a time leaves concurrency to those with a token.
+    health = [one for (path, _), one in limits.items() if path == "/~1health"]
+    assert sum(one["ThrottlingBurstLimit"] for one in health) < 10
+
+
+def test_refused_tokens_raise_an_alarm() -> None:
+    alarm = RESOURCES["UnauthorizedRequestsAlarm"]["Properties"]
+    assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
+        "ControlPlane",
+        "UnauthorizedRequests",
+        "Sum",
+    )
+    assert {one["Name"] for one in alarm["Dimensions"]} == {"service", "function_name"}
 
 
 def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> None:

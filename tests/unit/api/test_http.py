@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -45,8 +46,10 @@ def let_in(_request: Request) -> None:
 
 
 def ask(telemetry: Telemetry, routes: list[Route], path: str, method: str = "GET", **event: Any) -> dict[str, Any]:
-    answer = Api(routes, telemetry=telemetry).answer({"httpMethod": method, "path": path, **event}, FakeContext())
-    return {**answer, "body": json.loads(answer["body"])}
+    answer = Api(routes, guard=event.pop("guard", let_in), telemetry=telemetry).answer(
+        {"httpMethod": method, "path": path, **event}, FakeContext()
+    )
+    return {**answer, "body": json.loads(answer["body"]) if answer["body"] else None}
 
 
 def test_a_parameter_is_one_part_of_the_path(telemetry: Telemetry) -> None:
@@ -64,14 +67,70 @@ def test_a_route_that_is_named_needs_no_path(telemetry: Telemetry) -> None:
 def test_another_method_learns_which_ones_there_are(telemetry: Telemetry) -> None:
     routes = [Route("GET", "/a", echo), Route("PUT", "/a", echo), Route("POST", "/b", echo)]
     answer = ask(telemetry, routes, "/a", "DELETE")
-    assert (answer["statusCode"], answer["headers"]["Allow"]) == (405, "GET, PUT")
+    assert (answer["statusCode"], answer["headers"]["Allow"]) == (405, "GET, HEAD, PUT, OPTIONS")
+
+
+def test_a_route_is_closed_unless_it_says_that_it_is_open(telemetry: Telemetry) -> None:
+    routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
+    for path, status in (("/closed", 401), ("/open", 200)):
+        for method in ("GET", "HEAD"):
+            assert ask(telemetry, routes, path, method, guard=refuse)["statusCode"] == status
+
+
+def test_a_named_route_counts_and_its_path_does_not(telemetry: Telemetry) -> None:
+    routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
+    assert ask(telemetry, routes, "/open", resource="/closed", guard=refuse)["statusCode"] == 401
+    assert ask(telemetry, routes, "/open", resource="/elsewhere", guard=refuse)["statusCode"] == 404
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_refused"),
+    [
+        (("GET", "/a/{b}"), ("GET", "/a/c"), True),
+        (("GET", "/a/{b}"), ("GET", "/a/{c}"), True),
+        (("GET", "/a"), ("HEAD", "/a"), True),
+        (("GET", "/a/{b}"), ("PUT", "/a/c"), False),
+        (("GET", "/a/b"), ("GET", "/a/c"), False),
+        (("GET", "/a/{b}"), ("GET", "/a/{b}/c"), False),
+    ],
+)
+def test_two_routes_for_one_request_are_refused(
+    telemetry: Telemetry, one: tuple[str, str], other: tuple[str, str], is_refused: bool
+) -> None:
+    routes = [Route(*one, echo), Route(*other, echo)]
+    with pytest.raises(ValueError, match="answer the same requests") if is_refused else nullcontext():
+        Api(routes, guard=let_in, telemetry=telemetry)
+
+
+def test_head_is_get_without_a_body(telemetry: Telemetry) -> None:
+    routes = [Route("GET", "/a", echo), Route("POST", "/b", echo)]
+    get, head = (ask(telemetry, routes, "/a", method) for method in ("GET", "HEAD"))
+    assert head == {**get, "body": None}
+    assert ask(telemetry, routes, "/b", "HEAD")["statusCode"] == 405
+
+
+def test_options_names_the_methods(telemetry: Telemetry) -> None:
+    routes = [Route("GET", "/a", echo), Route("PUT", "/a", echo)]
+    answer = ask(telemetry, routes, "/a", "OPTIONS", guard=refuse)
+    assert (answer["statusCode"], answer["headers"]["Allow"]) == (204, "GET, HEAD, PUT, OPTIONS")
+    assert ask(telemetry, routes, "/b", "OPTIONS")["statusCode"] == 404
+
+
+def test_the_log_line_names_the_caller_by_the_gateway_alone() -> None:
+    telemetry, log = Telemetry("caller"), io.StringIO()
+    telemetry.logger.registered_handler.setStream(log)  # type: ignore[attr-defined]  # a StreamHandler
+    identity = {"requestContext": {"identity": {"sourceIp": "203.0.113.7\nforged"}}}
+    ask(telemetry, [Route("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"}, **identity)
+    ask(telemetry, [Route("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"})
+    callers = [json.loads(line).get("caller") for line in log.getvalue().splitlines()]
+    assert callers == ["203.0.113.7 forged", None]
 
 
 def test_a_guard_is_asked_before_its_route(telemetry: Telemetry) -> None:
     def never(_parameters: Mapping[str, str]) -> Response:
         raise AssertionError
 
-    answer = ask(telemetry, [Route("GET", "/a", never, guard=refuse)], "/a")
+    answer = ask(telemetry, [Route("GET", "/a", never)], "/a", guard=refuse)
     assert (answer["statusCode"], answer["body"]["detail"]) == (401, "no")
 
 
@@ -94,7 +153,7 @@ def test_an_error_is_a_problem_that_tells_nothing_and_a_line_in_the_log_that_tel
 
     telemetry, log = Telemetry("failing"), io.StringIO()
     telemetry.logger.registered_handler.setStream(log)  # type: ignore[attr-defined]  # a StreamHandler
-    answer = ask(telemetry, [Route("GET", "/a", failing)], "/a")
+    answer = ask(telemetry, [Route("GET", "/a", failing, is_open=True)], "/a")
     assert answer["statusCode"] == status
     assert answer["headers"]["Content-Type"] == "application/problem+json"
     assert ("Retry-After" in answer["headers"]) == (status == 503)
@@ -112,8 +171,8 @@ def test_what_to_run_on_a_schema_that_is_behind_is_told_to_whom_the_guard_let_in
     def failing(_parameters: Mapping[str, str]) -> Response:
         raise SchemaVersionMismatch("version 2: run this")
 
-    for guard, told in ((None, False), (let_in, True)):
-        answer = ask(telemetry, [Route("GET", "/a", failing, guard=guard)], "/a")
+    for is_open, told in ((True, False), (False, True)):
+        answer = ask(telemetry, [Route("GET", "/a", failing, is_open=is_open)], "/a")
         assert ("run this" in answer["body"]["detail"]) == told
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from control_plane.api.http import Refused, Request
 from control_plane.api.tokens import MAX_AGE_SECONDS, REREAD_SECONDS, BearerToken, token_text
+from control_plane.model.errors import ConfigurationError, ControlPlaneError
 from control_plane.platform.aws import SecretUnavailable
 from control_plane.platform.settings import ApiTokenSettings
 
@@ -18,6 +19,7 @@ class Vault:
         self.token = token
         self.reads = 0
         self.fails = False
+        self.error: ControlPlaneError | None = None
         self.now = 1000.0
         self.bearer = BearerToken(self.read, monotonic=lambda: self.now)
 
@@ -25,6 +27,8 @@ class Vault:
         self.reads += 1
         if self.fails:
             raise SecretUnavailable("the secret arn:… cannot be read")
+        if self.error is not None:
+            raise self.error
         return self.token
 
     def lets_in(self, token: str) -> bool:
@@ -101,6 +105,32 @@ def test_a_secret_that_cannot_be_read_lets_nobody_in_and_is_not_hammered() -> No
     assert vault.reads == 1
     vault.now += REREAD_SECONDS
     vault.fails = False
+    assert vault.lets_in("right")
+
+
+def test_a_wrong_token_locks_nobody_out_while_the_secret_cannot_be_read() -> None:
+    vault = Vault("right")
+    assert vault.lets_in("right")
+    vault.fails = True
+    for _ in range(10):
+        vault.now += REREAD_SECONDS
+        with pytest.raises(SecretUnavailable):  # it may be a new one
+            vault.lets_in("wrong")
+        assert vault.lets_in("right")
+    assert vault.reads == 11
+    vault.fails = False
+    vault.now += REREAD_SECONDS
+    assert not vault.lets_in("wrong")
+    assert vault.lets_in("right")
+
+
+def test_a_secret_that_lost_its_token_locks_nobody_out() -> None:
+    vault = Vault("right")
+    assert vault.lets_in("right")
+    vault.error = ConfigurationError(["the secret arn:… is neither a token as plain text nor a JSON object"])
+    vault.now += REREAD_SECONDS
+    with pytest.raises(ConfigurationError):
+        vault.lets_in("wrong")
     assert vault.lets_in("right")
 
 

@@ -85,7 +85,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "PublishLatency", "CommitToPublishLatency", "OutboxPending", "OldestPendingAge", "SourceFailures",
         "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration", "OpenSymbols", "MarketSilence",
         "EventsConsumed", "DuplicateDeliveries", "ConsumeFailures", "MigrationsApplied",
-        "StaleLooks", "UnsubscribedMessages", "UnknownSubscriptions",
+        "StaleLooks", "UnsubscribedMessages", "UnknownSubscriptions", "UnauthorizedRequests",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)

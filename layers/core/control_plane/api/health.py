@@ -1,16 +1,141 @@
-"""GET /health: open to all, so it says that something is wrong, and not what."""
+"""GET /health: open to all, so it says that something is wrong, and not what.
 
-from collections.abc import Mapping
+As anybody may ask, an environment looks at the database at most every few seconds, and a look that takes long is not
+waited for.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
+from threading import Event, Thread
+from typing import Any, Final
 
 from control_plane.api.http import RETRY_AFTER_SECONDS, Response
-from control_plane.model.errors import ControlPlaneError, SchemaVersionMismatch
+from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.ops.health import read_health
 from control_plane.platform.database import Database
 from control_plane.platform.function import database_failures
 
+PATIENCE_SECONDS: Final = 1.0
+"""How long somebody waits for a look at the database: connecting, checking and reading together."""
+KEEP_SECONDS: Final = 5.0
+"""How long an answer is given again."""
+
 type Checks = Mapping[str, Mapping[str, Any]]
+
+
+class HealthReporter:
+    """Answers /health from a look at the database that is at most ``keep_seconds`` old.
+
+    ``open_database`` makes the database of one look and those after it, with its URL already read: a secret has a
+    patience of its own. A look runs on a thread: neither a name server nor libpq, whose shortest time-out is two
+    seconds an address, ends in time. There is one at a time, and so one connection.
+    """
+
+    def __init__(
+        self,
+        open_database: Callable[[], Database],
+        *,
+        max_pending_age_seconds: float,
+        patience_seconds: float = PATIENCE_SECONDS,
+        keep_seconds: float = KEEP_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._open_database = open_database
+        self._max_pending_age_seconds = max_pending_age_seconds
+        self._patience_seconds = patience_seconds
+        self._keep_seconds = keep_seconds
+        self._monotonic = monotonic
+        self._look: _Look | None = None
+        self._database: Database | None = None
+        self._kept: Response | None = None
+        self._kept_at = float("-inf")
+
+    def answer(self) -> Response:
+        """200 while all is ``ok``, or ``degraded`` because a breaker is open; 503 once something is ``failing``."""
+        if self._kept is not None and self._monotonic() - self._kept_at < self._keep_seconds:
+            return self._kept
+        answer = self._look_again()
+        # The cause is logged once, with the answer that found it.
+        self._kept, self._kept_at = replace(answer, cause=None), self._monotonic()
+        return answer
+
+    def expire(self) -> None:
+        """Has the next answer looked for anew."""
+        self._kept = None
+
+    def close(self) -> None:
+        """Closes the connection, if there is one."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _look_again(self) -> Response:
+        patience_ends = self._monotonic() + self._patience_seconds
+        if self._look is not None and not self._look.is_over(self._patience_seconds):
+            return _unavailable(self._late())
+        try:
+            if self._database is None:
+                self._database = self._open_database()
+                patience_ends = self._monotonic() + self._patience_seconds
+        except ControlPlaneError as error:
+            return _unavailable(error)
+        database = self._database
+        self._look = _Look(lambda: report_health(database, max_pending_age_seconds=self._max_pending_age_seconds))
+        if not self._look.is_over(max(0.0, patience_ends - self._monotonic())):
+            self._database = None
+            self._look.abandon(database)
+            return _unavailable(self._late())
+        response = self._look.result()
+        if response.status != HTTPStatus.OK and "schema" not in (response.body or {})["checks"]:
+            self.close()  # the next look reads the URL again, for the secret may have been rotated
+        return response
+
+    def _late(self) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            f"Postgres did not answer /health within {self._patience_seconds:g} seconds: is it overloaded, or the way "
+            "to it blocked?"
+        )
+
+
+class _Look:
+    """One look at the database, on a thread of its own."""
+
+    def __init__(self, look: Callable[[], Response]) -> None:
+        self._run = look
+        self._response: Response | None = None
+        self._error: BaseException | None = None
+        self._abandoned: Database | None = None
+        self._over = Event()
+        Thread(target=self._work, name="health", daemon=True).start()
+
+    def is_over(self, within_seconds: float) -> bool:
+        """Waits for its end."""
+        return self._over.wait(within_seconds)
+
+    def abandon(self, database: Database) -> None:
+        """Has it close the connection once it ends."""
+        self._abandoned = database
+        if self._over.is_set():  # it ended just now, and may not have seen it
+            database.close()
+
+    def result(self) -> Response:
+        """Raises what the look raised."""
+        if self._error is not None:
+            raise self._error
+        assert self._response is not None, "it is over"
+        return self._response
+
+    def _work(self) -> None:
+        try:
+            self._response = self._run()
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
+        finally:
+            self._over.set()
+            if self._abandoned is not None:
+                self._abandoned.close()
 
 
 def report_health(database: Database, *, max_pending_age_seconds: float) -> Response:
@@ -21,7 +146,7 @@ def report_health(database: Database, *, max_pending_age_seconds: float) -> Resp
     except SchemaVersionMismatch as error:
         return _response({"database": {"status": "ok"}, "schema": {"status": "failing"}}, cause=error)
     except ControlPlaneError as error:
-        return _response({"database": {"status": "failing"}}, cause=error)
+        return _unavailable(error)
     age = health.oldest_pending_age_seconds
     return _response(
         {
@@ -35,6 +160,10 @@ def report_health(database: Database, *, max_pending_age_seconds: float) -> Resp
             "breakers": {"status": "degraded" if health.open_breakers else "ok", "open": health.open_breakers},
         }
     )
+
+
+def _unavailable(cause: Exception) -> Response:
+    return _response({"database": {"status": "failing"}}, cause=cause)
 
 
 def _response(checks: Checks, *, cause: Exception | None = None) -> Response:

@@ -13,7 +13,7 @@ from control_plane.model.errors import ConfigurationError, ControlPlaneError
 from control_plane.platform.settings import ApiTokenSettings
 
 MAX_AGE_SECONDS: Final = 300.0
-"""For so long at most a token that was replaced is still let in."""
+"""For so long at most a token that was replaced is still let in, whether or not the secret can be read."""
 REREAD_SECONDS: Final = 5.0
 """One that does not match may be new. To look more often than this would let guesses hammer Secrets Manager."""
 
@@ -29,6 +29,9 @@ class BearerToken:
         self._digest: bytes | None = None
         self._failure: ControlPlaneError | None = None
         self._read_at = float("-inf")
+        """When reading was last tried."""
+        self._known_at = float("-inf")
+        """When the token that is known was read."""
 
     def require(self, request: Request) -> None:
         """Raises Refused for a request without the token; what ``read`` raises where the token cannot be had."""
@@ -47,30 +50,30 @@ class BearerToken:
             )
 
     def _matches(self, presented: str) -> bool:
-        age = self._monotonic() - self._read_at
-        if age >= MAX_AGE_SECONDS or (self._failure is not None and age >= REREAD_SECONDS):
-            self._refresh()
-        if self._compare(presented):
+        if self._is_known(presented):
             return True
-        if self._monotonic() - self._read_at < REREAD_SECONDS:
+        if self._monotonic() - self._read_at >= REREAD_SECONDS:
+            self._refresh()
+            if self._is_known(presented):
+                return True
+        if self._failure is not None:  # it may be a new token, which cannot be read
+            raise self._failure
+        return False
+
+    def _is_known(self, presented: str) -> bool:
+        if self._digest is None or self._monotonic() - self._known_at >= MAX_AGE_SECONDS:
             return False
-        self._refresh()
-        return self._compare(presented)
+        # Digests are of one length, so that not even that of the token shows.
+        return hmac.compare_digest(_digest(presented), self._digest)
 
     def _refresh(self) -> None:
         self._read_at = self._monotonic()
-        self._digest = self._failure = None
+        self._failure = None
         try:
-            self._digest = _digest(self._read())
+            self._digest, self._known_at = _digest(self._read()), self._read_at
         except ControlPlaneError as error:
+            # The token that is known stays: a stranger's wrong one, which has it read again, must lock nobody out.
             self._failure = error
-
-    def _compare(self, presented: str) -> bool:
-        if self._failure is not None:
-            raise self._failure
-        assert self._digest is not None, "it was read, or could not be"
-        # Digests are of one length, so that not even that of the token shows.
-        return hmac.compare_digest(_digest(presented), self._digest)
 
 
 def token_text(settings: ApiTokenSettings, read_secret: Callable[[str], str]) -> str:

@@ -4,9 +4,41 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from control_plane.model.contract import Event, EventTypes
-from control_plane.model.errors import ControlPlaneError
+from control_plane.model.errors import ContractViolation, ControlPlaneError, MalformedInvocation
 from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.telemetry import Telemetry
+
+
+def consume_batch(
+    event: Mapping[str, Any], consume: Callable[[Mapping[str, Any]], None], *, subscription: str, telemetry: Telemetry
+) -> dict[str, Any]:
+    """Hands each record of a batch to ``consume``, and names in ``batchItemFailures`` those that it raised for.
+
+    A record without a messageId can be neither consumed nor sent back: it is counted and logged, and the others go on.
+    Raises MalformedInvocation for an event that holds no list of records.
+    """
+    records = event.get("Records")
+    if not isinstance(records, list):
+        raise MalformedInvocation(
+            "the event has no list of Records, so it is no batch of SQS messages: events/signal_lab.json shows one"
+        )
+    failures: list[dict[str, str]] = []
+    for place, record in enumerate(records):
+        message_id = record.get("messageId") if isinstance(record, dict) else None
+        if not isinstance(message_id, str) or not message_id:
+            telemetry.count("ConsumeFailures", 1)
+            telemetry.logger.error(
+                "MalformedInvocation",
+                state="failed",
+                subscription=subscription,
+                error=f"record {place} of the batch is no object with a messageId, so it cannot be sent back",
+            )
+            continue
+        try:
+            consume(record)
+        except Exception:  # noqa: BLE001 - consume_record has counted and logged it
+            failures.append({"itemIdentifier": message_id})
+    return {"batchItemFailures": failures}
 
 
 def consume_record(
@@ -30,10 +62,10 @@ def consume_record(
         "message_id": record.get("messageId"),
         "trace_id": _attribute(record, "trace_id"),
         "event_id": _attribute(record, "event_id"),
-        "attempt": (record.get("attributes") or {}).get("ApproximateReceiveCount"),
+        "attempt": _object(record, "attributes").get("ApproximateReceiveCount"),
     }
     try:
-        event = event_types.parse_event(record.get("body", ""))
+        event = event_types.parse_event(_body(record))
         topic = event_types.find(event.event_type, event.schema_version).topic
         about |= {"trace_id": str(event.trace_id), "event_id": str(event.event_id), "topic": topic}
         is_new = retry_conflicts(lambda: consume(event))
@@ -51,7 +83,19 @@ def consume_record(
     telemetry.logger.info("consumed", state="consumed" if is_new else "duplicate", **about)
 
 
+def _body(record: Mapping[str, Any]) -> str:
+    body = record.get("body", "")
+    if not isinstance(body, str):
+        raise ContractViolation("must be text", field="body", value=body)
+    return body
+
+
 def _attribute(record: Mapping[str, Any], name: str) -> str | None:
-    attribute = (record.get("messageAttributes") or {}).get(name) or {}
-    value = attribute.get("stringValue")
+    value = _object(_object(record, "messageAttributes"), name).get("stringValue")
     return value if isinstance(value, str) else None
+
+
+def _object(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns an object within another, empty where there is none."""
+    value = given.get(name)
+    return value if isinstance(value, dict) else {}

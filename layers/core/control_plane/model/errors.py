@@ -16,6 +16,10 @@ class ConfigurationError(ControlPlaneError):
         super().__init__("; ".join(problems))
 
 
+class MalformedInvocation(ControlPlaneError):
+    """Raised when a function is invoked with an event of another shape than its own; says which shape that is."""
+
+
 class ContractViolation(ControlPlaneError):
     """Raised when an event or a payload breaks the contract. Permanent: the same input fails again."""
 

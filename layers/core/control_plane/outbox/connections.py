@@ -10,11 +10,14 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
-from botocore.httpsession import get_cert_path
+from botocore.httpsession import ProxyConfiguration, get_cert_path
+from botocore.utils import get_environ_proxies
+from urllib3.util.ssltransport import SSLTransport
 from urllib3.util.wait import wait_for_read
 
 from control_plane.outbox.answers import MAX_ANSWER_BYTES, Answer
@@ -26,6 +29,42 @@ _MAX_HEAD_BYTES: Final = 65_536
 _PIECE_BYTES: Final = 65_536
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The HTTP proxy that leads to a URL."""
+
+    variable: str
+    host: str
+    port: int
+    uses_tls: bool
+    headers: Mapping[str, str]
+    """What the proxy asks for beside the request: Proxy-Authorization, or nothing."""
+
+    def __repr__(self) -> str:
+        return f"the proxy {self.host}:{self.port} of {self.variable}"
+
+
+def find_proxy(url: str) -> Proxy | None:
+    """Returns the environment's proxy for a URL, as botocore finds it; None where there is none or NO_PROXY names it.
+
+    Raises ValueError, without the URL's password, for one that is no http:// or https:// URL.
+    """
+    configuration = ProxyConfiguration(get_environ_proxies(url))
+    found = configuration.proxy_url_for(url)
+    if not found:
+        return None
+    variable = f"{urlsplit(url).scheme.upper()}_PROXY"
+    try:
+        parts = urlsplit(found)
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        headers = configuration.proxy_headers_for(found)
+    except ValueError:  # a port that is none, a password beyond ASCII
+        host = None
+    if not host or not "".join(headers.values()).isprintable():
+        raise ValueError(f"{variable} is no URL of a proxy, such as http://user:password@proxy.internal:3128")
+    return Proxy(variable, host, port, parts.scheme == "https", headers)
 
 
 class UnreachableError(OSError):
@@ -46,11 +85,27 @@ class Connections:
         self._url = url
         self._uses_tls = parts.scheme == "https"
         self._address = parts.hostname, parts.port or (443 if self._uses_tls else 80)
+        self._proxy = find_proxy(url)
         self._ca_bundle = ca_bundle
         self._connect_timeout = connect_timeout
         self._idle: deque[tuple[socket.socket, float]] = deque()
         """With the time since when."""
         weakref.finalize(self, _close, self._idle)
+
+    @property
+    def target_prefix(self) -> str:
+        """What stands before the path in a request's first line: nothing, or, to a proxy in plain HTTP, the origin."""
+        return "" if self._proxy is None or self._uses_tls else f"http://{self._authority}"
+
+    @property
+    def added_headers(self) -> Mapping[str, str]:
+        """Headers of every request that are for the proxy; over TLS it gets them once, when connecting."""
+        return {} if self._proxy is None or self._uses_tls else self._proxy.headers
+
+    @property
+    def _authority(self) -> str:
+        host, port = self._address
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def take(self) -> socket.socket:
         """Returns a connection that is open.
@@ -93,12 +148,22 @@ class Connections:
         return answer
 
     def _opened(self) -> socket.socket:
+        proxy = self._proxy
+        ends = time.monotonic() + self._connect_timeout
+        address = self._address if proxy is None else (proxy.host, proxy.port)
         try:
-            connection = socket.create_connection(self._address, timeout=self._connect_timeout)
+            connection = socket.create_connection(address, timeout=self._connect_timeout)
         except OSError as error:
             raise self._unreachable(error) from error
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if proxy is not None and proxy.uses_tls:
+                connection = self._tls.wrap_socket(connection, server_hostname=proxy.host)
+            if proxy is not None and self._uses_tls:
+                self._open_tunnel(connection, proxy, ends)
+                if proxy.uses_tls:  # TLS within TLS, which ssl's own sockets do not do
+                    _set_timeout(connection, ends)
+                    return cast("socket.socket", SSLTransport(connection, self._tls, self._address[0]))
             if self._uses_tls:
                 return self._tls.wrap_socket(connection, server_hostname=self._address[0])
         except ssl.SSLError:
@@ -112,8 +177,27 @@ class Connections:
             raise
         return connection
 
+    def _open_tunnel(self, connection: socket.socket, proxy: Proxy, ends: float) -> None:
+        """Has the proxy connect to the server: all that follows is between it and us. Raises OSError."""
+        headers = "".join(f"{name}: {value}\r\n" for name, value in proxy.headers.items())
+        request = f"CONNECT {self._authority} HTTP/1.1\r\nHost: {self._authority}\r\n{headers}\r\n"
+        try:
+            _set_timeout(connection, ends)
+            connection.sendall(request.encode("ascii"))
+            status = _Reader(connection, ends).tunnel()
+        except UnreadableError as error:
+            raise OSError(f"its answer cannot be read: {error}") from error
+        if not 200 <= status < 300:
+            raise OSError(f"it answers HTTP {status} to CONNECT {self._authority}")
+        connection.settimeout(max(0.001, ends - time.monotonic()))
+
     def _unreachable(self, error: OSError) -> UnreachableError:
-        return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint('sqs')}")
+        if self._proxy is None:
+            return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint('sqs')}")
+        return UnreachableError(
+            f"no connection to {self._url} by {self._proxy}: {error}. Does it run, let us in and lead there? What is to "
+            "be reached without it belongs into NO_PROXY"
+        )
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -149,6 +233,15 @@ class _Reader:
         body, is_delimited = self._body(status, headers)
         # Whatever follows unasked would be taken for the answer to the next request.
         return Answer(status, headers, body), says_close or not is_delimited or bool(self._received)
+
+    def tunnel(self) -> int:
+        """Returns the status of the answer to CONNECT. After one that agrees, the server's bytes follow at once."""
+        status, _, _ = self._head()
+        while status < 200:
+            status, _, _ = self._head()
+        if self._received:
+            raise UnreadableError("a proxy that speaks before it is asked to")
+        return status
 
     def _head(self) -> tuple[int, bool, Mapping[str, str]]:
         """Returns the status, whether the connection is to be closed after this answer, and the headers."""

@@ -102,9 +102,14 @@ class _Transport:
         self.connections = Connections(
             endpoint.url, ca_bundle=endpoint.ca_bundle, connect_timeout=CONNECT_TIMEOUT_SECONDS
         )
-        headers = {"Host": host, "Accept-Encoding": "identity", **_SIGNED_HEADERS}
+        headers = {
+            "Host": host,
+            "Accept-Encoding": "identity",
+            **self.connections.added_headers,
+            **_SIGNED_HEADERS,
+        }
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._head = f"POST {path} HTTP/1.1\r\n{lines}".encode("ascii")
+        self._head = f"POST {self.connections.target_prefix}{path} HTTP/1.1\r\n{lines}".encode("ascii")
         self._signer = (
             None
             if endpoint.credentials is None

@@ -1,5 +1,6 @@
 """AWS clients of the functions."""
 
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import boto3
@@ -64,11 +65,12 @@ def find_sqs(endpoint_url: str | None) -> tuple[str, str, "Credentials | None", 
         client.meta.endpoint_url.rstrip("/") + "/",
         client.meta.region_name,
         session.get_credentials(),
-        session.get_config_variable("ca_bundle"),
+        # As botocore's clients: AWS_CA_BUNDLE or the profile's, and then what requests goes by.
+        session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or None,
     )
 
 
-def read_secret(arn: str, *, endpoint_url: str | None) -> str:
+def read_secret(arn: str, *, endpoint_url: str | None, patience_seconds: float = 15.0) -> str:
     """The text of a secret. Raises SecretUnavailable, within a quarter of a minute."""
     client: Any = boto3.client(
         "secretsmanager",

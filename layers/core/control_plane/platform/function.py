@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable
+from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, MalformedInvocation
 from control_plane.platform.aws import read_secret
 from control_plane.platform.conninfo import database_url
 from control_plane.platform.database import Database
@@ -53,10 +53,15 @@ def open_database(
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
-        origin="DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}",
+        origin=origin_of(settings),
         check_schema=check_schema,
         patience_seconds=patience_seconds,
     )
+
+
+def origin_of(settings: DatabaseSettings) -> str:
+    """Names in errors what the database's URL is read from."""
+    return "DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}"
 
 
 @contextmanager
@@ -86,8 +91,20 @@ def log_failure(telemetry: Telemetry, error: Exception) -> None:
         telemetry.logger.error(type(error).__name__, error=str(error), exc_info=error)
 
 
-def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
-    """Wraps a handler: log lines carry the request id, an error is logged once and raised on, metrics are flushed."""
+def _check_is_object(event: object, sample: str) -> None:
+    """Raises MalformedInvocation for another JSON value; names its kind, and not its content."""
+    if not isinstance(event, dict):
+        names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
+        kind = names.get(type(event), "a number")
+        raise MalformedInvocation(f"the event is {kind}: it must be a JSON object; {sample} shows one")
+
+
+def function[R](telemetry: Telemetry, *, sample: str = "a file in events/") -> Callable[[Handler[R]], Handler[R]]:
+    """Wraps a handler: log lines carry the request id, an error is logged once and raised on, metrics are flushed.
+
+    ``sample`` is the file that shows an event of this function. The wrapped handler raises MalformedInvocation for an
+    event that is no JSON object.
+    """
 
     def wrap(handler: Handler[R]) -> Handler[R]:
         @functools.wraps(handler)
@@ -96,6 +113,8 @@ def function[R](telemetry: Telemetry) -> Callable[[Handler[R]], Handler[R]]:
             telemetry.logger.append_keys(function_request_id=context.aws_request_id)
             telemetry.is_of(context.function_name)
             try:
+                telemetry.check_environment()
+                _check_is_object(event, sample)
                 with database_failures():
                     return handler(event, context)
             except Exception as error:

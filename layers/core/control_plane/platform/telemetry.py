@@ -8,6 +8,9 @@ from typing import Final
 from aws_lambda_powertools import Logger, Metrics
 from aws_lambda_powertools.metrics import MetricUnit
 
+from control_plane.model.errors import ConfigurationError
+from control_plane.platform import ENVIRONMENT_PROBLEMS
+
 NAMESPACE: Final = "ControlPlane"
 
 FLUSH_SECONDS: Final = 1.0
@@ -38,6 +41,7 @@ METRICS: Final = {
     "ConsumeFailures": MetricUnit.Count,
     "UnknownSubscriptions": MetricUnit.Count,
     "MigrationsApplied": MetricUnit.Count,
+    "UnauthorizedRequests": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 
@@ -56,6 +60,11 @@ class Telemetry:
         self._function_name = ""
         self._monotonic = monotonic
         self._flushed_at = monotonic()
+
+    def check_environment(self) -> None:
+        """Raises ConfigurationError where a variable of Powertools' was set to what it cannot be."""
+        if ENVIRONMENT_PROBLEMS:
+            raise ConfigurationError(ENVIRONMENT_PROBLEMS)
 
     def is_of(self, function_name: str) -> None:
         """Names the deployed function in every metric: two stacks in one account are told apart by it."""
