@@ -1,5 +1,11 @@
 """`python -m acp_cli`, which scripts/acp runs."""
 
+import sys
+
+# scripts/acp has named a folder for it: without bytecode each command would compile its libraries anew.
+if sys.pycache_prefix is not None:
+    sys.dont_write_bytecode = False
+
 from acp_cli.cli import main
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from control_plane.platform import breakers
 from control_plane.platform.breakers import Breaker
 from local_cloud import database
 from local_cloud.cloud import Cloud
-from local_cloud.errors import UsageError
+from local_cloud.errors import AcpError, UsageError
 from local_cloud.market import SOURCES
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
@@ -67,6 +67,7 @@ def hold(
     name: _NameArgument,
     *,
     by: Annotated[str, typer.Option("--by", envvar="USER", help="Who holds it; others see it.")] = "somebody",
+    force: Annotated[bool, typer.Option("--force", help="Take over what somebody else holds.")] = False,
 ) -> None:
     """Hold a subscription's or a source's breaker open until `resume`: nothing is sent to it or fetched from it."""
     if not by.strip():
@@ -75,7 +76,10 @@ def hold(
     cloud, run = _running(ctx)
     with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
         guarded = _named(connection, cloud, run, name)
-        breakers.hold(connection, guarded.name, by=by.strip())
+        holder = breakers.hold(connection, guarded.name, by=by.strip(), force=force)
+    if holder is not None:
+        msg = f"{guarded} is held by {holder} already."
+        raise AcpError(msg, remedy=f"To hold it in their place: scripts/acp hold {guarded.name} --force")
     what = "no message is sent to it" if guarded.kind == "subscription" else "nothing is fetched from it"
     Progress().say(f"{guarded} is held by {by.strip()}: {what} until scripts/acp resume {guarded.name}")
 

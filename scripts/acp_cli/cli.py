@@ -2,44 +2,86 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+import tomllib
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import psycopg
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from acp_cli import (
-    bench_command,
-    breaker_commands,
-    cloud_commands,
-    db_commands,
-    dead_letter_commands,
-    demo_command,
-    drill_command,
-    invoke_command,
-    new_command,
-    pipeline_commands,
-)
-from control_plane.model.errors import ControlPlaneError
-from local_cloud.aws import AWS_ERRORS
-from local_cloud.cloud import Cloud
+from acp_cli.output import ReaderGone, prepare_streams
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError
-from local_cloud.visible import Terminal, shown, shown_lines
-from local_cloud.workspace import Workspace
+from local_cloud.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from local_cloud.cloud import Cloud
 
 EXIT_CODES = """[bold]Exit codes[/]  0 it is done · 1 what was asked for failed · 2 the command makes no sense ·
 3 the local cloud is not running (scripts/acp up) · 4 another acp is at work · 130 interrupted"""
 
 
+class Entry(NamedTuple):
+    """A command before its module is imported: that takes a second or two, and --help needs none of them."""
+
+    module: str
+    summary: str
+
+
+_CLOUD, _SIGNALS, _DATABASE, _MEASURING = "The local cloud", "Signals", "The database", "Measuring"
+COMMANDS = {
+    _CLOUD: {
+        "up": Entry("cloud_commands", "Start PostgreSQL and something that stands in for AWS, build, deploy."),
+        "down": Entry("cloud_commands", "Stop everything and clear the local state."),
+        "status": Entry("cloud_commands", "Services, deliveries, dead letters, consumers, queues; what is wrong."),
+        "env": Entry("cloud_commands", 'What a script needs to reach it: eval "$(scripts/acp env)".'),
+        "demo": Entry("demo_command", "The whole pipeline from nothing, until Ctrl-C."),
+    },
+    _SIGNALS: {
+        "ingest": Entry("pipeline_commands", "Ingest symbols now, without waiting for the schedule."),
+        "relay": Entry("pipeline_commands", "Deliver what is pending now."),
+        "watch": Entry("pipeline_commands", "Messages and their deliveries as they happen."),
+        "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
+        "logs": Entry("pipeline_commands", "A function's log, made readable."),
+        "invoke": Entry("invoke_command", "Run a function once in Lambda's own container."),
+        "hold": Entry("breaker_commands", "Send nothing to a subscription, or fetch nothing from a source."),
+        "resume": Entry("breaker_commands", "Let go of a breaker that is held or open."),
+        "breakers": Entry("breaker_commands", "The breakers of subscriptions and sources."),
+        "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
+        "redrive": Entry("dead_letter_commands", "Send dead letters again."),
+        "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
+    },
+    _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
+    _MEASURING: {"bench": Entry("bench_command", "Measure the relay beside bare loops.")},
+    "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
+    "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
+}
+
+
 class Commands(TyperGroup):
-    """Turns what a person can do something about into a clear message and an exit code; a bug stays a traceback."""
+    """Imports a command's module once it is called for, and turns what went wrong into a message and an exit code.
+
+    What a person can do nothing about is a bug, and stays a traceback.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        stubs = {
+            name: TyperCommand(name, short_help=entry.summary, rich_help_panel=panel)
+            for panel, entries in COMMANDS.items()
+            for name, entry in entries.items()
+        }
+        super().__init__(**{**settings, "commands": stubs})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is meant, whole; in the list of commands there are only their names and summaries."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load(name) if name is not None and command is not None else command, rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
@@ -48,7 +90,7 @@ class Commands(TyperGroup):
         except AcpError as error:
             report(str(error.args[0]), error.details, error.remedy)
             raise typer.Exit(error.exit_code) from None
-        except (*AWS_ERRORS, psycopg.Error, ControlPlaneError) as error:
+        except _expected_errors() as error:
             report(str(error).strip(), "", "Is all well? See scripts/acp status")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
@@ -56,8 +98,32 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
+def load(name: str) -> TyperCommand | TyperGroup:
+    """A command with its options, from its module."""
+    (entry,) = (entries[name] for entries in COMMANDS.values() if name in entries)
+    of_its_module = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    # A callback, lest a module's only command is taken for the whole program.
+    of_its_module.callback()(lambda: None)
+    importlib.import_module(f"acp_cli.{entry.module}").register(of_its_module)
+    command = typer.main.get_group(of_its_module).commands[name]
+    assert isinstance(command, TyperCommand | TyperGroup), "typer makes no others"
+    return command
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """What goes wrong outside of us. Imported once something has: it takes a while."""
+    import psycopg  # noqa: PLC0415
+
+    from control_plane.model.errors import ControlPlaneError  # noqa: PLC0415
+    from local_cloud.aws import AWS_ERRORS  # noqa: PLC0415
+
+    return (*AWS_ERRORS, psycopg.Error, ControlPlaneError)
+
+
 def report(message: str, details: str, remedy: str) -> None:
     """Say on standard error what went wrong, its evidence, and what to do."""
+    from local_cloud.visible import Terminal, shown, shown_lines  # noqa: PLC0415
+
     console = Terminal(stderr=True)
     console.print(f"[red]{shown_lines(message)}[/]", soft_wrap=True)
     if details:
@@ -78,26 +144,35 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        sys.stdout.write(f"acp {project['version']}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def root(ctx: typer.Context) -> None:
+def root(
+    ctx: typer.Context,
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """The AI Control Plane on this machine: bring it up, watch signals flow, follow any of them along its timeline."""
-    ctx.obj = ctx.obj or Cloud(Workspace.from_environ(os.environ))
+    if ctx.obj is None or callable(ctx.obj):
+        ctx.obj = ctx.obj() if ctx.obj is not None else _open_cloud(None)
 
 
-cloud_commands.register(app)
-demo_command.register(app)
-pipeline_commands.register(app)
-invoke_command.register(app)
-breaker_commands.register(app)
-dead_letter_commands.register(app)
-drill_command.register(app)
-db_commands.register(app)
-new_command.register(app)
-bench_command.register(app)
+def _open_cloud(endpoint_url: str | None) -> Cloud:
+    from local_cloud.cloud import Cloud  # noqa: PLC0415  --help and --version need none
+
+    return Cloud(Workspace.from_environ(os.environ), endpoint_url)
 
 
 def main() -> None:
     """The command's entry point."""
+    prepare_streams(os.environ)
     # Of the user's AWS, all that may be meant for us.
     endpoint_url = os.environ.get("AWS_ENDPOINT_URL")
     cleaned = isolated(os.environ)
@@ -106,11 +181,17 @@ def main() -> None:
     # Ended by its supervisor or by Ctrl-C, it cleans up alike; a shell's background job starts with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    if "_ACP_COMPLETE" in os.environ:
+        # With add_completion typer would do this itself, and offer to edit the user's own shell files.
+        from typer._completion_classes import completion_init  # noqa: PLC0415
+
+        completion_init()
     try:
-        app(prog_name="acp", obj=Cloud(Workspace.from_environ(os.environ), endpoint_url))
-    except BrokenPipeError:
-        # `acp watch | head`: whoever read has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            app(prog_name="acp", obj=partial(_open_cloud, endpoint_url))
+        finally:
+            sys.stdout.flush()
+    except ReaderGone:
         sys.exit(0)
 
 

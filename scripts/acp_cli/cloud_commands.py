@@ -13,6 +13,7 @@ import typer
 
 from acp_cli import status
 from acp_cli.breaker_commands import relay_queue_urls
+from acp_cli.symbols import split_symbols
 from control_plane.ops.status import read_status
 from drills import mending, record
 from local_cloud import database
@@ -169,11 +170,11 @@ def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | N
     """The template's parameters that were given. Raises UsageError naming the odd one."""
     parameters = {}
     if symbols is not None:
-        names = [symbol.strip().upper() for symbol in symbols.split(",") if symbol.strip()]
+        names = split_symbols([symbols])
         if not names:
             msg = "--symbols names none: try AAPL,MSFT."
             raise UsageError(msg)
-        parameters["Symbols"] = ",".join(dict.fromkeys(names))
+        parameters["Symbols"] = ",".join(names)
     for name, expression in schedules.items():
         if expression is not None:
             if not _SCHEDULE.match(expression):

@@ -14,12 +14,14 @@ import typer
 from psycopg.rows import class_row
 
 from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
+from acp_cli.output import ReaderGone
 from acp_cli.pipeline_commands import QUERIES
 from acp_cli.timeline import render_timeline
 from control_plane.ops.timeline import read_timeline
 from local_cloud import database
 from local_cloud.cloud import Cloud, UpOptions
 from local_cloud.errors import AcpError
+from local_cloud.functions import function_name
 from local_cloud.interrupts import uninterrupted
 from local_cloud.market import MarketChoice
 from local_cloud.progress import Progress
@@ -75,9 +77,9 @@ def demo(
     cloud_name: CloudOption = None,
     market: MarketOption = MarketChoice.AUTO,
 ) -> None:
-    """Bring everything up, let the schedules run, watch signals arrive, and follow one along its timeline.
+    """Bring everything up, start a first run, watch signals arrive, and follow one along its timeline.
 
-    Stays up until Ctrl-C, then takes everything down.
+    Stays up until Ctrl-C, then takes everything down. With --once it waits for the schedules alone.
     """
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
@@ -93,6 +95,8 @@ def demo(
                 # Only from here on is what there is ours to take down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
                 run = cloud.up(UpOptions(market, cloud_name, containers=False), progress)
+            if not once:
+                _start_first_run(cloud, run, progress)
             _show(cloud, run, progress)
             if not once:
                 staying = True
@@ -110,7 +114,7 @@ def _take_down(
     """Everything goes at the demo's end; of one that failed the logs are kept, for they say why."""
     workspace = cloud.workspace
     with uninterrupted(), locked(workspace.state, "down", on_wait=progress.say):
-        if error is not None and not issubclass(error, KeyboardInterrupt) and workspace.logs.exists():
+        if error is not None and not issubclass(error, KeyboardInterrupt | ReaderGone) and workspace.logs.exists():
             kept = workspace.home / "last-demo-logs"
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(workspace.logs, kept)
@@ -118,10 +122,17 @@ def _take_down(
         cloud.down(progress, keep=False)
 
 
+def _start_first_run(cloud: Cloud, run: RunState, progress: Progress) -> None:
+    """Nobody has to wait a minute for the schedules to come round. With --once they alone bring everything."""
+    with progress.step("A first ingestion and relay; the schedules go on from here"):
+        for function, event in (("ingestion", {}), ("relay", {"linger_seconds": 0})):
+            cloud.aws(run).invoke(function_name(cloud.outputs(run), function), event)
+
+
 def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
     url = database.app_url(cloud.postgres(run), run)
     with psycopg.connect(url, autocommit=True) as connection:
-        with progress.step("The schedules run: ingestion, relay and consumer") as step:
+        with progress.step("Ingested, relayed, consumed") as step:
             step.note = str(_wait_for_flow(connection, cloud, run, step))
         row = connection.execute(QUERIES["newest_consumed_event"].sql).fetchone()
         assert row is not None, "ticks were consumed"
@@ -133,7 +144,7 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
 
 
 def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, step: Step) -> Flow:
-    """Wait until the schedules alone have brought enough through. Raises AcpError when they do not in time."""
+    """Wait until enough has come through. Raises AcpError when they do not in time."""
     deadline = time.monotonic() + _LIMIT_SECONDS
     while True:
         with connection.cursor(row_factory=class_row(Flow)) as cursor:

@@ -48,15 +48,16 @@ def since_seconds(text: str) -> int:
 
 def render_line(line: Line) -> str:
     """As rich markup: time, level, message, and the fields that concern this line."""
-    moment = datetime.fromtimestamp(line.milliseconds / 1000, UTC)
-    clock = f"[dim]{moment:%H:%M:%S}.{moment.microsecond // 1000:03}[/]"
     try:
         content = json.loads(line.message)
     except ValueError:
         content = None
+    moment = _own_instant(content) or datetime.fromtimestamp(line.milliseconds / 1000, UTC)
+    clock = f"[dim]{moment:%H:%M:%S}.{moment.microsecond // 1000:03}[/]"
     if not isinstance(content, dict):
         style = "dim" if line.message.startswith(_PLATFORM) else "default"
-        return f"{clock} [{style}]{shown(line.message)}[/]"
+        first, *more = re.split(r"\r\n?|\n", line.message)
+        return "\n    ".join([f"{clock} [{style}]{shown(first)}[/]", *(f"[red]{shown(row)}[/]" for row in more)])
     if "_aws" in content:
         return f"{clock} [magenta]metrics[/] {_metrics(content)}"
     level = str(content.get("level", "INFO"))
@@ -68,6 +69,18 @@ def render_line(line: Line) -> str:
     if exception := content.get("exception"):
         text += "".join(f"\n    [red]{shown(row)}[/]" for row in str(exception).splitlines())
     return text
+
+
+def _own_instant(content: Any) -> datetime | None:
+    """When the line was written, as it says itself; the log may have stamped it only at its invocation's end."""
+    if not isinstance(content, dict):
+        return None
+    try:
+        if "_aws" in content:
+            return datetime.fromtimestamp(content["_aws"]["Timestamp"] / 1000, UTC)
+        return datetime.strptime(str(content["timestamp"]), "%Y-%m-%d %H:%M:%S,%f%z").astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _metrics(content: Mapping[str, Any]) -> str:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import psycopg
 import typer
 from psycopg.rows import dict_row
+from rich.cells import cell_len
 from rich.live import Live
 from rich.table import Table
 
 from acp_cli.logs import render_line, since_seconds
-from acp_cli.timeline import instant, render_timeline, styled_state
+from acp_cli.symbols import split_symbols
+from acp_cli.timeline import instant, render_timeline, state_text, styled_state
 from control_plane.ops.timeline import read_timeline, recent_messages
+from control_plane.platform.breakers import read_breakers
 from control_plane.platform.queries import load_queries
 from local_cloud import database
 from local_cloud.cloud import Cloud
@@ -33,9 +38,8 @@ if TYPE_CHECKING:
 
 PANEL = "Signals"
 QUERIES = load_queries("acp_cli")
-_EVENT_ID_WIDTH = 36
-_WIDE = 140
-"""Columns of a terminal from which `watch` shows more of each message."""
+_SHORT_ID = 8
+_MOST_CANDIDATES = 10
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -49,12 +53,19 @@ def ingest(
     ctx: typer.Context,
     symbols: Annotated[
         list[str],
-        typer.Argument(help="As Yahoo spells them; the replay has AAPL, FB, GOOG, IBM and MSFT.", show_default=False),
+        typer.Argument(
+            help="As Yahoo spells them: AAPL MSFT, or AAPL,MSFT; the replay has AAPL, FB, GOOG, IBM and MSFT.",
+            show_default=False,
+        ),
     ],
     *,
     as_json: _JsonOption = False,
 ) -> None:
     """Ingest symbols now, without waiting for the schedule. Fails when one of them does, naming it."""
+    symbols = split_symbols(symbols)
+    if not symbols:
+        msg = "No symbol is named: try scripts/acp ingest AAPL MSFT."
+        raise UsageError(msg)
     cloud, run = _running(ctx)
     with Progress().step(f"Ingesting {', '.join(symbols)}"):
         result = _invoke(cloud, run, "ingestion", {"symbols": symbols})
@@ -89,23 +100,34 @@ def relay(ctx: typer.Context, *, as_json: _JsonOption = False) -> None:
 def watch(
     ctx: typer.Context,
     *,
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=500, help="How many to show.")] = 20,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "-n", "--limit", min=1, max=500, help="How many to show.", show_default="what fits; 20 without a terminal"
+        ),
+    ] = None,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: one object a line, for each change.")] = False,
 ) -> None:
-    """Watch messages and their deliveries as they happen, until Ctrl-C. Plain lines where no terminal is."""
+    """Watch messages and their deliveries as they happen, until Ctrl-C. Plain lines where no terminal is.
+
+    On a terminal it shows as many columns and rows as fit; `trace` takes an id as short as it is shown.
+    """
     cloud, run = _running(ctx)
     with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
         try:
-            if sys.stdout.isatty():
+            if sys.stdout.isatty() and not as_json:
                 console = Terminal()
                 with Live(console=console, refresh_per_second=4) as live:
                     while True:
-                        rows = recent_messages(connection, limit=limit)
-                        live.update(deliveries_table(rows[-limit:], wide=console.width >= _WIDE))
+                        # The table's head has a row, and the cursor one.
+                        count = limit or max(1, console.height - 2)
+                        rows = recent_messages(connection, limit=count)
+                        live.update(deliveries_table(rows[-count:], width=console.width))
                         time.sleep(interval)
             seen: dict[tuple[object, ...], tuple[object, ...]] = {}
             while True:
-                _print_changes(recent_messages(connection, limit=limit), seen)
+                _print_changes(recent_messages(connection, limit=limit or 20), seen, as_json=as_json)
                 time.sleep(interval)
         except KeyboardInterrupt:
             return
@@ -113,26 +135,30 @@ def watch(
 
 def trace(
     ctx: typer.Context,
-    event_id: Annotated[str, typer.Argument(help="An event's id, as watch shows it.", show_default=False)],
+    event_id: Annotated[
+        str,
+        typer.Argument(
+            help="An event's id or its beginning, as watch shows it, or a run's trace id.", show_default=False
+        ),
+    ],
     *,
     as_json: _JsonOption = False,
 ) -> None:
     """Show an event's timeline: raw payload, event, its delivery to each subscription with every attempt, consumers."""
-    try:
-        wanted = UUID(event_id)
-    except ValueError:
-        msg = f"{event_id!r} is no event id: it must be a UUID, such as scripts/acp watch shows."
-        raise UsageError(msg) from None
+    lowest, highest = id_range(event_id)
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
-        timeline = read_timeline(connection, wanted)
-    if timeline is None:
-        msg = f"There is no event {wanted}."
-        raise AcpError(msg)
+    with psycopg.connect(database.app_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
+        found = _find_events(connection, event_id, lowest, highest)
+        if len(found) > 1:
+            _show_run(found, as_json=as_json)
+            return
+        timeline = read_timeline(connection, found[0]["event_id"])
+        breakers = {breaker.name: breaker for breaker in read_breakers(connection)}
+    assert timeline is not None, "it was found"
     if as_json:
         _print_json(timeline.to_dict())
     else:
-        Terminal().print(render_timeline(timeline))
+        Terminal().print(render_timeline(timeline, breakers))
 
 
 def logs(
@@ -175,42 +201,104 @@ def logs(
         Progress().say(f"{name} has logged nothing in the last {since}.")
 
 
-def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, wide: bool) -> Table:
-    """The newest deliveries, newest last; without `wide` it fits 80 columns."""
+def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, width: int) -> Table:
+    """The newest deliveries, newest last, with those columns that fit `width`: none is squeezed for another."""
+    columns = {
+        "stored": [instant(row["created_at"])[:8] for row in deliveries],
+        "entity": [row["entity_id"] or "–" for row in deliveries],
+        "state": [state_text(row["state"]) if row["state"] else "–" for row in deliveries],
+        "event id": [f"{row['event_id']!s:.{_SHORT_ID}}…" for row in deliveries],
+    }
+    optional = {
+        "subscription": [row["subscription"] or "nobody" for row in deliveries],
+        "tries": [str(row["delivery_attempts"] or 0) for row in deliveries],
+        "event": [row["event_type"] for row in deliveries],
+        "source": [row["source"] for row in deliveries],
+        "processed by": [", ".join(row["processed_by"]) or "–" for row in deliveries],
+    }
+    used = _table_width(columns)
+    for name, cells in optional.items():
+        needed = _table_width({name: cells}) + 2
+        if used + needed > width:
+            break
+        columns[name] = cells
+        used += needed
+    whole = [str(row["event_id"]) for row in deliveries]
+    if used - _table_width({"event id": columns["event id"]}) + _table_width({"event id": whole}) <= width:
+        columns["event id"] = whole
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ["stored", "entity", "subscription", "state", "event id"]
-    if wide:
-        columns += ["event", "source", "tries", "processed by"]
-    for column in columns:
-        table.add_column(
-            column, no_wrap=True, overflow="ellipsis", min_width=_EVENT_ID_WIDTH if column == "event id" else None
-        )
-    for row in deliveries:
-        cells = [
-            instant(row["created_at"])[:8],
-            shown(row["entity_id"] or "–"),
-            shown(row["subscription"] or "nobody"),
-            styled_state(row["state"]) if row["state"] else "–",
-            f"[dim]{row['event_id']}[/]",
-        ]
-        if wide:
-            cells += [
-                shown(row["event_type"]),
-                shown(row["source"]),
-                str(row["delivery_attempts"] or 0),
-                shown(", ".join(row["processed_by"])),
-            ]
-        table.add_row(*cells)
+    for name in columns:
+        table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=None if name == "entity" else len(name))
+    for row, cells in zip(deliveries, zip(*columns.values(), strict=True), strict=True):
+        texts = dict(zip(columns, map(shown, cells), strict=True))
+        texts["state"] = styled_state(row["state"]) if row["state"] else "–"
+        texts["event id"] = f"[dim]{texts['event id']}[/]"
+        table.add_row(*texts.values())
     return table
 
 
-def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[object, ...], tuple[object, ...]]) -> None:
+def _table_width(columns: Mapping[str, Sequence[str]]) -> int:
+    return sum(max(map(cell_len, (name, *cells))) for name, cells in columns.items()) + 2 * (len(columns) - 1)
+
+
+def id_range(text: str) -> tuple[UUID, UUID]:
+    """The lowest and the highest UUID that begin so. Raises UsageError where none does."""
+    digits = text.strip().rstrip("….").replace("-", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
+        msg = f"{text!r} is no event id: it must be a UUID or its beginning, such as scripts/acp watch shows."
+        raise UsageError(msg)
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+def _find_events(
+    connection: psycopg.Connection[dict[str, Any]], asked: str, lowest: UUID, highest: UUID
+) -> list[dict[str, Any]]:
+    """The one event that is meant, or all of the one run. Raises AcpError for none, UsageError for several."""
+    ids = {"lowest": lowest, "highest": highest, "limit": _MOST_CANDIDATES + 1}
+    events = connection.execute(QUERIES["events_by_id"].sql, ids).fetchall()
+    runs = [] if len(events) == 1 else connection.execute(QUERIES["runs_by_id"].sql, ids).fetchall()
+    if len(events) == 1:
+        return events
+    if not events and len(runs) == 1:
+        return connection.execute(QUERIES["events_of_run"].sql, runs[0]).fetchall()
+    if not events and not runs:
+        msg = f"There is no event and no run {asked}."
+        raise AcpError(msg, remedy="scripts/acp watch shows the newest events.")
+    candidates = [f"  {row['event_id']}  {row['event_type']} {row['entity_id'] or ''}".rstrip() for row in events]
+    candidates += [f"  {row['trace_id']}  a run of {row['count']} events" for row in runs]
+    more = ["  …"] if len(candidates) > _MOST_CANDIDATES else []
+    msg = f"{asked!r} could be several:"
+    raise UsageError(msg, details="\n".join(candidates[:_MOST_CANDIDATES] + more), remedy="Give more of the id.")
+
+
+def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """The events of one ingestion run; each has a timeline of its own."""
+    if as_json:
+        _print_json(events)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
+    table.caption = f"{len(events)} events of trace {events[0]['trace_id']}; scripts/acp trace EVENT_ID shows one"
+    for column in ("event id", "entity", "event", "occurred"):
+        table.add_column(column, no_wrap=column == "event id", overflow="ellipsis")
+    for row in events:
+        occurred = f"{row['occurred_at'].astimezone(UTC):%m-%d %H:%M:%S}Z"
+        table.add_row(f"{row['event_id']!s:.{_SHORT_ID}}…", shown(row["entity_id"] or "–"), row["event_type"], occurred)
+    Terminal().print(table)
+
+
+def _print_changes(
+    deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[object, ...], tuple[object, ...]], *, as_json: bool
+) -> None:
     """Print one line for each delivery that is new or has changed since the last look."""
     keys = [(row["id"], row["subscription"], row["operation_id"]) for row in deliveries]
     for key, row in zip(keys, deliveries, strict=True):
         now = (row["state"], row["delivery_attempts"], tuple(row["processed_by"]))
         if seen.get(key) != now:
             seen[key] = now
+            if as_json:
+                content = {"payload" if name == "payload_json" else name: value for name, value in row.items()}
+                sys.stdout.write(json.dumps(content, default=_plain_value) + "\n")
+                continue
             processed = f"  processed by {', '.join(row['processed_by'])}" if row["processed_by"] else ""
             error = f"  {row['last_error']}" if row["last_error"] else ""
             state = f"{row['subscription']}  {row['state']}" if row["subscription"] else "without a subscription"
@@ -270,4 +358,8 @@ def _running(ctx: typer.Context) -> tuple[Cloud, RunState]:
 
 
 def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+    sys.stdout.write(json.dumps(content, indent=2, default=_plain_value) + "\n")
+
+
+def _plain_value(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

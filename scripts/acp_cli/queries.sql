@@ -32,3 +32,27 @@ FROM processed_events
 JOIN events USING (event_id)
 ORDER BY processed_at DESC, occurred_at DESC
 LIMIT 1
+
+-- name: events_by_id
+-- The events whose ids lie between two: those that begin with the same digits.
+SELECT event_id, event_type, entity_id, occurred_at, trace_id
+FROM events
+WHERE event_id BETWEEN %(lowest)s AND %(highest)s
+ORDER BY event_id
+LIMIT %(limit)s
+
+-- name: runs_by_id
+-- The ingestion runs whose trace ids lie between two, with how many events each has stored.
+SELECT trace_id, count(*) AS count
+FROM events
+WHERE trace_id BETWEEN %(lowest)s AND %(highest)s
+GROUP BY trace_id
+ORDER BY trace_id
+LIMIT %(limit)s
+
+-- name: events_of_run
+-- The events that one ingestion run has stored, as events_by_id returns them.
+SELECT event_id, event_type, entity_id, occurred_at, trace_id
+FROM events
+WHERE trace_id = %(trace_id)s
+ORDER BY seq

@@ -26,6 +26,8 @@ STATES = ("pending", "in_flight", "retrying", "delivered", "dead_lettered")
 _OPEN = ("pending", "in_flight", "retrying")
 _LATE_SECONDS = 180
 """Three runs of a relay that starts every minute."""
+_NAMED = 3
+"""How many dead letters the headline names."""
 _SYSTEM_EVENTS = {
     "SOURCE_FETCH_FAILED": "source failures",
     "SIGNAL_REJECTED": "rejected",
@@ -52,10 +54,17 @@ class Report:
         if self.drill is not None:
             problems.append(self.drill.problem)
         if dead := self.pipeline.count("dead_lettered"):
-            problems.append(f"{dead} dead-lettered in the outbox: scripts/acp dead-letters")
+            problems.append(self._dead_letters_problem(dead))
         age = self.pipeline.oldest_pending_age_seconds
         if age > _LATE_SECONDS:
             problems.append(f"the oldest pending message is {duration(age)} old")
+        problems += [
+            f"{lag.count} delivered to {lag.subscription} and not processed, the oldest "
+            f"{duration(lag.oldest_age_seconds)} ago: scripts/acp trace {lag.oldest_event_id}, "
+            f"scripts/acp logs {lag.subscription.replace('_', '-')}"
+            for lag in self.pipeline.consumer_lag
+            if lag.oldest_age_seconds > _LATE_SECONDS
+        ]
         problems += map(str, self.pipeline.stranded)
         problems += [
             f"{count} pending for {name}, which the relay has no queue for: name it in the template's "
@@ -71,6 +80,18 @@ class Report:
             if ("DeadLetter" in queue.name or "Failed" in queue.name) and queue.visible + queue.in_flight
         ]
         return problems
+
+    def _dead_letters_problem(self, count: int) -> str:
+        """The newest ones with their reasons, how many more there are, and the command that mends them."""
+        said = f"{count} dead {'letter' if count == 1 else 'letters'}"
+        named = self.pipeline.dead_letters[:_NAMED]
+        if not named:
+            return f"{said}: scripts/acp dead-letters"
+        reasons = [f"{letter.id} for {letter.subscription}: {letter.reason}" for letter in named]
+        if count > len(named):
+            reasons.append(f"and {count - len(named)} more, see scripts/acp dead-letters")
+        ids = " ".join(str(letter.id) for letter in named)
+        return f"{said} ({'; '.join(reasons)}). Once the cause is mended: scripts/acp redrive {ids}"
 
     @property
     def source_failures(self) -> int:
@@ -98,6 +119,7 @@ class Report:
                 key: self.pipeline.to_dict()[key]
                 for key in (
                     "deliveries",
+                    "consumer_lag",
                     "stranded",
                     "dead_letters",
                     "events",
@@ -118,7 +140,8 @@ class Report:
 
     def _headline(self) -> Text:
         if self.problems:
-            return Text(visible("degraded: " + "; ".join(self.problems)), style="yellow")
+            problems = (f"- {visible(problem)}" for problem in self.problems)
+            return Text("\n".join(["degraded:", *problems]), style="yellow")
         return Text("All is well.", style="green")
 
     def _services(self) -> Table:
@@ -132,12 +155,16 @@ class Report:
         return table
 
     def _outbox(self) -> Table:
-        names = (state.replace("_", " ").replace("dead lettered", "dead-lettered") for state in STATES)
-        table = _table("Subscription", *names, "oldest", numbers_from=1)
+        lag = {each.subscription: each.count for each in self.pipeline.consumer_lag}
+        names = ("pending", "in flight", "retrying", "delivered", "lag", "dead", "oldest")
+        table = _table("Subscription", *names, numbers_from=1)
+        recording = {consumer.consumer for consumer in self.pipeline.consumers}
         for name, rows in self._by_subscription().items():
             ages = [row.oldest_age_seconds or 0.0 for row in rows if row.state in _OPEN]
-            counts = (self.pipeline.count(state, name) for state in STATES)
-            table.add_row(shown(name), *map(str, counts), duration(max(ages)) if ages else "–")
+            counts = [str(self.pipeline.count(state, name)) for state in STATES]
+            # Of a consumer that records nothing it is not known.
+            counts.insert(4, str(lag.get(name, 0)) if name in recording else "–")
+            table.add_row(shown(name), *counts, duration(max(ages)) if ages else "–")
         return table
 
     def _dead_letters(self) -> RenderableType:

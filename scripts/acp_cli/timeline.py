@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from control_plane.ops.timeline import EventTimeline
+    from control_plane.platform.breakers import Breaker
 
 _STATE_STYLES = {
     "delivered": "green",
@@ -25,10 +26,11 @@ _STATE_STYLES = {
 }
 
 
-def render_timeline(timeline: EventTimeline) -> Tree:
+def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | None = None) -> Tree:
     """Raw payload → event → each delivery with its attempts → each consumer, with the instants (UTC).
 
-    A message that was redriven has both deliveries: the one that was given up on, and the one that took its place.
+    `breakers` by subscription say why a message waits. A message that was redriven has both deliveries: the one that
+    was given up on, and the one that took its place.
     """
     event = timeline.event
     tree = Tree(f"[bold]{shown(event['event_type'])}[/] {shown(event['entity_id'] or '')}  [dim]{event['event_id']}[/]")
@@ -46,7 +48,10 @@ def render_timeline(timeline: EventTimeline) -> Tree:
         if letter["redriven_by"] is not None
     }
     for delivery in timeline.deliveries:
-        _add_delivery(tree, delivery, redriven_at=redrives.get((delivery["subscription"], delivery["operation_id"])))
+        breaker = (breakers or {}).get(delivery["subscription"])
+        _add_delivery(
+            tree, delivery, breaker, redriven_at=redrives.get((delivery["subscription"], delivery["operation_id"]))
+        )
     if not timeline.deliveries:
         tree.add("[yellow]its topic had no subscription: nobody gets it[/]")
     for processing in timeline.processing:
@@ -65,10 +70,15 @@ def instant(value: str | datetime, *, with_date: bool = False) -> str:
 
 def styled_state(state: str) -> str:
     """A delivery's state, with its colour."""
-    return f"[{_STATE_STYLES.get(state, 'white')}]{state.replace('_', '-' if state == 'dead_lettered' else ' ')}[/]"
+    return f"[{_STATE_STYLES.get(state, 'white')}]{state_text(state)}[/]"
 
 
-def _add_delivery(tree: Tree, delivery: Mapping[str, Any], *, redriven_at: str | None) -> None:
+def state_text(state: str) -> str:
+    """A delivery's state in words: dead-lettered, in flight."""
+    return state.replace("_", "-" if state == "dead_lettered" else " ")
+
+
+def _add_delivery(tree: Tree, delivery: Mapping[str, Any], breaker: Breaker | None, *, redriven_at: str | None) -> None:
     attempts = delivery["delivery_attempts"]
     begun_at = redriven_at or delivery["promised_at"] or delivery["created_at"]
     again = "again " if delivery["operation_id"] else ""
@@ -76,6 +86,8 @@ def _add_delivery(tree: Tree, delivery: Mapping[str, Any], *, redriven_at: str |
         f"{instant(begun_at)}  {again}for [bold]{shown(delivery['subscription'])}[/] ({shown(delivery['topic'])}): "
         f"{styled_state(delivery['state'])} after {attempts} {'attempt' if attempts == 1 else 'attempts'}"
     )
+    if breaker is not None and not breaker.is_closed and delivery["state"] in {"pending", "retrying"}:
+        branch.add(f"[yellow]{_waits_for(breaker)}[/]")
     if delivery["operation_id"]:
         branch.add(f"[dim]operation {delivery['operation_id']}[/]")
     for failure in delivery["failures"]:
@@ -92,6 +104,16 @@ def _add_delivery(tree: Tree, delivery: Mapping[str, Any], *, redriven_at: str |
     elif delivery["last_error"]:
         due = instant(delivery["next_attempt_at"])
         branch.add(f"{due}  next attempt; last error: {shown(delivery['last_error'])}")
+
+
+def _waits_for(breaker: Breaker) -> str:
+    """Why nothing is sent to a subscription, and who or what changes that."""
+    since = instant(breaker.opened_at, with_date=True) if breaker.opened_at else "some time"
+    reason = f"; last error: {breaker.last_error}" if breaker.last_error else ""
+    if breaker.held_by is not None:
+        return shown(f"held by {breaker.held_by} since {since}{reason}; scripts/acp resume {breaker.name} lets it go")
+    state = breaker.state.replace("_", "-")
+    return shown(f"waits: the breaker of {breaker.name} has been {state} since {since}{reason}")
 
 
 def _add_dead_letter(branch: Tree, delivery: Mapping[str, Any]) -> None:

@@ -144,7 +144,7 @@ class FakeSource:
     def read(self, raw: Json, *, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         if not isinstance(raw, dict) or "bars" not in raw:
             raise SourceError(symbol, "unknown_symbol", "not traded here", raw=raw)
-        return self._fetched(symbol, raw, [_bar_from_json(bar) for bar in cast(list[Any], raw["bars"])], since)
+        return self._fetched(symbol, raw, [_bar_from_json(bar) for bar in cast("list[Any]", raw["bars"])], since)
 
     def _fetched(self, symbol: str, raw: Json, bars: Sequence[Observation], since: datetime | None) -> Fetched:
         gap = None

@@ -229,9 +229,16 @@ def test_a_person_holds_it_open_whatever_happens(breakers: Breakers, others: Bre
     breakers.succeeded("q")
     failed = breakers.failed("q", "timed out")
     assert (failed.state, failed.held_by, failed.retry_in_seconds) == ("open", "Ada", None)
-    hold(app, "q", by="Grace")
+    assert hold(app, "q", by="Grace", force=True) is None
     assert look(others).held_by == "Grace"
     assert not breakers.try_probe("q")
+
+
+def test_a_hold_is_not_replaced_by_another_persons(others: Breakers, app: Connection[Any]) -> None:
+    assert hold(app, "q", by="Ada") is None
+    assert hold(app, "q", by="Ada") is None
+    assert hold(app, "q", by="Grace") == "Ada"
+    assert look(others).held_by == "Ada"
 
 
 def test_a_probe_that_was_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connection[Any]) -> None:
@@ -371,8 +378,9 @@ class Model(RuleBasedStateMachine):
 
     @rule(by=st.sampled_from(["Ada", "Grace"]))
     def hold(self, by: str) -> None:
-        self.state, self.held_by = "open", by
-        hold(self.connection, self.name, by=by)
+        if self.held_by is None:
+            self.state, self.held_by = "open", by
+        assert hold(self.connection, self.name, by=by) == (None if self.held_by == by else self.held_by)
 
     @rule()
     def resume(self) -> None:

@@ -18,7 +18,7 @@ from control_plane.model.lifecycle import Accepted, Failed, MessageFault, QueueF
 from control_plane.model.subscription import Subscription
 from control_plane.ops.dead_letters import DeadLetterFilter, redrive
 from control_plane.ops.health import read_health
-from control_plane.ops.status import StrandedDeliveries, read_status
+from control_plane.ops.status import StrandedDeliveries, read_consumer_lag, read_status
 from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.ops.timeline import QUERIES, EventTimeline, read_timeline, recent_messages
 from control_plane.platform import backlog
@@ -279,6 +279,19 @@ def test_status_names_the_relay_that_lingers(app: Connection[Any]) -> None:
     assert relay.name == "relay-7"
     app.execute("UPDATE relay_handover SET since = now() - interval '16 minutes'")
     assert read_status(app).lingering_relay is None
+
+
+def test_consumer_lag_is_what_was_delivered_and_not_processed(app: Connection[Any]) -> None:
+    first, second = seeds.store(app, seeds.ticks(2))
+    seeds.settle(app, seeds.claim(app), Accepted("m"))
+    assert read_status(app).consumer_lag == [], "a consumer that has recorded nothing may keep no record"
+    app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", (first,))
+    (lag,) = read_status(app).consumer_lag
+    assert (lag.subscription, lag.count, lag.oldest_event_id) == ("signal_lab", 1, second)
+    (newest,) = read_consumer_lag(app, newest=1)
+    assert newest.oldest_event_id == second
+    app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", (second,))
+    assert read_status(app).consumer_lag == []
 
 
 def test_breakers_that_nobody_guards_with_count_no_longer(app: Connection[Any]) -> None:

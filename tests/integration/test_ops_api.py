@@ -123,6 +123,8 @@ def test_all_is_well_with_nothing_to_do(api: Client) -> None:
             "schema": {"status": "ok"},
             "outbox": {"status": "ok", "oldest_pending_age_seconds": 0.0, "max_pending_age_seconds": 300.0},
             "breakers": {"status": "ok", "open": 0},
+            "dead_letters": {"status": "ok", "open": 0},
+            "consumers": {"status": "ok", "late": 0},
         },
     }
     assert [(line["message"], line["route"], line["status"]) for line in api.function.logs] == [
@@ -216,6 +218,34 @@ def test_an_open_breaker_does_not_excuse_a_promise_that_is_too_old(
     hold(app, "queue", by="somebody")
     answer = api.get("/health")
     assert (answer.status, answer.body["status"]) == (503, "failing")
+
+
+def test_an_open_dead_letter_is_degraded_until_it_is_redriven(
+    api: Client, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    seeds.store(app, seeds.ticks(2))
+    seeds.settle(app, seeds.claim(app), MessageFault("a secret reason"))
+    answer = api.get("/health")
+    assert (answer.status, answer.body["status"]) == (200, "degraded")
+    assert answer.body["checks"]["dead_letters"] == {"status": "degraded", "open": 2}
+    assert "secret" not in answer.text
+    redrive(owner, DeadLetterFilter(reason="secret"), requested_by="kim")
+    assert api.get("/health").body["checks"]["dead_letters"] == {"status": "ok", "open": 0}
+
+
+def test_a_consumer_that_lags_is_degraded_and_not_named(
+    api: Client, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    first, _ = seeds.store(app, seeds.ticks(2))
+    app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", (first,))
+    assert api.get("/health").body["checks"]["consumers"] == {"status": "ok", "late": 0}
+    owner.execute(
+        "INSERT INTO deliveries (outbox_id, subscription, delivered_at, delivery_attempts, message_id) "
+        "SELECT id, 'signal_lab', now() - interval '10 minutes', 1, 'm' FROM outbox"
+    )
+    answer = api.get("/health")
+    assert answer.body["checks"]["consumers"] == {"status": "degraded", "late": 1}
+    assert "signal_lab" not in answer.text
 
 
 def says_the_database_fails(client: Client, log: str) -> None:

@@ -41,6 +41,28 @@ def test_a_json_line_shows_its_message_and_the_fields_that_concern_it() -> None:
     assert line == "22:13:20.123 INFO    published topic=market.ticks attempt=2"
 
 
+def test_a_line_shows_its_own_time_not_its_invocations_end() -> None:
+    line = shown({"level": "INFO", "message": "published", "timestamp": "2023-11-14 22:12:19,456+0000"})
+    assert line == "22:12:19.456 INFO    published"
+    metrics = {"_aws": {"Timestamp": 1_700_000_000_000, "CloudWatchMetrics": []}}
+    assert shown(metrics).startswith("22:13:20.000 metrics")
+
+
+@pytest.mark.parametrize("timestamp", ["soon", 7, None, "2023-11-14"])
+def test_a_timestamp_that_makes_no_sense_leaves_the_logs_own(timestamp: object) -> None:
+    assert shown({"message": "x", "timestamp": timestamp}).startswith("22:13:20.123")
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r", "\r\n"])
+def test_a_plain_traceback_has_a_row_for_each_line(newline: str) -> None:
+    line = shown(newline.join(["Traceback (most recent call last):", "  File x", "ValueError: [x]"]))
+    assert line.splitlines() == [
+        "22:13:20.123 Traceback (most recent call last):",
+        "      File x",
+        "    ValueError: [x]",
+    ]
+
+
 def test_an_exception_is_shown_below_its_line() -> None:
     line = shown({"level": "ERROR", "message": "failed", "exception": "Traceback\n  ValueError: [x]"})
     assert line.splitlines() == ["22:13:20.123 ERROR   failed", "    Traceback", "      ValueError: [x]"]

@@ -15,6 +15,7 @@ from control_plane.ops.dead_letters import DeadLetter
 from control_plane.ops.horizon import HorizonHolder
 from control_plane.ops.status import (
     ConsumerCount,
+    ConsumerLag,
     DeliveryCount,
     EventCount,
     LingeringRelay,
@@ -110,7 +111,7 @@ def test_the_json_holds_what_the_metrics_would_show() -> None:
         (
             DeliveryCount("signal_lab", "market.ticks", "dead_lettered", 3, 9.0),
             None,
-            "3 dead-lettered in the outbox: scripts/acp dead-letters",
+            "3 dead letters: scripts/acp dead-letters",
         ),
         (
             DeliveryCount("signal_lab", "market.ticks", "pending", 1, 600.0),
@@ -207,6 +208,35 @@ def test_the_newest_dead_letters_are_named_with_the_next_command() -> None:
     assert "scripts/acp redrive ID… sends them again" in text
 
 
+def test_the_headline_names_dead_letters_reasons_and_the_remedy() -> None:
+    fine = report(DeliveryCount("signal_lab", "market.ticks", "dead_lettered", 5, 9.0))
+    letters = [letter(number, reason="denied") for number in (9, 8, 7, 6, 5)]
+    (problem,) = replace(fine, pipeline=replace(fine.pipeline, dead_letters=letters)).problems
+    assert problem == (
+        "5 dead letters (9 for signal_lab: denied; 8 for signal_lab: denied; 7 for signal_lab: denied; and 2 more, see "
+        "scripts/acp dead-letters). Once the cause is mended: scripts/acp redrive 9 8 7"
+    )
+
+
+def test_a_consumer_that_lags_is_named_with_where_to_look() -> None:
+    fine = report(DeliveryCount("signal_lab", "market.ticks", "delivered", 9, None))
+    lag = ConsumerLag("signal_lab", 4, 600.0, UUID(int=7))
+    lagging = replace(fine, pipeline=replace(fine.pipeline, consumer_lag=[lag]))
+    (problem,) = lagging.problems
+    assert problem == (
+        "4 delivered to signal_lab and not processed, the oldest 10 min ago: scripts/acp trace "
+        "00000000-0000-0000-0000-000000000007, scripts/acp logs signal-lab"
+    )
+    (row,) = [line for line in shown(lagging).splitlines() if line.startswith("signal_lab")]
+    assert row.split() == ["signal_lab", "0", "0", "0", "9", "4", "0", "–"]
+    assert lagging.to_dict()["consumer_lag"][0]["count"] == 4
+
+
+def test_what_was_delivered_a_moment_ago_is_no_lag() -> None:
+    lag = ConsumerLag("signal_lab", 4, 20.0, UUID(int=7))
+    assert replace(report(), pipeline=PipelineStatus([], [], [], consumer_lag=[lag])).problems == []
+
+
 def test_status_fits_eighty_columns() -> None:
     counts = [
         DeliveryCount("system_events", "system.events", state, 123_456, 1e6)
@@ -215,7 +245,7 @@ def test_status_fits_eighty_columns() -> None:
     full = report(*counts)
     text = shown(replace(full, pipeline=replace(full.pipeline, dead_letters=[letter(1234567, reason="x" * 200)])))
     (row,) = [line for line in text.splitlines() if line.startswith("system_events")]
-    assert row.split() == ["system_events", *["123456"] * 5, "12", "d"]
+    assert row.split() == ["system_events", *["123456"] * 4, "–", "123456", "12", "d"]
     assert text.count("x") >= 200
 
 

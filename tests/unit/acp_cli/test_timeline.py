@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 
 from acp_cli.timeline import instant, render_timeline
 from control_plane.ops.timeline import EventTimeline
+from control_plane.platform.breakers import Breaker
 
 EVENT: dict[str, Any] = {
     "event_id": "6f0c2f3a-0000-5000-8000-000000000001",
@@ -43,7 +45,7 @@ DELIVERY: dict[str, Any] = {
 }
 
 
-def shown(**changes: Any) -> str:
+def shown(breakers: dict[str, Breaker] | None = None, **changes: Any) -> str:
     parts: dict[str, Any] = {
         "event": EVENT,
         "raw_payload": {"id": "r-1", "fetched_at": "2024-01-10T14:32:01+00:00", "source": "yfinance"},
@@ -53,7 +55,7 @@ def shown(**changes: Any) -> str:
     timeline = EventTimeline(**parts)
     console = Console(width=200, no_color=True, highlight=False)
     with console.capture() as capture:
-        console.print(render_timeline(timeline))
+        console.print(render_timeline(timeline, breakers))
     return capture.get()
 
 
@@ -142,3 +144,18 @@ def test_an_open_delivery_says_who_holds_it_or_when_it_is_tried_again() -> None:
 def test_an_instant_is_converted_to_utc() -> None:
     assert instant("2024-01-10T09:32:00-05:00") == "14:32:00.000Z"
     assert instant("2024-01-10T23:32:00.5-05:00", with_date=True) == "2024-01-11 04:32:00.500Z"
+
+
+def test_a_held_message_says_who_holds_it_and_how_to_resume() -> None:
+    held = Breaker("signal_lab", "open", opened_at=datetime(2024, 1, 10, 14, tzinfo=UTC), held_by="[kim]")
+    pending = DELIVERY | {"state": "pending", "delivery_attempts": 0, "delivered_at": None, "failures": []}
+    text = shown(breakers={"signal_lab": held}, deliveries=[pending], processing=[])
+    assert "held by [kim] since 2024-01-10 14:00:00.000Z; scripts/acp resume signal_lab lets it go" in text
+    assert "held by" not in shown(breakers={"signal_lab": held}), "it was delivered before"
+
+
+def test_a_message_behind_an_open_breaker_says_why_it_waits() -> None:
+    opened = Breaker("signal_lab", "open", 3, datetime(2024, 1, 10, 14, tzinfo=UTC), 20, last_error="denied")
+    pending = DELIVERY | {"state": "pending", "delivery_attempts": 0, "delivered_at": None, "failures": []}
+    text = shown(breakers={"signal_lab": opened}, deliveries=[pending], processing=[])
+    assert "waits: the breaker of signal_lab has been open since 2024-01-10 14:00:00.000Z; last error: denied" in text

@@ -72,12 +72,12 @@ def test_a_timeline_shows_hostile_text_written_out(field: str) -> None:
 @pytest.mark.parametrize("field", ["entity_id", "event_type", "source", "subscription"])
 def test_watch_shows_hostile_text_written_out(field: str) -> None:
     row = delivery() | {field: HOSTILE}
-    assert WRITTEN_OUT in printed(deliveries_table([row], wide=True))
+    assert WRITTEN_OUT in printed(deliveries_table([row], width=300))
 
 
 @pytest.mark.parametrize("field", ["entity_id", "event_type", "topic", "subscription", "last_error"])
 def test_piped_watch_shows_hostile_text_written_out(field: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _print_changes([delivery() | {field: HOSTILE}], {})
+    _print_changes([delivery() | {field: HOSTILE}], {}, as_json=False)
     written = capsys.readouterr().out
     assert WRITTEN_OUT in written
     assert written.count("\n") == 1

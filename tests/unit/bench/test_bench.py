@@ -27,11 +27,11 @@ MACHINE = {
 }
 
 
-def report(*figures: Figure, rounds: int = 5) -> Report:
+def report(*figures: Figure, rounds: int = 5, quick: bool = False) -> Report:
     measured = Measured(figures, [{"relay": {"seconds": 1.25}}], {"events": 7})
     return Report(
         started_at="2026-01-05T14:32:00+00:00",
-        quick=False,
+        quick=quick,
         rounds=rounds,
         machine=MACHINE,
         settings={"RELAY_CLAIM_SIZE": "200"},
@@ -176,3 +176,11 @@ def test_the_measured_relay_has_the_settings_of_the_template() -> None:
     RelaySettings.from_environ(
         {**deployed, "DATABASE_URL": "postgresql://u:p@h/d", "SUBSCRIPTION_QUEUE_URLS": '{"signal_lab": "http://q"}'}
     )
+
+
+def test_a_quick_run_shows_no_bars_and_misses_none() -> None:
+    quick = report(Figure("throughput", 0.1, "×", bar=AT_LEAST), rounds=1, quick=True)
+    assert "✗" not in text(quick)
+    assert "≥" not in text(quick)
+    assert "so no bars are shown" in " ".join(text(quick).split())
+    assert quick.missed == []

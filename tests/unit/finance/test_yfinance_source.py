@@ -147,7 +147,7 @@ def test_the_bar_in_progress_and_the_live_price_are_left_out_until_the_minute_is
     since = market.clock.now - timedelta(minutes=5)
     in_progress = market.clock.now.replace(second=0)
     fetched = source.fetch("AAPL", since, market.clock.now)
-    served = cast(Any, fetched.raw)["chart"]["result"][0]["timestamp"]
+    served = cast("Any", fetched.raw)["chart"]["result"][0]["timestamp"]
     assert served[-2:] == [in_progress.timestamp(), market.clock.now.timestamp()]
     assert fetched.observations[-1].occurred_at == in_progress - MINUTE
 
@@ -293,7 +293,7 @@ def test_a_delayed_exchanges_bar_in_progress_is_left_out(market: Market) -> None
     market.clock.now = ASKED_AT
     market.replay.faults.put("AAPL", Fault(behind_seconds=900))
     fetched = market.fetch("AAPL", ASKED_AT - timedelta(minutes=20))
-    (answer,) = cast(Any, fetched.raw)["chart"]["result"]
+    (answer,) = cast("Any", fetched.raw)["chart"]["result"]
     assert answer["meta"]["regularMarketTime"] == (QUARTER_PAST + timedelta(seconds=30)).timestamp()
     assert starts(fetched)[-1] == QUARTER_PAST - MINUTE
 

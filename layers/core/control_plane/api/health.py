@@ -139,10 +139,10 @@ class _Look:
 
 
 def report_health(database: Database, *, max_pending_age_seconds: float) -> Response:
-    """200 while all is ``ok``, or ``degraded`` because a breaker is open; 503 once something is ``failing``."""
+    """200 while all is ``ok``, or ``degraded`` where a person should look; 503 once something is ``failing``."""
     try:
         with database_failures(), database.bounded() as connection:
-            health = read_health(connection)
+            health = read_health(connection, max_processing_age_seconds=max_pending_age_seconds)
     except SchemaVersionMismatch as error:
         return _response({"database": {"status": "ok"}, "schema": {"status": "failing"}}, cause=error)
     except ControlPlaneError as error:
@@ -158,6 +158,8 @@ def report_health(database: Database, *, max_pending_age_seconds: float) -> Resp
                 "max_pending_age_seconds": max_pending_age_seconds,
             },
             "breakers": {"status": "degraded" if health.open_breakers else "ok", "open": health.open_breakers},
+            "dead_letters": {"status": "degraded" if health.dead_letters else "ok", "open": health.dead_letters},
+            "consumers": {"status": "degraded" if health.late_consumers else "ok", "late": health.late_consumers},
         }
     )
 

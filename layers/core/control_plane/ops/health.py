@@ -5,11 +5,15 @@ from typing import Any, Final
 
 from psycopg import Connection
 
+from control_plane.ops.status import read_consumer_lag
+from control_plane.ops.timeline import QUERIES
 from control_plane.platform.backlog import limit_statements, oldest_pending_age
 from control_plane.platform.breakers import read_breakers
 
 STATEMENT_TIMEOUT_SECONDS: Final = 2.0
 """Somebody waits for the answer, and a database that takes longer is not well."""
+MOST_COUNTED: Final = 1000
+"""How many dead letters, and how many of the newest messages, health looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +24,27 @@ class Health:
     """The age of the oldest pending delivery, by its promise."""
     open_breakers: int
     """How many breakers are not closed, of those that somebody guards with."""
+    dead_letters: int
+    """How many dead letters are open, counted up to :data:`MOST_COUNTED`."""
+    late_consumers: int
+    """How many consumers have left a delivered message unprocessed for too long."""
 
 
-def read_health(connection: Connection[Any]) -> Health:
-    """Reads health. Raises psycopg.errors.QueryCanceled where the database takes too long to answer."""
+def read_health(connection: Connection[Any], *, max_processing_age_seconds: float = 300) -> Health:
+    """Reads health; a consumer is late with what was delivered longer ago than that.
+
+    Raises psycopg.errors.QueryCanceled where the database takes too long to answer.
+    """
     with connection.transaction():
         limit_statements(connection, STATEMENT_TIMEOUT_SECONDS)
         age = oldest_pending_age(connection)
         breakers = read_breakers(connection)
-    return Health(age, sum(breaker.is_guarded and not breaker.is_closed for breaker in breakers))
+        row = connection.execute(QUERIES["count_open_dead_letters"].sql, {"limit": MOST_COUNTED}).fetchone()
+        lag = read_consumer_lag(connection, newest=MOST_COUNTED)
+    assert row is not None, "an aggregate has a row"
+    return Health(
+        oldest_pending_age_seconds=age,
+        open_breakers=sum(breaker.is_guarded and not breaker.is_closed for breaker in breakers),
+        dead_letters=int(row[0]),
+        late_consumers=sum(each.oldest_age_seconds > max_processing_age_seconds for each in lag),
+    )

@@ -129,6 +129,30 @@ WHERE subscriptions.name IS NULL OR subscriptions.removed_at IS NOT NULL
 GROUP BY pending.subscription
 ORDER BY pending.subscription
 
+-- name: unprocessed_deliveries
+-- Of the newest messages' deliveries, those that the subscription's consumer has not processed: how many, the oldest's age
+-- in seconds and its event. A subscription whose consumer has recorded nothing yet is left out: it may keep no record.
+SELECT
+    delivery.subscription,
+    count(*),
+    extract(epoch FROM now() - min(delivery.delivered_at))::double precision,
+    (array_agg(message.event_id ORDER BY delivery.delivered_at))[1]
+FROM (SELECT id, event_id FROM outbox ORDER BY id DESC LIMIT %(limit)s) AS message
+JOIN deliveries AS delivery ON delivery.outbox_id = message.id
+JOIN subscriptions ON subscriptions.name = delivery.subscription AND subscriptions.removed_at IS NULL
+WHERE EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscription)
+    AND NOT EXISTS (
+        SELECT
+        FROM processed_events AS processed
+        WHERE processed.consumer = delivery.subscription AND processed.event_id = message.event_id
+    )
+GROUP BY delivery.subscription
+ORDER BY delivery.subscription
+
+-- name: count_open_dead_letters
+-- How many dead letters are open, counted up to a limit.
+SELECT count(*) FROM (SELECT FROM dead_letters WHERE resolution IS NULL LIMIT %(limit)s) AS letter
+
 -- name: events_by_type
 -- How many events are stored, per source and type, with the newest of each.
 SELECT

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 from psycopg import Connection
 
@@ -15,6 +16,8 @@ from control_plane.platform.breakers import Breaker, read_breakers
 OPEN_STATES: Final = frozenset({"pending", "in_flight", "retrying"})
 NEWEST_DEAD_LETTERS: Final = 5
 """How many dead letters the status names; `acp dead-letters` lists them all."""
+NEWEST_MESSAGES: Final = 10_000
+"""How many messages are looked through for deliveries that no consumer has processed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,17 @@ class StrandedDeliveries:
             f"{self.count} pending for {self.subscription}, which {why}: deploy a template that has it, and run "
             "MigrationFunction"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerLag:
+    """What was delivered to a subscription and its consumer has not processed, of the newest messages."""
+
+    subscription: str
+    count: int
+    oldest_age_seconds: float
+    """Since the oldest of them was delivered."""
+    oldest_event_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,8 @@ class PipelineStatus:
     deliveries: Sequence[DeliveryCount]
     events: Sequence[EventCount]
     consumers: Sequence[ConsumerCount]
+    consumer_lag: Sequence[ConsumerLag] = ()
+    """Of subscriptions whose consumer records what it has processed; none of one that has processed everything."""
     stranded: Sequence[StrandedDeliveries] = ()
     dead_letters: Sequence[DeadLetter] = ()
     """The newest open ones."""
@@ -120,6 +136,12 @@ class PipelineStatus:
         }
 
 
+def read_consumer_lag(connection: Connection[Any], *, newest: int = NEWEST_MESSAGES) -> list[ConsumerLag]:
+    """Reads what consumers have not processed of the deliveries of so many newest messages."""
+    with connection.cursor(row_factory=lambda _cursor: lambda values: ConsumerLag(*values)) as cursor:
+        return cursor.execute(QUERIES["unprocessed_deliveries"].sql, {"limit": newest}).fetchall()
+
+
 def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PINNED_AFTER_SECONDS) -> PipelineStatus:
     """Reads the status in one consistent snapshot. ``connection`` is in autocommit mode."""
 
@@ -133,6 +155,7 @@ def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PI
             deliveries=read(DeliveryCount, "deliveries_by_state"),
             events=read(EventCount, "events_by_type"),
             consumers=read(ConsumerCount, "processed_by_consumer"),
+            consumer_lag=read_consumer_lag(connection),
             stranded=read(StrandedDeliveries, "stranded_deliveries"),
             dead_letters=read_dead_letters(connection, limit=NEWEST_DEAD_LETTERS),
             pinned_horizon=pinned_horizon(connection, seconds=pinned_after_seconds),

@@ -135,9 +135,17 @@ def read_breakers(connection: Connection[Any], names: Sequence[str] | None = Non
         return cursor.execute(QUERIES["breakers"].sql, {"names": None if names is None else list(names)}).fetchall()
 
 
-def hold(connection: Connection[Any], name: str, *, by: str) -> None:
-    """Holds a breaker open, whatever succeeds or fails, until it is resumed."""
-    connection.execute(QUERIES["hold_breaker"].sql, {"name": name, "held_by": readable(by)})
+def hold(connection: Connection[Any], name: str, *, by: str, force: bool = False) -> str | None:
+    """Holds a breaker open, whatever succeeds or fails, until it is resumed.
+
+    Returns None, or who holds it already: another person's hold is replaced only with ``force``.
+    """
+    parameters = {"name": name, "held_by": readable(by), "force": force}
+    if connection.execute(QUERIES["hold_breaker"].sql, parameters).fetchone() is not None:
+        return None
+    breaker = next(iter(read_breakers(connection, [name])), None)
+    # It may have been let go since.
+    return breaker.held_by if breaker is not None and breaker.held_by is not None else "somebody else"
 
 
 def resume(connection: Connection[Any], name: str) -> bool:

@@ -111,11 +111,14 @@ RETURNING
     true AS is_guarded
 
 -- name: hold_breaker
--- Opens a breaker until a person lets it go; one that was open already stays open since then.
+-- Opens a breaker until a person lets it go; one that was open already stays open since then. Returns no row where somebody
+-- else holds it.
 INSERT INTO circuit_breakers AS breaker (name, state, opened_at, held_by)
 VALUES (%(name)s, 'open', now(), %(held_by)s)
 ON CONFLICT (name) DO UPDATE
 SET state = 'open', opened_at = coalesce(breaker.opened_at, now()), retry_at = NULL, held_by = excluded.held_by
+WHERE breaker.held_by IS NULL OR breaker.held_by = excluded.held_by OR %(force)s
+RETURNING name
 
 -- name: resume_breaker
 -- Lets go of a breaker that is held, and cuts short the cool-down of one that is not: its probe is due at once.

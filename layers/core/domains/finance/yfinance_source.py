@@ -172,7 +172,7 @@ class YFinanceSource:
             # An odd cookie or consent page makes yfinance raise whatever its parsing of it happens to raise.
             reason = f"yfinance failed before it had an answer: {type(error).__name__}: {error}"
             raise SourceError(symbol, "unreachable", reason) from error
-        return _kept(cast(Response, response))
+        return _kept(cast("Response", response))
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,9 +408,9 @@ def _unwrapped(kept: Json) -> tuple[int, Any, str]:
     body = str(kept["body"])
     called = str(kept["content_type"] or "an unnamed type") if body else "nothing"
     try:
-        return cast(int, kept["status"]), json.loads(body), called
+        return cast("int", kept["status"]), json.loads(body), called
     except (ValueError, RecursionError):
-        return cast(int, kept["status"]), None, called
+        return cast("int", kept["status"]), None, called
 
 
 def _meta(document: Any) -> Mapping[str, Any]:

@@ -1,0 +1,115 @@
+"""What a command prints reaches whoever reads it: a terminal of any encoding, a pipe, or nobody."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TextIO
+
+    from _typeshed import ReadableBuffer
+
+_PLAIN = {
+    "✓": "ok",
+    "✗": "failed",
+    "…": "...",
+    "·": "-",
+    "•": "*",
+    "–": "-",
+    "—": "-",
+    "\u2212": "-",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "×": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "→": "->",
+    "←": "<-",
+    "σ": "sigma",
+    "─": "-",
+    "━": "-",
+    "═": "-",
+    "│": "|",
+    "┃": "|",
+    "║": "|",
+}
+"""What stands for a character where the output's encoding has none for it."""
+_ERRORS = "acp-readable"
+
+
+class ReaderGone(BaseException):
+    """Whoever read our standard output has stopped reading, as `head` does: there is nobody left to work for.
+
+    No error: only `finally` clauses have something to do.
+    """
+
+
+def prepare_streams(environ: Mapping[str, str]) -> None:
+    """Make standard output and error take any character, end quietly with a pipe's reader, and be there if closed."""
+    codecs.register_error(_ERRORS, _readable)
+    encoding = "ascii" if wants_ascii(environ) else None
+    sys.stdout = _stream(sys.stdout, encoding, _Output)
+    # Without a reader for its progress a command still does what it was asked for.
+    sys.stderr = _stream(sys.stderr, encoding, _Progress)
+
+
+def wants_ascii(environ: Mapping[str, str]) -> bool:
+    """Whether the locale says C or POSIX; Python by itself would write UTF-8 all the same."""
+    if environ.get("PYTHONIOENCODING") or environ.get("PYTHONUTF8"):
+        return False
+    chosen = next((environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(name)), "")
+    return chosen in {"C", "POSIX"}
+
+
+class _Output(io.FileIO):
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            # What is still buffered goes nowhere, instead of failing again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise ReaderGone from None
+
+
+class _Progress(_Output):
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except ReaderGone:
+            return memoryview(data).nbytes
+
+
+def _stream(stream: TextIO | None, encoding: str | None, raw: type[_Output]) -> TextIO:
+    if stream is None:
+        # It was closed before we began.
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  for as long as the process lives
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw(stream.fileno(), "w", closefd=False)),
+        encoding=encoding or stream.encoding,
+        errors=_ERRORS,
+        line_buffering=stream.isatty() or raw is _Progress,
+    )
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(map(_plain, text)), error.end
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN:
+        return _PLAIN[character]
+    if "\u2500" <= character <= "\u257f":
+        return "+"  # corners and crossings of boxes
+    if "\u2800" <= character <= "\u28ff":
+        return "*"  # a spinner
+    return character.encode("ascii", "backslashreplace").decode("ascii")

@@ -1,0 +1,15 @@
+"""Symbols as people type them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def split_symbols(words: Iterable[str]) -> list[str]:
+    """The symbols in these words, each once, in capitals: between them may be spaces, commas or both."""
+    found = (symbol.upper() for word in words for symbol in re.split(r"[,;\s]+", word) if symbol)
+    return list(dict.fromkeys(found))
