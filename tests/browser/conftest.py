@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,13 +11,13 @@ from local_cloud.aws import LocalCloud
 from local_cloud.emulators.localstack import LocalStack
 from local_cloud.emulators.ministack import MiniStack
 from local_cloud.workspace import CHECKOUT, Workspace
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from local_cloud.emulators.emulator import StartedEmulator
-    from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_secretsmanager import SecretsManagerClient
     from mypy_boto3_cloudformation import CloudFormationClient
+    from mypy_boto3_secretsmanager import SecretsManagerClient
+    from mypy_boto3_sqs import SQSClient
+
+    from local_cloud.emulators.emulator import StartedEmulator
 
 SECRET = "read-by-a-page"
 HEALTH = {"localstack": "/_localstack/health", "ministack": "/_ministack/health"}

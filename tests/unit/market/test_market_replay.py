@@ -265,6 +265,22 @@ def test_each_request_is_one_line_of_log() -> None:
     assert [line.split()[1:4] for line in lines] == [["GET", "'/health'", "200"], ["GET", "'/nowhere'", "404"]]
 
 
+def test_a_request_is_logged_before_its_answer_can_be_read() -> None:
+    """Whoever reads the answer may end the server at once, and must find the line all the same."""
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        time.sleep(0.2)
+        lines.append(line)
+
+    with serve(log=log) as replay:
+        connection = http.client.HTTPConnection(replay.host, replay.port, timeout=10)
+        connection.request("GET", "/v8/finance/chart/AAPL?range=5d&interval=1m")
+        assert connection.getresponse().status == 200
+        assert len(lines) == 1
+        connection.close()
+
+
 # Faults
 
 
