@@ -271,7 +271,7 @@ def test_many_symbols_in_different_orders_never_deadlock(app: Connection[Any], d
     # The same looks by all, and looks that only one of them has.
     plans = [
         [
-            [tick(float(shared or place), at=10 * place + number, entity=symbol) for symbol in order]
+            [tick(float(shared or place + 1), at=10 * place + number, entity=symbol) for symbol in order]
             for number, shared in enumerate((7, 0, 7))
         ]
         for place, order in enumerate((symbols, symbols[::-1], symbols[1::2] + symbols[::2]))
