@@ -83,7 +83,7 @@ def test_an_event_that_is_no_object_is_named(load: Load, name: str, event: Any, 
         *[("ops_api", REQUEST | {"httpMethod": value}, "no httpMethod and path") for value in (None, 1, [], {})],
         *[("ops_api", REQUEST | {"path": value}, "no httpMethod and path") for value in (None, 1, [], {})],
         *[("ops_api", REQUEST | {"resource": value}, "resource") for value in (1, [], {}, True)],
-        *[("ops_api", REQUEST | {"headers": value}, "headers") for value in ("text", 1, [], {"a": 1}, {"a": None})],
+        *[("ops_api", REQUEST | {"headers": value}, "header") for value in ("text", 1, [], {"a": 1}, {"a": None})],
         *[
             ("ops_api", REQUEST | {"multiValueHeaders": value}, "eader")
             for value in ("text", [1], {"a": "b"}, {"a": None}, {"a": [1]}, {"a": [None]})
