@@ -212,6 +212,7 @@ def test_health_fails_and_gives_the_remedy(database: Database) -> None:
     with closing(functions_database(database.app_url)) as app:
         response = report_health(app, max_pending_age_seconds=60)
     assert response.status == 503
+    assert response.body is not None
     assert response.body["checks"] == {"database": {"status": "failing"}}
     assert "session_replication_role = origin" in str(response.cause)
 

@@ -99,8 +99,9 @@ def read_secret(arn: str, *, endpoint_url: str | None, patience_seconds: float =
         raise SecretUnavailable(f"the secret {arn} cannot be read: no region is known. Set AWS_REGION") from error
     except Exception as error:  # noqa: BLE001 - botocore's parsers and credential providers raise anything
         # What could not be parsed may hold the secret: the error's kind is told, and neither its words nor its chain.
-        said = type(error).__name__ if isinstance(error, _UNREADABLE) else f"{type(error).__name__}: {error}"
-        raise SecretUnavailable(f"the secret {arn} cannot be read: {readable(said)}") from None
+        kind = type(error).__name__
+        told = kind if isinstance(error, _UNREADABLE) else f"{kind}: {error}"
+        raise SecretUnavailable(f"the secret {arn} cannot be read: {readable(told)}") from None
     text = answer.get("SecretString")
     if not isinstance(text, str) or not text.strip():
         raise SecretUnavailable(f"the secret {arn} holds no text: store one as its SecretString")
@@ -140,8 +141,7 @@ def _send(request: AWSPreparedRequest, *, ends: float) -> AWSResponse:
         connect_timeout=min(CONNECT_TIMEOUT_SECONDS, remaining),
     )
     parts = urlsplit(request.url)
-    body = request.body or b""
-    body = body.encode() if isinstance(body, str) else body
+    body = request.body if isinstance(request.body, bytes) else str(request.body or "").encode()
     headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()}
     headers |= {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "Connection": "close"}
     headers |= {"Content-Length": str(len(body)), **connections.added_headers}
