@@ -103,7 +103,7 @@ def read_secret(arn: str, *, endpoint_url: str | None, patience_seconds: float =
         told = kind if isinstance(error, _UNREADABLE) else f"{kind}: {error}"
         raise SecretUnavailable(f"the secret {arn} cannot be read: {readable(told)}") from None
     text = answer.get("SecretString")
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text:
         raise SecretUnavailable(f"the secret {arn} holds no text: store one as its SecretString")
     return text
 
