@@ -23,6 +23,11 @@ RECORD = {"messageId": "1", "body": "{}", "attributes": {}, "messageAttributes":
 REQUEST = {"httpMethod": "GET", "path": "/health"}
 
 
+def each(*values: Any) -> tuple[Any, ...]:
+    """Returns values of many types as values of any."""
+    return values
+
+
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, database: Any) -> Iterator[Load]:
     with ExitStack() as stack:
@@ -71,25 +76,25 @@ def test_an_event_that_is_no_object_is_named(load: Load, name: str, event: Any, 
     [
         *[
             ("ingestion", {"symbols": value}, "symbols of the event")
-            for value in ("AAPL", 1, {}, [None], [1], [[]], True)
+            for value in each("AAPL", 1, {}, [None], [1], [[]], True)
         ],
         *[
             ("relay", {"linger_seconds": value}, "linger_seconds of the event")
-            for value in ("1", [], {}, True, -1, 1e9)
+            for value in each("1", [], {}, True, -1, 1e9)
         ],
         ("signal_lab", {}, "no list of Records"),
-        *[("signal_lab", {"Records": value}, "no list of Records") for value in (None, {}, "text", 1)],
+        *[("signal_lab", {"Records": value}, "no list of Records") for value in each(None, {}, "text", 1)],
         ("ops_api", {}, "no httpMethod and path"),
-        *[("ops_api", REQUEST | {"httpMethod": value}, "no httpMethod and path") for value in (None, 1, [], {})],
-        *[("ops_api", REQUEST | {"path": value}, "no httpMethod and path") for value in (None, 1, [], {})],
-        *[("ops_api", REQUEST | {"resource": value}, "resource") for value in (1, [], {}, True)],
-        *[("ops_api", REQUEST | {"headers": value}, "headers") for value in ("text", 1, [], {"a": 1}, {"a": None})],
+        *[("ops_api", REQUEST | {"httpMethod": value}, "no httpMethod and path") for value in each(None, 1, [], {})],
+        *[("ops_api", REQUEST | {"path": value}, "no httpMethod and path") for value in each(None, 1, [], {})],
+        *[("ops_api", REQUEST | {"resource": value}, "resource") for value in each(1, [], {}, True)],
+        *[("ops_api", REQUEST | {"headers": value}, "header") for value in each("text", 1, [], {"a": 1}, {"a": None})],
         *[
             ("ops_api", REQUEST | {"multiValueHeaders": value}, "eader")
-            for value in ("text", [1], {"a": "b"}, {"a": None}, {"a": [1]}, {"a": [None]})
+            for value in each("text", [1], {"a": "b"}, {"a": None}, {"a": [1]}, {"a": [None]})
         ],
-        *[("ops_api", REQUEST | {"pathParameters": value}, "pathParameters") for value in ("text", [], {"a": 1})],
-        *[("ops_api", REQUEST | {"requestContext": value}, "requestContext") for value in ("text", [], 1)],
+        *[("ops_api", REQUEST | {"pathParameters": value}, "pathParameters") for value in each("text", [], {"a": 1})],
+        *[("ops_api", REQUEST | {"requestContext": value}, "requestContext") for value in each("text", [], 1)],
         ("ops_api", REQUEST | {"requestContext": {"identity": []}}, "identity"),
         ("ops_api", REQUEST | {"resource": "/events/{event_id}"}, "event_id"),
     ],
@@ -133,11 +138,16 @@ def test_a_record_without_an_id_stops_no_other(load: Load, app: Connection[Any],
 @pytest.mark.parametrize(
     "wrong",
     [
-        *[{"body": value} for value in (None, [], {}, 1, True, "", "text", "null", "[]", "{}", "\0", "[" * 100_000)],
-        *[{"attributes": value, "body": "{}"} for value in (None, [], "text", 1, {"ApproximateReceiveCount": []})],
+        *[
+            {"body": value}
+            for value in each(None, [], {}, 1, True, "", "text", "null", "[]", "{}", "\0", "[" * 100_000)
+        ],
+        *[{"attributes": value, "body": "{}"} for value in each(None, [], "text", 1, {"ApproximateReceiveCount": []})],
         *[
             {"messageAttributes": value, "body": "{}"}
-            for value in (None, [], "text", 1, {"trace_id": None}, {"trace_id": []}, {"trace_id": {"stringValue": 1}})
+            for value in each(
+                None, [], "text", 1, {"trace_id": None}, {"trace_id": []}, {"trace_id": {"stringValue": 1}}
+            )
         ],
     ],
 )

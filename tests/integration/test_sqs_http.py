@@ -22,9 +22,9 @@ from tests.contracts.queue import LATER, message, sized
 from tests.integration.fakes import all_successful
 
 from control_plane.model.lifecycle import Accepted, NotSent, NoVerdict, Outcome, QueueFault
-from control_plane.outbox.connections import Connections
 from control_plane.outbox.publisher import MAX_BATCH_BYTES
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
+from control_plane.platform.connections import Connections
 
 
 class Server:
@@ -114,7 +114,7 @@ def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pyte
     with serving() as server:
         publisher = server.publisher()
         publish(publisher)
-        monkeypatch.setattr("control_plane.outbox.connections.IDLE_SECONDS", 0.0)
+        monkeypatch.setattr("control_plane.platform.connections.IDLE_SECONDS", 0.0)
         assert isinstance(publish(publisher), Accepted)
         assert len(set(server.ports)) == 2
 

@@ -119,7 +119,7 @@ def test_options_names_the_methods(telemetry: Telemetry) -> None:
 def test_the_log_line_names_the_caller_by_the_gateway_alone() -> None:
     telemetry, log = Telemetry("caller"), io.StringIO()
     telemetry.logger.registered_handler.setStream(log)  # type: ignore[attr-defined]  # a StreamHandler
-    identity = {"requestContext": {"identity": {"sourceIp": "203.0.113.7\nforged"}}}
+    identity: dict[str, Any] = {"requestContext": {"identity": {"sourceIp": "203.0.113.7\nforged"}}}
     ask(telemetry, [Route("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"}, **identity)
     ask(telemetry, [Route("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"})
     callers = [json.loads(line).get("caller") for line in log.getvalue().splitlines()]

@@ -6,15 +6,13 @@ Both publishers read their answers here. :class:`control_plane.outbox.publisher.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NoVerdict, Outcome, QueueFault
 from control_plane.outbox.publisher import Message, Publisher
+from control_plane.platform.connections import Answer
 
-MAX_ANSWER_BYTES: Final = 1_048_576
-"""An answer of SQS is a few kilobytes long. What is longer than this is not read."""
 _MAX_MESSAGE_ID_CHARACTERS: Final = 100
 """Source: the SQS API reference, *SendMessage*: "the maximum length of a message ID is 100 characters"."""
 _QUOTED_CHARACTERS: Final = 200
@@ -64,16 +62,6 @@ _BATCH_FAULTS: Final = frozenset(
 )
 """What is said of a batch, and cannot be true of a message that is sent by itself."""
 _ACCESS_STATUSES: Final = frozenset({401, 403, 407, 429})
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An HTTP answer that arrived whole."""
-
-    status: int
-    headers: Mapping[str, str]
-    """By lower-case name."""
-    body: bytes
 
 
 def read_answer(

@@ -15,8 +15,9 @@ from botocore.exceptions import (
 )
 
 from control_plane.model.lifecycle import MessageFault, NotSent, NoVerdict, Outcome, QueueFault
-from control_plane.outbox.answers import MAX_ANSWER_BYTES, Answer, one_by_one, read_answer
+from control_plane.outbox.answers import one_by_one, read_answer
 from control_plane.outbox.publisher import Message
+from control_plane.platform.connections import MAX_ANSWER_BYTES, Answer
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient

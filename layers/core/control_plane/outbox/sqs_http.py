@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from control_plane.model.lifecycle import MessageFault, NotSent, NoVerdict, Outcome, QueueFault
-from control_plane.outbox.answers import Answer, one_by_one, read_answer
-from control_plane.outbox.connections import Connections
+from control_plane.outbox.answers import one_by_one, read_answer
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.signing import Signer
 from control_plane.outbox.sqs import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, described
+from control_plane.platform.connections import Answer, Connections
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
@@ -100,7 +100,7 @@ class _Transport:
         parts = urlsplit(endpoint.url)
         host, path = _host(endpoint.url), parts.path or "/"
         self.connections = Connections(
-            endpoint.url, ca_bundle=endpoint.ca_bundle, connect_timeout=CONNECT_TIMEOUT_SECONDS
+            endpoint.url, service="sqs", ca_bundle=endpoint.ca_bundle, connect_timeout=CONNECT_TIMEOUT_SECONDS
         )
         headers = {
             "Host": host,

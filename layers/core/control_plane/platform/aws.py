@@ -1,26 +1,29 @@
 """AWS clients of the functions."""
 
 import os
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.compat import HTTPHeaders
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    ReadTimeoutError,
-)
+from botocore.exceptions import ClientError, NoRegionError
+from botocore.parsers import ResponseParserError
 
 from control_plane.model.errors import ControlPlaneError
+from control_plane.model.text import readable
+from control_plane.platform.connections import Connections, UnreachableError
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
     from mypy_boto3_sqs import SQSClient
 
 
+CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _SECRET_REMEDIES: Final = {
     "ResourceNotFoundException": (
         "There is none of this name in this account and region: give the stack the ARN of one that is there, as "
@@ -65,39 +68,100 @@ def find_sqs(endpoint_url: str | None) -> tuple[str, str, "Credentials | None", 
         client.meta.endpoint_url.rstrip("/") + "/",
         client.meta.region_name,
         session.get_credentials(),
-        # As botocore's clients: AWS_CA_BUNDLE or the profile's, and then what requests goes by.
-        session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or None,
+        _ca_bundle(session),
     )
 
 
 def read_secret(arn: str, *, endpoint_url: str | None, patience_seconds: float = 15.0) -> str:
-    """The text of a secret. Raises SecretUnavailable, within a quarter of a minute."""
-    client: Any = boto3.client(
-        "secretsmanager",
-        endpoint_url=endpoint_url,
-        config=Config(connect_timeout=2, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2}),
-    )
+    """The text of a secret. Raises SecretUnavailable, within ``patience_seconds``, whatever answers there.
+
+    botocore's own transport waits anew for every byte, and reads an answer of any length: ours takes its place.
+    """
     try:
+        client: Any = boto3.client(
+            "secretsmanager",
+            endpoint_url=endpoint_url,
+            config=Config(retries={"mode": "standard", "total_max_attempts": 2}),
+        )
+        ends = time.monotonic() + patience_seconds
+        client._endpoint.http_session = _Transport(ends)  # noqa: SLF001 - botocore has no public place for another
         answer = client.get_secret_value(SecretId=arn)
     except ClientError as error:
         said = error.response.get("Error", {})
         remedy = _SECRET_REMEDIES.get(said.get("Code", ""))
-        raise SecretUnavailable(f"the secret {arn} cannot be read: {error}{f'. {remedy}' if remedy else ''}") from error
-    except (ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError) as error:
-        raise SecretUnavailable(f"the secret {arn} cannot be read: {error}. {vpc_hint('secretsmanager')}") from error
-    except BotoCoreError as error:
-        raise SecretUnavailable(f"the secret {arn} cannot be read: {error}") from error
-    finally:
-        client.close()
+        reason = readable(str(error))
+        raise SecretUnavailable(
+            f"the secret {arn} cannot be read: {reason}{f'. {remedy}' if remedy else ''}"
+        ) from error
+    except UnreachableError as error:
+        raise SecretUnavailable(f"the secret {arn} cannot be read: {readable(str(error))}") from error
+    except NoRegionError as error:
+        raise SecretUnavailable(f"the secret {arn} cannot be read: no region is known. Set AWS_REGION") from error
+    except Exception as error:  # noqa: BLE001 - botocore's parsers and credential providers raise anything
+        # What could not be parsed may hold the secret: the error's kind is told, and neither its words nor its chain.
+        kind = type(error).__name__
+        told = kind if isinstance(error, _UNREADABLE) else f"{kind}: {error}"
+        raise SecretUnavailable(f"the secret {arn} cannot be read: {readable(told)}") from None
     text = answer.get("SecretString")
-    if not text:
+    if not isinstance(text, str) or not text:
         raise SecretUnavailable(f"the secret {arn} holds no text: store one as its SecretString")
-    return str(text)
+    return text
 
 
-def vpc_hint(service: str) -> str:
-    """Why AWS itself cannot be reached: nearly always this."""
-    return (
-        f"A function in a VPC needs an interface endpoint for {service} there, whose security group lets it in on port "
-        "443, or a NAT gateway; a public subnet is not enough"
+_UNREADABLE: Final = (ResponseParserError, AttributeError, KeyError, TypeError, ValueError)
+
+
+class _Transport:
+    """Takes the place of botocore's URLLib3Session: all is over at ``ends``, and no answer is read without bounds."""
+
+    def __init__(self, ends: float) -> None:
+        self._ends = ends
+
+    def send(self, request: AWSPreparedRequest) -> AWSResponse:
+        """See :func:`_send`."""
+        return _send(request, ends=self._ends)
+
+    def close(self) -> None:
+        """Has nothing to close: no connection is kept."""
+
+
+def _send(request: AWSPreparedRequest, *, ends: float) -> AWSResponse:
+    """Sends a request of botocore's, and returns the answer as botocore takes it.
+
+    Raises OSError and UnreadableError, by the instant ``ends`` of ``time.monotonic()``.
+    """
+    remaining = ends - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError("there was no answer in time")
+    session = botocore.session.get_session()
+    connections = Connections(
+        request.url,
+        service="secretsmanager",
+        ca_bundle=_ca_bundle(session),
+        connect_timeout=min(CONNECT_TIMEOUT_SECONDS, remaining),
     )
+    parts = urlsplit(request.url)
+    body = request.body if isinstance(request.body, bytes) else str(request.body or "").encode()
+    headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()}
+    headers |= {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "Connection": "close"}
+    headers |= {"Content-Length": str(len(body)), **connections.added_headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = f"{request.method} {connections.target_prefix}{parts.path or '/'} HTTP/1.1\r\n{lines}\r\n"
+    answer = connections.exchange(connections.take(), head.encode("latin-1") + body, ends=ends)
+    return AWSResponse(request.url, answer.status, HTTPHeaders.from_dict(answer.headers), _Body(answer.body))
+
+
+class _Body:
+    """The body of an answer, as botocore asks for it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        """Yields it whole."""
+        yield self._body
+
+
+def _ca_bundle(session: botocore.session.Session) -> str | None:
+    """As botocore's clients: AWS_CA_BUNDLE or the profile's, and then what requests goes by."""
+    return session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or None

@@ -20,15 +20,24 @@ from botocore.utils import get_environ_proxies
 from urllib3.util.ssltransport import SSLTransport
 from urllib3.util.wait import wait_for_read
 
-from control_plane.outbox.answers import MAX_ANSWER_BYTES, Answer
-from control_plane.platform.aws import vpc_hint
-
+MAX_ANSWER_BYTES: Final = 1_048_576
+"""An answer of SQS or Secrets Manager is some kilobytes long. What is longer than this is not read."""
 IDLE_SECONDS: Final = 20.0
 """How long a connection may have been idle to be used again."""
 _MAX_HEAD_BYTES: Final = 65_536
 _PIECE_BYTES: Final = 65_536
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An HTTP answer that arrived whole."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case name."""
+    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ def find_proxy(url: str) -> Proxy | None:
         headers = configuration.proxy_headers_for(found)
     except ValueError:  # a port that is none, a password beyond ASCII
         host = None
-    if not host or not "".join(headers.values()).isprintable():
+    if "://" in found.partition("://")[2] or not host or not "".join(headers.values()).isprintable():
         raise ValueError(f"{variable} is no URL of a proxy, such as http://user:password@proxy.internal:3128")
     return Proxy(variable, host, port, parts.scheme == "https", headers)
 
@@ -76,13 +85,14 @@ class UnreadableError(Exception):
 
 
 class Connections:
-    """Connections to one URL. Every thread that sends at a time has one to itself."""
+    """Connections to one URL of an AWS service. Every thread that sends at a time has one to itself."""
 
-    def __init__(self, url: str, *, ca_bundle: str | None, connect_timeout: float) -> None:
+    def __init__(self, url: str, *, service: str, ca_bundle: str | None, connect_timeout: float) -> None:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError(f"{url!r} is no URL of HTTP")
         self._url = url
+        self._service = service
         self._uses_tls = parts.scheme == "https"
         self._address = parts.hostname, parts.port or (443 if self._uses_tls else 80)
         self._proxy = find_proxy(url)
@@ -193,15 +203,23 @@ class Connections:
 
     def _unreachable(self, error: OSError) -> UnreachableError:
         if self._proxy is None:
-            return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint('sqs')}")
+            return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint(self._service)}")
         return UnreachableError(
-            f"no connection to {self._url} by {self._proxy}: {error}. Does it run, let us in and lead there? What is to "
-            "be reached without it belongs into NO_PROXY"
+            f"no connection to {self._url} by {self._proxy}: {error}. Does it run, let us in and lead there? What is "
+            "to be reached without it belongs into NO_PROXY"
         )
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self._ca_bundle or get_cert_path(True))
+
+
+def vpc_hint(service: str) -> str:
+    """Why AWS itself cannot be reached: nearly always this."""
+    return (
+        f"A function in a VPC needs an interface endpoint for {service} there, whose security group lets it in on port "
+        "443, or a NAT gateway; a public subnet is not enough"
+    )
 
 
 def _close(connections: Iterable[tuple[socket.socket, float]]) -> None:
