@@ -19,7 +19,7 @@ CONTAINERS_HOST = "host.docker.internal"
 """What containers call this machine."""
 _PORT = re.compile(r":\d{1,5}$")
 _OF_BROWSER_ALONE = {"none", "same-origin"}
-"""Values of Sec-Fetch-Site that a foreign page cannot bring about: an address typed by hand, and a page of this server."""
+"""Values of Sec-Fetch-Site that no foreign page brings about: an address typed by hand, and a page of this server."""
 
 
 def refusal(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -33,15 +33,20 @@ def refusal(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if len(hosts) != 1:
         return _line(f"the request has {len(hosts) or 'no'} Host headers", "Send one, such as localhost")
     if not is_own_name(hosts[0]):
-        return _line(f"Host {hosts[0]!r} is not a name of this machine's loopback", "Use http://localhost with its port")
+        return _line(
+            f"Host {hosts[0]!r} is not a name of this machine's loopback", "Use http://localhost with its port"
+        )
     if wanted["origin"]:
-        return _line(f"a web page (Origin {wanted['origin'][0]!r}) may not use it", "Use scripts/acp, the AWS CLI or curl")
+        return _line(
+            f"a web page (Origin {wanted['origin'][0]!r}) may not use it", "Use scripts/acp, the AWS CLI or curl"
+        )
     if not set(map(str.lower, sites)) <= _OF_BROWSER_ALONE:
         return _line(f"a web page (Sec-Fetch-Site {sites[0]!r}) may not use it", "Use scripts/acp, the AWS CLI or curl")
     if not sites and any(agent.startswith("Mozilla/") for agent in wanted["user-agent"]):
         # A browser leaves Sec-Fetch-Site out where it is old, or does not count the name as this machine's.
         return _line(
-            "a browser that does not say which page asks may not use it", "Use http://localhost, a newer browser, or curl"
+            "a browser that does not say which page asks may not use it",
+            "Use http://localhost, a newer browser, or curl",
         )
     return None
 

@@ -16,7 +16,7 @@ import ministack.app
 # Run by path: only this folder is on the path by itself.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from loopback_guard.asgi import guarded  # noqa: E402 - the line above lets it be found
+from loopback_guard.asgi import guarded
 
 VARIABLE = "ACP_LAMBDA_PYTHON"
 

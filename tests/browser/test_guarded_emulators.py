@@ -74,7 +74,12 @@ def test_names_of_this_machine_pass(emulator: RunningEmulator, host: str) -> Non
 
 def test_a_second_host_header_is_refused(emulator: RunningEmulator) -> None:
     with socket.create_connection(("127.0.0.1", emulator.port), timeout=30) as connection:
-        lines = [f"GET {CREATE} HTTP/1.1", f"Host: localhost:{emulator.port}", "Host: evil.example", "Connection: close"]
+        lines = [
+            f"GET {CREATE} HTTP/1.1",
+            f"Host: localhost:{emulator.port}",
+            "Host: evil.example",
+            "Connection: close",
+        ]
         connection.sendall("\r\n".join([*lines, "", ""]).encode())
         answer = connection.makefile("rb").read()
     assert answer.split(b" ")[1] in {b"400", b"403"}

@@ -124,8 +124,6 @@ def test_an_address_typed_by_hand_shows_the_health(emulator: RunningEmulator, du
     assert SECRET not in shown
 
 
-def test_a_foreign_name_typed_by_hand_is_told_the_remedy(
-    emulator: RunningEmulator, dump: Callable[[str], str]
-) -> None:
+def test_a_foreign_name_typed_by_hand_is_told_the_remedy(emulator: RunningEmulator, dump: Callable[[str], str]) -> None:
     shown = dump(f"http://{EVIL}:{emulator.port}{emulator.health}")
     assert "Use http://localhost" in shown

@@ -19,7 +19,7 @@ class LocalStack(StartedEmulator):
     name = "localstack"
     title = "LocalStack"
     health_path = "/_localstack/health"
-    ignores_changed_rules = "ignores changes of rules"
+    ignores_changed_rules = True
 
     def prepare(self) -> None:
         """Make or update its environment, our executor in it, and the functions' own."""
@@ -28,7 +28,10 @@ class LocalStack(StartedEmulator):
         executor = self.workspace.checkout / "scripts" / "localstack"
         stamp_file = self.workspace.venvs / "localstack" / ".executor"
         # A new lock empties the environment of what it does not name.
-        stamp = digest([executor, executor.with_name("loopback_guard")]) + (self.workspace.venvs / "localstack" / ".lock-checksum").read_text()
+        stamp = (
+            digest([executor, executor.with_name("loopback_guard")])
+            + (self.workspace.venvs / "localstack" / ".lock-checksum").read_text()
+        )
         if not stamp_file.exists() or stamp_file.read_text() != stamp:
             _install(python, executor, self)
             stamp_file.write_text(stamp)
@@ -44,7 +47,7 @@ class LocalStack(StartedEmulator):
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "FILESYSTEM_ROOT": str(self.root / "filesystem"),
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            # Its own server listens on every address of this machine whatever the line above says, and lets web pages in.
+            # Its own server listens on every address whatever the line above says, and lets web pages in.
             "GATEWAY_SERVER": "bound",
             # The guard refuses every Origin; nor does an answer invite one.
             "DISABLE_CORS_HEADERS": "1",

@@ -10,10 +10,11 @@ from localstack.aws.serving.twisted import TLSMultiplexerFactory
 from localstack.config import HostAndPort
 from localstack.runtime.server.core import RuntimeServer, RuntimeServerPlugin
 from localstack.runtime.server.twisted import TwistedRuntimeServer
-from loopback_guard import is_cors, refusal
 from rolo.gateway import Gateway
 from rolo.serving.twisted import TwistedGateway, TwistedRequestAdapter
 from twisted.internet import reactor, ssl
+
+from loopback_guard import is_cors, refusal
 
 
 class BoundServerPlugin(RuntimeServerPlugin):  # type: ignore[misc] # LocalStack is not in the development environment
