@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
+from samcli.yamlhelper import yaml_parse
 
 from acp_cli import status
 from acp_cli.breaker_commands import relay_queue_urls
@@ -17,6 +18,7 @@ from acp_cli.symbols import split_symbols
 from control_plane.ops.status import read_status
 from drills import mending, record
 from local_cloud import database
+from local_cloud.build import TEMPLATE
 from local_cloud.cloud import Cloud, UpOptions
 from local_cloud.emulators import EMULATORS
 from local_cloud.errors import UsageError
@@ -24,8 +26,10 @@ from local_cloud.market import MarketChoice
 from local_cloud.progress import Progress
 from local_cloud.queues import queue_depths
 from local_cloud.run_state import DEFAULT, STACK
+from local_cloud.schedules import problem_of
+from local_cloud.template_parameters import parameter_problem
 from local_cloud.visible import Terminal
-from local_cloud.workspace import locked
+from local_cloud.workspace import CHECKOUT, locked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,7 +37,13 @@ if TYPE_CHECKING:
 PANEL = "The local cloud"
 _STACK = re.compile(r"^[a-z][a-z0-9-]{0,48}[a-z0-9]$")
 """What is at once the name of a stack and, with a suffix, of a bucket."""
-_SCHEDULE = re.compile(r"^(rate\([1-9]\d* (minutes?|hours?|days?)\)|cron\(.+\))$")
+_OPTIONS = {
+    "Symbols": "--symbols",
+    "IngestionSchedule": "--ingestion-schedule",
+    "RelaySchedule": "--relay-schedule",
+    "RelayLingerSeconds": "--linger",
+}
+"""The option that sets each of the template's parameters."""
 
 MarketOption = Annotated[
     MarketChoice,
@@ -177,12 +187,17 @@ def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | N
         parameters["Symbols"] = ",".join(names)
     for name, expression in schedules.items():
         if expression is not None:
-            if not _SCHEDULE.match(expression):
-                msg = f"{expression!r} is no schedule: try 'rate(1 minute)' or 'cron(0 12 * * ? *)'."
+            if problem := problem_of(expression):
+                msg = f"{_OPTIONS[name]} {expression!r} is no schedule: {problem}."
                 raise UsageError(msg)
             parameters[name] = expression
     if linger is not None:
         parameters["RelayLingerSeconds"] = str(linger)
+    declared = yaml_parse((CHECKOUT / TEMPLATE).read_text(encoding="utf-8"))["Parameters"]
+    for name, value in parameters.items():
+        if problem := parameter_problem(declared[name], value):
+            msg = f"{_OPTIONS[name]} {value!r} {problem}."
+            raise UsageError(msg)
     return parameters
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mypy_boto3_cloudformation import CloudFormationClient
+    from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_lambda import LambdaClient
     from mypy_boto3_logs import CloudWatchLogsClient
     from mypy_boto3_s3 import S3Client
@@ -36,6 +37,11 @@ class LocalCloud:
     """An endpoint such as http://localhost:4566."""
 
     endpoint: str
+
+    @property
+    def events(self) -> EventBridgeClient:
+        """EventBridge's rules."""
+        return self._session.client("events", endpoint_url=self.endpoint, config=_CONFIG)
 
     @property
     def cloudformation(self) -> CloudFormationClient:
@@ -69,8 +75,9 @@ class LocalCloud:
 
     @property
     def identity(self) -> STSClient:
-        """Who we are there."""
-        return self._session.client("sts", endpoint_url=self.endpoint, config=_CONFIG)
+        """Who we are there: asked to see whether the cloud answers at all, so the wait is short."""
+        config = _CONFIG.merge(Config(read_timeout=10))
+        return self._session.client("sts", endpoint_url=self.endpoint, config=config)
 
     @property
     def _session(self) -> boto3.Session:

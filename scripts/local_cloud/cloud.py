@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from local_cloud import build, containers, database, deployment, market, queues, run_state
+from local_cloud import build, containers, database, deployment, market, run_state
 from local_cloud.aws import AWS_ERRORS, InvocationError, LocalCloud
 from local_cloud.emulators import EMULATORS
 from local_cloud.environ import LOCAL_AWS
@@ -243,12 +243,7 @@ class Cloud:
         """What its queues still hold, which goes with them."""
         if run.deployment is None:
             return ""
-        try:
-            depths = queues.queue_depths(self.aws(run), self.outputs(run))
-        except AWS_ERRORS as error:
-            return f"what its queues held is not known: {error}"
-        waiting = sum(depth.visible + depth.in_flight for depth in depths)
-        return f"{waiting} messages that waited in its queues go with it" if waiting else ""
+        return deployment.lost_with_queues(self.aws(run), self.outputs(run))
 
     def _settle_market(self, run: RunState, choice: MarketChoice) -> str:
         """Decide where prices come from, start what that needs, and return MarketDataUrl (empty: Yahoo)."""

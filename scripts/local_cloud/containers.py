@@ -12,6 +12,8 @@ import json
 import os
 import re
 import sys
+import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from local_cloud import bridge
@@ -20,7 +22,7 @@ from local_cloud.errors import AcpError
 from local_cloud.workspace import write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from local_cloud.aws import LocalCloud
@@ -33,6 +35,8 @@ ENVIRONMENT_FILE = "sam-local.json"
 SECRET_COPY = "/from-containers"  # noqa: S105 - the end of a secret's name
 """The copy of a secret that names this host as containers do."""
 _READY_SECONDS = 10
+ENGINE_SECONDS = 5.0
+"""How long an engine may take to answer; its client would wait a minute for each of its tries."""
 _LOOPBACK = re.compile(r"(?<![\w.-])(?:localhost|127\.0\.0\.1):(\d+)")
 _SECRET_SUFFIX = "_SECRET_ARN"  # noqa: S105 - the end of a variable's name
 
@@ -48,7 +52,7 @@ def prepare(
 
     Returns the environment by logical id. Raises NoContainersError.
     """
-    interface = _bridge()
+    interface = within(ENGINE_SECONDS, _bridge)
     seen = FromContainer()
     functions = {
         output.removesuffix("Name"): function_environment(cloud, name, seen)
@@ -105,6 +109,27 @@ def _secret(cloud: LocalCloud, arn: str, seen: FromContainer) -> str:
     secret = cloud.secrets.get_secret_value(SecretId=arn)
     text = seen(secret["SecretString"])
     return arn if text == secret["SecretString"] else cloud.put_secret(secret["Name"] + SECRET_COPY, text)
+
+
+def within[T](seconds: float, ask: Callable[[], T]) -> T:
+    """What the engine answers. Raises NoContainersError where it accepts a question and does not answer it in time."""
+    answer: Future[T] = Future()
+
+    def ask_it() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
+            answer.set_exception(error)
+
+    # A daemon: the client cannot be interrupted, and must not keep the command from ending.
+    threading.Thread(target=ask_it, name="container-engine", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError as error:
+        if answer.done():
+            raise
+        msg = f"The Docker engine did not answer within {seconds:g} s."
+        raise NoContainersError(msg, remedy=f"Start it anew, so that docker info answers. {_installation()}") from error
 
 
 def find_engine() -> Any:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from samcli.yamlhelper import yaml_parse
 
-from local_cloud import tools
+from local_cloud import queues, schedules, tools
+from local_cloud.aws import AWS_ERRORS
 from local_cloud.build import digest
 from local_cloud.containers import SECRET_COPY
 from local_cloud.environ import REGION, without_proxy
@@ -53,7 +54,8 @@ def deploy(
 
     `parameters` that the template does not declare are left out.
     """
-    declared = yaml_parse(template.read_text(encoding="utf-8")).get("Parameters", {})
+    source = yaml_parse(template.read_text(encoding="utf-8"))
+    declared = source.get("Parameters", {})
     overrides = {name: value for name, value in parameters.items() if name in declared}
     template_digest = hashlib.sha256(
         (template.read_text(encoding="utf-8") + json.dumps(overrides, sort_keys=True)).encode()
@@ -63,13 +65,16 @@ def deploy(
     there = previous if previous is not None and previous.held_by == holder else None
     if there is not None and (there.template, there.code) == (template_digest, code_digest):
         return there, "nothing has changed"
+    gaps = schedules.update_gaps(source, overrides) if emulator.ignores_changed_rules else None
     if there is None:
         what = "new stack"
-    elif there.template == template_digest or not emulator.ignores_changed_rules:
+    elif gaps is None or there.never_updated == gaps.others:
         what = "updated"
     else:
-        what = f"new again, as {emulator.title} {emulator.ignores_changed_rules}"
-    if what != "updated":
+        lost = lost_with_queues(cloud, there.outputs)
+        what = f"new again, as {emulator.title} {emulator.ignores_changes}{lost and f'; {lost}'}"
+    is_update = what == "updated"
+    if not is_update:
         # What an interrupted deployment has left goes, too.
         _delete_stack(cloud, stack)
     cloud.buckets.create_bucket(Bucket=_bucket(stack))
@@ -93,6 +98,8 @@ def deploy(
         extra_environ={"AWS_ENDPOINT_URL": cloud.endpoint, **without_proxy(os.environ, cloud.endpoint)},
     )
     outputs = _outputs(cloud, emulator, stack)
+    if is_update and gaps is not None and (changed := schedules.bring_up_to_date(cloud, stack, gaps.schedules)):
+        what = f"updated, with {changed} {'schedule' if changed == 1 else 'schedules'} made anew"
     held_by = emulator.holder(cloud.endpoint, stack)
     if held_by is None:
         msg = f"{emulator.title} has ended."
@@ -103,8 +110,19 @@ def deploy(
         code=code_digest,
         outputs=outputs,
         environ=_function_environ(cloud, outputs),
+        never_updated="" if gaps is None else gaps.others,
     )
     return deployment, what
+
+
+def lost_with_queues(cloud: LocalCloud, outputs: Mapping[str, str]) -> str:
+    """What the queues of a stack that is about to be deleted hold; empty for nothing."""
+    try:
+        depths = queues.queue_depths(cloud, outputs)
+    except AWS_ERRORS as error:
+        return f"what its queues held is not known: {error}"
+    waiting = sum(depth.visible + depth.in_flight for depth in depths)
+    return f"{waiting} messages that waited in its queues go with it" if waiting else ""
 
 
 def remove(cloud: LocalCloud, stack: str) -> None:

@@ -35,6 +35,8 @@ class Deployment:
     outputs: dict[str, str]
     environ: dict[str, str]
     """The functions' environment, where they agree."""
+    never_updated: str = ""
+    """Digest of the resources that an update leaves as they are, where the emulator has such (UpdateGaps.others)."""
 
 
 @dataclass

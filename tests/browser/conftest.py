@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,13 +10,6 @@ from local_cloud.aws import LocalCloud
 from local_cloud.emulators.localstack import LocalStack
 from local_cloud.emulators.ministack import MiniStack
 from local_cloud.workspace import CHECKOUT, Workspace
-
-if TYPE_CHECKING:
-    from mypy_boto3_cloudformation import CloudFormationClient
-    from mypy_boto3_secretsmanager import SecretsManagerClient
-    from mypy_boto3_sqs import SQSClient
-
-    from local_cloud.emulators.emulator import StartedEmulator
 
 SECRET = "read-by-a-page"
 HEALTH = {"localstack": "/_localstack/health", "ministack": "/_ministack/health"}
@@ -35,9 +27,8 @@ class RunningEmulator:
 
     def made(self) -> list[str]:
         """The names of all queues and stacks but our own queue."""
-        queues: SQSClient = self._cloud.queues
-        stacks: CloudFormationClient = self._cloud.cloudformation
-        found = [url.rpartition("/")[2] for url in queues.list_queues().get("QueueUrls", [])]
+        stacks = self._cloud.cloudformation
+        found = [url.rpartition("/")[2] for url in self._cloud.queues.list_queues().get("QueueUrls", [])]
         found += [stack["StackName"] for stack in stacks.list_stacks()["StackSummaries"]]
         return sorted(set(found) - {"own"})
 
@@ -45,15 +36,14 @@ class RunningEmulator:
         """What a page would like to read."""
         queue = self._cloud.queues.create_queue(QueueName="own")["QueueUrl"]
         self._cloud.queues.send_message(QueueUrl=queue, MessageBody=SECRET)
-        secrets: SecretsManagerClient = self._cloud.secrets
-        secrets.create_secret(Name="own", SecretString=SECRET)
+        self._cloud.secrets.create_secret(Name="own", SecretString=SECRET)
 
 
 @pytest.fixture(scope="session", params=[LocalStack, MiniStack], ids=lambda emulator: emulator.name)
 def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEmulator]:
     home = Workspace.from_environ(os.environ).home
     workspace = Workspace(CHECKOUT, home, tmp_path_factory.mktemp("browser") / "state")
-    emulator: StartedEmulator = request.param(workspace)
+    emulator: LocalStack | MiniStack = request.param(workspace)
     emulator.prepare()
     endpoint = emulator.endpoint(None, None)
     try:

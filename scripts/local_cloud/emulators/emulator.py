@@ -34,8 +34,10 @@ class Emulator(ABC):
     """As people call it."""
     outlives_us: ClassVar[bool] = False
     """Whether it runs on after `acp down`, so that what was deployed must be deleted."""
-    ignores_changed_rules: ClassVar[str] = ""
-    """Where an update leaves a stack's schedules as they were: completes "a new stack, as <title> …"."""
+    ignores_changed_rules: ClassVar[bool] = False
+    """Whether an update of a stack leaves its rules, alarms and API as they were."""
+    ignores_changes: ClassVar[str] = "ignores changes of alarms, log groups and the API"
+    """Completes "new again, as <title> …", where it does."""
     remedy: ClassVar[str] = ""
     """What to look at where a deployed function does not do what it should."""
 

@@ -28,7 +28,8 @@ class External(Emulator):
     title = "the external cloud"
     outlives_us = True
     # It may be a LocalStack.
-    ignores_changed_rules = "may ignore changes of rules"
+    ignores_changed_rules = True
+    ignores_changes = "may ignore changes of alarms, log groups and the API"
     remedy = (
         "An external cloud must run functions on this machine's own network, with their layers: as processes, or in "
         "containers that share it. PostgreSQL and the market replay listen on 127.0.0.1 alone."

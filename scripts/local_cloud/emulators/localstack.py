@@ -19,7 +19,7 @@ class LocalStack(StartedEmulator):
     name = "localstack"
     title = "LocalStack"
     health_path = "/_localstack/health"
-    ignores_changed_rules = "ignores changes of rules"
+    ignores_changed_rules = True
 
     def prepare(self) -> None:
         """Make or update its environment, our executor in it, and the functions' own."""
@@ -47,7 +47,7 @@ class LocalStack(StartedEmulator):
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "FILESYSTEM_ROOT": str(self.root / "filesystem"),
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            # Its own server listens on every address of this machine whatever the line above says; web pages get in.
+            # Its own server listens on every address whatever the line above says, and lets web pages in.
             "GATEWAY_SERVER": "bound",
             # The guard refuses every Origin; nor does an answer invite one.
             "DISABLE_CORS_HEADERS": "1",

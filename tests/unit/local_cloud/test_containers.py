@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tomllib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -171,3 +172,38 @@ def test_up_goes_on_without_containers_and_says_why(tmp_path: Path, capsys: pyte
 
     WithoutDocker(Workspace(CHECKOUT, tmp_path, tmp_path))._containers(RunState(), Progress())
     assert "Containers: not for sam local invoke: No Docker engine answers." in capsys.readouterr().err
+
+
+def test_an_engine_that_accepts_and_never_answers_costs_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+
+    def never_answers() -> Any:
+        ended.wait()
+        raise ContainerNotReachableException("it went away")
+
+    monkeypatch.setattr(samcli.local.docker.utils, "get_validated_container_client", never_answers)
+    monkeypatch.setattr(containers, "ENGINE_SECONDS", 0.2)
+    try:
+        Deployed(Workspace(CHECKOUT, tmp_path, tmp_path))._containers(RunState(), Progress())
+    finally:
+        ended.set()
+    said = "Containers: not for sam local invoke: The Docker engine did not answer within 0.2 s."
+    assert said in capsys.readouterr().err
+
+
+def test_what_the_engine_itself_calls_a_timeout_is_passed_on() -> None:
+    def fail() -> None:
+        raise TimeoutError("its own")
+
+    with pytest.raises(TimeoutError, match="its own"):
+        containers.within(30, fail)
+
+
+class Deployed(Cloud):
+    def aws(self, run: RunState) -> Any:
+        return object()
+
+    def outputs(self, run: RunState) -> dict[str, str]:
+        return {}

@@ -19,7 +19,24 @@ if TYPE_CHECKING:
     from local_cloud.emulators.emulator import Emulator
     from local_cloud.run_state import Deployment
 
-TEMPLATE = "Parameters: {Symbols: {Type: String}, MarketDataUrl: {Type: String}}\nResources: {}\n"
+TEMPLATE = """
+Transform: AWS::Serverless-2016-10-31
+Parameters: {Symbols: {Type: String}, MarketDataUrl: {Type: String}, Every: {Type: String, Default: rate(1 minute)}}
+Resources:
+  IngestionFunction:
+    Type: AWS::Serverless::Function
+    Properties:
+      Runtime: python3.13
+      Handler: app.handler
+      CodeUri: functions/ingestion
+      Role: arn:aws:iam::123456789012:role/a-role
+      Environment: {Variables: {SYMBOLS: !Ref Symbols}}
+      Events: {Schedule: {Type: Schedule, Properties: {Schedule: !Ref Every}}}
+  Group:
+    Type: AWS::Logs::LogGroup
+    Properties: {LogGroupName: /aws/lambda/x, RetentionInDays: 30}
+"""
+RULE = "a-stack-IngestionFunctionSchedule-1a2b"
 ENVIRONS = {
     "relay-1": {"SYMBOLS": "AAPL", "POWERTOOLS_SERVICE_NAME": "relay", "CLOUD_ENDPOINT_URL": ""},
     "ingestion-1": {"SYMBOLS": "AAPL", "POWERTOOLS_SERVICE_NAME": "ingestion", "MARKET_DATA_URL": "http://x"},
@@ -47,6 +64,55 @@ class FakeCloudFormation:
             {"OutputKey": "MarketTicksQueueUrl", "OutputValue": "http://queue"},
         ]
         return {"Stacks": [{"StackStatus": self.status, "Outputs": outputs}]}
+
+    def get_paginator(self, _name: str) -> Any:
+        rule = {
+            "LogicalResourceId": "IngestionFunctionSchedule",
+            "PhysicalResourceId": RULE,
+            "ResourceType": "AWS::Events::Rule",
+        }
+        return SimpleNamespace(paginate=lambda **_: [{"StackResourceSummaries": [rule]}])
+
+
+class FakeEvents:
+    """One rule with one target."""
+
+    def __init__(self) -> None:
+        self.rules = {RULE: {"ScheduleExpression": "rate(1 minute)", "Description": "Starts it."}}
+        self.targets = {RULE: [{"Id": "function", "Arn": "arn:x"}]}
+        self.calls: list[str] = []
+
+    def describe_rule(self, *, Name: str) -> dict[str, str]:  # noqa: N803 - boto3's spelling
+        return self.rules[Name]
+
+    def list_targets_by_rule(self, *, Rule: str) -> dict[str, Any]:  # noqa: N803
+        return {"Targets": self.targets[Rule]}
+
+    def remove_targets(self, *, Rule: str, Ids: list[str]) -> None:  # noqa: N803
+        self.calls.append("remove_targets")
+        self.targets[Rule] = [target for target in self.targets[Rule] if target["Id"] not in Ids]
+
+    def delete_rule(self, *, Name: str) -> None:  # noqa: N803
+        assert not self.targets[Name]
+        self.calls.append("delete_rule")
+        del self.rules[Name]
+
+    def put_rule(self, *, Name: str, State: str, **fields: str) -> None:  # noqa: N803
+        assert State == "ENABLED"
+        self.calls.append("put_rule")
+        self.rules[Name] = fields
+
+    def put_targets(self, *, Rule: str, Targets: list[dict[str, str]]) -> None:  # noqa: N803
+        self.calls.append("put_targets")
+        self.targets[Rule] = Targets
+
+
+class FakeQueues:
+    waiting = 0
+
+    def get_queue_attributes(self, **_: Any) -> dict[str, Any]:
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        return {"Attributes": dict(zip(names, (str(self.waiting), "1" if self.waiting else "0"), strict=True))}
 
 
 class FakeFunctions:
@@ -94,6 +160,8 @@ class FakeCloud:
     def __init__(self) -> None:
         self.cloudformation = FakeCloudFormation()
         self.functions = FakeFunctions()
+        self.events = FakeEvents()
+        self.queues = FakeQueues()
         self.buckets = FakeBuckets()
         self.logs = FakeLogs()
 
@@ -168,22 +236,47 @@ def test_new_code_updates_the_stack_in_place(world: World) -> None:
     assert len(world.sam_calls) == 2
 
 
-@pytest.mark.parametrize(
-    ("emulator", "said", "deleted"),
-    [
-        (LocalStack, "new again, as LocalStack ignores changes of rules", [STACK]),
-        (External, "new again, as the external cloud may ignore changes of rules", [STACK]),
-        (MiniStack, "updated", []),
-    ],
-)
-def test_new_parameters_make_a_new_stack_where_changed_rules_would_be_ignored_and_it_says_so(
-    world: World, emulator: type[Emulator], said: str, deleted: list[str]
-) -> None:
+@pytest.mark.parametrize("emulator", [LocalStack, External, MiniStack])
+def test_new_symbols_update_the_stack_and_touch_no_rule(world: World, emulator: type[Emulator]) -> None:
     deployment, _ = world.deploy(emulator=emulator)
     world.cloud.cloudformation.deleted.clear()
     _, what = world.deploy(deployment, emulator=emulator, Symbols="IBM")
-    assert what == said
-    assert world.cloud.cloudformation.deleted == deleted
+    assert what == "updated"
+    assert world.cloud.cloudformation.deleted == []
+    assert world.cloud.events.calls == []
+
+
+@pytest.mark.parametrize("emulator", [LocalStack, External])
+def test_a_new_schedule_makes_its_rule_anew_and_nothing_else(world: World, emulator: type[Emulator]) -> None:
+    deployment, _ = world.deploy(emulator=emulator)
+    world.cloud.cloudformation.deleted.clear()
+    _, what = world.deploy(deployment, emulator=emulator, Every="rate(7 minutes)")
+    assert what == "updated, with 1 schedule made anew"
+    assert world.cloud.cloudformation.deleted == []
+    assert world.cloud.events.rules == {
+        RULE: {"ScheduleExpression": "rate(7 minutes)", "Description": "Starts it."},
+    }
+    assert world.cloud.events.targets == {RULE: [{"Id": "function", "Arn": "arn:x"}]}
+
+
+@pytest.mark.parametrize(
+    ("emulator", "said"),
+    [
+        (LocalStack, "new again, as LocalStack ignores changes of alarms"),
+        (External, "new again, as the external cloud may ignore changes of alarms"),
+    ],
+)
+def test_a_changed_resource_that_updates_ignore_makes_a_new_stack_and_counts_what_is_lost(
+    world: World, emulator: type[Emulator], said: str
+) -> None:
+    deployment, _ = world.deploy(emulator=emulator)
+    world.cloud.cloudformation.deleted.clear()
+    world.cloud.queues.waiting = 20
+    world.template.write_text(TEMPLATE.replace("RetentionInDays: 30", "RetentionInDays: 7"))
+    _, what = world.deploy(deployment, emulator=emulator)
+    assert what.startswith(said)
+    assert what.endswith("; 21 messages that waited in its queues go with it")
+    assert world.cloud.cloudformation.deleted == [STACK]
 
 
 def test_another_run_of_the_emulator_is_deployed_to_although_nothing_changed(world: World) -> None:

@@ -112,7 +112,6 @@ class Slower(StartedEmulator):
     """One that finds its port taken."""
 
     name = title = "slower"
-    usual_port = 4566
     health_path = "/"
 
     def prepare(self) -> None: ...

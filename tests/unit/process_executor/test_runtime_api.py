@@ -109,3 +109,19 @@ def test_close_ends_every_waiting_request_and_every_thread(events: queue.SimpleQ
         assert not thread.is_alive()
     with pytest.raises(ConnectionRefusedError):
         ask(api, "GET", "/invocation/next")
+
+
+@pytest.mark.parametrize("header", [("Origin", "https://evil.example"), ("Sec-Fetch-Site", "cross-site")])
+def test_a_web_page_takes_no_invocation_and_answers_none(
+    api: RuntimeApi, events: queue.SimpleQueue[object], header: tuple[str, str]
+) -> None:
+    api.hand_over(FIRST)
+    for method, path in [("GET", "/invocation/next"), ("POST", "/invocation/req-1/response")]:
+        connection = http.client.HTTPConnection(api.address, timeout=10)
+        try:
+            connection.request(method, API + path, headers=dict([header]))
+            assert connection.getresponse().status == 403
+        finally:
+            connection.close()
+    assert events.empty()
+    assert ask(api, "GET", "/invocation/next")[0] == 200
