@@ -119,7 +119,7 @@ def _take_down(
 
 
 def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
-    url = database.app_url(cloud.postgres(run), run)
+    url = database.reader_url(cloud.postgres(run), run)
     with psycopg.connect(url, autocommit=True) as connection:
         with progress.step("The schedules run: ingestion, relay and consumer") as step:
             step.note = str(_wait_for_flow(connection, cloud, run, step))

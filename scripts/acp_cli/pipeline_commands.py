@@ -92,7 +92,7 @@ def watch(
 ) -> None:
     """Watch messages and their deliveries as they happen, until Ctrl-C. Plain lines where no terminal is."""
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), autocommit=True) as connection:
         try:
             if sys.stdout.isatty():
                 console = Console(highlight=False)
@@ -122,7 +122,7 @@ def trace(
         msg = f"{event_id!r} is no event id: it must be a UUID, such as scripts/acp watch shows."
         raise UsageError(msg) from None
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
         timeline = read_timeline(connection, wanted)
     if timeline is None:
         msg = f"There is no event {wanted}."
@@ -223,7 +223,7 @@ def _print_changes(deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[obj
 
 def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
     """Per symbol what is new, or why it failed, as the events of this very run tell."""
-    with psycopg.connect(database.app_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
         rows = connection.execute(QUERIES["run_events"].sql, {"trace_id": result["trace_id"]}).fetchall()
     table = Table(
         box=None,

@@ -615,7 +615,7 @@ def _published(reports: Sequence[Mapping[str, Any]], events: int) -> int:
 @contextlib.contextmanager
 def _snapshot(database: Database) -> Iterator[None]:
     """A transaction that still sees the database as it is now, as a forgotten report would."""
-    with psycopg.connect(database.app_url) as connection:
+    with psycopg.connect(database.reader_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SELECT count(*) FROM schema_migrations")
         yield
