@@ -25,11 +25,12 @@ ROLES = ("acp_ingest", "acp_relay", "acp_consume", "acp_reader", "acp_maintain")
 """The functions' roles."""
 TEST_ROLE = "acp_test"
 """The tests' own role, for a connection that passes a message its whole way: it may do what all functions may, and make
-rows due, store bodies of its own and see claims' tokens besides."""
+rows due, store bodies of its own, see claims' tokens and hold breakers besides."""
 HELPERS_GRANTS = """
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO acp_test;
 GRANT INSERT ON events, outbox, pending_deliveries TO acp_test;
 GRANT UPDATE ON pending_deliveries, circuit_breakers TO acp_test;
+GRANT INSERT, DELETE ON circuit_breakers TO acp_test;
 """
 SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
 """The tests' own two; the template has these, and may have more."""
@@ -71,6 +72,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
                     sql.SQL(", ").join(map(sql.Identifier, ROLES)), sql.Identifier(TEST_ROLE)
                 )
             )
+            # A trigger of a test's may end the session of whoever calls an owner's function.
+            connection.execute(sql.SQL("GRANT {} TO acp_owner").format(sql.Identifier(TEST_ROLE)))
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER acp_owner").format(sql.Identifier(TEMPLATE)))
         with connect(server.url("acp_owner", TEMPLATE, PASSWORD), application_name="test") as connection:
             migrate(connection, read_migrations(MIGRATIONS))

@@ -37,8 +37,6 @@ $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO acp_ingest, acp_relay, acp_consume, acp_reader, acp_maintain;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
--- Every function compares the schema's version with its own.
-GRANT SELECT ON schema_migrations TO acp_ingest, acp_relay, acp_consume, acp_reader, acp_maintain;
 
 
 -- IngestionFunction. Events, messages and what is promised come about in insert_events alone.

@@ -142,7 +142,7 @@ def test_a_latency_is_from_the_commit_to_the_arrival(rig: Rig) -> None:
 
 
 def test_a_relay_that_fails_is_quoted(rig: Rig) -> None:
-    nowhere = Database("postgresql://acp_app:x@127.0.0.1:1/none", "")
+    nowhere = Database("postgresql://acp_relay:x@127.0.0.1:1/none", "", "")
     with pytest.raises(BenchError, match="DatabaseUnavailable"):
         _timed(rig, rig.child("measured_relay", nowhere, options=_relay(60)), 1)
 
