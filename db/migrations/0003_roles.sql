@@ -10,6 +10,7 @@ BEGIN
         SELECT wanted
         FROM unnest(ARRAY['acp_consume', 'acp_ingest', 'acp_maintain', 'acp_reader', 'acp_relay']) AS wanted
         WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted)
+        ORDER BY wanted
     );
     FOREACH role_name IN ARRAY missing LOOP
         BEGIN

@@ -42,7 +42,7 @@ def reader_url(server: PostgresServer, run: RunState) -> str:
 
 
 def prepare(server: PostgresServer, run: RunState) -> None:
-    """Make the roles and the database where they are missing, and undo what a role did to its own password or settings."""
+    """Make the roles and the database where they are missing; a role's own password and settings are set anew."""
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for role in SECRETS.values():
             exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None

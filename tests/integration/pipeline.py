@@ -90,7 +90,7 @@ def run_through(connection: Connection[Any], owner: Connection[Any]) -> None:
     assert states == ["delivered"] * (len(looks) - 1) + ["retrying"]
 
     for _, subscription, _, body, _ in claimed:
-        event = EVENT_TYPES.parse_event(body)
+        event = EVENT_TYPES.parse_event(body or "")
         if subscription == "signal_lab":
             assert signal_lab.consume(connection, event)
             assert not signal_lab.consume(connection, event)

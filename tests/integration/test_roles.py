@@ -44,6 +44,7 @@ _SHARED = {
     "control_plane.outbox.open_subscriptions": {RELAY, READER},
     "control_plane.outbox.settled_before": {RELAY, READER},
     "control_plane.outbox.is_current": {RELAY},
+    "control_plane.ops.lingering_relay": {RELAY, READER},
     "control_plane.ops.delete_expired_events": {MAINTAIN},
     "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
     "control_plane.ops.delete_repeated_looks": {MAINTAIN},
@@ -51,7 +52,7 @@ _SHARED = {
         f"control_plane.ops.{name}": {READER}
         for name in (
             "event_timeline", "recent_messages", "deliveries_by_state", "stranded_deliveries", "events_by_type",
-            "processed_by_consumer", "lingering_relay", "dead_letters", "subscriptions",
+            "processed_by_consumer", "dead_letters", "subscriptions",
         )
     },
 }  # fmt: skip
@@ -153,7 +154,7 @@ TABLES = {
     "raw_payloads": {READER},
     "events": {READER},
     "outbox": {READER},
-    "deliveries": {READER, RELAY},
+    "deliveries": {READER},
     "dead_letters": {READER},
     "delivery_failures": {READER},
     "operations": {READER},
@@ -190,8 +191,7 @@ DELETES = [only(f"DELETE FROM {table}", *({RELAY} if table == "relay_handover" e
 
 FORGERIES = [
     # Delivered without a claim
-    only("INSERT INTO deliveries (outbox_id, subscription, delivery_attempts, message_id) VALUES (4, 'signal_lab', 1, 'm')"),
-    only("INSERT INTO deliveries SELECT outbox_id, subscription, operation_id, now(), 1, 'm' FROM outbox_states"),
+    only("INSERT INTO deliveries (outbox_id, subscription, delivery_attempts, message_id) VALUES (4, 'x', 1, 'm')"),
     only("UPDATE deliveries SET message_id = 'forged'"),
     only("UPDATE deliveries SET delivered_at = now()"),
     only("UPDATE pending_deliveries SET claim_token = gen_random_uuid(), claimed_by = 'me', delivery_attempts = 1"),
@@ -244,7 +244,7 @@ FORGERIES = [
          " VALUES (4, 'signal_lab', 1, 'relay', 'forged')"),
     only("UPDATE delivery_failures SET error = 'forged'"),
     only("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', gen_random_uuid())", CONSUME),
-    only("INSERT INTO processed_events (consumer, event_id, processed_at) VALUES ('x', gen_random_uuid(), '2020-01-01')"),
+    only("INSERT INTO processed_events (consumer, event_id, processed_at) VALUES ('x', gen_random_uuid(), now())"),
     only("UPDATE processed_events SET consumer = 'x'"),
     only("UPDATE processed_events SET processed_at = now()"),
     only("INSERT INTO operations (operation_id, kind, filter, state, requested_by)"
@@ -265,7 +265,7 @@ FORGERIES = [
     only("UPDATE relay_handover SET name = 'me'", RELAY),
     # The owner's functions
     only("SELECT * FROM insert_events('[]')", INGEST),
-    only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'lost')", RELAY),
+    only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),
     only("SELECT * FROM settle_deliveries('me', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')", RELAY),
     only("SELECT others_were_delivered(1, 'signal_lab', gen_random_uuid())", RELAY),
     only("SELECT delete_expired_events(30, 1)", MAINTAIN),
@@ -281,8 +281,6 @@ POWERS = [
     only("CREATE VIEW mine AS SELECT 1"),
     only("CREATE FUNCTION mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
     only("CREATE ROLE mine"),
-    only("CREATE DATABASE mine"),
-    only("CREATE EXTENSION dblink"),
     only("ALTER TABLE events ADD COLUMN mine integer"),
     only("ALTER TABLE events DISABLE TRIGGER events_are_immutable"),
     only("ALTER TABLE events OWNER TO CURRENT_USER"),
@@ -301,7 +299,6 @@ POWERS = [
     only("ALTER ROLE CURRENT_USER SUPERUSER"),
     only("ALTER ROLE CURRENT_USER CREATEROLE"),
     only("ALTER ROLE ALL SET work_mem = '1MB'"),
-    only("ALTER SYSTEM SET work_mem = '1MB'"),
     only("GRANT acp_owner TO CURRENT_USER"),
     only("GRANT acp_relay TO acp_ingest"),
     only("LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"),
@@ -420,7 +417,6 @@ def test_a_claim_without_a_token_is_refused(connections: dict[str, Connection[An
         pytest.param(lambda text: text.replace('{"event_id"', '{"extra":1,"event_id"'), id="a further field"),
         pytest.param(lambda text: text.replace('"revision":0', '"revision":0,"revision":1'), id="a field twice"),
         pytest.param(lambda text: "{}", id="no field"),
-        pytest.param(lambda text: "null", id="null"),
     ],
 )
 def test_a_message_that_is_not_its_event_is_refused(

@@ -34,6 +34,7 @@ from control_plane.platform.settings import (
 )
 from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES
+from local_cloud.roles import SECRETS
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
