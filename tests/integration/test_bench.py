@@ -59,7 +59,7 @@ def test_a_scenario_comes_to_figures(rig: Rig, name: str) -> None:
 def test_a_fresh_database_holds_the_rows_asked_for_each_time(rig: Rig) -> None:
     seed = Seed(pending=30, delivered=20, padding=1_000)
     for _ in range(2):
-        with rig.fresh(seed) as database, psycopg.connect(database.reader_url) as connection:
+        with rig.fresh(seed) as database, psycopg.connect(database.admin_url) as connection:
             rows = connection.execute(
                 "SELECT state, count(*), min(octet_length(outbox.payload_json::text)) > 1000,"
                 " count(DISTINCT event.event_id), count(DISTINCT delivery.next_attempt_at)"
@@ -95,7 +95,7 @@ def test_only_the_holder_of_a_claim_settles_on_any_layout(rig: Rig, name: str) -
         if layout.setup is not None:
             with psycopg.connect(database.admin_url, autocommit=True) as connection:
                 connection.execute(layout.setup)
-        with psycopg.connect(database.reader_url, autocommit=True) as connection:
+        with psycopg.connect(database.relay_url, autocommit=True) as connection:
             token = uuid4()
 
             def claimed(token: UUID) -> Sequence[Row]:
