@@ -18,7 +18,7 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict
-from tests.conftest import SUBSCRIPTIONS
+from tests.conftest import HELPERS_GRANTS, ROLES, SUBSCRIPTIONS
 
 from control_plane.ingestion.store import Look, store_events
 from control_plane.model.contract import Event, SourceFetchFailed, new_event
@@ -693,6 +693,9 @@ def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
             connection.execute(sql.SQL("CREATE ROLE acp_test LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
             migrate(connection, read_migrations(MIGRATIONS))
             sync_subscriptions(connection, SUBSCRIPTIONS)
+            roles = sql.SQL(", ").join(map(sql.Identifier, ROLES))
+            connection.execute(sql.SQL("GRANT {} TO acp_test").format(roles))
+            connection.execute(HELPERS_GRANTS)
         yield server
 
 
