@@ -57,21 +57,23 @@ def telemetry() -> Telemetry:
     return Telemetry("test")
 
 
+def make_roles(connection: Connection[Any]) -> None:
+    """Makes the owner, the functions' roles and TEST_ROLE in a cluster."""
+    for role in ("acp_owner", TEST_ROLE, *ROLES):
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(PASSWORD))
+        )
+    roles = sql.SQL(", ").join(map(sql.Identifier, ROLES))
+    connection.execute(sql.SQL("GRANT {} TO {}").format(roles, sql.Identifier(TEST_ROLE)))
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """One cluster per test process, with the roles and a migrated template database."""
     server = PostgresServer(tmp_path_factory.mktemp("postgres") / "data", password=PASSWORD, fsync=False)
     with server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
-            for role in ("acp_owner", TEST_ROLE, *ROLES):
-                connection.execute(
-                    sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(PASSWORD))
-                )
-            connection.execute(
-                sql.SQL("GRANT {} TO {}").format(
-                    sql.SQL(", ").join(map(sql.Identifier, ROLES)), sql.Identifier(TEST_ROLE)
-                )
-            )
+            make_roles(connection)
             # A trigger of a test's may end the session of whoever calls an owner's function.
             connection.execute(sql.SQL("GRANT {} TO acp_owner").format(sql.Identifier(TEST_ROLE)))
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER acp_owner").format(sql.Identifier(TEMPLATE)))

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import Connection
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, make_roles
 from tests.integration.pipeline import bring_up, functions_database
 from tests.integration.seeds import counts, event, store, ticks
 
@@ -123,8 +123,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[PostgresServer, PostgresServer]]:
     """A writer with the schema, and a standby that follows it."""
     with PostgresServer(tmp_path / "writer", password=PASSWORD, fsync=False) as writer:
         with psycopg.connect(writer.url(), autocommit=True) as admin:
-            for role in ("acp_owner", "acp_test"):
-                admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
+            make_roles(admin)
             admin.execute("CREATE DATABASE control_plane OWNER acp_owner")
             with (tmp_path / "writer" / "pg_hba.conf").open("a") as hba:
                 hba.write("host replication all samehost scram-sha-256\n")

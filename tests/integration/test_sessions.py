@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import Connection, sql
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, make_roles
 from tests.integration.pipeline import bring_up, functions_database, run_through
 
 from control_plane.api.health import report_health
@@ -182,8 +182,7 @@ def test_server_without_the_newest_settings_is_served(tmp_path: Path) -> None:
     older = Path(spec.origin).parent / "pginstall" / "bin"
     with PostgresServer(tmp_path / "data", password=PASSWORD, binaries=older, fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as admin:
-            for role in ("acp_owner", "acp_test"):
-                admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
+            make_roles(admin)
             admin.execute("CREATE DATABASE control_plane OWNER acp_owner")
         urls = [server.url(role, "control_plane", PASSWORD) for role in ("acp_owner", "acp_test")]
         bring_up(urls[0])
