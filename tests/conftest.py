@@ -22,6 +22,17 @@ from local_cloud.postgres import PostgresServer
 MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
 TEMPLATE = "acp_template"
 PASSWORD = "test-password"
+ROLES = ("acp_ingest", "acp_relay", "acp_consume", "acp_reader", "acp_maintain")
+"""The functions' roles."""
+TEST_ROLE = "acp_test"
+"""The tests' own role, for a connection that passes a message its whole way: it may do what all functions may, and make
+rows due, store bodies of its own, see claims' tokens and hold breakers besides."""
+HELPERS_GRANTS = """
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO acp_test;
+GRANT INSERT ON events, outbox, pending_deliveries TO acp_test;
+GRANT UPDATE ON pending_deliveries, circuit_breakers TO acp_test;
+GRANT INSERT, DELETE ON circuit_breakers TO acp_test;
+"""
 SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
 """The tests' own two; the template has these, and may have more."""
 
@@ -53,26 +64,36 @@ def telemetry() -> Telemetry:
     return Telemetry("test")
 
 
+def make_roles(connection: Connection[Any]) -> None:
+    """Makes the owner, the functions' roles and TEST_ROLE in a cluster."""
+    for role in ("acp_owner", TEST_ROLE, *ROLES):
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(PASSWORD))
+        )
+    roles = sql.SQL(", ").join(map(sql.Identifier, ROLES))
+    connection.execute(sql.SQL("GRANT {} TO {}").format(roles, sql.Identifier(TEST_ROLE)))
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """One cluster per test process, with the two roles and a migrated template database."""
+    """One cluster per test process, with the roles and a migrated template database."""
     server = PostgresServer(tmp_path_factory.mktemp("postgres") / "data", password=PASSWORD, fsync=False)
     with server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
-            for role in ("acp_owner", "acp_app"):
-                connection.execute(
-                    sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(PASSWORD))
-                )
+            make_roles(connection)
+            # A trigger of a test's may end the session of whoever calls an owner's function.
+            connection.execute(sql.SQL("GRANT {} TO acp_owner").format(sql.Identifier(TEST_ROLE)))
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER acp_owner").format(sql.Identifier(TEMPLATE)))
         with connect(server.url("acp_owner", TEMPLATE, PASSWORD), application_name="test") as connection:
             migrate(connection, read_migrations(MIGRATIONS))
             sync_subscriptions(connection, SUBSCRIPTIONS)
+            connection.execute(HELPERS_GRANTS)
         yield server
 
 
 @dataclass(frozen=True)
 class TestDatabase:
-    """One test's own database, under three roles."""
+    """One test's own database, under each role."""
 
     __test__ = False
 
@@ -80,6 +101,10 @@ class TestDatabase:
     app_url: str
     owner_url: str
     admin_url: str
+
+    def url(self, role: str) -> str:
+        """The database as one of ROLES."""
+        return self.app_url.replace(f"//{TEST_ROLE}:", f"//{role}:")
 
 
 _numbers = count(1)
@@ -99,7 +124,7 @@ def database(postgres: PostgresServer) -> Iterator[TestDatabase]:
 
 @pytest.fixture
 def app(database: TestDatabase) -> Iterator[Connection[Any]]:
-    """An autocommit connection as the functions have it, as acp_app."""
+    """An autocommit connection as the functions have theirs, as TEST_ROLE."""
     with connect(database.app_url, application_name="test") as connection:
         yield connection
 
@@ -121,7 +146,7 @@ def _database(server: PostgresServer, *, template: str) -> Iterator[TestDatabase
         )
         yield TestDatabase(
             name,
-            app_url=server.url("acp_app", name, PASSWORD),
+            app_url=server.url(TEST_ROLE, name, PASSWORD),
             owner_url=server.url("acp_owner", name, PASSWORD),
             admin_url=server.url(database=name),
         )

@@ -1,29 +1,7 @@
 -- The event store and its outbox: raw payloads, immutable events, the messages promised to each subscription, and what
 -- became of each. docs/architecture.md draws how they hang together.
 
--- The functions' role. It is made without a login where an administrator has not made it yet; roles belong to the
--- cluster, so the first migrations of two databases may race for it.
-DO $$
-BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'acp_app') THEN
-        CREATE ROLE acp_app NOLOGIN;
-    END IF;
-EXCEPTION
-    WHEN duplicate_object OR unique_violation THEN NULL;
-END
-$$;
-
-DO $$
-BEGIN
-    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO acp_app', current_database());
-END
-$$;
-REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE ON SCHEMA public TO acp_app;
-
-
--- Immutable for everybody: privileges refuse acp_app, this trigger refuses the owner too. Retention alone may delete,
+-- Immutable for everybody: privileges refuse it to the functions' roles, this trigger to the owner too. Retention alone may delete,
 -- and says so within its own transaction.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -304,17 +282,6 @@ JOIN delivery_states AS delivery ON delivery.outbox_id = message.id;
 COMMENT ON VIEW outbox_states IS 'Every delivery of every message, with its state.';
 
 
--- Whether a message of the subscription was accepted after an instant: the queue gives verdicts, so a message that still
--- gets none has itself to blame. Looks at the newest messages only, which costs the same however many there are.
-CREATE FUNCTION delivered_since(of_subscription text, since timestamptz) RETURNS boolean
-LANGUAGE sql STABLE
-RETURN (
-    SELECT coalesce(bool_or(recent.delivered_at > since), false)
-    FROM (SELECT subscription, delivered_at FROM deliveries ORDER BY outbox_id DESC LIMIT 10000) AS recent
-    WHERE recent.subscription = of_subscription
-);
-
-
 CREATE TABLE processed_events (
     consumer     text        NOT NULL CHECK (consumer <> ''),
     event_id     uuid        NOT NULL,
@@ -334,7 +301,8 @@ CREATE TABLE circuit_breakers (
     held_by              text,
     last_error           text,
     guarded_at           timestamptz NOT NULL DEFAULT now(),
-    CONSTRAINT circuit_breakers_open_since CHECK (state = 'closed' OR opened_at IS NOT NULL)
+    CONSTRAINT circuit_breakers_open_since CHECK (state = 'closed' OR opened_at IS NOT NULL),
+    CONSTRAINT circuit_breakers_held_open CHECK (held_by IS NULL OR state = 'open')
 );
 COMMENT ON TABLE circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open.';
 COMMENT ON COLUMN circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
@@ -347,114 +315,6 @@ CREATE TABLE relay_handover (
     since    timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm: this saves their cost.';
-
-
--- Moves deliveries on, of one claim or of several, for whoever holds the claim: a row whose token is another's is left
--- alone and not returned. The arrays are parallel. A disposition is published, dead_lettered, exhausted (dead-lettered
--- without a further attempt), failed or released (its attempt is given back). Age is in seconds since the promise.
-CREATE FUNCTION settle_deliveries(
-    settled_by text,
-    outbox_ids bigint[],
-    for_subscriptions text[],
-    operation_ids uuid[],
-    claim_tokens uuid[],
-    dispositions text[],
-    message_ids text[],
-    errors text[],
-    delays_seconds double precision[],
-    are_suspect boolean[]
-) RETURNS TABLE (outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
--- A plan made while next to nothing was pending reads the whole table; a session would go on with it in a backlog.
-SET plan_cache_mode = force_custom_plan
-AS $$
-#variable_conflict use_column
-BEGIN
-    RETURN QUERY
-    WITH outcome AS MATERIALIZED (
-        SELECT *
-        FROM unnest(
-            outbox_ids, for_subscriptions, operation_ids, claim_tokens, dispositions, message_ids, errors,
-            delays_seconds, are_suspect
-        ) AS outcome (
-            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect
-        )
-    ),
-    ended AS (
-        DELETE FROM pending_deliveries AS pending
-        USING outcome
-        WHERE pending.outbox_id = outcome.outbox_id
-            AND pending.subscription = outcome.subscription
-            AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
-            AND pending.claim_token = outcome.claim_token
-            AND outcome.disposition IN ('published', 'dead_lettered', 'exhausted')
-        RETURNING
-            pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
-            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error
-    ),
-    kept AS (
-        UPDATE pending_deliveries AS pending
-        SET
-            claim_token = NULL,
-            claimed_by = NULL,
-            -- A release without an error leaves the reason of an earlier failure standing.
-            last_error = coalesce(outcome.error, pending.last_error),
-            delivery_attempts = pending.delivery_attempts - (outcome.disposition = 'released')::integer,
-            next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
-            suspect_since = CASE WHEN outcome.is_suspect THEN coalesce(pending.suspect_since, now()) ELSE pending.suspect_since END
-        FROM outcome
-        WHERE pending.outbox_id = outcome.outbox_id
-            AND pending.subscription = outcome.subscription
-            AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
-            AND pending.claim_token = outcome.claim_token
-            AND outcome.disposition IN ('failed', 'released')
-        RETURNING
-            pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
-            pending.delivery_attempts, outcome.disposition, outcome.error
-    ),
-    delivered AS (
-        INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)
-        SELECT outbox_id, subscription, operation_id, delivery_attempts, message_id
-        FROM ended
-        WHERE disposition = 'published'
-    ),
-    given_up AS (
-        INSERT INTO dead_letters (outbox_id, subscription, operation_id, promised_at, delivery_attempts, reason)
-        SELECT outbox_id, subscription, operation_id, promised_at, delivery_attempts, error
-        FROM ended
-        WHERE disposition IN ('dead_lettered', 'exhausted')
-    ),
-    failures AS (
-        INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
-        SELECT outbox_id, subscription, operation_id, delivery_attempts, settled_by, error
-        FROM (
-            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM ended
-            UNION ALL
-            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM kept
-        ) AS settled
-        WHERE disposition IN ('failed', 'dead_lettered')
-    )
-    SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
-    FROM (
-        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM ended
-        UNION ALL
-        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM kept
-    ) AS settled;
-END
-$$;
-REVOKE ALL ON FUNCTION settle_deliveries FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION settle_deliveries TO acp_app;
-
-
-GRANT SELECT, INSERT ON raw_payloads, events, delivery_failures, processed_events TO acp_app;
-GRANT SELECT, INSERT, UPDATE ON repeated_looks, circuit_breakers TO acp_app;
-GRANT DELETE ON circuit_breakers TO acp_app;
-GRANT SELECT ON subscriptions, operations, outbox, pending_deliveries, deliveries, dead_letters, delivery_states, outbox_states TO acp_app;
-GRANT INSERT (event_id, topic, event_type, schema_version, trace_id, payload_json) ON outbox TO acp_app;
-GRANT INSERT (outbox_id, subscription, payload_bytes) ON pending_deliveries TO acp_app;
-GRANT UPDATE (next_attempt_at, delivery_attempts, claim_token, claimed_by, last_error, suspect_since) ON pending_deliveries TO acp_app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON relay_handover TO acp_app;
 
 
 -- Finance. SignalLab's own tables: the latest price per entity, the bars behind it, and the risk they show.
@@ -531,6 +391,3 @@ FROM signal_lab_returns
 WINDOW series AS (PARTITION BY source, entity_id, bar_interval)
 ORDER BY source, entity_id, bar_interval, occurred_at DESC;
 COMMENT ON VIEW signal_lab_risk IS 'Per entity: the newest bar of signal_lab_returns, and the maximum drawdown of all.';
-
-GRANT SELECT, INSERT, UPDATE ON signal_lab_latest_prices, signal_lab_bars TO acp_app;
-GRANT SELECT ON signal_lab_returns, signal_lab_risk TO acp_app;

@@ -20,7 +20,7 @@ def settings() -> MaintenanceSettings:
 
 @cache
 def database() -> Database:
-    """One connection per environment, as the owner: nobody else may delete."""
+    """One connection per environment, as the role that may delete what is old."""
     return open_database(
         settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-maintenance"
     )

@@ -74,7 +74,7 @@ def hold(
         msg = "--by is empty: say who holds it."
         raise UsageError(msg)
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
         guarded = _named(connection, cloud, run, name)
         holder = breakers.hold(connection, guarded.name, by=by.strip(), force=force)
     if holder is not None:
@@ -87,7 +87,7 @@ def hold(
 def resume(ctx: typer.Context, name: _NameArgument) -> None:
     """Let go of a breaker that is held, or cut the cool-down of an open one short: it is probed at once."""
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
         guarded = _named(connection, cloud, run, name)
         resumed = breakers.resume(connection, guarded.name)
     Progress().say(
@@ -105,7 +105,7 @@ def list_breakers(
     if ctx.invoked_subcommand is not None:
         return
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
         stored = {breaker.name: breaker for breaker in breakers.read_breakers(connection)}
     guarded = guarded_by_breakers(run, cloud.outputs(run), stored)
     # One that never failed and was never held is not stored.
@@ -124,7 +124,7 @@ def forget(
 ) -> None:
     """Forget a breaker, for a subscription or a source that is gone. One that is still guarded with starts closed."""
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
         stored = {breaker.name: breaker for breaker in breakers.read_breakers(connection)}
         known = guarded_by_breakers(run, cloud.outputs(run), stored)
         found = find([each for each in known if each.name in stored], name)

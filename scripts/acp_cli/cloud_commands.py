@@ -145,7 +145,7 @@ def status_(
     """Show the services, the deliveries of each subscription by state with ages, dead letters, sources and queues."""
     cloud = _cloud(ctx)
     run = cloud.running()
-    with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), autocommit=True) as connection:
         pipeline = read_status(connection)
     report = status.Report(
         services=cloud.describe(run),

@@ -35,13 +35,13 @@ def migrate(ctx: typer.Context) -> None:
 def shell(
     ctx: typer.Context,
     *,
-    owner: Annotated[bool, typer.Option("--owner", help="As the schema's owner, not as the functions' role.")] = False,
+    owner: Annotated[bool, typer.Option("--owner", help="As the owner, who may change what is stored.")] = False,
     command: Annotated[str | None, typer.Option("-c", "--command", help="Run this SQL and end.")] = None,
 ) -> None:
     """Open psql on the local database."""
     cloud, run = _running_database(ctx)
     server = cloud.postgres(run)
-    url = database.owner_url(server, run) if owner else database.app_url(server, run)
+    url = database.owner_url(server, run) if owner else database.reader_url(server, run)
     psql = server.binaries / "psql"
     sys.stdout.flush()
     # Its place is taken: psql owns the terminal, and its exit code is ours. The URL is not in the list of processes.

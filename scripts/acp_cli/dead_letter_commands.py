@@ -59,7 +59,7 @@ def dead_letters(
     """List the messages that were given up on, newest first: why, for whom, and since when."""
     chosen = DeadLetterFilter(_numbers(ids), subscription, reason)
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run)) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
         # One more than is shown tells whether there are more.
         found = read_dead_letters(connection, chosen, limit=limit + 1)
     newest = found[:limit]

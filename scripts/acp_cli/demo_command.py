@@ -130,7 +130,7 @@ def _start_first_run(cloud: Cloud, run: RunState, progress: Progress) -> None:
 
 
 def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
-    url = database.app_url(cloud.postgres(run), run)
+    url = database.reader_url(cloud.postgres(run), run)
     with psycopg.connect(url, autocommit=True) as connection:
         with progress.step("Ingested, relayed, consumed") as step:
             step.note = str(_wait_for_flow(connection, cloud, run, step))

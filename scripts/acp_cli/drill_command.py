@@ -84,7 +84,7 @@ def drill(
 
 def _play(cloud: Cloud, run: RunState, drill: Drill, narrator: Narrator, result: Result) -> None:
     """One drill, and everything put right after it, however it ended. Raises MendingError where that fails."""
-    url = database.app_url(cloud.postgres(run), run)
+    url = database.owner_url(cloud.postgres(run), run)
     record = DrillRecord.begin(drill.name)
     # Closed and no more: interrupted in a statement, it cannot be asked to roll back, and has nothing to.
     opened = contextlib.closing(psycopg.connect(url, autocommit=True, application_name="acp-drill"))

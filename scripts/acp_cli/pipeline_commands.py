@@ -114,7 +114,7 @@ def watch(
     On a terminal it shows as many columns and rows as fit; `trace` takes an id as short as it is shown.
     """
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run), autocommit=True) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), autocommit=True) as connection:
         try:
             if sys.stdout.isatty() and not as_json:
                 console = Terminal()
@@ -147,7 +147,7 @@ def trace(
     """Show an event's timeline: raw payload, event, its delivery to each subscription with every attempt, consumers."""
     lowest, highest = id_range(event_id)
     cloud, run = _running(ctx)
-    with psycopg.connect(database.app_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
         found = _find_events(connection, event_id, lowest, highest)
         if len(found) > 1:
             _show_run(found, as_json=as_json)
@@ -314,7 +314,7 @@ def _print_changes(
 
 def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
     """Per symbol what is new, or why it failed, as the events of this very run tell."""
-    with psycopg.connect(database.app_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
         rows = connection.execute(QUERIES["run_events"].sql, {"trace_id": result["trace_id"]}).fetchall()
     table = Table(
         box=None,

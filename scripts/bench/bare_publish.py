@@ -45,7 +45,7 @@ def main() -> None:
     """Prepare, wait, publish, report."""
     parent = Parent()
     settings = RelaySettings.from_environ(os.environ)
-    with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
+    with psycopg.connect(os.environ["DATABASE_READER_URL"]) as connection:
         rows = connection.execute(load_queries("bench")["pending_messages"].sql).fetchall()
     batches = [entries(list(batch)) for batch in batched(rows, 10, strict=False)]
     (queue_url,) = settings.subscription_queue_urls.values()

@@ -32,6 +32,7 @@ from local_cloud.emulators.localstack import LocalStack
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError
 from local_cloud.postgres import PostgresServer
+from local_cloud.roles import OWNER, READER, RELAY
 from local_cloud.run_state import RunState
 from local_cloud.workspace import locked
 from queue_endpoint import serve
@@ -68,7 +69,8 @@ class Seed:
 class Database:
     """One database of the bench's server."""
 
-    app_url: str
+    relay_url: str
+    reader_url: str
     admin_url: str
 
 
@@ -203,7 +205,8 @@ class Rig:
         folders = (checkout / "functions" / "relay", checkout / "layers" / "core", checkout / "scripts")
         return {
             **isolated(os.environ),
-            "DATABASE_URL": database.app_url,
+            "DATABASE_URL": database.relay_url,
+            "DATABASE_READER_URL": database.reader_url,
             "CLOUD_ENDPOINT_URL": queues.endpoint_url,
             "SUBSCRIPTION_QUEUE_URLS": json.dumps(dict(queues.urls)),
             **self.relay_settings,
@@ -245,7 +248,7 @@ class Rig:
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}").format(
-                    sql.Identifier(name), sql.Identifier(template), sql.Identifier(database.OWNER)
+                    sql.Identifier(name), sql.Identifier(template), sql.Identifier(OWNER)
                 )
             )
         return name
@@ -260,9 +263,8 @@ class Rig:
         return name
 
     def _database(self, name: str) -> Database:
-        return Database(
-            self.server.url(database.APP, name, self.passwords.app_password), self.server.url(database=name)
-        )
+        relay, reader = (self.server.url(role, name, self.passwords.role_passwords[role]) for role in (RELAY, READER))
+        return Database(relay, reader, self.server.url(database=name))
 
     @contextlib.contextmanager
     def _dropped(self, name: str) -> Iterator[str]:

@@ -184,7 +184,7 @@ def _against_bare_publishing(
 @contextlib.contextmanager
 def _snapshot(database: Database) -> Iterator[None]:
     """Keeps a transaction open that sees the database as it is now, as a forgotten report would."""
-    with psycopg.connect(database.app_url) as connection:
+    with psycopg.connect(database.reader_url) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.execute("SELECT count(*) FROM schema_migrations")
         yield

@@ -15,6 +15,7 @@ from local_cloud.errors import AcpError, NotRunningError
 from local_cloud.market import MarketChoice
 from local_cloud.postgres import PostgresServer
 from local_cloud.processes import Service
+from local_cloud.roles import SECRETS
 from local_cloud.run_state import RunState
 from local_cloud.workspace import locked
 
@@ -122,7 +123,8 @@ class Cloud:
         environ = {name: value for name, value in run.deployment.environ.items() if not name.endswith("_SECRET_ARN")}
         return {
             **environ,
-            "DATABASE_URL": database.app_url(server, run),
+            # A reader's; what a script changes, it changes as the owner.
+            "DATABASE_URL": database.reader_url(server, run),
             "DATABASE_OWNER_URL": database.owner_url(server, run),
             "API_TOKEN": run.api_token,
             **({"API_URL": url} if (url := outputs.get("ApiUrl")) else {}),
@@ -272,8 +274,7 @@ class Cloud:
             cloud,
             run.stack,
             {
-                "DatabaseSecretArn": database.app_url(server, run),
-                "DatabaseOwnerSecretArn": database.owner_url(server, run),
+                **{name: database.url(server, run, role) for name, role in SECRETS.items()},
                 "ApiTokenSecretArn": run.api_token,
             },
         )

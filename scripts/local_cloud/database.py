@@ -14,6 +14,7 @@ from control_plane.ops.upgrade import UpgradeReport, upgrade
 from control_plane.platform.settings import MigrationSettings
 from local_cloud.build import TEMPLATE
 from local_cloud.errors import AcpError
+from local_cloud.roles import OWNER, READER, SECRETS, SEE_OTHERS_SESSIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,48 +24,54 @@ if TYPE_CHECKING:
     from local_cloud.workspace import Workspace
 
 NAME = "control_plane"
-OWNER = "acp_owner"
-APP = "acp_app"
+
+
+def url(server: PostgresServer, run: RunState, role: str) -> str:
+    """The database as one of the roles."""
+    return server.url(role, NAME, run.role_passwords[role])
 
 
 def owner_url(server: PostgresServer, run: RunState) -> str:
-    """For migrations and retention."""
-    return server.url(OWNER, NAME, run.owner_password)
+    """For migrations, and for what a person changes."""
+    return url(server, run, OWNER)
 
 
-def app_url(server: PostgresServer, run: RunState) -> str:
-    """For all else."""
-    return server.url(APP, NAME, run.app_password)
+def reader_url(server: PostgresServer, run: RunState) -> str:
+    """For whoever looks."""
+    return url(server, run, READER)
 
 
 def prepare(server: PostgresServer, run: RunState) -> None:
-    """Make the two roles and the database where they are missing."""
+    """Make the roles and the database where they are missing; a role's own password and settings are set anew."""
     with psycopg.connect(server.url(), autocommit=True) as connection:
-        for role, password in ((OWNER, run.owner_password), (APP, run.app_password)):
+        for role in SECRETS.values():
             exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None
             connection.execute(
                 sql.SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                    sql.SQL("ALTER" if exists else "CREATE"), sql.Identifier(role), sql.Literal(password)
+                    sql.SQL("ALTER" if exists else "CREATE"),
+                    sql.Identifier(role),
+                    sql.Literal(run.role_passwords[role]),
                 )
             )
-            # Without it a role does not see since when another's session pins the transaction horizon.
-            connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(role)))
+            connection.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(sql.Identifier(role)))
+            if role in SEE_OTHERS_SESSIONS:
+                connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(role)))
         if connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(NAME), sql.Identifier(OWNER))
             )
 
 
-def bring_up_to_date(workspace: Workspace, url: str) -> UpgradeReport:
+def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
     """Do what MigrationFunction does, with the checkout's migrations and its template's subscriptions.
 
-    `url` is the owner's. Raises AcpError naming the migration or the subscription that cannot be applied.
+    Raises AcpError naming the migration or the subscription that cannot be applied.
     """
     try:
         settings = MigrationSettings.from_environ(
-            {"DATABASE_URL": url, "SUBSCRIPTIONS": declared_subscriptions(workspace.checkout / TEMPLATE)}
+            {"DATABASE_URL": url_of_owner, "SUBSCRIPTIONS": declared_subscriptions(workspace.checkout / TEMPLATE)}
         )
-        with psycopg.connect(url, autocommit=True) as connection:
+        with psycopg.connect(url_of_owner, autocommit=True) as connection:
             return upgrade(
                 connection, read_migrations(workspace.checkout / "db" / "migrations"), settings.subscriptions
             )

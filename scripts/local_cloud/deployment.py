@@ -16,6 +16,7 @@ from local_cloud.build import digest
 from local_cloud.containers import SECRET_COPY
 from local_cloud.environ import REGION, without_proxy
 from local_cloud.errors import AcpError
+from local_cloud.roles import SECRETS
 from local_cloud.run_state import Deployment
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 _DELETE_SECONDS = 120
 _SECRETS = {
-    "DatabaseSecretArn": "database",
-    "DatabaseOwnerSecretArn": "database-owner",
+    **{parameter: f"database-{role.removeprefix('acp_')}" for parameter, role in SECRETS.items()},
     "ApiTokenSecretArn": "api-token",
 }
 """By the template's parameter, the last part of each secret's name."""

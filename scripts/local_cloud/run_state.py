@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from local_cloud.errors import AcpError
+from local_cloud.roles import SECRETS
 from local_cloud.workspace import read_json, write_private
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class RunState:
     """Passwords live as long as the database. The ports of PostgreSQL and the market are wishes for the next start."""
 
     superuser_password: str = field(default_factory=_secret)
-    owner_password: str = field(default_factory=_secret)
-    app_password: str = field(default_factory=_secret)
+    role_passwords: dict[str, str] = field(default_factory=lambda: {role: _secret() for role in SECRETS.values()})
+    """By the database's role."""
     api_token: str = field(default_factory=_secret)
     cloud: str = DEFAULT
     """The emulator's name, as --cloud takes it."""

@@ -54,7 +54,7 @@ def test_the_container_gets_neither_the_user_s_credentials_nor_a_password(
     assert environment["AWS_ACCESS_KEY_ID"] == environment["AWS_SECRET_ACCESS_KEY"] == "test"
     assert "AWS_SESSION_TOKEN" not in environment
     run = json.loads((state / "run.json").read_text())
-    assert run["app_password"] not in str(environment)
+    assert not any(password in str(environment) for password in run["role_passwords"].values())
 
 
 def test_without_docker_it_says_what_to_install(containers: Containers) -> None:

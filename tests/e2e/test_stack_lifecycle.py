@@ -20,6 +20,7 @@ from tests.e2e.second_consumer.template import SUBSCRIPTION, with_second_consume
 
 from control_plane.platform.database import SCHEMA_VERSION
 from local_cloud.postgres import PostgresServer
+from local_cloud.roles import SECRETS
 
 KINDS = {
     "stack",
@@ -38,7 +39,6 @@ FIRST, BESIDE, BY_SAM = "ai-control-plane", "ai-control", "by-sam-alone"
 """The first one's name begins with the second's: what is looked for by the one is not to find the other."""
 SCHEDULE = "rate(7 minutes)"
 PASSWORD = "second-password"
-SECRETS = ("DatabaseSecretArn", "DatabaseOwnerSecretArn", "ApiTokenSecretArn")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def database(tmp_path: Path) -> Iterator[PostgresServer]:
     """A server of its own, without the schema."""
     with PostgresServer(tmp_path / "data", password=PASSWORD, fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
-            for role in ("acp_owner", "acp_app"):
+            for role in SECRETS.values():
                 connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
             connection.execute("CREATE DATABASE control_plane OWNER acp_owner")
         yield server
@@ -152,10 +152,10 @@ def secrets(local_cloud: LocalCloud, database: PostgresServer) -> Iterator[dict[
     """Those of a deployment, by their parameters; the database's in RDS's own shape."""
     manager = local_cloud.client("secretsmanager")
     place = {"engine": "postgres", "host": "127.0.0.1", "port": database.port, "dbname": "control_plane"}
-    app, owner = (json.dumps({"username": role, "password": PASSWORD, **place}) for role in ("acp_app", "acp_owner"))
+    texts = {name: json.dumps({"username": role, "password": PASSWORD, **place}) for name, role in SECRETS.items()}
     arns = {
         name: manager.create_secret(Name=f"{BY_SAM}/{name}", SecretString=value)["ARN"]
-        for name, value in zip(SECRETS, (app, owner, "t" * 32), strict=True)
+        for name, value in (texts | {"ApiTokenSecretArn": "t" * 32}).items()
     }
     yield arns
     for arn in arns.values():
@@ -172,15 +172,17 @@ def test_a_parameter_that_is_missing_or_no_arn_is_named_before_anything_is_made(
     local_cloud: LocalCloud, stack: Stack, differences: Differences
 ) -> None:
     before = _resources(local_cloud)
-    arns = {name: f"arn:aws:secretsmanager:us-east-1:000000000000:secret:{name}" for name in SECRETS}
-    for name in SECRETS:
+    arns = {
+        name: f"arn:aws:secretsmanager:us-east-1:000000000000:secret:{name}" for name in (*SECRETS, "ApiTokenSecretArn")
+    }
+    for name in arns:
         code, said = stack.try_to_deploy(**{other: arn for other, arn in arns.items() if other != name})
         assert code == 1
         assert name in said.partition("Initiating deployment")[2]
     if differences.checks_parameters:
-        code, said = stack.try_to_deploy(**arns | {"DatabaseSecretArn": "postgresql://acp_app@db/control_plane"})
+        code, said = stack.try_to_deploy(**arns | {"RelayDatabaseSecretArn": "postgresql://acp_relay@db/control_plane"})
         assert code == 1
-        assert "must be the ARN of a secret that holds the Postgres URL of role acp_app" in said
+        assert "must be the ARN of a secret that holds the Postgres URL of role acp_relay" in said
     local_cloud.client("cloudformation").delete_stack(StackName=stack.name)
     _expect_the_same(local_cloud, before, differences)
 
@@ -308,7 +310,7 @@ def test_a_second_stack_in_the_account_touches_nothing_of_the_first_and_leaves_n
 
 
 def _query(database: PostgresServer, statement: str) -> list[tuple[Any, ...]]:
-    with psycopg.connect(database.url("acp_app", "control_plane", PASSWORD)) as connection:
+    with psycopg.connect(database.url("acp_reader", "control_plane", PASSWORD)) as connection:
         return connection.execute(statement.encode()).fetchall()
 
 

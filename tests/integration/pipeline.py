@@ -15,6 +15,7 @@ from control_plane.ingestion.store import LookOutcome, RawPayload, store_events
 from control_plane.model.contract import SourceFetchFailed
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
+from control_plane.outbox import claims
 from control_plane.platform.database import Database
 from domains import EVENT_TYPES
 from domains.finance import signal_lab
@@ -59,13 +60,15 @@ def run_through(connection: Connection[Any], owner: Connection[Any]) -> None:
         (raw.payload, None, FIRST_BAR)
     ]
 
-    claimed = connection.execute(
-        "UPDATE pending_deliveries AS pending SET claim_token = %s, claimed_by = 'test',"
-        " delivery_attempts = delivery_attempts + 1, next_attempt_at = now() + make_interval(secs => 60)"
-        " FROM outbox WHERE outbox.id = outbox_id AND next_attempt_at <= now()"
-        " RETURNING outbox_id, subscription, claim_token, payload_json::text, outbox.created_at",
-        [uuid4()],
-    ).fetchall()
+    claim = claims.claim(
+        connection,
+        token=uuid4(),
+        claimed_by="test",
+        lanes=dict.fromkeys(SUBSCRIPTIONS, claims.LaneLimits(100, 2**40, 10)),
+        lease_seconds=60,
+        max_attempts=5,
+    )
+    claimed = [(row.outbox_id, row.subscription, claim.token, row.body, row.due_at) for row in claim.rows]
     assert len(claimed) == len(looks)
     assert {row[4].utcoffset() for row in claimed} == {timedelta()}
     settled = connection.execute(
@@ -87,7 +90,7 @@ def run_through(connection: Connection[Any], owner: Connection[Any]) -> None:
     assert states == ["delivered"] * (len(looks) - 1) + ["retrying"]
 
     for _, subscription, _, body, _ in claimed:
-        event = EVENT_TYPES.parse_event(body)
+        event = EVENT_TYPES.parse_event(body or "")
         if subscription == "signal_lab":
             assert signal_lab.consume(connection, event)
             assert not signal_lab.consume(connection, event)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from acp_cli.cli import app as acp
 from local_cloud.cloud import Cloud
 from local_cloud.postgres import PostgresServer
+from local_cloud.roles import SECRETS
 from local_cloud.run_state import Deployment, RunState
 from local_cloud.workspace import CHECKOUT, Workspace
 
@@ -27,8 +28,7 @@ class RunningCloud(Cloud):
 
     def running(self) -> RunState:
         return RunState(
-            app_password=PASSWORD,
-            owner_password=PASSWORD,
+            role_passwords=dict.fromkeys(SECRETS.values(), PASSWORD),
             market_source="replay",
             deployment=Deployment(
                 "1@2",

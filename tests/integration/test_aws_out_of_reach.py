@@ -88,7 +88,7 @@ def test_a_secret_that_is_refused_says_why_and_what_to_change(code: str, remedy:
 
 def test_a_secret_that_does_not_exist() -> None:
     with mock_aws():
-        refused(None, "ResourceNotFoundException", "as DatabaseSecretArn, DatabaseOwnerSecretArn")
+        refused(None, "ResourceNotFoundException", "as …DatabaseSecretArn, DatabaseOwnerSecretArn")
 
 
 def test_a_secret_without_text() -> None:

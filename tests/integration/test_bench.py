@@ -62,7 +62,7 @@ def test_a_scenario_comes_to_figures(rig: Rig, name: str) -> None:
 def test_a_fresh_database_holds_the_rows_asked_for_each_time(rig: Rig) -> None:
     seed = Seed(pending=30, delivered=20, padding=1_000)
     for _ in range(2):
-        with rig.fresh(seed) as database, psycopg.connect(database.app_url) as connection:
+        with rig.fresh(seed) as database, psycopg.connect(database.admin_url) as connection:
             rows = connection.execute(
                 "SELECT state, count(*), min(octet_length(outbox.payload_json::text)) > 1000,"
                 " count(DISTINCT event.event_id), count(DISTINCT delivery.next_attempt_at)"
@@ -79,7 +79,7 @@ def test_a_database_holds_the_messages_of_every_seed_and_subscription(rig: Rig) 
         Seed(4, delivered=2, subscriptions=("signal_lab", "detector")),
         Seed(3, topic="system.events", subscriptions=("system_events",)),
     )
-    with rig.fresh(*seeds) as database, psycopg.connect(database.app_url) as connection:
+    with rig.fresh(*seeds) as database, psycopg.connect(database.reader_url) as connection:
         assert connection.execute(
             "SELECT topic, subscription, state, count(*) FROM outbox_states GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
         ).fetchall() == [
@@ -98,7 +98,7 @@ def test_only_the_holder_of_a_claim_settles_on_any_layout(rig: Rig, name: str) -
         if layout.setup is not None:
             with psycopg.connect(database.admin_url, autocommit=True) as connection:
                 connection.execute(layout.setup)
-        with psycopg.connect(database.app_url, autocommit=True) as connection:
+        with psycopg.connect(database.relay_url, autocommit=True) as connection:
             token = uuid4()
 
             def claimed(token: UUID) -> Sequence[Row]:
@@ -145,7 +145,7 @@ def test_a_latency_is_from_the_commit_to_the_arrival(rig: Rig) -> None:
 
 
 def test_a_relay_that_fails_is_quoted(rig: Rig) -> None:
-    nowhere = Database("postgresql://acp_app:x@127.0.0.1:1/none", "")
+    nowhere = Database("postgresql://acp_relay:x@127.0.0.1:1/none", "", "")
     with pytest.raises(BenchError, match="DatabaseUnavailable"):
         timed(rig, rig.child("measured_relay", nowhere, options=relay_options(60)), 1)
 

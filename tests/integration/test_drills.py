@@ -25,6 +25,7 @@ from local_cloud.aws import LocalCloud
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError
 from local_cloud.postgres import PostgresServer
+from local_cloud.roles import SECRETS
 from local_cloud.run_state import Deployment, RunState
 from local_cloud.workspace import CHECKOUT, Workspace
 
@@ -202,8 +203,7 @@ class FakeCloud(Cloud):
         outputs = {"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion"}
         environ = {"SUBSCRIPTION_QUEUE_URLS": f'{{"signal_lab": "http://sqs/000000000000/{QUEUE}"}}'}
         return RunState(
-            app_password=PASSWORD,
-            owner_password=PASSWORD,
+            role_passwords=dict.fromkeys(SECRETS.values(), PASSWORD),
             endpoint="http://localhost:4566",
             market_source="replay",
             deployment=Deployment("1@2", template="", code="", outputs=outputs, environ=environ),

@@ -18,7 +18,7 @@ from moto import mock_aws
 from moto.server import ThreadedMotoServer
 from psycopg import Connection, sql
 from psycopg.conninfo import conninfo_to_dict
-from tests.conftest import SUBSCRIPTIONS
+from tests.conftest import HELPERS_GRANTS, ROLES, SUBSCRIPTIONS
 
 from control_plane.ingestion.store import Look, store_events
 from control_plane.model.contract import Event, SourceFetchFailed, new_event
@@ -41,7 +41,7 @@ FUNCTIONS = Path(__file__).parents[2] / "functions"
 MIGRATIONS = Path(__file__).parents[2] / "db" / "migrations"
 NAMES = ["ingestion", "relay", "signal_lab", "migration", "maintenance"]
 PASSWORD = "test-password"
-NOWHERE = f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/database"
+NOWHERE = f"postgresql://acp_test:{PASSWORD}@127.0.0.1:1/database"
 """For what is refused before the database is asked."""
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -244,7 +244,10 @@ def count(connection: Connection[Any], table: str) -> int:
 def test_ingestion_stores_what_the_market_answers_once(load: Load, database: Any, app: Connection[Any]) -> None:
     with serve() as market:
         ingestion = load(
-            "ingestion", DATABASE_URL=database.app_url, SYMBOLS=" aapl, MSFT ,aapl", MARKET_DATA_URL=market.url
+            "ingestion",
+            DATABASE_URL=database.url("acp_ingest"),
+            SYMBOLS=" aapl, MSFT ,aapl",
+            MARKET_DATA_URL=market.url,
         )
         first = ingestion()
         assert first["symbols"] == ["AAPL", "MSFT"]
@@ -270,7 +273,7 @@ def test_ingestion_takes_the_events_own_symbols_and_names_the_one_it_could_not_h
 ) -> None:
     with serve() as market:
         market.faults.put("IBM", Fault(status=429))
-        ingestion = load("ingestion", DATABASE_URL=database.app_url, MARKET_DATA_URL=market.url)
+        ingestion = load("ingestion", DATABASE_URL=database.url("acp_ingest"), MARKET_DATA_URL=market.url)
         answer = ingestion({"symbols": ["msft", "IBM", "NOSUCH"]})
     assert answer["symbols"] == ["MSFT", "IBM", "NOSUCH"]
     assert answer["failed_symbols"] == ["IBM", "NOSUCH"]
@@ -290,7 +293,7 @@ def test_ingestion_leaves_a_source_alone_that_fails_as_often_as_it_is_told(
         market.faults.put("*", Fault(status=429))
         settings = {"MARKET_DATA_URL": market.url, "SYMBOLS": "AAPL,MSFT"}
         settings |= {"BREAKER_FAILURE_THRESHOLD": "2", "BREAKER_COOL_DOWN_SECONDS": "3600"}
-        ingestion = load("ingestion", DATABASE_URL=database.app_url, **settings)
+        ingestion = load("ingestion", DATABASE_URL=database.url("acp_ingest"), **settings)
         for _ in range(2):
             assert ingestion()["failed_symbols"] == ["AAPL", "MSFT"]
         market.faults.clear()
@@ -314,7 +317,7 @@ def test_relay_delivers_what_is_its_and_leaves_what_it_does_not_know(
     queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
     relay = load(
         "relay",
-        DATABASE_URL=database.app_url,
+        DATABASE_URL=database.url("acp_relay"),
         CLOUD_ENDPOINT_URL=endpoint_url,
         SUBSCRIPTION_QUEUE_URLS=json.dumps({"signal_lab": queue}),
     )
@@ -343,7 +346,7 @@ def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
     first, second, broken = tick(1.0), tick(2.0, minute=1), tick(3.0, minute=2)
     message = broken.to_message()
     message["payload"]["price"] = "3.0"
-    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    signal_lab = load("signal_lab", DATABASE_URL=database.url("acp_consume"))
     answer = signal_lab(
         {
             "Records": [
@@ -382,7 +385,7 @@ def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
 
 
 def test_signal_lab_answers_a_batch_of_which_nothing_could_be_consumed(load: Load, database: Any) -> None:
-    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    signal_lab = load("signal_lab", DATABASE_URL=database.url("acp_consume"))
     answer = signal_lab({"Records": [record("", 1), record("null", 2), record("[]", 3)]})
     assert len(failures(answer)) == len(signal_lab.errors) == 3
     assert failures(signal_lab({"Records": [record_of(tick())]})) == []
@@ -400,7 +403,7 @@ def test_signal_lab_goes_on_with_the_next_message_when_its_connection_is_cut(
         FOR EACH ROW WHEN (NEW.entity_id = 'CUT') EXECUTE FUNCTION cut()
     """)
     events = [tick(entity="AAPL"), tick(entity="CUT"), tick(entity="MSFT")]
-    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    signal_lab = load("signal_lab", DATABASE_URL=database.url("acp_consume"))
     answer = signal_lab({"Records": [record_of(event, number) for number, event in enumerate(events)]})
     assert failures(answer) == ["00000000-0000-4000-8000-000000000001"]
     assert [line["event_id"] for line in signal_lab.errors] == [str(events[1].event_id)]
@@ -423,7 +426,7 @@ def test_signal_lab_asks_for_a_lost_postgres_once_and_fails_the_rest_of_the_batc
             return app
 
     lost = Lost()
-    signal_lab = load("signal_lab", DATABASE_URL=database.app_url)
+    signal_lab = load("signal_lab", DATABASE_URL=database.url("acp_consume"))
     signal_lab.module.database().close()
     monkeypatch.setattr(signal_lab.module, "database", lambda: lost)
     events = [tick(minute=minute) for minute in range(4)]
@@ -520,8 +523,8 @@ def test_maintenance_forgets_events_only_where_it_is_asked_to(
         "deleted_events": 0, "deleted_raw_payloads": 0, "deleted_repeated_looks": 0, "finished": True,
         "pinned_horizon": None,
     }  # fmt: skip
-    assert load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="")() == nothing
-    forgetful = load("maintenance", DATABASE_URL=database.owner_url, EVENT_RETENTION_DAYS="40")
+    assert load("maintenance", DATABASE_URL=database.url("acp_maintain"), EVENT_RETENTION_DAYS="")() == nothing
+    forgetful = load("maintenance", DATABASE_URL=database.url("acp_maintain"), EVENT_RETENTION_DAYS="40")
     assert forgetful({"time": "2026-01-05T12:00:00Z"}) == nothing | {"deleted_raw_payloads": 1}
     [line] = [line for line in forgetful.logs if line["message"] == "maintained"]
     assert (line["deleted_raw_payloads"], line["finished"]) == (1, True)
@@ -539,7 +542,7 @@ def test_a_wrong_setting_of_maintenance_is_named_with_its_remedy(load: Load, val
 
 def test_an_error_of_the_next_invocation_is_not_logged_under_the_trace_of_the_last(load: Load, database: Any) -> None:
     with serve() as market:
-        ingestion = load("ingestion", DATABASE_URL=database.app_url, MARKET_DATA_URL=market.url)
+        ingestion = load("ingestion", DATABASE_URL=database.url("acp_ingest"), MARKET_DATA_URL=market.url)
         ingestion()
     ingestion.fails(ConfigurationError, event={"symbols": []})
     assert "trace_id" not in ingestion.errors[0]
@@ -565,13 +568,13 @@ def test_both_url_and_secret_is_an_error_that_names_both(load: Load, name: str) 
 @pytest.mark.parametrize(
     "url",
     [
-        f"mysql://acp_app:{PASSWORD}@127.0.0.1:3306/database",
-        f"http://acp_app:{PASSWORD}@127.0.0.1/database?ssl=1",
-        f"postgresql://acp_app:{PASSWORD}%zz@127.0.0.1/database",
+        f"mysql://acp_test:{PASSWORD}@127.0.0.1:3306/database",
+        f"http://acp_test:{PASSWORD}@127.0.0.1/database?ssl=1",
+        f"postgresql://acp_test:{PASSWORD}%zz@127.0.0.1/database",
         # Not encoded, an @ or a / ends the password early for libpq, and the rest of it begins the host or database.
-        f"postgresql://acp_app:x@{PASSWORD}@127.0.0.1/database",
-        f"postgresql://acp_app:{PASSWORD}/x@127.0.0.1/database",
-        f"postgresql://acp_app:x/{PASSWORD}@127.0.0.1/database",
+        f"postgresql://acp_test:x@{PASSWORD}@127.0.0.1/database",
+        f"postgresql://acp_test:{PASSWORD}/x@127.0.0.1/database",
+        f"postgresql://acp_test:x/{PASSWORD}@127.0.0.1/database",
         PASSWORD,
     ],
 )
@@ -582,23 +585,23 @@ def test_a_url_that_is_none_is_named_and_not_shown(load: Load, name: str, url: s
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_password_is_an_error_that_names_whose(load: Load, database: Any, name: str) -> None:
     function = load(name, DATABASE_URL=database.app_url.replace(PASSWORD, f"not-{PASSWORD}"))
-    function.fails(DatabaseUnavailable, "acp_app@127.0.0.1:", "password authentication failed")
+    function.fails(DatabaseUnavailable, "acp_test@127.0.0.1:", "password authentication failed")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_port_where_nothing_listens_is_an_error_that_names_it(load: Load, name: str) -> None:
-    url = f"postgresql://acp_app:{PASSWORD}@127.0.0.1:{free_port()}/database"
+    url = f"postgresql://acp_test:{PASSWORD}@127.0.0.1:{free_port()}/database"
     load(name, DATABASE_URL=url).fails(DatabaseUnavailable, url.partition(f":{PASSWORD}@")[2], "Connection refused")
 
 
 @pytest.mark.parametrize("host", ["no..where", "n" * 64])
 def test_a_host_that_no_name_server_could_be_asked_for_is_named(load: Load, host: str) -> None:
-    function = load("signal_lab", DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@{host}/database")
-    function.fails(DatabaseUnavailable, f"acp_app@{host}:5432/database")
+    function = load("signal_lab", DATABASE_URL=f"postgresql://acp_test:{PASSWORD}@{host}/database")
+    function.fails(DatabaseUnavailable, f"acp_test@{host}:5432/database")
 
 
 def test_a_database_that_does_not_exist_is_named(load: Load, database: Any) -> None:
-    function = load("signal_lab", DATABASE_URL=database.app_url.replace(database.name, "nowhere"))
+    function = load("signal_lab", DATABASE_URL=database.url("acp_consume").replace(database.name, "nowhere"))
     function.fails(DatabaseUnavailable, '"nowhere" does not exist')
 
 
@@ -690,16 +693,19 @@ def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
     server = PostgresServer(tmp_path / "data", password=PASSWORD, port=free_port(), fsync=False)
     with server:
         with connect(server.url(), application_name="test") as connection:
-            connection.execute(sql.SQL("CREATE ROLE acp_app LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
+            connection.execute(sql.SQL("CREATE ROLE acp_test LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
             migrate(connection, read_migrations(MIGRATIONS))
             sync_subscriptions(connection, SUBSCRIPTIONS)
+            roles = sql.SQL(", ").join(map(sql.Identifier, ROLES))
+            connection.execute(sql.SQL("GRANT {} TO acp_test").format(roles))
+            connection.execute(HELPERS_GRANTS)
         yield server
 
 
 def test_postgres_down_at_the_start_loses_nothing_and_is_found_when_it_is_up(
     load: Load, own_server: PostgresServer
 ) -> None:
-    url = own_server.url("acp_app")
+    url = own_server.url("acp_test")
     own_server.stop("immediate")
     event = {"Records": [record_of(tick())]}
     signal_lab = load("signal_lab", DATABASE_URL=url)
@@ -707,14 +713,14 @@ def test_postgres_down_at_the_start_loses_nothing_and_is_found_when_it_is_up(
         # Raised, not answered: the whole batch stays on its queue.
         signal_lab.fails(DatabaseUnavailable, "Connection refused", event=event)
     own_server.start()
-    assert own_server.url("acp_app") == url
+    assert own_server.url("acp_test") == url
     assert failures(signal_lab(event)) == []
 
 
 def test_postgres_down_in_the_middle_loses_nothing_and_is_found_when_it_is_back(
     load: Load, own_server: PostgresServer, endpoint_url: str
 ) -> None:
-    url = own_server.url("acp_app")
+    url = own_server.url("acp_test")
     sqs = boto3.client("sqs", endpoint_url=endpoint_url)
     queue = sqs.create_queue(QueueName=f"ticks-{uuid.uuid4()}")["QueueUrl"]
     sqs.close()
@@ -735,7 +741,7 @@ def test_postgres_down_in_the_middle_loses_nothing_and_is_found_when_it_is_back(
 
 
 def test_a_restart_of_postgres_between_two_invocations_goes_unnoticed(load: Load, own_server: PostgresServer) -> None:
-    signal_lab = load("signal_lab", DATABASE_URL=own_server.url("acp_app"))
+    signal_lab = load("signal_lab", DATABASE_URL=own_server.url("acp_test"))
     assert failures(signal_lab({"Records": [record_of(tick())]})) == []
     own_server.stop("immediate")
     own_server.start()
@@ -769,7 +775,7 @@ def test_the_url_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, c
     parts = conninfo_to_dict(database.app_url)
     rds = {"username": parts["user"], "engine": "postgres", "dbInstanceIdentifier": "prices"}
     rds |= {name: parts[name] for name in ("password", "host", "port", "dbname")}
-    as_json = [json.dumps(fields) for fields in ({"url": database.app_url, "role": "acp_app"}, rds)]
+    as_json = [json.dumps(fields) for fields in ({"url": database.app_url, "role": "acp_test"}, rds)]
     for text in (database.app_url, f" {database.app_url}\n", *as_json):
         secret.put(text)
         signal_lab = load("signal_lab", DATABASE_SECRET_ARN=secret.arn)
@@ -789,7 +795,7 @@ def test_a_secret_that_does_not_exist_is_named(load: Load, cloud: None) -> None:
         json.dumps({"url": [PASSWORD]}),
         f'{{"url": "{PASSWORD}',
         f"the password is {PASSWORD}",
-        json.dumps({"url": f"mysql://acp_app:{PASSWORD}@127.0.0.1/database"}),
+        json.dumps({"url": f"mysql://acp_test:{PASSWORD}@127.0.0.1/database"}),
     ],
 )
 def test_a_secret_without_a_url_is_named_and_not_shown(load: Load, cloud: None, secret: Secret, text: str) -> None:
@@ -803,7 +809,7 @@ def rotating(postgres: PostgresServer, database: Any) -> Iterator[Callable[[str]
     """Sets the password of a role made for the purpose, ends its sessions, and returns its URL."""
     role = sql.Identifier("rotating")
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE acp_app").format(role))
+        admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE acp_consume").format(role))
 
         def rotate(password: str) -> str:
             admin.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, sql.Literal(password)))

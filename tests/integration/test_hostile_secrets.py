@@ -15,7 +15,7 @@ import pytest
 from control_plane.platform.aws import SecretUnavailable, read_secret
 
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:url-Ab12Cd"
-SECRET = "postgresql://acp_app:hidden-word@db/acp"
+SECRET = "postgresql://acp_reader:hidden-word@db/acp"
 JSON = "Content-Type: application/x-amz-json-1.1"
 
 type Talk = Callable[[socket.socket], None]

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import Connection
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, make_roles
 from tests.integration.pipeline import bring_up, functions_database
 from tests.integration.seeds import counts, event, store, ticks
 
@@ -123,8 +123,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[PostgresServer, PostgresServer]]:
     """A writer with the schema, and a standby that follows it."""
     with PostgresServer(tmp_path / "writer", password=PASSWORD, fsync=False) as writer:
         with psycopg.connect(writer.url(), autocommit=True) as admin:
-            for role in ("acp_owner", "acp_app"):
-                admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
+            make_roles(admin)
             admin.execute("CREATE DATABASE control_plane OWNER acp_owner")
             with (tmp_path / "writer" / "pg_hba.conf").open("a") as hba:
                 hba.write("host replication all samehost scram-sha-256\n")
@@ -143,7 +142,7 @@ def pair(tmp_path: Path) -> Iterator[tuple[PostgresServer, PostgresServer]]:
 
 def url_of_both(writer: PostgresServer, standby: PostgresServer) -> str:
     hosts = f"127.0.0.1:{writer.port},127.0.0.1:{standby.port}"
-    return f"postgresql://acp_app:{PASSWORD}@{hosts}/control_plane"
+    return f"postgresql://acp_test:{PASSWORD}@{hosts}/control_plane"
 
 
 def fail_over(writer: PostgresServer, standby: PostgresServer) -> None:
@@ -193,7 +192,7 @@ def test_warm_ingestion_finds_the_new_writer_after_a_failover(
 def test_warm_session_on_a_standby_is_refused_by_name(pair: tuple[PostgresServer, PostgresServer]) -> None:
     _, standby = pair
     with (
-        closing(functions_database(standby.url("acp_app", "control_plane", PASSWORD))) as app,
+        closing(functions_database(standby.url("acp_test", "control_plane", PASSWORD))) as app,
         pytest.raises(DatabaseUnavailable, match="name the writer's endpoint"),
     ):
         app.connection()
@@ -203,7 +202,7 @@ def test_only_node_read_only_fails_until_it_writes_again(
     start: Start, pair: tuple[PostgresServer, PostgresServer]
 ) -> None:
     writer, _ = pair
-    handle = start("signal_lab", writer.url("acp_app", "control_plane", PASSWORD))
+    handle = start("signal_lab", writer.url("acp_test", "control_plane", PASSWORD))
     assert handle.consume(tick("BEFORE")) == []
     with psycopg.connect(writer.url(), autocommit=True) as admin:
         set_read_only(admin, "on")

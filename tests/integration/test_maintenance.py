@@ -311,11 +311,25 @@ def test_what_is_immutable_stays_so_after_a_run(app: Connection[Any], owner: Con
                 owner.execute(change.format(table).encode())
 
 
-def test_the_functions_role_cannot_do_maintenance(app: Connection[Any], owner: Connection[Any]) -> None:
-    event_ids = store_old(app, owner, 2)
-    with pytest.raises(errors.InsufficientPrivilege):
-        maintain(app)
-    assert len(timelines(app, event_ids)) == 2
+def test_maintenance_needs_no_more_than_its_own_role(
+    database: TestDatabase, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    store_old(app, owner, 2)
+    with connect(database.url("acp_maintain"), application_name="test") as connection:
+        assert maintain(connection, event_days=500).deleted_events == 2
+
+
+def test_what_is_young_is_deleted_by_nobody(
+    database: TestDatabase, app: Connection[Any], owner: Connection[Any]
+) -> None:
+    store_old(app, owner, 2)
+    for url in (database.url("acp_maintain"), database.owner_url):
+        with (
+            connect(url, application_name="test") as connection,
+            pytest.raises(errors.InvalidParameterValue, match="30 is the least"),
+        ):
+            maintain(connection, event_days=29)
+    assert seeds.counts(app)[1] == 2
 
 
 # Repeated looks

@@ -74,7 +74,7 @@ def test_concurrent_first_migrations_both_succeed_in_a_fresh_cluster(tmp_path: P
         reports = side_by_side([server.url(database=name) for name in names])
         assert [report.applied for report in reports] == [ALL] * len(names)
         with psycopg.connect(server.url()) as admin:
-            assert admin.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = 'acp_app'").fetchone() == (False,)
+            assert admin.execute("SELECT rolcanlogin FROM pg_roles WHERE rolname = 'acp_relay'").fetchone() == (False,)
 
 
 def test_a_run_with_older_files_leaves_a_newer_schema_alone(empty: Connection[Any]) -> None:
@@ -184,8 +184,8 @@ def test_a_connection_that_died_is_replaced(database: TestDatabase, owner: Conne
 
 
 def test_a_server_that_is_down_is_named_without_its_password(database: TestDatabase) -> None:
-    with pytest.raises(DatabaseUnavailable, match=r"acp_app@127\.0\.0\.1:1/nowhere") as refused:
-        connect("postgresql://acp_app:hush-hush@127.0.0.1:1/nowhere", application_name="test")
+    with pytest.raises(DatabaseUnavailable, match=r"acp_relay@127\.0\.0\.1:1/nowhere") as refused:
+        connect("postgresql://acp_relay:hush-hush@127.0.0.1:1/nowhere", application_name="test")
     assert "hush" not in str(refused.value)
     wrong = database.app_url.replace("test-password", "hush-hush")
     with pytest.raises(DatabaseUnavailable, match="password authentication failed") as refused:
@@ -196,7 +196,7 @@ def test_a_server_that_is_down_is_named_without_its_password(database: TestDatab
 @pytest.mark.parametrize("password", ["hush/hush", "hush@hush", "hush#hush", "hush?hush", "hush:hush", "hush%hush"])
 def test_an_unescaped_password_is_refused_without_being_shown(password: str) -> None:
     with pytest.raises((ConfigurationError, DatabaseUnavailable)) as refused:
-        connect(f"postgresql://acp_app:{password}@127.0.0.1:1/acp", application_name="test")
+        connect(f"postgresql://acp_relay:{password}@127.0.0.1:1/acp", application_name="test")
     assert "hush" not in str(refused.value)
 
 

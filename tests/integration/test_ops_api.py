@@ -107,7 +107,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 @pytest.fixture
 def api(load: Load, database: Any) -> Client:
-    return load(DATABASE_URL=database.app_url)
+    return load(DATABASE_URL=database.url("acp_reader"))
 
 
 # Health
@@ -153,7 +153,7 @@ def test_how_long_is_too_long_is_a_setting(
     seeds.store(app, seeds.failures(1))
     seeds.promised(owner, 60)
     monkeypatch.setenv("HEALTH_MAX_PENDING_AGE_SECONDS", "30")
-    answer = load(DATABASE_URL=database.app_url).get("/health")
+    answer = load(DATABASE_URL=database.url("acp_reader")).get("/health")
     assert (answer.status, answer.body["checks"]["outbox"]["max_pending_age_seconds"]) == (503, 30)
 
 
@@ -257,7 +257,7 @@ def says_the_database_fails(client: Client, log: str) -> None:
 
 
 def test_a_database_that_is_away_is_said_at_once_and_its_address_to_the_log_alone(load: Load) -> None:
-    client = load(DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@127.0.0.1:{free_port()}/database")
+    client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:{free_port()}/database")
     started = time.monotonic()
     for _ in range(2):
         says_the_database_fails(client, "Connection refused")
@@ -265,7 +265,7 @@ def test_a_database_that_is_away_is_said_at_once_and_its_address_to_the_log_alon
 
 
 def test_a_wrong_password_is_a_database_that_fails(load: Load, database: Any) -> None:
-    client = load(DATABASE_URL=database.app_url.replace(PASSWORD, "wrong"))
+    client = load(DATABASE_URL=database.url("acp_reader").replace(PASSWORD, "wrong"))
     says_the_database_fails(client, "password authentication failed")
 
 
@@ -275,13 +275,13 @@ def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
     server = PostgresServer(tmp_path / "data", password=PASSWORD, port=free_port(), fsync=False)
     with server:
         with connect(server.url(), application_name="test") as connection:
-            connection.execute(sql.SQL("CREATE ROLE acp_app LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
+            connection.execute(sql.SQL("CREATE ROLE acp_reader LOGIN PASSWORD {}").format(sql.Literal(PASSWORD)))
             migrate(connection, MIGRATIONS)
         yield server
 
 
 def test_a_database_that_comes_back_is_found(load: Load, own_server: PostgresServer) -> None:
-    client = load(DATABASE_URL=own_server.url("acp_app"))
+    client = load(DATABASE_URL=own_server.url("acp_reader"))
     assert client.get("/health").status == 200
     own_server.stop("immediate")
     says_the_database_fails(client, "Connection refused")
@@ -290,7 +290,7 @@ def test_a_database_that_comes_back_is_found(load: Load, own_server: PostgresSer
 
 
 def test_a_database_that_hangs_keeps_nobody_waiting(load: Load, own_server: PostgresServer) -> None:
-    client = load(DATABASE_URL=own_server.url("acp_app"))
+    client = load(DATABASE_URL=own_server.url("acp_reader"))
     assert client.get("/health").status == 200
     postmaster = psutil.Process(int((own_server.data_dir / "postmaster.pid").read_text().split()[0]))
     processes = [postmaster, *postmaster.children()]
@@ -323,7 +323,7 @@ def test_an_answer_about_health_is_given_again_for_seconds(
 
 def test_a_hanging_database_is_waited_for_once_in_seconds(load: Load) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        client = load(DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/database")
+        client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:{silent.getsockname()[1]}/database")
         client.keeps_health = True
         started = time.monotonic()
         statuses = [client.get("/health").status for _ in range(20)]
@@ -335,7 +335,7 @@ def test_work_that_hangs_is_cut_off(
     load: Load, monkeypatch: pytest.MonkeyPatch, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
-    client = load(DATABASE_URL=database.app_url)
+    client = load(DATABASE_URL=database.url("acp_reader"))
     monkeypatch.setattr(client.function.module, "PATIENCE_SECONDS", 2)
     with owner.transaction():
         owner.execute("LOCK TABLE processed_events")
@@ -355,7 +355,7 @@ def test_a_schema_that_is_behind_is_said_to_all_and_what_to_run_to_those_with_th
     with connect(empty_database.owner_url, application_name="test") as owner:
         if version:
             migrate(owner, MIGRATIONS[:version])
-        client = load(DATABASE_URL=empty_database.app_url)
+        client = load(DATABASE_URL=empty_database.url("acp_reader"))
         answer = client.get("/health")
         assert answer.status == 503
         assert answer.body == {
@@ -377,7 +377,7 @@ def test_a_schema_that_is_behind_is_said_to_all_and_what_to_run_to_those_with_th
 
 def test_the_older_layout_is_said_to_those_with_the_token(load: Load, database: Any, owner: Connection[Any]) -> None:
     owner.execute("UPDATE schema_migrations SET name = 'events_and_outbox'")
-    client = load(DATABASE_URL=database.app_url)
+    client = load(DATABASE_URL=database.url("acp_reader"))
     answer = client.get("/health")
     assert (answer.status, answer.body["checks"]["schema"]) == (503, {"status": "failing"})
     assert "older layout" not in answer.text
@@ -387,7 +387,7 @@ def test_the_older_layout_is_said_to_those_with_the_token(load: Load, database: 
 def test_health_asks_for_no_token_even_where_there_is_none(load: Load, database: Any) -> None:
     arn = "arn:aws:secretsmanager:us-east-1:123456789012:secret:nowhere-AbCdEf"
     with mock_aws():
-        assert load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=arn).get("/health").status == 200
+        assert load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=arn).get("/health").status == 200
 
 
 def test_missing_settings_are_named_in_the_log_and_not_to_the_caller(load: Load) -> None:
@@ -457,7 +457,7 @@ def test_an_id_that_is_none_is_refused(api: Client, text: str) -> None:
 def test_without_a_bearer_token_nobody_gets_in_and_the_database_is_not_asked(
     load: Load, headers: dict[str, str]
 ) -> None:
-    client = load(DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/database")
+    client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:1/database")
     answer = client.get(f"/events/{uuid.uuid4()}", headers=headers)
     assert "Authorization: Bearer TOKEN" in answer.detail(401)
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="ai-control-plane"'
@@ -467,7 +467,7 @@ def test_without_a_bearer_token_nobody_gets_in_and_the_database_is_not_asked(
     "token", ["wrong", TOKEN + "x", TOKEN[:-1], TOKEN.upper(), f"{TOKEN} {TOKEN}", "tökén", "\udcff"]
 )
 def test_another_token_lets_nobody_in(load: Load, token: str) -> None:
-    client = load(DATABASE_URL=f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/database")
+    client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:1/database")
     answer = client.timeline(uuid.uuid4(), token=token)
     assert answer.detail(401) == "This is not the token."
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="ai-control-plane", error="invalid_token"'
@@ -544,7 +544,7 @@ def test_what_is_no_request_is_an_error_that_shows_one(api: Client, event: dict[
 
 def test_the_samples_are_requests_as_api_gateway_sends_them(load: Load, database: Any, app: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
-    client = load(DATABASE_URL=database.app_url)
+    client = load(DATABASE_URL=database.url("acp_reader"))
     health, timeline = (
         (ROOT / "events" / f"{name}.json").read_text(encoding="utf-8") for name in ("ops_api_health", "ops_api_event")
     )
@@ -593,14 +593,14 @@ def secret() -> Iterator[Any]:
 @pytest.mark.parametrize("text", [TOKEN, f" {TOKEN}\n", json.dumps({"token": TOKEN})])
 def test_the_token_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, secret: Any, text: str) -> None:
     secret.put(text)
-    client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
+    client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     assert client.timeline(uuid.uuid4()).status == 404
     assert client.timeline(uuid.uuid4(), token="wrong").status == 401
 
 
 def test_a_rotated_token_is_picked_up(load: Load, monkeypatch: pytest.MonkeyPatch, database: Any, secret: Any) -> None:
     secret.put("an-old-token")
-    client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
+    client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     assert client.timeline(uuid.uuid4(), token="an-old-token").status == 404
     secret.put(TOKEN)
     assert client.timeline(uuid.uuid4(), token=TOKEN).status == 401
@@ -611,7 +611,7 @@ def test_a_rotated_token_is_picked_up(load: Load, monkeypatch: pytest.MonkeyPatc
 
 def test_a_secret_that_cannot_be_read_is_named_to_the_log_alone(load: Load, database: Any, secret: Any) -> None:
     secret.delete()
-    client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
+    client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     answer = client.timeline(uuid.uuid4())
     assert answer.detail(503) == "A secret cannot be read right now; the log says which."
     assert answer.headers["Retry-After"] == "5"
@@ -622,7 +622,7 @@ def test_a_secret_that_cannot_be_read_is_named_to_the_log_alone(load: Load, data
 @pytest.mark.parametrize("text", ["{}", '{"token": ""}', '{"token": 7}', '{"token', '{"password": "x"}', " "])
 def test_a_secret_without_a_token_lets_nobody_in(load: Load, database: Any, secret: Any, text: str) -> None:
     secret.put(text)
-    client = load(DATABASE_URL=database.app_url, API_TOKEN_SECRET_ARN=secret.arn)
+    client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     assert client.timeline(uuid.uuid4(), token="x").detail(500) == "Something went wrong; the log says what."
     [error] = client.function.errors
     assert secret.arn in error["error"]

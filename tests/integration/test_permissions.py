@@ -20,6 +20,7 @@ from control_plane.ingestion.store import store_events
 from control_plane.model.contract import SourceFetchFailed
 from control_plane.model.subscription import Subscription
 from control_plane.ops.subscriptions import sync_subscriptions
+from local_cloud.roles import SECRETS
 from market_replay import serve
 
 ACTIONS = {
@@ -86,7 +87,7 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     secretsmanager, sqs = boto3.client("secretsmanager"), boto3.client("sqs")
     try:
         texts = {
-            "DatabaseSecretArn": database.app_url,
+            **{name: database.url(role) for name, role in SECRETS.items()},
             "DatabaseOwnerSecretArn": database.owner_url,
             "ApiTokenSecretArn": API_TOKEN,
         }

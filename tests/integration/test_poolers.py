@@ -107,11 +107,11 @@ def test_server_older_than_15_is_refused_before_migrating(postgres: PostgresServ
         assert connection.execute("SELECT to_regclass('schema_migrations')").fetchone() == (None,)
 
 
-GERMAN = "Passwort-Authentifizierung für Benutzer »acp_app« fehlgeschlagen"
+GERMAN = "Passwort-Authentifizierung für Benutzer »acp_test« fehlgeschlagen"
 
 
 def test_password_refused_in_another_language_rereads_the_secret(postgres: PostgresServer, database: Database) -> None:
     with Front(postgres.port, refuses_password=GERMAN) as rotated:
         urls = iter([rotated.url(database.app_url), database.app_url])
         with closing(functions.Database(lambda: next(urls), application_name="test")) as app:
-            assert app.connection().execute("SELECT current_user").fetchone() == ("acp_app",)
+            assert app.connection().execute("SELECT current_user").fetchone() == ("acp_test",)

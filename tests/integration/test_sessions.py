@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import Connection, sql
-from tests.conftest import PASSWORD
+from tests.conftest import PASSWORD, make_roles
 from tests.integration.pipeline import bring_up, functions_database, run_through
 
 from control_plane.api.health import report_health
@@ -77,7 +77,7 @@ def set_default(database: Database, name: str, value: str) -> None:
         return
     values = sql.SQL(", ").join(map(sql.Literal, value.split(", "))) if name == "search_path" else sql.Literal(value)
     with psycopg.connect(database.admin_url, autocommit=True) as admin:
-        for whose in ("DATABASE {0}", "ROLE acp_app IN DATABASE {0}", "ROLE acp_owner IN DATABASE {0}"):
+        for whose in ("DATABASE {0}", "ROLE acp_test IN DATABASE {0}", "ROLE acp_owner IN DATABASE {0}"):
             admin.execute(sql.SQL(f"ALTER {whose} SET {name} = {{1}}").format(sql.Identifier(database.name), values))
 
 
@@ -182,10 +182,9 @@ def test_server_without_the_newest_settings_is_served(tmp_path: Path) -> None:
     older = Path(spec.origin).parent / "pginstall" / "bin"
     with PostgresServer(tmp_path / "data", password=PASSWORD, binaries=older, fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as admin:
-            for role in ("acp_owner", "acp_app"):
-                admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
+            make_roles(admin)
             admin.execute("CREATE DATABASE control_plane OWNER acp_owner")
-        urls = [server.url(role, "control_plane", PASSWORD) for role in ("acp_owner", "acp_app")]
+        urls = [server.url(role, "control_plane", PASSWORD) for role in ("acp_owner", "acp_test")]
         bring_up(urls[0])
         with closing(functions_database(urls[0])) as owner, closing(functions_database(urls[1])) as app:
             assert app.connection().info.server_version < 17_00_00

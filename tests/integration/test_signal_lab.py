@@ -98,7 +98,7 @@ def processed(connection: Connection[Any]) -> set[tuple[str, UUID]]:
 @pytest.fixture
 def effects(owner: Connection[Any]) -> None:
     owner.execute("CREATE TABLE effects (event_id uuid NOT NULL)")
-    owner.execute("GRANT SELECT, INSERT ON effects TO acp_app")
+    owner.execute("GRANT SELECT, INSERT ON effects TO acp_consume")
 
 
 def act(

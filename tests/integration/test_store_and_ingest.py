@@ -470,7 +470,7 @@ def test_of_markets_nobody_answered_for_nothing_is_said(app: Connection[Any]) ->
 
 
 def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], owner: Connection[Any]) -> None:
-    owner.execute("REVOKE INSERT ON outbox FROM acp_app")
+    owner.execute("REVOKE EXECUTE ON FUNCTION insert_events FROM acp_ingest")
     telemetry = RecordingTelemetry()
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         ingest(app, FakeSource({"AAPL": seeds.bars(1)}), ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)

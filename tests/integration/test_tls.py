@@ -55,7 +55,7 @@ def front(postgres: PostgresServer, database: Any) -> Iterator[Callable[[Certifi
         def url(host: str = HOST, *, password: str = PASSWORD, **parameters: str) -> str:
             query = "".join(f"&{name}={value}" for name, value in parameters.items())
             # The name is what is verified; the address is where it leads in this test.
-            return f"postgresql://acp_app:{password}@{host}:{server.port}/{database.name}?hostaddr=127.0.0.1{query}"
+            return f"postgresql://acp_test:{password}@{host}:{server.port}/{database.name}?hostaddr=127.0.0.1{query}"
 
         return url
 
@@ -66,7 +66,7 @@ def front(postgres: PostgresServer, database: Any) -> Iterator[Callable[[Certifi
 
 def uses_tls(url: str) -> bool:
     with connect(url, application_name="test") as connection:
-        assert connection.execute("SELECT current_user").fetchone() == ("acp_app",)
+        assert connection.execute("SELECT current_user").fetchone() == ("acp_test",)
         return bool(connection.pgconn.ssl_in_use)
 
 
@@ -151,7 +151,7 @@ def test_no_warning_without_a_reason(
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "host.docker.internal"])
 def test_this_machine_s_own_postgres_needs_no_tls(postgres: PostgresServer, database: Any, host: str) -> None:
-    url = f"postgresql://acp_app:{PASSWORD}@{host}:{postgres.port}/{database.name}?hostaddr=127.0.0.1"
+    url = f"postgresql://acp_test:{PASSWORD}@{host}:{postgres.port}/{database.name}?hostaddr=127.0.0.1"
     assert not uses_tls(url)
 
 
@@ -185,23 +185,23 @@ def test_a_file_of_authorities_that_is_not_there(front: Callable[[Certificate], 
 
 
 def test_a_server_without_tls_where_tls_is_needed(postgres: PostgresServer) -> None:
-    url = f"postgresql://acp_app:{PASSWORD}@{HOST}:{postgres.port}/postgres?hostaddr=127.0.0.1"
+    url = f"postgresql://acp_test:{PASSWORD}@{HOST}:{postgres.port}/postgres?hostaddr=127.0.0.1"
     refused(url, "server does not support SSL", "Turn TLS on at the server", "sslmode=disable")
 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, Authority, bool]]:
-    """A server that lets acp_app in with TLS alone; whether it speaks TLS itself is up to its build: Debian's does."""
+    """A server that lets acp_test in with TLS alone; whether it speaks TLS itself is up to its build: Debian's does."""
     folder = tmp_path_factory.mktemp("strict")
     authority = Authority(folder)
     certificate = authority.issue(HOST)
     server = PostgresServer(folder / "data", password=PASSWORD, fsync=False)
     with server, psycopg.connect(server.url()) as connection:
-        connection.execute("CREATE ROLE acp_app LOGIN PASSWORD 'test-password'")
+        connection.execute("CREATE ROLE acp_test LOGIN PASSWORD 'test-password'")
         row = connection.execute("SHOW ssl_library").fetchone()
     has_tls = row != ("",)
     (server.data_dir / "pg_hba.conf").write_text(
-        "host all postgres samehost scram-sha-256\nhostssl all acp_app samehost scram-sha-256\n"
+        "host all postgres samehost scram-sha-256\nhostssl all acp_test samehost scram-sha-256\n"
     )
     files = {"ssl_cert_file": str(certificate.certificate), "ssl_key_file": str(certificate.key)}
     settings = {"ssl": "on", **files} if has_tls else {}
@@ -211,7 +211,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresS
 
 def test_a_server_that_demands_tls_of_a_url_that_wants_none(strict: tuple[PostgresServer, Authority, bool]) -> None:
     server, authority, has_tls = strict
-    url = f"postgresql://acp_app:{PASSWORD}@{HOST}:{server.port}/postgres?hostaddr=127.0.0.1"
+    url = f"postgresql://acp_test:{PASSWORD}@{HOST}:{server.port}/postgres?hostaddr=127.0.0.1"
     refused(f"{url}&sslmode=disable", "no pg_hba.conf entry", "nobody in without TLS", "take its sslmode out")
     if has_tls:
         assert uses_tls(f"{url}&sslrootcert={authority.file}")
@@ -226,21 +226,21 @@ def admin(postgres: PostgresServer, database: Any) -> Iterator[psycopg.Connectio
 def test_a_wrong_password(database: Any) -> None:
     url = database.app_url.replace(PASSWORD, "not-the-word")
     message = refused(
-        url, "acp_app@127.0.0.1:", "Put the password of role acp_app into the secret x", origin="the secret x"
+        url, "acp_test@127.0.0.1:", "Put the password of role acp_test into the secret x", origin="the secret x"
     )
     assert "not-the-word" not in message
 
 
 def test_a_role_that_does_not_exist(database: Any) -> None:
     refused(
-        database.app_url.replace("acp_app", "nobody"), "nobody@", "a role that does not exist is refused in the same"
+        database.app_url.replace("acp_test", "nobody"), "nobody@", "a role that does not exist is refused in the same"
     )
 
 
 def test_a_role_that_may_not_log_in(admin: psycopg.Connection[Any], database: Any) -> None:
     admin.execute("CREATE ROLE guest NOLOGIN PASSWORD 'test-password'")
     try:
-        refused(database.app_url.replace("acp_app", "guest"), "not permitted to log in", "ALTER ROLE guest LOGIN")
+        refused(database.app_url.replace("acp_test", "guest"), "not permitted to log in", "ALTER ROLE guest LOGIN")
     finally:
         admin.execute("DROP ROLE guest")
 
@@ -252,7 +252,9 @@ def test_a_database_that_does_not_exist(database: Any) -> None:
 def test_a_database_that_the_role_may_not_enter(admin: psycopg.Connection[Any], database: Any) -> None:
     name = sql.Identifier(database.name)
     admin.execute(sql.SQL("REVOKE CONNECT ON DATABASE {} FROM PUBLIC").format(name))
-    refused(database.app_url, "permission denied for database", f"GRANT CONNECT ON DATABASE {database.name} TO acp_app")
+    refused(
+        database.app_url, "permission denied for database", f"GRANT CONNECT ON DATABASE {database.name} TO acp_test"
+    )
 
 
 def test_too_many_connections(admin: psycopg.Connection[Any], database: Any) -> None:
@@ -271,12 +273,12 @@ def test_a_replica(admin: psycopg.Connection[Any], database: Any) -> None:
 
 
 def test_a_port_where_nothing_listens() -> None:
-    refused(f"postgresql://acp_app:{PASSWORD}@127.0.0.1:1/x", "acp_app@127.0.0.1:1/x", "refused", "is the port")
+    refused(f"postgresql://acp_test:{PASSWORD}@127.0.0.1:1/x", "acp_test@127.0.0.1:1/x", "refused", "is the port")
 
 
 def test_a_host_that_does_not_exist() -> None:
     refused(
-        f"postgresql://acp_app:{PASSWORD}@nowhere.invalid/x", "nowhere.invalid:5432/x", "Mend the host", "SubnetIds"
+        f"postgresql://acp_test:{PASSWORD}@nowhere.invalid/x", "nowhere.invalid:5432/x", "Mend the host", "SubnetIds"
     )
 
 
@@ -299,7 +301,7 @@ def black_hole() -> Iterator[int]:
 def test_a_server_that_never_answers(black_hole: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CONNECT_TIMEOUT_SECONDS", 2)
     began = time.monotonic()
-    refused(f"postgresql://acp_app:{PASSWORD}@127.0.0.1:{black_hole}/x", "timeout", "security groups", "SubnetIds")
+    refused(f"postgresql://acp_test:{PASSWORD}@127.0.0.1:{black_hole}/x", "timeout", "security groups", "SubnetIds")
     assert time.monotonic() - began < 30
 
 
@@ -352,7 +354,7 @@ def test_a_secret_brings_the_authority_of_its_server(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"username": "acp_app", "password": "test-password"}', ["lacks host, dbname", "the master user's"]),
+        ('{"username": "acp_test", "password": "test-password"}', ["lacks host, dbname", "the master user's"]),
         ('{"password": "test-password"}', ["lacks username, host, dbname", "postgresql:// URL"]),
         ('{"apiKey": "test-password"}', ["lacks username, password"]),
         ('{"username": "a", "password": "test-password", "host": "h", "dbname": "d", "port": "x"}', ["port"]),

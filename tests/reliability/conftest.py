@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from tests.conftest import PASSWORD, TEMPLATE, TestDatabase
+from tests.conftest import PASSWORD, TEMPLATE, TEST_ROLE, TestDatabase
 from tests.integration import seeds
 from tests.reliability.pipeline import FAILURES, TICKS, Pipeline, Result
 
@@ -42,7 +42,7 @@ def seeded(postgres: PostgresServer) -> PostgresServer:
                 sql.Identifier(SEEDED), sql.Identifier(TEMPLATE)
             )
         )
-    with connect(postgres.url("acp_app", SEEDED, PASSWORD), application_name="seed") as connection:
+    with connect(postgres.url(TEST_ROLE, SEEDED, PASSWORD), application_name="seed") as connection:
         ticks, failures = seeds.ticks(TICKS), seeds.failures(FAILURES)
         # Mixed, so that each claim holds both topics.
         for start in range(9):
@@ -73,12 +73,12 @@ def pipeline(
             )
         )
     if ticks is not None:
-        with connect(seeded.url("acp_app", name, PASSWORD), application_name="seed") as connection:
+        with connect(seeded.url(TEST_ROLE, name, PASSWORD), application_name="seed") as connection:
             seeds.store(connection, seeds.ticks(ticks))
     endpoint.reset()
     database = TestDatabase(
         name,
-        app_url=seeded.url("acp_app", name, PASSWORD),
+        app_url=seeded.url(TEST_ROLE, name, PASSWORD),
         owner_url=seeded.url("acp_owner", name, PASSWORD),
         admin_url=seeded.url(database=name),
     )

@@ -132,7 +132,7 @@ class Pipeline:
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT / "layers" / "core"),
-            "DATABASE_URL": self.database.app_url,
+            "DATABASE_URL": self.database.url("acp_relay"),
             "CLOUD_ENDPOINT_URL": self.endpoint.url,
             "SUBSCRIPTION_QUEUE_URLS": json.dumps({name: self.endpoint.queue_url(name) for name in subscriptions}),
             "RELAY_CLAIM_SIZE": str(claim_size),
@@ -395,7 +395,7 @@ class Pipeline:
         # Postgres still executes a dead client's last statement; its server process ends when it cannot answer.
         alone = not any(relay.alive for relay in self.relays)
         return alone and bool(
-            self.query("SELECT FROM pg_stat_activity WHERE usename = 'acp_app' AND datname = current_database()")
+            self.query("SELECT FROM pg_stat_activity WHERE usename = 'acp_relay' AND datname = current_database()")
         )
 
     # The end

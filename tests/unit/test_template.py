@@ -31,6 +31,7 @@ from control_plane.platform.settings import (
 )
 from control_plane.platform.telemetry import Telemetry
 from domains import DOMAINS, EVENT_TYPES
+from local_cloud.roles import SECRETS
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
@@ -53,8 +54,12 @@ FIXED_PARAMETERS = {
     "RelaySchedule",
     "RelayLingerSeconds",
     "MaxDeliveryAttempts",
-    "DatabaseSecretArn",
     "DatabaseOwnerSecretArn",
+    "IngestDatabaseSecretArn",
+    "RelayDatabaseSecretArn",
+    "ConsumeDatabaseSecretArn",
+    "ReadDatabaseSecretArn",
+    "MaintainDatabaseSecretArn",
     "ApiTokenSecretArn",
     "MarketDataUrl",
     "Architecture",
@@ -64,8 +69,7 @@ FIXED_PARAMETERS = {
     "AlarmTopicArn",
 }
 GIVEN = {
-    "DatabaseSecretArn": "arn:aws:secretsmanager:app",
-    "DatabaseOwnerSecretArn": "arn:aws:secretsmanager:owner",
+    **{name: f"arn:aws:secretsmanager:{role}" for name, role in SECRETS.items()},
     "ApiTokenSecretArn": "arn:aws:secretsmanager:token",
 }
 FOUR_DAYS = 345_600
@@ -191,7 +195,7 @@ def test_only_the_secrets_have_no_default_and_what_is_not_their_arn_is_refused_w
         pattern = PARAMETERS[name]["AllowedPattern"]
         assert re.fullmatch(pattern, "arn:aws:secretsmanager:us-east-1:123456789012:secret:acp")
         assert not re.fullmatch(pattern, "")
-        assert not re.fullmatch(pattern, "postgresql://acp_app@host/db")
+        assert not re.fullmatch(pattern, "postgresql://acp_relay@host/db")
         assert PARAMETERS[name]["ConstraintDescription"].startswith("must be the ARN of a secret that holds")
 
 
@@ -320,12 +324,21 @@ def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
             RelaySettings.from_environ(environ | {variable: str(PARAMETERS[parameter][bound])})
 
 
-def test_migration_and_maintenance_alone_have_the_owners_secret() -> None:
-    secrets = {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS}
-    assert {function for function, secret in secrets.items() if secret == "DatabaseOwnerSecretArn"} == {
-        "MigrationFunction",
-        "MaintenanceFunction",
+def test_each_function_has_its_own_roles_secret() -> None:
+    assert {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS} == {
+        "IngestionFunction": "IngestDatabaseSecretArn",
+        "RelayFunction": "RelayDatabaseSecretArn",
+        "SignalLabFunction": "ConsumeDatabaseSecretArn",
+        "OpsApiFunction": "ReadDatabaseSecretArn",
+        "MigrationFunction": "DatabaseOwnerSecretArn",
+        "MaintenanceFunction": "MaintainDatabaseSecretArn",
     }
+
+
+def test_each_secrets_parameter_names_the_role_it_is_for() -> None:
+    for name, role in SECRETS.items():
+        assert re.search(rf"\b{role}\b", PARAMETERS[name]["Description"]), name
+        assert re.search(rf"\b{role}\b", PARAMETERS[name]["ConstraintDescription"]), name
 
 
 API = RESOURCES["OpsApi"]["Properties"]

@@ -52,8 +52,9 @@ INSERT INTO old_layout.outbox (event_id, topic, payload_json, created_at, next_a
 SELECT event_id, topic, payload_json::jsonb, created_at, created_at
 FROM outbox
 ORDER BY id;
-GRANT USAGE ON SCHEMA old_layout TO acp_app;
-GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA old_layout TO acp_app
+GRANT USAGE ON SCHEMA old_layout TO acp_relay;
+GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA old_layout TO acp_relay;
+GRANT SELECT ON events, outbox TO acp_relay
 
 -- name: claim_old
 -- As the relay claimed until then; the columns of the result stand in the order of the claim that is used now.
@@ -208,8 +209,9 @@ INSERT INTO flagged_layout.deliveries (outbox_id, subscription, promised_at, nex
 SELECT outbox_id, subscription, promised_at, next_attempt_at, payload_bytes
 FROM pending_deliveries
 ORDER BY outbox_id, subscription;
-GRANT USAGE ON SCHEMA flagged_layout TO acp_app;
-GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA flagged_layout TO acp_app
+GRANT USAGE ON SCHEMA flagged_layout TO acp_relay;
+GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA flagged_layout TO acp_relay;
+GRANT SELECT ON events, outbox TO acp_relay
 
 -- name: claim_flagged
 -- Without suspects, exhausted and lost rows: a little less than what is asked of the layout that is used.
@@ -315,8 +317,9 @@ ORDER BY id;
 INSERT INTO windows_layout.readers (subscription, topic)
 SELECT name, topic
 FROM subscriptions;
-GRANT USAGE ON SCHEMA windows_layout TO acp_app;
-GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA windows_layout TO acp_app
+GRANT USAGE ON SCHEMA windows_layout TO acp_relay;
+GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA windows_layout TO acp_relay;
+GRANT SELECT ON events, outbox TO acp_relay
 
 -- name: claim_windows
 -- The next window. What a transaction stored that may still be under way is left out: commits come late, and a position

@@ -11,6 +11,7 @@ from acp_cli.cli import app
 from local_cloud.aws import InvocationError, LocalCloud
 from local_cloud.cloud import Cloud
 from local_cloud.errors import NotRunningError
+from local_cloud.roles import OWNER, READER, SECRETS
 from local_cloud.run_state import Deployment, RunState
 from local_cloud.workspace import CHECKOUT, Workspace
 
@@ -81,8 +82,7 @@ class FakeCloud(Cloud):
             },
         )
         return RunState(
-            owner_password="o'wner",
-            app_password="a$pp",
+            role_passwords=dict.fromkeys(SECRETS.values(), "secret") | {OWNER: "o'wner", READER: "re$ader"},
             api_token="token",
             endpoint="http://localhost:4566",
             deployment=deployment,
@@ -233,7 +233,7 @@ def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(work
     assert json.loads(result.stdout) == {
         "SYMBOLS": "AAPL",
         "SUBSCRIPTION_QUEUE_URLS": '{"signal_lab": "q"}',
-        "DATABASE_URL": "postgresql://acp_app:a$pp@127.0.0.1:5432/control_plane",
+        "DATABASE_URL": "postgresql://acp_reader:re$ader@127.0.0.1:5432/control_plane",
         "DATABASE_OWNER_URL": "postgresql://acp_owner:o'wner@127.0.0.1:5432/control_plane",
         "API_TOKEN": "token",
         "API_URL": API_URL,
@@ -249,7 +249,7 @@ def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(work
 
 def test_env_is_quoted_for_a_shell(workspace: Workspace) -> None:
     result = run(workspace, "env", cloud=FakeCloud(workspace))
-    assert "export DATABASE_URL='postgresql://acp_app:a$pp@127.0.0.1:5432/control_plane'\n" in result.stdout
+    assert "export DATABASE_URL='postgresql://acp_reader:re$ader@127.0.0.1:5432/control_plane'\n" in result.stdout
     assert """export SUBSCRIPTION_QUEUE_URLS='{"signal_lab": "q"}'\n""" in result.stdout
 
 

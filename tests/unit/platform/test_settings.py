@@ -15,7 +15,7 @@ from control_plane.platform.settings import (
     parse_symbols,
 )
 
-URL = "postgresql://acp_app:hunter2@db.example:5432/control_plane"
+URL = "postgresql://acp_relay:hunter2@db.example:5432/control_plane"
 ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:db"
 QUEUES = '{"signal_lab": "https://queues.example/ticks"}'
 RELAY = {"DATABASE_URL": URL, "SUBSCRIPTION_QUEUE_URLS": QUEUES}

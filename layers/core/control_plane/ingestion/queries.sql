@@ -107,45 +107,10 @@ FROM jsonb_to_recordset(%(raw_payloads)s::jsonb) AS raw (
 )
 
 -- name: insert_events
--- Events, their messages, and one pending delivery per message and subscription, in one statement: a subscription that
--- is added meanwhile waits for it, or is seen by it. Returns per topic how many messages have no subscription.
-WITH given AS MATERIALIZED (
-    SELECT topic, raw_payload_id, message, json_to_record.*
-    FROM json_to_recordset(%(events)s::json) AS given (topic text, raw_payload_id uuid, message json)
-    CROSS JOIN LATERAL json_to_record(message) AS json_to_record (
-        event_id uuid, event_type text, source text, entity_id text, entity_type text, series text,
-        occurred_at timestamptz, revision integer, observed_at timestamptz, ingested_at timestamptz,
-        schema_version integer, trace_id uuid, payload jsonb
-    )
-),
-stored AS (
-    INSERT INTO events (
-        event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at, ingested_at,
-        schema_version, trace_id, raw_payload_id, payload_json
-    )
-    SELECT
-        event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at, ingested_at,
-        schema_version, trace_id, raw_payload_id, payload
-    FROM given
-),
-messages AS (
-    INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)
-    SELECT event_id, topic, event_type, schema_version, trace_id, message
-    FROM given
-    RETURNING id, topic, octet_length(payload_json::text) AS payload_bytes
-),
-pending AS (
-    INSERT INTO pending_deliveries (outbox_id, subscription, payload_bytes)
-    SELECT messages.id, subscriptions.name, messages.payload_bytes
-    FROM messages
-    JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
-)
-SELECT topic, count(*)::integer
-FROM messages
-WHERE NOT EXISTS (
-    SELECT FROM subscriptions WHERE subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
-)
-GROUP BY topic
+-- Events, their messages, and one pending delivery per message and subscription. Returns per topic how many messages have
+-- no subscription.
+SELECT topic, unsubscribed
+FROM insert_events(%(events)s::json)
 
 -- name: advance_repeated_looks
 -- Notes for observations that were found unchanged when they were last looked at; a note never moves back.

@@ -1,6 +1,6 @@
-"""Forgets what is old, where asked to: in small transactions, as the schema's owner."""
+"""Forgets what is old, where asked to, in small transactions; the database's own functions delete."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -55,46 +55,27 @@ class Maintenance:
         self._pinned_after_seconds = pinned_after_seconds
 
     def run(self, connection: Connection[Any], *, remaining_seconds: Callable[[], float]) -> MaintenanceReport:
-        """Works batch by batch for as long as there is time. ``connection`` is the owner's, in autocommit mode."""
+        """Works batch by batch for as long as there is time. ``connection`` is in autocommit mode."""
 
-        def delete(
-            delete_batch: Callable[[Connection[Any], Mapping[str, Any]], int], retention_days: int
-        ) -> tuple[int, bool]:
+        def delete(query: str, retention_days: int) -> tuple[int, bool]:
             deleted = 0
             while remaining_seconds() >= RESERVE_SECONDS:
-                with connection.transaction():
-                    connection.execute("SET LOCAL control_plane.retention = 'on'")
-                    batch = delete_batch(connection, {"batch_size": self._batch_size, "retention_days": retention_days})
-                deleted += batch
-                if batch == 0:
+                row = connection.execute(
+                    QUERIES[query].sql, {"batch_size": self._batch_size, "retention_days": retention_days}
+                ).fetchone()
+                assert row is not None, "a function's value is a row"
+                deleted += row[0]
+                if row[0] == 0:
                     return deleted, True
             return deleted, False
 
         holder = pinned_horizon(connection, seconds=self._pinned_after_seconds)
         if holder is not None:
             self._telemetry.logger.warning(str(holder), holder=asdict(holder))
-        looks, finished = delete(_delete_repeated_looks, REPEATED_LOOK_RETENTION_DAYS)
+        looks, finished = delete("delete_repeated_looks", REPEATED_LOOK_RETENTION_DAYS)
         events = raw_payloads = 0
         if self._event_retention_days is not None:
-            events, events_finished = delete(_delete_expired_events, self._event_retention_days)
-            raw_payloads, raw_finished = delete(_delete_expired_raw_payloads, self._event_retention_days)
+            events, events_finished = delete("delete_expired_events", self._event_retention_days)
+            raw_payloads, raw_finished = delete("delete_expired_raw_payloads", self._event_retention_days)
             finished = finished and events_finished and raw_finished
         return MaintenanceReport(events, raw_payloads, looks, finished, holder)
-
-
-def _delete_expired_events(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
-    event_ids = [row[0] for row in connection.execute(QUERIES["expired_events"].sql, parameters)]
-    if not event_ids:
-        return 0
-    connection.execute(QUERIES["delete_expired_messages"].sql, {"event_ids": event_ids})
-    row = connection.execute(QUERIES["delete_expired_events"].sql, {"event_ids": event_ids}).fetchone()
-    assert row is not None, "an aggregate has a row"
-    return int(row[0])
-
-
-def _delete_expired_raw_payloads(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
-    return connection.execute(QUERIES["delete_expired_raw_payloads"].sql, parameters).rowcount
-
-
-def _delete_repeated_looks(connection: Connection[Any], parameters: Mapping[str, Any]) -> int:
-    return connection.execute(QUERIES["delete_repeated_looks"].sql, parameters).rowcount

@@ -258,88 +258,17 @@ promised AS (
 )
 SELECT count(*) FROM promised
 
--- name: expired_events
--- The oldest events beyond their retention, locked until the end of the transaction. One that is pending for somebody or
--- an open dead letter is left, and so is one that another run or a replay is busy with.
-SELECT event_id
-FROM events AS event
-WHERE ingested_at < now() - make_interval(days => %(retention_days)s)
-    AND NOT EXISTS (
-        SELECT
-        FROM outbox AS message
-        WHERE message.event_id = event.event_id
-            AND (
-                EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
-                OR EXISTS (
-                    SELECT
-                    FROM dead_letters AS letter
-                    WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
-                )
-            )
-    )
-ORDER BY ingested_at
-LIMIT %(batch_size)s
-FOR UPDATE OF event SKIP LOCKED
-
--- name: delete_expired_messages
--- The messages of these events with all that became of them, inside the retention step. A message that a subscription has
--- been promised meanwhile stays, and with it, by its foreign key, the event.
-WITH gone AS (
-    DELETE FROM outbox AS message
-    WHERE message.event_id = ANY (%(event_ids)s::uuid[])
-        AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
-        AND NOT EXISTS (
-            SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
-        )
-    RETURNING message.id
-),
-failures AS (
-    DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
-),
-letters AS (
-    DELETE FROM dead_letters WHERE outbox_id IN (SELECT id FROM gone)
-)
-DELETE FROM deliveries WHERE outbox_id IN (SELECT id FROM gone)
-
 -- name: delete_expired_events
--- These events but those that still have a message, with who has processed them, inside the retention step. Returns how
--- many events are gone.
-WITH gone AS (
-    DELETE FROM events AS event
-    WHERE event.event_id = ANY (%(event_ids)s::uuid[])
-        AND NOT EXISTS (SELECT FROM outbox AS message WHERE message.event_id = event.event_id)
-    RETURNING event.event_id
-),
-processing AS (
-    DELETE FROM processed_events WHERE event_id IN (SELECT event_id FROM gone)
-)
-SELECT count(*) FROM gone
+-- A batch of the oldest events beyond their retention, with all that belongs to them. Returns how many are gone.
+SELECT delete_expired_events(%(retention_days)s, %(batch_size)s)
 
 -- name: delete_expired_raw_payloads
--- The oldest raw payloads beyond their retention that no event was made from, or none that is left; inside the
--- retention step.
-DELETE FROM raw_payloads
-WHERE id = ANY (ARRAY(
-    SELECT raw.id
-    FROM raw_payloads AS raw
-    WHERE raw.fetched_at < now() - make_interval(days => %(retention_days)s)
-        AND NOT EXISTS (SELECT FROM events WHERE events.raw_payload_id = raw.id)
-    ORDER BY raw.fetched_at
-    LIMIT %(batch_size)s
-    FOR UPDATE OF raw SKIP LOCKED
-))
+-- A batch of the oldest raw payloads beyond their retention that no event needs. Returns how many are gone.
+SELECT delete_expired_raw_payloads(%(retention_days)s, %(batch_size)s)
 
 -- name: delete_repeated_looks
--- The oldest notes of repeated looks, of instants that no source lets us fetch again.
-DELETE FROM repeated_looks
-WHERE ctid = ANY (ARRAY(
-    SELECT ctid
-    FROM repeated_looks
-    WHERE observed_at < now() - make_interval(days => %(retention_days)s)
-    ORDER BY observed_at
-    LIMIT %(batch_size)s
-    FOR UPDATE SKIP LOCKED
-))
+-- A batch of the oldest notes of repeated looks. Returns how many are gone.
+SELECT delete_repeated_looks(%(retention_days)s, %(batch_size)s)
 
 -- name: horizon_holder
 -- Who has kept vacuum from removing dead rows of this database for too long: the oldest, if any. Of a stranger's session

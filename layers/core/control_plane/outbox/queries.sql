@@ -49,134 +49,15 @@ SELECT
 
 -- name: claim
 -- Takes due deliveries under a fresh token and a lease, in one short transaction of its own. Returns what became of each
--- row it took: claimed, with the message; exhausted, which is claimed to be dead-lettered; or lost, which is not claimed:
--- its relay did not report back, so it gets its attempt back and is suspect from now on.
-WITH lane AS (
-    SELECT *
-    FROM unnest(
-        %(subscriptions)s::text[], %(since)s::timestamptz[], %(row_limits)s::integer[], %(suspect_limits)s::integer[],
-        %(byte_limits)s::bigint[]
-    ) AS lane (subscription, since, row_limit, suspect_limit, byte_limit)
-),
-ordinary AS MATERIALIZED (
-    -- Rows that another relay is claiming right now are skipped, not waited for.
-    -- Each lane is read from where its last claim ended: what lies before is done, and would only be waded through.
-    SELECT due.*, lane.byte_limit
-    FROM lane
-    CROSS JOIN LATERAL (
-        SELECT ctid AS place, *
-        FROM pending_deliveries
-        WHERE subscription = lane.subscription
-            AND suspect_since IS NULL
-            AND next_attempt_at BETWEEN lane.since AND now()
-        ORDER BY next_attempt_at, outbox_id
-        LIMIT lane.row_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS due
-),
-suspect AS MATERIALIZED (
-    SELECT due.*, lane.byte_limit
-    FROM lane
-    CROSS JOIN LATERAL (
-        SELECT ctid AS place, *
-        FROM pending_deliveries
-        WHERE subscription = lane.subscription
-            AND suspect_since IS NOT NULL
-            AND next_attempt_at <= now()
-        ORDER BY next_attempt_at, outbox_id
-        LIMIT lane.suspect_limit
-        FOR UPDATE SKIP LOCKED
-    ) AS due
-),
-due AS (
-    SELECT
-        *,
-        coalesce(
-            payload_bytes, (SELECT octet_length(payload_json::text) FROM outbox WHERE outbox.id = outbox_id)
-        ) AS body_bytes,
-        -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue took others
-        -- meanwhile, and only so often: a relay that is killed takes with it whatever it held, again and again the same.
-        delivery_attempts - (
-            claim_token IS NOT NULL
-            AND (
-                suspect_since IS NULL
-                OR NOT delivered_since(subscription, suspect_since)
-                OR (
-                    SELECT mod(count(*) + 1, %(leases_per_attempt)s)
-                    FROM delivery_failures AS earlier
-                    WHERE earlier.outbox_id = found.outbox_id
-                        AND earlier.subscription = found.subscription
-                        AND earlier.operation_id IS NOT DISTINCT FROM found.operation_id
-                        AND earlier.error = %(lost)s
-                ) <> 0
-            )
-        )::integer AS attempts_made
-    FROM (SELECT * FROM ordinary UNION ALL SELECT * FROM suspect) AS found
-),
-decided AS (
-    -- As many bytes as fit the lane's limit, and always the first row.
-    SELECT
-        *,
-        CASE
-            WHEN claim_token IS NOT NULL AND suspect_since IS NULL THEN 'lost'
-            WHEN attempts_made >= %(max_attempts)s THEN 'exhausted'
-            ELSE 'claimed'
-        END AS fate
-    FROM (
-        SELECT
-            *,
-            sum(body_bytes) OVER running AS bytes_so_far,
-            row_number() OVER running AS nth
-        FROM due
-        WINDOW running AS (PARTITION BY subscription, suspect_since IS NULL ORDER BY next_attempt_at, outbox_id)
-    ) AS measured
-    WHERE bytes_so_far <= byte_limit OR nth = 1
-),
-lost AS (
-    INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
-    SELECT outbox_id, subscription, operation_id, delivery_attempts, claimed_by, %(lost)s
-    FROM decided
-    WHERE claim_token IS NOT NULL
-),
-taken AS (
-    UPDATE pending_deliveries AS pending
-    SET
-        claim_token = CASE WHEN fate <> 'lost' THEN %(claim_token)s::uuid END,
-        claimed_by = CASE WHEN fate <> 'lost' THEN %(claimed_by)s END,
-        delivery_attempts = attempts_made + (fate = 'claimed')::integer,
-        next_attempt_at = CASE
-            WHEN fate = 'lost' THEN pending.next_attempt_at
-            ELSE now() + make_interval(secs => %(lease_seconds)s)
-        END,
-        suspect_since = CASE
-            WHEN decided.claim_token IS NOT NULL THEN coalesce(pending.suspect_since, now())
-            ELSE pending.suspect_since
-        END,
-        last_error = CASE WHEN decided.claim_token IS NOT NULL THEN %(lost)s ELSE pending.last_error END
-    FROM decided
-    WHERE pending.ctid = decided.place
-    RETURNING
-        decided.fate, pending.outbox_id, pending.subscription, pending.operation_id, decided.next_attempt_at AS due_at,
-        pending.delivery_attempts, pending.suspect_since IS NOT NULL AS is_suspect, pending.last_error
-)
+-- row it took: claimed, with the message; exhausted, which is claimed to be dead-lettered; or lost, which is not claimed.
 SELECT
-    fate,
-    outbox_id,
-    subscription,
-    operation_id,
-    due_at,
-    delivery_attempts,
-    is_suspect,
-    last_error,
-    coalesce(event_id::text, ''),
-    coalesce(trace_id::text, ''),
-    coalesce(topic, ''),
-    coalesce(event_type, ''),
-    coalesce(schema_version, 0),
-    CASE WHEN fate = 'claimed' THEN payload_json::text END AS body
-FROM taken
-LEFT JOIN outbox ON outbox.id = outbox_id -- no foreign key says that its message is there
-ORDER BY outbox_id
+    fate, outbox_id, subscription, operation_id, due_at, delivery_attempts, is_suspect, last_error, event_id, trace_id,
+    topic, event_type, schema_version, body
+FROM claim_deliveries(
+    %(claim_token)s::uuid, %(claimed_by)s, %(subscriptions)s::text[], %(since)s::timestamptz[],
+    %(row_limits)s::integer[], %(suspect_limits)s::integer[], %(byte_limits)s::bigint[], %(lease_seconds)s,
+    %(max_attempts)s, %(leases_per_attempt)s, %(lost)s
+)
 
 -- name: settle
 -- Records outcomes, of one claim or of several, and returns those that took effect: what another claim has taken over is
@@ -204,9 +85,7 @@ JOIN outbox ON outbox.id = deliveries.outbox_id
 
 -- name: others_were_delivered
 -- Whether the queue has accepted another message of the subscription since this claimed one became suspect.
-SELECT delivered_since(subscription, suspect_since)
-FROM pending_deliveries
-WHERE outbox_id = %(outbox_id)s AND subscription = %(subscription)s AND claim_token = %(claim_token)s
+SELECT coalesce(others_were_delivered(%(outbox_id)s, %(subscription)s, %(claim_token)s), false)
 
 -- name: take_over
 -- Makes this relay the one that lingers, in the place of whoever did.

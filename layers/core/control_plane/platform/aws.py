@@ -27,7 +27,7 @@ CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _SECRET_REMEDIES: Final = {
     "ResourceNotFoundException": (
         "There is none of this name in this account and region: give the stack the ARN of one that is there, as "
-        "DatabaseSecretArn, DatabaseOwnerSecretArn or ApiTokenSecretArn"
+        "…DatabaseSecretArn, DatabaseOwnerSecretArn or ApiTokenSecretArn"
     ),
     "AccessDeniedException": (
         "The function's role may read what the stack's parameter names: give the whole ARN, its last six characters "

@@ -137,7 +137,7 @@ def _rds_shape(fields: Mapping[str, Any], name: str) -> str:
             [
                 (
                     f"{name} lacks {', '.join(missing)}: store a postgresql:// URL, JSON with a url, or JSON with "
-                    "username, password, host, port and dbname, of role acp_app or acp_owner. What RDS manages by "
+                    "username, password, host, port and dbname, of the role that the function has. What RDS manages by "
                     "itself is the master user's and holds no host: make secrets of your own (docs/deploy.md)"
                 )
             ]

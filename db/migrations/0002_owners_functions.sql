@@ -1,0 +1,479 @@
+-- The owner's functions: what a function's role may have done to the tables without being able to do it by itself. Each
+-- runs with the owner's rights, on a search_path of its own, and does one thing. 0003_roles.sql says who may call which.
+
+-- Whether a message of the subscription was accepted after an instant: the queue gives verdicts, so a message that still
+-- gets none has itself to blame. Looks at the newest messages only, which costs the same however many there are.
+CREATE FUNCTION delivered_since(of_subscription text, since timestamptz) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN (
+    SELECT coalesce(bool_or(recent.delivered_at > since), false)
+    FROM (SELECT subscription, delivered_at FROM deliveries ORDER BY outbox_id DESC LIMIT 10000) AS recent
+    WHERE recent.subscription = of_subscription
+);
+
+
+-- Takes due deliveries under a token and a lease: a relay can settle what it has taken so, and nothing else. The arrays
+-- are parallel, one entry per subscription. What becomes of a row: claimed, with the message; exhausted, which is claimed
+-- to be dead-lettered; or lost, which is not claimed: its relay did not report back, so it gets its attempt back and is
+-- suspect from now on.
+CREATE FUNCTION claim_deliveries(
+    new_token uuid,
+    claimant text,
+    for_subscriptions text[],
+    due_since timestamptz[],
+    row_limits integer[],
+    suspect_limits integer[],
+    byte_limits bigint[],
+    lease_seconds double precision,
+    max_attempts integer,
+    leases_per_attempt integer,
+    lost_error text
+) RETURNS TABLE (
+    fate text,
+    outbox_id bigint,
+    subscription text,
+    operation_id uuid,
+    due_at timestamptz,
+    delivery_attempts integer,
+    is_suspect boolean,
+    last_error text,
+    event_id text,
+    trace_id text,
+    topic text,
+    event_type text,
+    schema_version integer,
+    body text
+)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH lane AS (
+        SELECT *
+        FROM unnest(
+            for_subscriptions, due_since, row_limits, suspect_limits, byte_limits
+        ) AS lane (subscription, since, row_limit, suspect_limit, byte_limit)
+    ),
+    ordinary AS MATERIALIZED (
+        -- Rows that another relay is claiming right now are skipped, not waited for; those that one has claimed are not
+        -- due until their lease has run out.
+        -- Each lane is read from where its last claim ended: what lies before is done, and would only be waded through.
+        SELECT due.*, lane.byte_limit
+        FROM lane
+        CROSS JOIN LATERAL (
+            SELECT ctid AS place, *
+            FROM pending_deliveries
+            WHERE subscription = lane.subscription
+                AND suspect_since IS NULL
+                AND next_attempt_at BETWEEN lane.since AND now()
+            ORDER BY next_attempt_at, outbox_id
+            LIMIT lane.row_limit
+            FOR UPDATE SKIP LOCKED
+        ) AS due
+    ),
+    suspect AS MATERIALIZED (
+        SELECT due.*, lane.byte_limit
+        FROM lane
+        CROSS JOIN LATERAL (
+            SELECT ctid AS place, *
+            FROM pending_deliveries
+            WHERE subscription = lane.subscription
+                AND suspect_since IS NOT NULL
+                AND next_attempt_at <= now()
+            ORDER BY next_attempt_at, outbox_id
+            LIMIT lane.suspect_limit
+            FOR UPDATE SKIP LOCKED
+        ) AS due
+    ),
+    due AS (
+        SELECT
+            *,
+            coalesce(
+                payload_bytes, (SELECT octet_length(payload_json::text) FROM outbox WHERE outbox.id = outbox_id)
+            ) AS body_bytes,
+            -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue took others
+            -- meanwhile, and only so often: a relay that is killed takes with it whatever it held, again and again the same.
+            delivery_attempts - (
+                claim_token IS NOT NULL
+                AND (
+                    suspect_since IS NULL
+                    OR NOT delivered_since(subscription, suspect_since)
+                    OR (
+                        SELECT mod(count(*) + 1, leases_per_attempt)
+                        FROM delivery_failures AS earlier
+                        WHERE earlier.outbox_id = found.outbox_id
+                            AND earlier.subscription = found.subscription
+                            AND earlier.operation_id IS NOT DISTINCT FROM found.operation_id
+                            AND earlier.error = lost_error
+                    ) <> 0
+                )
+            )::integer AS attempts_made
+        FROM (SELECT * FROM ordinary UNION ALL SELECT * FROM suspect) AS found
+    ),
+    decided AS (
+        -- As many bytes as fit the lane's limit, and always the first row.
+        SELECT
+            *,
+            CASE
+                WHEN claim_token IS NOT NULL AND suspect_since IS NULL THEN 'lost'
+                WHEN attempts_made >= max_attempts THEN 'exhausted'
+                ELSE 'claimed'
+            END AS fate
+        FROM (
+            SELECT
+                *,
+                sum(body_bytes) OVER running AS bytes_so_far,
+                row_number() OVER running AS nth
+            FROM due
+            WINDOW running AS (PARTITION BY subscription, suspect_since IS NULL ORDER BY next_attempt_at, outbox_id)
+        ) AS measured
+        WHERE bytes_so_far <= byte_limit OR nth = 1
+    ),
+    lost AS (
+        INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
+        SELECT outbox_id, subscription, operation_id, delivery_attempts, claimed_by, lost_error
+        FROM decided
+        WHERE claim_token IS NOT NULL
+    ),
+    taken AS (
+        UPDATE pending_deliveries AS pending
+        SET
+            claim_token = CASE WHEN fate <> 'lost' THEN new_token END,
+            claimed_by = CASE WHEN fate <> 'lost' THEN claimant END,
+            delivery_attempts = attempts_made + (fate = 'claimed')::integer,
+            next_attempt_at = CASE
+                WHEN fate = 'lost' THEN pending.next_attempt_at
+                ELSE now() + make_interval(secs => lease_seconds)
+            END,
+            suspect_since = CASE
+                WHEN decided.claim_token IS NOT NULL THEN coalesce(pending.suspect_since, now())
+                ELSE pending.suspect_since
+            END,
+            last_error = CASE WHEN decided.claim_token IS NOT NULL THEN lost_error ELSE pending.last_error END
+        FROM decided
+        WHERE pending.ctid = decided.place
+        RETURNING
+            decided.fate, pending.outbox_id, pending.subscription, pending.operation_id, decided.next_attempt_at AS due_at,
+            pending.delivery_attempts, pending.suspect_since IS NOT NULL AS is_suspect, pending.last_error
+    )
+    SELECT
+        fate,
+        outbox_id,
+        subscription,
+        operation_id,
+        due_at,
+        delivery_attempts,
+        is_suspect,
+        last_error,
+        coalesce(event_id::text, ''),
+        coalesce(trace_id::text, ''),
+        coalesce(topic, ''),
+        coalesce(event_type, ''),
+        coalesce(schema_version, 0),
+        CASE WHEN fate = 'claimed' THEN payload_json::text END AS body
+    FROM taken
+    LEFT JOIN outbox ON outbox.id = outbox_id -- no foreign key says that its message is there
+    ORDER BY outbox_id;
+END
+$$;
+
+
+-- Whether the queue has accepted another message of the subscription since this claimed one became suspect; null for
+-- one that is not claimed under this token.
+CREATE FUNCTION others_were_delivered(of_outbox_id bigint, of_subscription text, token uuid) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+RETURN (
+    SELECT delivered_since(subscription, suspect_since)
+    FROM pending_deliveries
+    WHERE outbox_id = of_outbox_id AND subscription = of_subscription AND claim_token = token
+);
+
+
+-- Moves deliveries on, of one claim or of several, for whoever holds the claim: a row whose token is another's is left
+-- alone and not returned. The arrays are parallel. A disposition is published, dead_lettered, exhausted (dead-lettered
+-- without a further attempt), failed or released (its attempt is given back). Age is in seconds since the promise.
+CREATE FUNCTION settle_deliveries(
+    settled_by text,
+    outbox_ids bigint[],
+    for_subscriptions text[],
+    operation_ids uuid[],
+    claim_tokens uuid[],
+    dispositions text[],
+    message_ids text[],
+    errors text[],
+    delays_seconds double precision[],
+    are_suspect boolean[]
+) RETURNS TABLE (outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+-- A plan made while next to nothing was pending reads the whole table; a session would go on with it in a backlog.
+SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH outcome AS MATERIALIZED (
+        SELECT *
+        FROM unnest(
+            outbox_ids, for_subscriptions, operation_ids, claim_tokens, dispositions, message_ids, errors,
+            delays_seconds, are_suspect
+        ) AS outcome (
+            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect
+        )
+    ),
+    ended AS (
+        DELETE FROM pending_deliveries AS pending
+        USING outcome
+        WHERE pending.outbox_id = outcome.outbox_id
+            AND pending.subscription = outcome.subscription
+            AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
+            AND pending.claim_token = outcome.claim_token
+            AND outcome.disposition IN ('published', 'dead_lettered', 'exhausted')
+        RETURNING
+            pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
+            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error
+    ),
+    kept AS (
+        UPDATE pending_deliveries AS pending
+        SET
+            claim_token = NULL,
+            claimed_by = NULL,
+            -- A release without an error leaves the reason of an earlier failure standing.
+            last_error = coalesce(outcome.error, pending.last_error),
+            delivery_attempts = pending.delivery_attempts - (outcome.disposition = 'released')::integer,
+            next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
+            suspect_since = CASE WHEN outcome.is_suspect THEN coalesce(pending.suspect_since, now()) ELSE pending.suspect_since END
+        FROM outcome
+        WHERE pending.outbox_id = outcome.outbox_id
+            AND pending.subscription = outcome.subscription
+            AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
+            AND pending.claim_token = outcome.claim_token
+            AND outcome.disposition IN ('failed', 'released')
+        RETURNING
+            pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
+            pending.delivery_attempts, outcome.disposition, outcome.error
+    ),
+    delivered AS (
+        INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)
+        SELECT outbox_id, subscription, operation_id, delivery_attempts, message_id
+        FROM ended
+        WHERE disposition = 'published'
+    ),
+    given_up AS (
+        INSERT INTO dead_letters (outbox_id, subscription, operation_id, promised_at, delivery_attempts, reason)
+        SELECT outbox_id, subscription, operation_id, promised_at, delivery_attempts, error
+        FROM ended
+        WHERE disposition IN ('dead_lettered', 'exhausted')
+    ),
+    failures AS (
+        INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
+        SELECT outbox_id, subscription, operation_id, delivery_attempts, settled_by, error
+        FROM (
+            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM ended
+            UNION ALL
+            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM kept
+        ) AS settled
+        WHERE disposition IN ('failed', 'dead_lettered')
+    )
+    SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
+    FROM (
+        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM ended
+        UNION ALL
+        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM kept
+    ) AS settled;
+END
+$$;
+
+
+-- Events, their messages, and one pending delivery per message and subscription, in one statement: a subscription that
+-- is added meanwhile waits for it, or is seen by it. A message is its event, whole and nothing besides, and what is
+-- promised is promised now. Returns per topic how many messages have no subscription.
+CREATE FUNCTION insert_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- json keeps what the columns of events do not show: further fields, and a field given twice.
+    PERFORM
+    FROM json_array_elements(given_events) AS given (event)
+    WHERE ARRAY(SELECT field FROM json_object_keys(given.event -> 'message') AS field ORDER BY field COLLATE "C") <> ARRAY[
+        'entity_id', 'entity_type', 'event_id', 'event_type', 'ingested_at', 'observed_at', 'occurred_at', 'payload',
+        'revision', 'schema_version', 'series', 'source', 'trace_id'
+    ];
+    IF FOUND THEN
+        RAISE EXCEPTION 'a message refused: its fields are not those of an event, each once'
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN QUERY
+    WITH given AS MATERIALIZED (
+        SELECT topic, raw_payload_id, message, json_to_record.*
+        FROM json_to_recordset(given_events) AS given (topic text, raw_payload_id uuid, message json)
+        CROSS JOIN LATERAL json_to_record(message) AS json_to_record (
+            event_id uuid, event_type text, source text, entity_id text, entity_type text, series text,
+            occurred_at timestamptz, revision integer, observed_at timestamptz, ingested_at timestamptz,
+            schema_version integer, trace_id uuid, payload jsonb
+        )
+    ),
+    stored AS (
+        INSERT INTO events (
+            event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at, ingested_at,
+            schema_version, trace_id, raw_payload_id, payload_json
+        )
+        SELECT
+            event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at, ingested_at,
+            schema_version, trace_id, raw_payload_id, payload
+        FROM given
+    ),
+    messages AS (
+        INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)
+        SELECT event_id, topic, event_type, schema_version, trace_id, message
+        FROM given
+        RETURNING id, topic, octet_length(payload_json::text) AS payload_bytes
+    ),
+    pending AS (
+        INSERT INTO pending_deliveries (outbox_id, subscription, payload_bytes)
+        SELECT messages.id, subscriptions.name, messages.payload_bytes
+        FROM messages
+        JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
+    )
+    SELECT topic, count(*)::integer
+    FROM messages
+    WHERE NOT EXISTS (
+        SELECT FROM subscriptions WHERE subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
+    )
+    GROUP BY topic;
+END
+$$;
+
+
+-- Retention. Each call is one batch, and returns how many rows are gone. Nothing younger than 30 days is deleted by it:
+-- SQS keeps a message for two weeks, and what forgets an event forgets that it was processed.
+CREATE FUNCTION check_retention(retention_days integer) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    IF retention_days IS NULL OR retention_days < 30 THEN
+        RAISE EXCEPTION 'a retention of % days refused: 30 is the least', coalesce(retention_days::text, 'no')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+-- The oldest events beyond their retention, with their messages and all that became of them. One that is pending for
+-- somebody or an open dead letter is left, and so is one that another run or a replay is busy with.
+CREATE FUNCTION delete_expired_events(retention_days integer, batch_size integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    event_ids uuid[];
+    deleted bigint;
+BEGIN
+    PERFORM check_retention(retention_days);
+    PERFORM set_config('control_plane.retention', 'on', true);
+    event_ids := ARRAY(
+        SELECT event_id
+        FROM events AS event
+        WHERE ingested_at < now() - make_interval(days => retention_days)
+            AND NOT EXISTS (
+                SELECT
+                FROM outbox AS message
+                WHERE message.event_id = event.event_id
+                    AND (
+                        EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
+                        OR EXISTS (
+                            SELECT
+                            FROM dead_letters AS letter
+                            WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
+                        )
+                    )
+            )
+        ORDER BY ingested_at
+        LIMIT batch_size
+        FOR UPDATE OF event SKIP LOCKED
+    );
+    -- A message that a subscription has been promised meanwhile stays, and with it, by its foreign key, the event.
+    WITH gone AS (
+        DELETE FROM outbox AS message
+        WHERE message.event_id = ANY (event_ids)
+            AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
+            AND NOT EXISTS (
+                SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
+            )
+        RETURNING message.id
+    ),
+    failures AS (
+        DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
+    ),
+    letters AS (
+        DELETE FROM dead_letters WHERE outbox_id IN (SELECT id FROM gone)
+    )
+    DELETE FROM deliveries WHERE outbox_id IN (SELECT id FROM gone);
+    WITH gone AS (
+        DELETE FROM events AS event
+        WHERE event.event_id = ANY (event_ids)
+            AND NOT EXISTS (SELECT FROM outbox AS message WHERE message.event_id = event.event_id)
+        RETURNING event.event_id
+    ),
+    processing AS (
+        DELETE FROM processed_events WHERE event_id IN (SELECT event_id FROM gone)
+    )
+    SELECT count(*) INTO deleted FROM gone;
+    PERFORM set_config('control_plane.retention', 'off', true);
+    RETURN deleted;
+END
+$$;
+
+-- The oldest raw payloads beyond their retention that no event was made from, or none that is left.
+CREATE FUNCTION delete_expired_raw_payloads(retention_days integer, batch_size integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    deleted bigint;
+BEGIN
+    PERFORM check_retention(retention_days);
+    PERFORM set_config('control_plane.retention', 'on', true);
+    DELETE FROM raw_payloads
+    WHERE id = ANY (ARRAY(
+        SELECT raw.id
+        FROM raw_payloads AS raw
+        WHERE raw.fetched_at < now() - make_interval(days => retention_days)
+            AND NOT EXISTS (SELECT FROM events WHERE events.raw_payload_id = raw.id)
+        ORDER BY raw.fetched_at
+        LIMIT batch_size
+        FOR UPDATE OF raw SKIP LOCKED
+    ));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    PERFORM set_config('control_plane.retention', 'off', true);
+    RETURN deleted;
+END
+$$;
+
+-- The oldest notes of repeated looks, of instants that no source lets us fetch again.
+CREATE FUNCTION delete_repeated_looks(retention_days integer, batch_size integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    deleted bigint;
+BEGIN
+    PERFORM check_retention(retention_days);
+    DELETE FROM repeated_looks
+    WHERE ctid = ANY (ARRAY(
+        SELECT ctid
+        FROM repeated_looks
+        WHERE observed_at < now() - make_interval(days => retention_days)
+        ORDER BY observed_at
+        LIMIT batch_size
+        FOR UPDATE SKIP LOCKED
+    ));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END
+$$;

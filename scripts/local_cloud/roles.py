@@ -1,0 +1,21 @@
+"""The database's roles: one per kind of function, and the owner."""
+
+OWNER = "acp_owner"
+INGEST = "acp_ingest"
+RELAY = "acp_relay"
+CONSUME = "acp_consume"
+READER = "acp_reader"
+MAINTAIN = "acp_maintain"
+
+SECRETS = {
+    "DatabaseOwnerSecretArn": OWNER,
+    "IngestDatabaseSecretArn": INGEST,
+    "RelayDatabaseSecretArn": RELAY,
+    "ConsumeDatabaseSecretArn": CONSUME,
+    "ReadDatabaseSecretArn": READER,
+    "MaintainDatabaseSecretArn": MAINTAIN,
+}
+"""The role whose URL each parameter of the template is for."""
+
+SEE_OTHERS_SESSIONS = (OWNER, READER, MAINTAIN)
+"""The roles that look for who pins the transaction horizon, and since when."""

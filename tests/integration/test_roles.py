@@ -1,0 +1,469 @@
+"""What each database role may do: exactly what its functions' statements do, and nothing that forges a record."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import Connection, errors
+from tests.conftest import MIGRATIONS, PASSWORD, ROLES, TestDatabase
+from tests.integration import seeds
+from tests.integration.test_queries import QUERIES
+
+from control_plane.model.lifecycle import Accepted
+from control_plane.ops.migrations import migrate, read_migrations
+from control_plane.ops.status import read_status
+from control_plane.outbox import claims
+from control_plane.platform.breakers import hold
+from control_plane.platform.database import check_schema, connect
+from local_cloud.postgres import PostgresServer
+
+INGEST, RELAY, CONSUME, READER, MAINTAIN = ROLES
+EVERYBODY = set(ROLES)
+NOBODY: set[str] = set()
+
+_SHARED = {
+    "control_plane.platform.session": EVERYBODY,
+    "control_plane.platform.mend_session": EVERYBODY,
+    "control_plane.platform.limit_statements": EVERYBODY,
+    "control_plane.ingestion.database_time": EVERYBODY,
+    "control_plane.ingestion.lock_entities": EVERYBODY,
+    "control_plane.ops.horizon_holder": EVERYBODY,
+    "control_plane.platform.breakers": {INGEST, RELAY, READER},
+    "control_plane.platform.oldest_pending_age": {RELAY, READER},
+    "control_plane.platform.count_pending": {RELAY, READER},
+    "control_plane.platform.hold_breaker": NOBODY,
+    "control_plane.platform.resume_breaker": NOBODY,
+    "control_plane.platform.forget_breaker": NOBODY,
+    "control_plane.ingestion.newest_occurrence": {INGEST, READER},
+    "control_plane.ingestion.chain_heads": {INGEST, READER},
+    "control_plane.ingestion.raw_payloads_in_order": {READER},  # a rebuild is a person's, and stores nothing
+    "control_plane.outbox.open_subscriptions": {RELAY, READER},
+    "control_plane.outbox.settled_before": {RELAY, READER},
+    "control_plane.outbox.is_current": {RELAY},
+    "control_plane.ops.lingering_relay": {RELAY, READER},
+    "control_plane.ops.delete_expired_events": {MAINTAIN},
+    "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
+    "control_plane.ops.delete_repeated_looks": {MAINTAIN},
+    **{
+        f"control_plane.ops.{name}": {READER}
+        for name in (
+            "event_timeline", "recent_messages", "deliveries_by_state", "stranded_deliveries", "events_by_type",
+            "processed_by_consumer", "dead_letters", "subscriptions",
+        )
+    },
+}  # fmt: skip
+_OF_PACKAGES = {
+    "control_plane.consumers": {CONSUME},
+    "control_plane.ingestion": {INGEST},
+    "control_plane.ops": NOBODY,  # people's and MigrationFunction's, as the owner
+    "control_plane.outbox": {RELAY},
+    "control_plane.platform": {INGEST, RELAY},
+    "domains.finance": {CONSUME},
+}
+
+
+def allowed(name: str) -> set[str]:
+    """The roles that may execute a named query: those whose functions do, and the reader where it only reads."""
+    return _SHARED[name] if name in _SHARED else _OF_PACKAGES[name.rpartition(".")[0]]
+
+
+@pytest.fixture
+def connections(database: TestDatabase) -> Iterator[dict[str, Connection[Any]]]:
+    """An autocommit connection as each role."""
+    opened = {role: connect(database.url(role), application_name="test") for role in ROLES}
+    yield opened
+    for connection in opened.values():
+        connection.close()
+
+
+@pytest.fixture
+def stored(app: Connection[Any]) -> None:
+    """A delivered message, a dead-lettered one with its failures, one in flight, and one that is pending."""
+    seeds.store(app, seeds.ticks(1))
+    seeds.settle(app, seeds.claim(app), Accepted("m"))
+    seeds.store(app, [seeds.tick(1)])
+    seeds.give_up(app)
+    seeds.store(app, [seeds.tick(2)])
+    seeds.claim(app)
+    seeds.store(app, [seeds.tick(3)])
+    app.execute("INSERT INTO processed_events (consumer, event_id) SELECT 'signal_lab', event_id FROM events LIMIT 1")
+    hold(app, "signal_lab", by="Ada")
+
+
+def snapshot(owner: Connection[Any]) -> dict[str, list[Any]]:
+    """All rows of the tables that record something."""
+    tables = (
+        "raw_payloads", "events", "outbox", "pending_deliveries", "deliveries", "dead_letters", "delivery_failures",
+        "processed_events", "operations", "subscriptions", "schema_migrations", "circuit_breakers", "relay_handover",
+    )  # fmt: skip
+    return {
+        table: owner.execute(f"SELECT to_jsonb(row)::text FROM {table} AS row ORDER BY 1".encode()).fetchall()
+        for table in tables
+    }
+
+
+# What the functions do
+
+
+def may_execute(connection: Connection[Any], name: str) -> bool:
+    """Whether the role may execute a named query: it is planned with its privileges and begins to run, on nothing."""
+    query = QUERIES[name]
+    try:
+        with connection.transaction(force_rollback=True):
+            if query.sql.startswith("LOCK "):
+                connection.execute(query.sql)
+            else:
+                names = seeds.prepare(connection, query)
+                nulls = f"({', '.join(['NULL'] * len(names))})" if names else ""
+                connection.execute(f"EXECUTE checked{nulls}".encode())
+    except errors.InsufficientPrivilege:
+        return False
+    except psycopg.Error:
+        return True  # permitted, and then refused for its nulls
+    return True
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_named_query_is_for_its_functions_roles_alone(connections: dict[str, Connection[Any]], name: str) -> None:
+    assert {role for role, connection in connections.items() if may_execute(connection, name)} == allowed(name)
+
+
+# What no function does
+
+COLUMNS = "event_type, schema_version, trace_id, payload_json"
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement, and the roles that may execute it."""
+
+    sql: str
+    roles: frozenset[str] = frozenset()
+
+
+def only(sql: str, *roles: str) -> Statement:
+    return Statement(sql, frozenset(roles))
+
+
+TABLES = {
+    # table: who may read all of it, insert, update, delete
+    "raw_payloads": {READER},
+    "events": {READER},
+    "outbox": {READER},
+    "deliveries": {READER},
+    "dead_letters": {READER},
+    "delivery_failures": {READER},
+    "operations": {READER},
+    "subscriptions": {READER},
+    "delivery_states": {READER},
+    "outbox_states": {READER},
+    "repeated_looks": {READER, INGEST},
+    "circuit_breakers": {READER, INGEST, RELAY},
+    "signal_lab_bars": {READER, CONSUME},
+    "signal_lab_latest_prices": {READER, CONSUME},
+    "signal_lab_returns": {READER},
+    "signal_lab_risk": {READER},
+    "schema_migrations": EVERYBODY,
+    "pending_deliveries": NOBODY,  # a claim's token is shown to nobody
+    "relay_handover": {RELAY},
+    "processed_events": {READER},
+}
+DATA = [name for name in TABLES if not name.endswith(("_states", "_returns", "_risk"))]
+
+READS = [only(f"SELECT * FROM {table}", *roles) for table, roles in TABLES.items()] + [
+    only("SELECT claim_token FROM pending_deliveries"),
+    only("SELECT outbox_id, last_error FROM pending_deliveries", READER),
+    only("SELECT token FROM relay_handover", RELAY),
+    only("SELECT payload_json FROM outbox", READER),
+    only("SELECT payload_json FROM events", READER),
+    only("SELECT consumer FROM processed_events", READER),
+    only("SELECT rolpassword FROM pg_authid"),
+    only("SELECT * FROM pg_read_file('postgresql.conf')"),
+]
+
+DELETES = [only(f"DELETE FROM {table}", *({RELAY} if table == "relay_handover" else NOBODY)) for table in DATA] + [
+    only(f"TRUNCATE {table} CASCADE") for table in DATA
+]
+
+FORGERIES = [
+    # Delivered without a claim
+    only("INSERT INTO deliveries (outbox_id, subscription, delivery_attempts, message_id) VALUES (4, 'x', 1, 'm')"),
+    only("UPDATE deliveries SET message_id = 'forged'"),
+    only("UPDATE deliveries SET delivered_at = now()"),
+    only("UPDATE pending_deliveries SET claim_token = gen_random_uuid(), claimed_by = 'me', delivery_attempts = 1"),
+    only("UPDATE pending_deliveries SET claim_token = NULL, claimed_by = NULL"),
+    only("UPDATE pending_deliveries SET delivery_attempts = 99"),
+    only("UPDATE pending_deliveries SET delivery_attempts = 0"),
+    only("UPDATE pending_deliveries SET next_attempt_at = 'infinity'"),
+    only("UPDATE pending_deliveries SET next_attempt_at = now()"),
+    only("UPDATE pending_deliveries SET last_error = 'forged'"),
+    only("UPDATE pending_deliveries SET suspect_since = now()"),
+    only("UPDATE pending_deliveries SET subscription = 'x'"),
+    only("UPDATE pending_deliveries SET outbox_id = 1"),
+    only("UPDATE pending_deliveries SET promised_at = now()"),
+    only("UPDATE pending_deliveries SET operation_id = gen_random_uuid()"),
+    only("SELECT FROM pending_deliveries FOR UPDATE"),
+    # Opened again, or promised to whoever
+    only("INSERT INTO pending_deliveries (outbox_id, subscription) VALUES (1, 'signal_lab')"),
+    only("INSERT INTO pending_deliveries (outbox_id, subscription, payload_bytes) VALUES (1, 'x', 1)"),
+    only("INSERT INTO pending_deliveries (outbox_id, subscription, operation_id) VALUES (1, 'x', gen_random_uuid())"),
+    only("INSERT INTO pending_deliveries (outbox_id, subscription, promised_at) VALUES (1, 'x', now())"),
+    only("INSERT INTO subscriptions (name, topic) VALUES ('mine', 'market.ticks')"),
+    only("UPDATE subscriptions SET removed_at = now()"),
+    only("UPDATE subscriptions SET topic = 'system.events'"),
+    # Messages unlike their event
+    only(f"INSERT INTO outbox (event_id, topic, {COLUMNS}) SELECT event_id, 'a.b', {COLUMNS} FROM events"),
+    only("INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
+         " SELECT event_id, 'system.events', 'FORGED', 9, gen_random_uuid(), '{}' FROM events LIMIT 1"),
+    only("UPDATE outbox SET payload_json = '{}'"),
+    only("UPDATE outbox SET topic = 'a.b'"),
+    only("INSERT INTO events (event_id, event_type, source, occurred_at, ingested_at, schema_version, trace_id,"
+         " payload_json) VALUES (gen_random_uuid(), 'FORGED', 'x', now(), now(), 1, gen_random_uuid(), '{}')"),
+    only("UPDATE events SET occurred_at = now()"),
+    only("UPDATE events SET payload_json = '{}'"),
+    only("SELECT event_id FROM events FOR UPDATE"),
+    only("INSERT INTO raw_payloads (id, seq, source, trace_id, payload_json) OVERRIDING SYSTEM VALUE"
+         " VALUES (gen_random_uuid(), 1, 'x', gen_random_uuid(), '{}')"),
+    only("INSERT INTO raw_payloads (id, source, trace_id, payload_json)"
+         " VALUES (gen_random_uuid(), 'x', gen_random_uuid(), '{}')", INGEST),
+    only("UPDATE raw_payloads SET payload_json = '{}'"),
+    only("INSERT INTO repeated_looks (entity_id, source, event_type, series, occurred_at, observed_at)"
+         " VALUES ('A', 'x', 'X', '', now(), now())", INGEST),
+    only("UPDATE repeated_looks SET observed_at = now()", INGEST),
+    only("UPDATE repeated_looks SET source = 'forged'"),
+    # What was given up on, failed or was processed
+    only("INSERT INTO dead_letters (outbox_id, subscription, promised_at, delivery_attempts, reason)"
+         " VALUES (4, 'signal_lab', now(), 1, 'forged')"),
+    only("UPDATE dead_letters SET resolution = 'discarded', resolved_at = now(), resolved_by = 'me'"),
+    only("UPDATE dead_letters SET reason = 'forged'"),
+    only("INSERT INTO delivery_failures (outbox_id, subscription, attempt, claimed_by, error)"
+         " VALUES (4, 'signal_lab', 1, 'relay', 'forged')"),
+    only("UPDATE delivery_failures SET error = 'forged'"),
+    only("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', gen_random_uuid())", CONSUME),
+    only("INSERT INTO processed_events (consumer, event_id, processed_at) VALUES ('x', gen_random_uuid(), now())"),
+    only("UPDATE processed_events SET consumer = 'x'"),
+    only("UPDATE processed_events SET processed_at = now()"),
+    only("INSERT INTO operations (operation_id, kind, filter, state, requested_by)"
+         " VALUES (gen_random_uuid(), 'redrive', '{}', 'done', 'me')"),
+    only("UPDATE operations SET requested_by = 'me'"),
+    only("INSERT INTO schema_migrations VALUES (99, 'x', 'x')"),
+    only("UPDATE schema_migrations SET version = 99"),
+    # People's holds
+    only("UPDATE circuit_breakers SET held_by = NULL"),
+    only("UPDATE circuit_breakers SET held_by = 'me', state = 'open', opened_at = now()"),
+    only("INSERT INTO circuit_breakers (name, state, opened_at, held_by) VALUES ('x', 'open', now(), 'me')"),
+    only("UPDATE circuit_breakers SET name = 'x'"),
+    only("UPDATE circuit_breakers SET guarded_at = now()", INGEST, RELAY),
+    # Effects
+    only("UPDATE signal_lab_bars SET price = 1", CONSUME),
+    only("UPDATE signal_lab_latest_prices SET price = 1", CONSUME),
+    only("INSERT INTO relay_handover (token, name) VALUES (gen_random_uuid(), 'me')", RELAY),
+    only("UPDATE relay_handover SET name = 'me'", RELAY),
+    # The owner's functions
+    only("SELECT * FROM insert_events('[]')", INGEST),
+    only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),
+    only("SELECT * FROM settle_deliveries('me', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')", RELAY),
+    only("SELECT others_were_delivered(1, 'signal_lab', gen_random_uuid())", RELAY),
+    only("SELECT delete_expired_events(30, 1)", MAINTAIN),
+    only("SELECT delete_expired_raw_payloads(30, 1)", MAINTAIN),
+    only("SELECT delete_repeated_looks(30, 1)", MAINTAIN),
+    only("SELECT check_retention(1)"),
+    only("SELECT delivered_since('signal_lab', now())"),
+]  # fmt: skip
+
+POWERS = [
+    only("CREATE TABLE mine (id integer)"),
+    only("CREATE SCHEMA mine"),
+    only("CREATE VIEW mine AS SELECT 1"),
+    only("CREATE FUNCTION mine() RETURNS integer LANGUAGE sql AS 'SELECT 1'"),
+    only("CREATE ROLE mine"),
+    only("ALTER TABLE events ADD COLUMN mine integer"),
+    only("ALTER TABLE events DISABLE TRIGGER events_are_immutable"),
+    only("ALTER TABLE events OWNER TO CURRENT_USER"),
+    only("ALTER FUNCTION settle_deliveries SECURITY INVOKER"),
+    only("CREATE INDEX mine ON events (source)"),
+    only("DROP TABLE outbox"),
+    only("DROP TRIGGER events_are_immutable ON events"),
+    only("DROP FUNCTION settle_deliveries"),
+    only("CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"),
+    only("SET session_replication_role = 'replica'"),
+    only("SET ROLE acp_owner"),
+    only("SET SESSION AUTHORIZATION acp_owner"),
+    *(only(f"SET ROLE {role}", role) for role in ROLES),
+    only("ALTER ROLE acp_owner PASSWORD 'mine'"),
+    only("ALTER ROLE acp_owner SET work_mem = '1MB'"),
+    only("ALTER ROLE CURRENT_USER SUPERUSER"),
+    only("ALTER ROLE CURRENT_USER CREATEROLE"),
+    only("ALTER ROLE ALL SET work_mem = '1MB'"),
+    only("GRANT acp_owner TO CURRENT_USER"),
+    only("GRANT acp_relay TO acp_ingest"),
+    only("LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"),
+    only("LOCK TABLE pending_deliveries IN EXCLUSIVE MODE"),
+    only("COPY (SELECT 1) TO PROGRAM 'true'"),
+]
+STATEMENTS = [*READS, *DELETES, *FORGERIES, *POWERS]
+
+
+def may(connection: Connection[Any], statement: Statement) -> bool:
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(statement.sql.encode())
+    except errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.sql[:60])
+def test_a_statement_is_for_its_roles_alone(
+    connections: dict[str, Connection[Any]], owner: Connection[Any], stored: None, statement: Statement
+) -> None:
+    before = snapshot(owner)
+    assert {role for role, connection in connections.items() if may(connection, statement)} == statement.roles
+    assert snapshot(owner) == before
+
+
+def test_the_table_has_at_least_a_hundred_statements() -> None:
+    assert len({statement.sql for statement in STATEMENTS}) >= 100
+
+
+def test_no_role_may_make_temporary_tables(empty_database: TestDatabase) -> None:
+    # A privilege of the database, which a clone does not inherit from its template.
+    with connect(empty_database.owner_url, application_name="test") as owner:
+        migrate(owner, read_migrations(MIGRATIONS))
+    for role in ROLES:
+        with (
+            connect(empty_database.url(role), application_name="test") as connection,
+            pytest.raises(errors.InsufficientPrivilege),
+        ):
+            connection.execute("CREATE TEMPORARY TABLE mine (id integer)")
+
+
+def test_the_catalog_grants_nothing_beside_the_table(owner: Connection[Any]) -> None:
+    """A table or an owner's function that is new must be in the lists above."""
+    tables = owner.execute(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
+    )
+    assert {row[0] for row in tables} == TABLES.keys()
+    functions = owner.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype <> 'trigger'::regtype"
+    )
+    assert all(any(row[0] + "(" in statement.sql for statement in FORGERIES) for row in functions)
+
+
+# Claims
+
+
+def claim_as(connection: Connection[Any], *, lease_seconds: float = 30) -> claims.Claim:
+    return claims.claim(
+        connection,
+        token=uuid4(),
+        claimed_by="me",
+        lanes=seeds.limits(100),
+        lease_seconds=lease_seconds,
+        max_attempts=5,
+    )
+
+
+def test_a_relay_cannot_take_what_another_has_claimed(
+    connections: dict[str, Connection[Any]], app: Connection[Any]
+) -> None:
+    seeds.store(app, seeds.ticks(3))
+    assert len(seeds.claim(app, rows=2).rows) == 2
+    assert len(claim_as(connections[RELAY]).rows) == 1
+    assert claim_as(connections[RELAY]).rows == []
+
+
+def test_a_relay_settles_its_own_claim_alone(connections: dict[str, Connection[Any]], app: Connection[Any]) -> None:
+    seeds.store(app, seeds.ticks(2))
+    seeds.claim(app, rows=1)
+    mine = claim_as(connections[RELAY])
+    states = [row["state"] for row in seeds.deliveries(app).values()]
+    assert states == ["in_flight", "in_flight"]
+    connections[RELAY].execute(
+        "SELECT settle_deliveries('me', ids, subs, ops, tokens, states, messages, errors, delays, suspect) FROM ("
+        " SELECT array_agg(id) AS ids, array_agg('signal_lab'::text) AS subs, array_agg(NULL::uuid) AS ops,"
+        " array_agg(%s::uuid) AS tokens, array_agg('published'::text) AS states, array_agg('forged'::text) AS messages,"
+        " array_agg(NULL::text) AS errors, array_agg(0.0::float8) AS delays, array_agg(false) AS suspect FROM outbox"
+        ") AS all_messages",
+        [mine.token],
+    )
+    assert sorted(row["state"] for row in seeds.deliveries(app).values()) == ["delivered", "in_flight"]
+
+
+def test_a_claim_without_a_token_is_refused(connections: dict[str, Connection[Any]], app: Connection[Any]) -> None:
+    seeds.store(app, seeds.ticks(1))
+    with pytest.raises(errors.CheckViolation):
+        claims.claim(
+            connections[RELAY],
+            token=None,  # type: ignore[arg-type]  # what a forger would give
+            claimed_by="me",
+            lanes=seeds.limits(1),
+            lease_seconds=30,
+            max_attempts=5,
+        )
+
+
+# Events
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda text: text.replace('"series"', '"series_"'), id="a field's name"),
+        pytest.param(lambda text: text.replace('{"event_id"', '{"extra":1,"event_id"'), id="a further field"),
+        pytest.param(lambda text: text.replace('"revision":0', '"revision":0,"revision":1'), id="a field twice"),
+        pytest.param(lambda text: "{}", id="no field"),
+    ],
+)
+def test_a_message_that_is_not_its_event_is_refused(
+    connections: dict[str, Connection[Any]], owner: Connection[Any], change: Any
+) -> None:
+    message = json.dumps(seeds.event(seeds.ticks(1)[0].payload).to_message(), separators=(",", ":"))
+    changed = change(message)
+    assert changed != message
+    given = f'[{{"topic": "market.ticks", "message": {changed}}}]'
+    with pytest.raises(errors.CheckViolation, match="not those of an event"):
+        connections[INGEST].execute("SELECT * FROM insert_events(%s::json)", [given])
+    connections[INGEST].execute("SELECT * FROM insert_events(%s::json)", [given.replace(changed, message)])
+    assert seeds.counts(owner) == (0, 1, 1)
+
+
+# What the functions of a role do with it
+
+
+def test_the_status_is_read_by_the_reader(connections: dict[str, Connection[Any]], stored: None) -> None:
+    status = read_status(connections[READER])
+    assert {row.state for row in status.deliveries} == {"delivered", "dead_lettered", "in_flight", "pending"}
+
+
+def test_a_hold_outlives_whatever_a_relay_writes(connections: dict[str, Connection[Any]], stored: None) -> None:
+    with pytest.raises(errors.CheckViolation):
+        connections[RELAY].execute("UPDATE circuit_breakers SET state = 'closed' WHERE name = 'signal_lab'")
+
+
+# Making the roles
+
+
+def test_a_missing_role_is_named_with_its_remedy(tmp_path: Any) -> None:
+    with PostgresServer(tmp_path / "data", password=PASSWORD, fsync=False) as server:
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            admin.execute(f"CREATE ROLE acp_owner LOGIN PASSWORD '{PASSWORD}'".encode())
+            admin.execute("CREATE ROLE acp_relay")
+            admin.execute("CREATE DATABASE control_plane OWNER acp_owner")
+        url = server.url("acp_owner", "control_plane", PASSWORD)
+        with connect(url, application_name="test") as owner:
+            with pytest.raises(errors.UndefinedObject) as refused:
+                migrate(owner, read_migrations(MIGRATIONS))
+            text = str(refused.value)
+            assert "acp_consume, acp_ingest, acp_maintain, acp_reader" in text
+            assert "acp_relay" not in text
+            assert "CREATE ROLE acp_consume LOGIN PASSWORD" in text
+            with psycopg.connect(server.url(), autocommit=True) as admin:
+                for role in EVERYBODY - {"acp_relay"}:
+                    admin.execute(f"CREATE ROLE {role}".encode())
+            migrate(owner, read_migrations(MIGRATIONS))
+            check_schema(owner)
