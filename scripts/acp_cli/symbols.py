@@ -11,5 +11,5 @@ if TYPE_CHECKING:
 
 def split_symbols(words: Iterable[str]) -> list[str]:
     """The symbols in these words, each once, in capitals: between them may be spaces, commas or both."""
-    found = (symbol.upper() for word in words for symbol in re.split(r"[,;\s]+", word) if symbol)
+    found = (symbol.upper() for word in words for symbol in re.split(r"[,\s]+", word) if symbol)
     return list(dict.fromkeys(found))
