@@ -316,7 +316,7 @@ def test_maintenance_needs_no_more_than_its_own_role(
 ) -> None:
     store_old(app, owner, 2)
     with connect(database.url("acp_maintain"), application_name="test") as connection:
-        assert maintain(connection, event_days=500).deleted_events == 2
+        assert maintain(connection, event_days=365).deleted_events == 2
 
 
 def test_what_is_young_is_deleted_by_nobody(

@@ -52,7 +52,8 @@ _SHARED = {
         f"control_plane.ops.{name}": {READER}
         for name in (
             "event_timeline", "recent_messages", "deliveries_by_state", "stranded_deliveries", "events_by_type",
-            "processed_by_consumer", "dead_letters", "subscriptions",
+            "processed_by_consumer", "dead_letters", "subscriptions", "unprocessed_deliveries",
+            "count_open_dead_letters",
         )
     },
 }  # fmt: skip

@@ -179,6 +179,7 @@ SOUND: dict[str, dict[str, object]] = {
 REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("raw_payloads", "raw_payloads_source_check", {"source": ""}),
     ("raw_payloads", "raw_payloads_entity_id_check", {"entity_id": ""}),
+    ("raw_payloads", "raw_payloads_are_bounded", {"payload_json": f'"{"x" * 16 * 1024 * 1024}"'}),
     ("events", "events_event_type_check", {"event_type": "market_tick"}),
     ("events", "events_source_check", {"source": ""}),
     ("events", "events_entity_id_check", {"entity_id": ""}),

@@ -444,14 +444,11 @@ def test_returns_volatility_and_drawdown_are_what_python_computes(app: Connectio
 @pytest.mark.parametrize(
     "prices",
     [
-        pytest.param([0.0, 0.0, 5.0, 0.0, 6.0], id="zeros"),
         pytest.param([10.0, -37.63, -10.0, 5.0, 12.0, 3.0], id="below_zero"),
         pytest.param([-10.0, -5.0, -20.0], id="never_above_zero"),
     ],
 )
-def test_a_change_from_zero_or_below_has_no_return_and_breaks_nothing(
-    app: Connection[Any], prices: list[float]
-) -> None:
+def test_a_change_from_below_zero_has_no_return_and_breaks_nothing(app: Connection[Any], prices: list[float]) -> None:
     check_views(app, prices)
 
 
