@@ -325,10 +325,10 @@ def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
 
 
 def test_each_function_has_its_own_roles_secret() -> None:
-    assert {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS} == {
+    of_consumers = {name: "ConsumeDatabaseSecretArn" for name in FUNCTIONS if FOLDERS[name] in CONSUMERS}
+    assert {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS} == of_consumers | {
         "IngestionFunction": "IngestDatabaseSecretArn",
         "RelayFunction": "RelayDatabaseSecretArn",
-        "SignalLabFunction": "ConsumeDatabaseSecretArn",
         "OpsApiFunction": "ReadDatabaseSecretArn",
         "MigrationFunction": "DatabaseOwnerSecretArn",
         "MaintenanceFunction": "MaintainDatabaseSecretArn",
