@@ -17,7 +17,7 @@ from moto import mock_aws
 from psycopg import Connection, sql
 from tests.conftest import PASSWORD
 from tests.integration import seeds
-from tests.integration.test_handlers import Function
+from tests.integration.functions.invoked import Function
 
 from control_plane.api import tokens
 from control_plane.api.http import NotAProxyRequest
