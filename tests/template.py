@@ -7,10 +7,13 @@ from typing import Any
 
 from samcli.yamlhelper import yaml_parse
 
+from domains import DOMAINS
+
 ROOT = Path(__file__).parents[1]
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
 PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
 RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
+GLOBALS: dict[str, Any] = TEMPLATE["Globals"]["Function"]
 
 
 def of_type(kind: str) -> dict[str, dict[str, Any]]:
@@ -20,6 +23,19 @@ def of_type(kind: str) -> dict[str, dict[str, Any]]:
 
 FUNCTIONS = of_type("AWS::Serverless::Function")
 QUEUES = of_type("AWS::SQS::Queue")
+FOLDERS = {name: properties["CodeUri"].removeprefix("functions/") for name, properties in FUNCTIONS.items()}
+CONSUMERS = {consumer.name: consumer for domain in DOMAINS for consumer in domain.consumers}
+
+
+def declared(function: str) -> dict[str, Any]:
+    """A function's environment variables."""
+    return {**GLOBALS["Environment"]["Variables"], **FUNCTIONS[function]["Environment"]["Variables"]}
+
+
+def timeout(function: str) -> int:
+    """A function's timeout, in seconds."""
+    seconds: int = FUNCTIONS[function].get("Timeout", GLOBALS["Timeout"])
+    return seconds
 
 
 @dataclass(frozen=True)

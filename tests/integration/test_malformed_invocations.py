@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from psycopg import Connection
-from tests.integration.test_handlers import NEEDED, FakeContext, Function, count, record_of, tick
+from tests.integration.functions.invoked import NEEDED, FakeContext, Function, count, record_of, tick
 
 from control_plane.model.errors import ControlPlaneError, MalformedInvocation
 

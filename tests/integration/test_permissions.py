@@ -12,7 +12,7 @@ import boto3
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from psycopg import Connection
-from tests.integration.test_handlers import Function, look
+from tests.integration.functions.invoked import Function, look
 from tests.template import FUNCTIONS, QUEUES, ROOT, grants
 from werkzeug.serving import make_server
 

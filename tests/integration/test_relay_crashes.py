@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 from threading import Event as Signal
@@ -17,19 +16,16 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg import Connection
-from tests.conftest import MIGRATIONS, SUBSCRIPTIONS, TestDatabase
+from tests.conftest import TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import all_successful, sqs_endpoint
 from tests.integration.relay_bench import Bench, done, wait_until
 
 from control_plane.model.errors import DatabaseUnavailable
-from control_plane.ops.migrations import migrate, read_migrations
-from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.outbox import session as session_module
 from control_plane.outbox.invocation import RelayResult
 from control_plane.outbox.publisher import Message
-from control_plane.platform.database import Database, connect
-from local_cloud.net import free_port
+from control_plane.platform.database import Database
 from local_cloud.postgres import PostgresServer
 
 
@@ -100,16 +96,6 @@ def test_killed_relay_loses_nothing_and_doubles_only_in_flight(
     assert max(received.values()) == 2
     assert {row["delivery_attempts"] for row in seeds.deliveries(app).values()} == {1}  # the lost ones were given back
     assert [failure[1:3] for failure in seeds.failed_attempts(app)] == [(1, "doomed")] * 40
-
-
-@pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A cluster to crash; it comes back on the same port."""
-    with PostgresServer(tmp_path / "data", password="secret", port=free_port(), fsync=False) as server:
-        with connect(server.url(), application_name="test") as connection:
-            migrate(connection, read_migrations(MIGRATIONS))
-            sync_subscriptions(connection, SUBSCRIPTIONS)
-        yield server
 
 
 def test_postgres_down_while_publishing_raises_and_next_run_delivers(

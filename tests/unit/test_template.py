@@ -1,43 +1,37 @@
-"""template.yaml, samconfig.toml and the sample events, held to what the functions need of them."""
+"""template.yaml and samconfig.toml, held to what the functions need of them."""
 
 import ast
-import hashlib
 import json
 import re
-import struct
 import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-from samcli.yamlhelper import yaml_parse
 from tests.conftest import SUBSCRIPTIONS
+from tests.template import (
+    CONSUMERS,
+    FOLDERS,
+    FUNCTIONS,
+    GLOBALS,
+    PARAMETERS,
+    QUEUES,
+    RESOURCES,
+    ROOT,
+    TEMPLATE,
+    declared,
+    of_type,
+    timeout,
+)
 
-from control_plane.consumers.messages import consume_record
-from control_plane.model.contract import Event
 from control_plane.model.errors import ConfigurationError
-from control_plane.model.trace import traceparent
 from control_plane.ops.migrations import read_migrations
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform import settings
 from control_plane.platform.database import SCHEMA_VERSION
-from control_plane.platform.settings import (
-    EnvironReader,
-    MaintenanceSettings,
-    RelaySettings,
-    parse_linger_seconds,
-    parse_symbols,
-)
-from control_plane.platform.telemetry import Telemetry
-from domains import DOMAINS, EVENT_TYPES
+from control_plane.platform.settings import EnvironReader, MaintenanceSettings, RelaySettings
+from domains import EVENT_TYPES
 from local_cloud.roles import SECRETS
-
-ROOT = Path(__file__).parents[2]
-TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text(encoding="utf-8"))
-PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
-RESOURCES: dict[str, Any] = TEMPLATE["Resources"]
-GLOBALS: dict[str, Any] = TEMPLATE["Globals"]["Function"]
 
 FIXED_QUEUES = {"MarketTicksQueue", "MarketTicksDeadLetterQueue", "SystemEventsQueue", "SystemEventsDeadLetterQueue"}
 FIXED_FUNCTIONS = {
@@ -76,24 +70,12 @@ FOUR_DAYS = 345_600
 """SQS's own MessageRetentionPeriod, in seconds."""
 
 
-def of_type(kind: str) -> dict[str, dict[str, Any]]:
-    return {name: resource.get("Properties", {}) for name, resource in RESOURCES.items() if resource["Type"] == kind}
-
-
-FUNCTIONS = of_type("AWS::Serverless::Function")
-QUEUES = of_type("AWS::SQS::Queue")
-FOLDERS = {name: properties["CodeUri"].removeprefix("functions/") for name, properties in FUNCTIONS.items()}
-
-
 def settings_of(function: str) -> Any:
     """The class whose ``from_environ`` the function's app.py calls."""
     module = ast.parse((ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8"))
     attributes = [node for node in ast.walk(module) if isinstance(node, ast.Attribute) and node.attr == "from_environ"]
     [name] = {node.value.id for node in attributes if isinstance(node.value, ast.Name)}
     return getattr(settings, name)
-
-
-CONSUMERS = {consumer.name: consumer for domain in DOMAINS for consumer in domain.consumers}
 
 
 def resource_of(value: Any, attribute: str) -> str:
@@ -119,10 +101,6 @@ def resolved(value: Any) -> str:
             raise AssertionError(f"not foreseen here: {value}")
 
 
-def declared(function: str) -> dict[str, Any]:
-    return {**GLOBALS["Environment"]["Variables"], **FUNCTIONS[function]["Environment"]["Variables"]}
-
-
 def sqs_events(function: str) -> Iterator[dict[str, Any]]:
     for event in FUNCTIONS[function].get("Events", {}).values():
         if event["Type"] == "SQS":
@@ -132,11 +110,6 @@ def sqs_events(function: str) -> Iterator[dict[str, Any]]:
 def schedules(function: str) -> list[dict[str, Any]]:
     events = FUNCTIONS[function].get("Events", {}).values()
     return [event["Properties"] for event in events if event["Type"].startswith("Schedule")]
-
-
-def timeout(function: str) -> int:
-    seconds: int = FUNCTIONS[function].get("Timeout", GLOBALS["Timeout"])
-    return seconds
 
 
 CONSUMED = {FOLDERS[name]: resource_of(event["Queue"], "Arn") for name in FUNCTIONS for event in sqs_events(name)}
@@ -341,82 +314,6 @@ def test_each_secrets_parameter_names_the_role_it_is_for() -> None:
         assert re.search(rf"\b{role}\b", PARAMETERS[name]["ConstraintDescription"]), name
 
 
-API = RESOURCES["OpsApi"]["Properties"]
-
-
-def test_the_apis_routes_are_named_one_by_one_and_are_those_of_the_function() -> None:
-    events = [event for event in FUNCTIONS["OpsApiFunction"]["Events"].values() if event["Type"] == "Api"]
-    declared = {(event["Properties"]["Method"], event["Properties"]["Path"]) for event in events}
-    module = ast.parse((ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
-    routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
-    own = {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
-    assert declared == own | {("HEAD", path) for method, path in own if method == "GET"}
-    # An emulator answers 403 to {proxy+}; a gateway that passes on what is no route is paid for it.
-    assert not [path for _, path in declared if "+" in path]
-    for event in events:
-        assert event["Properties"]["RestApiId"] == {"Ref": "OpsApi"}
-
-
-def test_all_of_the_apis_routes_but_health_are_guarded() -> None:
-    text = (ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8")
-    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-    routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
-    opened = [call for call in routes if "is_open" in {keyword.arg for keyword in call.keywords}]
-    assert [ast.literal_eval(call.args[1]) for call in opened] == ["/health"]
-
-
-def test_anybody_may_ask_for_health_and_so_the_gateway_lets_few_through() -> None:
-    limits = {(one["ResourcePath"], one["HttpMethod"]): one for one in API["MethodSettings"]}
-    assert limits.keys() == {("/*", "*"), ("/~1health", "GET"), ("/~1health", "HEAD")}
-    # Each request at work holds a connection to Postgres.
-    assert 0 < limits["/*", "*"]["ThrottlingRateLimit"] <= limits["/*", "*"]["ThrottlingBurstLimit"] <= 20
-    # What strangers can have at work at a time leaves concurrency to those with a token.
-    health = [one for (path, _), one in limits.items() if path == "/~1health"]
-    assert sum(one["ThrottlingBurstLimit"] for one in health) < 10
-
-
-def test_refused_tokens_raise_an_alarm() -> None:
-    alarm = RESOURCES["UnauthorizedRequestsAlarm"]["Properties"]
-    assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
-        "ControlPlane",
-        "UnauthorizedRequests",
-        "Sum",
-    )
-    assert {one["Name"] for one in alarm["Dimensions"]} == {"service", "function_name"}
-
-
-def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> None:
-    responses = API["GatewayResponses"]
-    assert responses.keys() == {"MISSING_AUTHENTICATION_TOKEN", "THROTTLED", "DEFAULT_4XX", "DEFAULT_5XX"}
-    assert responses["MISSING_AUTHENTICATION_TOKEN"]["StatusCode"] == 404
-    for name, response in responses.items():
-        headers = response["ResponseParameters"]["Headers"]
-        assert headers["Content-Type"] == "'application/problem+json'"
-        assert headers["Cache-Control"] == "'no-store'"
-        [template] = response["ResponseTemplates"].values()
-        document = json.loads(template.replace("$context.error.messageString", '"a quoted text"'))
-        assert document["type"] == "about:blank"
-        if name in {"MISSING_AUTHENTICATION_TOKEN", "THROTTLED"}:
-            assert document["status"] == response["StatusCode"]
-
-
-def test_the_apis_url_is_a_base_to_put_a_route_behind() -> None:
-    assert API["StageName"] == "v1"
-    assert TEMPLATE["Outputs"]["ApiUrl"]["Value"] == {
-        "Fn::Sub": "https://${OpsApi}.execute-api.${AWS::Region}.${AWS::URLSuffix}/${OpsApi.Stage}"
-    }
-
-
-def test_the_api_answers_before_its_gateway_gives_up() -> None:
-    assert timeout("OpsApiFunction") < 29
-
-
-def test_health_and_the_alarm_agree_on_the_oldest_age() -> None:
-    alarm = RESOURCES["OldestPendingAlarm"]["Properties"]
-    assert int(declared("OpsApiFunction")["HEALTH_MAX_PENDING_AGE_SECONDS"]) == alarm["Threshold"]
-
-
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if schedules(name)])
 def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(function: str) -> None:
     config = FUNCTIONS[function]["EventInvokeConfig"]
@@ -487,7 +384,7 @@ def test_a_consumed_queue_waits_six_times_the_consumers_timeout_and_hears_of_eac
     assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 
-# samconfig.toml, the schema, the samples
+# samconfig.toml and the schema
 
 
 def test_samconfig_deploys_to_a_local_cloud_and_to_an_account() -> None:
@@ -502,63 +399,3 @@ def test_samconfig_deploys_to_a_local_cloud_and_to_an_account() -> None:
 
 def test_the_code_needs_the_newest_migration() -> None:
     assert read_migrations(ROOT / "db" / "migrations")[-1].version == SCHEMA_VERSION
-
-
-def sample(name: str) -> Any:
-    return json.loads((ROOT / "events" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def test_every_function_has_a_sample_event() -> None:
-    samples = {path.stem for path in (ROOT / "events").glob("*.json")}
-    assert [name for name in FOLDERS.values() if not any(stem.startswith(name) for stem in samples)] == []
-
-
-def test_the_samples_of_ingestion_relay_migration_and_maintenance_fit_their_handlers() -> None:
-    assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
-    assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
-    assert sample("migration") == sample("maintenance") == {}
-
-
-def md5_of_attributes(attributes: Mapping[str, str]) -> str:
-    """As SQS computes it: Amazon SQS developer guide, *Calculating the MD5 message digest for message attributes*."""
-
-    def with_length(text: str) -> bytes:
-        return struct.pack(">I", len(text.encode())) + text.encode()
-
-    parts = [
-        with_length(name) + with_length("String") + b"\x01" + with_length(attributes[name])
-        for name in sorted(attributes)
-    ]
-    return hashlib.md5(b"".join(parts)).hexdigest()
-
-
-@pytest.mark.parametrize("consumer", CONSUMERS)
-def test_a_consumers_sample_is_a_batch_as_sqs_delivers_it(consumer: str, telemetry: Telemetry) -> None:
-    records = sample(consumer)["Records"]
-    assert records
-    consumed: list[Event] = []
-
-    def consume(event: Event) -> bool:
-        consumed.append(event)
-        return True
-
-    for record in records:
-        consume_record(record, consume, subscription=consumer, event_types=EVENT_TYPES, telemetry=telemetry)
-        event = consumed[-1]
-        assert event == EVENT_TYPES.parse_event(record["body"])
-        assert EVENT_TYPES.find(event.event_type, event.schema_version).topic == CONSUMERS[consumer].topic
-        for attribute in record["messageAttributes"].values():
-            assert attribute.keys() == {"stringValue", "stringListValues", "binaryListValues", "dataType"}
-            assert attribute["dataType"] == "String"
-        attributes = {name: value["stringValue"] for name, value in record["messageAttributes"].items()}
-        assert attributes == {
-            "event_id": str(event.event_id),
-            "event_type": event.event_type,
-            "schema_version": str(event.schema_version),
-            "trace_id": str(event.trace_id),
-            "traceparent": traceparent(str(event.trace_id), str(event.event_id)),
-        }
-        assert record["md5OfBody"] == hashlib.md5(record["body"].encode()).hexdigest()
-        assert record["md5OfMessageAttributes"] == md5_of_attributes(attributes)
-        assert record["eventSource"] == "aws:sqs"
-    assert len({record["messageId"] for record in records}) == len(records)

@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.status is not None:
             self._answer(fault.status, Refusal(fault.status, "Fault", "put there on purpose").body)
         else:
-            now = self._replay.clock()
+            now = self._replay.clock().astimezone(UTC)  # local arithmetic is off by an hour where clocks change
             query = dict(parse_qsl(urlsplit(self.path).query))
             try:
                 question = Question.from_query(query, now)

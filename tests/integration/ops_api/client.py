@@ -1,0 +1,64 @@
+"""A client of OpsApiFunction that asks as API Gateway does."""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tests.conftest import PASSWORD
+from tests.integration.functions.invoked import Function
+
+TOKEN = "the-token-of-these-tests"
+VARIABLES = ("DATABASE_URL", "DATABASE_SECRET_ARN", "API_TOKEN", "API_TOKEN_SECRET_ARN", "CLOUD_ENDPOINT_URL")
+
+
+class Client:
+    """Asks the function as API Gateway's REST proxy does, and checks what every answer must be."""
+
+    def __init__(self) -> None:
+        self.function = Function("ops_api")
+        self.keeps_health = False
+        """Whether /health may give an answer again; the connection is kept anyway."""
+
+    def get(self, path: str, *, headers: Mapping[str, str] | None = None, method: str = "GET") -> "Answer":
+        multiple = {name: [value] for name, value in (headers or {}).items()}
+        return self.send({"httpMethod": method, "path": path, "headers": headers, "multiValueHeaders": multiple})
+
+    def timeline(self, event_id: object, *, token: str = TOKEN) -> "Answer":
+        return self.get(f"/events/{event_id}", headers={"Authorization": f"Bearer {token}"})
+
+    def send(self, event: Mapping[str, Any]) -> "Answer":
+        self.function.forget_logs()
+        if not self.keeps_health and self.function.module.health.cache_info().currsize:
+            self.function.module.health().expire()
+        answer = self.function(event)
+        assert answer.keys() == {"statusCode", "headers", "body", "isBase64Encoded"}
+        assert answer["isBase64Encoded"] is False
+        assert answer["headers"]["Cache-Control"] == "no-store"
+        assert answer["headers"]["X-Content-Type-Options"] == "nosniff"
+        for secret in (PASSWORD, TOKEN):
+            assert secret not in json.dumps(answer) + self.function.output
+        return Answer(answer["statusCode"], answer["headers"], json.loads(answer["body"] or "null"))
+
+
+class Answer:
+    def __init__(self, status: int, headers: Mapping[str, str], body: dict[str, Any]) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def text(self) -> str:
+        return json.dumps([self.body, dict(self.headers)])
+
+    def detail(self, status: int) -> str:
+        """Of what must be a problem document of this status."""
+        assert self.headers["Content-Type"] == "application/problem+json"
+        assert self.body.keys() == {"type", "title", "status", "detail", "instance"}
+        assert (self.status, self.body["status"], self.body["type"]) == (status, status, "about:blank")
+        assert uuid.UUID(self.body["instance"].removeprefix("urn:uuid:"))
+        detail: str = self.body["detail"]
+        return detail
+
+
+type Load = Callable[..., Client]
