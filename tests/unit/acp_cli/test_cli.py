@@ -18,7 +18,7 @@ from local_cloud.workspace import CHECKOUT, Workspace
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import Any
+    from typing import Any, Never
 
     from typer.testing import Result
 
@@ -46,6 +46,13 @@ class FakeServer:
 
     def url(self, user: str, database: str, password: str) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:5432/{database}"
+
+
+class NoCloud(Cloud):
+    """One that is never brought up, whatever a command lets through."""
+
+    def up(self, *_: object) -> Never:
+        raise NotImplementedError
 
 
 class FakeAws(LocalCloud):
@@ -181,7 +188,7 @@ def test_a_command_that_needs_the_local_cloud_says_how_to_start_it(workspace: Wo
 def test_a_command_that_makes_no_sense_names_the_culprit(
     workspace: Workspace, arguments: list[str], culprit: str
 ) -> None:
-    result = run(workspace, *arguments)
+    result = run(workspace, *arguments, cloud=NoCloud(workspace))
     assert result.exit_code == 2
     assert culprit in result.stderr
 
