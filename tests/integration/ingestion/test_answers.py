@@ -103,7 +103,7 @@ def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
         ({"currency": "U\x00D"}, "payload.currency", "'U\\x00D'"),
     ],
 )
-def test_a_bar_that_breaks_the_contract_is_reported_by_field_and_value_and_kept_raw(
+def test_a_bar_that_breaks_the_contract_is_reported_and_kept_raw(
     app: Connection[Any], changes: dict[str, Any], field: str, value: str
 ) -> None:
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(1, **changes), seeds.bar(2)]})
