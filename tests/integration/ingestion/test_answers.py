@@ -186,7 +186,7 @@ NOON = datetime(2026, 2, 10, 12, tzinfo=UTC)
 
 
 def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) -> list[int]:
-    """Runs of one answer, a minute further forgotten each time; how many events there are after each."""
+    """Ingests one answer three times, while the source forgets; returns how many events there are after each run."""
     numbers = []
     for minute in range(3):
         run(connection, FakeSource({"AAPL": answer}, kept_from=NOON + timedelta(minutes=minute)))
@@ -195,7 +195,7 @@ def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) 
 
 
 def at_noon(observation: Observation) -> Observation:
-    """An hour after what the source has forgotten."""
+    """Moves an observation to an hour after NOON, which the source has not forgotten."""
     return replace(observation, occurred_at=NOON + timedelta(hours=1))
 
 

@@ -60,7 +60,7 @@ def test_metrics_count_what_was_committed(app: Connection[Any]) -> None:
 
 
 def moved_to_now(minutes_ago: Sequence[float]) -> list[Observation]:
-    """A bar that started so many minutes ago, each."""
+    """Returns a bar for each number of minutes, which started that long ago."""
     now = datetime.now(UTC)
     return [
         replace(seeds.bar(number), occurred_at=now - timedelta(minutes=minutes))
@@ -69,7 +69,7 @@ def moved_to_now(minutes_ago: Sequence[float]) -> list[Observation]:
 
 
 def silence_of(telemetry: RecordingTelemetry) -> float:
-    """In minutes."""
+    """Returns the measured silence in minutes."""
     return telemetry.totals["MarketSilence"] / 60
 
 

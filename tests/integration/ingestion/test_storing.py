@@ -193,7 +193,7 @@ def test_the_number_of_statements_does_not_grow_with_the_bars(app: Connection[An
 
 
 class CrashingSource(FakeSource):
-    """Takes Postgres with it when asked for CRASH."""
+    """Crashes Postgres when it is asked for CRASH."""
 
     crash: Callable[[], None]
 
@@ -288,7 +288,7 @@ def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None
 
 
 def visited(plan: Any) -> int:
-    """How many rows of tables a plan touched, those it threw away included."""
+    """Returns how many rows a plan read from tables, including those it filtered out."""
     touched = 0
     if "Relation Name" in plan:
         discarded = sum(value for name, value in plan.items() if name.startswith("Rows Removed"))
