@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -394,7 +395,8 @@ def test_only_a_symbols_fault_can_be_put(client: Client, method: str, path: str)
 def test_faults_are_for_this_machine_alone(
     client: Client, replay: MarketReplay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("market_replay.server.ipaddress.ip_address", lambda _: AnotherMachine)
+    # The server's own name alone: the guard before it reads addresses, too.
+    monkeypatch.setattr("market_replay.server.ipaddress", SimpleNamespace(ip_address=lambda _: AnotherMachine))
     assert client.ask("PUT", "/faults/AAPL", '{"status": 500}')[0] == 404
     assert len(replay.faults) == 0
 
