@@ -26,7 +26,7 @@ def test_every_function_has_a_sample_event() -> None:
     assert [name for name in FOLDERS.values() if not any(stem.startswith(name) for stem in samples)] == []
 
 
-def test_the_samples_of_ingestion_relay_migration_and_maintenance_fit_their_handlers() -> None:
+def test_the_samples_of_functions_without_queues_fit_their_handlers() -> None:
     assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
     assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
     assert sample("migration") == sample("maintenance") == {}

@@ -141,7 +141,7 @@ def test_a_functions_folder_is_named_for_it() -> None:
         assert function == "".join(word.capitalize() for word in folder.split("_")) + "Function"
 
 
-def test_nothing_has_a_name_of_its_own_that_a_second_stack_would_run_into() -> None:
+def test_no_resource_has_a_name_that_a_second_stack_repeats() -> None:
     # A queue's name: see test_template_security.
     naming = {"FunctionName", "LayerName", "RoleName", "AlarmName", "TopicName", "Name", "StackName"}
     for name, resource in RESOURCES.items():
@@ -162,7 +162,7 @@ def test_every_parameter_is_used_and_says_what_it_is_for() -> None:
         assert parameter["Description"]
 
 
-def test_only_the_secrets_have_no_default_and_what_is_not_their_arn_is_refused_with_what_it_must_be() -> None:
+def test_only_secrets_have_no_default_and_only_an_arn_is_taken() -> None:
     assert {name for name, parameter in PARAMETERS.items() if "Default" not in parameter} == GIVEN.keys()
     for name in GIVEN:
         pattern = PARAMETERS[name]["AllowedPattern"]
@@ -208,7 +208,7 @@ def test_a_layer_goes_with_its_stack() -> None:
         assert properties.get("RetentionPolicy") == "Delete", f"{name}: SAM's default keeps every version for ever"
 
 
-def test_every_function_has_the_core_layer_and_ingestion_alone_the_market_data() -> None:
+def test_every_function_has_the_core_layer_and_ingestion_another() -> None:
     assert GLOBALS["Layers"] == [{"Ref": "CoreLayer"}]
     # SAM puts a function's own layers after those of Globals.
     assert {name: properties["Layers"] for name, properties in FUNCTIONS.items() if "Layers" in properties} == {
@@ -240,9 +240,7 @@ def read_by(function: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_every_declared_variable_is_one_that_is_read_and_none_is_a_url_or_the_sdks(
-    function: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_declared_variable_is_read_and_none_is_a_url(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_by(function, monkeypatch)
     names = declared(function).keys()
     assert "DATABASE_URL" in read
@@ -251,7 +249,7 @@ def test_every_declared_variable_is_one_that_is_read_and_none_is_a_url_or_the_sd
     assert not [name for name in names if name.startswith("AWS_")]
 
 
-def test_every_variable_is_a_text_for_aws_alone_makes_one_of_a_number() -> None:
+def test_every_variable_is_a_text() -> None:
     numbers = [
         f"{function}: {name}"
         for function in of_type("AWS::Serverless::Function")
@@ -324,7 +322,7 @@ def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(fu
     assert resource_of(destination["Destination"], "Arn") in QUEUES
 
 
-def test_ingestion_and_relay_are_scheduled_by_their_parameters_and_maintenance_by_the_hour() -> None:
+def test_schedules_are_parameters_and_maintenance_runs_every_hour() -> None:
     assert {name: [item["Schedule"] for item in schedules(name)] for name in FUNCTIONS if schedules(name)} == {
         "IngestionFunction": [{"Ref": "IngestionSchedule"}],
         "RelayFunction": [{"Ref": "RelaySchedule"}],
@@ -337,7 +335,7 @@ def test_ingestion_and_relay_are_scheduled_by_their_parameters_and_maintenance_b
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_functions_log_group_is_kept_for_a_while_and_not_for_ever(function: str) -> None:
+def test_a_functions_log_group_expires(function: str) -> None:
     groups = of_type("AWS::Logs::LogGroup").values()
     # Lambda's default name: a local cloud knows no other.
     [group] = [item for item in groups if item["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{{function}}}"}]
@@ -375,9 +373,7 @@ def test_a_function_consumes_each_consumers_queue() -> None:
 @pytest.mark.parametrize(
     ("function", "event"), [(function, event) for function in FUNCTIONS for event in sqs_events(function)]
 )
-def test_a_consumed_queue_waits_six_times_the_consumers_timeout_and_hears_of_each_message(
-    function: str, event: Mapping[str, Any]
-) -> None:
+def test_a_consumed_queue_waits_six_timeouts_and_hears_of_each_message(function: str, event: Mapping[str, Any]) -> None:
     queue = resource_of(event["Queue"], "Arn")
     assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout(function)
     assert "RedrivePolicy" in QUEUES[queue]

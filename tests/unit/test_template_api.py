@@ -8,7 +8,7 @@ from tests.template import FUNCTIONS, RESOURCES, ROOT, TEMPLATE, declared, timeo
 API = RESOURCES["OpsApi"]["Properties"]
 
 
-def test_the_apis_routes_are_named_one_by_one_and_are_those_of_the_function() -> None:
+def test_the_apis_routes_are_exactly_those_of_the_function() -> None:
     events = [event for event in FUNCTIONS["OpsApiFunction"]["Events"].values() if event["Type"] == "Api"]
     declared = {(event["Properties"]["Method"], event["Properties"]["Path"]) for event in events}
     module = ast.parse((ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ def test_all_of_the_apis_routes_but_health_are_guarded() -> None:
     assert [ast.literal_eval(call.args[1]) for call in opened] == ["/health"]
 
 
-def test_anybody_may_ask_for_health_and_so_the_gateway_lets_few_through() -> None:
+def test_the_gateway_lets_few_requests_for_health_through() -> None:
     limits = {(one["ResourcePath"], one["HttpMethod"]): one for one in API["MethodSettings"]}
     assert limits.keys() == {("/*", "*"), ("/~1health", "GET"), ("/~1health", "HEAD")}
     # Each request at work holds a connection to Postgres.

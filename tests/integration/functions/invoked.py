@@ -84,7 +84,7 @@ class Function:
         self._output.truncate()
 
     def fails(self, error: type[ControlPlaneError], *texts: str, event: Any = None) -> str:
-        """Invokes it, expecting an error with these texts: raised, logged once, its trace of no interest."""
+        """Invokes it and expects an error with these texts, raised, and logged once without a stack trace."""
         self.forget_logs()
         with pytest.raises(error) as caught:
             self(event)

@@ -24,9 +24,7 @@ from local_cloud.postgres import PostgresServer
 # Postgres, gone and back
 
 
-def test_postgres_down_at_the_start_loses_nothing_and_is_found_when_it_is_up(
-    load: Load, own_postgres: PostgresServer
-) -> None:
+def test_postgres_down_at_the_start_loses_nothing(load: Load, own_postgres: PostgresServer) -> None:
     url = own_postgres.url("acp_test")
     own_postgres.stop("immediate")
     event = {"Records": [record_of(tick())]}
@@ -39,7 +37,7 @@ def test_postgres_down_at_the_start_loses_nothing_and_is_found_when_it_is_up(
     assert failures(signal_lab(event)) == []
 
 
-def test_postgres_down_in_the_middle_loses_nothing_and_is_found_when_it_is_back(
+def test_postgres_down_between_invocations_loses_nothing(
     load: Load, own_postgres: PostgresServer, endpoint_url: str
 ) -> None:
     url = own_postgres.url("acp_test")
@@ -149,7 +147,7 @@ def rotating(postgres: PostgresServer, database: Any) -> Iterator[Callable[[str]
         admin.execute(sql.SQL("DROP ROLE {}").format(role))
 
 
-def test_a_rotated_secret_is_picked_up_when_the_connection_is_opened_again(
+def test_a_rotated_secret_is_picked_up_with_the_next_connection(
     load: Load, cloud: None, secret: Secret, rotating: Callable[[str], str]
 ) -> None:
     secret.put(rotating(f"old-{PASSWORD}"))

@@ -56,7 +56,7 @@ def test_a_port_where_nothing_listens_is_an_error_that_names_it(load: Load, name
 
 
 @pytest.mark.parametrize("host", ["no..where", "n" * 64])
-def test_a_host_that_no_name_server_could_be_asked_for_is_named(load: Load, host: str) -> None:
+def test_a_host_that_is_no_valid_name_is_named(load: Load, host: str) -> None:
     function = load("signal_lab", DATABASE_URL=f"postgresql://acp_test:{PASSWORD}@{host}/database")
     function.fails(DatabaseUnavailable, f"acp_test@{host}:5432/database")
 
@@ -68,7 +68,7 @@ def test_a_database_that_does_not_exist_is_named(load: Load, database: Any) -> N
 
 @pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab", "maintenance"])
 @pytest.mark.parametrize("version", range(len(read_migrations(MIGRATIONS))))
-def test_a_schema_that_is_behind_is_refused_each_time_until_it_is_migrated(
+def test_a_schema_that_is_behind_is_refused_until_it_is_migrated(
     load: Load, empty_database: Any, name: str, version: int
 ) -> None:
     migrations = read_migrations(MIGRATIONS)
@@ -114,7 +114,7 @@ def test_symbols_of_the_event_that_are_none_are_named(load: Load, symbols: objec
 
 
 @pytest.mark.parametrize("seconds", ["5", "", True, -1, 841, float("nan"), [5], {}])
-def test_a_linger_of_the_event_that_is_no_number_of_seconds_is_named(load: Load, seconds: object) -> None:
+def test_a_linger_that_is_no_number_of_seconds_is_named(load: Load, seconds: object) -> None:
     function = load("relay", DATABASE_URL=NOWHERE)
     texts = ["linger_seconds of the event", repr(seconds), "from 0 to 840"]
     function.fails(ConfigurationError, *texts, event={"linger_seconds": seconds})

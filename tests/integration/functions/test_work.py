@@ -60,7 +60,7 @@ def test_ingestion_stores_what_the_market_answers_once(load: Load, database: Any
     assert line["ingested"] == first["ingested"]
 
 
-def test_ingestion_takes_the_events_own_symbols_and_names_the_one_it_could_not_have(
+def test_ingestion_takes_the_events_symbols_and_names_those_that_failed(
     load: Load, database: Any, app: Connection[Any]
 ) -> None:
     with serve() as market:
@@ -78,7 +78,7 @@ def test_ingestion_takes_the_events_own_symbols_and_names_the_one_it_could_not_h
     assert [line["trace_id"] for line in warnings] == [answer["trace_id"]] * 2
 
 
-def test_ingestion_leaves_a_source_alone_that_fails_as_often_as_it_is_told(
+def test_ingestion_leaves_a_source_alone_after_the_failures_it_is_told(
     load: Load, database: Any, app: Connection[Any]
 ) -> None:
     with serve() as market:
@@ -99,7 +99,7 @@ def test_ingestion_leaves_a_source_alone_that_fails_as_often_as_it_is_told(
     assert count(app, "circuit_breakers") == 1
 
 
-def test_relay_delivers_what_is_its_and_leaves_what_it_does_not_know(
+def test_relay_delivers_its_own_and_leaves_unknown_subscriptions(
     load: Load, database: Any, app: Connection[Any], endpoint_url: str
 ) -> None:
     failure = replace(look(), payload=SourceFetchFailed(symbol="IBM", kind="malformed", reason="no JSON"), series="")
@@ -132,7 +132,7 @@ def test_relay_delivers_what_is_its_and_leaves_what_it_does_not_know(
     assert [line["error"] for line in relay.logs if "SUBSCRIPTION_QUEUE_URLS" in line.get("error", "")]
 
 
-def test_signal_lab_sends_back_only_what_it_could_not_consume_and_says_why_once(
+def test_signal_lab_sends_back_only_what_it_could_not_consume(
     load: Load, database: Any, app: Connection[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second, broken = tick(1.0), tick(2.0, minute=1), tick(3.0, minute=2)
@@ -183,7 +183,7 @@ def test_signal_lab_answers_a_batch_of_which_nothing_could_be_consumed(load: Loa
     assert failures(signal_lab({"Records": [record_of(tick())]})) == []
 
 
-def test_signal_lab_goes_on_with_the_next_message_when_its_connection_is_cut(
+def test_signal_lab_goes_on_when_its_connection_is_cut(
     load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
     owner.execute("""
@@ -203,7 +203,7 @@ def test_signal_lab_goes_on_with_the_next_message_when_its_connection_is_cut(
     assert processed == {events[0].event_id, events[2].event_id}
 
 
-def test_signal_lab_asks_for_a_lost_postgres_once_and_fails_the_rest_of_the_batch_at_once(
+def test_signal_lab_asks_once_for_a_lost_postgres_per_batch(
     load: Load, database: Any, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lost:
@@ -325,7 +325,7 @@ def test_a_wrong_setting_of_maintenance_is_named_with_its_remedy(load: Load, val
     maintenance.fails(ConfigurationError, "EVENT_RETENTION_DAYS", remedy)
 
 
-def test_an_error_of_the_next_invocation_is_not_logged_under_the_trace_of_the_last(load: Load, database: Any) -> None:
+def test_an_error_is_not_logged_under_the_last_invocations_trace(load: Load, database: Any) -> None:
     with serve() as market:
         ingestion = load("ingestion", DATABASE_URL=database.url("acp_ingest"), MARKET_DATA_URL=market.url)
         ingestion()

@@ -103,7 +103,7 @@ def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
         ({"currency": "U\x00D"}, "payload.currency", "'U\\x00D'"),
     ],
 )
-def test_a_bar_that_breaks_the_contract_is_reported_by_field_and_value_and_kept_raw(
+def test_a_bar_that_breaks_the_contract_is_reported_and_kept_raw(
     app: Connection[Any], changes: dict[str, Any], field: str, value: str
 ) -> None:
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(1, **changes), seeds.bar(2)]})
@@ -186,7 +186,7 @@ NOON = datetime(2026, 2, 10, 12, tzinfo=UTC)
 
 
 def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) -> list[int]:
-    """Runs of one answer, a minute further forgotten each time; how many events there are after each."""
+    """Ingests one answer three times, while the source forgets; returns how many events there are after each run."""
     numbers = []
     for minute in range(3):
         run(connection, FakeSource({"AAPL": answer}, kept_from=NOON + timedelta(minutes=minute)))
@@ -195,7 +195,7 @@ def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) 
 
 
 def at_noon(observation: Observation) -> Observation:
-    """An hour after what the source has forgotten."""
+    """Moves an observation to an hour after NOON, which the source has not forgotten."""
     return replace(observation, occurred_at=NOON + timedelta(hours=1))
 
 

@@ -25,7 +25,7 @@ from control_plane.model.errors import SourceError
 from domains import EVENT_TYPES
 
 
-def test_the_next_fetch_starts_a_quarter_of_an_hour_before_the_newest_bar(app: Connection[Any]) -> None:
+def test_the_next_fetch_overlaps_the_newest_bar_by_fifteen_minutes(app: Connection[Any]) -> None:
     source = FakeSource({"AAPL": seeds.bars(30), "IBM": []})
     run(app, source, "AAPL", "IBM")
     assert source.asked == {"AAPL": None, "IBM": None}
@@ -60,7 +60,7 @@ def test_metrics_count_what_was_committed(app: Connection[Any]) -> None:
 
 
 def moved_to_now(minutes_ago: Sequence[float]) -> list[Observation]:
-    """A bar that started so many minutes ago, each."""
+    """Returns a bar for each number of minutes, which started that long ago."""
     now = datetime.now(UTC)
     return [
         replace(seeds.bar(number), occurred_at=now - timedelta(minutes=minutes))
@@ -69,11 +69,11 @@ def moved_to_now(minutes_ago: Sequence[float]) -> list[Observation]:
 
 
 def silence_of(telemetry: RecordingTelemetry) -> float:
-    """In minutes."""
+    """Returns the measured silence in minutes."""
     return telemetry.totals["MarketSilence"] / 60
 
 
-def test_how_long_the_most_silent_open_market_has_had_no_bar_is_measured(app: Connection[Any]) -> None:
+def test_the_silence_of_the_most_silent_open_market_is_measured(app: Connection[Any]) -> None:
     now = datetime.now(UTC)
     new_york = TradingSession(now - timedelta(hours=5), now + timedelta(hours=1))
     london = TradingSession(now - timedelta(hours=2), now + timedelta(hours=4))
@@ -93,7 +93,7 @@ def test_how_long_the_most_silent_open_market_has_had_no_bar_is_measured(app: Co
     assert silence_of(telemetry) == pytest.approx(40, abs=1)
 
 
-def test_a_market_that_opened_a_moment_ago_is_not_silent_since_the_evening_before(app: Connection[Any]) -> None:
+def test_a_market_just_opened_is_not_silent_since_yesterday(app: Connection[Any]) -> None:
     now = datetime.now(UTC)
     source = FakeSource({"AAPL": moved_to_now([900])})
     source.sessions = {"AAPL": TradingSession(now - timedelta(minutes=3), now + timedelta(hours=6))}

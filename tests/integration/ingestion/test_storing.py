@@ -177,7 +177,7 @@ class CountingCursor(Cursor[Any]):
         super().executemany(query, params_seq, **kwargs)
 
 
-def test_the_number_of_statements_does_not_grow_with_the_number_of_bars(app: Connection[Any]) -> None:
+def test_the_number_of_statements_does_not_grow_with_the_bars(app: Connection[Any]) -> None:
     app.cursor_factory = CountingCursor
 
     def statements(symbol: str, bars: int) -> int:
@@ -193,7 +193,7 @@ def test_the_number_of_statements_does_not_grow_with_the_number_of_bars(app: Con
 
 
 class CrashingSource(FakeSource):
-    """Takes Postgres with it when asked for CRASH."""
+    """Crashes Postgres when it is asked for CRASH."""
 
     crash: Callable[[], None]
 
@@ -203,7 +203,7 @@ class CrashingSource(FakeSource):
         return super().fetch(symbol, since, asked_at)
 
 
-def test_a_crash_of_postgres_in_the_middle_is_a_clear_error_and_the_next_run_has_it_all(
+def test_the_run_after_a_crash_of_postgres_stores_the_rest(
     own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_LOOKS_PER_TRANSACTION", 20)
@@ -288,7 +288,7 @@ def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None
 
 
 def visited(plan: Any) -> int:
-    """How many rows of tables a plan touched, those it threw away included."""
+    """Returns how many rows a plan read from tables, including those it filtered out."""
     touched = 0
     if "Relation Name" in plan:
         discarded = sum(value for name, value in plan.items() if name.startswith("Rows Removed"))

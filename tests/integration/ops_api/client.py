@@ -52,7 +52,7 @@ class Answer:
         return json.dumps([self.body, dict(self.headers)])
 
     def detail(self, status: int) -> str:
-        """Of what must be a problem document of this status."""
+        """Returns the detail of an answer that must be a problem document of this status."""
         assert self.headers["Content-Type"] == "application/problem+json"
         assert self.body.keys() == {"type", "title", "status", "detail", "instance"}
         assert (self.status, self.body["status"], self.body["type"]) == (status, status, "about:blank")

@@ -71,9 +71,7 @@ def test_an_id_that_is_none_is_refused(api: Client, text: str) -> None:
         {"X-Api-Key": TOKEN},
     ],
 )
-def test_without_a_bearer_token_nobody_gets_in_and_the_database_is_not_asked(
-    load: Load, headers: dict[str, str]
-) -> None:
+def test_without_a_bearer_token_the_database_is_not_asked(load: Load, headers: dict[str, str]) -> None:
     client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:1/database")
     answer = client.get(f"/events/{uuid.uuid4()}", headers=headers)
     assert "Authorization: Bearer TOKEN" in answer.detail(401)
@@ -121,7 +119,7 @@ def test_a_route_answers_to_get_alone(api: Client, method: str, path: str) -> No
     assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-def test_what_nobody_foresaw_is_told_to_the_log_once_and_to_nobody_else(
+def test_an_unforeseen_error_is_told_to_the_log_alone(
     api: Client, app: Connection[Any], owner: Connection[Any]
 ) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
@@ -137,7 +135,7 @@ def test_what_nobody_foresaw_is_told_to_the_log_once_and_to_nobody_else(
         assert answer.body["instance"] == f"urn:uuid:{error['function_request_id']}"
 
 
-def test_an_answer_that_lambda_could_not_return_is_an_error_that_says_so(api: Client, owner: Connection[Any]) -> None:
+def test_an_answer_too_large_for_lambda_is_an_error(api: Client, owner: Connection[Any]) -> None:
     row = owner.execute(
         "INSERT INTO events (event_id, event_type, source, occurred_at, ingested_at, schema_version, trace_id,"
         " payload_json) VALUES (gen_random_uuid(), 'LARGE', 'fake', now(), now(), 1, gen_random_uuid(),"
@@ -166,7 +164,7 @@ def test_the_samples_are_requests_as_api_gateway_sends_them(load: Load, database
     assert client.send(json.loads(timeline)).body["event"]["event_id"] == str(event_id)
 
 
-def test_behind_a_domain_with_a_base_path_the_route_is_known_by_its_name(api: Client, app: Connection[Any]) -> None:
+def test_a_route_behind_a_base_path_is_known_by_its_name(api: Client, app: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     request = {
         "httpMethod": "GET",
@@ -219,7 +217,7 @@ def test_a_rotated_token_is_picked_up(load: Load, monkeypatch: pytest.MonkeyPatc
     assert client.timeline(uuid.uuid4(), token="an-old-token").status == 401
 
 
-def test_a_secret_that_cannot_be_read_is_named_to_the_log_alone(load: Load, database: Any, secret: Any) -> None:
+def test_an_unreadable_secret_is_named_to_the_log_alone(load: Load, database: Any, secret: Any) -> None:
     secret.delete()
     client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     answer = client.timeline(uuid.uuid4())

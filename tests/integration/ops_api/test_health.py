@@ -42,9 +42,7 @@ def test_all_is_well_with_nothing_to_do(api: Client) -> None:
     ]
 
 
-def test_a_promise_that_has_been_open_for_too_long_is_not_well(
-    api: Client, app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_a_promise_open_for_too_long_is_not_well(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     seeds.promised(owner, 290)
     assert api.get("/health").status == 200
@@ -120,7 +118,7 @@ def test_an_open_breaker_that_nobody_guards_with_is_well(api: Client, app: Conne
     assert (answer.body["status"], answer.body["checks"]["breakers"]["open"]) == ("ok", 0)
 
 
-def test_an_open_breaker_does_not_excuse_a_promise_that_is_too_old(
+def test_an_open_breaker_excuses_no_promise_that_is_too_old(
     api: Client, app: Connection[Any], owner: Connection[Any]
 ) -> None:
     seeds.store(app, seeds.ticks(1))
@@ -166,7 +164,7 @@ def says_the_database_fails(client: Client, log: str) -> None:
     assert log in error["error"]
 
 
-def test_a_database_that_is_away_is_said_at_once_and_its_address_to_the_log_alone(load: Load) -> None:
+def test_an_absent_database_is_said_at_once_without_its_address(load: Load) -> None:
     client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:{free_port()}/database")
     started = time.monotonic()
     for _ in range(2):
@@ -248,9 +246,7 @@ def test_work_that_hangs_is_cut_off(
 
 
 @pytest.mark.parametrize("version", range(SCHEMA_VERSION))
-def test_a_schema_that_is_behind_is_said_to_all_and_what_to_run_to_those_with_the_token(
-    load: Load, empty_database: Any, version: int
-) -> None:
+def test_a_schema_behind_is_said_and_its_remedy_needs_the_token(load: Load, empty_database: Any, version: int) -> None:
     migrations = read_migrations(MIGRATIONS)
     with connect(empty_database.owner_url, application_name="test") as owner:
         if version:
@@ -290,7 +286,7 @@ def test_health_asks_for_no_token_even_where_there_is_none(load: Load, database:
         assert load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=arn).get("/health").status == 200
 
 
-def test_missing_settings_are_named_in_the_log_and_not_to_the_caller(load: Load) -> None:
+def test_missing_settings_are_named_in_the_log_alone(load: Load) -> None:
     client = load(API_TOKEN="", HEALTH_MAX_PENDING_AGE_SECONDS="soon")
     for path in ("/health", f"/events/{uuid.uuid4()}"):
         answer = client.get(path, headers={"Authorization": f"Bearer {TOKEN}"})

@@ -27,7 +27,7 @@ from market_replay.prices import SYMBOLS, bar_at
     "body",
     ['[{"chart": {"result": [{"meta": {}}], "error": null}}]', '{"status": 1, "content_type": null, "body": "{}"}'],
 )
-def test_an_answer_that_looks_like_ours_is_kept_so_that_it_reads_as_it_was(market: Market, body: str) -> None:
+def test_an_answer_that_looks_like_a_kept_one_reads_the_same(market: Market, body: str) -> None:
     market.answers(body)
     error = refused(market.source())
     with pytest.raises(SourceError) as again:
@@ -181,7 +181,7 @@ def test_an_answer_of_another_shape_is_malformed(market: Market, body: str) -> N
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "1e999"])
-def test_a_number_that_json_has_not_is_passed_on_and_its_answer_kept_as_text(market: Market, literal: str) -> None:
+def test_a_number_unknown_to_json_keeps_its_answer_as_text(market: Market, literal: str) -> None:
     document = yahoo([(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, "LITERAL", 7)])
     body = json.dumps(document).replace('"LITERAL"', literal)
     market.answers(body)

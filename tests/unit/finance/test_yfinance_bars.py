@@ -48,7 +48,7 @@ def test_what_is_answered_is_kept_as_it_was(market: Market) -> None:
     assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
 
 
-def test_the_bar_in_progress_and_the_live_price_are_left_out_until_the_minute_is_over(market: Market) -> None:
+def test_a_bar_in_progress_is_left_out_until_it_ends(market: Market) -> None:
     source = market.source()
     since = market.clock.now - timedelta(minutes=5)
     in_progress = market.clock.now.replace(second=0)
@@ -65,20 +65,20 @@ def test_the_bar_in_progress_and_the_live_price_are_left_out_until_the_minute_is
     assert newest.payload["price"] == bar_at("AAPL", minute_of(in_progress)).close
 
 
-def test_a_live_price_between_minutes_is_no_bar_however_old_it_is(market: Market) -> None:
+def test_a_live_price_between_minutes_is_never_a_bar(market: Market) -> None:
     start = minute_of(market.clock.now) * 60 - 600
     market.answers(yahoo([(start, 1.0, 2.0, 0.5, 1.5, 7), (start + 37, 1.6, 1.6, 1.6, 1.6, 0)]))
     assert [bar["price"] for bar in payloads(market.fetch("AAPL", market.clock.now - timedelta(hours=1)))] == [1.5]
 
 
-def test_the_closing_price_that_yahoo_adds_at_the_bell_is_no_bar(market: Market) -> None:
+def test_the_closing_price_added_at_the_bell_is_no_bar(market: Market) -> None:
     bell = minute_of(market.clock.now) * 60 - 600
     rows = [(bell - 60, 1.0, 2.0, 0.5, 1.5, 7), (bell, 1.6, 1.6, 1.6, 1.6, 0)]
     market.answers(yahoo(rows, closes={"start": bell - 390 * 60, "end": bell}))
     assert [bar["price"] for bar in payloads(market.fetch("AAPL", market.clock.now - timedelta(hours=1)))] == [1.5]
 
 
-def test_the_last_minute_of_a_market_that_never_closes_is_a_bar(market: Market) -> None:
+def test_a_market_that_never_closes_keeps_its_last_minute(market: Market) -> None:
     last = minute_of(market.clock.now) * 60 - 600
     rows = [(last, 1.0, 2.0, 0.5, 1.5, 7)]
     market.answers(yahoo(rows, closes={"start": last - 23 * 3600 - 59 * 60, "end": last}))  # as for BTC-USD, to 23:59
@@ -165,7 +165,7 @@ def test_a_session_told_in_another_shape_costs_no_bar(market: Market, current: o
     assert (len(fetched.observations), fetched.session) == (1, None)
 
 
-def test_a_first_look_that_finds_no_bar_at_all_is_malformed_and_keeps_every_answer(market: Market) -> None:
+def test_a_first_look_without_any_bar_is_malformed_and_kept(market: Market) -> None:
     market.replay.faults.put("AAPL", Fault(empty=True))
     error = refused(market.source())
     assert (error.kind, error.reason) == ("malformed", "the chart is empty: not one bar in 29 days")
@@ -230,7 +230,7 @@ def test_a_later_traded_bar_closes_the_one_before_it(market: Market) -> None:
 
 
 @pytest.mark.parametrize("last_trade", [None, 5], ids=["no clock", "a clock that stands still"])
-def test_a_bar_of_half_an_hour_ago_is_closed_whatever_the_clock_says(market: Market, last_trade: int | None) -> None:
+def test_a_bar_half_an_hour_old_is_closed_by_any_clock(market: Market, last_trade: int | None) -> None:
     clock = None if last_trade is None else int(QUARTER_PAST.timestamp()) + last_trade
     market.answers(bars_of([QUARTER_PAST], regularMarketTime=clock))
     market.clock.now = QUARTER_PAST + MINUTE + timedelta(minutes=30) - timedelta(microseconds=1)

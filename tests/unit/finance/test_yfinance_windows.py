@@ -67,7 +67,7 @@ def test_more_than_a_week_is_fetched_in_windows_without_a_seam(market: Market) -
     assert market.source().describe(fetched).entity_type == "equity"
 
 
-def test_what_lies_further_back_than_yahoo_keeps_is_reported_as_a_gap(market: Market) -> None:
+def test_what_yahoo_no_longer_keeps_is_reported_as_a_gap(market: Market) -> None:
     since = market.clock.now - timedelta(days=45)
     fetched = market.fetch("AAPL", since)
     oldest = market.clock.now - module.HISTORY

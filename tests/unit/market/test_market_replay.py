@@ -395,6 +395,7 @@ def test_only_a_symbols_fault_can_be_put(client: Client, method: str, path: str)
 def test_faults_are_for_this_machine_alone(
     client: Client, replay: MarketReplay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The server's own name alone: the guard before it reads addresses, too.
     monkeypatch.setattr("market_replay.server.ipaddress", SimpleNamespace(ip_address=lambda _: AnotherMachine))
     assert client.ask("PUT", "/faults/AAPL", '{"status": 500}')[0] == 404
     assert len(replay.faults) == 0

@@ -102,7 +102,7 @@ def test_the_context_tells_what_lambdas_does(start: Start) -> None:
 # Errors
 
 
-def test_a_handlers_exception_is_reported_with_its_stack_and_the_process_stays(start: Start) -> None:
+def test_a_handlers_exception_is_reported_and_the_process_stays(start: Start) -> None:
     function = start("""
         import os
         def deeper(): raise KeyError("no such thing")
@@ -150,7 +150,7 @@ def test_a_handlers_name_without_a_dot_is_an_init_error(start: Start) -> None:
     assert error(invoke(start("", handler="app")))["errorType"] == "Runtime.MalformedHandlerName"
 
 
-def test_the_init_phase_is_tried_again_by_the_invocation_after_a_failed_one(start: Start, tmp_path: Path) -> None:
+def test_the_invocation_after_a_failed_init_phase_tries_it_again(start: Start, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     function = start(f"""
         import pathlib
@@ -200,7 +200,7 @@ def test_a_crash_is_reported_and_the_next_invocation_works(start: Start, death: 
     assert answer(invoke(function)) != pid
 
 
-def test_a_process_that_dies_between_invocations_is_replaced_and_its_last_words_are_kept(start: Start) -> None:
+def test_a_process_that_dies_idle_is_replaced_and_its_output_kept(start: Start) -> None:
     function = start("""
         import os, threading
         def die(): print("died idle"); os._exit(1)
@@ -226,7 +226,7 @@ def layer(folder: Path, **modules: str) -> Path:
     return folder
 
 
-def test_the_code_comes_before_layers_and_a_later_layer_before_an_earlier_one(start: Start, tmp_path: Path) -> None:
+def test_code_comes_before_layers_and_later_layers_before_earlier(start: Start, tmp_path: Path) -> None:
     name = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     first = layer(tmp_path / "first", a="which = 'first'", b="which = 'first'", c="which = 'first'", app="")
     second = layer(tmp_path / "second", b="which = 'second'", json="which = 'not the standard one'")
@@ -293,7 +293,7 @@ def test_a_function_cannot_wait_for_the_executors_standard_input(start: Start) -
             os.close(fd)
 
 
-def test_each_environment_has_a_runtime_api_and_a_temporary_folder_of_its_own(start: Start) -> None:
+def test_each_environment_has_its_own_runtime_api_and_temporary_folder(start: Start) -> None:
     code = "import os\ndef handler(event, context): return [os.environ['AWS_LAMBDA_RUNTIME_API'], os.environ['TMPDIR']]"
     (one_api, one_tmp), (two_api, two_tmp) = answer(invoke(start(code))), answer(invoke(start(code)))
     assert one_api.startswith("127.0.0.1:")

@@ -31,7 +31,7 @@ SPAWNS_A_CHILD = """
 """
 
 
-def test_a_timeout_ends_the_whole_group_and_the_next_invocation_gets_a_fresh_process(start: Start) -> None:
+def test_a_timeout_ends_the_whole_group_and_a_fresh_process_follows(start: Start) -> None:
     function = start(SPAWNS_A_CHILD, timeout_s=1)
     began = time.monotonic()
     outcome = invoke(function, "hang", request_id="req-5")

@@ -59,7 +59,7 @@ def test_the_logging_module_writes_lambdas_format(start: Start) -> None:
     assert re.search(expected, invoke(function).log)
 
 
-def test_output_that_is_not_utf8_is_kept_as_far_as_it_can_be(start: Start) -> None:
+def test_output_that_is_not_utf8_is_kept_where_possible(start: Start) -> None:
     function = start("import os\ndef handler(event, context): os.write(2, b'caf\\xe9 \\xff\\n')")
     assert "caf\ufffd \ufffd\n" in invoke(function).log
 
