@@ -1159,3 +1159,5 @@ GRANT SELECT ON TABLE public.signal_lab_returns TO acp_reader;
 GRANT SELECT ON TABLE public.signal_lab_risk TO acp_reader;
 
 GRANT SELECT ON TABLE public.subscriptions TO acp_reader;
+
+ALTER DEFAULT PRIVILEGES FOR ROLE postgres REVOKE ALL ON FUNCTIONS FROM PUBLIC;

@@ -38,6 +38,8 @@ $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO acp_ingest, acp_relay, acp_consume, acp_reader, acp_maintain;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
+-- Those that later migrations make are for nobody either, until they are granted.
+ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 
 -- IngestionFunction. Events, messages and what is promised come about in insert_events alone.

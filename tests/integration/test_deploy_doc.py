@@ -198,3 +198,17 @@ def test_the_sums_are_right() -> None:
         assert said["**together**"] == f"**{sum(items.values()):.2f}**"
     lingering = 730 * 3600 * names["GB"] * names["GB_SECOND"]
     assert f"or ${lingering:.2f}," in PAGE
+
+
+def test_the_sums_and_the_connections_count_what_the_template_has() -> None:
+    resources: dict[str, Any] = TEMPLATE["Resources"]
+    alarms = [name for name, resource in resources.items() if resource["Type"] == "AWS::CloudWatch::Alarm"]
+    secrets = [name for name in TEMPLATE["Parameters"] if name.endswith("SecretArn")]
+    assert f'"{len(alarms)} alarms": {len(alarms)} * ALARM' in PAGE
+    assert f'"{len(secrets)} secrets": {len(secrets)} * SECRET' in PAGE
+    most_consumers = re.search(r"at most (\d+) of SignalLab", PAGE)
+    [trigger] = resources["SignalLabFunction"]["Properties"]["Events"].values()
+    assert most_consumers
+    assert trigger["Properties"]["ScalingConfig"]["MaximumConcurrency"] == int(most_consumers[1])
+    api = resources["OpsApiFunction"]["Properties"]["ReservedConcurrentExecutions"]["Fn::If"][1]
+    assert f"at most {api}, so {2 * api} connections" in " ".join(PAGE.split())

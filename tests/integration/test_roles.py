@@ -355,6 +355,26 @@ def test_the_catalog_grants_nothing_beside_the_table(owner: Connection[Any]) -> 
     assert all(any(row[0] + "(" in statement.sql for statement in FORGERIES) for row in functions)
 
 
+def test_owners_functions_are_sealed(owner: Connection[Any]) -> None:
+    """Each runs on a search_path of its own, which ends with the caller's tables, and runs no text as SQL."""
+    functions = owner.execute(
+        "SELECT proname, proconfig, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
+    ).fetchall()
+    assert len(functions) == 7
+    for name, settings, source in functions:
+        assert "search_path=pg_catalog, public, pg_temp" in settings, name
+        assert "EXECUTE" not in source.upper(), name
+
+
+def test_everybody_may_execute_no_function(owner: Connection[Any]) -> None:
+    owner.execute("CREATE FUNCTION made_later() RETURNS integer LANGUAGE sql RETURN 1")
+    functions = owner.execute(
+        "SELECT proname FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) AS granted"
+        " WHERE pronamespace = 'public'::regnamespace AND granted.grantee = 0"
+    )
+    assert functions.fetchall() == []
+
+
 # Claims
 
 

@@ -134,6 +134,16 @@ def test_a_guard_is_asked_before_its_route(telemetry: Telemetry) -> None:
     assert (answer["statusCode"], answer["body"]["detail"]) == (401, "no")
 
 
+def test_a_request_refused_with_401_is_counted(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> None:
+    routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
+    for path, counted in (("/closed", [1.0]), ("/open", None), ("/nowhere", None)):
+        ask(telemetry, routes, path, guard=refuse)
+        capsys.readouterr()
+        telemetry.flush()
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [line["UnauthorizedRequests"] for line in lines] == ([counted] if counted else []), path
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

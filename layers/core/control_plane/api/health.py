@@ -11,7 +11,7 @@ from http import HTTPStatus
 from threading import Event, Thread
 from typing import Any, Final
 
-from control_plane.api.http import RETRY_AFTER_SECONDS, Response
+from control_plane.api.http import RETRY_AFTER_SECONDS, Response, failure
 from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
 from control_plane.ops.health import read_health
 from control_plane.platform.database import Database
@@ -56,7 +56,11 @@ class HealthReporter:
         """200 while all is ``ok``, or ``degraded`` because a breaker is open; 503 once something is ``failing``."""
         if self._kept is not None and self._monotonic() - self._kept_at < self._keep_seconds:
             return self._kept
-        answer = self._look_again()
+        try:
+            answer = self._look_again()
+        except Exception as error:  # noqa: BLE001 - kept like any answer, or each request would meet it anew
+            self.close()
+            answer = failure(error, with_details=False)
         # The cause is logged once, with the answer that found it.
         self._kept, self._kept_at = replace(answer, cause=None), self._monotonic()
         return answer

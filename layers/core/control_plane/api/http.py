@@ -223,7 +223,7 @@ class Api:
         except NotAProxyRequest:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary: whoever asked gets an answer, the log the reason
-            return route, _failure(error, with_details=let_in)
+            return route, failure(error, with_details=let_in)
 
     def _at(self, request: Request) -> Sequence[tuple[Route, Mapping[str, str]]]:
         """Returns the routes at the request's place, whatever their method. Raises Refused where there is none."""
@@ -252,7 +252,7 @@ def _overlap(one: Route, other: Route) -> bool:
     )
 
 
-def _failure(error: Exception, *, with_details: bool) -> Response:
+def failure(error: Exception, *, with_details: bool) -> Response:
     """What may be said of an error; all of it is in the log, under the instance's id."""
     status = HTTPStatus.SERVICE_UNAVAILABLE
     match error:
