@@ -22,7 +22,7 @@ from local_cloud.build import TEMPLATE
 from local_cloud.cloud import Cloud, UpOptions
 from local_cloud.emulators import EMULATORS
 from local_cloud.errors import UsageError
-from local_cloud.market import MarketChoice
+from local_cloud.market import REPLAYED, MarketChoice
 from local_cloud.progress import Progress
 from local_cloud.queues import queue_depths
 from local_cloud.run_state import DEFAULT, STACK
@@ -72,7 +72,7 @@ CloudOption = Annotated[
 ]
 SymbolsOption = Annotated[
     str | None,
-    typer.Option(help="What to ingest: AAPL,MSFT. The replay has AAPL, FB, GOOG, IBM and MSFT.", show_default=False),
+    typer.Option(help=f"What to ingest: AAPL,MSFT. The replay has {REPLAYED}.", show_default=False),
 ]
 
 
@@ -123,7 +123,7 @@ def up(
         mending.mend_what_was_left(cloud, run, progress.say)
     progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
     if run.market_source == MarketChoice.REPLAY:
-        progress.say("The replay has AAPL, FB, GOOG, IBM and MSFT, and no other symbol.")
+        progress.say(f"The replay has {REPLAYED}, and no other symbol.")
     if url := cloud.outputs(run).get("ApiUrl"):
         progress.say(f"The API: curl {url}/health")
 

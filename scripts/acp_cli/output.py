@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import select
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -67,13 +69,34 @@ def wants_ascii(environ: Mapping[str, str]) -> bool:
     return chosen in {"C", "POSIX"}
 
 
+def wait_while_read(seconds: float) -> None:
+    """Wait, but only for as long as somebody may read our standard output. Raises ReaderGone.
+
+    A write would tell of a reader that is gone, but with nothing to say there may be none for a long time.
+    """
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):
+        time.sleep(seconds)
+        return
+    poll = select.poll()
+    poll.register(output, 0)  # a pipe's end is always reported
+    if poll.poll(seconds * 1000):
+        _discard(output)
+        raise ReaderGone
+
+
+def _discard(output: int) -> None:
+    # What is still buffered goes nowhere, instead of failing again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+
+
 class _Output(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            # What is still buffered goes nowhere, instead of failing again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            _discard(self.fileno())
             raise ReaderGone from None
 
 

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from acp_cli.logs import render_line, since_seconds
+from acp_cli.output import wait_while_read
 from acp_cli.symbols import split_symbols
 from acp_cli.timeline import instant, render_timeline, state_text, styled_state
 from control_plane.ops.timeline import read_timeline, recent_messages
@@ -28,6 +29,7 @@ from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.functions import function_name
 from local_cloud.logs import read_lines
+from local_cloud.market import REPLAYED
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown, visible, visible_lines
 
@@ -54,7 +56,7 @@ def ingest(
     symbols: Annotated[
         list[str],
         typer.Argument(
-            help="As Yahoo spells them: AAPL MSFT, or AAPL,MSFT; the replay has AAPL, FB, GOOG, IBM and MSFT.",
+            help=f"As Yahoo spells them: AAPL MSFT, or AAPL,MSFT; the replay has {REPLAYED}.",
             show_default=False,
         ),
     ],
@@ -128,7 +130,7 @@ def watch(
             seen: dict[tuple[object, ...], tuple[object, ...]] = {}
             while True:
                 _print_changes(recent_messages(connection, limit=limit or 20), seen, as_json=as_json)
-                time.sleep(interval)
+                wait_while_read(interval)
         except KeyboardInterrupt:
             return
 
@@ -194,7 +196,7 @@ def logs(
             if not follow:
                 break
             sys.stdout.flush()
-            time.sleep(1)
+            wait_while_read(1)
     except KeyboardInterrupt:
         return
     if not seen:

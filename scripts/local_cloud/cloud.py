@@ -137,6 +137,8 @@ class Cloud:
         """Bring everything to the wished state; what is there already is kept. The caller holds the lock."""
         run = run_state.load(self.workspace) or RunState()
         run.parameters |= options.parameters
+        # Before anything is saved or started: a refused symbol is not one that the next `up` would find.
+        _choose_market(run, options.market)
         self._settle_emulator(run, options, progress)
         emulator = self.emulator(run)
         with progress.step("Environments"), locked(self.workspace.venvs, "up", on_wait=progress.say):
@@ -153,7 +155,7 @@ class Cloud:
             # Before the deployment: a schedule may start ingestion before MigrationFunction can be invoked.
             step.note = str(database.bring_up_to_date(self.workspace, database.owner_url(server, run)))
         with progress.step("Market data") as step:
-            market_url = self._settle_market(run, options.market)
+            market_url = self._settle_market(run)
             step.note = f"{run.market_source}, because {run.market_reason}"
         with progress.step("Build for this host"), locked(self.workspace.layers, "up", on_wait=progress.say):
             template = build.build_for_host(self.workspace)
@@ -247,11 +249,8 @@ class Cloud:
             return ""
         return deployment.lost_with_queues(self.aws(run), self.outputs(run))
 
-    def _settle_market(self, run: RunState, choice: MarketChoice) -> str:
-        """Decide where prices come from, start what that needs, and return MarketDataUrl (empty: Yahoo)."""
-        if choice is not MarketChoice.AUTO or run.market_source is None:
-            chosen = market.choose(choice)
-            run.market_source, run.market_reason = chosen.source, chosen.reason
+    def _settle_market(self, run: RunState) -> str:
+        """Start what the chosen market needs, and return MarketDataUrl (empty: Yahoo)."""
         if run.market_source == MarketChoice.YAHOO:
             self.market.stop()
             run.save(self.workspace)
@@ -313,3 +312,12 @@ class Cloud:
                 raise
             raise InvocationError(error.args[0], details=error.details, remedy=remedy) from error
         return f"MigrationFunction reads its secret and finds the schema at version {result['version']}"
+
+
+def _choose_market(run: RunState, choice: MarketChoice) -> None:
+    """Decide where prices come from. Raises UsageError for symbols that the replay lacks, where it is the replay."""
+    if choice is not MarketChoice.AUTO or run.market_source is None:
+        chosen = market.choose(choice)
+        run.market_source, run.market_reason = chosen.source, chosen.reason
+    if run.market_source == MarketChoice.REPLAY:
+        market.refuse_unknown(run.parameters.get("Symbols", ""))

@@ -67,7 +67,8 @@ def deploy(
         return there, "nothing has changed"
     gaps = schedules.update_gaps(source, overrides) if emulator.ignores_changed_rules else None
     if there is None:
-        what = "new stack"
+        lost = lost_with_queues(cloud, _outputs_of_what_is_left(cloud, stack))
+        what = f"new stack{lost and f'; {lost}'}"
     elif gaps is None or there.never_updated == gaps.others:
         what = "updated"
     else:
@@ -123,6 +124,16 @@ def lost_with_queues(cloud: LocalCloud, outputs: Mapping[str, str]) -> str:
         return f"what its queues held is not known: {error}"
     waiting = sum(depth.visible + depth.in_flight for depth in depths)
     return f"{waiting} messages that waited in its queues go with it" if waiting else ""
+
+
+def _outputs_of_what_is_left(cloud: LocalCloud, stack: str) -> dict[str, str]:
+    """What an interrupted deployment's stack names; empty where there is none."""
+    try:
+        left = cloud.cloudformation.describe_stacks(StackName=stack)["Stacks"]
+    except AWS_ERRORS:
+        return {}  # as CloudFormation tells of a stack that does not exist
+    there = [each for each in left if each["StackStatus"] != "DELETE_COMPLETE"]
+    return {output["OutputKey"]: output["OutputValue"] for each in there for output in each.get("Outputs", [])}
 
 
 def remove(cloud: LocalCloud, stack: str) -> None:

@@ -8,8 +8,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from local_cloud.environ import isolated
-from local_cloud.errors import AcpError
+from local_cloud.errors import AcpError, UsageError
 from local_cloud.net import free_port, port_is_free
+from market_replay.prices import SYMBOLS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +31,8 @@ class MarketChoice(StrEnum):
     REPLAY = "replay"
 
 
+REPLAYED = f"{', '.join(list(SYMBOLS)[:-1])} and {list(SYMBOLS)[-1]}"
+"""The symbols that the replay has, as a sentence names them."""
 SOURCES = {MarketChoice.YAHOO: "yfinance", MarketChoice.REPLAY: "yfinance-replay"}
 """What the events of each market name as their source."""
 
@@ -53,6 +56,18 @@ def choose(choice: MarketChoice) -> Market:
         msg = f"Yahoo cannot be used: {problem}."
         raise AcpError(msg, remedy="Try --market replay, which needs no internet.")
     return Market(MarketChoice.REPLAY, f"Yahoo is of no use from here ({problem})")
+
+
+def refuse_unknown(symbols: str) -> None:
+    """Raise UsageError where the replay lacks one of these symbols (with commas between them), a line for each."""
+    unknown = [symbol for symbol in symbols.split(",") if symbol and symbol not in SYMBOLS]
+    if unknown:
+        msg = "The replay does not have every symbol of --symbols:"
+        raise UsageError(
+            msg,
+            details="\n".join(f"  {symbol}: unknown to the replay" for symbol in unknown),
+            remedy=f"It has {REPLAYED}; others come from Yahoo, by --market yahoo.",
+        )
 
 
 def start_replay(workspace: Workspace, service: Service, *, wished_port: int | None, environ: Mapping[str, str]) -> int:

@@ -299,6 +299,20 @@ BEHAVIOURS: Final[dict[str, Behaviour]] = {
     "CLOCK-TEXT": charts("stored", regularMarketTime="now"),
     "CLOCK-HUGE": charts("stored", regularMarketTime=NEVER),
     "CLOCK-NAN": charts("stored", regularMarketTime=float("nan")),
+    "CLOCK-NEGATIVE": charts("stored", regularMarketTime=-(10**20)),
+    "CLOCK-AHEAD": charts("stored", regularMarketTime=int(time.time()) + 86_400),
+    "GAPS": Behaviour(
+        lambda handler, symbol: handler.send(
+            chart(symbol, timestamp=[int(time.time()) // 60 * 60 - 600 * row for row in range(10, 0, -1)])
+        ),
+        "stored",
+    ),
+    "BACKWARDS": Behaviour(
+        lambda handler, symbol: handler.send(
+            chart(symbol, timestamp=[int(time.time()) // 60 * 60 - 60 * row for row in range(1, 11)])
+        ),
+        "stored",
+    ),
     "FUTURE": charts("malformed", timestamp=[NEVER // 60 * 60 // 100 + 60 * row for row in range(10)]),
     "BEYOND-TIME": charts("malformed", timestamp=[10**18] * 10),
     "TIME-TEXT": charts("malformed", timestamp=["now"] * 10),

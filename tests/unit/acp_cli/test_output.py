@@ -110,3 +110,25 @@ def test_completion_names_what_a_word_may_become(shell: str) -> None:
     found = acp(**asked, _ACP_COMPLETE=f"complete_{shell}")
     assert b"trace" in found.stdout
     assert b"relay" not in found.stdout
+
+
+def test_a_reader_that_is_gone_ends_a_wait_that_has_nothing_to_say() -> None:
+    code = (
+        "from acp_cli.output import ReaderGone, wait_while_read\n"
+        "print('first', flush=True)\n"
+        "try: wait_while_read(50)\n"
+        "except ReaderGone: print('gone', file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", PRINTS + "\n" + code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        process.stdout.close()
+        process.stdout = None
+        _, error = process.communicate(timeout=40)
+    assert (process.returncode, error) == (0, b"gone\n")
+
+
+def test_a_wait_lasts_where_somebody_reads() -> None:
+    result = python("\nfrom acp_cli.output import wait_while_read\nwait_while_read(0.2)\nprint('after')")
+    assert (result.returncode, result.stdout) == (0, b"after\n")

@@ -279,6 +279,12 @@ def test_a_changed_resource_that_updates_ignore_makes_a_new_stack_and_counts_wha
     assert world.cloud.cloudformation.deleted == [STACK]
 
 
+def test_what_an_interrupted_deployment_left_in_queues_is_counted(world: World) -> None:
+    world.cloud.queues.waiting = 20
+    _, what = world.deploy(None)
+    assert what == "new stack; 21 messages that waited in its queues go with it"
+
+
 def test_another_run_of_the_emulator_is_deployed_to_although_nothing_changed(world: World) -> None:
     deployment, _ = world.deploy()
     _, what = world.deploy(deployment, held_by="2@2")

@@ -1,11 +1,20 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from domains.finance.yfinance_source import YFinanceSource
 from local_cloud import market
-from local_cloud.errors import AcpError
-from local_cloud.market import SOURCES, Market, MarketChoice
+from local_cloud.cloud import Cloud, UpOptions
+from local_cloud.errors import AcpError, UsageError
+from local_cloud.market import REPLAYED, SOURCES, Market, MarketChoice
+from local_cloud.progress import Progress
+from local_cloud.workspace import Workspace
+from market_replay.prices import SYMBOLS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def yahoo(monkeypatch: pytest.MonkeyPatch, problem: str | None) -> None:
@@ -41,3 +50,20 @@ def test_the_replay_that_was_asked_for_does_not_try_yahoo(monkeypatch: pytest.Mo
 def test_the_source_is_called_as_its_events_are(choice: MarketChoice) -> None:
     url = "http://127.0.0.1:1" if choice is MarketChoice.REPLAY else None
     assert YFinanceSource(market_data_url=url).name == SOURCES[choice]
+
+
+def test_up_names_each_symbol_that_the_replay_lacks_before_it_changes_anything(tmp_path: Path) -> None:
+    options = UpOptions(MarketChoice.REPLAY, None, None, {"Symbols": "AAPL,NOPE,ZZZ"})
+    with pytest.raises(UsageError) as refused:
+        Cloud(Workspace(tmp_path, tmp_path, tmp_path / "state")).up(options, Progress())
+    lines = str(refused.value).splitlines()
+    assert [line for line in lines if "NOPE" in line] == ["  NOPE: unknown to the replay"]
+    assert [line for line in lines if "ZZZ" in line] == ["  ZZZ: unknown to the replay"]
+    assert REPLAYED in lines[-1]
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_symbols_that_are_named_are_the_replays_own() -> None:
+    assert REPLAYED.replace(" and ", ", ").split(", ") == list(SYMBOLS)
+    market.refuse_unknown(",".join(SYMBOLS))
+    market.refuse_unknown("")

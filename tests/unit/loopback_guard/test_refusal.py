@@ -10,6 +10,9 @@ from loopback_guard import is_own_name, refusal, refusal_of_head
 from loopback_guard.asgi import guarded
 
 HOST = (b"Host", b"localhost:4566")
+EVIL_HOST = (b"Host", b"evil.example:4566")
+OWN_ORIGIN = (b"Origin", b"http://localhost:4566")
+SAME_ORIGIN = (b"Sec-Fetch-Site", b"same-origin")
 CHROME = (b"User-Agent", b"Mozilla/5.0 (X11; Linux x86_64) Chrome/156.0")
 
 
@@ -68,6 +71,19 @@ def test_other_names_are_refused(host: str) -> None:
         ([HOST, (b"origin", b"null")], "Origin 'null'"),
         ([HOST, (b"ORIGIN", b"http://localhost:4566")], "Origin 'http://localhost:4566'"),
         ([HOST, (b"Origin", b"https://app.localstack.cloud")], "Origin 'https://app.localstack.cloud'"),
+        ([HOST, OWN_ORIGIN, CHROME], "Origin 'http://localhost:4566'"),
+        ([HOST, OWN_ORIGIN, CHROME, (b"Sec-Fetch-Site", b"none")], "Origin"),
+        ([HOST, OWN_ORIGIN, CHROME, (b"Sec-Fetch-Site", b"same-site")], "Origin"),
+        ([HOST, OWN_ORIGIN, CHROME, SAME_ORIGIN, (b"Sec-Fetch-Site", b"cross-site")], "Origin"),
+        ([HOST, OWN_ORIGIN, (b"Origin", b"null"), SAME_ORIGIN], "Origin"),
+        ([HOST, (b"Origin", b"https://localhost:4566"), SAME_ORIGIN], "Origin 'https://localhost:4566'"),
+        ([HOST, (b"Origin", b"http://localhost:4567"), SAME_ORIGIN], "Origin 'http://localhost:4567'"),
+        ([HOST, (b"Origin", b"http://localhost"), SAME_ORIGIN], "Origin 'http://localhost'"),
+        ([HOST, (b"Origin", b"http://127.0.0.1:4566"), SAME_ORIGIN], "Origin 'http://127.0.0.1:4566'"),
+        ([HOST, (b"Origin", b"null"), SAME_ORIGIN], "Origin 'null'"),
+        # DNS rebinding: to the browser the page is of the same origin as the server that its name points to now.
+        ([EVIL_HOST, (b"Origin", b"http://evil.example:4566"), SAME_ORIGIN], "Host 'evil.example:4566'"),
+        ([EVIL_HOST, OWN_ORIGIN, SAME_ORIGIN], "Host 'evil.example:4566'"),
         ([HOST, (b"Sec-Fetch-Site", b"cross-site")], "Sec-Fetch-Site 'cross-site'"),
         ([HOST, (b"sec-fetch-site", b"same-site"), CHROME], "Sec-Fetch-Site 'same-site'"),
         ([HOST, (b"Sec-Fetch-Site", b"something-new")], "Sec-Fetch-Site 'something-new'"),
@@ -89,7 +105,8 @@ def test_requests_of_web_pages_are_refused(headers: list[tuple[bytes, bytes]], c
         [HOST, (b"User-Agent", b"Boto3/1.40 md/Botocore#1.40")],
         [HOST, (b"User-Agent", b"curl/8.0")],
         [HOST, CHROME, (b"Sec-Fetch-Site", b"none")],
-        [HOST, CHROME, (b"Sec-Fetch-Site", b"same-origin")],
+        [HOST, CHROME, SAME_ORIGIN],
+        [HOST, CHROME, SAME_ORIGIN, OWN_ORIGIN],
     ],
 )
 def test_tools_and_typed_addresses_pass(headers: list[tuple[bytes, bytes]]) -> None:

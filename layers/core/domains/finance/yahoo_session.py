@@ -1,5 +1,6 @@
 """What yfinance sends its requests with: it decides whom to ask, for how long, and how much of an answer to read."""
 
+import re
 from typing import Any, Final, Literal
 from urllib.parse import urljoin, urlsplit
 
@@ -15,6 +16,8 @@ LARGEST_ANSWER: Final = 2 << 20
 """Most bytes of one answer, decompressed. Seven days of one-minute bars, day and night, are half of it."""
 
 MOST_REDIRECTS: Final = 5
+
+_YAHOO_HOST: Final = re.compile(r"([a-z0-9-]+\.)*yahoo\.com(:443)?")
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -81,9 +84,13 @@ class YahooSession(Session[Response]):
             location = response.headers.get("location")
             if self._confined or location is None or response.status_code not in REDIRECTS:
                 break
-            url = urljoin(url, location)
-            if not _is_yahoo(url):
+            try:
+                target = urljoin(url, location)
+            except ValueError:
                 break
+            if not _is_yahoo(target):
+                break
+            url = target
             if response.status_code == 303 or (method == "POST" and response.status_code in {301, 302}):
                 method = "GET"
                 kwargs = {name: value for name, value in kwargs.items() if name not in {"data", "json", "params"}}
@@ -111,7 +118,8 @@ class YahooSession(Session[Response]):
 def _is_yahoo(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
+        port = parts.port
     except ValueError:
         return False
-    return parts.scheme == "https" and port in {None, 443} and f".{host}".endswith(".yahoo.com")
+    # What another parser of URLs might read as another host, a backslash or a user's name, is no host of Yahoo's.
+    return parts.scheme == "https" and port in {None, 443} and _YAHOO_HOST.fullmatch(parts.netloc.lower()) is not None
