@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
-from samcli.yamlhelper import yaml_parse
 
 from acp_cli import status
 from acp_cli.breaker_commands import relay_queue_urls
@@ -27,6 +26,7 @@ from local_cloud.progress import Progress
 from local_cloud.queues import queue_depths
 from local_cloud.run_state import DEFAULT, STACK
 from local_cloud.schedules import problem_of
+from local_cloud.template import read_template
 from local_cloud.template_parameters import parameter_problem
 from local_cloud.visible import Terminal
 from local_cloud.workspace import CHECKOUT, locked
@@ -193,7 +193,7 @@ def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | N
             parameters[name] = expression
     if linger is not None:
         parameters["RelayLingerSeconds"] = str(linger)
-    declared = yaml_parse((CHECKOUT / TEMPLATE).read_text(encoding="utf-8"))["Parameters"]
+    declared = read_template(CHECKOUT / TEMPLATE)["Parameters"]
     for name, value in parameters.items():
         if problem := parameter_problem(declared[name], value):
             msg = f"{_OPTIONS[name]} {value!r} {problem}."

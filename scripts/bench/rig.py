@@ -21,7 +21,6 @@ import boto3
 import psutil
 import psycopg
 from psycopg import sql
-from samcli.yamlhelper import yaml_parse
 
 from control_plane.platform.queries import load_queries
 from domains.finance.events import MARKET_TICKS
@@ -34,6 +33,7 @@ from local_cloud.errors import AcpError
 from local_cloud.postgres import PostgresServer
 from local_cloud.roles import OWNER, READER, RELAY
 from local_cloud.run_state import RunState
+from local_cloud.template import read_template
 from local_cloud.workspace import locked
 from queue_endpoint import serve
 
@@ -338,7 +338,7 @@ def new_queue(endpoint_url: str) -> Iterator[Queues]:
 
 def deployed_settings(workspace: Workspace) -> dict[str, str]:
     """Returns the part of RelayFunction's environment in the template that is the same in every deployment."""
-    template = yaml_parse((workspace.checkout / TEMPLATE).read_text(encoding="utf-8"))
+    template = read_template(workspace.checkout / TEMPLATE)
     variables = template["Resources"]["RelayFunction"]["Properties"]["Environment"]["Variables"]
     return {name: str(value) for name, value in variables.items() if isinstance(value, str | int | float)}
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from local_cloud.environ import LOCAL_AWS, REGION
@@ -16,6 +15,8 @@ from local_cloud.errors import AcpError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from boto3 import Session
+    from botocore.config import Config
     from mypy_boto3_cloudformation import CloudFormationClient
     from mypy_boto3_events import EventBridgeClient
     from mypy_boto3_lambda import LambdaClient
@@ -41,46 +42,48 @@ class LocalCloud:
     @property
     def events(self) -> EventBridgeClient:
         """EventBridge's rules."""
-        return self._session.client("events", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("events", endpoint_url=self.endpoint, config=_config())
 
     @property
     def cloudformation(self) -> CloudFormationClient:
         """Stacks."""
-        return self._session.client("cloudformation", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("cloudformation", endpoint_url=self.endpoint, config=_config())
 
     @property
     def functions(self) -> LambdaClient:
         """Functions. An invocation may take as long as a function may run."""
-        return self._session.client("lambda", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("lambda", endpoint_url=self.endpoint, config=_config())
 
     @property
     def logs(self) -> CloudWatchLogsClient:
         """Logs."""
-        return self._session.client("logs", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("logs", endpoint_url=self.endpoint, config=_config())
 
     @property
     def queues(self) -> SQSClient:
         """Queues."""
-        return self._session.client("sqs", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("sqs", endpoint_url=self.endpoint, config=_config())
 
     @property
     def buckets(self) -> S3Client:
         """S3 buckets."""
-        return self._session.client("s3", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("s3", endpoint_url=self.endpoint, config=_config())
 
     @property
     def secrets(self) -> SecretsManagerClient:
         """Secrets."""
-        return self._session.client("secretsmanager", endpoint_url=self.endpoint, config=_CONFIG)
+        return self._session.client("secretsmanager", endpoint_url=self.endpoint, config=_config())
 
     @property
     def identity(self) -> STSClient:
         """Who we are there: asked to see whether the cloud answers at all, so the wait is short."""
-        config = _CONFIG.merge(Config(read_timeout=10))
-        return self._session.client("sts", endpoint_url=self.endpoint, config=config)
+        return self._session.client("sts", endpoint_url=self.endpoint, config=_config(read_timeout=10))
 
     @property
-    def _session(self) -> boto3.Session:
+    def _session(self) -> Session:
+        # It takes half a second, which commands that ask the cloud nothing need not spend.
+        import boto3  # noqa: PLC0415
+
         return boto3.Session(
             aws_access_key_id=LOCAL_AWS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=LOCAL_AWS["AWS_SECRET_ACCESS_KEY"],
@@ -117,11 +120,15 @@ class LocalCloud:
         return result
 
 
-_CONFIG = Config(
-    # An empty mapping, not None: None would take the user's proxy.
-    proxies={},
-    connect_timeout=5,
-    read_timeout=900,
-    # A repeated invocation would be a second run.
-    retries={"total_max_attempts": 1},
-)
+@cache
+def _config(read_timeout: float = 900) -> Config:
+    from botocore.config import Config  # noqa: PLC0415  it imports most of what boto3 does
+
+    return Config(
+        # An empty mapping, not None: None would take the user's proxy.
+        proxies={},
+        connect_timeout=5,
+        read_timeout=read_timeout,
+        # A repeated invocation would be a second run.
+        retries={"total_max_attempts": 1},
+    )

@@ -15,9 +15,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from samcli.yamlhelper import yaml_dump, yaml_parse
-
 from local_cloud import tools
+from local_cloud.template import read_template
 from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ def _is_built(built: Path, stamp: Path, inputs: str) -> bool:
 
 def build_for_host(workspace: Workspace) -> Path:
     """With this host's wheels. Returns the built template."""
-    template = yaml_parse((workspace.checkout / TEMPLATE).read_text(encoding="utf-8"))
+    from samcli.yamlhelper import yaml_dump  # noqa: PLC0415  as read_template does
+
+    template = read_template(workspace.checkout / TEMPLATE)
     for resource in template["Resources"].values():
         if resource["Type"] == "AWS::Serverless::LayerVersion":
             source = workspace.checkout / resource["Properties"]["ContentUri"]

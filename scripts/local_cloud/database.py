@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
-from samcli.yamlhelper import yaml_parse
 
 from control_plane.model.errors import ControlPlaneError
 from control_plane.ops.migrations import read_migrations
@@ -15,6 +14,7 @@ from control_plane.platform.settings import MigrationSettings
 from local_cloud.build import TEMPLATE
 from local_cloud.errors import AcpError
 from local_cloud.roles import OWNER, READER, SECRETS, SEE_OTHERS_SESSIONS
+from local_cloud.template import read_template
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,5 +82,5 @@ def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
 
 def declared_subscriptions(template: Path) -> str:
     """The SUBSCRIPTIONS that a template gives MigrationFunction, as they stand there; empty where it gives none."""
-    function = yaml_parse(template.read_text(encoding="utf-8"))["Resources"]["MigrationFunction"]["Properties"]
+    function = read_template(template)["Resources"]["MigrationFunction"]["Properties"]
     return str(function["Environment"]["Variables"].get("SUBSCRIPTIONS", ""))

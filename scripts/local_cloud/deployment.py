@@ -8,8 +8,6 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from samcli.yamlhelper import yaml_parse
-
 from local_cloud import queues, schedules, tools
 from local_cloud.aws import AWS_ERRORS
 from local_cloud.build import digest
@@ -18,6 +16,7 @@ from local_cloud.environ import REGION, without_proxy
 from local_cloud.errors import AcpError
 from local_cloud.roles import SECRETS
 from local_cloud.run_state import Deployment
+from local_cloud.template import read_template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +53,7 @@ def deploy(
 
     `parameters` that the template does not declare are left out.
     """
-    source = yaml_parse(template.read_text(encoding="utf-8"))
+    source = read_template(template)
     declared = source.get("Parameters", {})
     overrides = {name: value for name, value in parameters.items() if name in declared}
     template_digest = hashlib.sha256(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from pydantic.json_schema import GenerateJsonSchema
-from samcli.yamlhelper import yaml_parse
 
 from control_plane.model.contract import Event
 from control_plane.ops.migrations import migrate, read_migrations
 from domains import DOMAINS, EVENT_TYPES
 from local_cloud.errors import AcpError
 from local_cloud.postgres import PostgresServer
+from local_cloud.template import read_template
 from local_cloud.workspace import CHECKOUT
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def contract_files() -> dict[Path, str]:
 
 def deploy_doc(checkout: Path) -> str:
     """Returns docs/deploy.md with its table of parameters as template.yaml has them."""
-    parameters = yaml_parse((checkout / "template.yaml").read_text(encoding="utf-8"))["Parameters"]
+    parameters = read_template(checkout / "template.yaml")["Parameters"]
     rows = [
         f"| {name} | {_default(parameter)} | {_allowed(parameter)} | {' '.join(parameter['Description'].split())} |\n"
         for name, parameter in parameters.items()

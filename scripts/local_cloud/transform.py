@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samcli.yamlhelper import yaml_parse
 from samtranslator.translator.transform import transform
+
+from local_cloud.template import read_template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,7 @@ def transformed(template: Mapping[str, Any], parameters: Mapping[str, str] | Non
 def main(arguments: list[str]) -> int:
     """Write it to the file named."""
     [target] = arguments
-    template = yaml_parse((_CHECKOUT / "template.yaml").read_text(encoding="utf-8"))
+    template = read_template(_CHECKOUT / "template.yaml")
     Path(target).write_text(json.dumps(transformed(template), indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -1,35 +1,51 @@
-"""The licences of what the layers ship, as the installed packages declare them."""
+"""The licences of what the layers ship, as the installed packages declare them or their licence files say."""
 
 import re
-from importlib.metadata import metadata
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
+from supply_chain.licences import READ_IN_FILE, declared, is_spdx, licence, licences_in
+from supply_chain.locks import read_lock
+
 LAYERS = Path(__file__).parent.parent.parent / "layers"
-SHIPPED = sorted(
-    {
-        name
-        for lock in LAYERS.glob("*/requirements.txt")
-        for name in re.findall(r"^([a-z0-9-]+)==", lock.read_text(), re.MULTILINE)
-    }
-)
-ALLOWED = re.compile(r"\b(MIT|BSD|Apache|0BSD|MIT-0|PSF|MPL|Mozilla|LGPL-3\.0-only|Zlib|CC0-1\.0)\b")
-"""Permissive, or weak copyleft for packages shipped unchanged: psycopg is LGPL, certifi MPL."""
-UNDECLARED = {"peewee": "MIT, in its LICENSE file"}
-
-
-def declared(name: str) -> list[str]:
-    """The parts of a package's licence expression, or its licence field and classifiers."""
-    found = metadata(name)
-    if expression := found.get("License-Expression"):
-        return re.split(r" AND ", expression)
-    classifiers = [one for one in found.get_all("Classifier") or [] if one.startswith("License")]
-    return classifiers or [line for line in [found.get("License")] if line]
+SHIPPED = sorted({locked.name for lock in LAYERS.glob("*/requirements.txt") for locked in read_lock(lock)})
+ALLOWED = {
+    "0BSD",
+    "Apache-2.0",
+    "BSD-3-Clause",
+    "CC0-1.0",
+    "LGPL-3.0-only",
+    "MIT",
+    "MIT-0",
+    "MPL-2.0",
+    "PSF-2.0",
+    "Zlib",
+}
+"""Also weak copyleft for packages shipped unchanged: psycopg is LGPL, certifi MPL."""
+SAYS = {
+    "Apache-2.0": "Apache License, Version 2.0|Apache License Version 2.0",
+    "BSD-3-Clause": "Redistribution and use in source and binary forms.*Neither the name",
+    "MIT": "Permission is hereby granted, free of charge.*The above copyright notice and this permission notice shall",
+}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_package_has_an_allowed_licence(name: str) -> None:
-    licences = declared(name)
-    assert licences or name in UNDECLARED, f"{name} declares no licence: read its LICENSE file, and list it here"
-    assert [licence for licence in licences if not ALLOWED.search(licence)] == []
+    assert licences_in(licence(name)) - ALLOWED == set()
+
+
+@pytest.mark.parametrize("name", READ_IN_FILE)
+def test_what_was_read_in_a_licence_file_stands_there(name: str) -> None:
+    assert declared(name) is None, f"{name} declares its licence: take it out"
+    assert name in SHIPPED, f"{name} is not shipped: take it out"
+    files = [file for file in distribution(name).files or [] if re.match("licen[cs]e", file.name, re.IGNORECASE)]
+    text = " ".join(" ".join(file.read_text().split()) for file in files)
+    for identifier in licences_in(READ_IN_FILE[name]):
+        assert re.search(SAYS[identifier], text), f"{name}: its licence file does not say {identifier}"
+
+
+@pytest.mark.parametrize("text", ["BSD", "Apache", "MIT License", "mit", "MIT AND", "Dual License", ""])
+def test_what_merely_resembles_a_licence_is_not_spdx(text: str) -> None:
+    assert not is_spdx(text)

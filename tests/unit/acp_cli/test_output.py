@@ -12,6 +12,7 @@ from acp_cli.cli import COMMANDS
 from acp_cli.output import wants_ascii
 
 NAMES = [name for entries in COMMANDS.values() for name in entries]
+MODULES = {entry.module for entries in COMMANDS.values() for entry in entries.values()}
 PRINTS = "from acp_cli.output import prepare_streams; import os, sys; prepare_streams(os.environ); "
 
 
@@ -99,6 +100,14 @@ def test_help_imports_none_of_the_commands() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+# The bench measures a bare loop with boto3 beside the relay.
+@pytest.mark.parametrize("module", sorted(MODULES - {"bench_command"}))
+def test_a_commands_module_imports_neither_sam_nor_boto3(module: str) -> None:
+    code = f"import sys, acp_cli.{module}; print(sorted(sys.modules.keys() & {{'boto3', 'samcli', 'samtranslator'}}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
