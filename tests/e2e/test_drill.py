@@ -164,7 +164,9 @@ def test_interrupted_in_the_middle_it_puts_everything_right(
     output = tmp_path / "output"
     with begun(local_cloud, state, output, until="breaker open") as drill:
         assert relay_settings(local_cloud) != settings
+        drill.send_signal(signal.SIGSTOP)  # however long the status takes, the drill does not end meanwhile
         status = json.loads(local_cloud.acp("status", "--json").stdout)
+        drill.send_signal(signal.SIGCONT)
         assert "the drill queue-outage is under way" in status["problems"]
         drill.send_signal(signal.SIGINT)
         time.sleep(0.2)

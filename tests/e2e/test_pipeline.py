@@ -275,7 +275,7 @@ def _consumed_event(cloud: LocalCloud) -> uuid.UUID:
 def _store_message(cloud: LocalCloud, body: dict[str, str], *, subscription: str) -> int:
     """A message of system.events with a body of its own, pending for one subscription; returns its id."""
     event_id = uuid.uuid4()
-    with psycopg.connect(cloud.environ["DATABASE_URL"]) as connection:
+    with psycopg.connect(cloud.environ["DATABASE_OWNER_URL"]) as connection:
         connection.execute(
             "INSERT INTO events (event_id, event_type, source, entity_id, occurred_at, ingested_at, schema_version,"
             " trace_id, payload_json) VALUES (%(event_id)s, 'MADE_BY_HAND', 'test', %(entity_id)s, now(), now(), 1,"
