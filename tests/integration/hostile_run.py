@@ -1,10 +1,10 @@
 """An ingestion run as a process: database, source, seconds and symbols as arguments. Its last line is a report."""
 
 import json
-import resource
 import sys
 import time
 
+from bench.child import peak_memory_bytes
 from control_plane.ingestion.service import ingest
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
@@ -24,7 +24,7 @@ if __name__ == "__main__":
         event_types=EVENT_TYPES,
         remaining_seconds=lambda: ends_at - time.monotonic(),
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory_bytes()
     left = ends_at - time.monotonic()
     sys.stderr.write(
         json.dumps({"peak_bytes": peak, "seconds_left": left, "failed_symbols": result.failed_symbols}) + "\n"
