@@ -22,7 +22,10 @@ from local_cloud.postgres import PostgresServer
 MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
 TEMPLATE = "acp_template"
 PASSWORD = "test-password"
-ROLES = ("acp_ingest", "acp_relay", "acp_consume", "acp_reader", "acp_maintain")
+ROLES = (
+    "acp_ingest", "acp_relay", "acp_consume", "acp_reader", "acp_maintain",
+    "acp_detect", "acp_decide", "acp_agent", "acp_gatekeeper", "acp_action", "acp_command",
+)  # fmt: skip
 """The functions' roles."""
 TEST_ROLE = "acp_test"
 """The tests' own role, for a connection that passes a message its whole way: it may do what all functions may, and make

@@ -291,9 +291,10 @@ $$;
 
 -- Events, their messages, and one pending delivery per message and subscription, in one statement: a subscription that
 -- is added meanwhile waits for it, or is seen by it. A message is its event, whole and nothing besides, and what is
--- promised is promised now. Returns per topic how many messages have no subscription.
-CREATE FUNCTION insert_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+-- promised is promised now. An event has one topic, and may have further ones. Returns per topic how many messages have
+-- no subscription. No role may call it: insert_events and insert_decision_events say who may write what.
+CREATE FUNCTION write_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 #variable_conflict use_column
@@ -311,8 +312,8 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH given AS MATERIALIZED (
-        SELECT topic, raw_payload_id, message, json_to_record.*
-        FROM json_to_recordset(given_events) AS given (topic text, raw_payload_id uuid, message json)
+        SELECT topic, also_topics, raw_payload_id, message, json_to_record.*
+        FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], raw_payload_id uuid, message json)
         CROSS JOIN LATERAL json_to_record(message) AS json_to_record (
             event_id uuid, event_type text, source text, entity_id text, entity_type text, series text,
             occurred_at timestamptz, revision integer, observed_at timestamptz, ingested_at timestamptz,
@@ -331,7 +332,7 @@ BEGIN
     ),
     messages AS (
         INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)
-        SELECT event_id, topic, event_type, schema_version, trace_id, message
+        SELECT event_id, unnest(topic || also_topics), event_type, schema_version, trace_id, message
         FROM given
         RETURNING id, topic, octet_length(payload_json::text) AS payload_bytes
     ),
@@ -347,6 +348,24 @@ BEGIN
         SELECT FROM subscriptions WHERE subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
     )
     GROUP BY topic;
+END
+$$;
+
+-- What a source's observations become. Topics of deciding are not its business: 0004_decisions.sql has theirs.
+CREATE FUNCTION insert_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM
+    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[])
+    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
+    WHERE wanted.topic ~ '^(decisions|agents|gatekeeper|client)\.';
+    IF FOUND THEN
+        RAISE EXCEPTION 'a message refused: its topic is for decisions, and insert_decision_events alone writes there'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN QUERY SELECT * FROM write_events(given_events);
 END
 $$;
 

@@ -6,6 +6,12 @@ RELAY = "acp_relay"
 CONSUME = "acp_consume"
 READER = "acp_reader"
 MAINTAIN = "acp_maintain"
+DETECT = "acp_detect"
+DECIDE = "acp_decide"
+AGENT = "acp_agent"
+GATEKEEPER = "acp_gatekeeper"
+ACTION = "acp_action"
+COMMAND = "acp_command"
 
 SECRETS = {
     "DatabaseOwnerSecretArn": OWNER,

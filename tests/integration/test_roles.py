@@ -21,7 +21,7 @@ from control_plane.platform.breakers import hold
 from control_plane.platform.database import check_schema, connect
 from local_cloud.postgres import PostgresServer
 
-INGEST, RELAY, CONSUME, READER, MAINTAIN = ROLES
+INGEST, RELAY, CONSUME, READER, MAINTAIN, DETECT, DECIDE, AGENT, GATEKEEPER, ACTION, COMMAND = ROLES
 EVERYBODY = set(ROLES)
 NOBODY: set[str] = set()
 

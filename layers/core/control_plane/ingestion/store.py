@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 from control_plane.ingestion.source import Json
 from control_plane.model.contract import Event, Payload, new_event
 from control_plane.model.ids import canonical_instant, derive_event_id
+from control_plane.platform.messages import NewMessage, as_json
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
@@ -295,18 +296,11 @@ def _insert_events(
     rows = connection.execute(
         QUERIES["insert_events"].sql,
         {
-            "events": json.dumps(
+            "events": as_json(
                 [
-                    {
-                        "topic": look.payload.topic,
-                        "raw_payload_id": None if look.raw_payload_id is None else str(look.raw_payload_id),
-                        "message": event.to_message(),
-                    }
+                    NewMessage(look.payload.topic, event.to_message(), raw_payload_id=look.raw_payload_id)
                     for look, event in new
-                ],
-                allow_nan=False,
-                ensure_ascii=False,  # the message is sent as it is stored
-                separators=(",", ":"),
+                ]
             )
         },
     )

@@ -1,0 +1,275 @@
+"""What a domain plugs into the decision engine: playbooks, agents, action schemas and policies, and what they see.
+
+A playbook is a pure function from a decision's record to the next command. The engine runs commands; whatever is slow,
+or may fail, happens between two of its transactions, and its result is a step of the record.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+from uuid import UUID, uuid5
+
+from pydantic import BaseModel, ConfigDict
+
+DECISION_NAMESPACE = UUID("7c1f3c58-0f0e-4b57-9d5e-0d6f5f1b9a52")
+"""The UUIDv5 namespace of decisions, calls, verdicts, approvals and actions; never changed."""
+
+type JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A row of ``decisions`` at one moment."""
+
+    decision_id: UUID
+    domain: str
+    playbook: str
+    playbook_version: str
+    pins_sha256: bytes
+    anomaly_kind: str
+    source: str
+    entity_id: str
+    series: str
+    occurred_at: datetime
+    trigger_event_id: UUID
+    trace_id: UUID
+    is_shadow: bool
+    state: str
+    deadline: datetime
+    budget_micros: int
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a record."""
+
+    seq: int
+    parent: int | None
+    kind: str
+    author: str
+    at: datetime
+    body: JsonObject
+    input_sha256: bytes | None = None
+    output_sha256: bytes | None = None
+    cost_micros: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A decision and all its steps in order: everything that a playbook may look at."""
+
+    decision: Decision
+    steps: Sequence[Step]
+    artifacts: Mapping[bytes, bytes] = field(default_factory=dict)
+    """What the steps' inputs and outputs name, by SHA-256."""
+
+    def last(self, kind: str) -> Step | None:
+        """The newest step of a kind; None where there is none."""
+        return next((step for step in reversed(self.steps) if step.kind == kind), None)
+
+    def all(self, kind: str) -> Sequence[Step]:
+        """Every step of a kind, in order."""
+        return [step for step in self.steps if step.kind == kind]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRequest:
+    """One call of an agent: its name, and what it is told. The same request is stored once, by its hash."""
+
+    agent: str
+    request: JsonObject
+
+
+# Commands
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Collect the evidence: the engine calls the playbook's ``gather`` and records the result (state gathering)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallAgents:
+    """Call agents side by side, and wait until each has answered or failed."""
+
+    state: str
+    """The state that the decision is in meanwhile: gathering, hypothesising or scoring."""
+    calls: tuple[AgentRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulate:
+    """Simulate the options: the engine calls the playbook's ``simulate`` and records the result (simulating)."""
+
+    spec: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Propose an action, or none, to the gatekeeper, and wait for its verdict (state proposed)."""
+
+    proposal: JsonObject
+    """``{"action_type", "account", "action": {…}, "claims": {…}, "summary": …}``: docs/decision_engine.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitApproval:
+    """Wait for a person (state awaiting_approval), until the request expires."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveAt:
+    """Wait until the horizon is over (state observing): so many of the entity's own bars, or the ceiling."""
+
+    bars: int
+    ceiling: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """End the decision in a state that nothing follows: scored, abandoned or recorded."""
+
+    state: str
+    reason: str
+
+
+type Command = Gather | CallAgents | Simulate | Propose | AwaitApproval | ObserveAt | Close
+
+
+# Plug-ins
+
+
+@dataclass(frozen=True, slots=True)
+class PlaybookLimits:
+    """What bounds each decision of a playbook."""
+
+    deadline: timedelta
+    """By when, after it was opened, it is released, refused or abandoned."""
+    oldest: timedelta
+    """An anomaly that is older is recorded and not acted on."""
+    budget_micros: int
+    call_seconds: float = 20.0
+    """How long one attempt of an agent may take; less than its lease."""
+    most_attempts: int = 2
+    """Of one agent's call, those whose answer is unknown or invalid included."""
+
+
+class Playbook(Protocol):
+    """How a kind of anomaly is decided on. ``next`` is pure: the same record gives the same command, for ever."""
+
+    name: str
+    version: str
+    limits: PlaybookLimits
+
+    def handles(self, anomaly: JsonObject) -> bool:
+        """Whether an ANOMALY_DETECTED payload is this playbook's to decide."""
+
+    def next(self, record: Record) -> Command:
+        """Returns what is to be done now. Pure."""
+
+    def gather(self, connection: Any, record: Record) -> JsonObject:
+        """Reads the evidence as role acp_decide, as it was known at the anomaly: nobody looks ahead."""
+
+    def simulate(self, record: Record, spec: JsonObject) -> JsonObject:
+        """Returns each option's simulated losses. Deterministic on every machine."""
+
+    def observe(self, connection: Any, record: Record, bars: int, now: datetime) -> JsonObject | None:
+        """Returns what came of it, ``{"state": "observed" | "unobservable", "forecasts": […], …}``; None: not yet."""
+
+    def sources(self) -> Mapping[str, bytes]:
+        """What is pinned when a decision opens: name → bytes (prompts, policies, schemas, settings, the version)."""
+
+
+class Answer(BaseModel):
+    """The base of every agent's typed answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """What one attempt gave: an answer as JSON bytes, or the reason that there is none."""
+
+    outcome: str
+    """answered, invalid (it answered, and not in its schema), failed (it certainly did not answer), unknown."""
+    answer: bytes | None = None
+    error: str | None = None
+    cost_micros: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class Agent(Protocol):
+    """A plug-in that answers a request. It sees the request alone; its answer is checked against ``answer_type``."""
+
+    name: str
+    version: str
+    answer_type: type[Answer]
+    model: str | None
+    """The model behind it; None for a deterministic agent."""
+
+    def most_micros(self, request: bytes) -> int:
+        """The most that one attempt may cost, in millionths of a US dollar; 0 for a deterministic agent."""
+
+    def call(self, request: bytes, *, attempt: int, seconds_left: float) -> AgentResult:
+        """Answers within the given time. Raises nothing but what is a bug: that counts as unknown."""
+
+
+class ActionSchema(BaseModel):
+    """The base of every type of action. Amounts are integers in millionths, never floats."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the gatekeeper hands to a domain's policy inputs: the proposal, its evidence and the account as it is."""
+
+    decision: Decision
+    action_type: str
+    account: str
+    action: ActionSchema
+    record: Record
+
+
+class Gate(Protocol):
+    """A domain's part of the gatekeeper: action schemas, policies, and what our code computes for them."""
+
+    action_types: Mapping[str, type[ActionSchema]]
+    policies: str
+    """Cedar policies, as text."""
+    schema: str
+    """The Cedar schema that policies and requests are validated against."""
+    expires_after: timedelta
+    """How long a released action may be executed."""
+    approval_within: timedelta
+
+    def check_evidence(self, connection: Any, judged: Judged) -> Sequence[str]:
+        """Recomputes what the proposal cites from evidence; returns every claim that does not hold."""
+
+    def policy_request(self, connection: Any, judged: Judged) -> JsonObject:
+        """Returns ``{"principal", "action", "resource", "context", "entities"}``, read under the account's lock."""
+
+    def render(self, judged: Judged) -> str:
+        """What an approver is shown: action, loss, evidence, and then the model's prose, marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deciding:
+    """A domain's plug-ins of the decision engine; a ``Domain`` says where they are, so that the relay imports none."""
+
+    playbooks: tuple[Playbook, ...]
+    agents: tuple[Agent, ...]
+    gate: Gate
+
+
+def derived_id(*parts: object) -> UUID:
+    """Returns the UUIDv5 of these parts: whoever makes it again gets the same."""
+    return uuid5(DECISION_NAMESPACE, "\n".join(str(part) for part in parts))
+
+
+def decision_id(*, source: str, entity_id: str, series: str, occurred_at: str, kind: str, playbook: str) -> UUID:
+    """Returns a decision's id: a revised bar's anomaly, and a newer version of the playbook, join the same decision."""
+    return derived_id("decision", source, entity_id, series, occurred_at, kind, playbook)
