@@ -1698,36 +1698,42 @@ COMMENT ON TABLE public.outcomes IS 'What came of a decision after its horizon: 
 CREATE TABLE public.paper_accounts (
     account text NOT NULL,
     currency text NOT NULL,
+    opening_cash_micros bigint NOT NULL,
     cash_micros bigint NOT NULL,
     opened_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT paper_accounts_account_check CHECK ((account <> ''::text))
 );
 
-COMMENT ON TABLE public.paper_accounts IS 'Cash of each paper account, in millionths of its currency.';
+COMMENT ON TABLE public.paper_accounts IS 'Cash of each paper account, in millionths of its currency: its opening balance and what its fills left of it.';
 
 CREATE TABLE public.paper_orders (
     action_id uuid NOT NULL,
     account text NOT NULL,
     source text NOT NULL,
     entity_id text NOT NULL,
+    series text NOT NULL,
     side text NOT NULL,
     quantity_micros bigint NOT NULL,
     placed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     fill_after timestamp with time zone NOT NULL,
     filled_at timestamp with time zone,
-    fill_price double precision,
+    fill_occurred_at timestamp with time zone,
+    fill_price_micros bigint,
     fill_event_id uuid,
-    CONSTRAINT paper_orders_fill_is_whole CHECK ((((filled_at IS NULL) = (fill_price IS NULL)) AND ((filled_at IS NULL) = (fill_event_id IS NULL)))),
+    CONSTRAINT paper_orders_check CHECK ((fill_occurred_at > fill_after)),
+    CONSTRAINT paper_orders_fill_is_whole CHECK ((((filled_at IS NULL) = (fill_price_micros IS NULL)) AND ((filled_at IS NULL) = (fill_event_id IS NULL)) AND ((filled_at IS NULL) = (fill_occurred_at IS NULL)))),
+    CONSTRAINT paper_orders_fill_price_micros_check CHECK ((fill_price_micros > 0)),
     CONSTRAINT paper_orders_quantity_micros_check CHECK ((quantity_micros > 0)),
     CONSTRAINT paper_orders_side_check CHECK ((side = ANY (ARRAY['buy'::text, 'sell'::text])))
 );
 
-COMMENT ON TABLE public.paper_orders IS 'One order per executed action; it is filled at the next bar after fill_after.';
+COMMENT ON TABLE public.paper_orders IS 'One order per executed action; it is filled at the open of the next bar after fill_after.';
 
 CREATE TABLE public.paper_positions (
     account text NOT NULL,
     source text NOT NULL,
     entity_id text NOT NULL,
+    opening_quantity_micros bigint DEFAULT 0 NOT NULL,
     quantity_micros bigint NOT NULL
 );
 
@@ -2130,6 +2136,8 @@ CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id)
 CREATE INDEX events_by_trace ON public.events USING btree (trace_id);
 
 CREATE INDEX events_by_type ON public.events USING btree (event_type, occurred_at);
+
+CREATE INDEX paper_orders_open ON public.paper_orders USING btree (source, entity_id, series) WHERE (filled_at IS NULL);
 
 CREATE INDEX pending_deliveries_due ON public.pending_deliveries USING btree (subscription, next_attempt_at, outbox_id) WHERE (suspect_since IS NULL);
 
@@ -2610,20 +2618,66 @@ GRANT INSERT(state) ON TABLE public.outcomes TO acp_decide;
 
 GRANT INSERT(observed) ON TABLE public.outcomes TO acp_decide;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_accounts TO acp_action;
+GRANT SELECT ON TABLE public.paper_accounts TO acp_action;
+GRANT SELECT ON TABLE public.paper_accounts TO acp_consume;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_decide;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(cash_micros) ON TABLE public.paper_accounts TO acp_action;
+GRANT UPDATE(cash_micros) ON TABLE public.paper_accounts TO acp_consume;
+
+GRANT SELECT ON TABLE public.paper_orders TO acp_action;
+GRANT SELECT ON TABLE public.paper_orders TO acp_consume;
 GRANT SELECT ON TABLE public.paper_orders TO acp_decide;
 GRANT SELECT ON TABLE public.paper_orders TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_orders TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(action_id) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(account) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(source) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(entity_id) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(series) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(side) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(quantity_micros) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(fill_after) ON TABLE public.paper_orders TO acp_action;
+
+GRANT UPDATE(filled_at) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(filled_at) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_occurred_at) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_occurred_at) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_price_micros) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_price_micros) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_event_id) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_event_id) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT SELECT ON TABLE public.paper_positions TO acp_action;
+GRANT SELECT ON TABLE public.paper_positions TO acp_consume;
 GRANT SELECT ON TABLE public.paper_positions TO acp_decide;
 GRANT SELECT ON TABLE public.paper_positions TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_positions TO acp_reader;
+
+GRANT INSERT(account) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(account) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(source) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(source) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_consume;
 
 GRANT SELECT ON TABLE public.processed_events TO acp_reader;
 
@@ -2674,6 +2728,9 @@ GRANT SELECT ON TABLE public.schema_migrations TO PUBLIC;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_bars TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_bars TO acp_reader;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_action;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_decide;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_gatekeeper;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_latest_prices TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_latest_prices TO acp_reader;

@@ -2,12 +2,16 @@
 
 from typing import Final
 
+from control_plane.model.decision_events import CLIENT_ACTIONS
 from control_plane.model.domain import Consumer, Domain
-from domains.finance import signal_lab
+from domains.finance import paper_account, signal_lab
 from domains.finance.events import MARKET_TICKS, MarketTick
 
 DOMAIN: Final = Domain(
     name="finance",
     payloads=(MarketTick,),
-    consumers=(Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume),),
+    consumers=(
+        Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume),
+        Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
+    ),
 )
