@@ -47,7 +47,7 @@ def batch_consumer() -> Callable[[Mapping[str, Any]], None]:
     )
 
 
-@function(telemetry, sample="events/action.json")
+@function(telemetry, sample="events/actions.json")
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
     database().connection()  # without Postgres the batch fails as one, visibly

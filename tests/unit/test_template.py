@@ -301,7 +301,7 @@ def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
     queues = json.loads(resolved(declared("RelayFunction")["SUBSCRIPTION_QUEUE_URLS"]))
     assert topics.items() >= {"signal_lab": "market.ticks", "system_events": "system.events"}.items()
     assert topics.items() >= {name: consumer.topic for name, consumer in CONSUMERS.items()}.items()
-    assert set(topics.values()) <= {payload.topic for payload in EVENT_TYPES}
+    assert set(topics.values()) <= {topic for payload in EVENT_TYPES for topic in (payload.topic, *payload.also_topics)}
     assert queues.keys() == topics.keys()
     assert len(set(queues.values())) == len(queues)
 

@@ -12,7 +12,7 @@ from tests.conftest import TestDatabase
 
 from control_plane.decisions.emit import emit, message
 from control_plane.model.contract import Event
-from control_plane.model.decision_events import CLIENT_ACTIONS, DECISION_WORK, ActionReleased
+from control_plane.model.decision_events import ActionReleased
 from control_plane.platform.database import connect
 from domains import EVENT_TYPES
 
@@ -78,7 +78,6 @@ def release(database: TestDatabase, order: dict[str, Any] | None = None, *, expi
                 action_sha256=action.hex(), expires_at=now + expires_in,
             ),
             entity_id="AAPL", series=str(decision_id), at=now, trace_id=trace_id,
-            also_topics=(DECISION_WORK, CLIENT_ACTIONS),
         )  # fmt: skip
         gatekeeper.execute(
             "INSERT INTO actions (action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256,"

@@ -129,7 +129,7 @@ def test_an_expired_action_is_not_executed(
     assert orders(owner) == 0
 
 
-UNPLACEABLE = {
+UNPLACEABLE: dict[str, tuple[dict[str, Any], str]] = {
     "another side": ({"side": "keep"}, "the paper account knows no action like this HEDGE"),
     "a fraction": ({"quantity_micros": 1.5}, "the paper account knows no action like this HEDGE"),
     "another currency": ({"currency": "EUR"}, "there is no account paper in EUR"),

@@ -11,8 +11,6 @@ from psycopg import Connection
 from control_plane.consumers.once import once
 from control_plane.model.contract import Event, new_event, parse_payload
 from control_plane.model.decision_events import (
-    DECISION_EVENTS,
-    DECISION_WORK,
     DECISIONS_SOURCE,
     ActionExecuted,
     ActionFailed,
@@ -127,7 +125,7 @@ def _told(released: Event, action: ActionReleased, execution: Execution) -> NewM
         trace_id=released.trace_id,
         series=f"{action.decision_id}:execution",
     )
-    return NewMessage(DECISION_EVENTS, event.to_message(), also_topics=(DECISION_WORK,))
+    return NewMessage(payload.topic, event.to_message(), payload.also_topics)
 
 
 def _one(connection: Connection[Any], query: str, **values: Any) -> Any:
