@@ -69,8 +69,8 @@ CREATE FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boo
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    asked approval_requests;
-    answered approvals;
+    asked record;
+    answered record;
 BEGIN
     PERFORM FROM decisions
     WHERE decision_id = (SELECT decision_id FROM approval_requests WHERE approval_id = of_approval)
@@ -117,7 +117,7 @@ CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, an
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    call agent_calls;
+    call record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM agent_calls WHERE call_id = of_call) FOR UPDATE;
     SELECT * INTO call FROM agent_calls WHERE call_id = of_call FOR UPDATE;
@@ -180,7 +180,7 @@ CREATE FUNCTION public.ask_approval(new_approval uuid, of_decision uuid, action 
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    asked approval_requests;
+    asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
@@ -205,7 +205,7 @@ CREATE FUNCTION public.begin_execution(of_action uuid) RETURNS text
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    released actions;
+    released record;
     off text[];
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM actions WHERE action_id = of_action) FOR UPDATE;
@@ -244,8 +244,8 @@ CREATE FUNCTION public.check_release() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    judged verdicts;
-    decision decisions;
+    judged record;
+    decision record;
     off text[];
 BEGIN
     SELECT * INTO decision FROM decisions WHERE decision_id = NEW.decision_id FOR UPDATE;
@@ -614,7 +614,7 @@ CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer byte
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    ended agent_calls;
+    ended record;
     answer_hash bytea := CASE WHEN answer IS NOT NULL THEN sha256(answer) END;
 BEGIN
     IF answer IS NOT NULL THEN
@@ -639,7 +639,7 @@ CREATE FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) RETUR
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    lost agent_calls;
+    lost record;
     ended integer := 0;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
@@ -896,7 +896,7 @@ CREATE FUNCTION public.record_execution(of_action uuid, how text, because text, 
     AS $$
 DECLARE
     in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action);
-    recorded executions;
+    recorded record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE;
     INSERT INTO executions (action_id, outcome, reason, effect) VALUES (of_action, how, because, did)
@@ -919,7 +919,7 @@ CREATE FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_pro
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    judged verdicts;
+    judged record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (

@@ -335,7 +335,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    ended agent_calls;
+    ended record;
     answer_hash bytea := CASE WHEN answer IS NOT NULL THEN sha256(answer) END;
 BEGIN
     IF answer IS NOT NULL THEN
@@ -362,7 +362,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    lost agent_calls;
+    lost record;
     ended integer := 0;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
@@ -445,7 +445,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    call agent_calls;
+    call record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM agent_calls WHERE call_id = of_call) FOR UPDATE;
     SELECT * INTO call FROM agent_calls WHERE call_id = of_call FOR UPDATE;
@@ -480,7 +480,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    judged verdicts;
+    judged record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
@@ -505,7 +505,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    asked approval_requests;
+    asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
@@ -534,8 +534,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    asked approval_requests;
-    answered approvals;
+    asked record;
+    answered record;
 BEGIN
     PERFORM FROM decisions
     WHERE decision_id = (SELECT decision_id FROM approval_requests WHERE approval_id = of_approval)
@@ -621,8 +621,8 @@ CREATE FUNCTION check_release() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    judged verdicts;
-    decision decisions;
+    judged record;
+    decision record;
     off text[];
 BEGIN
     SELECT * INTO decision FROM decisions WHERE decision_id = NEW.decision_id FOR UPDATE;
@@ -667,7 +667,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    released actions;
+    released record;
     off text[];
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM actions WHERE action_id = of_action) FOR UPDATE;
@@ -696,7 +696,7 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
     in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action);
-    recorded executions;
+    recorded record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE;
     INSERT INTO executions (action_id, outcome, reason, effect) VALUES (of_action, how, because, did)

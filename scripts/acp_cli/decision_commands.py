@@ -14,16 +14,16 @@ import typer
 
 from control_plane.decisions.reading import find_decisions, list_decisions, read_tree
 from local_cloud import database
-from local_cloud.cloud import Cloud
 from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from uuid import UUID
 
     from control_plane.decisions.reading import DecisionSummary, DecisionTree, TreeStep
+    from local_cloud.cloud import Cloud
 
 PANEL = "Decisions"
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{3,35}")
@@ -184,7 +184,7 @@ def _details(step: TreeStep) -> Iterator[str]:
         yield shown(f"{name}: {text if len(text) <= 60 else text[:59] + '…'}")
 
 
-def _parsed(output: str | None) -> Mapping[str, Any]:
+def _parsed(output: str | None) -> dict[str, Any]:
     try:
         answer = json.loads(output) if output else {}
     except ValueError:

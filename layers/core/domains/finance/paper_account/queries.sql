@@ -26,7 +26,7 @@ FROM paper_accounts
 WHERE account = %(account)s
 
 -- name: place_order
--- One order per action.
+-- Places the order of an action; the key is the action's, so that there is one.
 INSERT INTO paper_orders (action_id, account, source, entity_id, series, side, quantity_micros, fill_after)
 VALUES (
     %(action_id)s, %(account)s, %(source)s, %(entity_id)s, %(series)s, %(side)s, %(quantity_micros)s, %(fill_after)s
