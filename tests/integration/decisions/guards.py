@@ -12,7 +12,8 @@ SOUND: Final[dict[str, dict[str, object]]] = {
     "artifacts": {"sha256": HASH, "kind": "answer", "bytes": b"x"},
     "decisions": {
         "decision_id": ID, "domain": "d", "playbook": "p", "playbook_version": "1", "pins_sha256": HASH,
-        "anomaly_kind": "k", "source": "s", "entity_id": "e", "occurred_at": NOW, "trigger_event_id": ID, "trace_id": ID, "deadline": NOW,
+        "anomaly_kind": "k", "source": "s", "entity_id": "e", "occurred_at": NOW, "trigger_event_id": ID,
+        "trace_id": ID, "deadline": NOW,
     },
     "decision_steps": {
         "decision_id": ID, "seq": 1, "parent": 0, "kind": "note", "author": "engine", "at": NOW, "body": b"{}",
@@ -25,14 +26,17 @@ SOUND: Final[dict[str, dict[str, object]]] = {
     "budgets": {"scope": "all", "day": NOW, "limit_micros": 10},
     "budget_reservations": {"call_id": ID, "scope": "all", "day": NOW, "micros": 1},
     "verdicts": {
-        "verdict_id": ID, "decision_id": ID, "proposal_seq": 1, "verdict": "refused", "is_shadow": False, "reasons": "[]",
+        "verdict_id": ID, "decision_id": ID, "proposal_seq": 1, "verdict": "refused", "is_shadow": False,
+        "reasons": "[]",
         "errors": "[]",
     },
     "approval_requests": {
-        "approval_id": ID, "decision_id": ID, "action_sha256": HASH, "expires_at": NOW, "proposed_by": "x", "shown": "x",
+        "approval_id": ID, "decision_id": ID, "action_sha256": HASH, "expires_at": NOW, "proposed_by": "x",
+        "shown": "x",
     },
     "approvals": {
-        "approval_id": ID, "decision_id": ID, "action_sha256": HASH, "is_given": True, "decided_by": "kim", "expires_at": NOW,
+        "approval_id": ID, "decision_id": ID, "action_sha256": HASH, "is_given": True, "decided_by": "kim",
+        "expires_at": NOW,
     },
     "switch_lock": {"only_one": True},
     "switches": {"scope": "all", "is_off": True, "set_by": "kim"},
