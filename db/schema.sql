@@ -1102,7 +1102,7 @@ $$;
 
 CREATE FUNCTION public.state_may_follow(old_state text, new_state text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
-    RETURN ((old_state = new_state) OR (((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
+    RETURN ((old_state = new_state) OR (((((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
 
 CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, parent integer, kind text, author text, at timestamp with time zone, input bytea, output bytea, cost_micros bigint, body bytea) RETURNS bytea
     LANGUAGE sql STABLE
@@ -1554,6 +1554,29 @@ CREATE TABLE public.detector_bars (
 );
 
 COMMENT ON TABLE public.detector_bars IS 'One row per bar: its latest revision. price is the close, as traded.';
+
+CREATE TABLE public.episodes (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    series text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    event_id uuid NOT NULL,
+    return_milli bigint NOT NULL,
+    prior_milli bigint NOT NULL,
+    range_milli bigint NOT NULL,
+    followed_ppm bigint NOT NULL,
+    followed_milli bigint NOT NULL,
+    ended_at timestamp with time zone NOT NULL,
+    CONSTRAINT episodes_check CHECK ((ended_at > occurred_at))
+);
+
+COMMENT ON TABLE public.episodes IS 'One row per bar that moved by two standard deviations or more and whose five bars that follow are known. Derived from detector_bars.';
+
+COMMENT ON COLUMN public.episodes.event_id IS 'The bar as it was: an episode of a bar that was corrected since is no longer found.';
+
+COMMENT ON COLUMN public.episodes.return_milli IS 'Features, in thousandths of a robust standard deviation of the 60 returns before: return, the move of the five bars before, range.';
+
+COMMENT ON COLUMN public.episodes.ended_at IS 'When what followed was complete: nobody may look at the episode before.';
 
 CREATE TABLE public.events (
     event_id uuid NOT NULL,
@@ -2028,6 +2051,9 @@ ALTER TABLE ONLY public.deliveries
 
 ALTER TABLE ONLY public.detector_bars
     ADD CONSTRAINT detector_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
+
+ALTER TABLE ONLY public.episodes
+    ADD CONSTRAINT episodes_pkey PRIMARY KEY (source, entity_id, series, occurred_at);
 
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_one_per_revision UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at, revision);
@@ -2564,6 +2590,11 @@ GRANT SELECT ON TABLE public.detector_bars TO acp_decide;
 GRANT SELECT ON TABLE public.detector_bars TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.detector_bars TO acp_action;
 GRANT SELECT ON TABLE public.detector_bars TO acp_reader;
+
+GRANT SELECT,INSERT ON TABLE public.episodes TO acp_decide;
+GRANT SELECT ON TABLE public.episodes TO acp_detect;
+GRANT SELECT ON TABLE public.episodes TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.episodes TO acp_reader;
 
 GRANT SELECT ON TABLE public.events TO acp_reader;
 GRANT SELECT ON TABLE public.events TO acp_decide;

@@ -102,6 +102,8 @@ LANGUAGE sql IMMUTABLE
 RETURN old_state = new_state OR (old_state, new_state) IN (
     ('opened', 'gathering'), ('opened', 'recorded'),
     ('gathering', 'hypothesising'), ('hypothesising', 'scoring'), ('scoring', 'simulating'), ('simulating', 'proposed'),
+    -- To hold needs no verdict.
+    ('gathering', 'observing'), ('hypothesising', 'observing'), ('scoring', 'observing'), ('simulating', 'observing'),
     ('proposed', 'refused'), ('proposed', 'awaiting_approval'), ('proposed', 'released'),
     ('awaiting_approval', 'approved'), ('awaiting_approval', 'denied'), ('awaiting_approval', 'expired'),
     ('approved', 'released'), ('approved', 'refused'),

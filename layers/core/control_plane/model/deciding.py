@@ -95,7 +95,7 @@ class CallAgents:
     """Call agents side by side, and wait until each has answered or failed."""
 
     state: str
-    """The state that the decision is in meanwhile: gathering, hypothesising or scoring."""
+    """The state that the decision is in meanwhile: gathering, hypothesising, scoring or simulating."""
     calls: tuple[AgentRequest, ...]
 
 
