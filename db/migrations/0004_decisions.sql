@@ -74,11 +74,13 @@ CREATE TABLE decisions (
     head_seq         integer     NOT NULL DEFAULT -1,
     head_hash        bytea       NOT NULL DEFAULT '\x',
     anchored_seq     integer     NOT NULL DEFAULT -1,
+    superseded_by    uuid,
     CONSTRAINT decisions_lease_is_whole CHECK ((held_by IS NULL) = (lease_until IS NULL))
 );
 COMMENT ON TABLE decisions IS 'One row per decision: where it stands, who holds it, and the head of its chain. What happened is in decision_steps.';
 COMMENT ON COLUMN decisions.fence IS 'Rises with each claim; only the holder of the latest may advance the decision.';
 COMMENT ON COLUMN decisions.wake_seq IS 'Rises with each message that found the decision held: its holder looks again before it leaves.';
+COMMENT ON COLUMN decisions.superseded_by IS 'The event by which what it was opened for is not true any more: nothing is released then.';
 COMMENT ON COLUMN decisions.deadline IS 'By when it is released, refused or abandoned.';
 COMMENT ON COLUMN decisions.budget_micros IS 'Most that its agents may cost, in millionths of a US dollar.';
 COMMENT ON COLUMN decisions.state IS 'recorded: older than the playbook acts on; nothing follows from it.';
@@ -130,7 +132,7 @@ CREATE TABLE agent_calls (
     input_tokens    integer     CHECK (input_tokens >= 0),
     output_tokens   integer     CHECK (output_tokens >= 0),
     ended_at        timestamptz,
-    CONSTRAINT agent_calls_one_per_attempt UNIQUE (decision_id, step_seq, attempt),
+    CONSTRAINT agent_calls_one_per_attempt UNIQUE (decision_id, step_seq, agent, attempt),
     CONSTRAINT agent_calls_end_is_whole CHECK ((outcome IS NULL) = (ended_at IS NULL)),
     CONSTRAINT agent_calls_answered CHECK (outcome IS DISTINCT FROM 'answered' OR answer_sha256 IS NOT NULL)
 );
