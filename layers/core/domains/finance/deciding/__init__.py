@@ -1,0 +1,1 @@
+"""What finance plugs into the decision engine."""
