@@ -511,10 +511,20 @@ END
 $$;
 
 
+-- Locks a decision's row for whoever may not write it, so that it is locked before anything else is.
+CREATE FUNCTION lock_decision(of_decision uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+END
+$$;
+
 -- Puts a verdict on record. What a permitted one releases is an insert into actions by the same transaction.
 CREATE FUNCTION record_verdict(
     new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid,
-    policy bytea, request bytea, why json, errors json
+    policy bytea, policy_schema bytea, request bytea, why json, errors json
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -524,11 +534,12 @@ DECLARE
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
-        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, request_sha256,
-        reasons, errors
+        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, schema_sha256,
+        request_sha256, reasons, errors
     )
     VALUES (
-        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, request, why::jsonb, errors::jsonb
+        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, policy_schema, request, why::jsonb,
+        errors::jsonb
     )
     RETURNING * INTO judged;
     RETURN append_step(
@@ -605,6 +616,8 @@ BEGIN
         OR wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM (
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
+        OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
@@ -629,8 +642,12 @@ BEGIN
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
     INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
-    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET' THEN
-        RAISE EXCEPTION 'the event does not say that a switch was set' USING ERRCODE = 'check_violation';
+    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+        OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
+        OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+    THEN
+        RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM insert_decision_events(json_build_array(told_event));
 END
@@ -872,7 +889,7 @@ GRANT SELECT ON
 GRANT INSERT (
     action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256, verdict_id, event_id, expires_at
 ) ON actions TO acp_gatekeeper;
-GRANT EXECUTE ON FUNCTION record_verdict, ask_approval, switched_off TO acp_gatekeeper;
+GRANT EXECUTE ON FUNCTION lock_decision, record_verdict, ask_approval, switched_off TO acp_gatekeeper;
 
 -- ActionFunction, the client's: what was released, and what it did with it.
 GRANT SELECT ON actions, executions TO acp_action;

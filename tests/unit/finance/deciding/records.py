@@ -92,6 +92,7 @@ def evidence(move: int = -180_000, *, held: int = 100, **changes: Any) -> dict[s
         "market": {
             "entities": 5, "fell": 5 if wide else 2, "median_return_ppm": -80_000 if wide else -1_000,
             "is_market_wide": wide,
+            "z_milli": [-5_000] * 5 if wide else [-9_000, 0, 0, 100, -100],
         },
         "corporate_actions": [],
         "neighbours": [],

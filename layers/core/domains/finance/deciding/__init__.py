@@ -1,10 +1,10 @@
-"""What finance plugs into the decision engine: its playbook and agents; the gate is handed in."""
+"""What finance plugs into the decision engine: its playbook, its agents and its gate."""
 
-from control_plane.model.deciding import Deciding, Gate
+from typing import Final
+
+from control_plane.model.deciding import Deciding
 from domains.finance.deciding.agents import AGENTS
 from domains.finance.deciding.playbook import UnusualBar
+from domains.finance.gate import GATE
 
-
-def deciding(gate: Gate) -> Deciding:
-    """Returns finance's plug-ins with this gate."""
-    return Deciding(playbooks=(UnusualBar(),), agents=AGENTS, gate=gate)
+DECIDING: Final = Deciding(playbooks=(UnusualBar(),), agents=AGENTS, gate=GATE)

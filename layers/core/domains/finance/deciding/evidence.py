@@ -1,6 +1,7 @@
 """Gathers what a decision rests on, as it was known at the anomaly's bar: nothing later is read."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from psycopg import Connection
@@ -9,7 +10,7 @@ from control_plane.model.deciding import Decision
 from control_plane.model.ids import canonical_instant
 from domains.finance.deciding import measures
 from domains.finance.deciding.episodes import features, keep_episodes, nearest_episodes
-from domains.finance.deciding.history import QUERIES, Bar, CorporateAction, Series, Window, read_before
+from domains.finance.deciding.history import QUERIES, CorporateAction, Series, Window, read_before
 from domains.finance.deciding.options import ACCOUNT
 
 RETURNS: Final = 260
@@ -29,29 +30,31 @@ def gather_evidence(connection: Connection[Any], decision: Decision) -> dict[str
     histories = read_before(connection, window, account=ACCOUNT, entity_id=decision.entity_id, count=_BARS)
     keep_episodes(connection, window, histories)
     own = histories.get(decision.entity_id, Series((), ()))
-    is_there = bool(own.bars) and own.bars[-1].occurred_at == decision.occurred_at
-    returns = own.returns_ppm()
-    before, move = (returns[:-1][-RETURNS:], returns[-1]) if is_there and returns else (returns[-RETURNS:], 0)
-    sigma = _sigma_ppm(own, returns, anomaly) if is_there and returns else 0
+    is_there = len(own.bars) > 1 and own.bars[-1].occurred_at == decision.occurred_at
+    returns = own.returns_ppm() if is_there else []
+    rows = own.alike(RETURNS) if is_there else []
+    before, move = [returns[row - 1] for row in rows], returns[-1] if is_there else 0
+    sigma = measures.sigma_ppm(before)
     z_milli = measures.in_sigmas_milli(move, sigma)
-    market = _market(histories, window, sigma)
-    sizes = features(own, returns, len(own.bars) - 1) if is_there and returns else None
+    market = _market(histories, window)
+    sizes = features(own, returns, len(own.bars) - 1) if is_there else None
+    instants = [own.bars[row].occurred_at for row in rows] + ([decision.occurred_at] if is_there else [])
     return {
         "source": decision.source,
         "entity_id": decision.entity_id,
         "series": decision.series,
         "anomaly": anomaly,
-        "bar": _bar(own, window, move) if is_there and returns else None,
-        "problem": _problem(own, before, anomaly, sigma) if is_there else "The bar of the anomaly is not known here.",
+        "bar": _bar(own, window, move) if is_there else None,
+        "problem": _problem(own, before, anomaly) if is_there else "The bar of the anomaly is not known here.",
         "sigma_ppm": sigma,
         "z_milli": z_milli,
         "severity": measures.severity(z_milli, is_market_wide=market["is_market_wide"]),
         "returns_ppm": before,
         "scale_ppm": _scale_ppm([*before, move]),
         "market": market,
-        "corporate_actions": [_action(action) for action in own.actions_of(len(own.bars) - 1)] if returns else [],
+        "corporate_actions": [_action(action) for action in own.actions_of(len(own.bars) - 1)] if is_there else [],
         "neighbours": nearest_episodes(connection, window, sizes) if sizes else [],
-        "portfolio": _portfolio(connection, window, histories, own.bars[-len(before) - 1 :]),
+        "portfolio": _portfolio(connection, window, histories, instants),
     }
 
 
@@ -73,21 +76,7 @@ def _bar(own: Series, window: Window, move: int) -> dict[str, Any]:
     }
 
 
-def _sigma_ppm(own: Series, returns: Sequence[int], anomaly: Mapping[str, Any]) -> int:
-    """Returns the spread of the returns before the last that are of its kind: after a closed market, or not.
-
-    Where too few of the kind are in the evidence's window, it is the detector's, which looks back farther.
-    """
-    kind = own.bars[-1].follows_gap
-    alike = [value for bar, value in zip(own.bars[1:-1], returns[:-1], strict=True) if bar.follows_gap == kind]
-    alike = alike[-RETURNS:]
-    if len(alike) >= measures.FEWEST_RETURNS:
-        return measures.sigma_ppm(alike)
-    width = anomaly.get("details", {}).get("width_ppm", 0)
-    return width if isinstance(width, int) and anomaly.get("kind") == "return" else 0
-
-
-def _problem(own: Series, before: Sequence[int], anomaly: Mapping[str, Any], sigma: int) -> str | None:
+def _problem(own: Series, before: Sequence[int], anomaly: Mapping[str, Any]) -> str | None:
     """Says why the prices are not to be acted on; None where they may be."""
     bar = own.bars[-1]
     if anomaly and (anomaly["bar_event_id"], anomaly["bar_revision"]) != (str(bar.event_id), bar.revision):
@@ -96,26 +85,27 @@ def _problem(own: Series, before: Sequence[int], anomaly: Mapping[str, Any], sig
         return "A price is not positive."
     if not bar.low_micros <= bar.close_micros <= bar.high_micros:
         return "The close is outside of the bar's own range."
-    if len(before) < measures.FEWEST_RETURNS or not sigma:
-        return "Too few bars are known before it to say what is usual."
+    if len(before) < measures.FEWEST_RETURNS or not measures.sigma_ppm(before):
+        return "Too few bars of its kind are known before it to say what is usual."
     return None
 
 
-def _market(histories: Mapping[str, Series], window: Window, sigma: int) -> dict[str, Any]:
-    """What all entities of the source did at that instant."""
-    moves = [
-        series.return_ppm(len(series.bars) - 1)
-        for series in histories.values()
-        if len(series.bars) > 1 and series.bars[-1].occurred_at == window.at
-    ]
-    fell, middle = sum(move < 0 for move in moves), measures.median(moves) if moves else 0
+def _market(histories: Mapping[str, Series], window: Window) -> dict[str, Any]:
+    """What all entities of the source did at that instant, each measured by its own returns before."""
+    moves, sizes = [], []
+    for series in histories.values():
+        if len(series.bars) < 2 or series.bars[-1].occurred_at != window.at:
+            continue
+        returns = series.returns_ppm()
+        before = [returns[row - 1] for row in series.alike(RETURNS)]
+        moves.append(returns[-1])
+        sizes.append(measures.in_sigmas_milli(returns[-1], measures.sigma_ppm(before)))
     return {
         "entities": len(moves),
-        "fell": fell,
-        "median_return_ppm": middle,
-        "is_market_wide": measures.is_market_wide(
-            entities=len(moves), fell=fell, median_return_ppm=middle, sigma=sigma
-        ),
+        "fell": sum(move < 0 for move in moves),
+        "median_return_ppm": measures.median(moves) if moves else 0,
+        "z_milli": sorted(sizes),
+        "is_market_wide": measures.is_market_wide(sizes),
     }
 
 
@@ -138,7 +128,7 @@ def _scale_ppm(returns: Sequence[int]) -> int:
 
 
 def _portfolio(
-    connection: Connection[Any], window: Window, histories: Mapping[str, Series], own_bars: Sequence[Bar]
+    connection: Connection[Any], window: Window, histories: Mapping[str, Series], instants: Sequence[datetime]
 ) -> dict[str, Any]:
     """What the account holds, at the last prices that were known."""
     about = {"account": ACCOUNT}
@@ -164,7 +154,7 @@ def _portfolio(
     for position in positions[_MOST_POSITIONS:]:
         others += position["value_micros"]
     for position in positions[:_MOST_POSITIONS]:
-        position["returns_ppm"] = _aligned(histories[position["entity_id"]], own_bars)
+        position["returns_ppm"] = _aligned(histories[position["entity_id"]], instants)
         position["scale_ppm"] = _scale_ppm(position["returns_ppm"])
     return {
         "account": ACCOUNT,
@@ -176,7 +166,7 @@ def _portfolio(
     }
 
 
-def _aligned(series: Series, own_bars: Sequence[Bar]) -> list[int]:
-    """Returns an entity's returns at the instants of the own bars but the first; 0 where it was not traded."""
+def _aligned(series: Series, instants: Sequence[datetime]) -> list[int]:
+    """Returns an entity's returns at some instants; 0 where it was not traded."""
     at = {bar.occurred_at: value for bar, value in zip(series.bars[1:], series.returns_ppm(), strict=True)}
-    return [at.get(bar.occurred_at, 0) for bar in own_bars[1:]]
+    return [at.get(instant, 0) for instant in instants]

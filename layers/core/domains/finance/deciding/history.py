@@ -53,9 +53,18 @@ class Series:
     actions: Sequence[CorporateAction]
 
     def actions_of(self, index: int) -> Sequence[CorporateAction]:
-        """Returns what took effect after the bar before and no later than this one."""
-        before, now = self.bars[index - 1].occurred_at, self.bars[index].occurred_at
-        return [action for action in self.actions if before < action.occurred_at <= now]
+        """Returns what took effect after the bar before and no later than this one, in the bar's own currency."""
+        before, bar = self.bars[index - 1].occurred_at, self.bars[index]
+        return [
+            action
+            for action in self.actions
+            if before < action.occurred_at <= bar.occurred_at and action.currency in (None, bar.currency)
+        ]
+
+    def alike(self, most: int) -> list[int]:
+        """Returns the places of the newest bars before the last that have a return of its kind: after a gap, or not."""
+        kind = self.bars[-1].follows_gap
+        return [place for place in range(1, len(self.bars) - 1) if self.bars[place].follows_gap == kind][-most:]
 
     def return_ppm(self, index: int) -> int:
         """Returns a bar's adjusted return, 0 where one of the two prices is not positive."""
@@ -65,8 +74,7 @@ class Series:
         if not self.actions:
             return measures.return_ppm(now, before)
         actions = self.actions_of(index)
-        currency = self.bars[index].currency
-        paid = sum(action.amount_micros or 0 for action in actions if action.currency == currency)
+        paid = sum(action.amount_micros or 0 for action in actions)
         found = measures.return_ppm(now, before, paid=paid)
         ratio = measures.MILLION
         for action in actions:

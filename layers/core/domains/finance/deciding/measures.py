@@ -73,12 +73,10 @@ def severity(z_milli: int, *, is_market_wide: bool) -> int:
     return min(_LARGEST_SEVERITY, steps + (1 if is_market_wide and steps else 0))
 
 
-def is_market_wide(*, entities: int, fell: int, median_return_ppm: int, sigma: int) -> bool:
-    """Whether an entity fell with its market: of at least three, three in four fell, and the median by 2 σ of its own.
-
-    The detector has the same rule, on the bars that it has seen by then.
-    """
-    return entities >= 3 and 4 * fell >= 3 * entities and sigma > 0 and median_return_ppm <= -2 * sigma
+def is_market_wide(z_milli: Sequence[int]) -> bool:
+    """Whether entities fell together: at least three of them, three in four fell, and their median by 2 σ or more."""
+    fell = sum(z < 0 for z in z_milli)
+    return len(z_milli) >= 3 and 4 * fell >= 3 * len(z_milli) and median(z_milli) <= -2_000
 
 
 def moves_ppm(returns: Sequence[int], bars: int = HORIZON_BARS) -> list[int]:
