@@ -1600,6 +1600,36 @@ UNION ALL
 
 COMMENT ON VIEW public.delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 
+CREATE TABLE public.detector_anomalies (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    series text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    state text NOT NULL,
+    score double precision NOT NULL,
+    threshold double precision NOT NULL,
+    bar_event_id uuid NOT NULL,
+    bar_revision integer NOT NULL,
+    details jsonb NOT NULL,
+    told integer DEFAULT 0 NOT NULL,
+    told_as text,
+    told_event_id uuid,
+    CONSTRAINT detector_anomalies_details_check CHECK ((jsonb_typeof(details) = 'object'::text)),
+    CONSTRAINT detector_anomalies_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
+    CONSTRAINT detector_anomalies_state_check CHECK ((state = ANY (ARRAY['detected'::text, 'explained'::text, 'withdrawn'::text]))),
+    CONSTRAINT detector_anomalies_told_by_an_event CHECK (((told > 0) = (told_event_id IS NOT NULL))),
+    CONSTRAINT detector_anomalies_told_check CHECK ((told >= 0))
+);
+
+COMMENT ON TABLE public.detector_anomalies IS 'What is unusual now, and what was once said to be. Rows that are detected or explained depend on the bars alone, whatever order they came in.';
+
+COMMENT ON COLUMN public.detector_anomalies.state IS 'explained: unusual but for a corporate action. withdrawn: unusual no longer.';
+
+COMMENT ON COLUMN public.detector_anomalies.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+
+COMMENT ON COLUMN public.detector_anomalies.told_as IS 'The bar and the figure that stand told; null where none does.';
+
 CREATE TABLE public.detector_bars (
     source text NOT NULL,
     entity_id text NOT NULL,
@@ -1612,10 +1642,58 @@ CREATE TABLE public.detector_bars (
     volume bigint NOT NULL,
     currency text NOT NULL,
     revision integer NOT NULL,
-    event_id uuid NOT NULL
+    event_id uuid NOT NULL,
+    previous_at timestamp with time zone,
+    follows_gap boolean NOT NULL,
+    log_return double precision,
+    adjustment double precision NOT NULL,
+    excursion double precision
 );
 
-COMMENT ON TABLE public.detector_bars IS 'One row per bar: its latest revision. price is the close, as traded.';
+COMMENT ON TABLE public.detector_bars IS 'One row per bar: its latest revision, and what is derived from it, the bar before it and the corporate actions between.';
+
+COMMENT ON COLUMN public.detector_bars.price IS 'The close, as traded.';
+
+COMMENT ON COLUMN public.detector_bars.previous_at IS 'When the bar before it began.';
+
+COMMENT ON COLUMN public.detector_bars.follows_gap IS 'Whether the market was closed between the bar before and this one: such returns are compared with such alone.';
+
+COMMENT ON COLUMN public.detector_bars.log_return IS 'The logarithm of the close over the close before, adjusted; null where one of them is not above 0.';
+
+COMMENT ON COLUMN public.detector_bars.adjustment IS 'What splits and dividends between the two closes have added to log_return.';
+
+COMMENT ON COLUMN public.detector_bars.excursion IS 'How far the bar went beyond its open and close, as a logarithm; below 0 where the farther side is the low.';
+
+CREATE TABLE public.detector_corporate_actions (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    kind text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    amount double precision NOT NULL,
+    currency text,
+    revision integer NOT NULL,
+    event_id uuid NOT NULL,
+    CONSTRAINT detector_corporate_actions_amount_check CHECK ((amount > (0)::double precision)),
+    CONSTRAINT detector_corporate_actions_dividends_are_money CHECK (((currency IS NOT NULL) = (kind = 'dividend'::text))),
+    CONSTRAINT detector_corporate_actions_kind_check CHECK ((kind = ANY (ARRAY['split'::text, 'dividend'::text])))
+);
+
+COMMENT ON TABLE public.detector_corporate_actions IS 'Splits and dividends: the latest revision of each.';
+
+COMMENT ON COLUMN public.detector_corporate_actions.amount IS 'Of a split the new shares per old one, of a dividend the money per share.';
+
+CREATE VIEW public.detector_market AS
+ SELECT source,
+    bar_interval,
+    occurred_at,
+    (count(*))::integer AS entities,
+    (count(*) FILTER (WHERE (log_return < (0)::double precision)))::integer AS fell,
+    percentile_cont((0.5)::double precision) WITHIN GROUP (ORDER BY log_return) AS median_log_return
+   FROM public.detector_bars
+  WHERE (log_return IS NOT NULL)
+  GROUP BY source, bar_interval, occurred_at;
+
+COMMENT ON VIEW public.detector_market IS 'Per instant: of how many entities there is a return, how many of them fell, and the median.';
 
 CREATE TABLE public.episodes (
     source text NOT NULL,
@@ -1906,6 +1984,20 @@ CREATE TABLE public.signal_lab_bars (
 
 COMMENT ON TABLE public.signal_lab_bars IS 'One row per bar: its latest revision. price is the close.';
 
+CREATE TABLE public.signal_lab_corporate_actions (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    kind text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    amount double precision NOT NULL,
+    revision integer NOT NULL,
+    event_id uuid NOT NULL,
+    CONSTRAINT signal_lab_corporate_actions_amount_check CHECK ((amount > (0)::double precision)),
+    CONSTRAINT signal_lab_corporate_actions_kind_check CHECK ((kind = ANY (ARRAY['split'::text, 'dividend'::text])))
+);
+
+COMMENT ON TABLE public.signal_lab_corporate_actions IS 'Splits (new shares per old one) and dividends (money per share): the latest revision of each.';
+
 CREATE TABLE public.signal_lab_latest_prices (
     source text NOT NULL,
     entity_id text NOT NULL,
@@ -2112,8 +2204,14 @@ ALTER TABLE ONLY public.decisions
 ALTER TABLE ONLY public.deliveries
     ADD CONSTRAINT deliveries_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id);
 
+ALTER TABLE ONLY public.detector_anomalies
+    ADD CONSTRAINT detector_anomalies_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
+
 ALTER TABLE ONLY public.detector_bars
     ADD CONSTRAINT detector_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
+
+ALTER TABLE ONLY public.detector_corporate_actions
+    ADD CONSTRAINT detector_corporate_actions_pkey PRIMARY KEY (source, entity_id, kind, occurred_at);
 
 ALTER TABLE ONLY public.episodes
     ADD CONSTRAINT episodes_pkey PRIMARY KEY (source, entity_id, series, occurred_at);
@@ -2175,6 +2273,9 @@ ALTER TABLE ONLY public.schema_migrations
 ALTER TABLE ONLY public.signal_lab_bars
     ADD CONSTRAINT signal_lab_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
 
+ALTER TABLE ONLY public.signal_lab_corporate_actions
+    ADD CONSTRAINT signal_lab_corporate_actions_pkey PRIMARY KEY (source, entity_id, kind, occurred_at);
+
 ALTER TABLE ONLY public.signal_lab_latest_prices
     ADD CONSTRAINT signal_lab_latest_prices_pkey PRIMARY KEY (source, entity_id);
 
@@ -2211,6 +2312,12 @@ CREATE INDEX decisions_open ON public.decisions USING btree (deadline) WHERE (cl
 CREATE INDEX decisions_to_anchor ON public.decisions USING btree (decision_id) WHERE (head_seq > anchored_seq);
 
 CREATE INDEX delivery_failures_by_outbox ON public.delivery_failures USING btree (outbox_id);
+
+CREATE INDEX detector_anomalies_by_time ON public.detector_anomalies USING btree (occurred_at);
+
+CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, entity_id, bar_interval, follows_gap, occurred_at);
+
+CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
 
 CREATE INDEX events_by_age ON public.events USING btree (ingested_at);
 
@@ -2657,11 +2764,29 @@ GRANT SELECT ON TABLE public.delivery_failures TO acp_reader;
 
 GRANT SELECT ON TABLE public.delivery_states TO acp_reader;
 
+GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_anomalies TO acp_detect;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_decide;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_action;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_reader;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_bars TO acp_detect;
 GRANT SELECT ON TABLE public.detector_bars TO acp_decide;
 GRANT SELECT ON TABLE public.detector_bars TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.detector_bars TO acp_action;
 GRANT SELECT ON TABLE public.detector_bars TO acp_reader;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_corporate_actions TO acp_detect;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_decide;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_action;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_reader;
+
+GRANT SELECT ON TABLE public.detector_market TO acp_detect;
+GRANT SELECT ON TABLE public.detector_market TO acp_decide;
+GRANT SELECT ON TABLE public.detector_market TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.detector_market TO acp_action;
+GRANT SELECT ON TABLE public.detector_market TO acp_reader;
 
 GRANT SELECT,INSERT ON TABLE public.episodes TO acp_decide;
 GRANT SELECT ON TABLE public.episodes TO acp_detect;
