@@ -74,11 +74,13 @@ CREATE TABLE decisions (
     head_seq         integer     NOT NULL DEFAULT -1,
     head_hash        bytea       NOT NULL DEFAULT '\x',
     anchored_seq     integer     NOT NULL DEFAULT -1,
+    superseded_by    uuid,
     CONSTRAINT decisions_lease_is_whole CHECK ((held_by IS NULL) = (lease_until IS NULL))
 );
 COMMENT ON TABLE decisions IS 'One row per decision: where it stands, who holds it, and the head of its chain. What happened is in decision_steps.';
 COMMENT ON COLUMN decisions.fence IS 'Rises with each claim; only the holder of the latest may advance the decision.';
 COMMENT ON COLUMN decisions.wake_seq IS 'Rises with each message that found the decision held: its holder looks again before it leaves.';
+COMMENT ON COLUMN decisions.superseded_by IS 'The event by which what it was opened for is not true any more: nothing is released then.';
 COMMENT ON COLUMN decisions.deadline IS 'By when it is released, refused or abandoned.';
 COMMENT ON COLUMN decisions.budget_micros IS 'Most that its agents may cost, in millionths of a US dollar.';
 COMMENT ON COLUMN decisions.state IS 'recorded: older than the playbook acts on; nothing follows from it.';
@@ -130,7 +132,7 @@ CREATE TABLE agent_calls (
     input_tokens    integer     CHECK (input_tokens >= 0),
     output_tokens   integer     CHECK (output_tokens >= 0),
     ended_at        timestamptz,
-    CONSTRAINT agent_calls_one_per_attempt UNIQUE (decision_id, step_seq, attempt),
+    CONSTRAINT agent_calls_one_per_attempt UNIQUE (decision_id, step_seq, agent, attempt),
     CONSTRAINT agent_calls_end_is_whole CHECK ((outcome IS NULL) = (ended_at IS NULL)),
     CONSTRAINT agent_calls_answered CHECK (outcome IS DISTINCT FROM 'answered' OR answer_sha256 IS NOT NULL)
 );
@@ -173,6 +175,7 @@ CREATE TABLE verdicts (
     is_shadow      boolean     NOT NULL,
     approval_id    uuid,
     policy_sha256  bytea       REFERENCES artifacts (sha256),
+    schema_sha256  bytea       REFERENCES artifacts (sha256),
     request_sha256 bytea       REFERENCES artifacts (sha256),
     reasons        jsonb       NOT NULL CHECK (jsonb_typeof(reasons) = 'array'),
     errors         jsonb       NOT NULL CHECK (jsonb_typeof(errors) = 'array'),
@@ -180,7 +183,9 @@ CREATE TABLE verdicts (
     judged_in      xid8        NOT NULL DEFAULT pg_current_xact_id(),
     CONSTRAINT verdicts_errors_refuse CHECK (verdict = 'refused' OR errors = '[]'),
     CONSTRAINT verdicts_name_what_they_judge CHECK (
-        verdict = 'refused' OR (action_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL AND request_sha256 IS NOT NULL)
+        verdict = 'refused' OR (
+            action_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL AND schema_sha256 IS NOT NULL AND request_sha256 IS NOT NULL
+        )
     )
 );
 COMMENT ON TABLE verdicts IS 'Every judgement of a proposal, with the full policy request, so that another policy can be tried on history. Immutable.';

@@ -102,12 +102,15 @@ LANGUAGE sql IMMUTABLE
 RETURN old_state = new_state OR (old_state, new_state) IN (
     ('opened', 'gathering'), ('opened', 'recorded'),
     ('gathering', 'hypothesising'), ('hypothesising', 'scoring'), ('scoring', 'simulating'), ('simulating', 'proposed'),
+    -- To hold needs no verdict.
+    ('gathering', 'observing'), ('hypothesising', 'observing'), ('scoring', 'observing'), ('simulating', 'observing'),
     ('proposed', 'refused'), ('proposed', 'awaiting_approval'), ('proposed', 'released'),
     ('awaiting_approval', 'approved'), ('awaiting_approval', 'denied'), ('awaiting_approval', 'expired'),
     ('approved', 'released'), ('approved', 'refused'),
     ('released', 'executed'), ('released', 'failed'),
     ('refused', 'observing'), ('denied', 'observing'), ('expired', 'observing'), ('executed', 'observing'), ('failed', 'observing'),
-    ('observing', 'scored')
+    ('observing', 'scored'),
+    ('proposed', 'observing') -- in shadow alone
 ) OR (
     new_state = 'abandoned'
     AND old_state IN ('opened', 'gathering', 'hypothesising', 'scoring', 'simulating', 'proposed', 'awaiting_approval', 'approved')
@@ -145,6 +148,29 @@ BEGIN
         NULL, pins
     );
     INSERT INTO timers (decision_id, kind, due_at) VALUES (new_decision, 'deadline', until);
+    RETURN true;
+END
+$$;
+
+-- Records that another event is about a decision's instant, once per event; nobody needs to hold the decision for that, and
+-- whoever does looks again. A decision that it supersedes before its release is never released.
+CREATE FUNCTION join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+    IF NOT FOUND OR EXISTS (
+        SELECT FROM decision_steps
+        WHERE decision_id = of_decision AND kind IN ('anomaly', 'joined')
+            AND convert_from(body, 'UTF8')::json ->> 'event_id' = by_event::text
+    ) THEN
+        RETURN false;
+    END IF;
+    PERFORM append_step(of_decision, 'joined', 'engine', 0, step_body);
+    UPDATE decisions
+    SET wake_seq = wake_seq + 1, superseded_by = CASE WHEN supersedes THEN coalesce(superseded_by, by_event) ELSE superseded_by END
+    WHERE decision_id = of_decision;
     RETURN true;
 END
 $$;
@@ -201,22 +227,28 @@ BEGIN
 END
 $$;
 
--- Appends a step and moves the decision on, for the holder of its lease alone; null leaves the state.
+-- Appends a step and moves the decision on, for the holder of its lease alone; a null state leaves it as it is. A step that
+-- was decided on while the record ended at seen_seq is refused where it has grown since: what is decided again from the
+-- record then sees what was seen here.
 CREATE FUNCTION advance_decision(
     of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea,
-    new_state text, lease_seconds double precision
+    new_state text, lease_seconds double precision, seen_seq integer DEFAULT NULL
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
     old_state text;
+    ends_at integer;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
-    IF step_kind IN ('opened', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
+    IF step_kind IN ('opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
         RAISE EXCEPTION 'a step of kind % is written by its own function', step_kind USING ERRCODE = 'insufficient_privilege';
     END IF;
-    SELECT state INTO old_state FROM decisions WHERE decision_id = of_decision;
+    SELECT state, head_seq INTO old_state, ends_at FROM decisions WHERE decision_id = of_decision;
+    IF ends_at <> seen_seq THEN
+        RAISE EXCEPTION 'decision % has grown beyond step %', of_decision, seen_seq USING ERRCODE = 'AC003';
+    END IF;
     IF new_state IS NOT NULL AND NOT state_may_follow(old_state, new_state) THEN
         RAISE EXCEPTION 'state % may not follow %', new_state, old_state USING ERRCODE = 'check_violation';
     END IF;
@@ -226,6 +258,9 @@ BEGIN
         )
         OR new_state = 'approved' AND NOT EXISTS (SELECT FROM approvals WHERE decision_id = of_decision AND is_given)
         OR new_state = 'abandoned' AND EXISTS (SELECT FROM actions WHERE decision_id = of_decision)
+        OR new_state = 'observing' AND old_state = 'proposed' AND NOT EXISTS (
+            SELECT FROM decisions WHERE decision_id = of_decision AND is_shadow
+        )
     THEN
         RAISE EXCEPTION 'state % is not what the record says', new_state USING ERRCODE = 'check_violation';
     END IF;
@@ -261,6 +296,7 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
+    intended record;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF micros > 0 THEN
@@ -287,10 +323,14 @@ BEGIN
     INSERT INTO agent_calls (
         call_id, decision_id, step_seq, agent, agent_version, attempt, request_sha256, reserved_micros, deadline
     )
-    VALUES (new_call, of_decision, of_step, of_agent, version, nth, request, micros, until);
+    VALUES (new_call, of_decision, of_step, of_agent, version, nth, request, micros, until)
+    RETURNING * INTO intended;
     IF micros > 0 THEN
         INSERT INTO budget_reservations (call_id, scope, day, micros) VALUES (new_call, budget_scope, today, micros);
     END IF;
+    PERFORM append_step(
+        of_decision, 'call_intended', 'engine', of_step, as_body(jsonb_strip_nulls(to_jsonb(intended)) - 'decision_id'), request
+    );
     RETURN true;
 END
 $$;
@@ -471,10 +511,20 @@ END
 $$;
 
 
+-- Locks a decision's row for whoever may not write it, so that it is locked before anything else is.
+CREATE FUNCTION lock_decision(of_decision uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+END
+$$;
+
 -- Puts a verdict on record. What a permitted one releases is an insert into actions by the same transaction.
 CREATE FUNCTION record_verdict(
     new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid,
-    policy bytea, request bytea, why json, errors json
+    policy bytea, policy_schema bytea, request bytea, why json, errors json
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -484,11 +534,12 @@ DECLARE
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
-        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, request_sha256,
-        reasons, errors
+        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, schema_sha256,
+        request_sha256, reasons, errors
     )
     VALUES (
-        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, request, why::jsonb, errors::jsonb
+        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, policy_schema, request, why::jsonb,
+        errors::jsonb
     )
     RETURNING * INTO judged;
     RETURN append_step(
@@ -565,6 +616,8 @@ BEGIN
         OR wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM (
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
+        OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
@@ -589,8 +642,12 @@ BEGIN
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
     INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
-    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET' THEN
-        RAISE EXCEPTION 'the event does not say that a switch was set' USING ERRCODE = 'check_violation';
+    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+        OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
+        OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+    THEN
+        RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM insert_decision_events(json_build_array(told_event));
 END
@@ -634,6 +691,9 @@ BEGIN
         OR judged.action_sha256 IS DISTINCT FROM NEW.action_sha256
     THEN
         RAISE EXCEPTION 'a release refused: it has no positive verdict of its own' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF decision.superseded_by IS NOT NULL THEN
+        RAISE EXCEPTION 'a release refused: what it was decided on is superseded' USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF decision.state NOT IN ('proposed', 'approved') OR decision.deadline <= clock_timestamp() OR NEW.domain <> decision.domain THEN
         RAISE EXCEPTION 'a release refused: its decision does not wait for one' USING ERRCODE = 'insufficient_privilege';
@@ -715,8 +775,8 @@ END
 $$;
 
 
--- Decisions that somebody must look at although no message says so: a lease ran out, a call's lease or deadline did, or a
--- timer is due, which is marked as fired.
+-- Decisions that somebody must look at although no message says so: a lease ran out, a call's lease or deadline did, a timer
+-- is due, which is marked as fired, or the deadline has passed and nothing else will wake it.
 CREATE FUNCTION fire_timers(most integer) RETURNS TABLE (decision_id uuid, reason text, trace_id uuid, entity_id text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -750,11 +810,18 @@ BEGIN
             WHERE outcome IS NULL AND coalesce(lease_until, deadline) <= clock_timestamp()
             LIMIT most
         )
+        UNION
+        (
+            SELECT decision_id, 'overdue' FROM decisions AS overdue
+            WHERE closed_at IS NULL AND lease_until IS NULL AND deadline <= clock_timestamp()
+                AND NOT EXISTS (SELECT FROM timers WHERE timers.decision_id = overdue.decision_id AND fired_at IS NULL)
+            LIMIT most
+        )
     )
     SELECT decision_id, min(reason), decision.trace_id, decision.entity_id
     FROM woken
     JOIN decisions AS decision USING (decision_id)
-    WHERE decision.closed_at IS NULL
+    WHERE decision.closed_at IS NULL OR reason = 'call'
     GROUP BY decision_id, decision.trace_id, decision.entity_id;
 END
 $$;
@@ -808,7 +875,7 @@ GRANT INSERT (sha256, kind, bytes) ON artifacts TO acp_decide, acp_gatekeeper;
 GRANT INSERT (decision_id, state, observed) ON outcomes TO acp_decide;
 GRANT INSERT (decision_id, agent, agent_version, forecast, probability, happened, brier) ON agent_scores TO acp_decide;
 GRANT EXECUTE ON FUNCTION
-    open_decision, claim_decision, leave_decision, advance_decision, set_timer, intend_call, end_lost_calls, fire_timers,
+    open_decision, join_decision, claim_decision, leave_decision, advance_decision, set_timer, intend_call, end_lost_calls, fire_timers,
     anchor_heads
     TO acp_decide;
 
@@ -822,7 +889,7 @@ GRANT SELECT ON
 GRANT INSERT (
     action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256, verdict_id, event_id, expires_at
 ) ON actions TO acp_gatekeeper;
-GRANT EXECUTE ON FUNCTION record_verdict, ask_approval, switched_off TO acp_gatekeeper;
+GRANT EXECUTE ON FUNCTION lock_decision, record_verdict, ask_approval, switched_off TO acp_gatekeeper;
 
 -- ActionFunction, the client's: what was released, and what it did with it.
 GRANT SELECT ON actions, executions TO acp_action;

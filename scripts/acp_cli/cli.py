@@ -62,7 +62,10 @@ COMMANDS = {
         "decision": Entry("decision_commands", "One decision, step by step, as a tree."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
-    _MEASURING: {"bench": Entry("bench_command", "Measure the relay beside bare loops.")},
+    _MEASURING: {
+        "bench": Entry("bench_command", "Measure the relay beside bare loops."),
+        "backtest": Entry("backtest_command", "Decide on thirteen real years; see how good the forecasts were."),
+    },
     "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
     "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
 }

@@ -1,3 +1,136 @@
+-- name: limit_lock_waits
+-- Bounds how long this transaction waits for any lock.
+SELECT set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: lock_decision
+-- Locks a decision's row until the transaction ends, for whoever may not write it.
+SELECT lock_decision(%(decision_id)s)
+
+-- name: clock
+-- The database's time at this very moment.
+SELECT clock_timestamp()
+
+-- name: verdict_exists
+-- Whether a verdict was given: it is given once.
+SELECT 1 FROM verdicts WHERE verdict_id = %(verdict_id)s
+
+-- name: judged_decision
+-- A decision as the model has it.
+SELECT
+    decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
+    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at
+FROM decisions
+WHERE decision_id = %(decision_id)s
+
+-- name: judged_steps
+-- A decision's steps in order, as they are stored.
+SELECT seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
+FROM decision_steps
+WHERE decision_id = %(decision_id)s
+ORDER BY seq
+
+-- name: judged_artifacts
+-- What evidence, simulations and proposals of a decision put out.
+SELECT DISTINCT artifact.sha256, artifact.bytes
+FROM decision_steps AS step
+JOIN artifacts AS artifact ON artifact.sha256 = step.output_sha256
+WHERE step.decision_id = %(decision_id)s AND step.kind IN ('evidence', 'simulation', 'proposal')
+
+-- name: lock_account
+-- Locks an account until the transaction ends: no two judgements count what it was released at the same time.
+SELECT pg_advisory_xact_lock(hashtextextended(%(account)s, 0))
+
+-- name: approval_of_action
+-- What a person was asked about an action, and whether an approval stands.
+SELECT request.approval_id, coalesce(approval.is_given AND approval.expires_at > clock_timestamp(), false)
+FROM approval_requests AS request
+LEFT JOIN approvals AS approval USING (approval_id)
+WHERE request.decision_id = %(decision_id)s AND request.action_sha256 = %(action_sha256)s
+
+-- name: switched_off
+-- The scopes that are off for an action; a change of a switch waits until the transaction ends.
+SELECT switched_off(%(decision_id)s, %(action_type)s)
+
+-- name: keep_artifact
+-- Stores what a verdict is based on, once by its hash.
+INSERT INTO artifacts (sha256, kind, bytes) VALUES (%(sha256)s, %(kind)s, %(bytes)s) ON CONFLICT (sha256) DO NOTHING
+
+-- name: record_verdict
+-- Puts a verdict on record, as a step of its decision too.
+SELECT record_verdict(
+    %(verdict_id)s, %(decision_id)s, %(proposal_seq)s, %(action_sha256)s, %(verdict)s, %(is_shadow)s, %(approval_id)s,
+    %(policy_sha256)s, %(schema_sha256)s, %(request_sha256)s, %(reasons)s::json, %(errors)s::json
+)
+
+-- name: release_action
+-- Releases an action; the database asks for the verdict of this very transaction.
+INSERT INTO actions (
+    action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256, verdict_id, event_id, expires_at
+)
+VALUES (
+    %(action_id)s, %(decision_id)s, %(idempotency_key)s, %(domain)s, %(action_type)s, %(account)s, %(action_sha256)s,
+    %(verdict_id)s, %(event_id)s, %(expires_at)s
+)
+
+-- name: ask_approval
+-- Asks for a person's approval of one action.
+SELECT ask_approval(%(approval_id)s, %(decision_id)s, %(action_sha256)s, %(expires_at)s, %(shown)s)
+
+-- name: open_approval_requests
+-- What people are asked now, the most urgent first.
+SELECT
+    request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
+    request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id
+FROM approval_requests AS request
+JOIN decisions AS decision USING (decision_id)
+WHERE request.expires_at > clock_timestamp()
+    AND decision.state IN ('proposed', 'awaiting_approval')
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+ORDER BY request.expires_at, request.approval_id
+
+-- name: approval_request
+-- One request, whatever has become of it.
+SELECT
+    request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
+    request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id
+FROM approval_requests AS request
+JOIN decisions AS decision USING (decision_id)
+WHERE request.approval_id::text LIKE %(beginning)s || '%%'
+ORDER BY request.requested_at DESC
+LIMIT 2
+
+-- name: answer_approval
+-- A person's answer; returns what became of it.
+SELECT answer_approval(%(approval_id)s, %(action_sha256)s, %(gives)s, %(reason)s, %(event)s::json)
+
+-- name: who_asks
+-- The login of this session, and the database's time.
+SELECT session_user::text, clock_timestamp()
+
+-- name: set_switch
+-- Switches a scope off or on; waits for releases and executions that are under way.
+SELECT set_switch(%(scope)s, %(off)s, %(reason)s, %(event)s::json)
+
+-- name: switches
+-- Every switch that was ever set, those that are off first.
+SELECT scope, is_off, set_by, set_at, reason FROM switches ORDER BY is_off DESC, scope
+
+-- name: recorded_requests
+-- Every verdict that a policy was asked for, with the request, the policy and its schema, oldest first.
+SELECT
+    verdict.verdict_id, verdict.decision_id, verdict.judged_at, verdict.verdict, verdict.is_shadow, verdict.approval_id,
+    decision.domain, decision.entity_id, decision.occurred_at, policy.bytes, schema.bytes, request.bytes
+FROM verdicts AS verdict
+JOIN decisions AS decision USING (decision_id)
+JOIN artifacts AS policy ON policy.sha256 = verdict.policy_sha256
+JOIN artifacts AS schema ON schema.sha256 = verdict.schema_sha256
+JOIN artifacts AS request ON request.sha256 = verdict.request_sha256
+ORDER BY verdict.judged_at, verdict.verdict_id
+
+-- name: count_unasked_verdicts
+-- How many verdicts fell before any policy was asked.
+SELECT count(*) FROM verdicts WHERE request_sha256 IS NULL OR policy_sha256 IS NULL
+
 -- name: insert_decision_events
 -- Events of deciding, their messages, and one pending delivery per message and subscription.
 SELECT topic, unsubscribed
@@ -58,3 +191,102 @@ FROM decision_steps AS step
 LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
 WHERE step.decision_id = %(decision_id)s
 ORDER BY step.seq
+-- name: decision
+-- One decision as it stands, with the database's time.
+SELECT
+    decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
+    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, wake_seq, clock_timestamp()
+FROM decisions
+WHERE decision_id = %(decision_id)s
+
+-- name: steps
+-- A decision's steps after one of them, in order.
+SELECT seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
+FROM decision_steps
+WHERE decision_id = %(decision_id)s AND seq > %(after_seq)s
+ORDER BY seq
+
+-- name: artifacts
+-- The bytes of artifacts by their hashes.
+SELECT sha256, bytes FROM artifacts WHERE sha256 = ANY(%(hashes)s)
+
+-- name: store_artifact
+-- Stores bytes under their hash; what is stored already stays.
+INSERT INTO artifacts (sha256, kind, bytes)
+VALUES (%(sha256)s, %(kind)s, %(bytes)s)
+ON CONFLICT DO NOTHING
+
+-- name: open_decision
+-- Opens a decision with its first step; false where it was open before.
+SELECT open_decision(
+    %(decision_id)s, %(domain)s, %(playbook)s, %(playbook_version)s, %(pins_sha256)s, %(anomaly_kind)s, %(source)s, %(entity_id)s,
+    %(series)s, %(occurred_at)s, %(trigger_event_id)s, %(trace_id)s, %(is_shadow)s, %(deadline)s, %(budget_micros)s
+)
+
+-- name: join_decision
+-- Records that another event is about a decision's instant; false where it is on record.
+SELECT join_decision(%(decision_id)s, %(event_id)s, %(supersedes)s, %(body)s)
+
+-- name: claim_decision
+-- Takes a decision's lease; no row where another holds it, who is told to look again.
+SELECT fence FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)s)
+
+-- name: leave_decision
+-- Gives the lease back: left, woken (a message came meanwhile), or lost (another has it).
+SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
+
+-- name: advance_decision
+-- Appends a step and moves the decision on, under the fence of its claim; returns the step's number.
+SELECT advance_decision(
+    %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, %(input_sha256)s, %(output_sha256)s, %(state)s, %(lease_seconds)s,
+    %(seen_seq)s
+)
+
+-- name: set_timer
+-- Has a decision looked at again at an instant.
+SELECT set_timer(%(decision_id)s, %(fence)s, %(kind)s, %(due_at)s)
+
+-- name: has_timer
+-- Whether a decision waits for a timer of a kind.
+SELECT EXISTS (
+    SELECT FROM timers WHERE decision_id = %(decision_id)s AND kind = %(kind)s AND fired_at IS NULL
+)
+
+-- name: switched_off_scopes
+-- Every scope that is switched off.
+SELECT scope FROM switches WHERE is_off ORDER BY scope
+
+-- name: intend_call
+-- Records that an agent is to be called, and reserves the most that it may cost; false where a budget has no room.
+SELECT intend_call(
+    %(decision_id)s, %(fence)s, %(call_id)s, %(step_seq)s, %(agent)s, %(agent_version)s, %(attempt)s, %(request_sha256)s,
+    %(micros)s, %(deadline)s, %(budget_scope)s, %(day_limit)s
+)
+
+-- name: end_lost_calls
+-- Ends the attempts of a decision that nobody will answer any more; returns how many.
+SELECT end_lost_calls(%(decision_id)s, %(fence)s)
+
+-- name: store_outcome
+-- What came of a decision.
+INSERT INTO outcomes (decision_id, state, observed)
+VALUES (%(decision_id)s, %(state)s, %(observed)s::jsonb)
+
+-- name: store_score
+-- How good one forecast was.
+INSERT INTO agent_scores (decision_id, agent, agent_version, forecast, probability, happened, brier)
+VALUES (
+    %(decision_id)s, %(agent)s, %(agent_version)s, %(forecast)s, %(probability)s, %(happened)s, %(brier)s
+)
+
+-- name: fire_timers
+-- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
+SELECT decision_id, reason, trace_id, entity_id, clock_timestamp() FROM fire_timers(%(most)s)
+
+-- name: anchor_heads
+-- Anchors the heads of the chains that grew; returns the line that belongs into the log, or no row.
+SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)
+
+-- name: now
+-- The database's time, which leases and deadlines are counted in.
+SELECT clock_timestamp()

@@ -30,6 +30,10 @@ class ContractViolation(ControlPlaneError):
         super().__init__(f"{field}: {reason} (got {_shortened(value)})")
 
 
+class PlaybookFault(ControlPlaneError):
+    """Raised when a playbook asks for what cannot be done, or is gone. Its decision is abandoned at its deadline."""
+
+
 class SourceError(ControlPlaneError):
     """Raised by a source when one symbol could not be fetched. ``raw`` is the source's answer, if there was one.
 

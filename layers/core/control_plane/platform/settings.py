@@ -109,6 +109,39 @@ class DatabaseFunctionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionSettings:
+    """Settings of DecisionFunction; durations are in seconds."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    daily_budget_micros: int
+    """Most that all agents together may cost on a day (UTC), in millionths of a US dollar."""
+    lease_seconds: float
+    """How long a decision is held between two of its steps."""
+    call_wait_seconds: float
+    """How long an agent's call may wait for its agent before its own time begins."""
+    shadow_playbooks: frozenset[str]
+    """Playbooks whose decisions are judged and never released."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "DecisionSettings":
+        """Raises ConfigurationError."""
+        return _read(
+            environ,
+            lambda reader: cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                daily_budget_micros=round(reader.number("DAILY_BUDGET_USD", 0, minimum=0, maximum=100_000) * 1_000_000),
+                lease_seconds=reader.number("DECISION_LEASE_SECONDS", 60, minimum=1, maximum=90),
+                call_wait_seconds=reader.number("CALL_WAIT_SECONDS", 90, minimum=1, maximum=900),
+                shadow_playbooks=frozenset(
+                    name for name in map(str.strip, (reader.text("SHADOW_PLAYBOOKS") or "").split(",")) if name
+                ),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ApiTokenSettings:
     """Where the API's bearer token is: exactly one of the two is set."""
 

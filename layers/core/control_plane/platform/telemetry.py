@@ -40,6 +40,11 @@ METRICS: Final = {
     "DuplicateDeliveries": MetricUnit.Count,
     "ConsumeFailures": MetricUnit.Count,
     "UnknownSubscriptions": MetricUnit.Count,
+    "DecisionsOpened": MetricUnit.Count,
+    "DecisionsClosed": MetricUnit.Count,
+    "DecisionsAbandoned": MetricUnit.Count,
+    "DecisionDuration": MetricUnit.Milliseconds,
+    "AgentCallsLost": MetricUnit.Count,
     "MigrationsApplied": MetricUnit.Count,
     "UnauthorizedRequests": MetricUnit.Count,
 }

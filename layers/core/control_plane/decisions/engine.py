@@ -1,0 +1,285 @@
+"""The decision engine: carries a decision on, step by step, until it has to wait for somebody.
+
+Messages are hints. Whoever gets one claims the decision's lease, reads its record, and does what follows from that; so
+one that comes twice, late or in another order changes nothing. Each step is one transaction with its messages.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection
+from psycopg.types.json import Jsonb
+
+from control_plane.decisions import moves
+from control_plane.decisions.calls import end_lost_calls, intend
+from control_plane.decisions.moves import (
+    BEFORE_RELEASE,
+    Append,
+    Circumstances,
+    Collect,
+    Intend,
+    Model,
+    Move,
+    Observe,
+    Wait,
+)
+from control_plane.decisions.next_move import next_move
+from control_plane.decisions.opening import find_playbook, open_or_join
+from control_plane.decisions.record import Loaded, load
+from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
+from control_plane.model.contract import Event
+from control_plane.model.deciding import Deciding, Playbook
+from control_plane.model.errors import PlaybookFault
+from control_plane.platform.conflicts import retry_conflicts
+from control_plane.platform.queries import load_queries
+from control_plane.platform.telemetry import Telemetry
+
+QUERIES: Final = load_queries(__package__)
+ANOMALY: Final = "ANOMALY_DETECTED"
+
+
+class Engine:
+    """Decides with the plug-ins of the given domains. ``name`` says in leases who holds a decision."""
+
+    def __init__(
+        self, deciding: Mapping[str, Deciding], *, policy: EnginePolicy, telemetry: Telemetry, name: str
+    ) -> None:
+        self._deciding = deciding
+        self._policy = policy
+        self._telemetry = telemetry
+        self._name = name
+
+    def consume(self, connection: Connection[Any], event: Event) -> bool:
+        """Acts on an event of the topic decisions.work; returns whether that added to a record.
+
+        Raises psycopg.Error, PlaybookFault, and what a playbook raises: the message then comes again.
+        """
+        if event.event_type == ANOMALY:
+            return self._take_up(connection, event)
+        decision_id = event.payload.get("decision_id")
+        return decision_id is not None and self.advance(connection, UUID(decision_id))
+
+    def advance(self, connection: Connection[Any], decision_id: UUID) -> bool:
+        """Carries a decision on until it has to wait; returns whether that added to its record.
+
+        Does nothing where another holds it: that one has been told to look again before it leaves.
+        """
+        claim = retry_conflicts(
+            lambda: connection.execute(
+                QUERIES["claim_decision"].sql,
+                {"decision_id": decision_id, "claimant": self._name, "lease_seconds": self._policy.lease_seconds},
+            ).fetchone()
+        )
+        if claim is None:
+            return False
+        hold = Hold(decision_id, claim[0], self._policy)
+        try:
+            return self._advance_held(connection, hold)
+        except psycopg.Error as error:
+            if is_fence_lost(error):
+                self._telemetry.logger.info("fence lost", decision_id=str(decision_id))
+                return True
+            self._give_back(connection, hold)
+            raise
+        except Exception:
+            self._give_back(connection, hold)
+            raise
+
+    def _take_up(self, connection: Connection[Any], event: Event) -> bool:
+        found = find_playbook(self._deciding, event.payload)
+        if found is None:
+            self._telemetry.logger.info("no playbook handles this", event_id=str(event.event_id))
+            return False
+        domain, playbook = found
+        row = connection.execute(QUERIES["now"].sql).fetchone()
+        assert row is not None
+        is_shadow = playbook.name in self._policy.shadow_playbooks
+        opened = retry_conflicts(
+            lambda: open_or_join(connection, event, domain, playbook, is_shadow=is_shadow, now=row[0])
+        )
+        if opened is None:
+            return False
+        if opened.is_new:
+            self._telemetry.count("DecisionsOpened", 1)
+        elif opened.supersedes and opened.state not in BEFORE_RELEASE:
+            self._telemetry.logger.warning(
+                "superseded after its release", decision_id=str(opened.decision_id), state=opened.state
+            )
+        return self.advance(connection, opened.decision_id) or opened.is_new
+
+    def _advance_held(self, connection: Connection[Any], hold: Hold) -> bool:
+        """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
+        has_moved, loaded, ends_lost = False, None, True
+        while True:
+            loaded = load(connection, hold.decision_id, loaded)
+            assert loaded is not None
+            if ends_lost and moves.has_open_calls(loaded.record):
+                ends_lost = False  # once in a while: those that are lost now were lost when it was claimed
+                if self._end_lost(connection, hold):
+                    continue
+            if not loaded.is_closed and self._move(connection, hold, loaded):
+                has_moved = True
+            elif self._leave(connection, hold, loaded):
+                return has_moved
+            else:
+                ends_lost = True
+
+    def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
+        """Makes the next move; returns False where there is nothing to do but wait."""
+        plug_ins = self._plug_ins(loaded)
+        playbook, agents = self._playbook(plug_ins, loaded), {agent.name: agent for agent in plug_ins.agents}
+        given = self._circumstances(connection, loaded)
+        move = next_move(loaded.record, playbook, agents, given)
+        try:
+            return self._make(connection, hold, loaded, playbook, _without_calls_of(move, given.switched_off))
+        except psycopg.Error as error:
+            if has_record_grown(error):
+                return True
+            raise
+
+    def _make(self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Move) -> bool:
+        record = loaded.record
+        match move:
+            case Append():
+                self._append(connection, hold, loaded, move)
+            case Intend(calls_seq, calls):
+                _transact(connection, lambda: intend(connection, hold, loaded, calls_seq, calls))
+            case Collect():
+                with connection.transaction():
+                    gathered = playbook.gather(connection, record)
+                self._append(connection, hold, loaded, moves.evidence(record, gathered))
+            case Model(spec):
+                result = playbook.simulate(record, spec)
+                self._append(connection, hold, loaded, moves.simulation(record, result))
+            case Observe():
+                return self._observe(connection, hold, loaded, playbook, move)
+            case Wait():
+                return False
+        return True
+
+    def _append(self, connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> None:
+        def work() -> None:
+            seq = append(connection, hold, loaded, step, seen_seq=loaded.head_seq)
+            if step.calls:
+                intend(connection, hold, loaded, seq, step.calls)
+            if step.kind == "outcome":
+                _store_outcome(connection, hold, step)
+
+        _transact(connection, work)
+        if step.kind == "closed":
+            self._count_closed(loaded, step)
+
+    def _observe(
+        self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Observe
+    ) -> bool:
+        with connection.transaction():
+            observed = playbook.observe(connection, loaded.record, move.bars, loaded.now)
+        if observed is None and loaded.now >= move.ends_at:
+            observed = {"state": "unobservable", "forecasts": []}
+        if observed is not None:
+            self._append(connection, hold, loaded, moves.outcome(loaded.record, observed))
+            return True
+        timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": "observe"}
+        row = connection.execute(QUERIES["has_timer"].sql, timer).fetchone()
+        if row is None or not row[0]:
+            due_at = _next_look(loaded.now, move, self._policy.observe_seconds)
+            connection.execute(QUERIES["set_timer"].sql, {**timer, "due_at": due_at})
+        return False
+
+    def _end_lost(self, connection: Connection[Any], hold: Hold) -> int:
+        ended = retry_conflicts(lambda: end_lost_calls(connection, hold))
+        if ended:
+            self._telemetry.count("AgentCallsLost", ended)
+        return ended
+
+    def _circumstances(self, connection: Connection[Any], loaded: Loaded) -> Circumstances:
+        decision = loaded.record.decision
+        if decision.state not in BEFORE_RELEASE:
+            return Circumstances()
+        expiry = moves.approval_expiry(loaded.record)
+        return Circumstances(
+            is_overdue=loaded.now >= decision.deadline,
+            is_expired=expiry is not None and loaded.now >= expiry,
+            switched_off=frozenset(scope for (scope,) in connection.execute(QUERIES["switched_off_scopes"].sql)),
+        )
+
+    def _plug_ins(self, loaded: Loaded) -> Deciding:
+        domain = loaded.record.decision.domain
+        if domain not in self._deciding:
+            raise PlaybookFault(f"decision {loaded.record.decision.decision_id} is of domain {domain}, which is gone")
+        return self._deciding[domain]
+
+    def _playbook(self, plug_ins: Deciding, loaded: Loaded) -> Playbook:
+        decision = loaded.record.decision
+        for playbook in plug_ins.playbooks:
+            if (playbook.name, playbook.version) == (decision.playbook, decision.playbook_version):
+                return playbook
+        raise PlaybookFault(
+            f"decision {decision.decision_id} is decided by {decision.playbook} {decision.playbook_version}, which is "
+            "gone: deploy a release that has it until the decision is closed"
+        )
+
+    def _leave(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
+        """Gives the lease back; returns False where a message came since the record was read."""
+        row = connection.execute(
+            QUERIES["leave_decision"].sql,
+            {"decision_id": hold.decision_id, "fence": hold.fence, "wake_seq": loaded.wake_seq},
+        ).fetchone()
+        return row is None or row[0] != "woken"
+
+    def _give_back(self, connection: Connection[Any], hold: Hold) -> None:
+        """Gives the lease back after a failure, whatever came meanwhile: the failed message comes again."""
+        with suppress(psycopg.Error):
+            loaded = load(connection, hold.decision_id)
+            if loaded is not None:
+                self._leave(connection, hold, loaded)
+
+    def _count_closed(self, loaded: Loaded, step: Append) -> None:
+        decision = loaded.record.decision
+        self._telemetry.count("DecisionsClosed", 1)
+        self._telemetry.count("DecisionDuration", (loaded.now - decision.opened_at).total_seconds() * 1000)
+        if step.state == "abandoned":
+            self._telemetry.count("DecisionsAbandoned", 1)
+        self._telemetry.logger.info(
+            "closed",
+            decision_id=str(decision.decision_id),
+            state=step.state,
+            reason=step.body["reason"],
+            trace_id=str(decision.trace_id),
+        )
+
+
+def _without_calls_of(move: Move, switched_off: frozenset[str]) -> Move:
+    """Leaves the calls of agents that are off to the next move, which gives up on them."""
+    if not isinstance(move, Append):
+        return move
+    return replace(move, calls=tuple(call for call in move.calls if f"agent:{call.agent}" not in switched_off))
+
+
+def _transact(connection: Connection[Any], work: Callable[[], None]) -> None:
+    def once() -> None:
+        with connection.transaction():
+            work()
+
+    retry_conflicts(once)
+
+
+def _next_look(now: datetime, move: Observe, shortest: float) -> datetime:
+    """Later and later: a quarter of the time that has passed since the horizon began, and at its end for certain."""
+    pause = max(timedelta(seconds=shortest), (now - move.since) / 4)
+    return min(now + pause, max(move.ends_at, now + timedelta(seconds=1)))
+
+
+def _store_outcome(connection: Connection[Any], hold: Hold, step: Append) -> None:
+    observed = dict(step.body)
+    connection.execute(
+        QUERIES["store_outcome"].sql,
+        {"decision_id": hold.decision_id, "state": observed["state"], "observed": Jsonb(observed)},
+    )
+    for score in observed["scores"]:
+        connection.execute(QUERIES["store_score"].sql, {"decision_id": hold.decision_id, **score})

@@ -1,0 +1,167 @@
+"""What a decision does next: a pure function of its record, its playbook, and of the few circumstances it depends on.
+
+The engine carries a move out; a replay makes the same moves from the stored record and compares.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Final
+
+from control_plane.decisions.moves import (
+    BEFORE_RELEASE,
+    CLOSED,
+    Append,
+    Circumstances,
+    Collect,
+    Model,
+    Move,
+    Observe,
+    Wait,
+    closed,
+    is_superseded,
+    moved,
+    trunk,
+)
+from control_plane.decisions.rounds import begin_round, children, next_of_round
+from control_plane.model.deciding import (
+    Agent,
+    AwaitApproval,
+    CallAgents,
+    Close,
+    Command,
+    Gather,
+    JsonObject,
+    ObserveAt,
+    Playbook,
+    Propose,
+    Record,
+    Simulate,
+    Step,
+)
+from control_plane.model.errors import PlaybookFault
+from control_plane.model.ids import canonical_json
+
+MOST_STEPS: Final = 500
+
+
+def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], given: Circumstances) -> Move:
+    """Returns what is to be done now. Raises PlaybookFault."""
+    state = record.decision.state
+    if state in CLOSED:
+        return Wait()
+    if len(record.steps) >= MOST_STEPS:
+        raise PlaybookFault(
+            f"decision {record.decision.decision_id} has {MOST_STEPS} steps: its playbook goes in circles"
+        )
+    if state in BEFORE_RELEASE and (ended := _settled(record) or _abandoned(record, given)) is not None:
+        return ended
+    if (calls := record.last("calls")) is not None and not children(record, calls, "answers"):
+        return next_of_round(record, calls, playbook, agents, given)
+    waiting = _waiting(record, given)
+    return waiting if waiting is not None else _commanded(record, playbook.next(record), playbook, agents)
+
+
+def _settled(record: Record) -> Append | None:
+    """What the gatekeeper or a person has settled already."""
+    if (released := record.last("released")) is not None:
+        return moved(record, "released", released)
+    verdict, approval = _verdict(record), record.last("approval")
+    if verdict is not None and verdict.body["verdict"] == "refused" and record.decision.state != "awaiting_approval":
+        return moved(record, "refused", verdict)
+    if record.decision.state == "awaiting_approval" and approval is not None and not approval.body["is_given"]:
+        return moved(record, "denied", approval)
+    return None
+
+
+def _abandoned(record: Record, given: Circumstances) -> Append | None:
+    decision = record.decision
+    if is_superseded(record):
+        return closed(record, "abandoned", "superseded")
+    if given.is_overdue:
+        return closed(record, "abandoned", "deadline")
+    off = given.switched_off & {"all", f"domain:{decision.domain}", f"playbook:{decision.playbook}"}
+    return closed(record, "abandoned", f"switched off: {', '.join(sorted(off))}") if off else None
+
+
+def _verdict(record: Record) -> Step | None:
+    """The verdict that counts now: of the proposal, or, once a person has approved it, the one after that."""
+    proposal, approval = record.last("proposal"), record.last("approval")
+    after = approval.seq if approval is not None else -1
+    return next(
+        (
+            step
+            for step in reversed(record.steps)
+            if step.kind == "verdict" and proposal is not None and step.parent == proposal.seq and step.seq > after
+        ),
+        None,
+    )
+
+
+def _waiting(record: Record, given: Circumstances) -> Move | None:
+    """What follows from what others added; None where it is the playbook's turn."""
+    match record.decision.state:
+        case "proposed":
+            return _of_proposed(record)
+        case "awaiting_approval":
+            return _of_awaiting_approval(record, given)
+        case "approved":
+            return Wait()
+        case "released":
+            execution = record.last("execution")
+            return Wait() if execution is None else moved(record, execution.body["outcome"], execution)
+        case "observing" if record.last("outcome") is None:
+            return _of_observing(record)
+    return None
+
+
+def _of_proposed(record: Record) -> Move | None:
+    verdict, asked = _verdict(record), record.last("approval_asked")
+    if verdict is None:
+        return Wait()
+    if record.decision.is_shadow:
+        return None  # it is judged, and that is all
+    if verdict.body["verdict"] == "needs_approval" and asked is not None:
+        return moved(record, "awaiting_approval", asked)
+    return Wait()
+
+
+def _of_awaiting_approval(record: Record, given: Circumstances) -> Move:
+    approval = record.last("approval")
+    if approval is not None:
+        return moved(record, "approved", approval)
+    return moved(record, "expired", record.last("approval_asked")) if given.is_expired else Wait()
+
+
+def _of_observing(record: Record) -> Move:
+    begun = record.last("observing")
+    assert begun is not None
+    return Observe(
+        bars=begun.body["bars"], ends_at=begun.at + timedelta(seconds=begun.body["ceiling_seconds"]), since=begun.at
+    )
+
+
+def _commanded(record: Record, command: Command, playbook: Playbook, agents: Mapping[str, Agent]) -> Move:
+    move: Move
+    match command:
+        case Gather():
+            move = Collect()
+        case CallAgents(state, requests):
+            move = begin_round(record, state, requests, playbook, agents)
+        case Simulate(spec):
+            move = Model(spec)
+        case Propose(proposal):
+            move = _proposal(record, proposal)
+        case AwaitApproval():
+            move = Wait()
+        case ObserveAt(bars, ceiling):
+            body = {"bars": bars, "ceiling_seconds": int(ceiling.total_seconds())}
+            move = Append("observing", trunk(record), body, "observing")
+        case Close(state, reason):
+            move = closed(record, state, reason)
+    return move
+
+
+def _proposal(record: Record, proposal: JsonObject) -> Append:
+    stated = {name: value for name, value in proposal.items() if name != "action"}
+    action = canonical_json(proposal["action"], field="action")
+    return Append("proposal", trunk(record), stated, "proposed", action, "action")

@@ -1,0 +1,80 @@
+"""Appending the engine's steps, under the fence of the claim that it holds a decision by."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg import Connection
+
+from control_plane.decisions import announcements
+from control_plane.decisions.emit import emit
+from control_plane.decisions.moves import Append
+from control_plane.decisions.record import Loaded, store_artifact
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+FENCE_LOST: Final = "AC001"
+RECORD_GREW: Final = "AC003"
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePolicy:
+    """How the engine works; durations are in seconds."""
+
+    lease_seconds: float = 60
+    daily_budget_micros: int = 0
+    call_wait_seconds: float = 90
+    """How long a call may wait for its agent before its own time begins."""
+    observe_seconds: float = 60
+    """The shortest time between two looks whether a horizon is over."""
+    shadow_playbooks: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A claim: nobody else advances the decision while its fence is the latest."""
+
+    decision_id: UUID
+    fence: int
+    policy: EnginePolicy
+
+
+def is_fence_lost(error: psycopg.Error) -> bool:
+    """Whether another has claimed the decision meanwhile."""
+    return error.sqlstate == FENCE_LOST
+
+
+def has_record_grown(error: psycopg.Error) -> bool:
+    """Whether somebody added to the record what the move did not know of."""
+    return error.sqlstate == RECORD_GREW
+
+
+def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append, *, seen_seq: int | None) -> int:
+    """Appends a step with its artifacts and its events, in the caller's transaction, and returns its number.
+
+    ``seen_seq`` is the end of the record that the step was decided on; None within a transaction that has checked it.
+    Raises psycopg.Error: is_fence_lost and has_record_grown tell two of them.
+    """
+    for kind, content in step.artifacts:
+        store_artifact(connection, kind, content)
+    output = None if step.output is None else store_artifact(connection, step.output_kind, step.output)
+    row = connection.execute(
+        QUERIES["advance_decision"].sql,
+        {
+            "decision_id": hold.decision_id,
+            "fence": hold.fence,
+            "kind": step.kind,
+            "parent": step.parent,
+            "body": step.body_bytes(),
+            "input_sha256": None,
+            "output_sha256": output,
+            "state": step.state,
+            "lease_seconds": hold.policy.lease_seconds,
+            "seen_seq": seen_seq,
+        },
+    ).fetchone()
+    assert row is not None
+    seq = int(row[0])
+    emit(connection, *announcements.announce(loaded.record, step, seq, loaded.now))
+    return seq
