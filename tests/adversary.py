@@ -7,13 +7,14 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from random import Random
 from typing import Any
 from uuid import UUID
 
-from tests.judgements import AT, BAR, GATE, MILLION, Case, CaseGate, evidence, json_bytes, release
+from tests.judgements import AT, GATE, MILLION, Case, CaseGate, evidence, json_bytes, release
 from tests.oracle import expected
 
 from control_plane.decisions.judgement import AskedApproval, approval_id
@@ -78,7 +79,8 @@ def draw(random: Random) -> tuple[Case, str]:
     case = _lawful(random)
     policies = "own"
     for _ in range(random.choice((0, 0, 0, 0, 1, 1, 1, 2))):
-        random.choice(TWISTS)(random, case)
+        with suppress(LookupError, TypeError, AttributeError, ValueError):  # of what an earlier one took away
+            random.choice(TWISTS)(random, case)
     if random.random() < 0.06:
         policies = random.choice(sorted(GATES))
     if random.random() < 0.1:
@@ -224,8 +226,7 @@ def _stored_otherwise(random: Random, case: Case) -> None:
 
 def _no_bar(_: Random, case: Case) -> None:
     case.stored = None
-    case.evidence["bar"]["event_id"] = random_id = str(UUID(int=5))
-    assert random_id != str(BAR)
+    case.evidence["bar"]["event_id"] = str(UUID(int=5))
 
 
 def _released_before(random: Random, case: Case) -> None:
