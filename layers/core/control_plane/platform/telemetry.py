@@ -47,6 +47,11 @@ METRICS: Final = {
     "AgentCallsLost": MetricUnit.Count,
     "MigrationsApplied": MetricUnit.Count,
     "UnauthorizedRequests": MetricUnit.Count,
+    "VerdictsPermitted": MetricUnit.Count,
+    "VerdictsRefused": MetricUnit.Count,
+    "VerdictErrors": MetricUnit.Count,
+    "ApprovalsRequested": MetricUnit.Count,
+    "ActionsReleased": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 
