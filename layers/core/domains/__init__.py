@@ -1,11 +1,16 @@
 """The domains that this deployment has. A new one is a package beside ``finance`` and one entry in ``DOMAINS``."""
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from control_plane.model.contract import PLATFORM_PAYLOADS, EventTypes
 from control_plane.model.decision_events import DECISION_PAYLOADS
 from control_plane.model.domain import Domain
 from domains import finance
+
+if TYPE_CHECKING:
+    from control_plane.model.deciding import Deciding
 
 DOMAINS: Final[tuple[Domain, ...]] = (finance.DOMAIN,)
 
@@ -13,3 +18,8 @@ EVENT_TYPES: Final = EventTypes(
     [*PLATFORM_PAYLOADS, *DECISION_PAYLOADS, *(payload for domain in DOMAINS for payload in domain.payloads)]
 )
 """Every event type that this deployment knows."""
+
+
+def load_deciding(domains: Iterable[Domain] = DOMAINS) -> "Mapping[str, Deciding]":
+    """Imports what each domain plugs into the decision engine, and returns it by the domain's name."""
+    return {domain.name: import_module(domain.deciding).DECIDING for domain in domains if domain.deciding is not None}

@@ -29,3 +29,6 @@ class Domain:
     payloads: tuple[type[Payload], ...]
     """Its event types."""
     consumers: tuple[Consumer, ...] = ()
+    deciding: str | None = None
+    """The module whose ``DECIDING`` is a control_plane.model.deciding.Deciding; its name alone, so that a function that
+    decides nothing imports none of it."""

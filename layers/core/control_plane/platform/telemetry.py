@@ -40,6 +40,9 @@ METRICS: Final = {
     "DuplicateDeliveries": MetricUnit.Count,
     "ConsumeFailures": MetricUnit.Count,
     "UnknownSubscriptions": MetricUnit.Count,
+    "AgentCalls": MetricUnit.Count,
+    "AgentCallFailures": MetricUnit.Count,
+    "AgentCostMicros": MetricUnit.Count,
     "MigrationsApplied": MetricUnit.Count,
     "UnauthorizedRequests": MetricUnit.Count,
 }
