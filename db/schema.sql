@@ -304,7 +304,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) RETURNS TABLE(fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, deadline timestamp with time zone, trace_id uuid, entity_id text, occurred_at timestamp with time zone)
+CREATE FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) RETURNS TABLE(fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, reserved_micros bigint, seconds_left double precision, trace_id uuid, entity_id text, occurred_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -334,7 +334,9 @@ BEGIN
             )
         )
     RETURNING
-        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.lease_until,
+        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.reserved_micros,
+        -- By this clock alone: the caller's may be another one.
+        extract(epoch FROM call.lease_until - clock_timestamp())::double precision,
         decision.trace_id, decision.entity_id, decision.occurred_at;
 END
 $$;

@@ -432,8 +432,8 @@ $$;
 -- Takes an attempt, once; no row where it was taken, ended or is too late, or where its agent is switched off.
 CREATE FUNCTION claim_call(of_call uuid, claimant text, lease_seconds double precision)
 RETURNS TABLE (
-    fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, deadline timestamptz,
-    trace_id uuid, entity_id text, occurred_at timestamptz
+    fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, reserved_micros bigint,
+    seconds_left double precision, trace_id uuid, entity_id text, occurred_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -464,7 +464,9 @@ BEGIN
             )
         )
     RETURNING
-        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.lease_until,
+        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.reserved_micros,
+        -- By this clock alone: the caller's may be another one.
+        extract(epoch FROM call.lease_until - clock_timestamp())::double precision,
         decision.trace_id, decision.entity_id, decision.occurred_at;
 END
 $$;

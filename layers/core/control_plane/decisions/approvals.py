@@ -10,7 +10,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from control_plane.decisions.emit import message
-from control_plane.model.decision_events import DECISION_WORK, ApprovalDenied, ApprovalGiven
+from control_plane.model.decision_events import ApprovalDenied, ApprovalGiven
 from control_plane.platform.messages import one_as_json
 from control_plane.platform.queries import load_queries
 
@@ -86,7 +86,6 @@ def answer(
             series=f"{request.decision_id}:approval:{request.approval_id}",
             at=now,
             trace_id=request.trace_id,
-            also_topics=(DECISION_WORK,),
         )
         row = connection.execute(
             QUERIES["answer_approval"].sql,

@@ -11,7 +11,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from control_plane.decisions.emit import message
-from control_plane.model.decision_events import DECISION_WORK, SwitchSet
+from control_plane.model.decision_events import SwitchSet
 from control_plane.platform.messages import one_as_json
 from control_plane.platform.queries import load_queries
 
@@ -59,7 +59,6 @@ def set_switch(connection: Connection[Any], scope: str, *, off: bool, reason: st
             series=scope,
             at=now,
             trace_id=uuid4(),
-            also_topics=(DECISION_WORK,),
         )
         connection.execute(
             QUERIES["set_switch"].sql, {"scope": scope, "off": off, "reason": reason, "event": one_as_json(told)}
