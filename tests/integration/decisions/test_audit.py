@@ -208,9 +208,8 @@ def test_a_decision_that_is_deleted_whole_is_found(tampered: Tampered) -> None:
         connection.execute("DELETE FROM budget_reservations")
         connection.execute("DELETE FROM budgets")
         for table in (
-            "actions", "approvals", "approval_requests", "verdicts", "agent_calls", "outcomes", "agent_scores", "
-            ""timers",
-            "decision_steps", "decisions",
+            "actions", "approvals", "approval_requests", "verdicts", "agent_calls", "outcomes", "agent_scores",
+            "timers", "decision_steps", "decisions",
         ):  # fmt: skip
             connection.execute(f"DELETE FROM {table}".encode())
         assert tampered.findings(with_log=False) == {"decisions"}
