@@ -35,6 +35,7 @@ class Entry(NamedTuple):
 
 
 _CLOUD, _SIGNALS, _DATABASE, _MEASURING = "The local cloud", "Signals", "The database", "Measuring"
+_DECISIONS = "Decisions"
 COMMANDS = {
     _CLOUD: {
         "up": Entry("cloud_commands", "Start PostgreSQL and something that stands in for AWS, build, deploy."),
@@ -56,6 +57,14 @@ COMMANDS = {
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
+    },
+    _DECISIONS: {
+        "approvals": Entry("approval_commands", "The actions that people are asked to approve."),
+        "approve": Entry("approval_commands", "Approve exactly one action, as yourself."),
+        "deny": Entry("approval_commands", "Deny an action."),
+        "switch": Entry("approval_commands", "Switch off, or on, all or a part of what is decided."),
+        "switches": Entry("approval_commands", "What is switched off, by whom and why."),
+        "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {"bench": Entry("bench_command", "Measure the relay beside bare loops.")},
