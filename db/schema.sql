@@ -100,6 +100,8 @@ BEGIN
         OR wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM (
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
+        OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
@@ -803,6 +805,15 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.lock_decision(of_decision uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+END
+$$;
+
 CREATE TABLE public.switches (
     scope text NOT NULL,
     is_off boolean NOT NULL,
@@ -914,7 +925,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, request bytea, why json, errors json) RETURNS integer
+CREATE FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -923,11 +934,12 @@ DECLARE
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
-        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, request_sha256,
-        reasons, errors
+        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, schema_sha256,
+        request_sha256, reasons, errors
     )
     VALUES (
-        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, request, why::jsonb, errors::jsonb
+        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, policy_schema, request, why::jsonb,
+        errors::jsonb
     )
     RETURNING * INTO judged;
     RETURN append_step(
@@ -973,8 +985,12 @@ BEGIN
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
     INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
-    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET' THEN
-        RAISE EXCEPTION 'the event does not say that a switch was set' USING ERRCODE = 'check_violation';
+    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+        OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
+        OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+    THEN
+        RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM insert_decision_events(json_build_array(told_event));
 END
@@ -1952,6 +1968,7 @@ CREATE TABLE public.verdicts (
     is_shadow boolean NOT NULL,
     approval_id uuid,
     policy_sha256 bytea,
+    schema_sha256 bytea,
     request_sha256 bytea,
     reasons jsonb NOT NULL,
     errors jsonb NOT NULL,
@@ -1959,7 +1976,7 @@ CREATE TABLE public.verdicts (
     judged_in xid8 DEFAULT pg_current_xact_id() NOT NULL,
     CONSTRAINT verdicts_errors_check CHECK ((jsonb_typeof(errors) = 'array'::text)),
     CONSTRAINT verdicts_errors_refuse CHECK (((verdict = 'refused'::text) OR (errors = '[]'::jsonb))),
-    CONSTRAINT verdicts_name_what_they_judge CHECK (((verdict = 'refused'::text) OR ((action_sha256 IS NOT NULL) AND (policy_sha256 IS NOT NULL) AND (request_sha256 IS NOT NULL)))),
+    CONSTRAINT verdicts_name_what_they_judge CHECK (((verdict = 'refused'::text) OR ((action_sha256 IS NOT NULL) AND (policy_sha256 IS NOT NULL) AND (schema_sha256 IS NOT NULL) AND (request_sha256 IS NOT NULL)))),
     CONSTRAINT verdicts_reasons_check CHECK ((jsonb_typeof(reasons) = 'array'::text)),
     CONSTRAINT verdicts_verdict_check CHECK ((verdict = ANY (ARRAY['permitted'::text, 'needs_approval'::text, 'refused'::text])))
 );
@@ -2274,6 +2291,9 @@ ALTER TABLE ONLY public.verdicts
 ALTER TABLE ONLY public.verdicts
     ADD CONSTRAINT verdicts_request_sha256_fkey FOREIGN KEY (request_sha256) REFERENCES public.artifacts(sha256);
 
+ALTER TABLE ONLY public.verdicts
+    ADD CONSTRAINT verdicts_schema_sha256_fkey FOREIGN KEY (schema_sha256) REFERENCES public.artifacts(sha256);
+
 GRANT USAGE ON SCHEMA public TO acp_ingest;
 GRANT USAGE ON SCHEMA public TO acp_relay;
 GRANT USAGE ON SCHEMA public TO acp_consume;
@@ -2368,6 +2388,9 @@ GRANT ALL ON FUNCTION public.intend_call(of_decision uuid, with_fence bigint, ne
 REVOKE ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) TO acp_decide;
 
+REVOKE ALL ON FUNCTION public.lock_decision(of_decision uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.lock_decision(of_decision uuid) TO acp_gatekeeper;
+
 GRANT SELECT ON TABLE public.switches TO acp_decide;
 GRANT SELECT ON TABLE public.switches TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.switches TO acp_command;
@@ -2410,8 +2433,8 @@ GRANT ALL ON FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subsc
 REVOKE ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) TO acp_action;
 
-REVOKE ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, request bytea, why json, errors json) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, request bytea, why json, errors json) TO acp_gatekeeper;
+REVOKE ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) TO acp_gatekeeper;
 
 REVOKE ALL ON FUNCTION public.refuse_change() FROM PUBLIC;
 
