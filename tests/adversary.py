@@ -25,7 +25,7 @@ from domains.finance.gate import Release
 
 
 def _variant(name: str, policies: Callable[[str], Any], schema: Callable[[str], Any]) -> CaseGate:
-    return type(
+    made: CaseGate = type(
         f"{name.title().replace(' ', '')}Gate",
         (CaseGate,),
         {
@@ -33,6 +33,7 @@ def _variant(name: str, policies: Callable[[str], Any], schema: Callable[[str], 
             "schema": property(lambda _: schema(GATE.schema)),
         },
     )()
+    return made
 
 
 def _unreadable(_: str) -> str:

@@ -21,12 +21,6 @@ from domains import EVENT_TYPES, load_deciding
 
 SUBSCRIPTION: Final = "gatekeeper"
 
-_COUNTED: Final = {
-    "permitted": "VerdictsPermitted",
-    "needs_approval": "ApprovalsRequested",
-    "refused": "VerdictsRefused",
-}
-
 telemetry = Telemetry("gatekeeper")
 
 
@@ -53,7 +47,13 @@ def give_verdict(connection: Connection[Any], event: Event) -> bool:
     verdict = judge(connection, gates().get(domain), decision_id, int(asked.proposal_seq), int(asked.nth))
     if verdict.verdict is None:
         return False
-    telemetry.count(_COUNTED[verdict.verdict], 1)
+    match verdict.verdict:
+        case "permitted":
+            telemetry.count("VerdictsPermitted", 1)
+        case "needs_approval":
+            telemetry.count("ApprovalsRequested", 1)
+        case _:
+            telemetry.count("VerdictsRefused", 1)
     if verdict.is_released:
         telemetry.count("ActionsReleased", 1)
     if verdict.errors:

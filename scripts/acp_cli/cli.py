@@ -35,6 +35,7 @@ class Entry(NamedTuple):
 
 
 _CLOUD, _SIGNALS, _DATABASE, _MEASURING = "The local cloud", "Signals", "The database", "Measuring"
+_DECISIONS = "Decisions"
 COMMANDS = {
     _CLOUD: {
         "up": Entry("cloud_commands", "Start PostgreSQL and something that stands in for AWS, build, deploy."),
@@ -57,9 +58,15 @@ COMMANDS = {
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
     },
-    "Decisions": {
+    _DECISIONS: {
         "decisions": Entry("decision_commands", "What was decided, newest first."),
         "decision": Entry("decision_commands", "One decision, step by step, as a tree."),
+        "approvals": Entry("approval_commands", "The actions that people are asked to approve."),
+        "approve": Entry("approval_commands", "Approve exactly one action, as yourself."),
+        "deny": Entry("approval_commands", "Deny an action."),
+        "switch": Entry("approval_commands", "Switch off, or on, all or a part of what is decided."),
+        "switches": Entry("approval_commands", "What is switched off, by whom and why."),
+        "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {

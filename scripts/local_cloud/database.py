@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -13,7 +14,7 @@ from control_plane.ops.upgrade import UpgradeReport, upgrade
 from control_plane.platform.settings import MigrationSettings
 from local_cloud.build import TEMPLATE
 from local_cloud.errors import AcpError
-from local_cloud.roles import OWNER, READER, SECRETS, SEE_OTHERS_SESSIONS
+from local_cloud.roles import COMMAND, OWNER, READER, SECRETS, SEE_OTHERS_SESSIONS
 from local_cloud.template import read_template
 
 if TYPE_CHECKING:
@@ -39,6 +40,27 @@ def owner_url(server: PostgresServer, run: RunState) -> str:
 def reader_url(server: PostgresServer, run: RunState) -> str:
     """For whoever looks."""
     return url(server, run, READER)
+
+
+def person_url(server: PostgresServer, run: RunState, person: str) -> str:
+    """For approvals and switches: a login of the person's own in acp_command, made where it is missing.
+
+    What they do is on record under it. Elsewhere an administrator makes such logins: docs/deploy.md.
+    """
+    login = f"person_{person}"[:63]
+    password = hmac.new(run.role_passwords[OWNER].encode(), login.encode(), "sha256").hexdigest()
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [COMMAND]).fetchone() is None:
+            msg = f"The database has no role {COMMAND}."
+            raise AcpError(msg, remedy="Bring it up to date: scripts/acp db migrate")
+        exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [login]).fetchone() is not None
+        if not exists:
+            connection.execute(
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {} IN ROLE {}").format(
+                    sql.Identifier(login), sql.Literal(password), sql.Identifier(COMMAND)
+                )
+            )
+    return server.url(login, NAME, password)
 
 
 def prepare(server: PostgresServer, run: RunState) -> None:

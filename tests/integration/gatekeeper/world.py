@@ -247,3 +247,9 @@ def read_json(content: Any) -> Any:
 
 def wide_evidence() -> dict[str, Any]:
     return evidence(market=(-13_500, -9_000, -8_000, -7_000))
+
+
+def without(*names: str) -> str:
+    """Finance's policies without some of them."""
+    parts = FinanceGate().policies.split("@id(")
+    return parts[0] + "".join("@id(" + part for part in parts[1:] if part.split('"')[1] not in names)

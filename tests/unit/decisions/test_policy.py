@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import cedarpy
 import pytest
 from tests.judgements import Case, CaseGate
 
-from control_plane.decisions import policy
 from control_plane.decisions.policy import PolicyUnusable, load, load_from, rule
 
 SCHEMA = """
@@ -144,5 +144,5 @@ def test_whatever_the_binding_raises_refuses(error: Exception, monkeypatch: pyte
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(policy.cedarpy, "is_authorized", fail)
+    monkeypatch.setattr(cedarpy, "is_authorized", fail)
     assert verdict(PERMIT) == "refused"

@@ -38,8 +38,9 @@ class AskedApproval:
 class Present(Protocol):
     """What a judgement depends on beside the record: the database as it is now."""
 
-    connection: Any
-    """What the gate reads from."""
+    @property
+    def connection(self) -> Any:
+        """What the gate reads from."""
 
     def now(self) -> datetime:
         """Returns the database's time; no other clock counts."""

@@ -25,7 +25,7 @@ class Retried:
     occurred_at: datetime
     is_shadow: bool
     recorded: str
-    """The verdict on record. It may be refused although the policies were not: by a switch, or an approval that failed."""
+    """The verdict on record. A switch, or an approval that failed, may have refused what the policies did not."""
     before: Ruling
     """By the policies that were asked then."""
     after: Ruling

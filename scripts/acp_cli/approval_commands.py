@@ -1,0 +1,201 @@
+"""approvals, approve, deny, switch, switches: what people decide themselves, each as their own login."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import psycopg
+import typer
+from rich.table import Table
+
+from acp_cli.status import duration
+from control_plane.decisions import approvals as asked
+from control_plane.decisions import switches as switched
+from local_cloud import database
+from local_cloud.cloud import Cloud
+from local_cloud.errors import AcpError, UsageError
+from local_cloud.progress import Progress
+from local_cloud.visible import Terminal, shown, shown_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from control_plane.decisions.approvals import ApprovalRequest
+    from local_cloud.run_state import RunState
+
+PANEL = "Decisions"
+_JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
+_ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept on record.")]
+_ByOption = Annotated[str, typer.Option("--by", envvar="USER", help="Who you are: your login at the database.")]
+_IdArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="As `acp approvals` lists it; its beginning will do.", show_default=False)
+]
+
+
+class State(StrEnum):
+    """What a switch can be set to."""
+
+    off = "off"
+    on = "on"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("approvals", rich_help_panel=PANEL)(approvals)
+    app.command("approve", rich_help_panel=PANEL)(approve)
+    app.command("deny", rich_help_panel=PANEL)(deny)
+    app.command("switch", rich_help_panel=PANEL)(switch)
+    app.command("switches", rich_help_panel=PANEL)(switches)
+
+
+def approvals(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonOption = False) -> None:
+    """List the actions that people are asked to approve, the most urgent first. Silence is a no."""
+    cloud, run = _running(ctx)
+    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+        requests = asked.open_requests(connection)
+    if as_json:
+        sys.stdout.write(json.dumps([_as_json(request) for request in requests], indent=2) + "\n")
+        return
+    console = Terminal()
+    for request in requests:
+        left = (request.expires_at - datetime.now(UTC)).total_seconds()
+        console.print(f"[bold]{request.approval_id}[/]", soft_wrap=True)
+        console.print(f"  {shown(request.domain)} · {shown(request.playbook)} · {duration(max(left, 0))} left")
+        console.print(_indented(request.shown), soft_wrap=True)
+        console.print()
+    if requests:
+        Progress().say("scripts/acp approve ID, or scripts/acp deny ID. Without an answer in time it is denied.")
+    else:
+        Progress().say("Nothing waits for an approval.")
+
+
+def approve(
+    ctx: typer.Context, request_id: _IdArgument, *, reason: _ReasonOption = "", by: _ByOption = "somebody"
+) -> None:
+    """Approve exactly the action that is shown. It is judged again, and released if nothing speaks against it now."""
+    _answer(ctx, request_id, gives=True, reason=reason, by=by)
+
+
+def deny(
+    ctx: typer.Context, request_id: _IdArgument, *, reason: _ReasonOption = "", by: _ByOption = "somebody"
+) -> None:
+    """Deny an action, for good."""
+    _answer(ctx, request_id, gives=False, reason=reason, by=by)
+
+
+def switch(
+    ctx: typer.Context,
+    state: Annotated[State, typer.Argument(help="off, or on again.", show_default=False)],
+    scope: Annotated[
+        str,
+        typer.Argument(
+            help="all, domain:NAME, playbook:NAME, agent:NAME, action:TYPE or model:NAME.", show_default=False
+        ),
+    ],
+    *,
+    reason: _ReasonOption = "",
+    by: _ByOption = "somebody",
+) -> None:
+    """Switch a scope off, or on again. Once it returns, nothing that the scope covers is released or executed."""
+    if not switched.is_scope(scope):
+        msg = f"{scope!r} is no scope."
+        raise UsageError(msg, remedy="all, domain:NAME, playbook:NAME, agent:NAME, action:TYPE or model:NAME")
+    cloud, run = _running(ctx)
+    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+        who = switched.set_switch(connection, scope, off=state is State.off, reason=reason)
+    said = f"until scripts/acp switch on {scope}" if state is State.off else "again"
+    Progress().say(f"{scope} is {state} {said} (by {who}).")
+
+
+def switches(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonOption = False) -> None:
+    """List what was ever switched, what is off first."""
+    cloud, run = _running(ctx)
+    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+        found = switched.list_switches(connection)
+    if as_json:
+        rows = [
+            {
+                "scope": each.scope,
+                "is_off": each.is_off,
+                "set_by": each.set_by,
+                "set_at": _instant(each.set_at),
+                "reason": each.reason,
+            }
+            for each in found
+        ]
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        return
+    if not found:
+        Progress().say("Nothing was ever switched off.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("scope", "state", "since", "by", "reason"):
+        table.add_column(column, overflow="fold")
+    for each in found:
+        state = "[yellow]off[/]" if each.is_off else "[green]on[/]"
+        since = f"{each.set_at.astimezone(UTC):%m-%d %H:%M}Z"
+        table.add_row(shown(each.scope), state, since, shown(each.set_by), shown(each.reason))
+    Terminal().print(table)
+
+
+def _answer(ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str) -> None:
+    cloud, run = _running(ctx)
+    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+        request = _found(asked.find_requests(connection, request_id), request_id)
+        Terminal().print(_indented(request.shown), soft_wrap=True)
+        answered = asked.answer(connection, request, action_sha256=request.action_sha256, gives=gives, reason=reason)
+    if not answered.counts:
+        msg = f"This {'approval' if gives else 'denial'} does not count: {asked.WHY_NOT[answered.outcome]}."
+        raise AcpError(msg, remedy="What waits for an answer: scripts/acp approvals")
+    if gives:
+        Progress().say(f"Approved by {answered.by}: it is judged once more, and released if nothing speaks against it.")
+    else:
+        Progress().say(f"Denied by {answered.by}.")
+
+
+def _found(requests: Sequence[ApprovalRequest], request_id: str) -> ApprovalRequest:
+    if len(requests) == 1:
+        return requests[0]
+    said = "could be several requests" if requests else "is no request's id"
+    msg = f"{request_id!r} {said}."
+    raise UsageError(msg, remedy="scripts/acp approvals lists them.")
+
+
+def _as_json(request: ApprovalRequest) -> dict[str, Any]:
+    return {
+        "approval_id": str(request.approval_id),
+        "decision_id": str(request.decision_id),
+        "action_sha256": request.action_sha256.hex(),
+        "requested_at": _instant(request.requested_at),
+        "expires_at": _instant(request.expires_at),
+        "domain": request.domain,
+        "playbook": request.playbook,
+        "entity_id": request.entity_id,
+        "proposed_by": request.proposed_by,
+        "shown": request.shown,
+    }
+
+
+def _instant(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in shown_lines(text).split("\n"))
+
+
+def _url(cloud: Cloud, run: RunState, by: str) -> str:
+    if not by.strip():
+        msg = "--by is empty: say who you are."
+        raise UsageError(msg)
+    return database.person_url(cloud.postgres(run), run, by.strip())
+
+
+def _running(ctx: typer.Context) -> tuple[Cloud, RunState]:
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    return cloud, cloud.running()

@@ -1,0 +1,146 @@
+"""acp approvals, approve, deny, switch, switches and policy on a real Postgres; the cloud around it is a stand-in."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.integration.gatekeeper.world import World
+from tests.integration.running_cloud import RunningCloud, run
+from tests.judgements import MILLION, Case, market_wide_case
+
+from domains.finance.gate import FinanceGate
+from local_cloud import database as local_database
+from local_cloud.postgres import PostgresServer
+
+
+@pytest.fixture
+def cloud(postgres: PostgresServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
+    monkeypatch.setattr(local_database, "NAME", world.database.name)
+    monkeypatch.setenv("USER", "grace")
+    return RunningCloud(tmp_path, postgres)
+
+
+def test_a_person_approves_what_is_shown_as_themselves(cloud: RunningCloud, world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    listed = run(cloud, "approvals")
+    assert listed.exit_code == 0, listed.output
+    assert all(len(line) <= 80 for line in listed.output.splitlines())
+    assert "  HEDGE: sell 10.00 AAPL at 80.00 USD" in listed.stdout
+    [request] = json.loads(run(cloud, "approvals", "--json").stdout)
+    assert request["decision_id"] == str(proposed.decision_id)
+
+    approved = run(cloud, "approve", request["approval_id"][:8], "--reason", "it is small")
+    assert approved.exit_code == 0, approved.output
+    assert "Approved by person_grace" in approved.stderr
+    assert proposed.rows("SELECT is_given, decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [
+        (True, "person_grace", "it is small")
+    ]
+    assert "Nothing waits for an approval." in run(cloud, "approvals").stderr
+    again = run(cloud, "approve", request["approval_id"])
+    assert again.exit_code == 1
+    assert "does not count: it was answered before" in again.stderr
+
+    proposed.move("awaiting_approval", "approved")
+    assert proposed.judge(nth=1).is_released
+
+
+def test_a_person_denies_it(cloud: RunningCloud, world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    denied = run(cloud, "deny", str(approval_id), "--by", "ada")
+    assert (denied.exit_code, "Denied by person_ada." in denied.stderr) == (0, True)
+    assert proposed.messages()["APPROVAL_DENIED"] == {"decisions.events", "decisions.work"}
+
+
+@pytest.mark.parametrize("given", ["nope", "%", "00000000-0000-0000-0000-000000000000"])
+def test_an_id_that_is_none_is_refused_with_where_to_look(cloud: RunningCloud, given: str) -> None:
+    result = run(cloud, "approve", given)
+    assert result.exit_code == 2
+    assert "is no request's id" in result.stderr
+    assert "scripts/acp approvals" in result.stderr
+
+
+def test_an_empty_name_answers_nothing(cloud: RunningCloud) -> None:
+    assert run(cloud, "approvals", "--by", " ").exit_code == 2
+
+
+def test_a_scope_is_switched_off_and_on_again(cloud: RunningCloud, world: World) -> None:
+    assert "Nothing was ever switched off." in run(cloud, "switches").stderr
+    off = run(cloud, "switch", "off", "action:HEDGE", "--reason", "drill")
+    assert off.stderr == "action:HEDGE is off until scripts/acp switch on action:HEDGE (by person_grace).\n"
+    assert world.propose().judge().reasons == ("switch: action:HEDGE is switched off",)
+    table = run(cloud, "switches").stdout
+    assert all(word in table for word in ("action:HEDGE", "off", "person_grace", "drill"))
+    assert run(cloud, "switch", "on", "action:HEDGE").exit_code == 0
+    [row] = json.loads(run(cloud, "switches", "--json").stdout)
+    assert (row["scope"], row["is_off"], row["set_by"]) == ("action:HEDGE", False, "person_grace")
+
+
+@pytest.mark.parametrize("scope", ["everything", "domain:", "action:a b", "all "])
+def test_what_is_no_scope_is_refused(cloud: RunningCloud, scope: str) -> None:
+    result = run(cloud, "switch", "off", scope)
+    assert result.exit_code == 2
+    assert "is no scope" in result.stderr
+
+
+# Policies
+
+
+def stricter(tmp_path: Path) -> str:
+    file = tmp_path / "stricter.cedar"
+    file.write_text(FinanceGate().policies.replace("notional_ppm <= 50000", "notional_ppm <= 5000"))
+    return str(file)
+
+
+def test_policies_are_checked_without_a_cloud(cloud: RunningCloud, tmp_path: Path) -> None:
+    checked = run(cloud, "policy", "check")
+    assert (checked.exit_code, checked.stderr) == (0, "finance's policies: 15 policies fit their schema.\n")
+    assert run(cloud, "policy", "check", stricter(tmp_path)).exit_code == 0
+    broken = tmp_path / "broken.cedar"
+    broken.write_text('@id("x") permit (principal, action, resource) when { context.nope };')
+    result = run(cloud, "policy", "check", str(broken))
+    assert result.exit_code == 1
+    assert "attribute `nope` in context" in result.stderr.replace("\n", " ")
+    assert run(cloud, "policy", "check", str(tmp_path / "none")).exit_code == 2
+    assert run(cloud, "policy", "check", "--domain", "x").exit_code == 2
+
+
+def test_another_policy_is_tried_on_every_verdict_so_far(cloud: RunningCloud, world: World, tmp_path: Path) -> None:
+    released = world.propose()
+    assert released.judge().is_released
+    world.propose(market_wide_case(), entity="MSFT").judge()
+    refused = Case()
+    refused.proposal["claims"]["severity"] = 0
+    world.propose(refused, entity="IBM").judge()
+    own = tmp_path / "own.cedar"
+    own.write_text(FinanceGate().policies)
+    assert "0 of 2 verdicts would differ.\n1 fell before" in run(cloud, "policy", "test", str(own)).stderr
+
+    result = run(cloud, "policy", "test", stricter(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert all(len(line) <= 80 for line in result.output.splitlines())
+    assert "1 of 2 verdicts would differ; permitted → approval: 1." in result.stderr
+    assert str(released.decision_id)[:8] in result.stdout
+    told = json.loads(run(cloud, "policy", "test", stricter(tmp_path), "--json").stdout)
+    assert (told["judged"], told["unasked"]) == (2, 1)
+    [difference] = told["differences"]
+    assert (difference["before"], difference["after"]) == ("permitted", "needs_approval")
+
+
+def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, world: World, tmp_path: Path) -> None:
+    """An approved release counts as approved when it is judged again."""
+    proposed = world.propose(market_wide_case(quantity_micros=20 * MILLION))
+    proposed.judge()
+    [request] = json.loads(run(cloud, "approvals", "--json").stdout)
+    run(cloud, "approve", request["approval_id"])
+    proposed.move("awaiting_approval", "approved")
+    assert proposed.judge(nth=1).is_released
+    file = tmp_path / "nothing.cedar"
+    file.write_text('@id("none") forbid (principal, action, resource);')
+    told = json.loads(run(cloud, "policy", "test", str(file), "--json").stdout)
+    assert [(one["recorded"], one["before"], one["after"]) for one in told["differences"]] == [
+        ("needs_approval", "needs_approval", "refused"),
+        ("permitted", "permitted", "refused"),
+    ]
