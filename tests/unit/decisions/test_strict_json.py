@@ -34,16 +34,19 @@ def test_plain_json_is_read_as_it_is(value: Any) -> None:
         (b'"\xff"', "is not UTF-8"),
         (b'{"a": 1, "a": 1}', "twice"),
         (b'{"b": [{"a": 1, "\\u0061": 2}]}', "twice"),
+        (b'"a\\nb"', "control character"),
+        (b'{"\\u202e": 1}', "invisible"),
+        (b'"\\ud800"', "lone surrogate"),
         (b"NaN", "NaN"),
         (b"[Infinity]", "Infinity"),
         (b"[-Infinity]", "Infinity"),
-        (b"1e999", "no double can"),
-        (b"[-1e999]", "no double can"),
-        (b"9" * 5000, "is not JSON"),
+        (b"1e999", "beyond any number"),
+        (b"[-1e999]", "beyond any number"),
+        (b"9" * 5000, "cannot be read"),
         (b"[" * 17 + b"]" * 17, "deeper than 16"),
         (b'{"a":' * 17 + b"1" + b"}" * 17, "deeper than 16"),
         (b"[" * 60_000, "deeper than 16"),
-        (b'"' + b"x" * 65_536 + b'"', "65536 are the most"),
+        (b'"' + b"x" * 65_536 + b'"', "65536 is the most"),
     ],
 )
 def test_what_is_ambiguous_is_refused(raw: bytes, reason: str) -> None:
@@ -53,3 +56,14 @@ def test_what_is_ambiguous_is_refused(raw: bytes, reason: str) -> None:
 
 def test_brackets_within_texts_have_no_depth() -> None:
     assert parse(b'["' + b"[" * 100 + b'\\"["]', most_bytes=1000, most_depth=2) == ["[" * 100 + '"[']
+
+
+def test_texts_are_taken_as_they_are_where_that_is_asked() -> None:
+    assert parse(b'"a\\nb"', most_bytes=10, most_depth=1, check_texts=False) == "a\nb"
+
+
+def test_a_key_given_twice_is_found_in_one_look() -> None:
+    """To count each key among all would take minutes."""
+    many = b"{%b}" % b",".join(b'"k%d":0' % (number % 150_000) for number in range(150_001))
+    with pytest.raises(ContractViolation, match="'k0' twice"):
+        parse(many, most_bytes=len(many), most_depth=1)

@@ -1,65 +1,102 @@
-"""Reads JSON that others wrote, and refuses what readers of JSON understand differently.
+"""Strict JSON: one text means one value, and what two readers could take for two different things is refused.
 
-A key given twice, NaN, Infinity and 1e999 pass Python's reader and pydantic's; another reader sees another value.
+Pydantic in strict mode accepts a key given twice, NaN, and 1e999 as infinity; a gate that reads one value while its
+client reads another lets through what it never saw.
 """
 
 import json
 import math
 import re
-from typing import Any, Final, NoReturn
+from typing import Any, Final, Never
 
 from control_plane.model.errors import ContractViolation
+from control_plane.model.text import has_invisible
 
-_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+MOST_BYTES: Final = 64 * 1024
+MOST_DEPTH: Final = 32
+"""How deep arrays and objects may be nested, the outermost counted."""
+
+_STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKETS: Final = re.compile(rb"[\[\]{}]")
 
 
-def parse(raw: bytes, *, most_bytes: int, most_depth: int) -> Any:
-    """Returns the value of a JSON text in UTF-8. Raises ContractViolation for any other, with the reason."""
-    if len(raw) > most_bytes:
-        raise _violation(f"has {len(raw)} bytes, where {most_bytes} are the most")
-    _check_depth(raw, most_depth)
+class NotStrictJson(ContractViolation):
+    """Raised for bytes that are not JSON, or that are JSON in more than one sense. Permanent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, field="JSON")
+
+
+def parse(given: bytes, *, most_bytes: int = MOST_BYTES, most_depth: int = MOST_DEPTH, check_texts: bool = True) -> Any:
+    """Returns the value that the bytes stand for; raises NotStrictJson.
+
+    Refused: more than ``most_bytes``, nesting deeper than ``most_depth``, bytes that are not UTF-8, a key given twice,
+    NaN, Infinity, a number beyond a double, and, where texts are checked, those with lone surrogates, control or
+    invisible characters.
+    """
+    if len(given) > most_bytes:
+        raise NotStrictJson(f"has {len(given)} bytes, and {most_bytes} is the most")
+    _check_depth(given, most_depth)  # before it is parsed: the parser's own limit is the interpreter's stack
     try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_object, parse_float=_finite, parse_constant=_refuse_constant
-        )
-    except UnicodeDecodeError:
-        raise _violation("is not UTF-8") from None
-    except RecursionError:
-        raise _violation(f"is nested deeper than {most_depth} levels") from None
-    except ValueError as error:  # JSONDecodeError too, and an integer of thousands of digits
-        raise _violation(f"is not JSON: {error}") from None
+        text = given.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotStrictJson(f"is not UTF-8 at byte {error.start}") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+    except json.JSONDecodeError as error:
+        raise NotStrictJson(f"is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits
+        raise NotStrictJson(f"cannot be read: {error}") from None
+    if check_texts:
+        _check_texts(value)
+    return value
 
 
-def _check_depth(raw: bytes, most_depth: int) -> None:
+def parse_object(given: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """Returns the object that the bytes stand for; raises NotStrictJson, also for another kind of value."""
+    value = parse(given, most_bytes=most_bytes)
+    if not isinstance(value, dict):
+        raise NotStrictJson("is not a JSON object")
+    return value
+
+
+def _check_depth(given: bytes, most_depth: int) -> None:
     depth = 0
-    for byte in _STRINGS.sub(b"", raw):
-        if byte in b"[{":
-            depth += 1
-            if depth > most_depth:
-                raise _violation(f"is nested deeper than {most_depth} levels")
-        elif byte in b"]}":
-            depth -= 1
+    for bracket in _BRACKETS.finditer(_STRINGS.sub(b"", given)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > most_depth:
+            raise NotStrictJson(f"is nested deeper than {most_depth} levels")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _violation(f"has the key {key[:64]!r} twice in one object")
-        found[key] = value
+    for name, value in pairs:
+        if name in found:
+            raise NotStrictJson(f"gives the key {name[:64]!a} twice")
+        found[name] = value
     return found
 
 
-def _finite(text: str) -> float:
-    number = float(text)
+def _constant(name: str) -> Never:
+    raise NotStrictJson(f"holds {name}, which is no JSON number")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
     if not math.isfinite(number):
-        raise _violation(f"holds the number {text[:32]}, which no double can")
+        raise NotStrictJson(f"holds {digits[:40]}, which is beyond any number")
     return number
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise _violation(f"holds {name}, which is no JSON")
-
-
-def _violation(reason: str) -> ContractViolation:
-    return ContractViolation(reason, field="JSON")
+def _check_texts(value: Any) -> None:
+    match value:
+        case str():
+            if has_invisible(value):
+                raise NotStrictJson("holds a text with a control character, a lone surrogate or one that is invisible")
+        case dict():
+            for name, item in value.items():
+                _check_texts(name)
+                _check_texts(item)
+        case list():
+            for item in value:
+                _check_texts(item)
