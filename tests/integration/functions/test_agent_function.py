@@ -8,6 +8,7 @@ import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
 from tests.integration.decisions.agent_world import (
+    KEY,
     Hypothesis,
     Intended,
     ScriptedAgent,
@@ -102,6 +103,7 @@ def test_a_failed_call_says_why_in_one_line(
     assert failures(function(batch(app, intended))) == []
     [line] = [line for line in function.logs if line["message"] == "called"]
     assert (line["state"], line["error"]) == ("failed", "the provider answered HTTP 403 invalid_api_key")
+    assert KEY not in function.output
 
 
 def test_a_model_without_a_price_fails_the_batch(load: Load, database: TestDatabase) -> None:

@@ -286,3 +286,20 @@ def test_clients_show_no_key() -> None:
     client.ask(CONVERSATION, seconds_left=1)
     assert "a-key" not in repr(client)
     assert repr(ConverseClient("m", most_output_tokens=9)) == "ConverseClient('m')"
+
+
+def test_the_secret_is_read_by_its_arn_when_it_is_needed() -> None:
+    read: list[str] = []
+
+    def secret(arn: str) -> str:
+        read.append(arn)
+        return "a-key\n"
+
+    with answering(http(COMPLETION)) as (url, received):
+        model = settings(**OPENAI | {"MODEL_URL": url, "MODEL_SECRET_ARN": "arn:of:it"}).model
+        priced = connect_model(model, secret)
+        assert priced is not None
+        assert read == []
+        assert priced.client.ask(CONVERSATION, seconds_left=2).kind == "answered"
+    assert read == ["arn:of:it"]
+    assert b"Authorization: Bearer a-key\r\n" in received[0]
