@@ -32,6 +32,7 @@ _SHARED = {
     "control_plane.ingestion.database_time": EVERYBODY,
     "control_plane.ingestion.lock_entities": EVERYBODY,
     "control_plane.ops.horizon_holder": EVERYBODY,
+    **{f"control_plane.decisions.{name}": {AGENT} for name in ("claim_call", "model_is_off", "answer_call")},
     "control_plane.platform.breakers": {INGEST, RELAY, READER},
     "control_plane.platform.oldest_pending_age": {RELAY, READER},
     "control_plane.platform.count_pending": {RELAY, READER},

@@ -128,6 +128,7 @@ def intend(
     seconds: float = 60,
     version: str | None = None,
     scope: str | None = None,
+    attempt: int | None = None,
 ) -> Intended | None:
     """Intends a call, of a decision of its own unless one is given; None where no budget has room for it.
 
@@ -139,7 +140,8 @@ def intend(
     has_room = value(
         connection,
         "SELECT intend_call(%(decision)s, %(fence)s, %(call)s, 0, %(agent)s, %(version)s,"
-        " (SELECT 1 + count(*) FROM agent_calls WHERE decision_id = %(decision)s)::integer, %(request)s, %(micros)s,"
+        " coalesce(%(attempt)s, (SELECT 1 + count(*) FROM agent_calls WHERE decision_id = %(decision)s))::integer,"
+        " %(request)s, %(micros)s,"
         " clock_timestamp() + make_interval(secs => %(seconds)s), %(scope)s, %(day_limit)s)",
         {
             "decision": decision_id,
@@ -147,6 +149,7 @@ def intend(
             "call": call_id,
             "agent": agent.name,
             "version": version or agent.version,
+            "attempt": attempt,
             "request": artifact(connection, body),
             "micros": agent.most_micros(body) if reserve is None else reserve,
             "seconds": seconds,

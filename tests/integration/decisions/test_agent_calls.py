@@ -403,17 +403,6 @@ def test_a_repair_that_fails_keeps_the_first_turns_cost(
     assert call["cost_micros"] == (call["reserved_micros"] if outcome == "unknown" else endpoint.spent_micros())
 
 
-def test_all_turns_share_one_time_limit(app: Connection[Any], endpoint: ModelEndpoint) -> None:
-    endpoint.behave("wrong_schema", latency_ms=350)
-    agent = model_agent(endpoint)
-    intended = intend(app, agent)
-    began = time.monotonic()
-    run(app, agent, intended, lease_seconds=1)
-    assert time.monotonic() - began < 1.5
-    assert len(endpoint.requests()) in {2, 3}
-    assert call_of(app, intended)["outcome"] == "unknown"
-
-
 def test_usage_above_the_reservation_switches_the_model_off(app: Connection[Any], endpoint: ModelEndpoint) -> None:
     endpoint.behave("much_usage")
     agent = model_agent(endpoint)

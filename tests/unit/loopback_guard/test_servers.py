@@ -1,4 +1,4 @@
-"""The market replay and the queue endpoint ask the guard before they answer."""
+"""The market replay, the queue endpoint and the model endpoint ask the guard before they answer."""
 
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from market_replay.server import serve as serve_market
+from model_endpoint.client import serve as serve_models
 from queue_endpoint.client import serve as serve_queues
 
 PAGES = [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "same-site"}, {"Host": "evil.example"}]
@@ -34,3 +35,11 @@ def test_the_queue_endpoint_refuses_web_pages(headers: dict[str, str]) -> None:
     with serve_queues() as endpoint:
         assert status(endpoint.url, "POST", "/reset", headers) == 403
         assert status(endpoint.url, "GET", "/state", {}) == 200
+
+
+@pytest.mark.parametrize("headers", PAGES, ids=str)
+def test_the_model_endpoint_refuses_web_pages(headers: dict[str, str]) -> None:
+    with serve_models() as endpoint:
+        assert status(endpoint.url, "POST", "/reset", headers) == 403
+        assert status(endpoint.url, "GET", "/ledger", headers) == 403
+        assert status(endpoint.url, "GET", "/ledger", {}) == 200

@@ -126,7 +126,7 @@ class ChatClient:
 
     def _read(self, answer: Answer) -> Reply:
         try:
-            said = parse(answer.body, most_bytes=MAX_ANSWER_BYTES, most_depth=_MOST_DEPTH)
+            said = parse(answer.body, most_bytes=MAX_ANSWER_BYTES, most_depth=_MOST_DEPTH, check_texts=False)
         except ContractViolation as error:
             return refused(answer.status, None) if answer.status != 200 else unknown(f"the answer {error.reason}")
         if answer.status != 200:

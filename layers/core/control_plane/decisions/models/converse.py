@@ -144,7 +144,7 @@ class ConverseClient:
             return Reply("unusable", usage=usage, error=f"is missing ({visible(str(reason)[:64])})")
         try:
             # botocore has read the same bytes, and understood a key given twice, or NaN, in its own way.
-            strictly = parse(body, most_bytes=MAX_ANSWER_BYTES, most_depth=_MOST_DEPTH)
+            strictly = parse(body, most_bytes=MAX_ANSWER_BYTES, most_depth=_MOST_DEPTH, check_texts=False)
             text = compact(_tool_input(strictly)).encode("ascii")
         except ContractViolation as error:
             return Reply("unusable", usage=usage, error=error.reason)
