@@ -32,6 +32,11 @@ _SHARED = {
     "control_plane.ingestion.database_time": EVERYBODY,
     "control_plane.ingestion.lock_entities": EVERYBODY,
     "control_plane.ops.horizon_holder": EVERYBODY,
+    "domains.finance.detector.lock_entity": EVERYBODY,
+    **{
+        f"domains.finance.detector.{name}": {DETECT, DECIDE, GATEKEEPER, ACTION, READER}
+        for name in ("bars_around", "first_bars_from", "actions_between", "window", "market_at")
+    },
     "control_plane.platform.breakers": {INGEST, RELAY, READER},
     "control_plane.platform.oldest_pending_age": {RELAY, READER},
     "control_plane.platform.count_pending": {RELAY, READER},
@@ -64,6 +69,7 @@ _OF_PACKAGES = {
     "control_plane.outbox": {RELAY},
     "control_plane.platform": {INGEST, RELAY},
     "domains.finance": {CONSUME},
+    "domains.finance.detector": {DETECT},
 }
 
 
