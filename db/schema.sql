@@ -2006,6 +2006,41 @@ CREATE TABLE public.signal_lab_corporate_actions (
 
 COMMENT ON TABLE public.signal_lab_corporate_actions IS 'Splits (new shares per old one) and dividends (money per share): the latest revision of each.';
 
+CREATE VIEW public.signal_lab_adjustments AS
+ SELECT action.source,
+    action.entity_id,
+    series.bar_interval,
+    first_bar.occurred_at,
+    exp(LEAST(GREATEST(sum(ln(action.amount)) FILTER (WHERE (action.kind = 'split'::text)), ('-50'::integer)::double precision), (50)::double precision)) AS split_ratio,
+    sum(action.amount) FILTER (WHERE (action.kind = 'dividend'::text)) AS dividends
+   FROM ((public.signal_lab_corporate_actions action
+     CROSS JOIN LATERAL ( WITH RECURSIVE found AS (
+                ( SELECT bar.bar_interval
+                   FROM public.signal_lab_bars bar
+                  WHERE ((bar.source = action.source) AND (bar.entity_id = action.entity_id))
+                  ORDER BY bar.bar_interval
+                 LIMIT 1)
+                UNION ALL
+                 SELECT ( SELECT bar.bar_interval
+                           FROM public.signal_lab_bars bar
+                          WHERE ((bar.source = action.source) AND (bar.entity_id = action.entity_id) AND (bar.bar_interval > found_1.bar_interval))
+                          ORDER BY bar.bar_interval
+                         LIMIT 1) AS bar_interval
+                   FROM found found_1
+                  WHERE (found_1.bar_interval IS NOT NULL)
+                )
+         SELECT found.bar_interval
+           FROM found
+          WHERE (found.bar_interval IS NOT NULL)) series)
+     CROSS JOIN LATERAL ( SELECT bar.occurred_at
+           FROM public.signal_lab_bars bar
+          WHERE ((bar.source = action.source) AND (bar.entity_id = action.entity_id) AND (bar.bar_interval = series.bar_interval) AND (bar.occurred_at >= action.occurred_at))
+          ORDER BY bar.occurred_at
+         LIMIT 1) first_bar)
+  GROUP BY action.source, action.entity_id, series.bar_interval, first_bar.occurred_at;
+
+COMMENT ON VIEW public.signal_lab_adjustments IS 'Per bar that is the first one from a split or a dividend on: the new shares per old one, and the money per share.';
+
 CREATE TABLE public.signal_lab_latest_prices (
     source text NOT NULL,
     entity_id text NOT NULL,
@@ -2027,39 +2062,105 @@ CREATE VIEW public.signal_lab_returns AS
     price,
     bar_return,
     stddev_samp(bar_return) OVER (series ROWS BETWEEN 29 PRECEDING AND CURRENT ROW) AS rolling_volatility,
-    ((usable_price / NULLIF(GREATEST(max(usable_price) OVER (series ROWS UNBOUNDED PRECEDING), (0.000000001)::double precision), (0.000000001)::double precision)) - (1)::double precision) AS drawdown
-   FROM ( SELECT usable_bars.source,
-            usable_bars.entity_id,
-            usable_bars.bar_interval,
-            usable_bars.occurred_at,
-            usable_bars.open,
-            usable_bars.high,
-            usable_bars.low,
-            usable_bars.price,
-            usable_bars.volume,
-            usable_bars.revision,
-            usable_bars.event_id,
-            usable_bars.usable_price,
-            ((usable_bars.usable_price / NULLIF(GREATEST(lag(usable_bars.usable_price) OVER (PARTITION BY usable_bars.source, usable_bars.entity_id, usable_bars.bar_interval ORDER BY usable_bars.occurred_at), (0.000000001)::double precision), (0.000000001)::double precision)) - (1)::double precision) AS bar_return
-           FROM ( SELECT signal_lab_bars.source,
-                    signal_lab_bars.entity_id,
-                    signal_lab_bars.bar_interval,
-                    signal_lab_bars.occurred_at,
-                    signal_lab_bars.open,
-                    signal_lab_bars.high,
-                    signal_lab_bars.low,
-                    signal_lab_bars.price,
-                    signal_lab_bars.volume,
-                    signal_lab_bars.revision,
-                    signal_lab_bars.event_id,
+    ((adjusted_price / NULLIF(GREATEST(max(adjusted_price) OVER (series ROWS UNBOUNDED PRECEDING), (0.000000001)::double precision), (0.000000001)::double precision)) - (1)::double precision) AS drawdown
+   FROM ( SELECT split_bars.source,
+            split_bars.entity_id,
+            split_bars.bar_interval,
+            split_bars.occurred_at,
+            split_bars.open,
+            split_bars.high,
+            split_bars.low,
+            split_bars.price,
+            split_bars.volume,
+            split_bars.revision,
+            split_bars.event_id,
+            split_bars.usable_price,
+            split_bars.previous_price,
+            split_bars.split_ratio,
+            split_bars.dividends,
+            split_bars.base,
+            split_bars.ratio,
+            (((split_bars.usable_price * split_bars.ratio) / NULLIF(GREATEST(split_bars.base, (0.000000001)::double precision), (0.000000001)::double precision)) - (1)::double precision) AS bar_return,
+            (split_bars.usable_price * exp(LEAST(GREATEST(COALESCE(sum((ln(split_bars.ratio) +
+                CASE
+                    WHEN (split_bars.base < split_bars.previous_price) THEN ln((split_bars.previous_price / split_bars.base))
+                    ELSE (0)::double precision
+                END)) OVER (PARTITION BY split_bars.source, split_bars.entity_id, split_bars.bar_interval ORDER BY split_bars.occurred_at ROWS UNBOUNDED PRECEDING), (0)::double precision), ('-50'::integer)::double precision), (50)::double precision))) AS adjusted_price
+           FROM ( SELECT based_bars.source,
+                    based_bars.entity_id,
+                    based_bars.bar_interval,
+                    based_bars.occurred_at,
+                    based_bars.open,
+                    based_bars.high,
+                    based_bars.low,
+                    based_bars.price,
+                    based_bars.volume,
+                    based_bars.revision,
+                    based_bars.event_id,
+                    based_bars.usable_price,
+                    based_bars.previous_price,
+                    based_bars.split_ratio,
+                    based_bars.dividends,
+                    based_bars.base,
                         CASE
-                            WHEN (abs(signal_lab_bars.price) <= ('1000000000000000'::numeric)::double precision) THEN signal_lab_bars.price
-                            ELSE NULL::double precision
-                        END AS usable_price
-                   FROM public.signal_lab_bars) usable_bars) bars
+                            WHEN ((based_bars.split_ratio IS NULL) OR (based_bars.base IS NULL) OR (based_bars.base <= (0.000000001)::double precision) OR (based_bars.usable_price <= (0.000000001)::double precision)) THEN (1)::double precision
+                            WHEN (abs((ln((based_bars.usable_price / based_bars.base)) + ln(based_bars.split_ratio))) < abs(ln((based_bars.usable_price / based_bars.base)))) THEN based_bars.split_ratio
+                            ELSE (1)::double precision
+                        END AS ratio
+                   FROM ( SELECT adjusted_bars.source,
+                            adjusted_bars.entity_id,
+                            adjusted_bars.bar_interval,
+                            adjusted_bars.occurred_at,
+                            adjusted_bars.open,
+                            adjusted_bars.high,
+                            adjusted_bars.low,
+                            adjusted_bars.price,
+                            adjusted_bars.volume,
+                            adjusted_bars.revision,
+                            adjusted_bars.event_id,
+                            adjusted_bars.usable_price,
+                            adjusted_bars.previous_price,
+                            adjusted_bars.split_ratio,
+                            adjusted_bars.dividends,
+                                CASE
+                                    WHEN ((adjusted_bars.dividends < adjusted_bars.previous_price) AND ((adjusted_bars.previous_price - adjusted_bars.dividends) > (0.000000001)::double precision)) THEN (adjusted_bars.previous_price - adjusted_bars.dividends)
+                                    ELSE adjusted_bars.previous_price
+                                END AS base
+                           FROM ( SELECT usable_bars.source,
+                                    usable_bars.entity_id,
+                                    usable_bars.bar_interval,
+                                    usable_bars.occurred_at,
+                                    usable_bars.open,
+                                    usable_bars.high,
+                                    usable_bars.low,
+                                    usable_bars.price,
+                                    usable_bars.volume,
+                                    usable_bars.revision,
+                                    usable_bars.event_id,
+                                    usable_bars.usable_price,
+                                    lag(usable_bars.usable_price) OVER (PARTITION BY usable_bars.source, usable_bars.entity_id, usable_bars.bar_interval ORDER BY usable_bars.occurred_at) AS previous_price,
+                                    adjustment.split_ratio,
+                                    adjustment.dividends
+                                   FROM (( SELECT signal_lab_bars.source,
+    signal_lab_bars.entity_id,
+    signal_lab_bars.bar_interval,
+    signal_lab_bars.occurred_at,
+    signal_lab_bars.open,
+    signal_lab_bars.high,
+    signal_lab_bars.low,
+    signal_lab_bars.price,
+    signal_lab_bars.volume,
+    signal_lab_bars.revision,
+    signal_lab_bars.event_id,
+  CASE
+   WHEN (abs(signal_lab_bars.price) <= ('1000000000000000'::numeric)::double precision) THEN signal_lab_bars.price
+   ELSE NULL::double precision
+  END AS usable_price
+   FROM public.signal_lab_bars) usable_bars
+                                     LEFT JOIN public.signal_lab_adjustments adjustment USING (source, entity_id, bar_interval, occurred_at))) adjusted_bars) based_bars) split_bars) bars
   WINDOW series AS (PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at);
 
-COMMENT ON VIEW public.signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15.';
+COMMENT ON VIEW public.signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far; all with splits and dividends taken out, while price is as traded. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15.';
 
 CREATE VIEW public.signal_lab_risk AS
  SELECT DISTINCT ON (source, entity_id, bar_interval) source,
@@ -2961,6 +3062,11 @@ GRANT SELECT ON TABLE public.signal_lab_bars TO acp_reader;
 GRANT SELECT ON TABLE public.signal_lab_bars TO acp_action;
 GRANT SELECT ON TABLE public.signal_lab_bars TO acp_decide;
 GRANT SELECT ON TABLE public.signal_lab_bars TO acp_gatekeeper;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_corporate_actions TO acp_consume;
+GRANT SELECT ON TABLE public.signal_lab_corporate_actions TO acp_reader;
+
+GRANT SELECT ON TABLE public.signal_lab_adjustments TO acp_reader;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_latest_prices TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_latest_prices TO acp_reader;

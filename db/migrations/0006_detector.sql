@@ -101,3 +101,118 @@ CREATE TABLE signal_lab_corporate_actions (
     PRIMARY KEY (source, entity_id, kind, occurred_at)
 );
 COMMENT ON TABLE signal_lab_corporate_actions IS 'Splits (new shares per old one) and dividends (money per share): the latest revision of each.';
+
+CREATE VIEW signal_lab_adjustments AS
+SELECT
+    action.source,
+    action.entity_id,
+    series.bar_interval,
+    first_bar.occurred_at,
+    exp(least(greatest(sum(ln(action.amount)) FILTER (WHERE action.kind = 'split'), -50), 50)) AS split_ratio,
+    sum(action.amount) FILTER (WHERE action.kind = 'dividend') AS dividends
+FROM signal_lab_corporate_actions AS action
+CROSS JOIN LATERAL (
+    -- The intervals that the entity has, each found by one probe of the index.
+    WITH RECURSIVE found AS (
+        (
+            SELECT bar.bar_interval
+            FROM signal_lab_bars AS bar
+            WHERE bar.source = action.source AND bar.entity_id = action.entity_id
+            ORDER BY bar.bar_interval
+            LIMIT 1
+        )
+        UNION ALL
+        SELECT (
+            SELECT bar.bar_interval
+            FROM signal_lab_bars AS bar
+            WHERE bar.source = action.source AND bar.entity_id = action.entity_id AND bar.bar_interval > found.bar_interval
+            ORDER BY bar.bar_interval
+            LIMIT 1
+        )
+        FROM found
+        WHERE found.bar_interval IS NOT NULL
+    )
+    SELECT bar_interval FROM found WHERE bar_interval IS NOT NULL
+) AS series
+CROSS JOIN LATERAL (
+    SELECT bar.occurred_at
+    FROM signal_lab_bars AS bar
+    WHERE bar.source = action.source
+        AND bar.entity_id = action.entity_id
+        AND bar.bar_interval = series.bar_interval
+        AND bar.occurred_at >= action.occurred_at
+    ORDER BY bar.occurred_at
+    LIMIT 1
+) AS first_bar
+GROUP BY action.source, action.entity_id, series.bar_interval, first_bar.occurred_at;
+COMMENT ON VIEW signal_lab_adjustments IS 'Per bar that is the first one from a split or a dividend on: the new shares per old one, and the money per share.';
+
+CREATE OR REPLACE VIEW signal_lab_returns AS
+SELECT
+    source,
+    entity_id,
+    bar_interval,
+    occurred_at,
+    price,
+    bar_return,
+    stddev_samp(bar_return) OVER (series ROWS BETWEEN 29 PRECEDING AND CURRENT ROW) AS rolling_volatility,
+    adjusted_price
+        / NULLIF(greatest(max(adjusted_price) OVER (series ROWS UNBOUNDED PRECEDING), 1e-9), 1e-9) - 1 AS drawdown
+FROM (
+    SELECT
+        *,
+        usable_price * ratio / NULLIF(greatest(base, 1e-9), 1e-9) - 1 AS bar_return,
+        usable_price * exp(
+            least(
+                greatest(
+                    coalesce(
+                        sum(ln(ratio) + CASE WHEN base < previous_price THEN ln(previous_price / base) ELSE 0 END) OVER (
+                            PARTITION BY source, entity_id, bar_interval
+                            ORDER BY occurred_at
+                            ROWS UNBOUNDED PRECEDING
+                        ),
+                        0
+                    ),
+                    -50
+                ),
+                50
+            )
+        ) AS adjusted_price
+    FROM (
+        SELECT
+            *,
+            -- A split that brings the price no nearer to the one before is in the earlier prices already.
+            CASE
+                WHEN split_ratio IS NULL OR base IS NULL OR base <= 1e-9 OR usable_price <= 1e-9 THEN 1
+                WHEN abs(ln(usable_price / base) + ln(split_ratio)) < abs(ln(usable_price / base)) THEN split_ratio
+                ELSE 1
+            END AS ratio
+        FROM (
+            SELECT
+                *,
+                CASE
+                    WHEN dividends < previous_price AND previous_price - dividends > 1e-9 THEN previous_price - dividends
+                    ELSE previous_price
+                END AS base
+            FROM (
+                SELECT
+                    usable_bars.*,
+                    lag(usable_price) OVER (
+                        PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at
+                    ) AS previous_price,
+                    adjustment.split_ratio,
+                    adjustment.dividends
+                FROM (
+                    -- One absurd price must not make the arithmetic overflow for all entities.
+                    SELECT *, CASE WHEN abs(price) <= 1e15 THEN price END AS usable_price FROM signal_lab_bars
+                ) AS usable_bars
+                LEFT JOIN signal_lab_adjustments AS adjustment USING (source, entity_id, bar_interval, occurred_at)
+            ) AS adjusted_bars
+        ) AS based_bars
+    ) AS split_bars
+) AS bars
+WINDOW series AS (PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at);
+COMMENT ON VIEW signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far; all with splits and dividends taken out, while price is as traded. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15.';
+
+GRANT SELECT, INSERT, UPDATE ON signal_lab_corporate_actions TO acp_consume;
+GRANT SELECT ON signal_lab_corporate_actions, signal_lab_adjustments TO acp_reader;

@@ -54,6 +54,7 @@ COMMANDS = {
         "hold": Entry("breaker_commands", "Send nothing to a subscription, or fetch nothing from a source."),
         "resume": Entry("breaker_commands", "Let go of a breaker that is held or open."),
         "breakers": Entry("breaker_commands", "The breakers of subscriptions and sources."),
+        "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),

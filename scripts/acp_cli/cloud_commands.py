@@ -70,6 +70,15 @@ CloudOption = Annotated[
         show_default=DEFAULT,
     ),
 ]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="YYYY-MM-DD",
+        help="A real day for the replay to start at, in a fresh database: 2008-09-26.",
+        show_default=False,
+    ),
+]
 SymbolsOption = Annotated[
     str | None,
     typer.Option(help=f"What to ingest: AAPL,MSFT. The replay has {REPLAYED}.", show_default=False),
@@ -87,6 +96,7 @@ def up(
     *,
     cloud_name: CloudOption = None,
     market: MarketOption = MarketChoice.AUTO,
+    from_day: FromOption = None,
     symbols: SymbolsOption = None,
     ingestion_schedule: Annotated[
         str | None, typer.Option(help="How often to ingest: 'rate(5 minutes)'.", show_default=False)
@@ -117,7 +127,7 @@ def up(
         msg = f"{stack!r} cannot be a stack's name: small letters, digits and hyphens, 50 at most, a letter first."
         raise UsageError(msg)
     parameters = _parameters(symbols, IngestionSchedule=ingestion_schedule, RelaySchedule=relay_schedule, linger=linger)
-    options = UpOptions(market, cloud_name, stack, parameters)
+    options = UpOptions(market, cloud_name, stack, parameters, from_day)
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
         mending.mend_what_was_left(cloud, run, progress.say)

@@ -13,7 +13,7 @@ import psycopg
 import typer
 from psycopg.rows import class_row
 
-from acp_cli.cloud_commands import PANEL, CloudOption, MarketOption
+from acp_cli.cloud_commands import PANEL, CloudOption, FromOption, MarketOption
 from acp_cli.output import ReaderGone
 from acp_cli.pipeline_commands import QUERIES
 from acp_cli.timeline import render_timeline
@@ -76,6 +76,7 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="Take everything down again as soon as it has worked.")] = False,
     cloud_name: CloudOption = None,
     market: MarketOption = MarketChoice.AUTO,
+    from_day: FromOption = None,
 ) -> None:
     """Bring everything up, start a first run, watch signals arrive, and follow one along its timeline.
 
@@ -94,7 +95,7 @@ def demo(
                     raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
                 # Only from here on is what there is ours to take down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
-                run = cloud.up(UpOptions(market, cloud_name, containers=False), progress)
+                run = cloud.up(UpOptions(market, cloud_name, from_day=from_day, containers=False), progress)
             if not once:
                 _start_first_run(cloud, run, progress)
             _show(cloud, run, progress)

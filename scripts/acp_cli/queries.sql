@@ -56,3 +56,31 @@ SELECT event_id, event_type, entity_id, occurred_at, trace_id
 FROM events
 WHERE trace_id = %(trace_id)s
 ORDER BY seq
+
+-- name: anomalies
+-- What the detector has on record, newest first, each with how the entities of its source moved at that instant.
+SELECT
+    anomaly.source,
+    anomaly.entity_id,
+    anomaly.series,
+    anomaly.occurred_at,
+    anomaly.kind,
+    anomaly.state,
+    anomaly.score,
+    anomaly.threshold,
+    anomaly.bar_event_id,
+    anomaly.bar_revision,
+    anomaly.told,
+    anomaly.told_event_id,
+    anomaly.details,
+    market.entities,
+    market.fell,
+    exp(least(market.median_log_return, 30)) - 1 AS market_return
+FROM detector_anomalies AS anomaly
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM detector_market
+    WHERE source = anomaly.source AND bar_interval = anomaly.series AND occurred_at = anomaly.occurred_at
+) AS market ON true
+ORDER BY anomaly.occurred_at DESC, anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind
+LIMIT %(limit)s

@@ -11,7 +11,7 @@ from local_cloud import build, containers, database, deployment, market, run_sta
 from local_cloud.aws import AWS_ERRORS, InvocationError, LocalCloud
 from local_cloud.emulators import EMULATORS
 from local_cloud.environ import LOCAL_AWS
-from local_cloud.errors import AcpError, NotRunningError
+from local_cloud.errors import AcpError, NotRunningError, UsageError
 from local_cloud.market import MarketChoice
 from local_cloud.postgres import PostgresServer
 from local_cloud.processes import Service
@@ -43,6 +43,8 @@ class UpOptions:
     cloud: str | None = None
     stack: str | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
+    from_day: str | None = None
+    """The real day, YYYY-MM-DD, that the replay starts at."""
     containers: bool = True
     """Whether to make ready for `sam local invoke` too, where a container engine answers."""
 
@@ -138,7 +140,7 @@ class Cloud:
         run = run_state.load(self.workspace) or RunState()
         run.parameters |= options.parameters
         # Before anything is saved or started: a refused symbol is not one that the next `up` would find.
-        _choose_market(run, options.market)
+        _choose_market(run, options.market, options.from_day)
         self._settle_emulator(run, options, progress)
         emulator = self.emulator(run)
         with progress.step("Environments"), locked(self.workspace.venvs, "up", on_wait=progress.say):
@@ -257,7 +259,11 @@ class Cloud:
             return ""
         if self.market.process is None:
             run.market_port = market.start_replay(
-                self.workspace, self.market, wished_port=run.market_port, environ=os.environ
+                self.workspace,
+                self.market,
+                wished_port=run.market_port,
+                environ=os.environ,
+                start=None if run.market_from is None else market.StartDay(run.market_from, run.market_from_at),
             )
         run.save(self.workspace)
         return f"http://127.0.0.1:{run.market_port}"
@@ -314,10 +320,28 @@ class Cloud:
         return f"MigrationFunction reads its secret and finds the schema at version {result['version']}"
 
 
-def _choose_market(run: RunState, choice: MarketChoice) -> None:
+def _choose_market(run: RunState, choice: MarketChoice, from_day: str | None) -> None:
     """Decide where prices come from. Raises UsageError for symbols that the replay lacks, where it is the replay."""
+    if from_day is not None:
+        _start_at(run, choice, from_day)
+        choice = MarketChoice.REPLAY
     if choice is not MarketChoice.AUTO or run.market_source is None:
         chosen = market.choose(choice)
         run.market_source, run.market_reason = chosen.source, chosen.reason
     if run.market_source == MarketChoice.REPLAY:
         market.refuse_unknown(run.parameters.get("Symbols", ""))
+
+
+def _start_at(run: RunState, choice: MarketChoice, day: str) -> None:
+    """Let the replay start at a day, once in a database's life: the same minute has one bar."""
+    if choice is MarketChoice.YAHOO:
+        msg = "--from is for the replay: Yahoo has today's prices alone."
+        raise UsageError(msg, remedy="Leave out --market yahoo.")
+    if run.market_source is not None and run.market_from != day:
+        began = "started otherwise" if run.market_from is None else f"started at {run.market_from}"
+        msg = f"The market of this local cloud has {began}, and a day needs a fresh database."
+        raise UsageError(msg, remedy=f"scripts/acp down, then scripts/acp up --from {day}")
+    if run.market_from is None:
+        start = market.start_day(day)
+        run.market_from, run.market_from_at = start.day, start.at
+        run.parameters.setdefault("Symbols", market.symbols_from(day))

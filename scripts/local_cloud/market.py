@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.net import free_port, port_is_free
-from market_replay.prices import SYMBOLS
+from market_replay.prices import SYMBOLS, listed_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,11 +71,44 @@ def refuse_unknown(symbols: str) -> None:
         )
 
 
-def start_replay(workspace: Workspace, service: Service, *, wished_port: int | None, environ: Mapping[str, str]) -> int:
+@dataclass(frozen=True, slots=True)
+class StartDay:
+    """The real day that the replay starts at, and the instant whose minute has it: a restarted replay goes on."""
+
+    day: str
+    at: str
+
+
+def start_day(day: str) -> StartDay:
+    """Let the replay start at a day in a minute, when there is somebody to see it. Raises UsageError."""
+    try:
+        listed_on(date.fromisoformat(day))
+    except ValueError as error:
+        msg = f"The replay cannot start at {day!r}: {error}."
+        raise UsageError(msg, remedy="--from takes a date, such as 2008-09-26.") from error
+    return StartDay(day, (datetime.now(UTC) + timedelta(minutes=1)).isoformat(timespec="seconds"))
+
+
+def symbols_from(day: str) -> str:
+    """Return the symbols that were listed on a day, with commas between them."""
+    return ",".join(listed_on(date.fromisoformat(day)))
+
+
+def start_replay(
+    workspace: Workspace,
+    service: Service,
+    *,
+    wished_port: int | None,
+    environ: Mapping[str, str],
+    start: StartDay | None = None,
+) -> int:
     """Start the replay server, wait until it listens, and return its port."""
     port = wished_port if wished_port is not None and port_is_free(wished_port) else free_port()
+    begins = [] if start is None else ["--from", start.day, "--at", start.at]
     service.start(
-        [sys.executable, "-m", "market_replay", "--port", str(port)], env=isolated(environ), cwd=workspace.checkout
+        [sys.executable, "-m", "market_replay", "--port", str(port), *begins],
+        env=isolated(environ),
+        cwd=workspace.checkout,
     )
     service.wait_until(lambda: service.listens_on(port), seconds=_READY_SECONDS)
     return port

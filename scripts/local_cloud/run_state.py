@@ -59,6 +59,10 @@ class RunState:
     market_port: int | None = None
     market_source: str | None = None
     market_reason: str = ""
+    market_from: str | None = None
+    """The day that the replay started at; None where it goes round and round."""
+    market_from_at: str = ""
+    """The instant that has that day."""
     parameters: dict[str, str] = field(default_factory=dict)
     """The template's parameters that a person chose."""
     deployment: Deployment | None = None

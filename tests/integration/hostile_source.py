@@ -56,7 +56,7 @@ def chart(symbol: str, **changes: Any) -> dict[str, Any]:
         "regularMarketTime": newest + 60,
         "tradingPeriods": [[{"start": starts[0] - 3600, "end": newest + 3600}]],
     }
-    result: dict[str, Any] = {"meta": meta, "timestamp": starts, "indicators": {"quote": [columns]}}
+    result: dict[str, Any] = {"meta": meta, "timestamp": starts, "indicators": {"quote": [columns]}, "events": {}}
     for name, value in changes.items():
         target = columns if name in columns else result if name in result else meta
         target[name] = value
@@ -67,8 +67,8 @@ def chart(symbol: str, **changes: Any) -> dict[str, Any]:
 class Behaviour:
     """What the source does when it is asked about a symbol, and what is right to become of it.
 
-    ``outcome`` is ``stored`` (bars), ``rejected`` (SIGNAL_REJECTED), ``stored and rejected``, or the kind of a
-    SOURCE_FETCH_FAILED.
+    ``outcome`` is ``stored`` (bars), ``split``, ``dividend``, ``rejected`` (SIGNAL_REJECTED), several of these with
+    ``and`` between them, or the kind of a SOURCE_FETCH_FAILED.
     """
 
     answer: "Callable[[Handler, str], None]"
@@ -115,6 +115,20 @@ def sends(body: object, outcome: str, *, status: int = 200, **headers: str) -> B
 def charts(outcome: str, **changes: Any) -> Behaviour:
     """Returns a behaviour that answers with a chart that is odd in some way."""
     return Behaviour(lambda handler, symbol: handler.send(chart(symbol, **changes)), outcome)
+
+
+def events(outcome: str, *, seconds: int = -300, **told: list[dict[str, Any]]) -> Behaviour:
+    """Returns a behaviour that tells of splits and dividends, each a second before the other."""
+
+    def answer(handler: Handler, symbol: str) -> None:
+        first = int(time.time()) + seconds
+        each = {
+            name: {str(first - place): {"date": first - place} | entry for place, entry in enumerate(entries)}
+            for name, entries in told.items()
+        }
+        handler.send(chart(symbol, events=each))
+
+    return Behaviour(answer, outcome)
 
 
 def texts(outcome: str, edit: Callable[[str], str | bytes], **headers: str) -> Behaviour:
@@ -285,6 +299,31 @@ BEHAVIOURS: Final[dict[str, Behaviour]] = {
     "ZERO-BAR": charts("stored", **{name: [*[5.0] * 9, 0] for name in ("open", "high", "low", "close")}),
     "ZERO-CLOSE": charts("stored and rejected", close=[*[5.0] * 9, 0.0]),
     "ONLY-ZERO": charts("malformed", **{name: [0] * 10 for name in ("open", "high", "low", "close")}),
+    # splits and dividends
+    "ACTIONS": events(
+        "stored and split and dividend",
+        splits=[{"numerator": 2, "denominator": 1, "splitRatio": "2:1"}],
+        dividends=[{"amount": 0.25}],
+    ),
+    "EVENTS-NULL": charts("stored", events=None),
+    "EVENTS-LIST": charts("stored", events=[{"splits": 1}]),
+    "EVENTS-TEXT": charts("stored", events=HOSTILE_TEXT),
+    "EVENTS-ODD": charts("stored", events={"splits": "2:1", "dividends": [None, 7, [], {}, {"date": None}]}),
+    "SPLIT-OF-NOTHING": events("stored and rejected", splits=[{"numerator": 2, "denominator": 0}]),
+    "SPLIT-TEXT": events("stored and rejected", splits=[{"numerator": HOSTILE_TEXT, "denominator": []}]),
+    "SPLIT-NAN": events("stored and rejected", splits=[{"numerator": float("nan"), "denominator": 1}]),
+    "SPLIT-HUGE": events("stored and rejected", splits=[{"numerator": 10**300, "denominator": 1}]),
+    "SPLIT-AT-NO-TIME": charts(
+        "stored",
+        events={
+            "splits": {str(at): {"date": at, "numerator": 2, "denominator": 1} for at in (NEVER, 10**400, -(10**20))}
+        },
+    ),
+    "SPLIT-TIME-TEXT": charts("stored", events={"splits": {"0": {"date": "now", "numerator": 2, "denominator": 1}}}),
+    "SPLIT-TO-COME": events("stored", seconds=3600, splits=[{"numerator": 2, "denominator": 1}]),
+    "SPLITS-WITHOUT-END": events("stored and split", splits=[{"numerator": 2, "denominator": 1}] * 30_000),
+    "DIVIDEND-NEGATIVE": events("stored and rejected", dividends=[{"amount": -1}]),
+    "DIVIDEND-NULL": events("stored and rejected", dividends=[{"amount": None}]),
     # texts
     "CURRENCY-TEXT": charts("rejected", currency=HOSTILE_TEXT),
     "CURRENCY-LONG": charts("rejected", currency="U" * 100_000),

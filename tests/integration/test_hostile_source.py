@@ -18,11 +18,17 @@ from tests.integration import hostile_run
 from tests.integration.hostile_source import BEHAVIOURS, serve
 
 from control_plane.platform.database import connect
+from domains.finance.yahoo_actions import MOST_ACTIONS
 from local_cloud.postgres import PostgresServer
 
 TEMPLATE: dict[str, Any] = yaml_parse((Path(__file__).parents[2] / "template.yaml").read_text(encoding="utf-8"))
 FUNCTION = TEMPLATE["Globals"]["Function"] | TEMPLATE["Resources"]["IngestionFunction"]["Properties"]
-WORDS = {"MARKET_TICK_INGESTED": "stored", "SIGNAL_REJECTED": "rejected"}
+WORDS = {
+    "MARKET_TICK_INGESTED": "stored",
+    "SIGNAL_REJECTED": "rejected",
+    "CORPORATE_SPLIT_INGESTED": "split",
+    "CORPORATE_DIVIDEND_INGESTED": "dividend",
+}
 SYMBOLS = ("AAPL", *BEHAVIOURS, "IBM")
 
 
@@ -36,6 +42,8 @@ class Run:
     asked_elsewhere: list[str]
     peak_bytes: int
     seconds_left: float
+    splits: int
+    """Stored of the symbol that has them without end."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,12 @@ def run(postgres: PostgresServer) -> Iterator[Run]:
         )
         report = json.loads(ran.stderr.splitlines()[-1])
         with connect(database.app_url, application_name="test") as connection:
-            yield Run(read_outcomes(connection), asked_elsewhere=source.asked_elsewhere, **report)
+            rows = connection.execute(
+                "SELECT count(*) FROM events"
+                " WHERE entity_id = 'SPLITS-WITHOUT-END' AND event_type = 'CORPORATE_SPLIT_INGESTED'"
+            ).fetchall()
+            outcomes = read_outcomes(connection)
+            yield Run(outcomes, asked_elsewhere=source.asked_elsewhere, splits=rows[0][0], **report)
 
 
 def read_outcomes(connection: Connection[Any]) -> dict[str, str]:
@@ -73,7 +86,7 @@ def test_the_table_has_at_least_forty_behaviours() -> None:
 def test_a_behaviour_has_its_outcome_as_an_event(run: Run, symbol: str) -> None:
     expected = BEHAVIOURS[symbol].outcome
     assert run.outcomes[symbol] == expected
-    assert (symbol in run.failed_symbols) == (expected.split()[0] not in {"stored", "rejected"})
+    assert (symbol in run.failed_symbols) == (expected.split()[0] not in WORDS.values())
 
 
 @pytest.mark.parametrize("symbol", ["AAPL", "IBM"])
@@ -91,3 +104,7 @@ def test_the_run_ends_before_it_would_be_cut_off(run: Run) -> None:
 
 def test_no_redirect_leads_to_another_host(run: Run) -> None:
     assert run.asked_elsewhere == []
+
+
+def test_of_splits_without_end_few_are_read(run: Run) -> None:
+    assert run.splits == MOST_ACTIONS

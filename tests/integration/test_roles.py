@@ -33,6 +33,11 @@ _SHARED = {
     "control_plane.ingestion.lock_entities": EVERYBODY,
     "control_plane.ops.horizon_holder": EVERYBODY,
     **{f"control_plane.decisions.{name}": {AGENT} for name in ("claim_call", "model_is_off", "answer_call")},
+    "domains.finance.detector.lock_entity": EVERYBODY,
+    **{
+        f"domains.finance.detector.{name}": {DETECT, DECIDE, GATEKEEPER, ACTION, READER}
+        for name in ("bars_around", "first_bars_from", "actions_between", "window", "market_at")
+    },
     "control_plane.platform.breakers": {INGEST, RELAY, READER},
     "control_plane.platform.oldest_pending_age": {RELAY, READER},
     "control_plane.platform.count_pending": {RELAY, READER},
@@ -77,6 +82,7 @@ _OF_PACKAGES = {
     "domains.finance": {CONSUME},
     "domains.finance.paper_account": {ACTION},
     "control_plane.decisions": {DECIDE},
+    "domains.finance.detector": {DETECT},
 }
 
 

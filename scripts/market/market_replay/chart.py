@@ -12,7 +12,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from market_replay.faults import Fault
-from market_replay.prices import SYMBOLS, Bar, bar_at, bar_so_far
+from market_replay.prices import ROUND, SYMBOLS, Bar, Replay, bar_so_far
 
 EXCHANGE_ZONE = ZoneInfo("America/New_York")
 VALID_RANGES = ("1d", "5d", "1mo", "3mo", "6mo", "1y", "2y", "5y", "10y", "ytd", "max")
@@ -46,6 +46,8 @@ class Question:
     range: str
     """As asked; empty where a period was given."""
     include_pre_post: bool
+    events: frozenset[str] = frozenset()
+    """Of div and splits, what is to be told beside the bars."""
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], now: datetime) -> "Question":
@@ -73,13 +75,45 @@ class Question:
             )
         if interval == "1m":
             _refuse_what_is_too_long_or_too_old(start, end, now)
-        return cls(interval, start, end, span, query.get("includePrePost", "").lower() == "true")
+        events = frozenset(query.get("events", "").split(","))
+        return cls(interval, start, end, span, query.get("includePrePost", "").lower() == "true", events)
 
 
-def chart(symbol: str, question: Question, now: datetime, fault: Fault) -> Answer:
+@dataclass(frozen=True, slots=True)
+class _Market:
+    """One symbol's market at one moment."""
+
+    replay: Replay
+    symbol: str
+    now: datetime
+    fault: Fault
+
+    def bar(self, minute: int) -> Bar | None:
+        """The bar of a minute as it is seen now; None where nothing is traded in it."""
+        bar = self.replay.bar(self.symbol, minute)
+        if bar is None:
+            return None
+        if self.fault.correct and self.fault.correct.minute == minute:
+            close = self.fault.correct.close
+            bar = replace(bar, close=close, high=max(bar.high, close), low=min(bar.low, close))
+        if minute == _minute(self.now):
+            return bar_so_far(bar, elapsed=self.now.timestamp() / 60 - minute)
+        return bar
+
+    def newest(self, minute: int) -> tuple[int, Bar]:
+        """The newest minute with a bar, not after the given one. The seam is the longest time without any."""
+        while (bar := self.bar(minute)) is None:
+            minute -= 1
+        return minute, bar
+
+
+def chart(symbol: str, question: Question, now: datetime, fault: Fault, replay: Replay = ROUND) -> Answer:
     """Returns the answer's JSON, with the market as it is at ``now``. Raises Refusal."""
     if symbol not in SYMBOLS:
         raise Refusal(404, "Not Found", f"The replay has {', '.join(SYMBOLS)} and no other symbol")
+    if not replay.is_listed(symbol, _minute(now)):
+        raise Refusal(404, "Not Found", f"{symbol} was not listed yet on the day that is replayed")
+    market = _Market(replay, symbol, now, fault)
     start = max(question.start, now - HISTORY)
     if question.end <= start:
         raise Refusal(
@@ -89,16 +123,18 @@ def chart(symbol: str, question: Question, now: datetime, fault: Fault) -> Answe
             f"endDate = {question.end.timestamp():.0f}",
         )
     if question.interval == "1d":
-        rows = _days(symbol, start, min(question.end, now), now, fault)
+        rows = _days(market, start, min(question.end, now))
     else:
-        rows = _minutes(symbol, start, min(question.end, now), now, fault)
+        rows = _minutes(market, start, min(question.end, now))
         if question.end >= now.replace(microsecond=0) and now.second:
-            rows.append(_live_row(symbol, now, fault))
+            rows += _live_row(market)
     if fault.empty:
         rows = []
-    result: Answer = {"meta": _meta(symbol, question, now, fault)}
+    result: Answer = {"meta": _meta(market, question)}
     if rows:
         result["timestamp"] = [row[0] for row in rows]
+    if events := _events(market, question, start):
+        result["events"] = events
     names = ("open", "high", "low", "close", "volume")
     columns = {name: [row[place] for row in rows] for place, name in enumerate(names, start=1)} if rows else {}
     result["indicators"] = {"quote": [columns]}
@@ -111,56 +147,69 @@ type Row = tuple[int, float | None, float | None, float | None, float | None, in
 """Second since 1970, open, high, low, close, volume."""
 
 
-def _minutes(symbol: str, start: datetime, end: datetime, now: datetime, fault: Fault) -> list[Row]:
+def _minutes(market: _Market, start: datetime, end: datetime) -> list[Row]:
     first, stop = math.ceil(start.timestamp() / 60), math.ceil(end.timestamp() / 60)
-    rows = [_row(minute, _bar(symbol, minute, now, fault)) for minute in range(first, stop)]
-    newest_closed = _minute(now) - 1
-    if (fault.null_bar or fault.nan) and first <= newest_closed < stop:
-        second, open_, high, low, _, volume = rows[newest_closed - first]
-        rows[newest_closed - first] = (
-            (second, None, None, None, None, None) if fault.null_bar else (second, open_, high, low, None, volume)
-        )
+    rows: list[Row] = []
+    for minute in range(first, stop):
+        bar = market.bar(minute)
+        if bar is None:
+            continue
+        second, open_, high, low, close, volume = _row(minute, bar)
+        if minute == _minute(market.now) - 1 and market.fault.null_bar:
+            rows.append((second, None, None, None, None, None))
+        elif minute == _minute(market.now) - 1 and market.fault.nan:
+            rows.append((second, open_, high, low, None, volume))
+        else:
+            rows.append((second, open_, high, low, close, volume))
     return rows
 
 
-def _days(symbol: str, start: datetime, end: datetime, now: datetime, fault: Fault) -> list[Row]:
+def _days(market: _Market, start: datetime, end: datetime) -> list[Row]:
     rows: list[Row] = []
     day = start.astimezone(EXCHANGE_ZONE).date()
     while (opening := _midnight(day)) < end:
         if opening >= start:
-            minutes = range(_minute(opening), min(_minute(_midnight(day + timedelta(days=1))), _minute(now) + 1))
-            bars = [_bar(symbol, minute, now, fault) for minute in minutes]
-            high, low = max(bar.high for bar in bars), min(bar.low for bar in bars)
-            volume = sum(bar.volume for bar in bars)
-            rows.append((int(opening.timestamp()), bars[0].open, high, low, bars[-1].close, volume))
+            minutes = range(_minute(opening), min(_minute(_midnight(day + timedelta(days=1))), _minute(market.now) + 1))
+            bars = [bar for minute in minutes if (bar := market.bar(minute)) is not None]
+            if bars:
+                high, low = max(bar.high for bar in bars), min(bar.low for bar in bars)
+                volume = sum(bar.volume for bar in bars)
+                rows.append((int(opening.timestamp()), bars[0].open, high, low, bars[-1].close, volume))
         day += timedelta(days=1)
     return rows
 
 
-def _live_row(symbol: str, now: datetime, fault: Fault) -> Row:
-    """Yahoo appends the latest price as a row of its own, under the second it was seen in."""
-    price = _bar(symbol, _minute(now), now, fault).close
-    return (int(now.timestamp()), price, price, price, price, 0)
+def _live_row(market: _Market) -> list[Row]:
+    """Yahoo appends the latest price as a row of its own, under the second it was seen in, while there is trade."""
+    bar = market.bar(_minute(market.now))
+    return [] if bar is None else [(int(market.now.timestamp()), bar.close, bar.close, bar.close, bar.close, 0)]
 
 
-def _bar(symbol: str, minute: int, now: datetime, fault: Fault) -> Bar:
-    bar = bar_at(symbol, minute)
-    if fault.correct and fault.correct.minute == minute:
-        close = fault.correct.close
-        bar = replace(bar, close=close, high=max(bar.high, close), low=min(bar.low, close))
-    if minute == _minute(now):
-        return bar_so_far(bar, elapsed=now.timestamp() / 60 - minute)
-    return bar
+def _events(market: _Market, question: Question, start: datetime) -> Answer:
+    """The splits and dividends of the time asked for, as far as they were asked for, each by its time."""
+    events: Answer = {}
+    minutes = range(math.ceil(start.timestamp() / 60), math.ceil(min(question.end, market.now).timestamp() / 60))
+    for minute in minutes if question.events & {"div", "splits"} else ():
+        second = minute * 60
+        for action in market.replay.actions(market.symbol, minute):
+            if action.kind == "split" and "splits" in question.events:
+                ratio = {"numerator": action.amount, "denominator": 1, "splitRatio": f"{action.amount:g}:1"}
+                events.setdefault("splits", {})[str(second)] = {"date": second} | ratio
+            elif action.kind == "dividend" and "div" in question.events:
+                events.setdefault("dividends", {})[str(second)] = {"amount": action.amount, "date": second}
+    return events
 
 
 def _row(minute: int, bar: Bar) -> Row:
     return (minute * 60, bar.open, bar.high, bar.low, bar.close, bar.volume)
 
 
-def _meta(symbol: str, question: Question, now: datetime, fault: Fault) -> Answer:
+def _meta(market: _Market, question: Question) -> Answer:
+    symbol, now = market.symbol, market.now
     local = now.astimezone(EXCHANGE_ZONE)
     today = local.date()
-    price = _bar(symbol, _minute(now), now, fault).close
+    newest, bar = market.newest(_minute(now))
+    before = market.replay.bar(symbol, _minute(_midnight(today)) - 1)
     sessions = [_session(day) for day in _dates(max(question.start, now - HISTORY), min(question.end, now))]
     closed = [_session(today, empty=True)]
     meta: Answer = {
@@ -170,16 +219,16 @@ def _meta(symbol: str, question: Question, now: datetime, fault: Fault) -> Answe
         "fullExchangeName": "NasdaqGS",
         "instrumentType": "EQUITY",
         "firstTradeDate": int(_midnight((now - HISTORY).astimezone(EXCHANGE_ZONE).date()).timestamp()),
-        # When the newest trade was made: here something is traded in every second.
-        "regularMarketTime": int(now.timestamp()),
+        # When the newest trade was made: here something is traded in every second, but in the seam.
+        "regularMarketTime": int(min(now.timestamp(), newest * 60 + 60)),
         "hasPrePostMarketData": False,
         "gmtoffset": _offset(local),
         "timezone": local.tzname(),
         "exchangeTimezoneName": EXCHANGE_ZONE.key,
-        "regularMarketPrice": price,
+        "regularMarketPrice": bar.close,
         "longName": SYMBOLS[symbol],
         "shortName": SYMBOLS[symbol],
-        "chartPreviousClose": bar_at(symbol, _minute(_midnight(today)) - 1).close,
+        "chartPreviousClose": before.close if before else bar.open,
         "priceHint": 2,
         "currentTradingPeriod": {
             "pre": _session(today, empty=True),

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from loopback_guard import refusal_of_message
 from market_replay.chart import Question, Refusal, chart
 from market_replay.faults import Fault, Faults
+from market_replay.prices import ROUND, Replay
 
 CHART_PATH = "/v8/finance/chart/"
 FAULTS_PATH = "/faults"
@@ -40,7 +41,9 @@ class MarketReplay:
         port: int = 0,
         clock: Callable[[], datetime] = utc_now,
         log: Callable[[str], None] | None = None,
+        replay: Replay = ROUND,
     ) -> None:
+        self.replay = replay
         self.faults = Faults()
         self.clock = clock
         self.log = log
@@ -71,15 +74,16 @@ def serve(
     port: int = 0,
     clock: Callable[[], datetime] = utc_now,
     log: Callable[[str], None] | None = None,
+    replay: Replay = ROUND,
 ) -> Iterator[MarketReplay]:
     """Serves from a thread for as long as the block lasts."""
-    replay = MarketReplay(host=host, port=port, clock=clock, log=log)
-    thread = Thread(target=replay.run, name="market-replay")
+    server = MarketReplay(host=host, port=port, clock=clock, log=log, replay=replay)
+    thread = Thread(target=server.run, name="market-replay")
     thread.start()
     try:
-        yield replay
+        yield server
     finally:
-        replay.stop()
+        server.stop()
         thread.join()
 
 
@@ -184,7 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
             query = dict(parse_qsl(urlsplit(self.path).query))
             try:
                 question = Question.from_query(query, now)
-                self._answer(200, chart(symbol, question, now - timedelta(seconds=fault.behind_seconds), fault))
+                seen = now - timedelta(seconds=fault.behind_seconds)
+                self._answer(200, chart(symbol, question, seen, fault, self._replay.replay))
             except Refusal as refusal:
                 self._answer(refusal.status, refusal.body)
 

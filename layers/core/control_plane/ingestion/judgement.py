@@ -89,7 +89,8 @@ def judge(
         else:
             accepted = look(payload, observation.occurred_at, observation.series)
             observations[accepted.key] = accepted
-    gap = None if fetched.gap is None else _gap_to_report(fetched.gap, question, observations.values())
+    followed = [look for look in observations.values() if look.payload.event_type == source.event_type]
+    gap = None if fetched.gap is None else _gap_to_report(fetched.gap, question, followed)
     return Judgement(
         observations=tuple(observations.values()),
         rejections=tuple(rejections.values()),

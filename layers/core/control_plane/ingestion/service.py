@@ -310,7 +310,7 @@ class _Run:
     def _measure_silence(self, answer: _Answer, fetched: Fetched) -> None:
         if fetched.session is None:
             return
-        bars = [observation.occurred_at for observation in fetched.observations[-1:]]
+        bars = [one.occurred_at for one in fetched.observations if one.event_type == self.source.event_type][-1:]
         stored = self._newest.get(answer.question.symbol)
         last_sign_of_life = max([fetched.session.start, *bars, *([stored] if stored else [])])
         silence = answer.fetched_at - last_sign_of_life

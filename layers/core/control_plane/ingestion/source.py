@@ -56,7 +56,7 @@ class Fetched:
     raw: Json
     """What the source said, as it said it; wrapped as ``{status, content_type, body}`` where it is no JSON."""
     observations: tuple[Observation, ...]
-    """In order of time; closed bars only; bars without a trade left out."""
+    """In order of time; closed bars only; bars without a trade left out. Beside bars also what else was told."""
     gap: Gap | None = None
     session: TradingSession | None = None
     """The one in progress; None where the market is closed, or the source does not say."""
@@ -74,7 +74,10 @@ class Source(Protocol):
 
     @property
     def event_type(self) -> str:
-        """The type of its observations; the newest stored one of it says from when on to ask next."""
+        """The type of the observations that it follows; the newest stored one of it says from when on to ask next.
+
+        It may make others beside them: of splits, say.
+        """
 
     @property
     def series(self) -> str:

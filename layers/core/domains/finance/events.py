@@ -1,5 +1,6 @@
 """The events of finance."""
 
+from collections.abc import Mapping
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -65,3 +66,9 @@ class CorporateDividend(Payload):
     amount: Annotated[FiniteNumber, Field(gt=0, le=1e12)]
     """Per share, in ``currency``."""
     currency: Currency
+
+
+MARKET_PAYLOADS: Final[Mapping[tuple[str, int], type[Payload]]] = {
+    (payload.event_type, payload.schema_version): payload for payload in (MarketTick, CorporateSplit, CorporateDividend)
+}
+"""What is said about an instrument, by event type and schema version."""

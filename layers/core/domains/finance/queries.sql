@@ -104,3 +104,14 @@ SET
     revision = excluded.revision,
     event_id = excluded.event_id
 WHERE (excluded.occurred_at, excluded.series, excluded.revision) > (kept.occurred_at, kept.series, kept.revision)
+
+-- name: keep_corporate_action
+-- Keeps the latest revision of a split or a dividend, whatever order revisions are delivered in.
+INSERT INTO signal_lab_corporate_actions AS kept (source, entity_id, kind, occurred_at, amount, revision, event_id)
+VALUES (%(source)s, %(entity_id)s, %(kind)s, %(occurred_at)s, %(amount)s, %(revision)s, %(event_id)s)
+ON CONFLICT (source, entity_id, kind, occurred_at) DO UPDATE
+SET
+    amount = excluded.amount,
+    revision = excluded.revision,
+    event_id = excluded.event_id
+WHERE excluded.revision > kept.revision

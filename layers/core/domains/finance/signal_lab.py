@@ -1,4 +1,4 @@
-"""SignalLab: the latest price per entity, and the bar history its risk view is computed from."""
+"""SignalLab: the latest price per entity, and the bars, splits and dividends that its risk view is computed from."""
 
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from control_plane.consumers.once import once
 from control_plane.model.contract import Event, parse_payload
 from control_plane.model.errors import ContractViolation
 from control_plane.platform.queries import load_queries
-from domains.finance.events import MarketTick
+from domains.finance.events import MARKET_PAYLOADS, CorporateDividend, CorporateSplit, MarketTick
 from domains.finance.paper_account import fill_orders
 
 QUERIES: Final = load_queries(__package__)
@@ -16,20 +16,21 @@ CONSUMER: Final = "signal_lab"
 
 
 def consume(connection: Connection[Any], event: Event) -> bool:
-    """Applies a market tick; returns whether that changed anything. Any order of delivery ends in the same state.
+    """Applies a tick, a split or a dividend; returns whether that changed anything, whatever the order of delivery.
 
-    Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for a
-    tick that breaks the contract or is no entity's, psycopg.Error where the database fails.
+    Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for an
+    event that breaks the contract or is no entity's, psycopg.Error where the database fails.
     """
-    if (event.event_type, event.schema_version) != (MarketTick.event_type, MarketTick.schema_version):
+    model = MARKET_PAYLOADS.get((event.event_type, event.schema_version))
+    if model is None:
         return False
     if event.entity_id is None:
         raise ContractViolation("is missing: a price is some entity's", field="entity_id")
-    tick = parse_payload(MarketTick, event.payload)
+    payload = parse_payload(model, event.payload)
     with once(connection, consumer=CONSUMER, event_id=event.event_id) as is_first:
         if is_first:
             values = {
-                **tick.model_dump(),
+                **payload.model_dump(),
                 "source": event.source,
                 "entity_id": event.entity_id,
                 "occurred_at": event.occurred_at,
@@ -37,7 +38,13 @@ def consume(connection: Connection[Any], event: Event) -> bool:
                 "revision": event.revision,
                 "event_id": event.event_id,
             }
-            connection.execute(QUERIES["keep_bar"].sql, values)
-            connection.execute(QUERIES["keep_latest_price"].sql, values)
-            fill_orders(connection, source=event.source, entity_id=event.entity_id, series=event.series)
+            if isinstance(payload, MarketTick):
+                connection.execute(QUERIES["keep_bar"].sql, values)
+                connection.execute(QUERIES["keep_latest_price"].sql, values)
+                fill_orders(connection, source=event.source, entity_id=event.entity_id, series=event.series)
+            elif isinstance(payload, CorporateSplit):
+                action = {"kind": "split", "amount": payload.numerator / payload.denominator}
+                connection.execute(QUERIES["keep_corporate_action"].sql, values | action)
+            elif isinstance(payload, CorporateDividend):
+                connection.execute(QUERIES["keep_corporate_action"].sql, values | {"kind": "dividend"})
     return is_first

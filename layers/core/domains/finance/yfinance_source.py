@@ -1,4 +1,4 @@
-"""One-minute bars from Yahoo Finance, asked for through yfinance."""
+"""One-minute bars, splits and dividends from Yahoo Finance, asked for through yfinance."""
 
 import contextlib
 import json
@@ -20,6 +20,7 @@ from yfinance.data import YfData
 from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observation, TradingSession
 from control_plane.model.errors import ConfigurationError, SourceError
 from domains.finance.events import MarketTick
+from domains.finance.yahoo_actions import corporate_actions
 from domains.finance.yahoo_session import REDIRECTS, RefusedRequest, TooLargeAnswer, YahooSession
 
 YAHOO_URL = "https://query2.finance.yahoo.com"
@@ -61,6 +62,9 @@ ENTITY_TYPES = {"currency": "fx", "cryptocurrency": "crypto"}
 
 class YFinanceSource:
     """Closed one-minute bars of the regular session, unadjusted for dividends, as ``MARKET_TICK_INGESTED``.
+
+    The splits and dividends that an answer tells of are events of their own. No bar is worth less because they are told
+    in another shape.
 
     yfinance gets the answer out of Yahoo (a browser's TLS fingerprint, cookie, crumb, consent page), and the bars are
     read from that answer itself. The frame that ``Ticker.history()`` makes of it is not used: it merges Yahoo's live
@@ -128,7 +132,10 @@ class YFinanceSource:
         return Fetched(
             symbol=symbol,
             raw=raw,
-            observations=tuple(Observation(self.event_type, bar.start, bar.payload, SERIES) for bar in bars),
+            observations=_in_order(
+                (Observation(self.event_type, bar.start, bar.payload, SERIES) for bar in bars),
+                (action for chart in charts for action in chart.actions if oldest <= action.occurred_at <= now),
+            ),
             gap=gap,
             session=next(
                 (session for chart in charts for session in chart.sessions if session.start <= now < session.end), None
@@ -156,6 +163,7 @@ class YFinanceSource:
             "period2": ceil(end.timestamp()),
             "interval": SERIES,
             "includePrePost": "false",
+            "events": "div,splits",
         }
         url = self._chart_url + quote(symbol, safe="")
         try:
@@ -189,6 +197,8 @@ class _Chart:
     """When the newest trade that the answer knows of was made; None where it does not say."""
     sessions: tuple[TradingSession, ...] = ()
     """The exchange's sessions, as far as the answer tells."""
+    actions: tuple[Observation, ...] = ()
+    """Splits and dividends, as far as they can be told."""
 
 
 def _windows(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
@@ -221,6 +231,12 @@ def _closed_bars(charts: Iterable[_Chart], *, since: datetime, now: datetime) ->
             if bar.start >= since and _is_closed(bar.start + INTERVAL, clock=chart.clock, newest=newest, now=now):
                 bars[bar.start] = bar
     return [bars[start] for start in sorted(bars)]
+
+
+def _in_order(bars: Iterable[Observation], actions: Iterable[Observation]) -> tuple[Observation, ...]:
+    """Returns all observations by time; an action comes before the bar that begins with it, and once."""
+    told = {(action.event_type, action.occurred_at): action for action in actions}
+    return tuple(sorted((*told.values(), *bars), key=lambda one: one.occurred_at))
 
 
 def _is_closed(end: datetime, *, clock: datetime | None, newest: datetime, now: datetime) -> bool:
@@ -279,7 +295,9 @@ def _chart(symbol: str, document: Any) -> _Chart:
     about = _text(meta.get("symbol")) or symbol
     if about.casefold() != symbol.casefold():
         raise ValueError(f"it is about {about[:32]!r}")
-    return _Chart(_bars(result, meta), _clock(meta), tuple(_sessions(meta)))
+    return _Chart(
+        _bars(result, meta), _clock(meta), tuple(_sessions(meta)), corporate_actions(result.get("events"), meta)
+    )
 
 
 def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:

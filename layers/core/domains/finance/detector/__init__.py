@@ -12,7 +12,7 @@ from control_plane.consumers.once import once
 from control_plane.model.contract import Event, parse_payload
 from control_plane.model.errors import ContractViolation
 from domains.finance.detector.fold import Fold
-from domains.finance.events import CorporateDividend, CorporateSplit, MarketTick
+from domains.finance.events import MARKET_PAYLOADS, CorporateDividend, CorporateSplit, MarketTick
 
 CONSUMER: Final = "detector"
 
@@ -23,10 +23,7 @@ def consume(connection: Connection[Any], event: Event) -> bool:
     Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for an
     event that breaks the contract or is no entity's, psycopg.Error where the database fails.
     """
-    models = (MarketTick, CorporateSplit, CorporateDividend)
-    model = next(
-        (m for m in models if (m.event_type, m.schema_version) == (event.event_type, event.schema_version)), None
-    )
+    model = MARKET_PAYLOADS.get((event.event_type, event.schema_version))
     if model is None:
         return False
     if event.entity_id is None:

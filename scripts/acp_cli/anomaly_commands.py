@@ -1,0 +1,94 @@
+"""anomalies: what the detector has found unusual, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import psycopg
+import typer
+from psycopg.rows import dict_row
+
+from control_plane.platform.queries import load_queries
+from local_cloud import database
+from local_cloud.cloud import Cloud
+from local_cloud.progress import Progress
+from local_cloud.visible import Terminal, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PANEL = "Signals"
+QUERIES = load_queries("acp_cli")
+_COLOURS = {"detected": "yellow", "explained": "green", "withdrawn": "dim"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("anomalies", rich_help_panel=PANEL)(anomalies)
+
+
+def anomalies(
+    ctx: typer.Context,
+    *,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many to show.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """List the bars that were found unusual, newest first: how unusual, how the market moved, what explains it."""
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    run = cloud.running()
+    with (
+        psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection,
+        connection.cursor(row_factory=dict_row) as cursor,
+    ):
+        # One more than is shown tells whether there are more.
+        found = cursor.execute(QUERIES["anomalies"].sql, {"limit": limit + 1}).fetchall()
+    if as_json:
+        sys.stdout.write(json.dumps(found[:limit], indent=2, default=_as_text) + "\n")
+        return
+    console = Terminal()
+    for anomaly in found[:limit]:
+        console.print(_described(anomaly))
+    if len(found) > limit:
+        Progress().say(f"These are the newest {limit}; --limit shows more.")
+    if not found:
+        Progress().say("No anomalies.")
+
+
+def _described(anomaly: Mapping[str, Any]) -> str:
+    """An anomaly as rich markup: a line of facts, the market, what explains it."""
+    details, state = anomaly["details"], anomaly["state"]
+    figure = details.get("return_ppm", details.get("beyond_ppm"))
+    what = "" if figure is None else f"{_percent(figure)}, score {anomaly['score']:g}"
+    if anomaly["kind"] == "range" and figure is not None:
+        what = f"{details['side']} {_percent(figure)} beyond open and close, score {anomaly['score']:g}"
+    lines = [
+        f"[bold]{shown(anomaly['entity_id'])}[/]  {anomaly['occurred_at']:%Y-%m-%d %H:%M}  {anomaly['kind']}"
+        f"  [{_COLOURS[state]}]{state}[/]  {what}".rstrip()
+    ]
+    if anomaly["entities"] and state != "withdrawn":
+        middle = "" if anomaly["market_return"] is None else f", the median {anomaly['market_return']:+.1%}"
+        lines.append(f"   [dim]the market: {anomaly['fell']} of {anomaly['entities']} fell{middle}[/]")
+    lines += [f"   [green]{_explanation(action, details)}[/]" for action in details.get("corporate_actions", [])]
+    if anomaly["told_event_id"] is not None:
+        lines.append(f"   [dim]event {anomaly['told_event_id']}[/]")
+    return "\n".join(lines)
+
+
+def _explanation(action: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    said = (
+        f"a split, {action['ratio_ppm'] / 1e6:g} for 1"
+        if action["kind"] == "split"
+        else f"a dividend of {action['amount_micros'] / 1e6:g}"
+    )
+    return f"{said}: {_percent(details['as_traded_ppm'])} as traded, {_percent(details['return_ppm'])} adjusted"
+
+
+def _percent(ppm: int) -> str:
+    return f"{ppm / 1e6:+.1%}"
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
