@@ -46,6 +46,15 @@ SELECT DISTINCT ON (decision_id) decision_id, verdict, reasons
 FROM verdicts
 ORDER BY decision_id, judged_at DESC
 
+-- name: claim_call
+-- Takes an attempt of an agent's call.
+SELECT fence, agent, attempt, request
+FROM claim_call(%(call_id)s, 'backtest', %(lease_seconds)s)
+
+-- name: answer_call
+-- Ends an attempt with its answer.
+SELECT answer_call(%(call_id)s, %(fence)s, 'answered', %(answer)s, NULL, 0, NULL, NULL, NULL, %(event)s::json)
+
 -- name: begin_execution
 -- Begins an action's execution.
 SELECT begin_execution(%(action_id)s)

@@ -73,7 +73,7 @@ def render(found: Mapping[str, Any]) -> str:
     outcome = found["outcome"]
     dollars = {name: f"{outcome[f'{name}_micros'] / 1e6:+,.0f}" for name in ("against_nothing", "worst", "best")}
     return template.substitute(
-        found
+        dict(found)
         | {f"seconds_{name}": f"{seconds:.0f}" for name, seconds in found["seconds"].items()}
         | {"bars": f"{found['bars']:,}", "executed": outcome["executed"], "gained": outcome["gained"]}
         | listed
@@ -200,8 +200,8 @@ def _risk(risk: Mapping[str, Any]) -> str:
     chance = "as far from it as chance explains" if risk["p_value"] >= _SIGNIFICANT else "farther than chance explains"
     return (
         f"**Value at risk** (financial impact): a loss beyond it was said to come in 5 % of the cases. It came in\n"
-        f"{risk['exceptions']} of {risk['forecasts']}, {chance} (Kupiec's test, p = {risk['p_value']:.3f}). It is taken\n"
-        "from all bars before, and what is judged here follows an unusual one."
+        f"{risk['exceptions']} of {risk['forecasts']}, {chance} (Kupiec's test: p = {risk['p_value']:.3f}). It is\n"
+        "taken from all bars before, and what is judged here follows an unusual one."
     )
 
 

@@ -8,8 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
-from control_plane.decisions.agent_calls import agents_by_name, run_call
-
 from control_plane.decisions.emit import message
 from control_plane.decisions.engine import Engine
 from control_plane.decisions.gatekeeper import judge
@@ -20,6 +18,7 @@ from control_plane.model.decision_events import (
     DECISION_WORK,
     GATEKEEPER_WORK,
     ActionExecuted,
+    AgentAnswered,
     ApprovalGiven,
 )
 from control_plane.platform.database import connect
@@ -64,7 +63,7 @@ class Services:
             for role in ROLES
         }
         self._deciding = plug_ins()
-        self._agents = agents_by_name(self._deciding.values())
+        self._agents = {agent.name: agent for found in self._deciding.values() for agent in found.agents}
         self._engine = Engine(self._deciding, policy=EnginePolicy(), telemetry=Telemetry("backtest"), name="backtest")
         self._seen = 0
 
@@ -108,19 +107,26 @@ class Services:
                 else:
                     self._engine.consume(self.decide, event)
             case "agents.work":
-                run_call(
-                    lambda: self._as_role["acp_agent"],
-                    self._agents,
-                    UUID(event.payload["call_id"]),
-                    claimant="backtest",
-                    lease_seconds=_LEASE_SECONDS,
-                )
+                self._answer(event)
             case "gatekeeper.work":
                 decision_id, payload = UUID(event.payload["decision_id"]), event.payload
                 gate = self._deciding["finance"].gate
                 judge(self._as_role["acp_gatekeeper"], gate, decision_id, payload["proposal_seq"], payload["nth"])
             case "client.actions":
                 self._execute(event)
+
+    def _answer(self, event: Event) -> None:
+        connection, call_id = self._as_role["acp_agent"], event.payload["call_id"]
+        claim = {"call_id": call_id, "lease_seconds": _LEASE_SECONDS}
+        row = connection.execute(QUERIES["claim_call"].sql, claim).fetchone()
+        if row is None:
+            return
+        fence, name, attempt, request = row
+        result = self._agents[name].call(bytes(request), attempt=attempt, seconds_left=_LEASE_SECONDS)
+        about = {"decision_id": event.payload["decision_id"], "call_id": call_id, "agent": name}
+        told = self._about(AgentAnswered(**about), event, f"answer:{call_id}")
+        answer = {"call_id": call_id, "fence": fence, "answer": result.answer, "event": told}
+        connection.execute(QUERIES["answer_call"].sql, answer)
 
     def _approve(self, event: Event) -> None:
         connection = self._as_role["acp_command"]
