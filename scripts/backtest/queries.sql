@@ -7,11 +7,11 @@ ORDER BY id
 
 -- name: anomalies
 -- Every anomaly that stands at the end of the fold, in the order of its bar: the newest event of each.
-SELECT DISTINCT ON (occurred_at, entity_id, series) payload_json::text
-FROM outbox
-JOIN events USING (event_id)
-WHERE topic = 'decisions.work' AND event_type = 'ANOMALY_DETECTED'
-ORDER BY occurred_at, entity_id, series, revision DESC
+SELECT DISTINCT ON (event.occurred_at, event.entity_id, event.series) message.payload_json::text
+FROM outbox AS message
+JOIN events AS event USING (event_id)
+WHERE message.topic = 'decisions.work' AND event.event_type = 'ANOMALY_DETECTED'
+ORDER BY event.occurred_at, event.entity_id, event.series, event.revision DESC
 
 -- name: hold_equal_amounts
 -- Gives the account so many of each entity, as if it were bought at these prices.

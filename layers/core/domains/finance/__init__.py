@@ -13,4 +13,5 @@ DOMAIN: Final = Domain(
         Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume),
         Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume),
     ),
+    deciding="domains.finance.deciding",
 )
