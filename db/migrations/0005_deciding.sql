@@ -125,14 +125,16 @@ CREATE FUNCTION open_decision(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+DECLARE
+    open_since timestamptz := clock_timestamp();
 BEGIN
     INSERT INTO decisions (
         decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
-        trigger_event_id, trace_id, is_shadow, deadline, budget_micros
+        trigger_event_id, trace_id, is_shadow, deadline, budget_micros, opened_at
     )
     VALUES (
         new_decision, in_domain, with_playbook, version, pins, kind, of_source, of_entity, of_series, at, by_event, in_trace,
-        shadow, until, budget
+        shadow, until, budget, open_since
     )
     ON CONFLICT (decision_id) DO NOTHING;
     IF NOT FOUND THEN
@@ -143,7 +145,8 @@ BEGIN
         as_body(jsonb_build_object(
             'domain', in_domain, 'playbook', with_playbook, 'playbook_version', version, 'anomaly_kind', kind, 'source', of_source,
             'entity_id', of_entity, 'series', of_series, 'occurred_at', at, 'trigger_event_id', by_event, 'trace_id', in_trace,
-            'is_shadow', shadow, 'deadline', until, 'budget_micros', budget, 'opened_by', session_user
+            'is_shadow', shadow, 'deadline', until, 'budget_micros', budget, 'opened_at', open_since,
+            'opened_by', session_user
         )),
         NULL, pins
     );
@@ -240,6 +243,7 @@ AS $$
 DECLARE
     old_state text;
     ends_at integer;
+    new_seq integer;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF step_kind IN ('opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
@@ -267,10 +271,15 @@ BEGIN
     UPDATE decisions
     SET
         state = coalesce(new_state, state),
-        closed_at = CASE WHEN new_state IN ('scored', 'abandoned', 'recorded') THEN clock_timestamp() ELSE closed_at END,
         lease_until = clock_timestamp() + make_interval(secs => lease_seconds)
     WHERE decision_id = of_decision;
-    RETURN append_step(of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output);
+    new_seq := append_step(of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output);
+    IF new_state IN ('scored', 'abandoned', 'recorded') THEN
+        UPDATE decisions
+        SET closed_at = (SELECT at FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq)
+        WHERE decision_id = of_decision;
+    END IF;
+    RETURN new_seq;
 END
 $$;
 
@@ -329,21 +338,26 @@ BEGIN
         INSERT INTO budget_reservations (call_id, scope, day, micros) VALUES (new_call, budget_scope, today, micros);
     END IF;
     PERFORM append_step(
-        of_decision, 'call_intended', 'engine', of_step, as_body(jsonb_strip_nulls(to_jsonb(intended)) - 'decision_id'), request
+        of_decision, 'call_intended', 'engine', of_step,
+        as_body(
+            (jsonb_strip_nulls(to_jsonb(intended)) - 'decision_id')
+            || CASE WHEN micros > 0 THEN jsonb_build_object('budget', budget_scope, 'day', today) ELSE '{}' END
+        ),
+        request
     );
     RETURN true;
 END
 $$;
 
 -- Settles an attempt's reservation. What was charged beyond it is recorded as overrun, and switches the model off.
-CREATE FUNCTION settle_reservation(of_call uuid, charged bigint, of_model text) RETURNS void
+CREATE FUNCTION settle_reservation(of_call uuid, charged bigint, of_model text, at timestamptz) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
     held record;
 BEGIN
-    UPDATE budget_reservations SET spent_micros = charged, settled_at = clock_timestamp()
+    UPDATE budget_reservations SET spent_micros = charged, settled_at = at
     WHERE call_id = of_call AND settled_at IS NULL
     RETURNING scope, day, micros INTO held;
     IF held IS NULL THEN
@@ -387,7 +401,7 @@ BEGIN
         input_tokens = tokens_in, output_tokens = tokens_out, ended_at = clock_timestamp()
     WHERE call_id = of_call
     RETURNING * INTO STRICT ended;
-    PERFORM settle_reservation(of_call, charged, of_model);
+    PERFORM settle_reservation(of_call, charged, of_model, ended.ended_at);
     PERFORM append_step(
         ended.decision_id, 'call_answered', author, ended.step_seq,
         as_body(to_jsonb(ended) - 'decision_id'), ended.request_sha256, answer_hash, charged
@@ -872,8 +886,8 @@ GRANT SELECT ON
     agent_scores, timers, switches, budgets, events
     TO acp_decide;
 GRANT INSERT (sha256, kind, bytes) ON artifacts TO acp_decide, acp_gatekeeper;
-GRANT INSERT (decision_id, state, observed) ON outcomes TO acp_decide;
-GRANT INSERT (decision_id, agent, agent_version, forecast, probability, happened, brier) ON agent_scores TO acp_decide;
+GRANT INSERT (decision_id, state, observed, observed_at) ON outcomes TO acp_decide;
+GRANT INSERT (decision_id, agent, agent_version, forecast, probability, happened, brier, scored_at) ON agent_scores TO acp_decide;
 GRANT EXECUTE ON FUNCTION
     open_decision, join_decision, claim_decision, leave_decision, advance_decision, set_timer, intend_call, end_lost_calls, fire_timers,
     anchor_heads

@@ -10,17 +10,22 @@ from tests.integration.decisions.world import World
 
 
 @pytest.fixture
-def make_world(database: TestDatabase) -> Iterator[Callable[..., World]]:
+def worlds() -> Iterator[list[World]]:
+    """Those that the test makes; closed after it."""
     made: list[World] = []
-
-    def make(**options: Any) -> World:
-        options.setdefault("deciding", toy.deciding())
-        made.append(World(database, **options))
-        return made[-1]
-
-    yield make
+    yield made
     for world in made:
         world.close()
+
+
+@pytest.fixture
+def make_world(database: TestDatabase, worlds: list[World]) -> Callable[..., World]:
+    def make(**options: Any) -> World:
+        options.setdefault("deciding", toy.deciding())
+        worlds.append(World(database, **options))
+        return worlds[-1]
+
+    return make
 
 
 @pytest.fixture

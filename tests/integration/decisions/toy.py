@@ -70,6 +70,7 @@ class Nudging:
     name: str = "nudging"
     version: str = "1"
     limits: PlaybookLimits = LIMITS
+    ceiling: timedelta = timedelta(hours=1)
     observed: JsonObject | None = field(default_factory=lambda: {"state": "observed", "moved_ppm": 7, "forecasts": []})
 
     def handles(self, anomaly: JsonObject) -> bool:
@@ -94,7 +95,7 @@ class Nudging:
         elif record.last("outcome") is not None:
             command = Close("scored", "the horizon is over")
         elif record.decision.state in ENDS or (record.decision.is_shadow and record.last("verdict") is not None):
-            command = ObserveAt(bars=1, ceiling=timedelta(hours=1))
+            command = ObserveAt(bars=1, ceiling=self.ceiling)
         return command
 
     def gather(self, connection: Any, record: Record) -> JsonObject:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,11 +15,12 @@ from tests.conftest import TestDatabase
 
 from control_plane.decisions.emit import emit, message
 from control_plane.decisions.engine import Engine
+from control_plane.decisions.opening import open_or_join
 from control_plane.decisions.record import load_record, store_artifact
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.decisions.timers import wake_due
 from control_plane.model.contract import Event, Payload
-from control_plane.model.deciding import Deciding, Record, derived_id
+from control_plane.model.deciding import AgentResult, Deciding, Record, derived_id
 from control_plane.model.decision_events import (
     AGENT_WORK,
     CLIENT_ACTIONS,
@@ -74,9 +76,13 @@ class World:
     """Topics whose messages are lost."""
     calls: list[UUID] = field(default_factory=list)
     """Of agents, as they were made."""
+    approval_seconds: float = 300
+    steal: bool = False
+    """Whether a test's playbook is to lose its lease."""
 
     def __post_init__(self) -> None:
         self.as_role = {role: connect(self.database.url(role), application_name="test") for role in ROLES}
+        self.as_role["acp_decide2"] = connect(self.database.url("acp_decide"), application_name="test")
         self.owner = connect(self.database.owner_url, application_name="test")
         self.telemetry = Telemetry("test")
         self.engine = self.another_engine()
@@ -130,6 +136,32 @@ class World:
     def wake(self) -> int:
         return wake_due(self.decide)
 
+    def run_until(self, state: str, *, seconds: float = 30) -> None:
+        """Fires timers and delivers messages until the only decision is in a state."""
+        until = time.monotonic() + seconds
+        while self.record().decision.state != state:
+            assert time.monotonic() < until, f"it is {self.record().decision.state}, and not {state}"
+            time.sleep(0.02)
+            self.wake()
+            self.run()
+
+    def pass_deadline(self) -> None:
+        """Its deadline is now."""
+        self.owner.execute("UPDATE decisions SET deadline = clock_timestamp()")
+        self.owner.execute("UPDATE timers SET due_at = clock_timestamp() WHERE kind = 'deadline'")
+
+    def join(self, text: str) -> None:
+        """Puts an anomaly on record, as the engine does before it looks at the decision."""
+        event = EVENT_TYPES.parse_event(text)
+        ((domain, playbook),) = [(name, one) for name, given in self.deciding.items() for one in given.playbooks]
+        open_or_join(self.decide, event, domain, playbook, is_shadow=False, now=datetime.now(UTC))
+
+    def join_directly(self, given: NewMessage) -> None:
+        """An anomaly that another instance puts on record meanwhile."""
+        event = EVENT_TYPES.parse_event(given.message)
+        ((domain, playbook),) = [(name, one) for name, given in self.deciding.items() for one in given.playbooks]
+        open_or_join(self.as_role["acp_decide2"], event, domain, playbook, is_shadow=False, now=datetime.now(UTC))
+
     # The services that are not the engine
 
     def claim(self, call_id: UUID, lease_seconds: float = 5) -> Any:
@@ -150,26 +182,28 @@ class World:
         fence, decision_id, agent, attempt, request, trace_id, entity_id = claimed
         plug_in = next(one for domain in self.deciding.values() for one in domain.agents if one.name == agent)
         result = plug_in.call(bytes(request), attempt=attempt, seconds_left=5)
+        self.report(call_id, fence, agent, result, (decision_id, trace_id, entity_id))
+
+    def report(self, call_id: UUID, fence: int, agent: str, result: AgentResult, record: Any) -> bool:
+        """Ends an attempt with its result; returns whether that counted."""
+        decision_id = record.decision.decision_id if isinstance(record, Record) else record[0]
         about = {"decision_id": str(decision_id), "call_id": str(call_id), "agent": agent}
         said: Payload = (
             AgentAnswered(**about)
             if result.outcome == "answered"
             else AgentFailed(**about, outcome=result.outcome, reason=result.error or "none")  # type: ignore[arg-type]
         )
-        woken = self.about(said, (decision_id, trace_id, entity_id), f"answer:{call_id}", DECISION_WORK)
-        self.as_role["acp_agent"].execute(
-            "SELECT answer_call(%s, %s, %s, %s, %s, %s, NULL, NULL, %s, %s::json)",
-            [
-                call_id,
-                fence,
-                result.outcome,
-                result.answer,
-                result.error,
-                result.cost_micros,
-                plug_in.model,
-                one_as_json(woken),
-            ],
+        woken = one_as_json(self.about(said, record, f"answer:{call_id}", DECISION_WORK))
+        row = (
+            self.as_role["acp_agent"]
+            .execute(
+                "SELECT answer_call(%s, %s, %s, %s, %s, %s, NULL, NULL, NULL, %s::json)",
+                [call_id, fence, result.outcome, result.answer, result.error, result.cost_micros, woken],
+            )
+            .fetchone()
         )
+        assert row is not None
+        return bool(row[0])
 
     def judge(self, decision_id: UUID, nth: int) -> None:
         """Judges as it is told to; once per request, as the gatekeeper does."""
@@ -194,12 +228,11 @@ class World:
                     approval and UUID(approval.body["approval_id"]), policy, request,
                 ],
             )  # fmt: skip
-            if not record.decision.is_shadow:
-                self._follow(connection, record, verdict, verdict_id)
+            self._follow(connection, record, "refused" if record.decision.is_shadow else verdict, verdict_id)
 
     def _follow(self, connection: Connection[Any], record: Record, verdict: str, verdict_id: UUID) -> None:
         decision_id, proposal = record.decision.decision_id, record.all("proposal")[-1]
-        until = datetime.now(UTC) + timedelta(minutes=5)
+        until = datetime.now(UTC) + timedelta(seconds=self.approval_seconds)
         assert proposal.output_sha256 is not None
         action = proposal.output_sha256.hex()
         match verdict:
@@ -270,6 +303,8 @@ class World:
                     "SELECT record_execution(%s, 'executed', '', %s, %s::json)",
                     [action_id, Jsonb({"by": 1}), one_as_json(told)],
                 )
+
+    some_id = UUID(int=7)
 
     def switch(self, scope: str, *, off: bool) -> None:
         said = SwitchSet(scope=scope, is_off=off, set_by="test", reason="")

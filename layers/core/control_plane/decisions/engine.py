@@ -28,7 +28,7 @@ from control_plane.decisions.moves import (
     Observe,
     Wait,
 )
-from control_plane.decisions.next_move import next_move
+from control_plane.decisions.next_move import find_version, next_move
 from control_plane.decisions.opening import find_playbook, open_or_join
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
@@ -132,7 +132,7 @@ class Engine:
     def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
         """Makes the next move; returns False where there is nothing to do but wait."""
         plug_ins = self._plug_ins(loaded)
-        playbook, agents = self._playbook(plug_ins, loaded), {agent.name: agent for agent in plug_ins.agents}
+        playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
         given = self._circumstances(connection, loaded)
         move = next_move(loaded.record, playbook, agents, given)
         try:
@@ -168,7 +168,7 @@ class Engine:
             if step.calls:
                 intend(connection, hold, loaded, seq, step.calls)
             if step.kind == "outcome":
-                _store_outcome(connection, hold, step)
+                _store_outcome(connection, hold, step, seq)
 
         _transact(connection, work)
         if step.kind == "closed":
@@ -213,16 +213,6 @@ class Engine:
         if domain not in self._deciding:
             raise PlaybookFault(f"decision {loaded.record.decision.decision_id} is of domain {domain}, which is gone")
         return self._deciding[domain]
-
-    def _playbook(self, plug_ins: Deciding, loaded: Loaded) -> Playbook:
-        decision = loaded.record.decision
-        for playbook in plug_ins.playbooks:
-            if (playbook.name, playbook.version) == (decision.playbook, decision.playbook_version):
-                return playbook
-        raise PlaybookFault(
-            f"decision {decision.decision_id} is decided by {decision.playbook} {decision.playbook_version}, which is "
-            "gone: deploy a release that has it until the decision is closed"
-        )
 
     def _leave(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
         """Gives the lease back; returns False where a message came since the record was read."""
@@ -275,11 +265,11 @@ def _next_look(now: datetime, move: Observe, shortest: float) -> datetime:
     return min(now + pause, max(move.ends_at, now + timedelta(seconds=1)))
 
 
-def _store_outcome(connection: Connection[Any], hold: Hold, step: Append) -> None:
-    observed = dict(step.body)
+def _store_outcome(connection: Connection[Any], hold: Hold, step: Append, seq: int) -> None:
+    observed, of_step = dict(step.body), {"decision_id": hold.decision_id, "seq": seq}
     connection.execute(
         QUERIES["store_outcome"].sql,
-        {"decision_id": hold.decision_id, "state": observed["state"], "observed": Jsonb(observed)},
+        {**of_step, "state": observed["state"], "observed": Jsonb(observed)},
     )
     for score in observed["scores"]:
-        connection.execute(QUERIES["store_score"].sql, {"decision_id": hold.decision_id, **score})
+        connection.execute(QUERIES["store_score"].sql, {**of_step, **score})

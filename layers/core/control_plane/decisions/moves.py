@@ -9,9 +9,15 @@ from uuid import UUID
 from control_plane.model.deciding import JsonObject, Record, Step, derived_id
 from control_plane.model.ids import canonical_json
 
+SWITCHED_OFF: Final = "switched off: "
 BEFORE_RELEASE: Final = frozenset({
     "opened", "gathering", "hypothesising", "scoring", "simulating", "proposed", "awaiting_approval", "approved",
 })  # fmt: skip
+STATES: Final = {
+    "opened": "opened", "evidence": "gathering", "simulation": "simulating", "proposal": "proposed",
+    "observing": "observing",
+}  # fmt: skip
+"""The state that a step of a kind leads to, where that is always the same."""
 CLOSED: Final = frozenset({"scored", "abandoned", "recorded"})
 TRUNK: Final = frozenset({"anomaly", "evidence", "answers", "simulation", "proposal", "state", "observing", "outcome"})
 """Kinds of steps that the next one grows from, in the tree that a decision is shown as."""
@@ -159,6 +165,11 @@ def approval_expiry(record: Record) -> datetime | None:
     """Until when the approval that is waited for may be given."""
     asked = record.last("approval_asked")
     return None if asked is None else datetime.fromisoformat(asked.body["expires_at"])
+
+
+def state_after(kind: str, body: JsonObject) -> str | None:
+    """The state that a step moves its decision to; None where it stays."""
+    return str(body["state"]) if kind in ("calls", "state", "closed") else STATES.get(kind)
 
 
 def moved(record: Record, state: str, because: Step | None) -> Append:

@@ -10,6 +10,7 @@ from typing import Final
 from control_plane.decisions.moves import (
     BEFORE_RELEASE,
     CLOSED,
+    SWITCHED_OFF,
     Append,
     Circumstances,
     Collect,
@@ -29,6 +30,7 @@ from control_plane.model.deciding import (
     CallAgents,
     Close,
     Command,
+    Deciding,
     Gather,
     JsonObject,
     ObserveAt,
@@ -44,6 +46,18 @@ from control_plane.model.ids import canonical_json
 MOST_STEPS: Final = 500
 
 
+def find_version(plug_ins: Deciding, record: Record) -> Playbook:
+    """Returns the playbook that a decision is pinned to. Raises PlaybookFault where it is gone."""
+    decision = record.decision
+    for playbook in plug_ins.playbooks:
+        if (playbook.name, playbook.version) == (decision.playbook, decision.playbook_version):
+            return playbook
+    raise PlaybookFault(
+        f"decision {decision.decision_id} is decided by {decision.playbook} {decision.playbook_version}, which is "
+        "gone: it needs a release that has it"
+    )
+
+
 def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], given: Circumstances) -> Move:
     """Returns what is to be done now. Raises PlaybookFault."""
     state = record.decision.state
@@ -53,6 +67,8 @@ def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], g
         raise PlaybookFault(
             f"decision {record.decision.decision_id} has {MOST_STEPS} steps: its playbook goes in circles"
         )
+    if state == "opened" and record.decision.opened_at - record.decision.occurred_at > playbook.limits.oldest:
+        return closed(record, "recorded", "too old to act on")
     if state in BEFORE_RELEASE and (ended := _settled(record) or _abandoned(record, given)) is not None:
         return ended
     if (calls := record.last("calls")) is not None and not children(record, calls, "answers"):
@@ -77,10 +93,10 @@ def _abandoned(record: Record, given: Circumstances) -> Append | None:
     decision = record.decision
     if is_superseded(record):
         return closed(record, "abandoned", "superseded")
-    if given.is_overdue:
+    if given.is_overdue and not (decision.is_shadow and _verdict(record) is not None):
         return closed(record, "abandoned", "deadline")
     off = given.switched_off & {"all", f"domain:{decision.domain}", f"playbook:{decision.playbook}"}
-    return closed(record, "abandoned", f"switched off: {', '.join(sorted(off))}") if off else None
+    return closed(record, "abandoned", SWITCHED_OFF + ", ".join(sorted(off))) if off else None
 
 
 def _verdict(record: Record) -> Step | None:

@@ -118,31 +118,23 @@ def _open(
     ).fetchone()
     assert claim is not None
     held = {"decision_id": found, "fence": claim[0]}
-    _append(connection, held, "anomaly", anomaly_body(event), None)
-    if now - event.occurred_at > playbook.limits.oldest:
-        _append(connection, held, "closed", {"state": "recorded", "reason": "too old to act on"}, "recorded")
-    connection.execute(QUERIES["leave_decision"].sql, {**held, "wake_seq": 0})
-    emit(connection, announcements.opened(decision, now))
-    return True
-
-
-def _append(
-    connection: Connection[Any], held: Mapping[str, Any], kind: str, body: Mapping[str, Any], state: str | None
-) -> None:
     connection.execute(
         QUERIES["advance_decision"].sql,
         {
             **held,
-            "kind": kind,
-            "parent": 0 if kind == "anomaly" else 1,
-            "body": canonical_json(dict(body)),
+            "kind": "anomaly",
+            "parent": 0,
+            "body": canonical_json(anomaly_body(event)),
             "input_sha256": None,
             "output_sha256": None,
-            "state": state,
+            "state": None,
             "lease_seconds": 60,
             "seen_seq": None,
         },
     )
+    connection.execute(QUERIES["leave_decision"].sql, {**held, "wake_seq": 0})
+    emit(connection, announcements.opened(decision, now))
+    return True
 
 
 def _pin(connection: Connection[Any], playbook: Playbook) -> bytes:

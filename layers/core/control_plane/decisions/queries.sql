@@ -213,16 +213,18 @@ SELECT intend_call(
 SELECT end_lost_calls(%(decision_id)s, %(fence)s)
 
 -- name: store_outcome
--- What came of a decision.
-INSERT INTO outcomes (decision_id, state, observed)
-VALUES (%(decision_id)s, %(state)s, %(observed)s::jsonb)
+-- What came of a decision, as of the step that says so.
+INSERT INTO outcomes (decision_id, state, observed, observed_at)
+SELECT decision_id, %(state)s, %(observed)s::jsonb, at
+FROM decision_steps
+WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 
 -- name: store_score
--- How good one forecast was.
-INSERT INTO agent_scores (decision_id, agent, agent_version, forecast, probability, happened, brier)
-VALUES (
-    %(decision_id)s, %(agent)s, %(agent_version)s, %(forecast)s, %(probability)s, %(happened)s, %(brier)s
-)
+-- How good one forecast was, as of the step that says so.
+INSERT INTO agent_scores (decision_id, agent, agent_version, forecast, probability, happened, brier, scored_at)
+SELECT decision_id, %(agent)s, %(agent_version)s, %(forecast)s, %(probability)s, %(happened)s, %(brier)s, at
+FROM decision_steps
+WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 
 -- name: fire_timers
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
@@ -235,3 +237,88 @@ SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)
 -- name: now
 -- The database's time, which leases and deadlines are counted in.
 SELECT clock_timestamp()
+
+-- name: audited_decisions
+-- Decisions in the order of their ids, after one of them.
+SELECT decision_id, to_jsonb(decision)
+FROM decisions AS decision
+WHERE %(after)s::uuid IS NULL OR decision_id > %(after)s
+ORDER BY decision_id
+LIMIT %(most)s
+
+-- name: audited_steps
+-- All of some decisions' steps, as they were hashed.
+SELECT
+    decision_id, seq, parent, kind, author, at, input_sha256, output_sha256, cost_micros, body, prev_hash, hash
+FROM decision_steps
+WHERE decision_id = ANY(%(ids)s)
+ORDER BY decision_id, seq
+
+-- name: audited_rows
+-- Every row about some decisions whose content is also a step, with the name of its table.
+SELECT 'agent_calls' AS held_in, decision_id, to_jsonb(held) - 'decision_id'
+FROM agent_calls AS held
+WHERE decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'budget_reservations', call.decision_id, to_jsonb(held)
+FROM budget_reservations AS held
+JOIN agent_calls AS call USING (call_id)
+WHERE call.decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'verdicts', decision_id, to_jsonb(held) - 'judged_in' FROM verdicts AS held WHERE decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'approval_requests', decision_id, to_jsonb(held) FROM approval_requests AS held WHERE decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'approvals', decision_id, to_jsonb(held) FROM approvals AS held WHERE decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'actions', decision_id, to_jsonb(held) - 'released_in' FROM actions AS held WHERE decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'executions', action.decision_id, to_jsonb(held)
+FROM executions AS held
+JOIN actions AS action USING (action_id)
+WHERE action.decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'outcomes', decision_id, to_jsonb(held) FROM outcomes AS held WHERE decision_id = ANY(%(ids)s)
+UNION ALL
+SELECT 'agent_scores', decision_id, to_jsonb(held) FROM agent_scores AS held WHERE decision_id = ANY(%(ids)s)
+
+-- name: audited_strays
+-- Rows about a decision, a call or an action that there is not, with the name of their table.
+SELECT 'decision_steps' AS held_in, decision_id AS stray FROM decision_steps WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'agent_calls', decision_id FROM agent_calls WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'budget_reservations', call_id FROM budget_reservations WHERE call_id NOT IN (SELECT call_id FROM agent_calls)
+UNION
+SELECT 'verdicts', decision_id FROM verdicts WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'approval_requests', decision_id FROM approval_requests WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'approvals', decision_id FROM approvals WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'actions', decision_id FROM actions WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'executions', action_id FROM executions WHERE action_id NOT IN (SELECT action_id FROM actions)
+UNION
+SELECT 'outcomes', decision_id FROM outcomes WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+UNION
+SELECT 'agent_scores', decision_id FROM agent_scores WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
+
+-- name: audited_anchors
+-- All anchors in order.
+SELECT anchor_id, anchored_at, prev_root, heads, root FROM anchors ORDER BY anchor_id
+
+-- name: audited_budgets
+-- Each day's budget beside what its reservations add up to; either may be missing.
+SELECT
+    scope, day, budget.reserved_micros, budget.spent_micros, budget.overrun_micros, held.reserved, held.spent, held.overrun
+FROM budgets AS budget
+FULL JOIN (
+    SELECT
+        scope, day,
+        coalesce(sum(micros) FILTER (WHERE settled_at IS NULL), 0) AS reserved,
+        coalesce(sum(spent_micros), 0) AS spent,
+        coalesce(sum(greatest(spent_micros - micros, 0)), 0) AS overrun
+    FROM budget_reservations
+    GROUP BY scope, day
+) AS held USING (scope, day)

@@ -25,6 +25,8 @@ class Loaded:
     now: datetime
     """The database's time, which leases and deadlines are counted in."""
     is_closed: bool
+    bodies: Sequence[bytes] = ()
+    """Of the steps, as they are stored and hashed."""
 
     @property
     def head_seq(self) -> int:
@@ -58,10 +60,8 @@ def load(connection: Connection[Any], decision_id: UUID, known: Loaded | None = 
     *columns, closed_at, wake_seq, now = row
     steps = list(known.record.steps) if known is not None else []
     after_seq = steps[-1].seq if steps else -1
-    steps += [
-        _step(found)
-        for found in connection.execute(QUERIES["steps"].sql, {"decision_id": decision_id, "after_seq": after_seq})
-    ]
+    new = connection.execute(QUERIES["steps"].sql, {"decision_id": decision_id, "after_seq": after_seq}).fetchall()
+    steps += [_step(found) for found in new]
     artifacts = dict(known.record.artifacts) if known is not None else {}
     artifacts |= _artifacts(connection, steps, artifacts)
     return Loaded(
@@ -69,6 +69,7 @@ def load(connection: Connection[Any], decision_id: UUID, known: Loaded | None = 
         wake_seq=wake_seq,
         now=_in_utc(now),
         is_closed=closed_at is not None,
+        bodies=(*(known.bodies if known is not None else ()), *(bytes(found[5]) for found in new)),
     )
 
 
@@ -89,6 +90,9 @@ def _step(row: Sequence[Any]) -> Step:
 
 def _artifacts(connection: Connection[Any], steps: Iterable[Step], known: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     named = {name for step in steps for name in (step.input_sha256, step.output_sha256) if name is not None}
+    # A request is named before anybody is asked: its agent may be switched off meanwhile.
+    rounds = (step.body["calls"] for step in steps if step.kind == "calls")
+    named |= {bytes.fromhex(call["request_sha256"]) for calls in rounds for call in calls}
     missing = sorted(named - known.keys())
     if not missing:
         return {}

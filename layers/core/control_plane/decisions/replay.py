@@ -1,0 +1,154 @@
+"""Decides again from the stored record alone, and compares what it decides with what was recorded, byte by byte.
+
+Read from the record: what was gathered and observed, and what agents, the gatekeeper, people and clients said. Decided
+again: every command of the playbook, every simulation, and each step that the engine wrote because of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from control_plane.decisions import moves
+from control_plane.decisions.moves import Append, Circumstances, Collect, Intend, IntendedCall, Model, Observe
+from control_plane.decisions.next_move import find_version, next_move
+from control_plane.decisions.record import Loaded, sha256
+from control_plane.model.deciding import Deciding, Record, Step
+from control_plane.model.ids import canonical_json
+
+READ: Final = frozenset({
+    "opened", "anomaly", "joined", "call_answered", "verdict", "approval_asked", "approval", "released", "execution",
+})  # fmt: skip
+"""Kinds of steps that others write, or that say what others said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first step that is decided differently."""
+
+    seq: int
+    what: str
+    """kind, parent, body, output, time or fault."""
+    recorded: str
+    decided: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay compared, and the first difference that it found."""
+
+    steps: int
+    compared_bytes: int
+    difference: Difference | None
+
+    @property
+    def is_identical(self) -> bool:
+        """Whether the same would be decided again, to the byte."""
+        return self.difference is None
+
+
+class _Differs(Exception):
+    def __init__(self, what: str, recorded: object, decided: object) -> None:
+        self.what, self.recorded, self.decided = what, str(recorded), str(decided)
+        super().__init__(what)
+
+
+def replay(stored: Loaded, plug_ins: Deciding) -> Replayed:
+    """Decides a stored decision again, without a connection. Its playbook's version must be among the plug-ins."""
+    record, compared, steps = stored.record, 0, 0
+    state = "opened"
+    for place, step in enumerate(record.steps):
+        before = Record(replace(record.decision, state=state), record.steps[:place], record.artifacts)
+        state = moves.state_after(step.kind, step.body) or state
+        if step.kind in READ:
+            continue
+        try:
+            compared += _compare(before, step, stored.bodies[place], plug_ins)
+        except _Differs as found:
+            return Replayed(steps, compared, Difference(step.seq, found.what, found.recorded, found.decided))
+        except Exception as error:  # noqa: BLE001 - code that cannot decide this record any more is a difference too
+            fault = f"{type(error).__name__}: {error}"
+            return Replayed(steps, compared, Difference(step.seq, "fault", step.kind, fault))
+        steps += 1
+    return Replayed(steps, compared, None)
+
+
+def _compare(before: Record, step: Step, body: bytes, plug_ins: Deciding) -> int:
+    """Compares one step with what is decided before it; returns how many bytes were the same. Raises _Differs."""
+    playbook = find_version(plug_ins, before)
+    agents = {agent.name: agent for agent in plug_ins.agents}
+    given = _circumstances(before, step)
+    move = next_move(before, playbook, agents, given)
+    match move:
+        case Intend(calls_seq, calls):
+            return _compare_call(before, step, body, calls_seq, calls)
+        case Collect():
+            decided = moves.evidence(before, step.body)
+        case Model(spec):
+            decided = moves.simulation(before, playbook.simulate(before, spec))
+        case Observe():
+            observed = {name: value for name, value in step.body.items() if name != "scores"}
+            decided = moves.outcome(before, observed)
+        case Append():
+            decided = move
+        case _:
+            raise _Differs("kind", step.kind, "wait")
+    return _same(step, body, decided)
+
+
+def _same(step: Step, body: bytes, decided: Append) -> int:
+    if step.kind != decided.kind:
+        raise _Differs("kind", step.kind, decided.kind)
+    if step.parent != decided.parent:
+        raise _Differs("parent", step.parent, decided.parent)
+    if body != (again := decided.body_bytes()):
+        raise _Differs("body", body.decode(errors="replace"), again.decode())
+    output = None if decided.output is None else sha256(decided.output)
+    if step.output_sha256 != output:
+        raise _Differs("output", _hex(step.output_sha256), _hex(output))
+    return len(body) + (0 if decided.output is None else len(decided.output))
+
+
+def _compare_call(before: Record, step: Step, body: bytes, calls_seq: int, calls: Sequence[IntendedCall]) -> int:
+    """A call that was intended, or that no budget had room for, is one of those that were due."""
+    due = {(call.agent, call.attempt): call for call in calls}
+    call = due.get((step.body.get("agent", ""), step.body.get("attempt", 0)))
+    if call is None or step.kind not in ("call_intended", "budget_exhausted"):
+        raise _Differs("kind", f"{step.kind} {dict(step.body)}", f"call_intended {sorted(due)}")
+    if step.kind == "budget_exhausted":
+        return _same(step, body, moves.budget_exhausted(calls_seq, call))
+    decided = {
+        "call_id": str(moves.call_id(before, calls_seq, call)),
+        "agent_version": call.agent_version,
+        "request_sha256": f"\\x{call.request_sha256.hex()}",
+        "reserved_micros": call.micros,
+        "step_seq": calls_seq,
+    }
+    recorded = {name: step.body.get(name) for name in decided}
+    if recorded != decided or step.input_sha256 != call.request_sha256 or step.parent != calls_seq:
+        raise _Differs("body", recorded, decided)
+    return len(canonical_json(decided))
+
+
+def _circumstances(before: Record, step: Step) -> Circumstances:
+    """What the engine must have found for this step, held against the step's own time where that tells."""
+    state, reason = step.body.get("state"), step.body.get("reason", "")
+    is_overdue = step.kind == "closed" and reason == "deadline"
+    is_expired = step.kind == "state" and state == "expired"
+    if is_overdue and step.at < before.decision.deadline:
+        raise _Differs("time", step.at, f"not before {before.decision.deadline}")
+    expiry = moves.approval_expiry(before)
+    if is_expired and (expiry is None or step.at < expiry):
+        raise _Differs("time", step.at, f"not before {expiry}")
+    return Circumstances(is_overdue=is_overdue, is_expired=is_expired, switched_off=_switched_off(step.kind, step.body))
+
+
+def _switched_off(kind: str, body: Mapping[str, Any]) -> frozenset[str]:
+    if kind == "closed" and body["reason"].startswith(moves.SWITCHED_OFF):
+        return frozenset(body["reason"].removeprefix(moves.SWITCHED_OFF).split(", "))
+    if kind == "agent_failed" and body["outcome"] == "switched_off":
+        return frozenset({f"agent:{body['agent']}"})
+    return frozenset()
+
+
+def _hex(name: bytes | None) -> str:
+    return "none" if name is None else name.hex()
