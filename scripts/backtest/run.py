@@ -16,7 +16,7 @@ from control_plane.decisions.replay import replay
 from psycopg import sql
 
 from backtest.market import CURRENCY, INTERVAL, SOURCE, SYMBOLS, read_looks
-from backtest.services import QUERIES, ROLES, Services, plug_ins
+from backtest.services import QUERIES, ROLES, Services, open_connection, plug_ins
 from control_plane.decisions.record import load
 from control_plane.ingestion.store import store_events
 from control_plane.ops.migrations import migrate, read_migrations
@@ -84,7 +84,7 @@ def run_backtest(
             urls = (url(_INGEST), url(_DETECT))
             counts = list(pool.map(_fold, symbols, [urls] * len(symbols), [days] * len(symbols)))
         folded = time.monotonic()
-        with Services(url) as services, connect(url(OWNER), application_name="acp-backtest") as owner:
+        with Services(url) as services, open_connection(url(OWNER)) as owner:
             anomalies = _decide_all(services, owner, say)
             decided_at = time.monotonic()
             say("deciding again from the records")
@@ -105,12 +105,12 @@ def run_backtest(
 def _fold(symbol: str, urls: tuple[str, str], days: int | None) -> tuple[int, tuple[str, str]]:
     """Stores a symbol's looks as events and hands each to the detector; returns how many bars, and their days."""
     looks, events = read_looks(symbol, days=days), []
-    with connect(urls[0], application_name="acp-backtest") as connection:
+    with open_connection(urls[0]) as connection:
         for first in range(0, len(looks), _BATCH):
             with connection.transaction():
                 stored = store_events(connection, [], looks[first : first + _BATCH])
             events += [look.event for look in stored.looks if look.event is not None]
-    with connect(urls[1], application_name="acp-backtest") as connection:
+    with open_connection(urls[1]) as connection:
         for event in events:
             detector.consume(connection, event)
     bars = [event for event in events if event.event_type == "MARKET_TICK_INGESTED"]

@@ -42,6 +42,13 @@ ROLES: Final = ("acp_decide", "acp_agent", "acp_gatekeeper", "acp_action", "acp_
 _LEASE_SECONDS: Final = 30.0
 
 
+def open_connection(url: str) -> Connection[Any]:
+    """Returns a connection on which statements are prepared once they repeat: there is no pooler in between."""
+    connection = connect(url, application_name="acp-backtest")
+    connection.prepare_threshold = 3
+    return connection
+
+
 class PatientPlaybook(UnusualBar):
     """The playbook as it is, acting on anomalies of any age: these are years old."""
 
@@ -58,10 +65,7 @@ class Services:
 
     def __init__(self, url_of_role: Callable[[str], str]) -> None:
         self._stack = ExitStack()
-        self._as_role = {
-            role: self._stack.enter_context(connect(url_of_role(role), application_name="acp-backtest"))
-            for role in ROLES
-        }
+        self._as_role = {role: self._stack.enter_context(open_connection(url_of_role(role))) for role in ROLES}
         self._deciding = plug_ins()
         self._agents = {agent.name: agent for found in self._deciding.values() for agent in found.agents}
         self._engine = Engine(self._deciding, policy=EnginePolicy(), telemetry=Telemetry("backtest"), name="backtest")
