@@ -82,8 +82,8 @@ CREATE FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boo
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    asked approval_requests;
-    answered approvals;
+    asked record;
+    answered record;
 BEGIN
     PERFORM FROM decisions
     WHERE decision_id = (SELECT decision_id FROM approval_requests WHERE approval_id = of_approval)
@@ -132,7 +132,7 @@ CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, an
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    call agent_calls;
+    call record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM agent_calls WHERE call_id = of_call) FOR UPDATE;
     SELECT * INTO call FROM agent_calls WHERE call_id = of_call FOR UPDATE;
@@ -195,7 +195,7 @@ CREATE FUNCTION public.ask_approval(new_approval uuid, of_decision uuid, action 
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    asked approval_requests;
+    asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
@@ -220,7 +220,7 @@ CREATE FUNCTION public.begin_execution(of_action uuid) RETURNS text
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    released actions;
+    released record;
     off text[];
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM actions WHERE action_id = of_action) FOR UPDATE;
@@ -259,8 +259,8 @@ CREATE FUNCTION public.check_release() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    judged verdicts;
-    decision decisions;
+    judged record;
+    decision record;
     off text[];
 BEGIN
     SELECT * INTO decision FROM decisions WHERE decision_id = NEW.decision_id FOR UPDATE;
@@ -310,7 +310,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) RETURNS TABLE(fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, deadline timestamp with time zone, trace_id uuid, entity_id text, occurred_at timestamp with time zone)
+CREATE FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) RETURNS TABLE(fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, reserved_micros bigint, seconds_left double precision, trace_id uuid, entity_id text, occurred_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -340,7 +340,9 @@ BEGIN
             )
         )
     RETURNING
-        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.lease_until,
+        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.reserved_micros,
+        -- By this clock alone: the caller's may be another one.
+        extract(epoch FROM call.lease_until - clock_timestamp())::double precision,
         decision.trace_id, decision.entity_id, decision.occurred_at;
 END
 $$;
@@ -632,7 +634,7 @@ CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer byte
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    ended agent_calls;
+    ended record;
     answer_hash bytea := CASE WHEN answer IS NOT NULL THEN sha256(answer) END;
 BEGIN
     IF answer IS NOT NULL THEN
@@ -657,7 +659,7 @@ CREATE FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) RETUR
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    lost agent_calls;
+    lost record;
     ended integer := 0;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
@@ -775,7 +777,7 @@ CREATE FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call
     AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
-    intended agent_calls;
+    intended record;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF micros > 0 THEN
@@ -964,7 +966,7 @@ CREATE FUNCTION public.record_execution(of_action uuid, how text, because text, 
     AS $$
 DECLARE
     in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action);
-    recorded executions;
+    recorded record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE;
     INSERT INTO executions (action_id, outcome, reason, effect) VALUES (of_action, how, because, did)
@@ -987,7 +989,7 @@ CREATE FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_pro
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    judged verdicts;
+    judged record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
@@ -1875,36 +1877,42 @@ COMMENT ON TABLE public.outcomes IS 'What came of a decision after its horizon: 
 CREATE TABLE public.paper_accounts (
     account text NOT NULL,
     currency text NOT NULL,
+    opening_cash_micros bigint NOT NULL,
     cash_micros bigint NOT NULL,
     opened_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT paper_accounts_account_check CHECK ((account <> ''::text))
 );
 
-COMMENT ON TABLE public.paper_accounts IS 'Cash of each paper account, in millionths of its currency.';
+COMMENT ON TABLE public.paper_accounts IS 'Cash of each paper account, in millionths of its currency: its opening balance and what its fills left of it.';
 
 CREATE TABLE public.paper_orders (
     action_id uuid NOT NULL,
     account text NOT NULL,
     source text NOT NULL,
     entity_id text NOT NULL,
+    series text NOT NULL,
     side text NOT NULL,
     quantity_micros bigint NOT NULL,
     placed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     fill_after timestamp with time zone NOT NULL,
     filled_at timestamp with time zone,
-    fill_price double precision,
+    fill_occurred_at timestamp with time zone,
+    fill_price_micros bigint,
     fill_event_id uuid,
-    CONSTRAINT paper_orders_fill_is_whole CHECK ((((filled_at IS NULL) = (fill_price IS NULL)) AND ((filled_at IS NULL) = (fill_event_id IS NULL)))),
+    CONSTRAINT paper_orders_check CHECK ((fill_occurred_at > fill_after)),
+    CONSTRAINT paper_orders_fill_is_whole CHECK ((((filled_at IS NULL) = (fill_price_micros IS NULL)) AND ((filled_at IS NULL) = (fill_event_id IS NULL)) AND ((filled_at IS NULL) = (fill_occurred_at IS NULL)))),
+    CONSTRAINT paper_orders_fill_price_micros_check CHECK ((fill_price_micros > 0)),
     CONSTRAINT paper_orders_quantity_micros_check CHECK ((quantity_micros > 0)),
     CONSTRAINT paper_orders_side_check CHECK ((side = ANY (ARRAY['buy'::text, 'sell'::text])))
 );
 
-COMMENT ON TABLE public.paper_orders IS 'One order per executed action; it is filled at the next bar after fill_after.';
+COMMENT ON TABLE public.paper_orders IS 'One order per executed action; it is filled at the open of the next bar after fill_after.';
 
 CREATE TABLE public.paper_positions (
     account text NOT NULL,
     source text NOT NULL,
     entity_id text NOT NULL,
+    opening_quantity_micros bigint DEFAULT 0 NOT NULL,
     quantity_micros bigint NOT NULL
 );
 
@@ -2340,6 +2348,8 @@ CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id)
 CREATE INDEX events_by_trace ON public.events USING btree (trace_id);
 
 CREATE INDEX events_by_type ON public.events USING btree (event_type, occurred_at);
+
+CREATE INDEX paper_orders_open ON public.paper_orders USING btree (source, entity_id, series) WHERE (filled_at IS NULL);
 
 CREATE INDEX pending_deliveries_due ON public.pending_deliveries USING btree (subscription, next_attempt_at, outbox_id) WHERE (suspect_since IS NULL);
 
@@ -2856,20 +2866,66 @@ GRANT INSERT(observed) ON TABLE public.outcomes TO acp_decide;
 
 GRANT INSERT(observed_at) ON TABLE public.outcomes TO acp_decide;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_accounts TO acp_action;
+GRANT SELECT ON TABLE public.paper_accounts TO acp_action;
+GRANT SELECT ON TABLE public.paper_accounts TO acp_consume;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_decide;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(cash_micros) ON TABLE public.paper_accounts TO acp_action;
+GRANT UPDATE(cash_micros) ON TABLE public.paper_accounts TO acp_consume;
+
+GRANT SELECT ON TABLE public.paper_orders TO acp_action;
+GRANT SELECT ON TABLE public.paper_orders TO acp_consume;
 GRANT SELECT ON TABLE public.paper_orders TO acp_decide;
 GRANT SELECT ON TABLE public.paper_orders TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_orders TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(action_id) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(account) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(source) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(entity_id) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(series) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(side) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(quantity_micros) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(fill_after) ON TABLE public.paper_orders TO acp_action;
+
+GRANT UPDATE(filled_at) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(filled_at) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_occurred_at) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_occurred_at) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_price_micros) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_price_micros) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_event_id) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_event_id) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT SELECT ON TABLE public.paper_positions TO acp_action;
+GRANT SELECT ON TABLE public.paper_positions TO acp_consume;
 GRANT SELECT ON TABLE public.paper_positions TO acp_decide;
 GRANT SELECT ON TABLE public.paper_positions TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_positions TO acp_reader;
+
+GRANT INSERT(account) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(account) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(source) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(source) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_consume;
 
 GRANT SELECT ON TABLE public.processed_events TO acp_reader;
 
@@ -2920,6 +2976,9 @@ GRANT SELECT ON TABLE public.schema_migrations TO PUBLIC;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_bars TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_bars TO acp_reader;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_action;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_decide;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_gatekeeper;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_latest_prices TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_latest_prices TO acp_reader;

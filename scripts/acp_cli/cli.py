@@ -57,6 +57,10 @@ COMMANDS = {
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
     },
+    "Decisions": {
+        "decisions": Entry("decision_commands", "What was decided, newest first."),
+        "decision": Entry("decision_commands", "One decision, step by step, as a tree."),
+    },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {
         "bench": Entry("bench_command", "Measure the relay beside bare loops."),

@@ -59,7 +59,6 @@ def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 
         series=f"anomaly:{entity}:{revision}:{changes.get('is_withdrawn', False)}",
         at=at,
         trace_id=uuid4(),
-        also_topics=(DECISION_WORK,),
     )
 
 

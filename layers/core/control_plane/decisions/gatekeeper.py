@@ -23,8 +23,6 @@ from control_plane.decisions.judgement import (
 from control_plane.model.contract import Payload
 from control_plane.model.deciding import Decision, Gate, Record, Step, derived_id
 from control_plane.model.decision_events import (
-    CLIENT_ACTIONS,
-    DECISION_WORK,
     ActionRefused,
     ActionReleased,
     ApprovalRequested,
@@ -201,7 +199,7 @@ class _Filing:
             action_sha256=action_sha256.hex(),
             expires_at=expires_at,
         )
-        told = self._message(payload, DECISION_WORK, CLIENT_ACTIONS)
+        told = self._message(payload)
         self.connection.execute(
             QUERIES["release_action"].sql,
             {
@@ -242,22 +240,21 @@ class _Filing:
             action_sha256=finding.action_sha256.hex(),
             expires_at=expires_at,
         )
-        emit(self.connection, self._message(payload, DECISION_WORK))
+        emit(self.connection, self._message(payload))
 
     def _tell_refused(self, reason: str) -> None:
         payload = ActionRefused(
             decision_id=str(self.decision.decision_id), verdict_id=str(self.verdict_id), reason=reason[:1024]
         )
-        emit(self.connection, self._message(payload, DECISION_WORK))
+        emit(self.connection, self._message(payload))
 
-    def _message(self, payload: Payload, *also_topics: str) -> NewMessage:
+    def _message(self, payload: Payload) -> NewMessage:
         return message(
             payload,
             entity_id=self.decision.entity_id,
             series=f"{self.decision.decision_id}:{payload.event_type.lower()}:{self.verdict_id}",
             at=self.now,
             trace_id=self.decision.trace_id,
-            also_topics=also_topics,
         )
 
 

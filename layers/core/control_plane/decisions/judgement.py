@@ -18,7 +18,6 @@ from control_plane.decisions import policy as policies
 from control_plane.decisions.policy import Policy, PolicyUnusable
 from control_plane.decisions.strict_json import NotStrictJson, parse_object
 from control_plane.model.deciding import Decision, Gate, Judged, Proposal, Record, Step, derived_id
-from control_plane.model.errors import ContractViolation
 from control_plane.model.ids import canonical_json
 from control_plane.model.text import visible
 
@@ -156,10 +155,9 @@ class _Examination:
         except PolicyUnusable as error:
             raise _Refused(errors=[str(error)]) from None
         self._present.lock_account(decision.domain, judged.account)
-        request = gate.policy_request(self._present.connection, judged)
-        self._request = policies.as_recorded(request)
+        self._request = policies.as_recorded(gate.policy_request(self._present.connection, judged))
         is_approved = self._find_approval(judged, action_sha256)
-        ruling = policies.rule(self._policy, request, is_approved=is_approved)
+        ruling = policies.rule(self._policy, policies.from_record(self._request), is_approved=is_approved)
         if ruling.verdict == REFUSED:
             raise _Refused(*(f"policy: {reason}" for reason in ruling.reasons), errors=ruling.errors)
         off = self._present.switched_off(decision.decision_id, judged.action_type)
@@ -173,7 +171,7 @@ class _Examination:
         return ruling.verdict, [f"policy: {reason}" for reason in ruling.reasons]
 
     def _find_approval(self, judged: Judged, action_sha256: bytes) -> bool:
-        """Returns whether a person's approval of this very proposal stands. Raises _Refused where it was asked in vain."""
+        """Whether a person has approved this very proposal. Raises _Refused where one was asked in vain."""
         decision = self._record.decision
         asked = self._present.approval(decision.decision_id, action_sha256)
         if asked is None:
@@ -193,18 +191,14 @@ def read_proposal(gate: Gate, record: Record, step: Step, body: bytes) -> tuple[
     if action_sha256 is None or stored is None or hashlib.sha256(stored).digest() != action_sha256:
         raise _Refused("schema: the proposal has no action")
     content, stated = _parsed(body, "the proposal"), _parsed(stored, "the action")
-    try:
-        is_canonical = canonical_json(stated, field="action") == stored
-    except ContractViolation as error:
-        raise _Refused(f"schema: {error}") from None
-    if not is_canonical:  # one action has one hash
-        raise _Refused("json: the action is not in its canonical form")
     proposal = _validated(Proposal, content, "")
     schema = gate.action_types.get(proposal.action_type)
     if schema is None:
         raise _Refused(f"schema: {proposal.action_type} is no type of action; there are {', '.join(gate.action_types)}")
     action = _validated(schema, stated, "action.")
     claims = _validated(gate.claims_type, proposal.claims, "claims.")
+    if canonical_json(stated, field="action") != stored:  # or one action had many hashes
+        raise _Refused("schema: the action is not in its canonical form")
     return Judged(record.decision, proposal, action, claims, record), action_sha256
 
 

@@ -127,6 +127,12 @@ def as_recorded(request: Mapping[str, Any]) -> bytes:
     return canonical_json(dict(request), field="policy request")
 
 
+def from_record(recorded: bytes) -> dict[str, Any]:
+    """Returns a recorded request. Policies are asked about this alone, so that asking again later asks the same."""
+    request: dict[str, Any] = json.loads(recorded)
+    return request
+
+
 def rule(policy: Policy, request: Mapping[str, Any], *, is_approved: bool = False) -> Ruling:
     """Returns what policies say to a request. ``is_approved``: a person has approved this very action.
 

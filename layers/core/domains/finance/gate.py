@@ -6,6 +6,7 @@ The policies are in policies.cedar; docs/decisions/0025 says how they are asked.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from importlib import resources
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -149,7 +150,7 @@ class FinanceGate:
 
 
 def request_of(judged: Judged, grounds: Grounds, holding: Holding, releases: Sequence[Release]) -> JsonObject:
-    """Returns the policy request. Distances in time are between bars: history that is replayed is judged like the day."""
+    """Returns the policy request. Distances in time are between bars, so that a replay is judged like its day."""
     decision, action, evidence = judged.decision, judged.action, grounds.evidence
     assert isinstance(action, Trade)
     chosen, nothing = grounds.simulation.named(judged.proposal.option), grounds.simulation.nothing
@@ -213,6 +214,7 @@ def _share_ppm(part: int, whole: int) -> int:
     return -(-part * measures.MILLION // whole)
 
 
+@cache
 def _read(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
