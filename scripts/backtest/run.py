@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from control_plane.decisions.replay import replay
 from psycopg import sql
 
 from backtest.market import CURRENCY, INTERVAL, SOURCE, SYMBOLS, read_looks
 from backtest.services import QUERIES, ROLES, Services, open_connection, plug_ins
 from control_plane.decisions.record import load
+from control_plane.decisions.replay import replay
 from control_plane.ingestion.store import store_events
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.database import connect
@@ -84,7 +84,7 @@ def run_backtest(
             urls = (url(_INGEST), url(_DETECT))
             counts = list(pool.map(_fold, symbols, [urls] * len(symbols), [days] * len(symbols)))
         folded = time.monotonic()
-        with Services(url) as services, open_connection(url(OWNER)) as owner:
+        with Services(url, plug_ins()) as services, open_connection(url(OWNER)) as owner:
             anomalies = _decide_all(services, owner, say)
             decided_at = time.monotonic()
             say("deciding again from the records")

@@ -11,6 +11,7 @@ from uuid import UUID
 from control_plane.decisions.emit import message
 from control_plane.decisions.engine import Engine
 from control_plane.decisions.gatekeeper import judge
+from control_plane.decisions.record import load_record
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.model.decision_events import (
     AGENT_WORK,
@@ -29,7 +30,7 @@ from domains import EVENT_TYPES, load_deciding
 from domains.finance.deciding.playbook import UnusualBar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from psycopg import Connection
 
@@ -63,10 +64,10 @@ def plug_ins() -> dict[str, Deciding]:
 class Services:
     """The engine, the agents, the gatekeeper, a client that executes, and a person who approves whatever is asked."""
 
-    def __init__(self, url_of_role: Callable[[str], str]) -> None:
+    def __init__(self, url_of_role: Callable[[str], str], deciding: Mapping[str, Deciding]) -> None:
         self._stack = ExitStack()
         self._as_role = {role: self._stack.enter_context(open_connection(url_of_role(role))) for role in ROLES}
-        self._deciding = plug_ins()
+        self._deciding = deciding
         self._agents = {agent.name: agent for found in self._deciding.values() for agent in found.agents}
         self._engine = Engine(self._deciding, policy=EnginePolicy(), telemetry=Telemetry("backtest"), name="backtest")
         self._seen = 0
@@ -113,11 +114,16 @@ class Services:
             case "agents.work":
                 self._answer(event)
             case "gatekeeper.work":
-                decision_id, payload = UUID(event.payload["decision_id"]), event.payload
-                gate = self._deciding["finance"].gate
-                judge(self._as_role["acp_gatekeeper"], gate, decision_id, payload["proposal_seq"], payload["nth"])
+                self._judge(event)
             case "client.actions":
                 self._execute(event)
+
+    def _judge(self, event: Event) -> None:
+        decision_id, payload = UUID(event.payload["decision_id"]), event.payload
+        record = load_record(self.decide, decision_id)
+        assert record is not None
+        gate = self._deciding[record.decision.domain].gate
+        judge(self._as_role["acp_gatekeeper"], gate, decision_id, payload["proposal_seq"], payload["nth"])
 
     def _answer(self, event: Event) -> None:
         connection, call_id = self._as_role["acp_agent"], event.payload["call_id"]
@@ -162,6 +168,5 @@ class Services:
                 series=f"{event.payload['decision_id']}:{what}",
                 at=datetime.now(UTC),
                 trace_id=event.trace_id,
-                also_topics=(DECISION_WORK,),
             )
         )
