@@ -49,6 +49,8 @@ class Decided:
 
     record: Record
     verdict: str | None
+    reasons: Sequence[str]
+    """The policies that made the verdict so, or what of the evidence did not hold."""
     is_replayed: bool
     """Whether deciding again from the record gave the same bytes."""
 
@@ -144,15 +146,16 @@ def _hold_equal_amounts(owner: Connection[Any], at: Any) -> None:
 
 
 def _read_all(services: Services, owner: Connection[Any]) -> list[Decided]:
-    verdicts: dict[UUID, str] = {
-        decision_id: verdict for decision_id, verdict, _ in owner.execute(QUERIES["verdicts"].sql).fetchall()
+    verdicts: dict[UUID, tuple[str, list[str]]] = {
+        decision_id: (verdict, reasons) for decision_id, verdict, reasons in owner.execute(QUERIES["verdicts"].sql)
     }
     finance, found = plug_ins()["finance"], []
     for (decision_id,) in owner.execute(QUERIES["decisions"].sql).fetchall():
         loaded = load(services.decide, decision_id)
         assert loaded is not None
         is_replayed = replay(loaded, finance).is_identical
-        found.append(Decided(loaded.record, verdicts.get(decision_id), is_replayed))
+        verdict, reasons = verdicts.get(decision_id, (None, []))
+        found.append(Decided(loaded.record, verdict, reasons, is_replayed))
     return found
 
 
