@@ -22,8 +22,10 @@ ON CONFLICT (account, source, entity_id) DO UPDATE SET quantity_micros = exclude
 
 -- name: open_account
 -- The account that the actions are for.
-INSERT INTO paper_accounts (account, currency, cash_micros)
-VALUES (%(account)s, %(currency)s, %(cash_micros)s)
+INSERT INTO paper_accounts (account, currency, opening_cash_micros, cash_micros)
+VALUES (%(account)s, %(currency)s, %(cash_micros)s, %(cash_micros)s)
+ON CONFLICT (account) DO UPDATE
+SET currency = excluded.currency, opening_cash_micros = excluded.cash_micros, cash_micros = excluded.cash_micros
 
 -- name: closes_at
 -- The last close of each entity at an instant, no older than ten days.

@@ -96,9 +96,7 @@ def closes(connection: Connection[Any], entity: str, values: Sequence[float], *,
 
 def hold(owner: Connection[Any], *, cash: int = 10_000, **quantities: int) -> None:
     """Opens the paper account with so many dollars and units."""
-    owner.execute(
-        "INSERT INTO paper_accounts (account, currency, cash_micros) VALUES ('paper', 'USD', %s)", [cash * 10**6]
-    )
+    owner.execute("UPDATE paper_accounts SET cash_micros = %s WHERE account = 'paper'", [cash * 10**6])
     for entity, quantity in quantities.items():
         owner.execute(
             "INSERT INTO paper_positions (account, source, entity_id, quantity_micros) VALUES ('paper', %s, %s, %s)",
