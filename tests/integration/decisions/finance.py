@@ -78,7 +78,7 @@ def past(owner: Connection[Any], entity: str, values: Sequence[float]) -> None:
         cursor.executemany(
             "INSERT INTO detector_bars (source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, "
             "currency, revision, event_id, previous_at, follows_gap, log_return, adjustment, excursion) "
-            "VALUES (%s, %s, '1m', %s, %s, %s, %s, %s, 100, 'USD', 0, %s, %s, false, %s, 0, 0)",
+            "VALUES (%s, %s, '1m', %s, %s, %s, %s, %s, 100, 'USD', 0, %s, %s, false, %s, 0, 0.001)",
             [
                 (
                     SOURCE, entity, instant(minute), close, close * 1.001, close * 0.999, close,
