@@ -102,6 +102,7 @@ LANGUAGE sql IMMUTABLE
 RETURN old_state = new_state OR (old_state, new_state) IN (
     ('opened', 'gathering'), ('opened', 'recorded'),
     ('gathering', 'hypothesising'), ('hypothesising', 'scoring'), ('scoring', 'simulating'), ('simulating', 'proposed'),
+    ('hypothesising', 'simulating'), -- what needs no scoring
     -- To hold needs no verdict.
     ('gathering', 'observing'), ('hypothesising', 'observing'), ('scoring', 'observing'), ('simulating', 'observing'),
     ('proposed', 'refused'), ('proposed', 'awaiting_approval'), ('proposed', 'released'),

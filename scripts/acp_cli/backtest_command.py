@@ -46,7 +46,7 @@ def backtest(
     progress = Progress()
     with progress.step("Backtest") as step:
         run = run_backtest(CHECKOUT / "db" / "migrations", days=days, say=step.update)
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, a load of {os.getloadavg()[2]:.0f}"
     found = to_dict(run, seen_on=datetime.now(UTC).date().isoformat(), machine=machine)
     text = json.dumps(found, indent=2) + "\n"
     if json_file == "-":

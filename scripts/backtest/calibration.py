@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2_000
 _SEED = 20_130_301
-_FEWEST_MONTHS = 2
+_FEWEST_MONTHS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def reliability(scored: Sequence[Scored], bins: int = 10) -> tuple[Bin, ...]:
 
 
 def skill_interval(scored: Sequence[Scored], *, resamples: int = RESAMPLES) -> tuple[float | None, float | None]:
-    """Returns the 95 % interval of skill over resampled months; None, None where there is one month alone.
+    """Returns the 95 % interval of skill over resampled months; None, None where there are few.
 
     The base rate is taken of each resample too: it is no better known than the rest.
     """

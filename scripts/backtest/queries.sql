@@ -7,11 +7,11 @@ ORDER BY id
 
 -- name: anomalies
 -- Every anomaly that stands at the end of the fold, in the order of its bar: the newest event of each.
-SELECT DISTINCT ON (occurred_at, entity_id, series) payload_json::text
-FROM outbox
-JOIN events USING (event_id)
-WHERE topic = 'decisions.work' AND event_type = 'ANOMALY_DETECTED'
-ORDER BY occurred_at, entity_id, series, revision DESC
+SELECT DISTINCT ON (event.occurred_at, event.entity_id, event.series) message.payload_json::text
+FROM outbox AS message
+JOIN events AS event USING (event_id)
+WHERE message.topic = 'decisions.work' AND event.event_type = 'ANOMALY_DETECTED'
+ORDER BY event.occurred_at, event.entity_id, event.series, event.revision DESC
 
 -- name: hold_equal_amounts
 -- Gives the account so many of each entity, as if it were bought at these prices.
@@ -22,8 +22,10 @@ ON CONFLICT (account, source, entity_id) DO UPDATE SET quantity_micros = exclude
 
 -- name: open_account
 -- The account that the actions are for.
-INSERT INTO paper_accounts (account, currency, cash_micros)
-VALUES (%(account)s, %(currency)s, %(cash_micros)s)
+INSERT INTO paper_accounts (account, currency, opening_cash_micros, cash_micros)
+VALUES (%(account)s, %(currency)s, %(cash_micros)s, %(cash_micros)s)
+ON CONFLICT (account) DO UPDATE
+SET currency = excluded.currency, opening_cash_micros = excluded.cash_micros, cash_micros = excluded.cash_micros
 
 -- name: closes_at
 -- The last close of each entity at an instant, no older than ten days.
@@ -45,6 +47,15 @@ ORDER BY occurred_at, entity_id, anomaly_kind
 SELECT DISTINCT ON (decision_id) decision_id, verdict, reasons
 FROM verdicts
 ORDER BY decision_id, judged_at DESC
+
+-- name: claim_call
+-- Takes an attempt of an agent's call.
+SELECT fence, agent, attempt, request
+FROM claim_call(%(call_id)s, 'backtest', %(lease_seconds)s)
+
+-- name: answer_call
+-- Ends an attempt with its answer.
+SELECT answer_call(%(call_id)s, %(fence)s, 'answered', %(answer)s, NULL, 0, NULL, NULL, NULL, %(event)s::json)
 
 -- name: begin_execution
 -- Begins an action's execution.

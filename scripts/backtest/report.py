@@ -47,6 +47,8 @@ def to_dict(run: Backtest, *, seen_on: str, machine: str) -> dict[str, Any]:
         "hypotheses": _count(hypothesis_of(each) for each in decided),
         "options": _count(option_of(each) for each in decided),
         "verdicts": _count(each.verdict or "none was asked for" for each in decided),
+        "refused_by": _count(reason for each in decided if each.verdict == "refused" for reason in each.reasons),
+        "approved": sum(each.record.last("approval") is not None for each in decided),
         "outcome": _outcome(decided),
         "calibration": {name: asdict(found) for name, found in calibrations(decided).items()},
         "value_at_risk": _value_at_risk(decided),
@@ -69,11 +71,11 @@ def calibrations(decided: Sequence[Decided]) -> dict[str, Calibration]:
 def render(found: Mapping[str, Any]) -> str:
     """Returns the report as Markdown."""
     template = Template(resources.files(__package__).joinpath("report.template.md").read_text(encoding="utf-8"))
-    listed = {name: _listed(found[name]) for name in ("states", "hypotheses", "options", "verdicts")}
+    listed = {name: _listed(found[name]) for name in ("states", "hypotheses", "options", "verdicts", "refused_by")}
     outcome = found["outcome"]
     dollars = {name: f"{outcome[f'{name}_micros'] / 1e6:+,.0f}" for name in ("against_nothing", "worst", "best")}
     return template.substitute(
-        found
+        dict(found)
         | {f"seconds_{name}": f"{seconds:.0f}" for name, seconds in found["seconds"].items()}
         | {"bars": f"{found['bars']:,}", "executed": outcome["executed"], "gained": outcome["gained"]}
         | listed
@@ -200,8 +202,8 @@ def _risk(risk: Mapping[str, Any]) -> str:
     chance = "as far from it as chance explains" if risk["p_value"] >= _SIGNIFICANT else "farther than chance explains"
     return (
         f"**Value at risk** (financial impact): a loss beyond it was said to come in 5 % of the cases. It came in\n"
-        f"{risk['exceptions']} of {risk['forecasts']}, {chance} (Kupiec's test, p = {risk['p_value']:.3f}). It is taken\n"
-        "from all bars before, and what is judged here follows an unusual one."
+        f"{risk['exceptions']} of {risk['forecasts']}, {chance} (Kupiec's test: p = {risk['p_value']:.3f}). It is\n"
+        "taken from all bars before, and what is judged here follows an unusual one."
     )
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from control_plane.decisions.replay import replay
 from psycopg import sql
 
 from backtest.market import CURRENCY, INTERVAL, SOURCE, SYMBOLS, read_looks
-from backtest.services import QUERIES, ROLES, Services, plug_ins
+from backtest.services import QUERIES, ROLES, Services, open_connection, plug_ins
 from control_plane.decisions.record import load
+from control_plane.decisions.replay import replay
 from control_plane.ingestion.store import store_events
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.database import connect
@@ -49,6 +49,8 @@ class Decided:
 
     record: Record
     verdict: str | None
+    reasons: Sequence[str]
+    """The policies that made the verdict so, or what of the evidence did not hold."""
     is_replayed: bool
     """Whether deciding again from the record gave the same bytes."""
 
@@ -84,7 +86,7 @@ def run_backtest(
             urls = (url(_INGEST), url(_DETECT))
             counts = list(pool.map(_fold, symbols, [urls] * len(symbols), [days] * len(symbols)))
         folded = time.monotonic()
-        with Services(url) as services, connect(url(OWNER), application_name="acp-backtest") as owner:
+        with Services(url, plug_ins()) as services, open_connection(url(OWNER)) as owner:
             anomalies = _decide_all(services, owner, say)
             decided_at = time.monotonic()
             say("deciding again from the records")
@@ -105,12 +107,12 @@ def run_backtest(
 def _fold(symbol: str, urls: tuple[str, str], days: int | None) -> tuple[int, tuple[str, str]]:
     """Stores a symbol's looks as events and hands each to the detector; returns how many bars, and their days."""
     looks, events = read_looks(symbol, days=days), []
-    with connect(urls[0], application_name="acp-backtest") as connection:
+    with open_connection(urls[0]) as connection:
         for first in range(0, len(looks), _BATCH):
             with connection.transaction():
                 stored = store_events(connection, [], looks[first : first + _BATCH])
             events += [look.event for look in stored.looks if look.event is not None]
-    with connect(urls[1], application_name="acp-backtest") as connection:
+    with open_connection(urls[1]) as connection:
         for event in events:
             detector.consume(connection, event)
     bars = [event for event in events if event.event_type == "MARKET_TICK_INGESTED"]
@@ -144,15 +146,16 @@ def _hold_equal_amounts(owner: Connection[Any], at: Any) -> None:
 
 
 def _read_all(services: Services, owner: Connection[Any]) -> list[Decided]:
-    verdicts: dict[UUID, str] = {
-        decision_id: verdict for decision_id, verdict, _ in owner.execute(QUERIES["verdicts"].sql).fetchall()
+    verdicts: dict[UUID, tuple[str, list[str]]] = {
+        decision_id: (verdict, reasons) for decision_id, verdict, reasons in owner.execute(QUERIES["verdicts"].sql)
     }
     finance, found = plug_ins()["finance"], []
     for (decision_id,) in owner.execute(QUERIES["decisions"].sql).fetchall():
         loaded = load(services.decide, decision_id)
         assert loaded is not None
         is_replayed = replay(loaded, finance).is_identical
-        found.append(Decided(loaded.record, verdicts.get(decision_id), is_replayed))
+        verdict, reasons = verdicts.get(decision_id, (None, []))
+        found.append(Decided(loaded.record, verdict, reasons, is_replayed))
     return found
 
 

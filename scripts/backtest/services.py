@@ -8,11 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import UUID
 
-from control_plane.decisions.agent_calls import agents_by_name, run_call
-
 from control_plane.decisions.emit import message
 from control_plane.decisions.engine import Engine
 from control_plane.decisions.gatekeeper import judge
+from control_plane.decisions.record import load_record
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.model.decision_events import (
     AGENT_WORK,
@@ -20,6 +19,7 @@ from control_plane.model.decision_events import (
     DECISION_WORK,
     GATEKEEPER_WORK,
     ActionExecuted,
+    AgentAnswered,
     ApprovalGiven,
 )
 from control_plane.platform.database import connect
@@ -30,7 +30,7 @@ from domains import EVENT_TYPES, load_deciding
 from domains.finance.deciding.playbook import UnusualBar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from psycopg import Connection
 
@@ -41,6 +41,13 @@ QUERIES: Final = load_queries("backtest")
 TOPICS: Final = (DECISION_WORK, AGENT_WORK, GATEKEEPER_WORK, CLIENT_ACTIONS)
 ROLES: Final = ("acp_decide", "acp_agent", "acp_gatekeeper", "acp_action", "acp_command")
 _LEASE_SECONDS: Final = 30.0
+
+
+def open_connection(url: str) -> Connection[Any]:
+    """Returns a connection on which statements are prepared once they repeat: there is no pooler in between."""
+    connection = connect(url, application_name="acp-backtest")
+    connection.prepare_threshold = 3
+    return connection
 
 
 class PatientPlaybook(UnusualBar):
@@ -57,14 +64,11 @@ def plug_ins() -> dict[str, Deciding]:
 class Services:
     """The engine, the agents, the gatekeeper, a client that executes, and a person who approves whatever is asked."""
 
-    def __init__(self, url_of_role: Callable[[str], str]) -> None:
+    def __init__(self, url_of_role: Callable[[str], str], deciding: Mapping[str, Deciding]) -> None:
         self._stack = ExitStack()
-        self._as_role = {
-            role: self._stack.enter_context(connect(url_of_role(role), application_name="acp-backtest"))
-            for role in ROLES
-        }
-        self._deciding = plug_ins()
-        self._agents = agents_by_name(self._deciding.values())
+        self._as_role = {role: self._stack.enter_context(open_connection(url_of_role(role))) for role in ROLES}
+        self._deciding = deciding
+        self._agents = {agent.name: agent for found in self._deciding.values() for agent in found.agents}
         self._engine = Engine(self._deciding, policy=EnginePolicy(), telemetry=Telemetry("backtest"), name="backtest")
         self._seen = 0
 
@@ -108,19 +112,31 @@ class Services:
                 else:
                     self._engine.consume(self.decide, event)
             case "agents.work":
-                run_call(
-                    lambda: self._as_role["acp_agent"],
-                    self._agents,
-                    UUID(event.payload["call_id"]),
-                    claimant="backtest",
-                    lease_seconds=_LEASE_SECONDS,
-                )
+                self._answer(event)
             case "gatekeeper.work":
-                decision_id, payload = UUID(event.payload["decision_id"]), event.payload
-                gate = self._deciding["finance"].gate
-                judge(self._as_role["acp_gatekeeper"], gate, decision_id, payload["proposal_seq"], payload["nth"])
+                self._judge(event)
             case "client.actions":
                 self._execute(event)
+
+    def _judge(self, event: Event) -> None:
+        decision_id, payload = UUID(event.payload["decision_id"]), event.payload
+        record = load_record(self.decide, decision_id)
+        assert record is not None
+        gate = self._deciding[record.decision.domain].gate
+        judge(self._as_role["acp_gatekeeper"], gate, decision_id, payload["proposal_seq"], payload["nth"])
+
+    def _answer(self, event: Event) -> None:
+        connection, call_id = self._as_role["acp_agent"], event.payload["call_id"]
+        claim = {"call_id": call_id, "lease_seconds": _LEASE_SECONDS}
+        row = connection.execute(QUERIES["claim_call"].sql, claim).fetchone()
+        if row is None:
+            return
+        fence, name, attempt, request = row
+        result = self._agents[name].call(bytes(request), attempt=attempt, seconds_left=_LEASE_SECONDS)
+        about = {"decision_id": event.payload["decision_id"], "call_id": call_id, "agent": name}
+        told = self._about(AgentAnswered(**about), event, f"answer:{call_id}")
+        answer = {"call_id": call_id, "fence": fence, "answer": result.answer, "event": told}
+        connection.execute(QUERIES["answer_call"].sql, answer)
 
     def _approve(self, event: Event) -> None:
         connection = self._as_role["acp_command"]
@@ -152,6 +168,5 @@ class Services:
                 series=f"{event.payload['decision_id']}:{what}",
                 at=datetime.now(UTC),
                 trace_id=event.trace_id,
-                also_topics=(DECISION_WORK,),
             )
         )

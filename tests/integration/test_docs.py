@@ -12,11 +12,16 @@ from typing import Any
 
 import pytest
 from psycopg import Connection
+from tests.conftest import TestDatabase
+from tests.integration import seeds
 from tests.integration.fakes import RecordingTelemetry
 
 import domains
+from backtest.services import Services
+from control_plane.decisions.record import load_record
 from control_plane.ingestion.rebuild import rebuild_observations
 from control_plane.ingestion.service import ingest
+from control_plane.ingestion.store import store_events
 from control_plane.model.contract import (
     PLATFORM_PAYLOADS,
     EventTypes,
@@ -48,7 +53,8 @@ def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
 
 def test_every_block_of_code_on_the_domains_page_is_run_here() -> None:
     assert [text for language, text in ANY_BLOCK.findall(PAGE) if language == "python"] == list(FILES.values())
-    assert {Path(name).name for name in FILES} == {"__init__.py", "events.py", "stations_source.py"}
+    names = {"__init__.py", "events.py", "stations_source.py", "frost.py", "deciding.py", "gate.py"}
+    assert {Path(name).name for name in FILES} == names
     for path in re.findall(r"`((?:tests|layers|functions)/[^`]+)`|`(control_plane/[^`]+)`", PAGE):
         [name] = filter(None, path)
         assert name in FILES or (ROOT / name).exists() or (ROOT / "layers" / "core" / name).exists(), name
@@ -73,3 +79,34 @@ def test_the_pages_domain_is_ingested_and_rebuilt(app: Connection[Any], weather:
     assert [row[1:] for row in stored] == [(0, "-3.5"), (1, "-4.0"), (2, "-3.5")]
     rebuilt = rebuild_observations(app, source, event_types, entity_id="Oslo")
     assert [one.event_id for one in rebuilt] == [row[0] for row in stored]
+
+
+@pytest.mark.parametrize(
+    ("celsius", "states"),
+    [
+        (-4.0, ["released", "executed"]),
+        (-40.0, ["awaiting_approval", "approved", "released", "executed"]),
+        (-120.0, []),
+    ],
+)
+def test_the_pages_frost_is_decided_on(
+    app: Connection[Any], database: TestDatabase, weather: ModuleType, celsius: float, states: list[str]
+) -> None:
+    frost = importlib.import_module("domains.weather.frost")
+    deciding = importlib.import_module("domains.weather.deciding").DECIDING
+    at = datetime.now(UTC)
+    measured = seeds.look(weather.TemperatureMeasured(celsius=celsius), entity_id="Oslo", occurred_at=at)
+    with app.transaction():
+        [stored] = store_events(app, [], [measured]).looks
+    assert stored.event is not None
+    assert frost.consume(app, stored.event)
+    assert not frost.consume(app, stored.event)
+    with Services(database.url, {"weather": deciding}) as services:
+        [(text,)] = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work'").fetchall()
+        services.skip_messages(app)
+        services.decide_on(app, text)
+        [(decision_id,)] = app.execute("SELECT decision_id FROM decisions").fetchall()
+        record = load_record(services.decide, decision_id)
+    assert record is not None
+    assert record.decision.state == "scored"
+    assert [step.body["state"] for step in record.all("state")] == states

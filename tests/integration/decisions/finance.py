@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import log
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -11,6 +12,7 @@ from psycopg import Connection
 from control_plane.ingestion.store import Look, store_events
 from control_plane.model.deciding import Decision, Record, Step
 from domains.finance import detector
+from domains.finance.deciding.evidence import gather_evidence
 from domains.finance.events import CorporateDividend, CorporateSplit, MarketTick
 
 SOURCE = "test"
@@ -46,7 +48,7 @@ def look(payload: Any, *, entity: str, at: datetime, series: str = "") -> Look:
 
 
 def tick(close: float, *, entity: str, minute: int, **changes: Any) -> Look:
-    given = {
+    given: dict[str, Any] = {
         "price": close, "open": close, "high": close * 1.001, "low": close * 0.999, "volume": 100, "currency": "USD",
         "interval": "1m",
     }  # fmt: skip
@@ -70,15 +72,31 @@ def fold(connection: Connection[Any], looks: Sequence[Look]) -> None:
             detector.consume(connection, found.event)
 
 
+def past(owner: Connection[Any], entity: str, values: Sequence[float]) -> None:
+    """Bars from the first minute on, as the detector would have kept them; they are no events."""
+    with owner.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO detector_bars (source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, "
+            "currency, revision, event_id, previous_at, follows_gap, log_return, adjustment, excursion) "
+            "VALUES (%s, %s, '1m', %s, %s, %s, %s, %s, 100, 'USD', 0, %s, %s, false, %s, 0, 0.001)",
+            [
+                (
+                    SOURCE, entity, instant(minute), close, close * 1.001, close * 0.999, close,
+                    uuid5(UUID(int=0), f"{entity}/{minute}"), instant(minute - 1) if minute else None,
+                    log(close / values[minute - 1]) if minute else None,
+                )
+                for minute, close in enumerate(values)
+            ],
+        )  # fmt: skip
+
+
 def closes(connection: Connection[Any], entity: str, values: Sequence[float], *, first: int = 0) -> None:
     fold(connection, [tick(close, entity=entity, minute=first + index) for index, close in enumerate(values)])
 
 
 def hold(owner: Connection[Any], *, cash: int = 10_000, **quantities: int) -> None:
     """Opens the paper account with so many dollars and units."""
-    owner.execute(
-        "INSERT INTO paper_accounts (account, currency, cash_micros) VALUES ('paper', 'USD', %s)", [cash * 10**6]
-    )
+    owner.execute("UPDATE paper_accounts SET cash_micros = %s WHERE account = 'paper'", [cash * 10**6])
     for entity, quantity in quantities.items():
         owner.execute(
             "INSERT INTO paper_positions (account, source, entity_id, quantity_micros) VALUES ('paper', %s, %s, %s)",
@@ -86,13 +104,8 @@ def hold(owner: Connection[Any], *, cash: int = 10_000, **quantities: int) -> No
         )
 
 
-def decision(connection: Connection[Any], *, entity: str = "AAPL", minute: int, kind: str = "return") -> Decision:
-    """A decision about a bar, whose anomaly is an event as the detector would have told it."""
-    row = connection.execute(
-        "SELECT event_id FROM events WHERE event_type = 'ANOMALY_DETECTED' AND entity_id = %s AND occurred_at = %s "
-        "ORDER BY revision DESC LIMIT 1",
-        [entity, instant(minute)],
-    ).fetchone()
+def decision(*, entity: str = "AAPL", minute: int, kind: str = "return") -> Decision:
+    """A decision about a bar."""
     return Decision(
         decision_id=uuid5(UUID(int=0), f"{entity}{minute}"),
         domain="finance",
@@ -104,7 +117,7 @@ def decision(connection: Connection[Any], *, entity: str = "AAPL", minute: int, 
         entity_id=entity,
         series="1m",
         occurred_at=instant(minute),
-        trigger_event_id=row[0] if row is not None else UUID(int=0),
+        trigger_event_id=UUID(int=0),
         trace_id=UUID(int=2),
         is_shadow=False,
         state="opened",
@@ -112,6 +125,22 @@ def decision(connection: Connection[Any], *, entity: str = "AAPL", minute: int, 
         budget_micros=0,
         opened_at=instant(minute),
     )
+
+
+def anomaly(connection: Connection[Any], *, entity: str, minute: int) -> dict[str, Any]:
+    """What the detector told of a bar as it is now."""
+    row = connection.execute(
+        "SELECT event_id, revision FROM detector_bars WHERE entity_id = %s AND occurred_at = %s",
+        [entity, instant(minute)],
+    ).fetchone()
+    event_id, revision = row or (None, 0)
+    return {"kind": "return", "bar_event_id": str(event_id), "bar_revision": revision, "details": {}}
+
+
+def gathered(connection: Connection[Any], *, entity: str = "AAPL", minute: int) -> dict[str, Any]:
+    """The evidence of a decision about a bar as it is now."""
+    about = decision(entity=entity, minute=minute)
+    return gather_evidence(connection, about, anomaly(connection, entity=entity, minute=minute))
 
 
 def recorded(found: Decision, *steps: tuple[str, Any]) -> Record:
@@ -125,9 +154,3 @@ def recorded(found: Decision, *steps: tuple[str, Any]) -> Record:
 def correct(connection: Connection[Any], close: float, *, entity: str, minute: int) -> None:
     """Another look at a bar, later."""
     fold(connection, [replace(tick(close, entity=entity, minute=minute), observed_at=instant(minute + 1_000))])
-
-
-def anomaly_of(connection: Connection[Any], entity: str) -> Any:
-    return connection.execute(
-        "SELECT payload FROM events WHERE event_type = 'ANOMALY_DETECTED' AND entity_id = %s ORDER BY seq", [entity]
-    ).fetchall()

@@ -86,8 +86,9 @@ def test_the_interval_is_the_same_each_time() -> None:
     assert skill_interval(many(is_informed=True), resamples=50) == skill_interval(many(is_informed=True), resamples=50)
 
 
-def test_a_single_month_has_no_interval() -> None:
-    assert skill_interval(scored((0.5, True), (0.5, False))) == (None, None)
+def test_a_few_months_have_no_interval() -> None:
+    few = [Scored(0.5, number % 2 == 0, f"month-{number // 5}") for number in range(50)]
+    assert skill_interval(few) == (None, None)
 
 
 def test_kupiec_accepts_what_was_expected() -> None:

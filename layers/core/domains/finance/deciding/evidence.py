@@ -22,11 +22,12 @@ _WIDEST_PPM: Final = 2 * measures.MILLION
 """Simulated returns are widened by the ratio of recent to usual spread, up to this."""
 
 
-def gather_evidence(connection: Connection[Any], decision: Decision) -> dict[str, Any]:
-    """Returns the evidence in the shape of docs/decision_engine.md; ``problem`` says why no action may rest on it."""
+def gather_evidence(connection: Connection[Any], decision: Decision, anomaly: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the evidence in the shape of docs/decision_engine.md; ``problem`` says why no action may rest on it.
+
+    ``anomaly`` is the payload of the ANOMALY_DETECTED that opened the decision.
+    """
     window = Window(decision.source, decision.series, decision.occurred_at)
-    row = connection.execute(QUERIES["anomaly_payload"].sql, {"event_id": decision.trigger_event_id}).fetchone()
-    anomaly = row[0] if row is not None else {}
     histories = read_before(connection, window, account=ACCOUNT, entity_id=decision.entity_id, count=_BARS)
     keep_episodes(connection, window, histories)
     own = histories.get(decision.entity_id, Series((), ()))
@@ -43,7 +44,7 @@ def gather_evidence(connection: Connection[Any], decision: Decision) -> dict[str
         "source": decision.source,
         "entity_id": decision.entity_id,
         "series": decision.series,
-        "anomaly": anomaly,
+        "anomaly": dict(anomaly),
         "bar": _bar(own, window, move) if is_there else None,
         "problem": _problem(own, before, anomaly) if is_there else "The bar of the anomaly is not known here.",
         "sigma_ppm": sigma,

@@ -107,7 +107,9 @@ class UnusualBar:
 
     def gather(self, connection: Any, record: Record) -> JsonObject:
         """Reads the evidence, as it was known at the bar."""
-        return gather_evidence(connection, record.decision)
+        trigger = record.last("anomaly")
+        assert trigger is not None, "a decision is opened by an anomaly"
+        return gather_evidence(connection, record.decision, trigger.body["payload"])
 
     def simulate(self, record: Record, spec: JsonObject) -> JsonObject:
         """Simulates each option on the same paths."""

@@ -1,9 +1,3 @@
--- name: anomaly_payload
--- What the anomaly's event says.
-SELECT payload
-FROM events
-WHERE event_id = %(event_id)s
-
 -- name: bars_until
 -- The newest bars up to an instant of the entity, of whatever is held, and of up to 64 others that have a bar at that
 -- instant. Prices in millionths.

@@ -1,0 +1,121 @@
+"""Finance's decisions from the bar to the outcome: detector, engine, agents, gatekeeper, each under its own role."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from psycopg import Connection
+from tests.conftest import TestDatabase
+from tests.integration.decisions.finance import closes, fold, hold, past, split, wobble
+
+from backtest.services import Services, plug_ins
+from control_plane.decisions.record import load, load_record
+from control_plane.decisions.replay import replay
+from control_plane.model.deciding import Record
+from domains import load_deciding
+
+LAST = 70
+STOCKS = ("AAPL", "IBM", "MSFT")
+
+
+@pytest.fixture
+def market(app: Connection[Any], owner: Connection[Any]) -> Connection[Any]:
+    """Three stocks, of each of which the account holds about ten thousand dollars."""
+    for entity in STOCKS:
+        values = wobble(LAST, entity=entity)
+        past(owner, entity, values[:-1])
+        closes(app, entity, values[-1:], first=LAST - 1)
+    hold(owner, AAPL=100, IBM=100, MSFT=100)
+    return app
+
+
+@pytest.fixture
+def services(database: TestDatabase) -> Iterator[Services]:
+    with Services(database.url, plug_ins()) as opened:
+        yield opened
+
+
+def fall(connection: Connection[Any], entity: str, factor: float) -> float:
+    close = round(wobble(LAST, entity=entity)[-1] * factor, 4)
+    closes(connection, entity, [close], first=LAST)
+    return close
+
+
+def decide(services: Services, app: Connection[Any]) -> list[Record]:
+    """Lets every anomaly so far be decided on; returns the records, the first one first."""
+    rows = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work' ORDER BY id").fetchall()
+    services.skip_messages(app)
+    for (text,) in rows:
+        services.decide_on(app, text)
+    found = app.execute("SELECT decision_id FROM decisions ORDER BY opened_at").fetchall()
+    records = [load_record(services.decide, decision_id) for (decision_id,) in found]
+    return [record for record in records if record is not None]
+
+
+def states(record: Record) -> list[str]:
+    return [step.body["state"] for step in record.all("state")]
+
+
+def test_one_stocks_fall_is_hedged_without_a_person(market: Connection[Any], services: Services) -> None:
+    close = fall(market, "AAPL", 0.5)
+    for entity in ("IBM", "MSFT"):
+        fall(market, entity, 1.0)
+    closes(market, "AAPL", [round(close * 0.9, 4)] * 5, first=LAST + 1)
+    record, *_ = decide(services, market)
+    assert states(record) == ["released", "executed"]
+    assert record.decision.state == "scored"
+    proposal, outcome = record.last("proposal"), record.last("outcome")
+    assert proposal is not None
+    assert (proposal.body["action_type"], proposal.body["hypothesis"]) == ("HEDGE", "single_name_fall")
+    assert outcome is not None
+    assert outcome.body["move_ppm"] == pytest.approx(-100_000, abs=20)
+    hedge = next(each for each in outcome.body["options"] if each["name"] == "hedge_small")
+    assert hedge["against_nothing_micros"] > 0
+    scored = market.execute(
+        "SELECT agent, forecast FROM agent_scores WHERE decision_id = %s ORDER BY 1", [record.decision.decision_id]
+    ).fetchall()
+    assert scored == [
+        ("action_recommender", "large_move"),
+        ("financial_impact", "loss_beyond_var95"),
+        ("pattern_recognition", "large_move"),
+        ("signal_detection", "large_move"),
+    ]
+
+
+def test_a_falling_market_asks_a_person(market: Connection[Any], services: Services) -> None:
+    for entity in STOCKS:
+        fall(market, entity, 0.8)
+    first, *others = decide(services, market)
+    assert states(first) == ["awaiting_approval", "approved", "released", "executed"]
+    assert [states(record) for record in others] == [["refused"], ["refused"]]
+
+
+def test_a_split_that_came_later_is_held(market: Connection[Any], services: Services) -> None:
+    fall(market, "AAPL", 0.5)
+    fold(market, [split(2, entity="AAPL", minute=LAST)])
+    record, *others = decide(services, market)
+    assert others == []
+    assert record.last("proposal") is None
+    evidence = record.last("evidence")
+    assert evidence is not None
+    assert [action["kind"] for action in evidence.body["corporate_actions"]] == ["split"]
+    assert market.execute("SELECT count(*) FROM actions").fetchone() == (0,)
+
+
+def test_an_old_anomaly_is_recorded_and_no_more(market: Connection[Any], database: TestDatabase) -> None:
+    fall(market, "AAPL", 0.5)
+    with Services(database.url, load_deciding()) as services:
+        (record,) = decide(services, market)
+    assert record.decision.state == "recorded"
+    assert record.last("evidence") is None
+
+
+def test_a_decision_is_decided_again_with_the_same_bytes(market: Connection[Any], services: Services) -> None:
+    close = fall(market, "AAPL", 0.5)
+    closes(market, "AAPL", [close] * 5, first=LAST + 1)
+    record, *_ = decide(services, market)
+    loaded = load(services.decide, record.decision.decision_id)
+    assert loaded is not None
+    again = replay(loaded, plug_ins()["finance"])
+    assert again.difference is None
+    assert again.steps > 10
