@@ -7,6 +7,7 @@ CREATE FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, ste
 DECLARE
     old_state text;
     ends_at integer;
+    new_seq integer;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF step_kind IN ('opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
@@ -34,10 +35,15 @@ BEGIN
     UPDATE decisions
     SET
         state = coalesce(new_state, state),
-        closed_at = CASE WHEN new_state IN ('scored', 'abandoned', 'recorded') THEN clock_timestamp() ELSE closed_at END,
         lease_until = clock_timestamp() + make_interval(secs => lease_seconds)
     WHERE decision_id = of_decision;
-    RETURN append_step(of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output);
+    new_seq := append_step(of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output);
+    IF new_state IN ('scored', 'abandoned', 'recorded') THEN
+        UPDATE decisions
+        SET closed_at = (SELECT at FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq)
+        WHERE decision_id = of_decision;
+    END IF;
+    RETURN new_seq;
 END
 $$;
 
@@ -640,7 +646,7 @@ BEGIN
         input_tokens = tokens_in, output_tokens = tokens_out, ended_at = clock_timestamp()
     WHERE call_id = of_call
     RETURNING * INTO STRICT ended;
-    PERFORM settle_reservation(of_call, charged, of_model);
+    PERFORM settle_reservation(of_call, charged, of_model, ended.ended_at);
     PERFORM append_step(
         ended.decision_id, 'call_answered', author, ended.step_seq,
         as_body(to_jsonb(ended) - 'decision_id'), ended.request_sha256, answer_hash, charged
@@ -771,7 +777,7 @@ CREATE FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call
     AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
-    intended agent_calls;
+    intended record;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF micros > 0 THEN
@@ -804,7 +810,12 @@ BEGIN
         INSERT INTO budget_reservations (call_id, scope, day, micros) VALUES (new_call, budget_scope, today, micros);
     END IF;
     PERFORM append_step(
-        of_decision, 'call_intended', 'engine', of_step, as_body(jsonb_strip_nulls(to_jsonb(intended)) - 'decision_id'), request
+        of_decision, 'call_intended', 'engine', of_step,
+        as_body(
+            (jsonb_strip_nulls(to_jsonb(intended)) - 'decision_id')
+            || CASE WHEN micros > 0 THEN jsonb_build_object('budget', budget_scope, 'day', today) ELSE '{}' END
+        ),
+        request
     );
     RETURN true;
 END
@@ -880,14 +891,16 @@ CREATE FUNCTION public.open_decision(new_decision uuid, in_domain text, with_pla
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    open_since timestamptz := clock_timestamp();
 BEGIN
     INSERT INTO decisions (
         decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
-        trigger_event_id, trace_id, is_shadow, deadline, budget_micros
+        trigger_event_id, trace_id, is_shadow, deadline, budget_micros, opened_at
     )
     VALUES (
         new_decision, in_domain, with_playbook, version, pins, kind, of_source, of_entity, of_series, at, by_event, in_trace,
-        shadow, until, budget
+        shadow, until, budget, open_since
     )
     ON CONFLICT (decision_id) DO NOTHING;
     IF NOT FOUND THEN
@@ -898,7 +911,8 @@ BEGIN
         as_body(jsonb_build_object(
             'domain', in_domain, 'playbook', with_playbook, 'playbook_version', version, 'anomaly_kind', kind, 'source', of_source,
             'entity_id', of_entity, 'series', of_series, 'occurred_at', at, 'trigger_event_id', by_event, 'trace_id', in_trace,
-            'is_shadow', shadow, 'deadline', until, 'budget_micros', budget, 'opened_by', session_user
+            'is_shadow', shadow, 'deadline', until, 'budget_micros', budget, 'opened_at', open_since,
+            'opened_by', session_user
         )),
         NULL, pins
     );
@@ -1131,14 +1145,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text) RETURNS void
+CREATE FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text, at timestamp with time zone) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     held record;
 BEGIN
-    UPDATE budget_reservations SET spent_micros = charged, settled_at = clock_timestamp()
+    UPDATE budget_reservations SET spent_micros = charged, settled_at = at
     WHERE call_id = of_call AND settled_at IS NULL
     RETURNING scope, day, micros INTO held;
     IF held IS NULL THEN
@@ -1163,7 +1177,7 @@ $$;
 
 CREATE FUNCTION public.state_may_follow(old_state text, new_state text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
-    RETURN ((old_state = new_state) OR ((((((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'observing'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
+    RETURN ((old_state = new_state) OR (((((((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'observing'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
 
 CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, parent integer, kind text, author text, at timestamp with time zone, input bytea, output bytea, cost_micros bigint, body bytea) RETURNS bytea
     LANGUAGE sql STABLE
@@ -2742,7 +2756,7 @@ GRANT ALL ON FUNCTION public.set_timer(of_decision uuid, with_fence bigint, time
 REVOKE ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) TO acp_relay;
 
-REVOKE ALL ON FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text, at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.state_may_follow(old_state text, new_state text) FROM PUBLIC;
 
@@ -2799,6 +2813,8 @@ GRANT INSERT(probability) ON TABLE public.agent_scores TO acp_decide;
 GRANT INSERT(happened) ON TABLE public.agent_scores TO acp_decide;
 
 GRANT INSERT(brier) ON TABLE public.agent_scores TO acp_decide;
+
+GRANT INSERT(scored_at) ON TABLE public.agent_scores TO acp_decide;
 
 GRANT SELECT ON TABLE public.anchors TO acp_reader;
 
@@ -2948,6 +2964,8 @@ GRANT INSERT(decision_id) ON TABLE public.outcomes TO acp_decide;
 GRANT INSERT(state) ON TABLE public.outcomes TO acp_decide;
 
 GRANT INSERT(observed) ON TABLE public.outcomes TO acp_decide;
+
+GRANT INSERT(observed_at) ON TABLE public.outcomes TO acp_decide;
 
 GRANT SELECT ON TABLE public.paper_accounts TO acp_action;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_consume;

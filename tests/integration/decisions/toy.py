@@ -135,7 +135,12 @@ class Nudge(ActionSchema):
     by: int
 
 
+class NoClaims(ActionSchema):
+    """A nudge claims nothing."""
+
+
 class ToyGate:
+    claims_type: type[ActionSchema] = NoClaims
     action_types: Mapping[str, type[ActionSchema]] = {"NUDGE": Nudge}
     policies = "permit (principal, action, resource);"
     schema = ""

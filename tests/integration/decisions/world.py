@@ -324,7 +324,6 @@ class World:
             series=f"{decision_id}:{what}",
             at=datetime.now(UTC),
             trace_id=trace_id,
-            also_topics=topics,
         )
 
     # What is seen

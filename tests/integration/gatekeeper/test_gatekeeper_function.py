@@ -6,8 +6,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tests.integration.gatekeeper.world import GATE, Proposed, World
 from tests.integration.functions.invoked import FakeContext, Function
+from tests.integration.gatekeeper.world import GATE, Proposed, World
 from tests.judgements import AT, Case
 
 from control_plane.decisions.emit import message

@@ -183,7 +183,7 @@ def test_a_released_action_sends_no_other_message(world: World) -> None:
 
     def release_and_send_another() -> None:
         payload = ActionReleased.model_validate(released_message()[0]["message"]["payload"])
-        told = message(payload, entity_id="AAPL", series="y", at=AT, trace_id=uuid4(), also_topics=(CLIENT_ACTIONS,))
+        told = message(payload, entity_id="AAPL", series="y", at=AT, trace_id=uuid4())
         with world.gatekeeper.transaction():
             insert_action(world, proposed.decision_id, record_verdict(world, proposed.decision_id))
             emit(world.gatekeeper, told)

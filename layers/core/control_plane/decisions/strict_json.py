@@ -27,11 +27,12 @@ class NotStrictJson(ContractViolation):
         super().__init__(reason, field="JSON")
 
 
-def parse(given: bytes, *, most_bytes: int = MOST_BYTES, most_depth: int = MOST_DEPTH) -> Any:
+def parse(given: bytes, *, most_bytes: int = MOST_BYTES, most_depth: int = MOST_DEPTH, check_texts: bool = True) -> Any:
     """Returns the value that the bytes stand for; raises NotStrictJson.
 
     Refused: more than ``most_bytes``, nesting deeper than ``most_depth``, bytes that are not UTF-8, a key given twice,
-    NaN, Infinity, a number beyond a double, and texts with lone surrogates, control or invisible characters.
+    NaN, Infinity, a number beyond a double, and, where texts are checked, those with lone surrogates, control or
+    invisible characters.
     """
     if len(given) > most_bytes:
         raise NotStrictJson(f"has {len(given)} bytes, and {most_bytes} is the most")
@@ -46,7 +47,8 @@ def parse(given: bytes, *, most_bytes: int = MOST_BYTES, most_depth: int = MOST_
         raise NotStrictJson(f"is not JSON: {error}") from None
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits
         raise NotStrictJson(f"cannot be read: {error}") from None
-    _check_texts(value)
+    if check_texts:
+        _check_texts(value)
     return value
 
 
@@ -67,10 +69,11 @@ def _check_depth(given: bytes, most_depth: int) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise NotStrictJson(f"gives the key {next(name for name in names if names.count(name) > 1)!a} twice")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise NotStrictJson(f"gives the key {name[:64]!a} twice")
+        found[name] = value
     return found
 
 
