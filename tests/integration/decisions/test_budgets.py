@@ -122,6 +122,8 @@ def test_sixty_four_workers_spend_no_more_than_a_day_allows(
     outcomes = {row["outcome"] for row in rows(owner, "SELECT DISTINCT outcome FROM agent_calls")}
     assert outcomes == {"answered", "invalid", "failed", "unknown", "never_started"}
     assert budget["spent_micros"] == value(owner, "SELECT sum(cost_micros) FROM agent_calls")
+    unknown = rows(owner, "SELECT cost_micros, reserved_micros FROM agent_calls WHERE outcome = 'unknown'")
+    assert all(call["cost_micros"] == call["reserved_micros"] for call in unknown)
 
 
 def test_calls_of_one_decision_stay_within_its_own_budget(database: TestDatabase, app: Connection[Any]) -> None:

@@ -135,6 +135,7 @@ def test_all_turns_fit_what_was_reserved(title: str, answers: list[bytes]) -> No
     most = agent.most_micros(json.dumps(request).encode())
     call(agent, request)
     sizes = [client.request_bytes(conversation) for conversation, _ in client.asked]
+    assert len(sizes) == 1 + MOST_REPAIRS
     assert sum(PRICE.worst_case(size, 100) for size in sizes) <= most
 
 
