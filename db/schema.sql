@@ -82,8 +82,8 @@ CREATE FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boo
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    asked approval_requests;
-    answered approvals;
+    asked record;
+    answered record;
 BEGIN
     PERFORM FROM decisions
     WHERE decision_id = (SELECT decision_id FROM approval_requests WHERE approval_id = of_approval)
@@ -113,6 +113,8 @@ BEGIN
         OR wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM (
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
+        OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
@@ -130,7 +132,7 @@ CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, an
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    call agent_calls;
+    call record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM agent_calls WHERE call_id = of_call) FOR UPDATE;
     SELECT * INTO call FROM agent_calls WHERE call_id = of_call FOR UPDATE;
@@ -193,7 +195,7 @@ CREATE FUNCTION public.ask_approval(new_approval uuid, of_decision uuid, action 
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    asked approval_requests;
+    asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
@@ -218,7 +220,7 @@ CREATE FUNCTION public.begin_execution(of_action uuid) RETURNS text
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    released actions;
+    released record;
     off text[];
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM actions WHERE action_id = of_action) FOR UPDATE;
@@ -257,8 +259,8 @@ CREATE FUNCTION public.check_release() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    judged verdicts;
-    decision decisions;
+    judged record;
+    decision record;
     off text[];
 BEGIN
     SELECT * INTO decision FROM decisions WHERE decision_id = NEW.decision_id FOR UPDATE;
@@ -308,7 +310,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) RETURNS TABLE(fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, deadline timestamp with time zone, trace_id uuid, entity_id text, occurred_at timestamp with time zone)
+CREATE FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) RETURNS TABLE(fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, reserved_micros bigint, seconds_left double precision, trace_id uuid, entity_id text, occurred_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -338,7 +340,9 @@ BEGIN
             )
         )
     RETURNING
-        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.lease_until,
+        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.reserved_micros,
+        -- By this clock alone: the caller's may be another one.
+        extract(epoch FROM call.lease_until - clock_timestamp())::double precision,
         decision.trace_id, decision.entity_id, decision.occurred_at;
 END
 $$;
@@ -630,7 +634,7 @@ CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer byte
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    ended agent_calls;
+    ended record;
     answer_hash bytea := CASE WHEN answer IS NOT NULL THEN sha256(answer) END;
 BEGIN
     IF answer IS NOT NULL THEN
@@ -655,7 +659,7 @@ CREATE FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) RETUR
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    lost agent_calls;
+    lost record;
     ended integer := 0;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
@@ -773,7 +777,7 @@ CREATE FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call
     AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
-    intended agent_calls;
+    intended record;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF micros > 0 THEN
@@ -854,6 +858,15 @@ BEGIN
     END IF;
     UPDATE decisions SET held_by = NULL, lease_until = NULL WHERE decision_id = of_decision;
     RETURN 'left';
+END
+$$;
+
+CREATE FUNCTION public.lock_decision(of_decision uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
 END
 $$;
 
@@ -953,7 +966,7 @@ CREATE FUNCTION public.record_execution(of_action uuid, how text, because text, 
     AS $$
 DECLARE
     in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action);
-    recorded executions;
+    recorded record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE;
     INSERT INTO executions (action_id, outcome, reason, effect) VALUES (of_action, how, because, did)
@@ -971,20 +984,21 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, request bytea, why json, errors json) RETURNS integer
+CREATE FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    judged verdicts;
+    judged record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
-        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, request_sha256,
-        reasons, errors
+        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, schema_sha256,
+        request_sha256, reasons, errors
     )
     VALUES (
-        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, request, why::jsonb, errors::jsonb
+        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, policy_schema, request, why::jsonb,
+        errors::jsonb
     )
     RETURNING * INTO judged;
     RETURN append_step(
@@ -1030,8 +1044,12 @@ BEGIN
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
     INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
-    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET' THEN
-        RAISE EXCEPTION 'the event does not say that a switch was set' USING ERRCODE = 'check_violation';
+    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+        OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
+        OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+    THEN
+        RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM insert_decision_events(json_build_array(told_event));
 END
@@ -1159,7 +1177,7 @@ $$;
 
 CREATE FUNCTION public.state_may_follow(old_state text, new_state text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
-    RETURN ((old_state = new_state) OR ((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'observing'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
+    RETURN ((old_state = new_state) OR ((((((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'observing'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
 
 CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, parent integer, kind text, author text, at timestamp with time zone, input bytea, output bytea, cost_micros bigint, body bytea) RETURNS bytea
     LANGUAGE sql STABLE
@@ -1598,6 +1616,36 @@ UNION ALL
 
 COMMENT ON VIEW public.delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 
+CREATE TABLE public.detector_anomalies (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    series text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    state text NOT NULL,
+    score double precision NOT NULL,
+    threshold double precision NOT NULL,
+    bar_event_id uuid NOT NULL,
+    bar_revision integer NOT NULL,
+    details jsonb NOT NULL,
+    told integer DEFAULT 0 NOT NULL,
+    told_as text,
+    told_event_id uuid,
+    CONSTRAINT detector_anomalies_details_check CHECK ((jsonb_typeof(details) = 'object'::text)),
+    CONSTRAINT detector_anomalies_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
+    CONSTRAINT detector_anomalies_state_check CHECK ((state = ANY (ARRAY['detected'::text, 'explained'::text, 'withdrawn'::text]))),
+    CONSTRAINT detector_anomalies_told_by_an_event CHECK (((told > 0) = (told_event_id IS NOT NULL))),
+    CONSTRAINT detector_anomalies_told_check CHECK ((told >= 0))
+);
+
+COMMENT ON TABLE public.detector_anomalies IS 'What is unusual now, and what was once said to be. Rows that are detected or explained depend on the bars alone, whatever order they came in.';
+
+COMMENT ON COLUMN public.detector_anomalies.state IS 'explained: unusual but for a corporate action. withdrawn: unusual no longer.';
+
+COMMENT ON COLUMN public.detector_anomalies.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+
+COMMENT ON COLUMN public.detector_anomalies.told_as IS 'The bar and the figure that stand told; null where none does.';
+
 CREATE TABLE public.detector_bars (
     source text NOT NULL,
     entity_id text NOT NULL,
@@ -1610,10 +1658,81 @@ CREATE TABLE public.detector_bars (
     volume bigint NOT NULL,
     currency text NOT NULL,
     revision integer NOT NULL,
-    event_id uuid NOT NULL
+    event_id uuid NOT NULL,
+    previous_at timestamp with time zone,
+    follows_gap boolean NOT NULL,
+    log_return double precision,
+    adjustment double precision NOT NULL,
+    excursion double precision
 );
 
-COMMENT ON TABLE public.detector_bars IS 'One row per bar: its latest revision. price is the close, as traded.';
+COMMENT ON TABLE public.detector_bars IS 'One row per bar: its latest revision, and what is derived from it, the bar before it and the corporate actions between.';
+
+COMMENT ON COLUMN public.detector_bars.price IS 'The close, as traded.';
+
+COMMENT ON COLUMN public.detector_bars.previous_at IS 'When the bar before it began.';
+
+COMMENT ON COLUMN public.detector_bars.follows_gap IS 'Whether the market was closed between the bar before and this one: such returns are compared with such alone.';
+
+COMMENT ON COLUMN public.detector_bars.log_return IS 'The logarithm of the close over the close before, adjusted; null where one of them is not above 0.';
+
+COMMENT ON COLUMN public.detector_bars.adjustment IS 'What splits and dividends between the two closes have added to log_return.';
+
+COMMENT ON COLUMN public.detector_bars.excursion IS 'How far the bar went beyond its open and close, as a logarithm; below 0 where the farther side is the low.';
+
+CREATE TABLE public.detector_corporate_actions (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    kind text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    amount double precision NOT NULL,
+    currency text,
+    revision integer NOT NULL,
+    event_id uuid NOT NULL,
+    CONSTRAINT detector_corporate_actions_amount_check CHECK ((amount > (0)::double precision)),
+    CONSTRAINT detector_corporate_actions_dividends_are_money CHECK (((currency IS NOT NULL) = (kind = 'dividend'::text))),
+    CONSTRAINT detector_corporate_actions_kind_check CHECK ((kind = ANY (ARRAY['split'::text, 'dividend'::text])))
+);
+
+COMMENT ON TABLE public.detector_corporate_actions IS 'Splits and dividends: the latest revision of each.';
+
+COMMENT ON COLUMN public.detector_corporate_actions.amount IS 'Of a split the new shares per old one, of a dividend the money per share.';
+
+CREATE VIEW public.detector_market AS
+ SELECT source,
+    bar_interval,
+    occurred_at,
+    (count(*))::integer AS entities,
+    (count(*) FILTER (WHERE (log_return < (0)::double precision)))::integer AS fell,
+    percentile_cont((0.5)::double precision) WITHIN GROUP (ORDER BY log_return) AS median_log_return
+   FROM public.detector_bars
+  WHERE (log_return IS NOT NULL)
+  GROUP BY source, bar_interval, occurred_at;
+
+COMMENT ON VIEW public.detector_market IS 'Per instant: of how many entities there is a return, how many of them fell, and the median.';
+
+CREATE TABLE public.episodes (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    series text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    event_id uuid NOT NULL,
+    return_milli bigint NOT NULL,
+    prior_milli bigint NOT NULL,
+    range_milli bigint NOT NULL,
+    followed_ppm bigint NOT NULL,
+    followed_milli bigint NOT NULL,
+    ended_at timestamp with time zone NOT NULL,
+    CONSTRAINT episodes_check CHECK ((ended_at > occurred_at))
+);
+
+COMMENT ON TABLE public.episodes IS 'One row per bar that moved by two standard deviations or more and whose five bars that follow are known. Derived from detector_bars.';
+
+COMMENT ON COLUMN public.episodes.event_id IS 'The bar as it was: an episode of a bar that was corrected since is no longer found.';
+
+COMMENT ON COLUMN public.episodes.return_milli IS 'Features, in thousandths of a robust standard deviation of the 60 returns before: return, the move of the five bars before, range.';
+
+COMMENT ON COLUMN public.episodes.ended_at IS 'When what followed was complete: nobody may look at the episode before.';
 
 CREATE TABLE public.events (
     event_id uuid NOT NULL,
@@ -1758,36 +1877,42 @@ COMMENT ON TABLE public.outcomes IS 'What came of a decision after its horizon: 
 CREATE TABLE public.paper_accounts (
     account text NOT NULL,
     currency text NOT NULL,
+    opening_cash_micros bigint NOT NULL,
     cash_micros bigint NOT NULL,
     opened_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT paper_accounts_account_check CHECK ((account <> ''::text))
 );
 
-COMMENT ON TABLE public.paper_accounts IS 'Cash of each paper account, in millionths of its currency.';
+COMMENT ON TABLE public.paper_accounts IS 'Cash of each paper account, in millionths of its currency: its opening balance and what its fills left of it.';
 
 CREATE TABLE public.paper_orders (
     action_id uuid NOT NULL,
     account text NOT NULL,
     source text NOT NULL,
     entity_id text NOT NULL,
+    series text NOT NULL,
     side text NOT NULL,
     quantity_micros bigint NOT NULL,
     placed_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     fill_after timestamp with time zone NOT NULL,
     filled_at timestamp with time zone,
-    fill_price double precision,
+    fill_occurred_at timestamp with time zone,
+    fill_price_micros bigint,
     fill_event_id uuid,
-    CONSTRAINT paper_orders_fill_is_whole CHECK ((((filled_at IS NULL) = (fill_price IS NULL)) AND ((filled_at IS NULL) = (fill_event_id IS NULL)))),
+    CONSTRAINT paper_orders_check CHECK ((fill_occurred_at > fill_after)),
+    CONSTRAINT paper_orders_fill_is_whole CHECK ((((filled_at IS NULL) = (fill_price_micros IS NULL)) AND ((filled_at IS NULL) = (fill_event_id IS NULL)) AND ((filled_at IS NULL) = (fill_occurred_at IS NULL)))),
+    CONSTRAINT paper_orders_fill_price_micros_check CHECK ((fill_price_micros > 0)),
     CONSTRAINT paper_orders_quantity_micros_check CHECK ((quantity_micros > 0)),
     CONSTRAINT paper_orders_side_check CHECK ((side = ANY (ARRAY['buy'::text, 'sell'::text])))
 );
 
-COMMENT ON TABLE public.paper_orders IS 'One order per executed action; it is filled at the next bar after fill_after.';
+COMMENT ON TABLE public.paper_orders IS 'One order per executed action; it is filled at the open of the next bar after fill_after.';
 
 CREATE TABLE public.paper_positions (
     account text NOT NULL,
     source text NOT NULL,
     entity_id text NOT NULL,
+    opening_quantity_micros bigint DEFAULT 0 NOT NULL,
     quantity_micros bigint NOT NULL
 );
 
@@ -1880,6 +2005,20 @@ CREATE TABLE public.signal_lab_bars (
 );
 
 COMMENT ON TABLE public.signal_lab_bars IS 'One row per bar: its latest revision. price is the close.';
+
+CREATE TABLE public.signal_lab_corporate_actions (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    kind text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    amount double precision NOT NULL,
+    revision integer NOT NULL,
+    event_id uuid NOT NULL,
+    CONSTRAINT signal_lab_corporate_actions_amount_check CHECK ((amount > (0)::double precision)),
+    CONSTRAINT signal_lab_corporate_actions_kind_check CHECK ((kind = ANY (ARRAY['split'::text, 'dividend'::text])))
+);
+
+COMMENT ON TABLE public.signal_lab_corporate_actions IS 'Splits (new shares per old one) and dividends (money per share): the latest revision of each.';
 
 CREATE TABLE public.signal_lab_latest_prices (
     source text NOT NULL,
@@ -2012,6 +2151,7 @@ CREATE TABLE public.verdicts (
     is_shadow boolean NOT NULL,
     approval_id uuid,
     policy_sha256 bytea,
+    schema_sha256 bytea,
     request_sha256 bytea,
     reasons jsonb NOT NULL,
     errors jsonb NOT NULL,
@@ -2019,7 +2159,7 @@ CREATE TABLE public.verdicts (
     judged_in xid8 DEFAULT pg_current_xact_id() NOT NULL,
     CONSTRAINT verdicts_errors_check CHECK ((jsonb_typeof(errors) = 'array'::text)),
     CONSTRAINT verdicts_errors_refuse CHECK (((verdict = 'refused'::text) OR (errors = '[]'::jsonb))),
-    CONSTRAINT verdicts_name_what_they_judge CHECK (((verdict = 'refused'::text) OR ((action_sha256 IS NOT NULL) AND (policy_sha256 IS NOT NULL) AND (request_sha256 IS NOT NULL)))),
+    CONSTRAINT verdicts_name_what_they_judge CHECK (((verdict = 'refused'::text) OR ((action_sha256 IS NOT NULL) AND (policy_sha256 IS NOT NULL) AND (schema_sha256 IS NOT NULL) AND (request_sha256 IS NOT NULL)))),
     CONSTRAINT verdicts_reasons_check CHECK ((jsonb_typeof(reasons) = 'array'::text)),
     CONSTRAINT verdicts_verdict_check CHECK ((verdict = ANY (ARRAY['permitted'::text, 'needs_approval'::text, 'refused'::text])))
 );
@@ -2086,8 +2226,17 @@ ALTER TABLE ONLY public.decisions
 ALTER TABLE ONLY public.deliveries
     ADD CONSTRAINT deliveries_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id);
 
+ALTER TABLE ONLY public.detector_anomalies
+    ADD CONSTRAINT detector_anomalies_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
+
 ALTER TABLE ONLY public.detector_bars
     ADD CONSTRAINT detector_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
+
+ALTER TABLE ONLY public.detector_corporate_actions
+    ADD CONSTRAINT detector_corporate_actions_pkey PRIMARY KEY (source, entity_id, kind, occurred_at);
+
+ALTER TABLE ONLY public.episodes
+    ADD CONSTRAINT episodes_pkey PRIMARY KEY (source, entity_id, series, occurred_at);
 
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_one_per_revision UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at, revision);
@@ -2146,6 +2295,9 @@ ALTER TABLE ONLY public.schema_migrations
 ALTER TABLE ONLY public.signal_lab_bars
     ADD CONSTRAINT signal_lab_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
 
+ALTER TABLE ONLY public.signal_lab_corporate_actions
+    ADD CONSTRAINT signal_lab_corporate_actions_pkey PRIMARY KEY (source, entity_id, kind, occurred_at);
+
 ALTER TABLE ONLY public.signal_lab_latest_prices
     ADD CONSTRAINT signal_lab_latest_prices_pkey PRIMARY KEY (source, entity_id);
 
@@ -2183,6 +2335,12 @@ CREATE INDEX decisions_to_anchor ON public.decisions USING btree (decision_id) W
 
 CREATE INDEX delivery_failures_by_outbox ON public.delivery_failures USING btree (outbox_id);
 
+CREATE INDEX detector_anomalies_by_time ON public.detector_anomalies USING btree (occurred_at);
+
+CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, entity_id, bar_interval, follows_gap, occurred_at);
+
+CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
+
 CREATE INDEX events_by_age ON public.events USING btree (ingested_at);
 
 CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id);
@@ -2190,6 +2348,8 @@ CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id)
 CREATE INDEX events_by_trace ON public.events USING btree (trace_id);
 
 CREATE INDEX events_by_type ON public.events USING btree (event_type, occurred_at);
+
+CREATE INDEX paper_orders_open ON public.paper_orders USING btree (source, entity_id, series) WHERE (filled_at IS NULL);
 
 CREATE INDEX pending_deliveries_due ON public.pending_deliveries USING btree (subscription, next_attempt_at, outbox_id) WHERE (suspect_since IS NULL);
 
@@ -2334,6 +2494,9 @@ ALTER TABLE ONLY public.verdicts
 ALTER TABLE ONLY public.verdicts
     ADD CONSTRAINT verdicts_request_sha256_fkey FOREIGN KEY (request_sha256) REFERENCES public.artifacts(sha256);
 
+ALTER TABLE ONLY public.verdicts
+    ADD CONSTRAINT verdicts_schema_sha256_fkey FOREIGN KEY (schema_sha256) REFERENCES public.artifacts(sha256);
+
 GRANT USAGE ON SCHEMA public TO acp_ingest;
 GRANT USAGE ON SCHEMA public TO acp_relay;
 GRANT USAGE ON SCHEMA public TO acp_consume;
@@ -2431,6 +2594,9 @@ GRANT ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supe
 REVOKE ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) TO acp_decide;
 
+REVOKE ALL ON FUNCTION public.lock_decision(of_decision uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.lock_decision(of_decision uuid) TO acp_gatekeeper;
+
 GRANT SELECT ON TABLE public.switches TO acp_decide;
 GRANT SELECT ON TABLE public.switches TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.switches TO acp_command;
@@ -2473,8 +2639,8 @@ GRANT ALL ON FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subsc
 REVOKE ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) TO acp_action;
 
-REVOKE ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, request bytea, why json, errors json) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, request bytea, why json, errors json) TO acp_gatekeeper;
+REVOKE ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) TO acp_gatekeeper;
 
 REVOKE ALL ON FUNCTION public.refuse_change() FROM PUBLIC;
 
@@ -2624,11 +2790,34 @@ GRANT SELECT ON TABLE public.delivery_failures TO acp_reader;
 
 GRANT SELECT ON TABLE public.delivery_states TO acp_reader;
 
+GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_anomalies TO acp_detect;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_decide;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_action;
+GRANT SELECT ON TABLE public.detector_anomalies TO acp_reader;
+
 GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_bars TO acp_detect;
 GRANT SELECT ON TABLE public.detector_bars TO acp_decide;
 GRANT SELECT ON TABLE public.detector_bars TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.detector_bars TO acp_action;
 GRANT SELECT ON TABLE public.detector_bars TO acp_reader;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_corporate_actions TO acp_detect;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_decide;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_action;
+GRANT SELECT ON TABLE public.detector_corporate_actions TO acp_reader;
+
+GRANT SELECT ON TABLE public.detector_market TO acp_detect;
+GRANT SELECT ON TABLE public.detector_market TO acp_decide;
+GRANT SELECT ON TABLE public.detector_market TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.detector_market TO acp_action;
+GRANT SELECT ON TABLE public.detector_market TO acp_reader;
+
+GRANT SELECT,INSERT ON TABLE public.episodes TO acp_decide;
+GRANT SELECT ON TABLE public.episodes TO acp_detect;
+GRANT SELECT ON TABLE public.episodes TO acp_gatekeeper;
+GRANT SELECT ON TABLE public.episodes TO acp_reader;
 
 GRANT SELECT ON TABLE public.events TO acp_reader;
 GRANT SELECT ON TABLE public.events TO acp_decide;
@@ -2677,20 +2866,66 @@ GRANT INSERT(observed) ON TABLE public.outcomes TO acp_decide;
 
 GRANT INSERT(observed_at) ON TABLE public.outcomes TO acp_decide;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_accounts TO acp_action;
+GRANT SELECT ON TABLE public.paper_accounts TO acp_action;
+GRANT SELECT ON TABLE public.paper_accounts TO acp_consume;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_decide;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_accounts TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(cash_micros) ON TABLE public.paper_accounts TO acp_action;
+GRANT UPDATE(cash_micros) ON TABLE public.paper_accounts TO acp_consume;
+
+GRANT SELECT ON TABLE public.paper_orders TO acp_action;
+GRANT SELECT ON TABLE public.paper_orders TO acp_consume;
 GRANT SELECT ON TABLE public.paper_orders TO acp_decide;
 GRANT SELECT ON TABLE public.paper_orders TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_orders TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(action_id) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(account) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(source) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(entity_id) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(series) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(side) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(quantity_micros) ON TABLE public.paper_orders TO acp_action;
+
+GRANT INSERT(fill_after) ON TABLE public.paper_orders TO acp_action;
+
+GRANT UPDATE(filled_at) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(filled_at) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_occurred_at) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_occurred_at) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_price_micros) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_price_micros) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT UPDATE(fill_event_id) ON TABLE public.paper_orders TO acp_action;
+GRANT UPDATE(fill_event_id) ON TABLE public.paper_orders TO acp_consume;
+
+GRANT SELECT ON TABLE public.paper_positions TO acp_action;
+GRANT SELECT ON TABLE public.paper_positions TO acp_consume;
 GRANT SELECT ON TABLE public.paper_positions TO acp_decide;
 GRANT SELECT ON TABLE public.paper_positions TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.paper_positions TO acp_reader;
+
+GRANT INSERT(account) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(account) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(source) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(source) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_consume;
+
+GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_action;
+GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_consume;
 
 GRANT SELECT ON TABLE public.processed_events TO acp_reader;
 
@@ -2741,6 +2976,9 @@ GRANT SELECT ON TABLE public.schema_migrations TO PUBLIC;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_bars TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_bars TO acp_reader;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_action;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_decide;
+GRANT SELECT ON TABLE public.signal_lab_bars TO acp_gatekeeper;
 
 GRANT SELECT,INSERT,UPDATE ON TABLE public.signal_lab_latest_prices TO acp_consume;
 GRANT SELECT ON TABLE public.signal_lab_latest_prices TO acp_reader;

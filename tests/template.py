@@ -54,7 +54,7 @@ def id_of(value: Any) -> str:
     match value:
         case str():
             return value
-        case {"Ref": str(name)} | {"Fn::GetAtt": [str(name), "Arn"]}:
+        case {"Ref": str(name)} | {"Fn::GetAtt": [str(name), "Arn"]} | {"Fn::Sub": str(name)}:
             return name
         case _:
             raise AssertionError(f"not foreseen in a policy: {value}")

@@ -175,6 +175,7 @@ CREATE TABLE verdicts (
     is_shadow      boolean     NOT NULL,
     approval_id    uuid,
     policy_sha256  bytea       REFERENCES artifacts (sha256),
+    schema_sha256  bytea       REFERENCES artifacts (sha256),
     request_sha256 bytea       REFERENCES artifacts (sha256),
     reasons        jsonb       NOT NULL CHECK (jsonb_typeof(reasons) = 'array'),
     errors         jsonb       NOT NULL CHECK (jsonb_typeof(errors) = 'array'),
@@ -182,7 +183,9 @@ CREATE TABLE verdicts (
     judged_in      xid8        NOT NULL DEFAULT pg_current_xact_id(),
     CONSTRAINT verdicts_errors_refuse CHECK (verdict = 'refused' OR errors = '[]'),
     CONSTRAINT verdicts_name_what_they_judge CHECK (
-        verdict = 'refused' OR (action_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL AND request_sha256 IS NOT NULL)
+        verdict = 'refused' OR (
+            action_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL AND schema_sha256 IS NOT NULL AND request_sha256 IS NOT NULL
+        )
     )
 );
 COMMENT ON TABLE verdicts IS 'Every judgement of a proposal, with the full policy request, so that another policy can be tried on history. Immutable.';

@@ -102,6 +102,8 @@ LANGUAGE sql IMMUTABLE
 RETURN old_state = new_state OR (old_state, new_state) IN (
     ('opened', 'gathering'), ('opened', 'recorded'),
     ('gathering', 'hypothesising'), ('hypothesising', 'scoring'), ('scoring', 'simulating'), ('simulating', 'proposed'),
+    -- To hold needs no verdict.
+    ('gathering', 'observing'), ('hypothesising', 'observing'), ('scoring', 'observing'), ('simulating', 'observing'),
     ('proposed', 'refused'), ('proposed', 'awaiting_approval'), ('proposed', 'released'),
     ('awaiting_approval', 'approved'), ('awaiting_approval', 'denied'), ('awaiting_approval', 'expired'),
     ('approved', 'released'), ('approved', 'refused'),
@@ -303,7 +305,7 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
     today date := (now() AT TIME ZONE 'UTC')::date;
-    intended agent_calls;
+    intended record;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
     IF micros > 0 THEN
@@ -387,7 +389,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    ended agent_calls;
+    ended record;
     answer_hash bytea := CASE WHEN answer IS NOT NULL THEN sha256(answer) END;
 BEGIN
     IF answer IS NOT NULL THEN
@@ -414,7 +416,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    lost agent_calls;
+    lost record;
     ended integer := 0;
 BEGIN
     PERFORM check_fence(of_decision, with_fence);
@@ -444,8 +446,8 @@ $$;
 -- Takes an attempt, once; no row where it was taken, ended or is too late, or where its agent is switched off.
 CREATE FUNCTION claim_call(of_call uuid, claimant text, lease_seconds double precision)
 RETURNS TABLE (
-    fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, deadline timestamptz,
-    trace_id uuid, entity_id text, occurred_at timestamptz
+    fence bigint, decision_id uuid, agent text, agent_version text, attempt integer, request bytea, reserved_micros bigint,
+    seconds_left double precision, trace_id uuid, entity_id text, occurred_at timestamptz
 )
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -476,7 +478,9 @@ BEGIN
             )
         )
     RETURNING
-        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.lease_until,
+        call.fence, call.decision_id, call.agent, call.agent_version, call.attempt, artifacts.bytes, call.reserved_micros,
+        -- By this clock alone: the caller's may be another one.
+        extract(epoch FROM call.lease_until - clock_timestamp())::double precision,
         decision.trace_id, decision.entity_id, decision.occurred_at;
 END
 $$;
@@ -497,7 +501,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    call agent_calls;
+    call record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM agent_calls WHERE call_id = of_call) FOR UPDATE;
     SELECT * INTO call FROM agent_calls WHERE call_id = of_call FOR UPDATE;
@@ -523,24 +527,35 @@ END
 $$;
 
 
+-- Locks a decision's row for whoever may not write it, so that it is locked before anything else is.
+CREATE FUNCTION lock_decision(of_decision uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+END
+$$;
+
 -- Puts a verdict on record. What a permitted one releases is an insert into actions by the same transaction.
 CREATE FUNCTION record_verdict(
     new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid,
-    policy bytea, request bytea, why json, errors json
+    policy bytea, policy_schema bytea, request bytea, why json, errors json
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    judged verdicts;
+    judged record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO verdicts (
-        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, request_sha256,
-        reasons, errors
+        verdict_id, decision_id, proposal_seq, action_sha256, verdict, is_shadow, approval_id, policy_sha256, schema_sha256,
+        request_sha256, reasons, errors
     )
     VALUES (
-        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, request, why::jsonb, errors::jsonb
+        new_verdict, of_decision, of_proposal, action, judgement, shadow, approval, policy, policy_schema, request, why::jsonb,
+        errors::jsonb
     )
     RETURNING * INTO judged;
     RETURN append_step(
@@ -557,7 +572,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    asked approval_requests;
+    asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
@@ -586,8 +601,8 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    asked approval_requests;
-    answered approvals;
+    asked record;
+    answered record;
 BEGIN
     PERFORM FROM decisions
     WHERE decision_id = (SELECT decision_id FROM approval_requests WHERE approval_id = of_approval)
@@ -617,6 +632,8 @@ BEGIN
         OR wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM (
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
+        OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
@@ -641,8 +658,12 @@ BEGIN
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
     INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
-    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET' THEN
-        RAISE EXCEPTION 'the event does not say that a switch was set' USING ERRCODE = 'check_violation';
+    IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+        OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
+        OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+    THEN
+        RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM insert_decision_events(json_build_array(told_event));
 END
@@ -673,8 +694,8 @@ CREATE FUNCTION check_release() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    judged verdicts;
-    decision decisions;
+    judged record;
+    decision record;
     off text[];
 BEGIN
     SELECT * INTO decision FROM decisions WHERE decision_id = NEW.decision_id FOR UPDATE;
@@ -722,7 +743,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    released actions;
+    released record;
     off text[];
 BEGIN
     PERFORM FROM decisions WHERE decision_id = (SELECT decision_id FROM actions WHERE action_id = of_action) FOR UPDATE;
@@ -751,7 +772,7 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
     in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action);
-    recorded executions;
+    recorded record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE;
     INSERT INTO executions (action_id, outcome, reason, effect) VALUES (of_action, how, because, did)
@@ -884,7 +905,7 @@ GRANT SELECT ON
 GRANT INSERT (
     action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256, verdict_id, event_id, expires_at
 ) ON actions TO acp_gatekeeper;
-GRANT EXECUTE ON FUNCTION record_verdict, ask_approval, switched_off TO acp_gatekeeper;
+GRANT EXECUTE ON FUNCTION lock_decision, record_verdict, ask_approval, switched_off TO acp_gatekeeper;
 
 -- ActionFunction, the client's: what was released, and what it did with it.
 GRANT SELECT ON actions, executions TO acp_action;

@@ -1,5 +1,5 @@
 -- Finance. The detector's own tables: the bars and corporate actions that it has seen, and the anomalies that they make.
--- A fold of the events: any order of delivery ends in the same rows.
+-- A fold of the events: any order of delivery ends in the same rows. And what SignalLab knows of corporate actions.
 
 CREATE TABLE detector_bars (
     source       text             NOT NULL,
@@ -14,9 +14,90 @@ CREATE TABLE detector_bars (
     currency     text             NOT NULL,
     revision     integer          NOT NULL,
     event_id     uuid             NOT NULL,
+    previous_at  timestamptz,
+    follows_gap  boolean          NOT NULL,
+    log_return   double precision,
+    adjustment   double precision NOT NULL,
+    excursion    double precision,
     PRIMARY KEY (source, entity_id, bar_interval, occurred_at)
 );
-COMMENT ON TABLE detector_bars IS 'One row per bar: its latest revision. price is the close, as traded.';
+COMMENT ON TABLE detector_bars IS 'One row per bar: its latest revision, and what is derived from it, the bar before it and the corporate actions between.';
+COMMENT ON COLUMN detector_bars.price IS 'The close, as traded.';
+COMMENT ON COLUMN detector_bars.previous_at IS 'When the bar before it began.';
+COMMENT ON COLUMN detector_bars.follows_gap IS 'Whether the market was closed between the bar before and this one: such returns are compared with such alone.';
+COMMENT ON COLUMN detector_bars.log_return IS 'The logarithm of the close over the close before, adjusted; null where one of them is not above 0.';
+COMMENT ON COLUMN detector_bars.adjustment IS 'What splits and dividends between the two closes have added to log_return.';
+COMMENT ON COLUMN detector_bars.excursion IS 'How far the bar went beyond its open and close, as a logarithm; below 0 where the farther side is the low.';
+CREATE INDEX detector_bars_alike ON detector_bars (source, entity_id, bar_interval, follows_gap, occurred_at);
+-- By the instant alone: otherwise it could be taken for a window's, and would hold the bars of all entities.
+CREATE INDEX detector_bars_at_once ON detector_bars (occurred_at);
 
-GRANT SELECT, INSERT, UPDATE ON detector_bars TO acp_detect;
-GRANT SELECT ON detector_bars TO acp_decide, acp_gatekeeper, acp_action, acp_reader;
+CREATE VIEW detector_market AS
+SELECT
+    source,
+    bar_interval,
+    occurred_at,
+    count(*)::integer AS entities,
+    count(*) FILTER (WHERE log_return < 0)::integer AS fell,
+    percentile_cont(0.5) WITHIN GROUP (ORDER BY log_return) AS median_log_return
+FROM detector_bars
+WHERE log_return IS NOT NULL
+GROUP BY source, bar_interval, occurred_at;
+COMMENT ON VIEW detector_market IS 'Per instant: of how many entities there is a return, how many of them fell, and the median.';
+
+CREATE TABLE detector_corporate_actions (
+    source      text             NOT NULL,
+    entity_id   text             NOT NULL,
+    kind        text             NOT NULL CHECK (kind IN ('split', 'dividend')),
+    occurred_at timestamptz      NOT NULL,
+    amount      double precision NOT NULL CHECK (amount > 0),
+    currency    text,
+    revision    integer          NOT NULL,
+    event_id    uuid             NOT NULL,
+    PRIMARY KEY (source, entity_id, kind, occurred_at),
+    CONSTRAINT detector_corporate_actions_dividends_are_money CHECK ((currency IS NOT NULL) = (kind = 'dividend'))
+);
+COMMENT ON TABLE detector_corporate_actions IS 'Splits and dividends: the latest revision of each.';
+COMMENT ON COLUMN detector_corporate_actions.amount IS 'Of a split the new shares per old one, of a dividend the money per share.';
+
+CREATE TABLE detector_anomalies (
+    source        text             NOT NULL,
+    entity_id     text             NOT NULL,
+    series        text             NOT NULL,
+    occurred_at   timestamptz      NOT NULL,
+    kind          text             NOT NULL CHECK (kind IN ('return', 'range')),
+    state         text             NOT NULL CHECK (state IN ('detected', 'explained', 'withdrawn')),
+    score         double precision NOT NULL,
+    threshold     double precision NOT NULL,
+    bar_event_id  uuid             NOT NULL,
+    bar_revision  integer          NOT NULL,
+    details       jsonb            NOT NULL CHECK (jsonb_typeof(details) = 'object'),
+    told          integer          NOT NULL DEFAULT 0 CHECK (told >= 0),
+    told_as       text,
+    told_event_id uuid,
+    PRIMARY KEY (source, entity_id, series, occurred_at, kind),
+    CONSTRAINT detector_anomalies_told_by_an_event CHECK ((told > 0) = (told_event_id IS NOT NULL))
+);
+COMMENT ON TABLE detector_anomalies IS 'What is unusual now, and what was once said to be. Rows that are detected or explained depend on the bars alone, whatever order they came in.';
+COMMENT ON COLUMN detector_anomalies.state IS 'explained: unusual but for a corporate action. withdrawn: unusual no longer.';
+COMMENT ON COLUMN detector_anomalies.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+COMMENT ON COLUMN detector_anomalies.told_as IS 'The bar and the figure that stand told; null where none does.';
+CREATE INDEX detector_anomalies_by_time ON detector_anomalies (occurred_at);
+
+GRANT SELECT, INSERT, UPDATE ON detector_bars, detector_corporate_actions, detector_anomalies TO acp_detect;
+GRANT SELECT ON detector_market TO acp_detect;
+GRANT SELECT ON detector_bars, detector_corporate_actions, detector_anomalies, detector_market
+    TO acp_decide, acp_gatekeeper, acp_action, acp_reader;
+
+
+CREATE TABLE signal_lab_corporate_actions (
+    source      text             NOT NULL,
+    entity_id   text             NOT NULL,
+    kind        text             NOT NULL CHECK (kind IN ('split', 'dividend')),
+    occurred_at timestamptz      NOT NULL,
+    amount      double precision NOT NULL CHECK (amount > 0),
+    revision    integer          NOT NULL,
+    event_id    uuid             NOT NULL,
+    PRIMARY KEY (source, entity_id, kind, occurred_at)
+);
+COMMENT ON TABLE signal_lab_corporate_actions IS 'Splits (new shares per old one) and dividends (money per share): the latest revision of each.';

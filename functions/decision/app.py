@@ -73,7 +73,7 @@ def batch_consumer(name: str) -> Callable[[Mapping[str, Any]], None]:
     )
 
 
-@function(telemetry, sample="events/decision.json")
+@function(telemetry, sample="events/decisions.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
     database().connection()  # without Postgres the batch fails as one, visibly

@@ -57,8 +57,15 @@ COMMANDS = {
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
     },
+    "Decisions": {
+        "decisions": Entry("decision_commands", "What was decided, newest first."),
+        "decision": Entry("decision_commands", "One decision, step by step, as a tree."),
+    },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
-    _MEASURING: {"bench": Entry("bench_command", "Measure the relay beside bare loops.")},
+    _MEASURING: {
+        "bench": Entry("bench_command", "Measure the relay beside bare loops."),
+        "backtest": Entry("backtest_command", "Decide on thirteen real years; see how good the forecasts were."),
+    },
     "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
     "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
 }

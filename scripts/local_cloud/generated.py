@@ -83,7 +83,8 @@ def asyncapi(domains: Sequence[Domain] = DOMAINS) -> dict[str, Any]:
     """Returns the AsyncAPI 3 document: every topic with its messages, and who sends and receives them."""
     topics: dict[str, list[type[Payload]]] = {}
     for payload in EVENT_TYPES:
-        topics.setdefault(payload.topic, []).append(payload)
+        for topic in (payload.topic, *payload.also_topics):
+            topics.setdefault(topic, []).append(payload)
     consumers = [consumer for domain in domains for consumer in domain.consumers]
     return {
         "asyncapi": "3.0.0",

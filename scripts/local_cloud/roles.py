@@ -20,6 +20,11 @@ SECRETS = {
     "ConsumeDatabaseSecretArn": CONSUME,
     "ReadDatabaseSecretArn": READER,
     "MaintainDatabaseSecretArn": MAINTAIN,
+    "DetectDatabaseSecretArn": DETECT,
+    "DecideDatabaseSecretArn": DECIDE,
+    "AgentDatabaseSecretArn": AGENT,
+    "GatekeeperDatabaseSecretArn": GATEKEEPER,
+    "ActionDatabaseSecretArn": ACTION,
 }
 """The role whose URL each parameter of the template is for."""
 

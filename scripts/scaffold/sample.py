@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MINUTE: Final = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)
 _TRACE_ID: Final = UUID("0af76519-16cd-43dd-8448-eb211c80319c")
-_TEXTS: Final = ("AAPL", "1m", "MARKET_TICK_INGESTED", "https://example.com/", str(_TRACE_ID))
+_TEXTS: Final = ("AAPL", "1m", "MARKET_TICK_INGESTED", "https://example.com/", str(_TRACE_ID), "0" * 64)
 """What is tried for a text that has a pattern."""
 
 
@@ -61,6 +61,8 @@ def _value(what: str, schema: Mapping[str, Any], definitions: Mapping[str, Any])
     plain: dict[str, Any] = {"number": 1.5, "integer": 1, "boolean": True}
     if "const" in schema or "enum" in schema:
         return schema.get("const", schema.get("enum", [None])[0])
+    if schema.get("type") == "object":
+        return {}
     if schema.get("type") in plain:
         return plain[schema["type"]]
     if schema.get("format") == "date-time":

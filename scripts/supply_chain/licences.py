@@ -8,6 +8,7 @@ from license_expression import ExpressionError, get_spdx_licensing
 
 READ_IN_FILE = {
     "beautifulsoup4": "MIT",
+    "cedarpy": "Apache-2.0",
     "multitasking": "Apache-2.0",
     "peewee": "MIT",
     "protobuf": "BSD-3-Clause",

@@ -45,6 +45,16 @@ _SHARED = {
     "control_plane.outbox.settled_before": {RELAY, READER},
     "control_plane.outbox.is_current": {RELAY},
     "control_plane.ops.lingering_relay": {RELAY, READER},
+    "control_plane.decisions.insert_decision_events": {DETECT, DECIDE, GATEKEEPER},
+    "control_plane.decisions.find_decisions": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "domains.finance.paper_account.fill_orders": {ACTION, CONSUME},
+    "domains.finance.paper_account.newest_bar": {ACTION, CONSUME, READER, DECIDE, GATEKEEPER},
+    "domains.finance.paper_account.account_currency": {ACTION, CONSUME, READER, DECIDE, GATEKEEPER},
+    "domains.finance.paper_account.released_action": {ACTION, READER, DECIDE, GATEKEEPER, COMMAND},
+    **{
+        f"control_plane.decisions.{name}": {READER, DECIDE, GATEKEEPER}
+        for name in ("list_decisions", "decision_facts", "tree_of_steps")
+    },
     "control_plane.ops.delete_expired_events": {MAINTAIN},
     "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
     "control_plane.ops.delete_repeated_looks": {MAINTAIN},
@@ -64,6 +74,8 @@ _OF_PACKAGES = {
     "control_plane.outbox": {RELAY},
     "control_plane.platform": {INGEST, RELAY},
     "domains.finance": {CONSUME},
+    "domains.finance.paper_account": {ACTION},
+    "control_plane.decisions": {DECIDE},
 }
 
 
@@ -153,7 +165,7 @@ def only(sql: str, *roles: str) -> Statement:
 TABLES = {
     # table: who may read all of it, insert, update, delete
     "raw_payloads": {READER},
-    "events": {READER},
+    "events": {READER, DECIDE, GATEKEEPER},
     "outbox": {READER},
     "deliveries": {READER},
     "dead_letters": {READER},
@@ -164,7 +176,7 @@ TABLES = {
     "outbox_states": {READER},
     "repeated_looks": {READER, INGEST},
     "circuit_breakers": {READER, INGEST, RELAY},
-    "signal_lab_bars": {READER, CONSUME},
+    "signal_lab_bars": {READER, CONSUME, ACTION, DECIDE, GATEKEEPER},
     "signal_lab_latest_prices": {READER, CONSUME},
     "signal_lab_returns": {READER},
     "signal_lab_risk": {READER},
@@ -172,6 +184,28 @@ TABLES = {
     "pending_deliveries": NOBODY,  # a claim's token is shown to nobody
     "relay_handover": {RELAY},
     "processed_events": {READER},
+    "artifacts": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "decisions": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "decision_steps": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "agent_calls": {READER, DECIDE, GATEKEEPER},
+    "budgets": {READER, DECIDE},
+    "budget_reservations": {READER},
+    "verdicts": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "approval_requests": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "approvals": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "switches": {READER, DECIDE, GATEKEEPER, COMMAND},
+    "switch_changes": {READER, COMMAND},
+    "switch_lock": NOBODY,
+    "actions": {READER, DECIDE, GATEKEEPER, ACTION, COMMAND},
+    "executions": {READER, DECIDE, GATEKEEPER, ACTION, COMMAND},
+    "outcomes": {READER, DECIDE},
+    "agent_scores": {READER, DECIDE},
+    "timers": {READER, DECIDE},
+    "anchors": {READER},
+    "detector_bars": {READER, DETECT, DECIDE, GATEKEEPER, ACTION},
+    "paper_accounts": {READER, ACTION, CONSUME, DECIDE, GATEKEEPER},
+    "paper_positions": {READER, ACTION, CONSUME, DECIDE, GATEKEEPER},
+    "paper_orders": {READER, ACTION, CONSUME, DECIDE, GATEKEEPER},
 }
 DATA = [name for name in TABLES if not name.endswith(("_states", "_returns", "_risk"))]
 
@@ -244,7 +278,7 @@ FORGERIES = [
     only("INSERT INTO delivery_failures (outbox_id, subscription, attempt, claimed_by, error)"
          " VALUES (4, 'signal_lab', 1, 'relay', 'forged')"),
     only("UPDATE delivery_failures SET error = 'forged'"),
-    only("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', gen_random_uuid())", CONSUME),
+    only("INSERT INTO processed_events (consumer, event_id) VALUES ('x', gen_random_uuid())", CONSUME, DETECT, ACTION),
     only("INSERT INTO processed_events (consumer, event_id, processed_at) VALUES ('x', gen_random_uuid(), now())"),
     only("UPDATE processed_events SET consumer = 'x'"),
     only("UPDATE processed_events SET processed_at = now()"),
@@ -264,7 +298,83 @@ FORGERIES = [
     only("UPDATE signal_lab_latest_prices SET price = 1", CONSUME),
     only("INSERT INTO relay_handover (token, name) VALUES (gen_random_uuid(), 'me')", RELAY),
     only("UPDATE relay_handover SET name = 'me'", RELAY),
+    # Decisions: no step, call, verdict, approval, switch or execution but by the owner's functions
+    only("UPDATE decisions SET state = 'released'"),
+    only("UPDATE decisions SET deadline = 'infinity'"),
+    only("UPDATE decisions SET head_hash = ''"),
+    only("UPDATE decisions SET is_shadow = false"),
+    only("INSERT INTO decision_steps (decision_id, seq, kind, author, at, body, prev_hash, hash)"
+         " VALUES (gen_random_uuid(), 0, 'opened', 'engine', now(), '{}', '', '')"),
+    only("UPDATE decision_steps SET body = '{}'"),
+    only("INSERT INTO agent_calls (call_id, decision_id, step_seq, agent, agent_version, attempt, request_sha256,"
+         " deadline)"
+         " VALUES (gen_random_uuid(), gen_random_uuid(), 0, 'x', '1', 1, '', now())"),
+    only("UPDATE agent_calls SET outcome = 'answered', ended_at = now()"),
+    only("UPDATE budgets SET limit_micros = 1"),
+    only("INSERT INTO budgets (scope, day, limit_micros) VALUES ('all', now(), 1)"),
+    only("DELETE FROM budget_reservations"),
+    only("INSERT INTO verdicts (verdict_id, decision_id, proposal_seq, verdict, is_shadow, reasons, errors)"
+         " VALUES (gen_random_uuid(), gen_random_uuid(), 0, 'refused', false, '[]', '[]')"),
+    only("UPDATE verdicts SET verdict = 'permitted'"),
+    only("INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)"
+         " VALUES (gen_random_uuid(), gen_random_uuid(), '', 'infinity', 'x', 'x')"),
+    only("INSERT INTO approvals (approval_id, decision_id, action_sha256, is_given, decided_by, expires_at)"
+         " VALUES (gen_random_uuid(), gen_random_uuid(), '', true, 'kim', 'infinity')"),
+    only("UPDATE approvals SET is_given = true"),
+    only("INSERT INTO switches (scope, is_off, set_by) VALUES ('all', false, 'x')"),
+    only("UPDATE switches SET is_off = false"),
+    only("DELETE FROM switches"),
+    only("INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES ('all', false, 'x', '')"),
+    only("SELECT FROM switch_lock FOR UPDATE"),
+    only("INSERT INTO actions (action_id, decision_id, idempotency_key, domain, action_type, account,"
+         " action_sha256, verdict_id, event_id, released_at, expires_at) VALUES (gen_random_uuid(),"
+         " gen_random_uuid(), 'x', 'x', 'x', 'x', '', gen_random_uuid(), gen_random_uuid(), now(), 'infinity')"),
+    only("UPDATE actions SET expires_at = 'infinity'"),
+    only("INSERT INTO executions (action_id, outcome) VALUES (gen_random_uuid(), 'executed')"),
+    only("UPDATE executions SET outcome = 'failed'"),
+    only("INSERT INTO anchors (prev_root, heads, root) VALUES ('', 'x', '')"),
+    only("INSERT INTO timers (decision_id, kind, due_at) VALUES (gen_random_uuid(), 'retry', now())"),
+    only("UPDATE timers SET fired_at = now()"),
+    only("UPDATE artifacts SET kind = 'x'"),
+    only("INSERT INTO artifacts (sha256, kind, bytes) VALUES (sha256('x'), 'x', 'x')", DECIDE, GATEKEEPER),
+    # The paper account
+    only("UPDATE paper_accounts SET cash_micros = 1", ACTION, CONSUME),
+    only("UPDATE paper_accounts SET opening_cash_micros = 1"),
+    only("UPDATE paper_positions SET quantity_micros = 1", ACTION, CONSUME),
+    only("UPDATE paper_orders SET quantity_micros = 1"),
+    only("UPDATE paper_orders SET side = 'buy'"),
+    only("DELETE FROM paper_orders"),
     # The owner's functions
+    only("SELECT * FROM write_events('[]')"),
+    only("SELECT * FROM insert_decision_events('[]')", DETECT, DECIDE, GATEKEEPER),
+    only("SELECT open_decision(gen_random_uuid(), 'd', 'p', '1', '', 'k', 's', 'e', '', now(), gen_random_uuid(),"
+         " gen_random_uuid(), false, now(), 0)", DECIDE),
+    only("SELECT advance_decision(gen_random_uuid(), 1, 'note', NULL, '{}', NULL, NULL, NULL, 30)", DECIDE),
+    only("SELECT set_timer(gen_random_uuid(), 1, 'retry', now())", DECIDE),
+    only("SELECT intend_call(gen_random_uuid(), 1, gen_random_uuid(), 0, 'a', '1', 1, '', 0, now(), 'all', 0)", DECIDE),
+    only("SELECT end_lost_calls(gen_random_uuid(), 1)", DECIDE),
+    only("SELECT record_verdict(gen_random_uuid(), gen_random_uuid(), 0, NULL, 'refused', false, NULL, NULL, NULL,"
+         " '[]', '[]')", GATEKEEPER),
+    only("SELECT set_switch('all', true, '', '{}')", COMMAND),
+    only("SELECT record_execution(gen_random_uuid(), 'failed', '', '{}', '{}')", ACTION),
+    only("SELECT check_fence(gen_random_uuid(), 1)"),
+    only("SELECT step_hash('', gen_random_uuid(), 0, NULL, 'x', 'x', now(), NULL, NULL, 0, '')"),
+    only("SELECT as_body('{}')"),
+    only("SELECT state_may_follow('opened', 'gathering')"),
+    only("SELECT append_step(gen_random_uuid(), 'x', 'x', NULL, '{}')"),
+    only("SELECT claim_decision(gen_random_uuid(), 'me', 30)", DECIDE),
+    only("SELECT leave_decision(gen_random_uuid(), 1, 1)", DECIDE),
+    only("SELECT end_call(gen_random_uuid(), 'failed', 'x', NULL, NULL, 0, 0, 0, NULL)"),
+    only("SELECT settle_reservation(gen_random_uuid(), 0, NULL)"),
+    only("SELECT * FROM claim_call(gen_random_uuid(), 'me', 30)", AGENT),
+    only("SELECT answer_call(gen_random_uuid(), 1, 'failed', NULL, NULL, 0, 0, 0, NULL, '{}')", AGENT),
+    only("SELECT model_is_off('x')", AGENT),
+    only("SELECT switched_off(gen_random_uuid(), 'x')", GATEKEEPER),
+    only("SELECT ask_approval(gen_random_uuid(), gen_random_uuid(), '', now(), 'x')", GATEKEEPER),
+    only("SELECT answer_approval(gen_random_uuid(), '', true, '', '{}')", COMMAND),
+    only("SELECT begin_execution(gen_random_uuid())", ACTION),
+    only("SELECT * FROM fire_timers(1)", DECIDE),
+    only("SELECT * FROM anchor_heads(1)", DECIDE),
     only("SELECT * FROM insert_events('[]')", INGEST),
     only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),
     only("SELECT * FROM settle_deliveries('me', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')", RELAY),
@@ -360,7 +470,7 @@ def test_owners_functions_are_sealed(owner: Connection[Any]) -> None:
     functions = owner.execute(
         "SELECT proname, proconfig, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
     ).fetchall()
-    assert len(functions) == 7
+    assert len(functions) == 29
     for name, settings, source in functions:
         assert "search_path=pg_catalog, public, pg_temp" in settings, name
         assert "EXECUTE" not in source.upper(), name

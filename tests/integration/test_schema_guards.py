@@ -7,6 +7,7 @@ import pytest
 from psycopg import Connection, errors
 from psycopg.rows import dict_row
 from tests.integration import seeds
+from tests.integration.decisions import guards
 
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NotSent, NoVerdict, Outcome, QueueFault
 from control_plane.ops.dead_letters import DeadLetterFilter, redrive
@@ -254,7 +255,7 @@ def test_every_check_has_a_row_that_it_refuses(app: Connection[Any]) -> None:
     checks = app.execute(
         "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
     )
-    assert {row[0] for row in checks} == {constraint for _, constraint, _ in REFUSED}
+    assert {row[0] for row in checks} == {constraint for _, constraint, _ in (*REFUSED, *guards.REFUSED)}
 
 
 # One message per event and topic, one delivery per message, subscription and operation

@@ -29,7 +29,7 @@ def test_every_function_has_a_sample_event() -> None:
 def test_the_samples_of_functions_without_queues_fit_their_handlers() -> None:
     assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
     assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
-    assert sample("migration") == sample("maintenance") == {}
+    assert sample("migration") == sample("maintenance") == sample("timers") == {}
 
 
 def md5_of_attributes(attributes: Mapping[str, str]) -> str:
@@ -59,7 +59,8 @@ def test_a_consumers_sample_is_a_batch_as_sqs_delivers_it(consumer: str, telemet
         consume_record(record, consume, subscription=consumer, event_types=EVENT_TYPES, telemetry=telemetry)
         event = consumed[-1]
         assert event == EVENT_TYPES.parse_event(record["body"])
-        assert EVENT_TYPES.find(event.event_type, event.schema_version).topic == CONSUMERS[consumer].topic
+        payload = EVENT_TYPES.find(event.event_type, event.schema_version)
+        assert CONSUMERS[consumer].topic in (payload.topic, *payload.also_topics)
         for attribute in record["messageAttributes"].values():
             assert attribute.keys() == {"stringValue", "stringListValues", "binaryListValues", "dataType"}
             assert attribute["dataType"] == "String"

@@ -33,7 +33,15 @@ from control_plane.platform.settings import EnvironReader, MaintenanceSettings, 
 from domains import EVENT_TYPES
 from local_cloud.roles import SECRETS
 
-FIXED_QUEUES = {"MarketTicksQueue", "MarketTicksDeadLetterQueue", "SystemEventsQueue", "SystemEventsDeadLetterQueue"}
+FIXED_QUEUES = {
+    f"{name}{kind}"
+    for name in ("MarketTicks", "SystemEvents", "Detector", "Decisions", "Agents", "Gatekeeper", "Actions")
+    for kind in ("Queue", "DeadLetterQueue")
+}
+DECIDING = {"decisions": "decision", "agents": "agent", "gatekeeper": "gatekeeper"}
+"""The platform's own subscriptions, and the folders of the functions that consume them."""
+ACTIONS = {"actions": "action"}
+"""The client's subscription is named for its topic, too."""
 FIXED_FUNCTIONS = {
     "IngestionFunction",
     "RelayFunction",
@@ -41,6 +49,12 @@ FIXED_FUNCTIONS = {
     "OpsApiFunction",
     "MigrationFunction",
     "MaintenanceFunction",
+    "DetectorFunction",
+    "DecisionFunction",
+    "AgentFunction",
+    "GatekeeperFunction",
+    "ActionFunction",
+    "TimersFunction",
 }
 FIXED_PARAMETERS = {
     "Symbols",
@@ -54,6 +68,16 @@ FIXED_PARAMETERS = {
     "ConsumeDatabaseSecretArn",
     "ReadDatabaseSecretArn",
     "MaintainDatabaseSecretArn",
+    "DetectDatabaseSecretArn",
+    "DecideDatabaseSecretArn",
+    "AgentDatabaseSecretArn",
+    "GatekeeperDatabaseSecretArn",
+    "ActionDatabaseSecretArn",
+    "ModelProvider",
+    "ModelId",
+    "ModelUrl",
+    "ModelSecretArn",
+    "DailyBudgetUsd",
     "ApiTokenSecretArn",
     "MarketDataUrl",
     "Architecture",
@@ -112,8 +136,13 @@ def schedules(function: str) -> list[dict[str, Any]]:
     return [event["Properties"] for event in events if event["Type"].startswith("Schedule")]
 
 
-CONSUMED = {FOLDERS[name]: resource_of(event["Queue"], "Arn") for name in FUNCTIONS for event in sqs_events(name)}
-"""Consumer -> the queue that its function, which is named as it is, takes messages from."""
+SUBSCRIBED = {folder: name for name, folder in (DECIDING | ACTIONS).items()}
+CONSUMED = {
+    SUBSCRIBED.get(FOLDERS[name], FOLDERS[name]): resource_of(event["Queue"], "Arn")
+    for name in FUNCTIONS
+    for event in sqs_events(name)
+}
+"""Subscription -> the queue that its function takes messages from; a consumer's function is named as it is."""
 
 
 # Names
@@ -192,7 +221,7 @@ def test_a_function_runs_on_python_3_13(function: str) -> None:
 
 def test_a_layer_is_built_for_python_3_13() -> None:
     layers = of_type("AWS::Serverless::LayerVersion")
-    assert layers.keys() == {"CoreLayer", "MarketDataLayer"}
+    assert layers.keys() == {"CoreLayer", "MarketDataLayer", "DecisionsLayer"}
     for name, properties in layers.items():
         assert RESOURCES[name]["Metadata"] == {
             "BuildMethod": "python3.13",
@@ -208,11 +237,14 @@ def test_a_layer_goes_with_its_stack() -> None:
         assert properties.get("RetentionPolicy") == "Delete", f"{name}: SAM's default keeps every version for ever"
 
 
-def test_every_function_has_the_core_layer_and_ingestion_another() -> None:
+def test_every_function_has_the_core_layer_and_a_few_another() -> None:
     assert GLOBALS["Layers"] == [{"Ref": "CoreLayer"}]
     # SAM puts a function's own layers after those of Globals.
     assert {name: properties["Layers"] for name, properties in FUNCTIONS.items() if "Layers" in properties} == {
-        "IngestionFunction": [{"Ref": "MarketDataLayer"}]
+        "IngestionFunction": [{"Ref": "MarketDataLayer"}],
+        "DecisionFunction": [{"Ref": "DecisionsLayer"}],
+        "AgentFunction": [{"Ref": "DecisionsLayer"}],
+        "GatekeeperFunction": [{"Ref": "DecisionsLayer"}],
     }
 
 
@@ -269,7 +301,7 @@ def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
     queues = json.loads(resolved(declared("RelayFunction")["SUBSCRIPTION_QUEUE_URLS"]))
     assert topics.items() >= {"signal_lab": "market.ticks", "system_events": "system.events"}.items()
     assert topics.items() >= {name: consumer.topic for name, consumer in CONSUMERS.items()}.items()
-    assert set(topics.values()) <= {payload.topic for payload in EVENT_TYPES}
+    assert set(topics.values()) <= {topic for payload in EVENT_TYPES for topic in (payload.topic, *payload.also_topics)}
     assert queues.keys() == topics.keys()
     assert len(set(queues.values())) == len(queues)
 
@@ -296,7 +328,14 @@ def test_the_relays_settings_and_the_parameters_of_the_stack_agree() -> None:
 
 
 def test_each_function_has_its_own_roles_secret() -> None:
-    of_consumers = {name: "ConsumeDatabaseSecretArn" for name in FUNCTIONS if FOLDERS[name] in CONSUMERS}
+    of_consumers = {name: "ConsumeDatabaseSecretArn" for name in FUNCTIONS if FOLDERS[name] in CONSUMERS} | {
+        "DetectorFunction": "DetectDatabaseSecretArn",
+        "DecisionFunction": "DecideDatabaseSecretArn",
+        "TimersFunction": "DecideDatabaseSecretArn",
+        "AgentFunction": "AgentDatabaseSecretArn",
+        "GatekeeperFunction": "GatekeeperDatabaseSecretArn",
+        "ActionFunction": "ActionDatabaseSecretArn",
+    }
     assert {function: declared(function)["DATABASE_SECRET_ARN"]["Ref"] for function in FUNCTIONS} == of_consumers | {
         "IngestionFunction": "IngestDatabaseSecretArn",
         "RelayFunction": "RelayDatabaseSecretArn",
@@ -322,11 +361,12 @@ def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(fu
     assert resource_of(destination["Destination"], "Arn") in QUEUES
 
 
-def test_schedules_are_parameters_and_maintenance_runs_every_hour() -> None:
+def test_schedules_are_parameters_or_fixed() -> None:
     assert {name: [item["Schedule"] for item in schedules(name)] for name in FUNCTIONS if schedules(name)} == {
         "IngestionFunction": [{"Ref": "IngestionSchedule"}],
         "RelayFunction": [{"Ref": "RelaySchedule"}],
         "MaintenanceFunction": ["rate(1 hour)"],
+        "TimersFunction": ["rate(1 minute)"],
     }
     for function in FUNCTIONS:
         for schedule in schedules(function):
@@ -366,7 +406,7 @@ def test_every_queue_is_encrypted() -> None:
 
 def test_a_function_consumes_each_consumers_queue() -> None:
     assert CONSUMED["signal_lab"] == "MarketTicksQueue"
-    assert CONSUMED.keys() == CONSUMERS.keys()
+    assert CONSUMED.keys() == CONSUMERS.keys() | DECIDING.keys()
     assert len(set(CONSUMED.values())) == len(CONSUMED), "two functions on one queue share its messages"
 
 

@@ -61,7 +61,12 @@ def test_only_lambda_assumes_a_role() -> None:
 def test_a_function_may_do_nothing_with_a_wildcard(function: str) -> None:
     for grant in grants(function):
         assert re.fullmatch(r"[a-z0-9]+:[A-Za-z]+", grant.action), grant
-        if "*" in grant.resource:
+        if grant.action == "bedrock:InvokeModel":
+            # Which models there are is the account's business; which one is called, ModelId's.
+            assert function == "AgentFunction", grant
+            assert grant.only_if == "UsesBedrock", grant
+            assert ":bedrock:" in grant.resource, grant
+        elif "*" in grant.resource:
             assert grant.action in ON_EVERY_RESOURCE, grant
             assert grant.only_if == "InVpc", grant
             assert grant.condition, grant
@@ -103,6 +108,8 @@ def test_a_function_reads_the_secrets_it_is_told_of_and_no_other(function: str) 
     variables = FUNCTIONS[function]["Environment"]["Variables"]
     told = {id_of(value) for name, value in variables.items() if name.endswith("_SECRET_ARN")}
     assert own(function, "secretsmanager:GetSecretValue") == told
+    conditions = {grant.resource: grant.only_if for grant in grants(function) if grant.action.startswith("secrets")}
+    assert {name for name, condition in conditions.items() if condition} <= {"ModelSecretArn"}
     [key] = [grant for grant in grants(function) if grant.action == "kms:Decrypt"]
     assert key == Grant("kms:Decrypt", "SecretsKeyArn", only_if="HasSecretsKey", condition=True)
 

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from control_plane.model.contract import PLATFORM_PAYLOADS, Event
+from control_plane.model.decision_events import DECISION_PAYLOADS
 from control_plane.model.ids import EVENT_NAMESPACE, MAX_DEPTH, canonical_json
 from control_plane.model.trace import traceparent
 from domains import DOMAINS, EVENT_TYPES
@@ -62,7 +63,11 @@ def test_the_event_table_names_every_type_version_topic_and_schema() -> None:
             str(model.schema_version),
             model.topic,
         )
-        for model in (*(payload for domain in DOMAINS for payload in domain.payloads), *PLATFORM_PAYLOADS)
+        for model in (
+            *(payload for domain in DOMAINS for payload in domain.payloads),
+            *PLATFORM_PAYLOADS,
+            *DECISION_PAYLOADS,
+        )
     ]
     assert len(rows) == len(list(EVENT_TYPES))
 

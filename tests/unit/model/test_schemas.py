@@ -203,7 +203,8 @@ def test_the_asyncapi_document_has_every_topic_with_its_events() -> None:
     assert ASYNCAPI["asyncapi"] == "3.0.0"
     topics: dict[str, set[str]] = {}
     for model in EVENT_TYPES:
-        topics.setdefault(model.topic, set()).add(f"{model.event_type}.v{model.schema_version}")
+        for topic in (model.topic, *model.also_topics):
+            topics.setdefault(topic, set()).add(f"{model.event_type}.v{model.schema_version}")
     assert {channel["address"]: set(channel["messages"]) for channel in ASYNCAPI["channels"].values()} == topics
 
 

@@ -23,7 +23,6 @@ def message(
     trace_id: UUID,
     entity_type: str | None = None,
     revision: int = 0,
-    also_topics: tuple[str, ...] = (),
 ) -> NewMessage:
     """Returns an event of deciding as a message. ``series`` tells two events of one type, entity and instant apart.
 
@@ -41,7 +40,7 @@ def message(
         series=series,
         revision=revision,
     )
-    return NewMessage(payload.topic, event.to_message(), also_topics)
+    return NewMessage(payload.topic, event.to_message(), payload.also_topics)
 
 
 def emit(connection: Connection[Any], *messages: NewMessage) -> None:

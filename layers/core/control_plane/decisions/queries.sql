@@ -1,8 +1,196 @@
+-- name: limit_lock_waits
+-- Bounds how long this transaction waits for any lock.
+SELECT set_config('lock_timeout', %(lock_timeout)s, true)
+
+-- name: lock_decision
+-- Locks a decision's row until the transaction ends, for whoever may not write it.
+SELECT lock_decision(%(decision_id)s)
+
+-- name: clock
+-- The database's time at this very moment.
+SELECT clock_timestamp()
+
+-- name: verdict_exists
+-- Whether a verdict was given: it is given once.
+SELECT 1 FROM verdicts WHERE verdict_id = %(verdict_id)s
+
+-- name: judged_decision
+-- A decision as the model has it.
+SELECT
+    decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
+    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at
+FROM decisions
+WHERE decision_id = %(decision_id)s
+
+-- name: judged_steps
+-- A decision's steps in order, as they are stored.
+SELECT seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
+FROM decision_steps
+WHERE decision_id = %(decision_id)s
+ORDER BY seq
+
+-- name: judged_artifacts
+-- What evidence, simulations and proposals of a decision put out.
+SELECT DISTINCT artifact.sha256, artifact.bytes
+FROM decision_steps AS step
+JOIN artifacts AS artifact ON artifact.sha256 = step.output_sha256
+WHERE step.decision_id = %(decision_id)s AND step.kind IN ('evidence', 'simulation', 'proposal')
+
+-- name: lock_account
+-- Locks an account until the transaction ends: no two judgements count what it was released at the same time.
+SELECT pg_advisory_xact_lock(hashtextextended(%(account)s, 0))
+
+-- name: approval_of_action
+-- What a person was asked about an action, and whether an approval stands.
+SELECT request.approval_id, coalesce(approval.is_given AND approval.expires_at > clock_timestamp(), false)
+FROM approval_requests AS request
+LEFT JOIN approvals AS approval USING (approval_id)
+WHERE request.decision_id = %(decision_id)s AND request.action_sha256 = %(action_sha256)s
+
+-- name: switched_off
+-- The scopes that are off for an action; a change of a switch waits until the transaction ends.
+SELECT switched_off(%(decision_id)s, %(action_type)s)
+
+-- name: keep_artifact
+-- Stores what a verdict is based on, once by its hash.
+INSERT INTO artifacts (sha256, kind, bytes) VALUES (%(sha256)s, %(kind)s, %(bytes)s) ON CONFLICT (sha256) DO NOTHING
+
+-- name: record_verdict
+-- Puts a verdict on record, as a step of its decision too.
+SELECT record_verdict(
+    %(verdict_id)s, %(decision_id)s, %(proposal_seq)s, %(action_sha256)s, %(verdict)s, %(is_shadow)s, %(approval_id)s,
+    %(policy_sha256)s, %(schema_sha256)s, %(request_sha256)s, %(reasons)s::json, %(errors)s::json
+)
+
+-- name: release_action
+-- Releases an action; the database asks for the verdict of this very transaction.
+INSERT INTO actions (
+    action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256, verdict_id, event_id, expires_at
+)
+VALUES (
+    %(action_id)s, %(decision_id)s, %(idempotency_key)s, %(domain)s, %(action_type)s, %(account)s, %(action_sha256)s,
+    %(verdict_id)s, %(event_id)s, %(expires_at)s
+)
+
+-- name: ask_approval
+-- Asks for a person's approval of one action.
+SELECT ask_approval(%(approval_id)s, %(decision_id)s, %(action_sha256)s, %(expires_at)s, %(shown)s)
+
+-- name: open_approval_requests
+-- What people are asked now, the most urgent first.
+SELECT
+    request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
+    request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id
+FROM approval_requests AS request
+JOIN decisions AS decision USING (decision_id)
+WHERE request.expires_at > clock_timestamp()
+    AND decision.state IN ('proposed', 'awaiting_approval')
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+ORDER BY request.expires_at, request.approval_id
+
+-- name: approval_request
+-- One request, whatever has become of it.
+SELECT
+    request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
+    request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id
+FROM approval_requests AS request
+JOIN decisions AS decision USING (decision_id)
+WHERE request.approval_id::text LIKE %(beginning)s || '%%'
+ORDER BY request.requested_at DESC
+LIMIT 2
+
+-- name: answer_approval
+-- A person's answer; returns what became of it.
+SELECT answer_approval(%(approval_id)s, %(action_sha256)s, %(gives)s, %(reason)s, %(event)s::json)
+
+-- name: who_asks
+-- The login of this session, and the database's time.
+SELECT session_user::text, clock_timestamp()
+
+-- name: set_switch
+-- Switches a scope off or on; waits for releases and executions that are under way.
+SELECT set_switch(%(scope)s, %(off)s, %(reason)s, %(event)s::json)
+
+-- name: switches
+-- Every switch that was ever set, those that are off first.
+SELECT scope, is_off, set_by, set_at, reason FROM switches ORDER BY is_off DESC, scope
+
+-- name: recorded_requests
+-- Every verdict that a policy was asked for, with the request, the policy and its schema, oldest first.
+SELECT
+    verdict.verdict_id, verdict.decision_id, verdict.judged_at, verdict.verdict, verdict.is_shadow, verdict.approval_id,
+    decision.domain, decision.entity_id, decision.occurred_at, policy.bytes, schema.bytes, request.bytes
+FROM verdicts AS verdict
+JOIN decisions AS decision USING (decision_id)
+JOIN artifacts AS policy ON policy.sha256 = verdict.policy_sha256
+JOIN artifacts AS schema ON schema.sha256 = verdict.schema_sha256
+JOIN artifacts AS request ON request.sha256 = verdict.request_sha256
+ORDER BY verdict.judged_at, verdict.verdict_id
+
+-- name: count_unasked_verdicts
+-- How many verdicts fell before any policy was asked.
+SELECT count(*) FROM verdicts WHERE request_sha256 IS NULL OR policy_sha256 IS NULL
+
 -- name: insert_decision_events
 -- Events of deciding, their messages, and one pending delivery per message and subscription.
 SELECT topic, unsubscribed
 FROM insert_decision_events(%(events)s::json)
 
+-- name: list_decisions
+-- The newest decisions, with what each came to; filters that are null fit all.
+SELECT
+    decision.decision_id,
+    decision.entity_id,
+    decision.anomaly_kind,
+    decision.occurred_at,
+    decision.playbook,
+    decision.state,
+    decision.is_shadow,
+    decision.opened_at,
+    decision.closed_at,
+    decision.deadline,
+    (SELECT count(*) FROM decision_steps WHERE decision_steps.decision_id = decision.decision_id) AS steps,
+    (SELECT coalesce(sum(cost_micros), 0)::bigint FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id)
+        AS cost_micros,
+    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type
+FROM decisions AS decision
+WHERE (%(state)s::text IS NULL OR decision.state = %(state)s)
+    AND (%(entity_id)s::text IS NULL OR decision.entity_id = %(entity_id)s)
+ORDER BY decision.opened_at DESC, decision.decision_id
+LIMIT %(limit)s
+
+-- name: find_decisions
+-- The decisions whose id begins so; two are enough to see that a prefix names more than one.
+SELECT decision_id
+FROM decisions
+WHERE decision_id::text LIKE %(prefix)s || '%%'
+ORDER BY decision_id
+LIMIT 2
+
+-- name: decision_facts
+-- One decision as its row has it.
+SELECT
+    decision_id, domain, playbook, playbook_version, anomaly_kind, source, entity_id, series, occurred_at, trigger_event_id,
+    trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at
+FROM decisions
+WHERE decision_id = %(decision_id)s
+
+-- name: tree_of_steps
+-- A decision's steps in order; an output is shown where it is small.
+SELECT
+    step.seq,
+    step.parent,
+    step.kind,
+    step.author,
+    step.at,
+    step.cost_micros,
+    convert_from(step.body, 'UTF8') AS body,
+    encode(step.output_sha256, 'hex') AS output_sha256,
+    CASE WHEN octet_length(output.bytes) <= 65536 THEN convert_from(output.bytes, 'UTF8') END AS output
+FROM decision_steps AS step
+LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
+WHERE step.decision_id = %(decision_id)s
+ORDER BY step.seq
 -- name: decision
 -- One decision as it stands, with the database's time.
 SELECT
@@ -189,3 +377,18 @@ FULL JOIN (
     FROM budget_reservations
     GROUP BY scope, day
 ) AS held USING (scope, day)
+-- name: claim_call
+-- Takes an attempt of an agent's call, once; no row where it was taken, ended, is too late, or its agent is switched off.
+SELECT fence, decision_id, agent, agent_version, attempt, request, reserved_micros, seconds_left, trace_id, entity_id, occurred_at
+FROM claim_call(%(call_id)s, %(claimant)s, %(lease_seconds)s::float8)
+
+-- name: model_is_off
+-- Whether a model is switched off.
+SELECT model_is_off(%(model)s::text)
+
+-- name: answer_call
+-- Ends an attempt that this fence holds, and wakes its decision; false where the answer comes too late.
+SELECT answer_call(
+    %(call_id)s, %(fence)s, %(outcome)s, %(answer)s::bytea, %(error)s, %(cost_micros)s, %(input_tokens)s::integer,
+    %(output_tokens)s::integer, %(model)s, %(event)s::json
+)

@@ -102,6 +102,8 @@ class Payload(BaseModel):
     event_type: ClassVar[str]
     schema_version: ClassVar[int]
     topic: ClassVar[str]
+    also_topics: ClassVar[tuple[str, ...]] = ()
+    """Further topics that its events are published on."""
 
 
 class SourceFetchFailed(Payload):

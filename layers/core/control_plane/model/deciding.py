@@ -7,10 +7,12 @@ or may fail, happens between two of its transactions, and its result is a step o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from control_plane.model.contract import Name
 
 DECISION_NAMESPACE = UUID("7c1f3c58-0f0e-4b57-9d5e-0d6f5f1b9a52")
 """The UUIDv5 namespace of decisions, calls, verdicts, approvals and actions; never changed."""
@@ -95,7 +97,7 @@ class CallAgents:
     """Call agents side by side, and wait until each has answered or failed."""
 
     state: str
-    """The state that the decision is in meanwhile: gathering, hypothesising or scoring."""
+    """The state that the decision is in meanwhile: gathering, hypothesising, scoring or simulating."""
     calls: tuple[AgentRequest, ...]
 
 
@@ -223,25 +225,62 @@ class ActionSchema(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Proposal(BaseModel):
+    """The body of a step ``proposal``: what an action rests on, and what it claims. Extra fields are refused.
+
+    The action itself is the step's output, so that its hash is over nothing else.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    action_type: Name
+    account: Name
+    option: Name
+    """The simulated option that the action is."""
+    claims: dict[str, Any]
+    """In the shape of the domain's claims; each is recomputed from evidence."""
+    evidence_seq: Annotated[int, Field(ge=0)]
+    simulation_seq: Annotated[int, Field(ge=0)]
+    hypothesis: Name
+    summary: Annotated[str, Field(min_length=1, max_length=4096)] | None
+    """Prose, perhaps a model's; nothing follows from it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the gatekeeper hands to a domain's policy inputs: the proposal, its evidence and the account as it is."""
+    """What the gatekeeper hands to a domain: a proposal that is in its schema, and the record that it stands in."""
 
     decision: Decision
-    action_type: str
-    account: str
+    proposal: Proposal
     action: ActionSchema
+    claims: ActionSchema
     record: Record
+
+    @property
+    def action_type(self) -> str:
+        """Its type of action."""
+        return self.proposal.action_type
+
+    @property
+    def account(self) -> str:
+        """The account that it is for."""
+        return self.proposal.account
 
 
 class Gate(Protocol):
     """A domain's part of the gatekeeper: action schemas, policies, and what our code computes for them."""
 
     action_types: Mapping[str, type[ActionSchema]]
-    policies: str
-    """Cedar policies, as text."""
-    schema: str
-    """The Cedar schema that policies and requests are validated against."""
+    claims_type: type[ActionSchema]
+
+    @property
+    def policies(self) -> str:
+        """Cedar policies, as text: docs/decisions/0025. Raises OSError where they cannot be read."""
+
+    @property
+    def schema(self) -> str:
+        """The Cedar schema that policies and requests are validated against."""
+
     expires_after: timedelta
     """How long a released action may be executed."""
     approval_within: timedelta
@@ -250,7 +289,11 @@ class Gate(Protocol):
         """Recomputes what the proposal cites from evidence; returns every claim that does not hold."""
 
     def policy_request(self, connection: Any, judged: Judged) -> JsonObject:
-        """Returns ``{"principal", "action", "resource", "context", "entities"}``, read under the account's lock."""
+        """Returns ``{"principal", "resource", "context", "entities"}``, read under the account's lock.
+
+        ``context`` holds the sums of what was executed and of what is released and not yet executed. The gatekeeper
+        adds the action: ``Release``, and ``ReleaseWithoutApproval``.
+        """
 
     def render(self, judged: Judged) -> str:
         """What an approver is shown: action, loss, evidence, and then the model's prose, marked."""

@@ -25,6 +25,7 @@ class AnomalyDetected(Payload):
     event_type = "ANOMALY_DETECTED"
     schema_version = 1
     topic = DECISION_EVENTS
+    also_topics = (DECISION_WORK,)
 
     kind: Name
     detector: Name
@@ -71,6 +72,7 @@ class AgentAnswered(_OfDecision):
     """An agent answered."""
 
     event_type = "AGENT_ANSWERED"
+    also_topics = (DECISION_WORK,)
     call_id: Identifier
     agent: Name
 
@@ -79,6 +81,7 @@ class AgentFailed(_OfDecision):
     """An agent gave no answer that can be used."""
 
     event_type = "AGENT_FAILED"
+    also_topics = (DECISION_WORK,)
     call_id: Identifier
     agent: Name
     outcome: Literal["invalid", "failed", "unknown"]
@@ -119,6 +122,7 @@ class ActionRefused(_OfDecision):
     """The gatekeeper refused the proposal."""
 
     event_type = "ACTION_REFUSED"
+    also_topics = (DECISION_WORK,)
     verdict_id: Identifier
     reason: Text
 
@@ -127,6 +131,7 @@ class ApprovalRequested(_OfDecision):
     """A person is asked."""
 
     event_type = "APPROVAL_REQUESTED"
+    also_topics = (DECISION_WORK,)
     approval_id: Identifier
     action_sha256: Sha256
     expires_at: Instant
@@ -136,6 +141,7 @@ class ApprovalGiven(_OfDecision):
     """A person approved exactly one action."""
 
     event_type = "APPROVAL_GIVEN"
+    also_topics = (DECISION_WORK,)
     approval_id: Identifier
     decided_by: Name
 
@@ -144,6 +150,7 @@ class ApprovalDenied(_OfDecision):
     """A person denied it."""
 
     event_type = "APPROVAL_DENIED"
+    also_topics = (DECISION_WORK,)
     approval_id: Identifier
     decided_by: Name
 
@@ -156,9 +163,10 @@ class ApprovalExpired(_OfDecision):
 
 
 class ActionReleased(_OfDecision):
-    """An action was released to its client. On ``client.actions`` too."""
+    """An action was released to its client."""
 
     event_type = "ACTION_RELEASED"
+    also_topics = (DECISION_WORK, CLIENT_ACTIONS)
     action_id: Identifier
     action_type: Name
     account: Name
@@ -170,6 +178,7 @@ class ActionExecuted(_OfDecision):
     """The client has done it."""
 
     event_type = "ACTION_EXECUTED"
+    also_topics = (DECISION_WORK,)
     action_id: Identifier
 
 
@@ -177,6 +186,7 @@ class ActionFailed(_OfDecision):
     """The client has not done it, and will not."""
 
     event_type = "ACTION_FAILED"
+    also_topics = (DECISION_WORK,)
     action_id: Identifier
     reason: Text
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -118,17 +118,20 @@ class _Transport:
         self._ends = ends
 
     def send(self, request: AWSPreparedRequest) -> AWSResponse:
-        """See :func:`_send`."""
-        return _send(request, ends=self._ends)
+        """See :func:`send_bounded`."""
+        return send_bounded(request, service="secretsmanager", ends=self._ends)
 
     def close(self) -> None:
         """Has nothing to close: no connection is kept."""
 
 
-def _send(request: AWSPreparedRequest, *, ends: float) -> AWSResponse:
+def send_bounded(
+    request: AWSPreparedRequest, *, service: str, ends: float, sending: Callable[[], None] = lambda: None
+) -> AWSResponse:
     """Sends a request of botocore's, and returns the answer as botocore takes it.
 
-    Raises OSError and UnreadableError, by the instant ``ends`` of ``time.monotonic()``.
+    ``sending`` is called right before the first byte goes out. Raises OSError and UnreadableError, by the instant
+    ``ends`` of ``time.monotonic()``.
     """
     remaining = ends - time.monotonic()
     if remaining <= 0:
@@ -136,18 +139,25 @@ def _send(request: AWSPreparedRequest, *, ends: float) -> AWSResponse:
     session = botocore.session.get_session()
     connections = Connections(
         request.url,
-        service="secretsmanager",
+        service=service,
         ca_bundle=_ca_bundle(session),
         connect_timeout=min(CONNECT_TIMEOUT_SECONDS, remaining),
     )
     parts = urlsplit(request.url)
     body = request.body if isinstance(request.body, bytes) else str(request.body or "").encode()
-    headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()}
-    headers |= {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "Connection": "close"}
-    headers |= {"Content-Length": str(len(body)), **connections.added_headers}
+    ours = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", "Connection": "close"}
+    ours |= {"Content-Length": str(len(body)), **connections.added_headers}
+    replaced = {name.lower() for name in ours}  # awscrt's signer writes a host of its own
+    headers = {
+        name: value.decode() if isinstance(value, bytes) else value
+        for name, value in request.headers.items()
+        if name.lower() not in replaced
+    } | ours
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = f"{request.method} {connections.target_prefix}{parts.path or '/'} HTTP/1.1\r\n{lines}\r\n"
-    answer = connections.exchange(connections.take(), head.encode("latin-1") + body, ends=ends)
+    connection = connections.take()
+    sending()
+    answer = connections.exchange(connection, head.encode("latin-1") + body, ends=ends)
     return AWSResponse(request.url, answer.status, HTTPHeaders.from_dict(answer.headers), _Body(answer.body))
 
 
@@ -160,6 +170,11 @@ class _Body:
     def stream(self, **_: Any) -> Iterator[bytes]:
         """Yields it whole."""
         yield self._body
+
+
+def ca_bundle() -> str | None:
+    """The certificate authorities that the environment names beside the usual ones."""
+    return _ca_bundle(botocore.session.get_session())
 
 
 def _ca_bundle(session: botocore.session.Session) -> str | None:

@@ -18,7 +18,7 @@ from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
 from control_plane.platform.refusals import Attempt, explain, refuses_password
 from control_plane.platform.session import SESSION_LOST, TRACKED, check_session, refuses_options, startup_options
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """The number of the newest migration this code needs; a test holds it equal to db/migrations."""
 
 OLDER_LAYOUT: Final = "events_and_outbox"

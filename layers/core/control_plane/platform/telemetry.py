@@ -45,8 +45,16 @@ METRICS: Final = {
     "DecisionsAbandoned": MetricUnit.Count,
     "DecisionDuration": MetricUnit.Milliseconds,
     "AgentCallsLost": MetricUnit.Count,
+    "AgentCalls": MetricUnit.Count,
+    "AgentCallFailures": MetricUnit.Count,
+    "AgentCostMicros": MetricUnit.Count,
     "MigrationsApplied": MetricUnit.Count,
     "UnauthorizedRequests": MetricUnit.Count,
+    "VerdictsPermitted": MetricUnit.Count,
+    "VerdictsRefused": MetricUnit.Count,
+    "VerdictErrors": MetricUnit.Count,
+    "ApprovalsRequested": MetricUnit.Count,
+    "ActionsReleased": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 

@@ -1,13 +1,19 @@
-"""Finance: market prices in, the latest price and its risk out."""
+"""Finance: market prices in, the latest price and its risk out; anomalies, and what is done about them."""
 
 from typing import Final
 
+from control_plane.model.decision_events import CLIENT_ACTIONS
 from control_plane.model.domain import Consumer, Domain
-from domains.finance import signal_lab
-from domains.finance.events import MARKET_TICKS, MarketTick
+from domains.finance import detector, paper_account, signal_lab
+from domains.finance.events import MARKET_TICKS, CorporateDividend, CorporateSplit, MarketTick
 
 DOMAIN: Final = Domain(
     name="finance",
-    payloads=(MarketTick,),
-    consumers=(Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume),),
+    payloads=(MarketTick, CorporateSplit, CorporateDividend),
+    consumers=(
+        Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume),
+        Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume),
+        Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
+    ),
+    deciding="domains.finance.deciding",
 )

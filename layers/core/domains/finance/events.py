@@ -16,6 +16,12 @@ def _not_zero(price: float) -> float:
     return price
 
 
+type Currency = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{1,9}$")]
+"""As the exchange writes it: USD, and GBp for pence."""
+type Part = Annotated[FiniteNumber, Field(ge=1e-6, le=1e6)]
+"""Of a split's ratio; no real one comes near these limits."""
+
+
 class MarketTick(Payload):
     """One closed bar of one instrument; prices are in ``currency``, and ``price`` is the close.
 
@@ -31,6 +37,31 @@ class MarketTick(Payload):
     high: FiniteNumber
     low: FiniteNumber
     volume: WholeNumber
-    currency: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{1,9}$")]
-    """As the exchange writes it: USD, and GBp for pence."""
+    currency: Currency
     interval: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(m|h|d|wk|mo)$")]
+
+
+class CorporateSplit(Payload):
+    """Shares were split: ``numerator`` new ones for each ``denominator`` old ones, from the event's instant on.
+
+    Prices before that instant are worth denominator / numerator of what they say. They stay as they were traded.
+    """
+
+    event_type = "CORPORATE_SPLIT_INGESTED"
+    schema_version = 1
+    topic = MARKET_TICKS
+
+    numerator: Part
+    denominator: Part
+
+
+class CorporateDividend(Payload):
+    """A share bought from the event's instant on does not get this dividend any more: its price falls by so much."""
+
+    event_type = "CORPORATE_DIVIDEND_INGESTED"
+    schema_version = 1
+    topic = MARKET_TICKS
+
+    amount: Annotated[FiniteNumber, Field(gt=0, le=1e12)]
+    """Per share, in ``currency``."""
+    currency: Currency

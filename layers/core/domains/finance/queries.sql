@@ -1,3 +1,72 @@
+-- name: judged_bar
+-- A bar's event as it is stored, the newest revision of its instant, and the newest close before it. In millionths.
+SELECT
+    bar.event_id,
+    bar.event_type,
+    bar.source,
+    bar.entity_id,
+    bar.series,
+    bar.occurred_at,
+    bar.revision,
+    newest.revision AS newest_revision,
+    round((bar.payload_json ->> 'open')::numeric * 1000000)::bigint AS open_micros,
+    round((bar.payload_json ->> 'high')::numeric * 1000000)::bigint AS high_micros,
+    round((bar.payload_json ->> 'low')::numeric * 1000000)::bigint AS low_micros,
+    round((bar.payload_json ->> 'price')::numeric * 1000000)::bigint AS close_micros,
+    bar.payload_json ->> 'currency' AS currency,
+    before.close_micros AS previous_close_micros
+FROM events AS bar
+CROSS JOIN LATERAL (
+    SELECT max(revision) AS revision
+    FROM events
+    WHERE entity_id = bar.entity_id AND source = bar.source AND event_type = bar.event_type AND series = bar.series
+        AND occurred_at = bar.occurred_at
+) AS newest
+LEFT JOIN LATERAL (
+    SELECT round((payload_json ->> 'price')::numeric * 1000000)::bigint AS close_micros
+    FROM events
+    WHERE entity_id = bar.entity_id AND source = bar.source AND event_type = bar.event_type AND series = bar.series
+        AND occurred_at < bar.occurred_at
+    ORDER BY occurred_at DESC, revision DESC
+    LIMIT 1
+) AS before ON true
+WHERE bar.event_id = %(event_id)s AND bar.event_type = 'MARKET_TICK_INGESTED'
+
+-- name: live_releases
+-- What an account was released and has executed near an instant, and whatever it was released and may still execute. The
+-- margin is for an execution that began in time and is not committed.
+SELECT
+    decision.source,
+    decision.entity_id,
+    decision.occurred_at,
+    execution.action_id IS NOT NULL AS is_executed,
+    convert_from(request.bytes, 'UTF8')::jsonb -> 'context' AS context
+FROM actions AS action
+JOIN decisions AS decision USING (decision_id)
+JOIN verdicts AS verdict USING (verdict_id)
+JOIN artifacts AS request ON request.sha256 = verdict.request_sha256
+LEFT JOIN executions AS execution USING (action_id)
+WHERE action.domain = %(domain)s
+    AND action.account = %(account)s
+    AND CASE
+        WHEN execution.action_id IS NULL THEN action.expires_at > clock_timestamp() - interval '5 minutes'
+        ELSE execution.outcome = 'executed'
+            AND decision.occurred_at BETWEEN %(at)s::timestamptz - interval '7 days' AND %(at)s::timestamptz + interval '7 days'
+    END
+
+-- name: held_quantity
+-- How much of an entity an account holds, and how much of that its unfilled orders sell. In millionths of a unit.
+SELECT
+    coalesce((
+        SELECT quantity_micros FROM paper_positions
+        WHERE account = %(account)s AND source = %(source)s AND entity_id = %(entity_id)s
+    ), 0)::bigint,
+    coalesce((
+        SELECT sum(quantity_micros) FROM paper_orders
+        WHERE account = %(account)s AND source = %(source)s AND entity_id = %(entity_id)s
+            AND side = 'sell' AND filled_at IS NULL
+    ), 0)::bigint
+
 -- name: keep_bar
 -- Keeps the latest revision of a bar, whatever order revisions are delivered in.
 INSERT INTO signal_lab_bars AS kept (

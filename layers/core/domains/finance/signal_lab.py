@@ -9,6 +9,7 @@ from control_plane.model.contract import Event, parse_payload
 from control_plane.model.errors import ContractViolation
 from control_plane.platform.queries import load_queries
 from domains.finance.events import MarketTick
+from domains.finance.paper_account import fill_orders
 
 QUERIES: Final = load_queries(__package__)
 CONSUMER: Final = "signal_lab"
@@ -38,4 +39,5 @@ def consume(connection: Connection[Any], event: Event) -> bool:
             }
             connection.execute(QUERIES["keep_bar"].sql, values)
             connection.execute(QUERIES["keep_latest_price"].sql, values)
+            fill_orders(connection, source=event.source, entity_id=event.entity_id, series=event.series)
     return is_first

@@ -1,0 +1,1 @@
+"""Models behind agents: what one is asked, how providers are spoken to, and what it may cost."""

@@ -1,0 +1,66 @@
+"""Switches: what a person turns off, all of it or a domain, a playbook, an agent, a type of action, a model."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import uuid4
+
+from psycopg import Connection
+from psycopg.rows import class_row
+
+from control_plane.decisions.emit import message
+from control_plane.model.decision_events import SwitchSet
+from control_plane.platform.messages import one_as_json
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+
+SCOPE: Final = re.compile(r"all|(domain|playbook|agent|action|model):[A-Za-z0-9_.:/-]{1,122}")
+"""all, domain:finance, playbook:unusual_bar, agent:hypotheses, action:HEDGE, model:NAME."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A scope that was switched at some time."""
+
+    scope: str
+    is_off: bool
+    set_by: str
+    set_at: datetime
+    reason: str
+
+
+def is_scope(text: str) -> bool:
+    """Whether a text names what can be switched off."""
+    return SCOPE.fullmatch(text) is not None
+
+
+def list_switches(connection: Connection[Any]) -> Sequence[Switch]:
+    """Returns every switch that was ever set, those that are off first. Raises psycopg.Error."""
+    with connection.cursor(row_factory=class_row(Switch)) as cursor:
+        return cursor.execute(QUERIES["switches"].sql).fetchall()
+
+
+def set_switch(connection: Connection[Any], scope: str, *, off: bool, reason: str = "") -> str:
+    """Switches a scope off or on, as a role of acp_command; returns the login that is on record for it.
+
+    Waits for releases and executions that are under way; once it returns, none that the scope covers is committed any
+    more. Raises psycopg.Error.
+    """
+    with connection.transaction():
+        row = connection.execute(QUERIES["who_asks"].sql).fetchone()
+        assert row is not None
+        who, now = row
+        told = message(
+            SwitchSet(scope=scope, is_off=off, set_by=who, reason=reason),
+            entity_id=None,
+            series=scope,
+            at=now,
+            trace_id=uuid4(),
+        )
+        connection.execute(
+            QUERIES["set_switch"].sql, {"scope": scope, "off": off, "reason": reason, "event": one_as_json(told)}
+        )
+    return str(who)

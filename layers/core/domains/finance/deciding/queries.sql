@@ -1,0 +1,160 @@
+-- name: anomaly_payload
+-- What the anomaly's event says.
+SELECT payload
+FROM events
+WHERE event_id = %(event_id)s
+
+-- name: bars_until
+-- The newest bars up to an instant of the entity, of whatever is held, and of up to 64 others that have a bar at that
+-- instant. Prices in millionths.
+SELECT
+    bar.entity_id,
+    bar.occurred_at,
+    round(bar.open::numeric * 1000000)::bigint AS open_micros,
+    round(bar.high::numeric * 1000000)::bigint AS high_micros,
+    round(bar.low::numeric * 1000000)::bigint AS low_micros,
+    round(bar.price::numeric * 1000000)::bigint AS close_micros,
+    bar.currency,
+    bar.revision,
+    bar.event_id,
+    bar.follows_gap
+FROM (
+    SELECT %(entity_id)s::text AS entity_id
+    UNION
+    SELECT entity_id
+    FROM paper_positions
+    WHERE account = %(account)s AND source = %(source)s AND quantity_micros <> 0
+    UNION
+    (
+        SELECT entity_id
+        FROM detector_bars
+        WHERE source = %(source)s AND bar_interval = %(series)s AND occurred_at = %(at)s
+        ORDER BY entity_id
+        LIMIT 64
+    )
+) AS wanted
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM detector_bars
+    WHERE source = %(source)s
+        AND entity_id = wanted.entity_id
+        AND bar_interval = %(series)s
+        AND occurred_at <= %(at)s
+    ORDER BY occurred_at DESC
+    LIMIT %(count)s
+) AS bar
+ORDER BY bar.entity_id, bar.occurred_at
+
+-- name: bars_between
+-- Bars of some entities until an instant, from the last one that is not after another. Prices in millionths.
+SELECT
+    bar.entity_id,
+    bar.occurred_at,
+    round(bar.open::numeric * 1000000)::bigint AS open_micros,
+    round(bar.high::numeric * 1000000)::bigint AS high_micros,
+    round(bar.low::numeric * 1000000)::bigint AS low_micros,
+    round(bar.price::numeric * 1000000)::bigint AS close_micros,
+    bar.currency,
+    bar.revision,
+    bar.event_id,
+    bar.follows_gap
+FROM unnest(%(entities)s::text[]) AS wanted (entity_id)
+JOIN detector_bars AS bar
+    ON bar.source = %(source)s
+    AND bar.entity_id = wanted.entity_id
+    AND bar.bar_interval = %(series)s
+    AND bar.occurred_at BETWEEN coalesce(
+        (
+            SELECT max(occurred_at)
+            FROM detector_bars AS earlier
+            WHERE earlier.source = %(source)s
+                AND earlier.entity_id = wanted.entity_id
+                AND earlier.bar_interval = %(series)s
+                AND earlier.occurred_at <= %(at)s
+        ),
+        %(at)s
+    ) AND %(until)s
+ORDER BY bar.entity_id, bar.occurred_at
+
+-- name: horizon_end
+-- The instant of the n-th bar of an entity after an instant; no row where there are fewer.
+SELECT occurred_at
+FROM detector_bars
+WHERE source = %(source)s
+    AND entity_id = %(entity_id)s
+    AND bar_interval = %(series)s
+    AND occurred_at > %(at)s
+ORDER BY occurred_at
+OFFSET %(bars)s - 1
+LIMIT 1
+
+-- name: corporate_actions
+-- The splits and dividends of some entities within a time, in order.
+SELECT
+    entity_id,
+    occurred_at,
+    kind,
+    CASE WHEN kind = 'split' THEN round(amount::numeric * 1000000)::bigint END AS ratio_ppm,
+    CASE WHEN kind = 'dividend' THEN round(amount::numeric * 1000000)::bigint END AS amount_micros,
+    currency
+FROM detector_corporate_actions
+WHERE source = %(source)s
+    AND entity_id = ANY (%(entities)s::text[])
+    AND occurred_at BETWEEN %(since)s AND %(until)s
+ORDER BY entity_id, occurred_at, kind
+
+-- name: paper_account
+-- An account's currency and cash.
+SELECT currency, cash_micros
+FROM paper_accounts
+WHERE account = %(account)s
+
+-- name: paper_positions
+-- What an account holds, in order.
+SELECT source, entity_id, quantity_micros
+FROM paper_positions
+WHERE account = %(account)s AND quantity_micros <> 0
+ORDER BY source, entity_id
+
+-- name: newest_episodes
+-- The newest stored episode of each entity: what is older has been searched already.
+SELECT entity_id, max(occurred_at)
+FROM episodes
+WHERE source = %(source)s AND series = %(series)s AND entity_id = ANY (%(entities)s::text[])
+GROUP BY entity_id
+
+-- name: keep_episode
+-- Stores an episode; whoever finds it again finds the same.
+INSERT INTO episodes (
+    source, entity_id, series, occurred_at, event_id, return_milli, prior_milli, range_milli, followed_ppm, followed_milli,
+    ended_at
+)
+VALUES (
+    %(source)s, %(entity_id)s, %(series)s, %(occurred_at)s, %(event_id)s, %(return_milli)s, %(prior_milli)s,
+    %(range_milli)s, %(followed_ppm)s, %(followed_milli)s, %(ended_at)s
+)
+ON CONFLICT DO NOTHING
+
+-- name: nearest_episodes
+-- The episodes of a source nearest to these features by an exact search, among those that had ended by an instant and whose
+-- bar was not corrected since.
+SELECT
+    episode.entity_id,
+    episode.occurred_at,
+    (
+        (episode.return_milli - %(return_milli)s) * (episode.return_milli - %(return_milli)s)
+        + (episode.prior_milli - %(prior_milli)s) * (episode.prior_milli - %(prior_milli)s)
+        + (episode.range_milli - %(range_milli)s) * (episode.range_milli - %(range_milli)s)
+    ) AS squared_distance,
+    episode.followed_ppm,
+    episode.followed_milli
+FROM episodes AS episode
+JOIN detector_bars AS bar
+    ON bar.source = episode.source
+    AND bar.entity_id = episode.entity_id
+    AND bar.bar_interval = episode.series
+    AND bar.occurred_at = episode.occurred_at
+    AND bar.event_id = episode.event_id
+WHERE episode.source = %(source)s AND episode.series = %(series)s AND episode.ended_at <= %(at)s
+ORDER BY squared_distance, episode.occurred_at DESC, episode.entity_id
+LIMIT %(count)s

@@ -1,0 +1,65 @@
+-- name: new_messages
+-- Messages of deciding that were stored after one of them, as published, in the order of the instants that they are about.
+SELECT id, topic, payload_json::text
+FROM outbox
+WHERE topic = ANY (%(topics)s::text[]) AND id > %(after)s
+ORDER BY id
+
+-- name: anomalies
+-- Every anomaly that stands at the end of the fold, in the order of its bar: the newest event of each.
+SELECT DISTINCT ON (occurred_at, entity_id, series) payload_json::text
+FROM outbox
+JOIN events USING (event_id)
+WHERE topic = 'decisions.work' AND event_type = 'ANOMALY_DETECTED'
+ORDER BY occurred_at, entity_id, series, revision DESC
+
+-- name: hold_equal_amounts
+-- Gives the account so many of each entity, as if it were bought at these prices.
+INSERT INTO paper_positions (account, source, entity_id, quantity_micros)
+SELECT %(account)s, %(source)s, entity_id, quantity
+FROM unnest(%(entities)s::text[], %(quantities)s::bigint[]) AS wanted (entity_id, quantity)
+ON CONFLICT (account, source, entity_id) DO UPDATE SET quantity_micros = excluded.quantity_micros
+
+-- name: open_account
+-- The account that the actions are for.
+INSERT INTO paper_accounts (account, currency, cash_micros)
+VALUES (%(account)s, %(currency)s, %(cash_micros)s)
+
+-- name: closes_at
+-- The last close of each entity at an instant, no older than ten days.
+SELECT DISTINCT ON (entity_id) entity_id, round(price::numeric * 1000000)::bigint
+FROM detector_bars
+WHERE source = %(source)s
+    AND bar_interval = %(interval)s
+    AND occurred_at BETWEEN %(at)s::timestamptz - interval '10 days' AND %(at)s
+ORDER BY entity_id, occurred_at DESC
+
+-- name: decisions
+-- All decisions in the order of their bars.
+SELECT decision_id
+FROM decisions
+ORDER BY occurred_at, entity_id, anomaly_kind
+
+-- name: verdicts
+-- The last verdict of each decision that has one.
+SELECT DISTINCT ON (decision_id) decision_id, verdict, reasons
+FROM verdicts
+ORDER BY decision_id, judged_at DESC
+
+-- name: begin_execution
+-- Begins an action's execution.
+SELECT begin_execution(%(action_id)s)
+
+-- name: record_execution
+-- Records that an action was executed.
+SELECT record_execution(%(action_id)s, 'executed', '', '{}'::jsonb, %(event)s::json)
+
+-- name: approval_request
+-- What a person is asked.
+SELECT approval_id, action_sha256
+FROM approval_requests
+WHERE decision_id = %(decision_id)s
+
+-- name: answer_approval
+-- Gives an approval.
+SELECT answer_approval(%(approval_id)s, %(action_sha256)s, true, 'backtest', %(event)s::json)

@@ -1,0 +1,157 @@
+"""The services around the engine within one process: whatever a queue would deliver is delivered here, at once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Self
+from uuid import UUID
+
+from control_plane.decisions.agent_calls import agents_by_name, run_call
+
+from control_plane.decisions.emit import message
+from control_plane.decisions.engine import Engine
+from control_plane.decisions.gatekeeper import judge
+from control_plane.decisions.steps import EnginePolicy
+from control_plane.model.decision_events import (
+    AGENT_WORK,
+    CLIENT_ACTIONS,
+    DECISION_WORK,
+    GATEKEEPER_WORK,
+    ActionExecuted,
+    ApprovalGiven,
+)
+from control_plane.platform.database import connect
+from control_plane.platform.messages import one_as_json
+from control_plane.platform.queries import load_queries
+from control_plane.platform.telemetry import Telemetry
+from domains import EVENT_TYPES, load_deciding
+from domains.finance.deciding.playbook import UnusualBar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from psycopg import Connection
+
+    from control_plane.model.contract import Event, Payload
+    from control_plane.model.deciding import Deciding
+
+QUERIES: Final = load_queries("backtest")
+TOPICS: Final = (DECISION_WORK, AGENT_WORK, GATEKEEPER_WORK, CLIENT_ACTIONS)
+ROLES: Final = ("acp_decide", "acp_agent", "acp_gatekeeper", "acp_action", "acp_command")
+_LEASE_SECONDS: Final = 30.0
+
+
+class PatientPlaybook(UnusualBar):
+    """The playbook as it is, acting on anomalies of any age: these are years old."""
+
+    limits = replace(UnusualBar.limits, oldest=timedelta(days=365_000))
+
+
+def plug_ins() -> dict[str, Deciding]:
+    """Returns what the domains plug in, with the playbook that takes its time."""
+    return {name: replace(found, playbooks=(PatientPlaybook(),)) for name, found in load_deciding().items()}
+
+
+class Services:
+    """The engine, the agents, the gatekeeper, a client that executes, and a person who approves whatever is asked."""
+
+    def __init__(self, url_of_role: Callable[[str], str]) -> None:
+        self._stack = ExitStack()
+        self._as_role = {
+            role: self._stack.enter_context(connect(url_of_role(role), application_name="acp-backtest"))
+            for role in ROLES
+        }
+        self._deciding = plug_ins()
+        self._agents = agents_by_name(self._deciding.values())
+        self._engine = Engine(self._deciding, policy=EnginePolicy(), telemetry=Telemetry("backtest"), name="backtest")
+        self._seen = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def decide(self) -> Connection[Any]:
+        """The engine's connection."""
+        return self._as_role["acp_decide"]
+
+    def skip_messages(self, connection: Connection[Any]) -> None:
+        """Forgets what was stored before: anomalies are handed in one by one."""
+        for number, _, _ in self._new_messages(connection):
+            self._seen = number
+
+    def decide_on(self, reader: Connection[Any], anomaly: str) -> None:
+        """Lets an anomaly, given as its message, be decided on until nothing is left to deliver."""
+        self._deliver(DECISION_WORK, anomaly)
+        while messages := self._new_messages(reader):
+            for number, topic, text in messages:
+                self._seen = number
+                self._deliver(topic, text)
+
+    def _new_messages(self, reader: Connection[Any]) -> list[tuple[int, str, str]]:
+        rows: list[tuple[int, str, str]] = reader.execute(
+            QUERIES["new_messages"].sql, {"topics": list(TOPICS), "after": self._seen}
+        ).fetchall()
+        return rows
+
+    def _deliver(self, topic: str, text: str) -> None:
+        event = EVENT_TYPES.parse_event(text)
+        match topic:
+            case "decisions.work":
+                if event.event_type == "APPROVAL_REQUESTED":
+                    self._engine.consume(self.decide, event)
+                    self._approve(event)
+                else:
+                    self._engine.consume(self.decide, event)
+            case "agents.work":
+                run_call(
+                    lambda: self._as_role["acp_agent"],
+                    self._agents,
+                    UUID(event.payload["call_id"]),
+                    claimant="backtest",
+                    lease_seconds=_LEASE_SECONDS,
+                )
+            case "gatekeeper.work":
+                decision_id, payload = UUID(event.payload["decision_id"]), event.payload
+                gate = self._deciding["finance"].gate
+                judge(self._as_role["acp_gatekeeper"], gate, decision_id, payload["proposal_seq"], payload["nth"])
+            case "client.actions":
+                self._execute(event)
+
+    def _approve(self, event: Event) -> None:
+        connection = self._as_role["acp_command"]
+        about = {"decision_id": event.payload["decision_id"]}
+        row = connection.execute(QUERIES["approval_request"].sql, about).fetchone()
+        assert row is not None
+        approval_id, action_sha256 = row
+        given = ApprovalGiven(**about, approval_id=str(approval_id), decided_by="acp_command")
+        told = self._about(given, event, f"approval:{approval_id}")
+        connection.execute(
+            QUERIES["answer_approval"].sql,
+            {"approval_id": approval_id, "action_sha256": action_sha256, "event": told},
+        )
+
+    def _execute(self, event: Event) -> None:
+        connection, action_id = self._as_role["acp_action"], event.payload["action_id"]
+        with connection.transaction():
+            row = connection.execute(QUERIES["begin_execution"].sql, {"action_id": action_id}).fetchone()
+            if row == ("ready",):
+                done = ActionExecuted(decision_id=event.payload["decision_id"], action_id=action_id)
+                told = self._about(done, event, f"execution:{action_id}")
+                connection.execute(QUERIES["record_execution"].sql, {"action_id": action_id, "event": told})
+
+    def _about(self, payload: Payload, event: Event, what: str) -> str:
+        return one_as_json(
+            message(
+                payload,
+                entity_id=event.entity_id,
+                series=f"{event.payload['decision_id']}:{what}",
+                at=datetime.now(UTC),
+                trace_id=event.trace_id,
+                also_topics=(DECISION_WORK,),
+            )
+        )
