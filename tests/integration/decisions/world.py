@@ -43,7 +43,6 @@ from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES
 
 WORK = (DECISION_WORK, AGENT_WORK, GATEKEEPER_WORK, CLIENT_ACTIONS)
-ROLES = ("acp_detect", "acp_decide", "acp_agent", "acp_gatekeeper", "acp_action", "acp_command")
 
 
 def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 0, **changes: Any) -> NewMessage:
@@ -60,6 +59,26 @@ def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 
         at=at,
         trace_id=uuid4(),
     )
+
+
+class Connections(dict[str, Any]):
+    """A connection per role, opened when it is first asked for; acp_decide2 is a second of acp_decide's."""
+
+    wrap: Callable[[str, Any], Any] = staticmethod(lambda role, connection: connection)
+
+    def __init__(self, database: TestDatabase) -> None:
+        super().__init__()
+        self._database = database
+
+    def __missing__(self, role: str) -> Any:
+        opened = connect(self._database.url(role.removesuffix("2")), application_name="test")
+        self[role] = self.wrap(role, opened)
+        return self[role]
+
+    def close(self) -> None:
+        for connection in self.values():
+            connection.close()
+        self.clear()
 
 
 @dataclass
@@ -80,8 +99,7 @@ class World:
     """Whether a test's playbook is to lose its lease."""
 
     def __post_init__(self) -> None:
-        self.as_role = {role: connect(self.database.url(role), application_name="test") for role in ROLES}
-        self.as_role["acp_decide2"] = connect(self.database.url("acp_decide"), application_name="test")
+        self.as_role = Connections(self.database)
         self.owner = connect(self.database.owner_url, application_name="test")
         self.telemetry = Telemetry("test")
         self.engine = self.another_engine()
@@ -91,8 +109,8 @@ class World:
         return Engine(self.deciding, policy=self.policy, telemetry=self.telemetry, name=name)
 
     def close(self) -> None:
-        for connection in (*self.as_role.values(), self.owner):
-            connection.close()
+        self.as_role.close()
+        self.owner.close()
 
     @property
     def decide(self) -> Connection[Any]:
