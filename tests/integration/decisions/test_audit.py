@@ -41,8 +41,8 @@ COVERED = {
     "budget_reservations": "scope day micros spent_micros settled_at",
     "budgets": "reserved_micros spent_micros overrun_micros",
     "verdicts": (
-        "decision_id proposal_seq action_sha256 verdict is_shadow approval_id policy_sha256 request_sha256 "
-        "reasons errors judged_at"
+        "decision_id proposal_seq action_sha256 verdict is_shadow approval_id policy_sha256 "
+        "schema_sha256 request_sha256 reasons errors judged_at"
     ),
     "approval_requests": "decision_id action_sha256 requested_at expires_at proposed_by shown",
     "approvals": "decision_id action_sha256 is_given decided_by reason decided_at expires_at",

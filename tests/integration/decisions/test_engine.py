@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -280,15 +281,20 @@ def test_a_call_that_nobody_takes_is_given_up_in_the_end(make_world: MakeWorld) 
     assert outcomes == [("never_started",)] * 4
 
 
-def test_an_answer_that_comes_too_late_changes_nothing(make_world: MakeWorld) -> None:
-    world = make_world(deaf={AGENT_WORK})
+def test_an_answer_that_comes_too_late_changes_nothing(world: World) -> None:
+    claimed: list[Any] = []
+
+    def hold(topic: str, event: Event) -> None:
+        if topic == AGENT_WORK and not claimed:
+            call_id = UUID(event.payload["call_id"])
+            fence, *_ = world.claim(call_id, lease_seconds=0.1)
+            claimed.extend((call_id, fence, event.payload["agent"]))
+
     world.detect(anomaly())
-    world.run()
-    (call_id,) = world.rows("SELECT call_id FROM agent_calls WHERE agent = 'namer'")[0]
-    fence = world.claim(call_id, lease_seconds=0.1)[0]
-    world.deaf = set()
+    world.run(before=hold)
     world.run_until("scored")
-    assert not world.report(call_id, fence, "namer", AgentResult("answered", b"{}"), world.record())
+    call_id, fence, agent = claimed
+    assert not world.report(call_id, fence, agent, AgentResult("answered", b"{}"), world.record())
     assert world.rows("SELECT outcome FROM agent_calls WHERE call_id = %s", call_id) == [("unknown",)]
 
 

@@ -136,12 +136,12 @@ class Nudge(ActionSchema):
 
 
 class NoClaims(ActionSchema):
-    """A nudge claims nothing."""
+    pass
 
 
 class ToyGate:
-    claims_type: type[ActionSchema] = NoClaims
     action_types: Mapping[str, type[ActionSchema]] = {"NUDGE": Nudge}
+    claims_type: type[ActionSchema] = NoClaims
     policies = "permit (principal, action, resource);"
     schema = ""
     expires_after = timedelta(minutes=5)
@@ -151,7 +151,7 @@ class ToyGate:
         return ()
 
     def policy_request(self, connection: Any, judged: Judged) -> JsonObject:
-        return {"principal": "toy", "action": judged.action_type, "resource": "toy", "context": {}, "entities": []}
+        return {"principal": "toy", "resource": "toy", "context": {}, "entities": []}
 
     def render(self, judged: Judged) -> str:
         return "Nudge it."

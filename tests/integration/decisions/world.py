@@ -43,7 +43,6 @@ from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES
 
 WORK = (DECISION_WORK, AGENT_WORK, GATEKEEPER_WORK, CLIENT_ACTIONS)
-ROLES = ("acp_detect", "acp_decide", "acp_agent", "acp_gatekeeper", "acp_action", "acp_command")
 
 
 def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 0, **changes: Any) -> NewMessage:
@@ -60,6 +59,26 @@ def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 
         at=at,
         trace_id=uuid4(),
     )
+
+
+class Connections(dict[str, Any]):
+    """A connection per role, opened when it is first asked for; acp_decide2 is a second of acp_decide's."""
+
+    wrap: Callable[[str, Any], Any] = staticmethod(lambda role, connection: connection)
+
+    def __init__(self, database: TestDatabase) -> None:
+        super().__init__()
+        self._database = database
+
+    def __missing__(self, role: str) -> Any:
+        opened = connect(self._database.url(role.removesuffix("2")), application_name="test")
+        self[role] = self.wrap(role, opened)
+        return self[role]
+
+    def close(self) -> None:
+        for connection in self.values():
+            connection.close()
+        self.clear()
 
 
 @dataclass
@@ -80,8 +99,7 @@ class World:
     """Whether a test's playbook is to lose its lease."""
 
     def __post_init__(self) -> None:
-        self.as_role = {role: connect(self.database.url(role), application_name="test") for role in ROLES}
-        self.as_role["acp_decide2"] = connect(self.database.url("acp_decide"), application_name="test")
+        self.as_role = Connections(self.database)
         self.owner = connect(self.database.owner_url, application_name="test")
         self.telemetry = Telemetry("test")
         self.engine = self.another_engine()
@@ -91,8 +109,8 @@ class World:
         return Engine(self.deciding, policy=self.policy, telemetry=self.telemetry, name=name)
 
     def close(self) -> None:
-        for connection in (*self.as_role.values(), self.owner):
-            connection.close()
+        self.as_role.close()
+        self.owner.close()
 
     @property
     def decide(self) -> Connection[Any]:
@@ -192,7 +210,7 @@ class World:
             if result.outcome == "answered"
             else AgentFailed(**about, outcome=result.outcome, reason=result.error or "none")  # type: ignore[arg-type]
         )
-        woken = one_as_json(self.about(said, record, f"answer:{call_id}", DECISION_WORK))
+        woken = one_as_json(self.about(said, record, f"answer:{call_id}"))
         row = (
             self.as_role["acp_agent"]
             .execute(
@@ -221,10 +239,10 @@ class World:
                 store_artifact(connection, "request", b"{}"),
             )
             connection.execute(
-                "SELECT record_verdict(%s, %s, %s, %s, %s, %s, %s, %s, %s, '[\"told to\"]', '[]')",
+                "SELECT record_verdict(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, '[]', '[]')",
                 [
                     verdict_id, decision_id, proposal.seq, proposal.output_sha256, verdict, record.decision.is_shadow,
-                    approval and UUID(approval.body["approval_id"]), policy, request,
+                    approval and UUID(approval.body["approval_id"]), policy, policy, request,
                 ],
             )  # fmt: skip
             self._follow(connection, record, "refused" if record.decision.is_shadow else verdict, verdict_id)
@@ -254,7 +272,7 @@ class World:
                     decision_id=str(decision_id), action_id=str(action_id), action_type="NUDGE", account="toy",
                     action_sha256=action, expires_at=until,
                 )  # fmt: skip
-                told = self.about(said, record, "released", DECISION_WORK, CLIENT_ACTIONS)
+                told = self.about(said, record, "released")
                 connection.execute(
                     "INSERT INTO actions (action_id, decision_id, idempotency_key, domain, action_type, account, "
                     "action_sha256, verdict_id, event_id, expires_at) "
@@ -271,7 +289,7 @@ class World:
                 )
                 emit(connection, told)
                 return
-        emit(connection, self.about(said, record, verdict, DECISION_WORK))
+        emit(connection, self.about(said, record, verdict))
 
     def approve(self, decision_id: UUID, *, gives: bool = True) -> str:
         record = load_record(self.decide, decision_id)
@@ -279,7 +297,7 @@ class World:
         asked = record.all("approval_asked")[-1].body
         made = ApprovalGiven if gives else ApprovalDenied
         said = made(decision_id=str(decision_id), approval_id=asked["approval_id"], decided_by="acp_command")
-        told = self.about(said, record, "approval", DECISION_WORK)
+        told = self.about(said, record, "approval")
         row = (
             self.as_role["acp_command"]
             .execute(
@@ -297,7 +315,7 @@ class World:
             row = connection.execute("SELECT begin_execution(%s)", [action_id]).fetchone()
             if row == ("ready",):
                 said = ActionExecuted(decision_id=str(decision_id), action_id=str(action_id))
-                told = self.about(said, (decision_id, uuid4(), "W"), "execution", DECISION_WORK)
+                told = self.about(said, (decision_id, uuid4(), "W"), "execution")
                 connection.execute(
                     "SELECT record_execution(%s, 'executed', '', %s, %s::json)",
                     [action_id, Jsonb({"by": 1}), one_as_json(told)],
@@ -306,12 +324,12 @@ class World:
     some_id = UUID(int=7)
 
     def switch(self, scope: str, *, off: bool) -> None:
-        said = SwitchSet(scope=scope, is_off=off, set_by="test", reason="")
+        said = SwitchSet(scope=scope, is_off=off, set_by="acp_command", reason="")
         at = datetime.now(UTC)
         told = message(said, entity_id=None, series=f"switch:{scope}", at=at, trace_id=uuid4())
         self.as_role["acp_command"].execute("SELECT set_switch(%s, %s, '', %s::json)", [scope, off, one_as_json(told)])
 
-    def about(self, said: Payload, record: Any, what: str, *topics: str) -> NewMessage:
+    def about(self, said: Payload, record: Any, what: str) -> NewMessage:
         """An event of a decision, which is given by its row or by (id, trace, entity)."""
         decision_id, trace_id, entity_id = (
             (record.decision.decision_id, record.decision.trace_id, record.decision.entity_id)

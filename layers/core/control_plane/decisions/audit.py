@@ -322,7 +322,7 @@ def _named_by(step: StoredStep) -> list[bytes]:
         if step.kind == "calls":
             named += [bytes.fromhex(call["request_sha256"]) for call in body["calls"]]
         if step.kind == "verdict":
-            texts = [body[name] for name in ("action_sha256", "policy_sha256", "request_sha256")]
+            texts = [body[name] for name in ("action_sha256", "policy_sha256", "schema_sha256", "request_sha256")]
             named += [bytes.fromhex(text[2:]) for text in texts if text is not None]
     except (KeyError, TypeError, ValueError):  # its hash gives it away
         return named
