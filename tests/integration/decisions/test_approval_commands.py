@@ -116,7 +116,7 @@ def test_another_policy_is_tried_on_every_verdict_so_far(cloud: RunningCloud, wo
     world.propose(refused, entity="IBM").judge()
     own = tmp_path / "own.cedar"
     own.write_text(FinanceGate().policies)
-    assert "0 of 2 verdicts would differ. 1 fell before" in run(cloud, "policy", "test", str(own)).stderr
+    assert "0 of 2 verdicts would differ.\n1 fell before" in run(cloud, "policy", "test", str(own)).stderr
 
     result = run(cloud, "policy", "test", stricter(tmp_path))
     assert result.exit_code == 0, result.output
