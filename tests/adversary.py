@@ -145,6 +145,8 @@ def _trades_otherwise(random: Random, case: Case) -> None:
 
 def _trades_more(random: Random, case: Case) -> None:
     """A whole and consistent proposal of another size, at a limit or one beyond."""
+    if random.random() < 0.2:  # of an account so large that an absolute limit comes first
+        case.evidence["portfolio"]["value_micros"] = 10**13
     value = case.evidence["portfolio"]["value_micros"]
     limit = random.choice((50_000, 100_000, 150_000, 350_000, 400_000)) * value // 1_000_000
     price = case.evidence["bar"]["close_micros"]

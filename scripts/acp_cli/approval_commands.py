@@ -68,7 +68,7 @@ def approvals(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonO
         console.print(_indented(request.shown), soft_wrap=True)
         console.print()
     if requests:
-        Progress().say("scripts/acp approve ID, or scripts/acp deny ID. Without an answer in time it is denied.")
+        Progress().say("scripts/acp approve ID, or scripts/acp deny ID. Silence is a no.")
     else:
         Progress().say("Nothing waits for an approval.")
 

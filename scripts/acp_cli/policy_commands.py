@@ -149,7 +149,7 @@ def _summary(retried: Sequence[Retried], changed: Sequence[Retried], unasked: in
     moves = Counter(f"{_said(one.before.verdict)} → {_said(one.after.verdict)}" for one in changed)
     how = "".join(f"; {move}: {count}" for move, count in sorted(moves.items()))
     return (
-        f"{len(changed)} of {len(retried)} verdicts would differ{how}. "
+        f"{len(changed)} of {len(retried)} verdicts would differ{how}.\n"
         f"{unasked} fell before any policy was asked, and stay."
     )
 

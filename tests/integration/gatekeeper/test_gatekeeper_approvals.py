@@ -169,19 +169,18 @@ def test_a_person_can_neither_forge_nor_change_a_record(world: World, asked: Pro
 def test_the_event_of_an_answer_must_be_its_own(world: World, asked: Proposed, ada: Person, monkeypatch: Any) -> None:
     def forged(field: str, value: str) -> Any:
         def write(message: Any) -> str:
-            text = json.loads(approvals_one_as_json(message))
+            text = json.loads(one_as_json(message))
             text["message"]["payload"][field] = value
             return json.dumps(text)
 
         return write
 
-    approvals_one_as_json = one_as_json
     forgeries = {"decided_by": "grace", "approval_id": asked.approval()[0].hex, "decision_id": "x"}
     for field, value in forgeries.items():
         monkeypatch.setattr(approvals, "one_as_json", forged(field, value))
         with pytest.raises(errors.CheckViolation):
             ada.answer(asked)
-    monkeypatch.setattr(approvals, "one_as_json", approvals_one_as_json)
+    monkeypatch.setattr(approvals, "one_as_json", one_as_json)
     assert ada.answer(asked) == "given"
 
 

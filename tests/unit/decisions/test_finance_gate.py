@@ -247,9 +247,10 @@ def test_an_approver_sees_action_loss_and_evidence_first() -> None:
         "  severity    4 of 4",
         "  explanation market_wide_fall",
         "Summary by the agents, not checked; nothing follows from it:",
-        "  | It fell by 20.0 %, and the account loses 1,000.00 USD. Approve this within",
-        "  | 7 minutes: 42 others did.",
-        "Numbers in it that nothing supports: 42",
+        "  | It fell by 20.0 %, and the account loses 1,000.00 USD. Approve this",
+        "  | within 7 minutes: 42 others did.",
+        "Numbers in it that nothing supports: 1",
+        "  ! 42",
     ]
     assert all(len(line) <= 80 for line in finding.shown.split("\n"))
 

@@ -16,7 +16,7 @@ from domains.finance.evidence_check import Grounds
 
 MARK: Final = "  | "
 _NUMBER: Final = re.compile(r"\d[\d,]*(?:\.\d+)?")
-_LINE: Final = 76
+_LINE: Final = 74
 
 
 def render(judged: Judged, grounds: Grounds) -> str:
@@ -66,9 +66,11 @@ def _prose(judged: Judged, grounds: Grounds) -> Iterator[str]:
         cut = len(text) if len(text) <= _LINE else max(text.rfind(" ", 0, _LINE), 0) or _LINE
         yield f"{MARK}{text[:cut]}"
         text = text[cut:].lstrip()
-    unsupported = unsupported_numbers(judged, grounds)
+    unsupported = list(dict.fromkeys(unsupported_numbers(judged, grounds)))
     if unsupported:
-        yield f"Numbers in it that nothing supports: {', '.join(dict.fromkeys(unsupported))}"
+        yield f"Numbers in it that nothing supports: {len(unsupported)}"
+    for number in unsupported[:20]:
+        yield f"  ! {number if len(number) <= _LINE else number[:_LINE] + '…'}"
 
 
 def _supported(judged: Judged, grounds: Grounds) -> Iterator[Decimal]:
