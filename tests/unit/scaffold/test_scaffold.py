@@ -39,14 +39,14 @@ def test_a_name_that_is_taken_is_refused_and_says_by_what(name: str) -> None:
 
 def test_an_unknown_topic_is_refused_and_the_known_are_named() -> None:
     with pytest.raises(UsageError, match=r"There is no topic 'market\.tick'") as refused:
-        new_consumer(ROOT, "detector", "market.tick")
+        new_consumer(ROOT, "sentinel", "market.tick")
     for topic in {payload.topic for payload in EVENT_TYPES}:
         assert topic in refused.value.remedy
 
 
 def test_an_unknown_domain_is_refused_and_the_known_are_named() -> None:
     with pytest.raises(UsageError, match="There is no domain 'weather'") as refused:
-        new_consumer(ROOT, "detector", "market.ticks", "weather")
+        new_consumer(ROOT, "sentinel", "market.ticks", "weather")
     assert "finance" in refused.value.remedy
 
 
