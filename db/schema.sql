@@ -2167,14 +2167,14 @@ CREATE VIEW public.signal_lab_returns AS
     signal_lab_bars.revision,
     signal_lab_bars.event_id,
   CASE
-   WHEN (abs(signal_lab_bars.price) <= ('1000000000000000'::numeric)::double precision) THEN signal_lab_bars.price
+   WHEN ((abs(signal_lab_bars.price) >= (0.0000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000000001)::double precision) AND (abs(signal_lab_bars.price) <= ('1000000000000000'::numeric)::double precision)) THEN signal_lab_bars.price
    ELSE NULL::double precision
   END AS usable_price
    FROM public.signal_lab_bars) usable_bars
                                      LEFT JOIN public.signal_lab_adjustments adjustment USING (source, entity_id, bar_interval, occurred_at))) adjusted_bars) based_bars) split_bars) bars
   WINDOW series AS (PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at);
 
-COMMENT ON VIEW public.signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far; all with splits and dividends taken out, while price is as traded. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15.';
+COMMENT ON VIEW public.signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far; all with splits and dividends taken out, while price is as traded. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15 or below 1e-100.';
 
 CREATE VIEW public.signal_lab_risk AS
  SELECT DISTINCT ON (source, entity_id, bar_interval) source,

@@ -203,8 +203,9 @@ FROM (
                     adjustment.split_ratio,
                     adjustment.dividends
                 FROM (
-                    -- One absurd price must not make the arithmetic overflow for all entities.
-                    SELECT *, CASE WHEN abs(price) <= 1e15 THEN price END AS usable_price FROM signal_lab_bars
+                    -- One absurd price must not make the arithmetic overflow, or underflow, for all entities.
+                    SELECT *, CASE WHEN abs(price) BETWEEN 1e-100 AND 1e15 THEN price END AS usable_price
+                    FROM signal_lab_bars
                 ) AS usable_bars
                 LEFT JOIN signal_lab_adjustments AS adjustment USING (source, entity_id, bar_interval, occurred_at)
             ) AS adjusted_bars
@@ -212,7 +213,7 @@ FROM (
     ) AS split_bars
 ) AS bars
 WINDOW series AS (PARTITION BY source, entity_id, bar_interval ORDER BY occurred_at);
-COMMENT ON VIEW signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far; all with splits and dividends taken out, while price is as traded. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15.';
+COMMENT ON VIEW signal_lab_returns IS 'Per bar, as fractions: its return, the standard deviation of the last 30 returns (not annualised), the fall from the highest price so far; all with splits and dividends taken out, while price is as traded. Null where that would be a fraction of nothing or of less, and for prices beyond 1e15 or below 1e-100.';
 
 GRANT SELECT, INSERT, UPDATE ON signal_lab_corporate_actions TO acp_consume;
 GRANT SELECT ON signal_lab_corporate_actions, signal_lab_adjustments TO acp_reader;

@@ -50,7 +50,7 @@ def anomalies(
         return
     console = Terminal()
     for anomaly in found[:limit]:
-        console.print(_described(anomaly))
+        console.print(_described(anomaly), soft_wrap=True)
     if len(found) > limit:
         Progress().say(f"These are the newest {limit}; --limit shows more.")
     if not found:
@@ -63,7 +63,8 @@ def _described(anomaly: Mapping[str, Any]) -> str:
     figure = details.get("return_ppm", details.get("beyond_ppm"))
     what = "" if figure is None else f"{_percent(figure)}, score {anomaly['score']:g}"
     if anomaly["kind"] == "range" and figure is not None:
-        what = f"{details['side']} {_percent(figure)} beyond open and close, score {anomaly['score']:g}"
+        side = "below" if details["side"] == "low" else "above"
+        what = f"{abs(figure) / 1e6:.1%} {side} open and close, score {anomaly['score']:g}"
     lines = [
         f"[bold]{shown(anomaly['entity_id'])}[/]  {anomaly['occurred_at']:%Y-%m-%d %H:%M}  {anomaly['kind']}"
         f"  [{_COLOURS[state]}]{state}[/]  {what}".rstrip()

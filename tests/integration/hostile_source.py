@@ -321,7 +321,7 @@ BEHAVIOURS: Final[dict[str, Behaviour]] = {
     ),
     "SPLIT-TIME-TEXT": charts("stored", events={"splits": {"0": {"date": "now", "numerator": 2, "denominator": 1}}}),
     "SPLIT-TO-COME": events("stored", seconds=3600, splits=[{"numerator": 2, "denominator": 1}]),
-    "SPLITS-WITHOUT-END": events("stored and split", splits=[{"numerator": 2, "denominator": 1}] * 30_000),
+    "SPLITS-WITHOUT-END": events("stored and split", splits=[{"numerator": 2, "denominator": 1}] * 10_000),
     "DIVIDEND-NEGATIVE": events("stored and rejected", dividends=[{"amount": -1}]),
     "DIVIDEND-NULL": events("stored and rejected", dividends=[{"amount": None}]),
     # texts

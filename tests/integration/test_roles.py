@@ -74,7 +74,7 @@ _SHARED = {
     },
 }  # fmt: skip
 _OF_PACKAGES = {
-    "control_plane.consumers": {CONSUME},
+    "control_plane.consumers": {CONSUME, DETECT, ACTION},
     "control_plane.ingestion": {INGEST},
     "control_plane.ops": NOBODY,  # people's and MigrationFunction's, as the owner
     "control_plane.outbox": {RELAY},

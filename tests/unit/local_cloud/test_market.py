@@ -1,15 +1,16 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from domains.finance.yfinance_source import YFinanceSource
 from local_cloud import market
-from local_cloud.cloud import Cloud, UpOptions
+from local_cloud.cloud import Cloud, UpOptions, _choose_market
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.market import REPLAYED, SOURCES, Market, MarketChoice
 from local_cloud.progress import Progress
+from local_cloud.run_state import RunState
 from local_cloud.workspace import Workspace
 from market_replay.prices import SYMBOLS
 
@@ -67,3 +68,32 @@ def test_the_symbols_that_are_named_are_the_replays_own() -> None:
     assert REPLAYED.replace(" and ", ", ").split(", ") == list(SYMBOLS)
     market.refuse_unknown(",".join(SYMBOLS))
     market.refuse_unknown("")
+
+
+def up(tmp_path: Path, **options: Any) -> None:
+    Cloud(Workspace(tmp_path, tmp_path, tmp_path / "state")).up(UpOptions(**options), Progress())
+
+
+@pytest.mark.parametrize("day", ["1999-01-01", "2013-03-02", "yesterday"])
+def test_up_from_a_day_that_the_replay_lacks_is_refused(tmp_path: Path, day: str) -> None:
+    with pytest.raises(UsageError, match="cannot start at"):
+        up(tmp_path, from_day=day)
+    assert not (tmp_path / "state").exists()
+
+
+def test_yahoo_starts_at_no_day(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--from is for the replay"):
+        up(tmp_path, market=MarketChoice.YAHOO, from_day="2008-09-26")
+
+
+def test_a_day_is_chosen_once_with_the_symbols_it_has() -> None:
+    run = RunState()
+    _choose_market(run, MarketChoice.AUTO, "2000-09-29")
+    assert (run.market_source, run.market_from) == ("replay", "2000-09-29")
+    assert run.parameters == {"Symbols": "AAPL,IBM,MSFT"}
+    at = run.market_from_at
+    _choose_market(run, MarketChoice.AUTO, "2000-09-29")
+    _choose_market(run, MarketChoice.AUTO, None)
+    assert (run.market_from, run.market_from_at) == ("2000-09-29", at)
+    with pytest.raises(UsageError, match="a fresh database"):
+        _choose_market(run, MarketChoice.AUTO, "2005-02-28")
