@@ -13,6 +13,10 @@ JOIN events AS event USING (event_id)
 WHERE message.topic = 'decisions.work' AND event.event_type = 'ANOMALY_DETECTED'
 ORDER BY event.occurred_at, event.entity_id, event.series, event.revision DESC
 
+-- name: analyze
+-- What autovacuum would have done by now.
+ANALYZE
+
 -- name: hold_equal_amounts
 -- Gives the account so many of each entity, as if it were bought at these prices.
 INSERT INTO paper_positions (account, source, entity_id, quantity_micros)

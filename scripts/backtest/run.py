@@ -120,6 +120,7 @@ def _fold(symbol: str, urls: tuple[str, str], days: int | None) -> tuple[int, tu
 
 
 def _decide_all(services: Services, owner: Connection[Any], say: Callable[[str], None]) -> int:
+    owner.execute(QUERIES["analyze"].sql)
     anomalies = [text for (text,) in owner.execute(QUERIES["anomalies"].sql).fetchall()]
     services.skip_messages(owner)
     owner.execute(QUERIES["open_account"].sql, {"account": ACCOUNT, "currency": CURRENCY, "cash_micros": HELD_MICROS})

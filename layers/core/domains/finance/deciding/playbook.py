@@ -225,14 +225,12 @@ def exposure_ppm(evidence: JsonObject) -> int:
 
 
 def refute(hypothesis: str, evidence: JsonObject) -> str | None:
-    """Returns why the evidence contradicts an explanation; None where it may hold."""
-    is_split, is_wide = splits(evidence), evidence["market"]["is_market_wide"]
-    problem, is_fall = evidence["problem"], hypothesis in ("market_wide_fall", "single_name_fall")
+    """Returns why evidence without a split or a problem contradicts an explanation; None where it may hold."""
+    is_wide = evidence["market"]["is_market_wide"]
+    is_fall = hypothesis in ("market_wide_fall", "single_name_fall")
     contradictions = (
-        (is_split and hypothesis != "split", "A split took effect with this bar."),
-        (hypothesis == "split" and not is_split, "No split is known."),
-        (problem is not None and hypothesis not in ("data_error", "split"), problem),
-        (hypothesis == "data_error" and problem is None, "The prices show no error."),
+        (hypothesis == "split", "No split is known."),
+        (hypothesis == "data_error", "The prices show no error."),
         (hypothesis == "market_wide_fall" and not is_wide, "The market did not fall with it."),
         (hypothesis == "single_name_fall" and is_wide, "The market fell with it."),
         (is_fall and evidence["bar"]["adjusted_return_ppm"] >= 0, "It did not fall."),

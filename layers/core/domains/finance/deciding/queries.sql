@@ -130,25 +130,38 @@ VALUES (
 ON CONFLICT DO NOTHING
 
 -- name: nearest_episodes
--- The episodes of a source nearest to these features by an exact search, among those that had ended by an instant and whose
--- bar was not corrected since.
-SELECT
-    episode.entity_id,
-    episode.occurred_at,
-    (
-        (episode.return_milli - %(return_milli)s) * (episode.return_milli - %(return_milli)s)
-        + (episode.prior_milli - %(prior_milli)s) * (episode.prior_milli - %(prior_milli)s)
-        + (episode.range_milli - %(range_milli)s) * (episode.range_milli - %(range_milli)s)
-    ) AS squared_distance,
-    episode.followed_ppm,
-    episode.followed_milli
-FROM episodes AS episode
-JOIN detector_bars AS bar
-    ON bar.source = episode.source
-    AND bar.entity_id = episode.entity_id
-    AND bar.bar_interval = episode.series
-    AND bar.occurred_at = episode.occurred_at
-    AND bar.event_id = episode.event_id
-WHERE episode.source = %(source)s AND episode.series = %(series)s AND episode.ended_at <= %(at)s
-ORDER BY squared_distance, episode.occurred_at DESC, episode.entity_id
+-- The episodes of a source nearest to these features by an exact search, among those that had ended by an instant; of a few
+-- times as many as are wanted, those whose bar was not corrected since. Joined first, every episode would look up its bar.
+WITH nearest AS MATERIALIZED (
+    SELECT
+        source,
+        entity_id,
+        series,
+        occurred_at,
+        event_id,
+        (
+            (return_milli - %(return_milli)s) * (return_milli - %(return_milli)s)
+            + (prior_milli - %(prior_milli)s) * (prior_milli - %(prior_milli)s)
+            + (range_milli - %(range_milli)s) * (range_milli - %(range_milli)s)
+        ) AS squared_distance,
+        followed_ppm,
+        followed_milli
+    FROM episodes
+    WHERE source = %(source)s AND series = %(series)s AND ended_at <= %(at)s
+    ORDER BY squared_distance, occurred_at DESC, entity_id
+    LIMIT 5 * %(count)s
+)
+SELECT nearest.entity_id, nearest.occurred_at, nearest.squared_distance, nearest.followed_ppm, nearest.followed_milli
+FROM nearest
+CROSS JOIN LATERAL (
+    SELECT event_id
+    FROM detector_bars AS bar
+    WHERE bar.source = nearest.source
+        AND bar.entity_id = nearest.entity_id
+        AND bar.bar_interval = nearest.series
+        AND bar.occurred_at = nearest.occurred_at
+    LIMIT 1
+) AS latest
+WHERE latest.event_id = nearest.event_id
+ORDER BY nearest.squared_distance, nearest.occurred_at DESC, nearest.entity_id
 LIMIT %(count)s
