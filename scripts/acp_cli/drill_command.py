@@ -50,12 +50,13 @@ def drill(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="A drill, or all; without one they are listed.")] = None,
     *,
+    list_them: Annotated[bool, typer.Option("--list", help="List the drills, as without a name.")] = False,
     mend: Annotated[bool, typer.Option("--mend", help="Put right what a drill that was cut off has left.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts; what happens goes to standard error.")] = False,
 ) -> None:
     """Make something fail on the running local cloud, see the guarantee hold, and have everything put right again."""
     chosen = _chosen(name)
-    if not chosen and not mend:
+    if list_them or (not chosen and not mend):
         _list()
         return
     cloud = ctx.obj

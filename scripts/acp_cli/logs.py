@@ -56,7 +56,8 @@ def render_line(line: Line) -> str:
     clock = f"[dim]{moment:%H:%M:%S}.{moment.microsecond // 1000:03}[/]"
     if not isinstance(content, dict):
         style = "dim" if line.message.startswith(_PLATFORM) else "default"
-        first, *more = re.split(r"\r\n?|\n", line.message)
+        # Lambda's REPORT lines have tabs between their parts, tracebacks in front.
+        first, *more = re.split(r"\r\n?|\n", line.message.expandtabs(4))
         return "\n    ".join([f"{clock} [{style}]{shown(first)}[/]", *(f"[red]{shown(row)}[/]" for row in more)])
     if "_aws" in content:
         return f"{clock} [magenta]metrics[/] {_metrics(content)}"
@@ -67,7 +68,7 @@ def render_line(line: Line) -> str:
         f" [cyan]{shown(key)}[/]={shown(_value(value))}" for key, value in fields.items() if key != "exception"
     )
     if exception := content.get("exception"):
-        text += "".join(f"\n    [red]{shown(row)}[/]" for row in str(exception).splitlines())
+        text += "".join(f"\n    [red]{shown(row)}[/]" for row in str(exception).expandtabs(4).splitlines())
     return text
 
 

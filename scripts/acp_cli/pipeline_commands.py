@@ -21,17 +21,22 @@ from acp_cli.logs import render_line, since_seconds
 from acp_cli.output import wait_while_read
 from acp_cli.symbols import split_symbols
 from acp_cli.timeline import instant, render_timeline, state_text, styled_state
+from control_plane.model.errors import ConfigurationError
 from control_plane.ops.timeline import read_timeline, recent_messages
 from control_plane.platform.breakers import read_breakers
 from control_plane.platform.queries import load_queries
+from control_plane.platform.settings import parse_symbols
 from local_cloud import database
+from local_cloud.build import TEMPLATE
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
-from local_cloud.functions import function_name
+from local_cloud.functions import function_name, short_names
 from local_cloud.logs import read_lines
 from local_cloud.market import REPLAYED
 from local_cloud.progress import Progress
+from local_cloud.template import read_template
 from local_cloud.visible import Terminal, shown, visible, visible_lines
+from local_cloud.workspace import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,17 +69,18 @@ def ingest(
     as_json: _JsonOption = False,
 ) -> None:
     """Ingest symbols now, without waiting for the schedule. Fails when one of them does, naming it."""
-    symbols = split_symbols(symbols)
-    if not symbols:
-        msg = "No symbol is named: try scripts/acp ingest AAPL MSFT."
-        raise UsageError(msg)
+    try:
+        # As the function will read them: what it would refuse is refused here, before anything is asked.
+        symbols = [*parse_symbols(split_symbols(symbols), name="The list of symbols")]
+    except ConfigurationError as error:
+        raise UsageError(f"{error}.", remedy="Try scripts/acp ingest AAPL MSFT") from None
     cloud, run = _running(ctx)
     with Progress().step(f"Ingesting {', '.join(symbols)}"):
         result = _invoke(cloud, run, "ingestion", {"symbols": symbols})
     if as_json:
         _print_json(result)
     else:
-        Terminal().print(_ingested(cloud, run, result))
+        _print_ingested(cloud, run, result)
     if result["failed_symbols"]:
         msg = f"Failed: {', '.join(result['failed_symbols'])}."
         raise AcpError(
@@ -166,11 +172,11 @@ def trace(
 def logs(
     ctx: typer.Context,
     function: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="ingestion, relay, signal-lab, ops-api, migration, maintenance, or a logical id.", show_default=False
         ),
-    ],
+    ] = None,
     *,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
     since: Annotated[str, typer.Option(help="How far back: 30s, 10m, 2h, 1d.")] = "15m",
@@ -178,6 +184,10 @@ def logs(
 ) -> None:
     """Show a function's log, its JSON lines made readable."""
     seconds = since_seconds(since)
+    if function is None:
+        names = short_names(read_template(CHECKOUT / TEMPLATE)["Resources"])
+        msg = f"It is not said whose log. There are: {', '.join(names)}."
+        raise UsageError(msg, remedy=f"Try scripts/acp logs {names[0]}")
     cloud, run = _running(ctx)
     name = function_name(cloud.outputs(run), function)
     console = Terminal()
@@ -278,14 +288,18 @@ def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         _print_json(events)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
-    table.caption = f"{len(events)} events of trace {events[0]['trace_id']}; scripts/acp trace EVENT_ID shows one"
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("event id", "entity", "event", "occurred"):
         table.add_column(column, no_wrap=column == "event id", overflow="ellipsis")
     for row in events:
         occurred = f"{row['occurred_at'].astimezone(UTC):%m-%d %H:%M:%S}Z"
-        table.add_row(f"{row['event_id']!s:.{_SHORT_ID}}…", shown(row["entity_id"] or "–"), row["event_type"], occurred)
-    Terminal().print(table)
+        table.add_row(
+            f"{row['event_id']!s:.{_SHORT_ID}}…", shown(row["entity_id"] or "–"), shown(row["event_type"]), occurred
+        )
+    console = Terminal()
+    console.print(table)
+    said = f"{len(events)} events of trace {events[0]['trace_id']}; scripts/acp trace EVENT_ID shows one"
+    console.print(f"[dim]{said}[/]", soft_wrap=True)
 
 
 def _print_changes(
@@ -314,18 +328,22 @@ def _print_changes(
         del seen[gone]
 
 
-def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
-    """Per symbol what is new, or why it failed, as the events of this very run tell."""
+def _print_ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> None:
     with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
         rows = connection.execute(QUERIES["run_events"].sql, {"trace_id": result["trace_id"]}).fetchall()
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        caption=f"{result['fetched']} bars: {result['ingested']} new, {result['duplicates']} known already, "
-        f"{result['stale']} stale, {result['rejected']} rejected · trace {result['trace_id']}",
-        caption_justify="left",
+    console = Terminal()
+    console.print(ingested_table(result, rows))
+    counts = (
+        f"{result['fetched']} bars: {result['ingested']} new, {result['duplicates']} known already, "
+        f"{result['stale']} stale, {result['rejected']} rejected"
     )
+    # Apart from the table, which would wrap it: a trace id is copied whole or not at all.
+    console.print(f"[dim]{counts}\ntrace {result['trace_id']}[/]", soft_wrap=True)
+
+
+def ingested_table(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Per symbol what is new, or why it failed, as the events of this very run tell."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("symbol", "new events", "newest bar", "price", "problem"):
         table.add_column(column)
     for symbol in result["symbols"]:
@@ -339,7 +357,7 @@ def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
             shown(symbol),
             str(sum(row["count"] for row in ticks)),
             instant(ticks[0]["newest"], with_date=True) if ticks else "–",
-            f"{payload['price']} {shown(payload['currency'])}" if payload else "–",
+            shown(f"{payload['price']} {payload['currency']}") if payload else "–",
             f"[red]{shown('; '.join(problems))}[/]" if problems else "",
         )
     return table

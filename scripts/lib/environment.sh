@@ -51,7 +51,7 @@ find_uv() {
     "${HOME:-}"/.pyenv/versions/3.*/bin/python3; do
     "$python" -I -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1 || continue
     found=$python
-    say "Installing uv into .acp/uv …"
+    say "Installing uv into .acp/uv ..."
     if "$python" -I scripts/lib/install_uv.py "$ACP_HOME/uv" requirements/uv.txt >&2 &&
       "$ACP_HOME/uv/bin/uv" --version >/dev/null; then
       UV=$ACP_HOME/uv/bin/uv
@@ -78,7 +78,7 @@ find_python() {
     fi
   done
   PYTHON313=$("$UV" python find 3.13 2>/dev/null) && return
-  say "Installing Python 3.13 into .acp/python …"
+  say "Installing Python 3.13 into .acp/python ..."
   if "$UV" python install 3.13 >&2 && PYTHON313=$("$UV" python find 3.13); then
     return
   fi
@@ -97,7 +97,7 @@ environment() {
   fi
   [ -n "${UV:-}" ] || find_uv
   [ -n "${PYTHON313:-}" ] || find_python
-  say "Preparing the $name environment …"
+  say "Preparing the $name environment ..."
   # Console scripts name their interpreter by its path: after a move they are of no use.
   case $(cat "$venv/.lock-checksum" 2>/dev/null) in
     "" | *" $PWD") ;;

@@ -29,6 +29,11 @@ def function_name(outputs: Mapping[str, str], asked: str) -> str:
     raise UsageError(msg)
 
 
+def short_names(resources: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """The functions among a template's resources, by the names people use."""
+    return [short_name(name) for name, resource in resources.items() if resource["Type"] == "AWS::Serverless::Function"]
+
+
 def short_name(logical_id: str) -> str:
     """SignalLab, or SignalLabFunction → signal-lab."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", logical_id.removesuffix("Function")).lower()

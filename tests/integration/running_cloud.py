@@ -63,10 +63,11 @@ def give_up(owner: Connection[Any], event_ids: Sequence[UUID], reason: str) -> N
     )
 
 
-def deliver(owner: Connection[Any]) -> None:
+def deliver(owner: Connection[Any], *, hours_ago: float = 0) -> None:
     """Delivers all that is pending, as a relay does at the first attempt."""
     owner.execute(
         "WITH gone AS (DELETE FROM pending_deliveries RETURNING *)"
-        " INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)"
-        " SELECT outbox_id, subscription, operation_id, 1, 'm' FROM gone"
+        " INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id, delivered_at)"
+        " SELECT outbox_id, subscription, operation_id, 1, 'm', now() - make_interval(secs => %s) FROM gone",
+        [hours_ago * 3600],
     )

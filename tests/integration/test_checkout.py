@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
-SHELL_TOOLS = ("bash", "cat", "dirname", "env", "mkdir", "readlink", "rm")
+SCRIPTS = [
+    path
+    for folder in ("scripts", "scripts/lib", ".ci")
+    for path in sorted((CHECKOUT / folder).iterdir())
+    if path.suffix == ".sh" or (path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash"))
+]
+SHELL_TOOLS = ("bash", "cat", "dirname", "env", "mkdir", "mktemp", "readlink", "rm")
 
 
 def run(*command: object, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +144,7 @@ def links(checkout: Path, tmp_path: Path) -> Path:
     for name in ("acp", "demo", "test"):
         link = tmp_path / "home" / "deep" / "bin" / name
         link.symlink_to(Path("..", "..", f"{name}-2"))
-        (tmp_path / "home" / f"{name}-2").symlink_to(checkout / "scripts" / name)
+        (tmp_path / "home" / f"{name}-2").symlink_to(Path("..", checkout.name, "scripts", name))
     # In the place of the real environment: a Python that says where it is and what it was asked for.
     python = checkout / ".acp" / "venvs" / "dev" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -157,10 +163,26 @@ def test_a_command_works_through_links(
     assert (done.stdout, done.stderr) == (f"{checkout}|-X pycache_prefix={checkout}/.acp/cache/bytecode {asked}\n", "")
 
 
-def test_the_tests_work_through_links(links: Path, plain_readlink: Path) -> None:
+def test_the_tests_work_through_links(checkout: Path, links: Path, plain_readlink: Path) -> None:
     done = run(links / "test", "--help", PATH=str(plain_readlink))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("scripts/test ")
+    tool = links.parent / "tools" / "pytest"
+    tool.write_text('#!/bin/sh\necho "$PWD|$*"\n')
+    tool.chmod(0o755)
+    done = run(links / "test", "unit", "--", "-x", PATH=str(plain_readlink))
+    assert (done.stdout, done.stderr) == (
+        f"{checkout}|tests/unit --numprocesses 2 --dist loadfile -x\n",
+        "-- unit tests\n",
+    )
+
+
+# Text that any locale shows
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_what_the_shell_prints_is_ascii(script: Path) -> None:
+    assert script.read_text(encoding="utf-8").isascii()
 
 
 # Ends of lines

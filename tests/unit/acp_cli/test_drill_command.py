@@ -29,8 +29,9 @@ def run(workspace: Workspace, *arguments: str) -> Ran:
     return result
 
 
-def test_without_a_name_it_lists_the_drills_with_a_line_each_and_needs_no_cloud(workspace: Workspace) -> None:
-    listed = run(workspace, "drill")
+@pytest.mark.parametrize("arguments", [[], ["--list"], ["all", "--list"]])
+def test_the_drills_are_listed_with_a_line_each_without_a_cloud(workspace: Workspace, arguments: list[str]) -> None:
+    listed = run(workspace, "drill", *arguments)
     assert listed.exit_code == 0
     lines = listed.stdout.splitlines()
     assert [line.split()[0] for line in lines] == [

@@ -53,6 +53,11 @@ def test_a_timestamp_that_makes_no_sense_leaves_the_logs_own(timestamp: object) 
     assert shown({"message": "x", "timestamp": timestamp}).startswith("22:13:20.123")
 
 
+def test_a_report_line_has_no_escapes_between_its_parts() -> None:
+    line = shown("REPORT RequestId: 1a\tDuration: 3.1 ms\tBilled Duration: 4 ms\t")
+    assert " ".join(line.split()[1:]) == "REPORT RequestId: 1a Duration: 3.1 ms Billed Duration: 4 ms"
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r", "\r\n"])
 def test_a_plain_traceback_has_a_row_for_each_line(newline: str) -> None:
     line = shown(newline.join(["Traceback (most recent call last):", "  File x", "ValueError: [x]"]))
