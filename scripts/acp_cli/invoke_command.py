@@ -126,8 +126,9 @@ def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, even
     # SAM asks who it is, for AWS::AccountId; the container sees nothing of this endpoint.
     environ = tools.sam_environ(workspace) | {"AWS_ENDPOINT_URL": run.endpoint}
     tail: collections.deque[str] = collections.deque(maxlen=15)
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as answer,
+        subprocess.Popen(
             command,
             cwd=workspace.checkout,
             env=environ,
@@ -136,7 +137,8 @@ def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, even
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-        )
+        ) as process,
+    ):
         try:
             assert process.stderr is not None, "it was asked for"
             for line in process.stderr:

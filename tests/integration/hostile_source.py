@@ -68,11 +68,12 @@ class Behaviour:
     """What the source does when it is asked about a symbol, and what is right to become of it.
 
     ``outcome`` is ``stored`` (bars), ``rejected`` (SIGNAL_REJECTED), ``stored and rejected``, or the kind of a
-    SOURCE_FETCH_FAILED.
+    SOURCE_FETCH_FAILED. ``bars`` is how many of them are stored, where that tells one outcome from another.
     """
 
     answer: "Callable[[Handler, str], None]"
     outcome: str
+    bars: int | None = None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -125,6 +126,19 @@ def texts(outcome: str, edit: Callable[[str], str | bytes], **headers: str) -> B
         handler.send(edited if isinstance(edited, bytes) else edited.encode(), **headers)
 
     return Behaviour(answer, outcome)
+
+
+def periods(told: "Callable[[dict[str, int]], dict[str, Any]]") -> Behaviour:
+    """Returns a behaviour that tells in some shape of a session which ends as the newest bar begins.
+
+    At a closing time stands no bar but Yahoo's live price, so nine are stored, and ten where the shape is not read.
+    """
+
+    def answer(handler: Handler, symbol: str) -> None:
+        starts = chart(symbol)["chart"]["result"][0]["timestamp"]
+        handler.send(chart(symbol, **told({"start": starts[0] - 3600, "end": starts[-1]})))
+
+    return Behaviour(answer, "stored", bars=BARS - 1)
 
 
 def redirects(status: int) -> Behaviour:
@@ -265,12 +279,25 @@ BEHAVIOURS: Final[dict[str, Behaviour]] = {
     "SHORT-COLUMN": charts("malformed", close=[1.0]),
     "NULL-COLUMN": charts("malformed", close=None),
     "NO-QUOTE": charts("malformed", indicators={}),
+    "MANY-VALUES": texts(
+        "malformed", lambda text: text.replace('"error": null', f'"error": null, "e": [{"0," * 220_000}0]')
+    ),
+    "FEWER-VALUES": texts(
+        "stored", lambda text: text.replace('"error": null', f'"error": null, "e": [{"0," * 180_000}0]')
+    ),
     "PERIODS-EMPTY": charts("stored", tradingPeriods={"pre": [], "post": []}),
-    "PERIODS-OBJECT": charts("stored", tradingPeriods={"regular": [[{"start": 0, "end": 60}]]}),
-    "PERIODS-FLAT": charts("stored", tradingPeriods=[{"start": 0, "end": 60}]),
+    "PERIODS-LISTS": periods(lambda session: {"tradingPeriods": [[session]]}),
+    "PERIODS-OBJECT": periods(lambda session: {"tradingPeriods": {"regular": [[session]]}}),
+    "PERIODS-FLAT": periods(lambda session: {"tradingPeriods": [session]}),
+    "PERIODS-TODAY": periods(lambda session: {"tradingPeriods": None, "currentTradingPeriod": {"regular": session}}),
     "PERIODS-TEXT": charts("stored", tradingPeriods="none", currentTradingPeriod="none"),
+    "PERIODS-TEXT-TODAY": periods(lambda session: {"tradingPeriods": [[session]], "currentTradingPeriod": "none"}),
     "PERIODS-ODD": charts("stored", tradingPeriods=[[{"start": "a", "end": None}, 7, None], None, 3.5]),
-    "PERIODS-HUGE": charts("stored", tradingPeriods=[[{"start": -(10**30), "end": 10**30}]]),
+    "PERIODS-HUGE": periods(lambda session: {"tradingPeriods": [[{"start": -(10**30), "end": 10**30}, session]]}),
+    "PERIODS-ENDLESS": texts(
+        "stored", lambda text: text.replace('[[{"start": ', '[[{"start": 0, "end": 1e999}, {"start": ')
+    ),
+    "PERIODS-YES": charts("stored", tradingPeriods=[[{"start": False, "end": True}]]),
     # values
     "NULL-BAR": charts(
         "stored", volume=[0, *[1] * 9], **{name: [None, *[5.0] * 9] for name in ("open", "high", "low", "close")}

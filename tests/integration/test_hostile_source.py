@@ -32,6 +32,8 @@ class Run:
 
     outcomes: dict[str, str]
     """What became of each symbol, in the words of the table."""
+    bars: dict[str, int]
+    """How many bars of each symbol are stored."""
     failed_symbols: list[str]
     asked_elsewhere: list[str]
     peak_bytes: int
@@ -51,7 +53,9 @@ def run(postgres: PostgresServer) -> Iterator[Run]:
         )
         report = json.loads(ran.stderr.splitlines()[-1])
         with connect(database.app_url, application_name="test") as connection:
-            yield Run(read_outcomes(connection), asked_elsewhere=source.asked_elsewhere, **report)
+            yield Run(
+                read_outcomes(connection), read_bars(connection), asked_elsewhere=source.asked_elsewhere, **report
+            )
 
 
 def read_outcomes(connection: Connection[Any]) -> dict[str, str]:
@@ -65,6 +69,12 @@ def read_outcomes(connection: Connection[Any]) -> dict[str, str]:
     return {symbol: " and ".join(sorted(words, reverse=True)) for symbol, words in found.items()}
 
 
+def read_bars(connection: Connection[Any]) -> dict[str, int]:
+    """Returns how many bars of each symbol are stored."""
+    query = "SELECT entity_id, count(*) FROM events WHERE event_type = 'MARKET_TICK_INGESTED' GROUP BY 1"
+    return dict(connection.execute(query).fetchall())
+
+
 def test_the_table_has_at_least_forty_behaviours() -> None:
     assert len(BEHAVIOURS) >= 40
 
@@ -74,6 +84,11 @@ def test_a_behaviour_has_its_outcome_as_an_event(run: Run, symbol: str) -> None:
     expected = BEHAVIOURS[symbol].outcome
     assert run.outcomes[symbol] == expected
     assert (symbol in run.failed_symbols) == (expected.split()[0] not in {"stored", "rejected"})
+
+
+@pytest.mark.parametrize("symbol", [name for name, behaviour in BEHAVIOURS.items() if behaviour.bars is not None])
+def test_a_behaviour_leaves_so_many_bars(run: Run, symbol: str) -> None:
+    assert run.bars[symbol] == BEHAVIOURS[symbol].bars
 
 
 @pytest.mark.parametrize("symbol", ["AAPL", "IBM"])

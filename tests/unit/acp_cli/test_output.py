@@ -53,8 +53,8 @@ def test_an_error_is_readable_in_ascii() -> None:
 
 
 def test_characters_without_a_plain_form_are_written_as_escapes() -> None:
-    result = python(r"print('\u2713 \u2500 \u2026 \u4e2d \udc80')", PYTHONIOENCODING="ascii")
-    assert result.stdout == b"ok - ... \\u4e2d \\udc80\n"
+    result = python(r"print('\u2713 \u2500 \u2026 \u250f \u283f \u4e2d \udc80')", PYTHONIOENCODING="ascii")
+    assert result.stdout == b"ok - ... + * \\u4e2d \\udc80\n"
 
 
 @pytest.mark.parametrize(

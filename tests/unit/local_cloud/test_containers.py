@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 import tomllib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -191,6 +196,27 @@ def test_an_engine_that_accepts_and_never_answers_costs_seconds(
         ended.set()
     said = "Containers: not for sam local invoke: The Docker engine did not answer within 0.2 s."
     assert said in capsys.readouterr().err
+
+
+def test_a_process_ends_soon_where_the_engine_stays_silent() -> None:
+    code = (
+        "from local_cloud import containers\n"
+        "try: containers.within(containers.ENGINE_SECONDS, containers._bridge)\n"
+        "except containers.NoContainersError as error: print(error)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"DOCKER_HOST": f"tcp://127.0.0.1:{silent.getsockname()[1]}"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+    assert time.monotonic() - began < 40
+    assert "The Docker engine did not answer within 5 s.\n" in done.stdout
+    assert "Start it anew, so that docker info answers." in done.stdout
 
 
 def test_what_the_engine_itself_calls_a_timeout_is_passed_on() -> None:

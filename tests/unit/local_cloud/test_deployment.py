@@ -257,6 +257,8 @@ def test_a_new_schedule_makes_its_rule_anew_and_nothing_else(world: World, emula
         RULE: {"ScheduleExpression": "rate(7 minutes)", "Description": "Starts it."},
     }
     assert world.cloud.events.targets == {RULE: [{"Id": "function", "Arn": "arn:x"}]}
+    # A rule that is merely put again fires by both its schedules.
+    assert world.cloud.events.calls == ["remove_targets", "delete_rule", "put_rule", "put_targets"]
 
 
 @pytest.mark.parametrize(
