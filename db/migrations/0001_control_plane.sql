@@ -299,12 +299,14 @@ CREATE TABLE circuit_breakers (
     opened_at            timestamptz,
     retry_at             timestamptz,
     held_by              text,
+    held_reason          text,
     last_error           text,
     guarded_at           timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT circuit_breakers_open_since CHECK (state = 'closed' OR opened_at IS NOT NULL),
-    CONSTRAINT circuit_breakers_held_open CHECK (held_by IS NULL OR state = 'open')
+    CONSTRAINT circuit_breakers_held_open CHECK (held_by IS NULL OR state = 'open'),
+    CONSTRAINT circuit_breakers_reason_held CHECK (held_reason IS NULL OR held_by IS NOT NULL AND held_reason <> '')
 );
-COMMENT ON TABLE circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open.';
+COMMENT ON TABLE circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open, held_reason why.';
 COMMENT ON COLUMN circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
 
 

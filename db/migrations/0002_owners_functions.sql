@@ -353,8 +353,13 @@ $$;
 
 -- Retention. Each call is one batch, and returns how many rows are gone. Nothing younger than 30 days is deleted by it:
 -- SQS keeps a message for two weeks, and what forgets an event forgets that it was processed.
-CREATE FUNCTION check_retention(retention_days integer) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+CREATE FUNCTION check_retention(retention_days integer, batch_size integer) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
+    -- LIMIT takes null for no limit at all.
+    IF batch_size IS NULL OR batch_size < 1 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF retention_days IS NULL OR retention_days < 30 THEN
         RAISE EXCEPTION 'a retention of % days refused: 30 is the least', coalesce(retention_days::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
@@ -373,7 +378,7 @@ DECLARE
     event_ids uuid[];
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     PERFORM set_config('control_plane.retention', 'on', true);
     event_ids := ARRAY(
         SELECT event_id
@@ -437,7 +442,7 @@ AS $$
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     PERFORM set_config('control_plane.retention', 'on', true);
     DELETE FROM raw_payloads
     WHERE id = ANY (ARRAY(
@@ -463,7 +468,7 @@ AS $$
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     DELETE FROM repeated_looks
     WHERE ctid = ANY (ARRAY(
         SELECT ctid

@@ -25,7 +25,10 @@ def settings() -> IngestionSettings:
 def database() -> Database:
     """The environment's one connection."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-ingestion"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-ingestion",
+        role="acp_ingest",
     )
 
 

@@ -22,7 +22,10 @@ def settings() -> MaintenanceSettings:
 def database() -> Database:
     """One connection per environment, as the role that may delete what is old."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-maintenance"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-maintenance",
+        role="acp_maintain",
     )
 
 

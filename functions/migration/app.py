@@ -30,6 +30,7 @@ def database() -> Database:
         settings().database,
         endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-migration",
+        role=None,
         check_schema=False,
     )
 

@@ -33,6 +33,7 @@ def database() -> Database:
         settings().database,
         endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-ops-api",
+        role="acp_reader",
         patience_seconds=PATIENCE_SECONDS,
     )
 
@@ -58,7 +59,11 @@ def open_for_health() -> Database:
     """The database of /health, its URL read."""
     url = database_url(settings().database, read_soon)
     return Database(
-        lambda: url, application_name="acp-health", origin=origin_of(settings().database), patience_seconds=1
+        lambda: url,
+        application_name="acp-health",
+        origin=origin_of(settings().database),
+        role="acp_reader",
+        patience_seconds=1,
     )
 
 

@@ -25,7 +25,9 @@ def settings() -> RelaySettings:
 @cache
 def database() -> Database:
     """One connection per environment."""
-    return open_database(settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-relay")
+    return open_database(
+        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-relay", role="acp_relay"
+    )
 
 
 @cache

@@ -21,7 +21,12 @@ telemetry = Telemetry("signal_lab")
 def database() -> Database:
     """One connection per environment."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-signal-lab")
+    return open_database(
+        settings.database,
+        endpoint_url=settings.cloud_endpoint_url,
+        application_name="acp-signal-lab",
+        role="acp_consume",
+    )
 
 
 def batch_consumer() -> Callable[[Mapping[str, Any]], None]:

@@ -67,6 +67,9 @@ def hold(
     name: _NameArgument,
     *,
     by: Annotated[str, typer.Option("--by", envvar="USER", help="Who holds it; others see it.")] = "somebody",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why; others see it, too.", show_default=False)
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Take over what somebody else holds.")] = False,
 ) -> None:
     """Hold a subscription's or a source's breaker open until `resume`: nothing is sent to it or fetched from it."""
@@ -76,7 +79,7 @@ def hold(
     cloud, run = _running(ctx)
     with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
         guarded = _named(connection, cloud, run, name)
-        holder = breakers.hold(connection, guarded.name, by=by.strip(), force=force)
+        holder = breakers.hold(connection, guarded.name, by=by.strip(), reason=reason, force=force)
     if holder is not None:
         msg = f"{guarded} is held by {holder} already."
         raise AcpError(msg, remedy=f"To hold it in their place: scripts/acp hold {guarded.name} --force")
@@ -180,8 +183,8 @@ def find(guarded: Sequence[Guarded], asked: str) -> Guarded:
 
 def _table(rows: Sequence[tuple[Guarded, Breaker]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("breaker", "guards", "state", "since", "next", "last error"):
-        table.add_column(column, no_wrap=column != "last error", overflow="fold")
+    for column in ("breaker", "guards", "state", "since", "next", "why"):
+        table.add_column(column, no_wrap=column != "why", overflow="fold")
     for guarded, breaker in rows:
         table.add_row(
             shown(breaker.name),
@@ -189,7 +192,7 @@ def _table(rows: Sequence[tuple[Guarded, Breaker]]) -> Table:
             _state(breaker),
             f"{breaker.opened_at.astimezone(UTC):%m-%d %H:%M}Z" if breaker.opened_at and not breaker.is_closed else "–",
             _outlook(breaker),
-            shown(breaker.last_error or ""),
+            shown("; last error: ".join(filter(None, (breaker.held_reason, breaker.last_error)))),
         )
     return table
 

@@ -126,7 +126,8 @@ def _refuse_where_it_would_mislead(stage: Stage) -> None:
     if breaker is None or breaker.is_closed:
         return
     if breaker.held_by is not None:
-        msg = f"The breaker of {breaker.name} is held open by {breaker.held_by}."
+        why = f": {breaker.held_reason}" if breaker.held_reason else ""
+        msg = f"The breaker of {breaker.name} is held open by {breaker.held_by}{why}."
         raise AcpError(msg, remedy=f"A drill needs it closed: scripts/acp resume {breaker.name}")
     msg = f"The breaker of {breaker.name} is {breaker.state.replace('_', '-')} already: {breaker.last_error}"
     raise AcpError(msg, remedy="A drill on a real fault would show nothing. See scripts/acp status")

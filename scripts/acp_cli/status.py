@@ -239,7 +239,8 @@ def breaker_problem(breaker: Breaker) -> str:
     elif breaker.retry_in_seconds is not None:
         wait = duration(breaker.retry_in_seconds)
         outlook = f", next probe in {wait}" if breaker.state == "open" else f", being probed, again in {wait}"
-    reason = f", last error: {breaker.last_error}" if breaker.last_error else ""
+    reason = f", because: {breaker.held_reason}" if breaker.held_reason else ""
+    reason += f", last error: {breaker.last_error}" if breaker.last_error else ""
     since = f"{breaker.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     return f"the breaker of {breaker.name} has been {state} since {since}{outlook}{reason}"
 

@@ -111,7 +111,10 @@ def _waits_for(breaker: Breaker) -> str:
     since = instant(breaker.opened_at, with_date=True) if breaker.opened_at else "some time"
     reason = f"; last error: {breaker.last_error}" if breaker.last_error else ""
     if breaker.held_by is not None:
-        return shown(f"held by {breaker.held_by} since {since}{reason}; scripts/acp resume {breaker.name} lets it go")
+        why = f", because: {breaker.held_reason}" if breaker.held_reason else ""
+        return shown(
+            f"held by {breaker.held_by} since {since}{why}{reason}; scripts/acp resume {breaker.name} lets it go"
+        )
     state = breaker.state.replace("_", "-")
     return shown(f"waits: the breaker of {breaker.name} has been {state} since {since}{reason}")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
+from tests.integration import seeds
 from tests.integration.running_cloud import RunningCloud, run
 
 from control_plane.ops.status import read_status
@@ -56,6 +57,18 @@ def test_who_holds_it_can_be_said(cloud: RunningCloud, app: Connection[Any]) -> 
     held = run(cloud, "hold", "yfinance", "--by", " Grace ")
     assert "nothing is fetched from it until scripts/acp resume yfinance-replay" in held.stderr
     assert [(breaker.name, breaker.held_by) for breaker in read_breakers(app)] == [("yfinance-replay", "Grace")]
+
+
+def test_why_it_is_held_is_seen_by_others(
+    cloud: RunningCloud, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (event_id,) = seeds.store(app, seeds.ticks(1))
+    assert run(cloud, "hold", "signal_lab", "--reason", "the queue moves").exit_code == 0
+    assert "by ada  the queue moves" in run(cloud, "breakers").stdout
+    listed = json.loads(run(cloud, "breakers", "--json").stdout)
+    assert [each["held_reason"] for each in listed] == ["the queue moves", None]
+    assert "because: the queue moves; scripts/acp resume signal_lab" in run(cloud, "trace", str(event_id)).stdout
 
 
 def test_what_is_closed_has_nothing_to_resume(cloud: RunningCloud, app: Connection[Any]) -> None:

@@ -241,6 +241,18 @@ def test_a_hold_is_not_replaced_by_another_persons(others: Breakers, app: Connec
     assert look(others).held_by == "Ada"
 
 
+def test_a_hold_keeps_its_reason_until_it_ends(others: Breakers, app: Connection[Any]) -> None:
+    hold(app, "q", by="Ada", reason=" the queue moves ")
+    assert look(others).held_reason == "the queue moves"
+    hold(app, "q", by="Ada", reason="it still moves")
+    assert look(others).held_reason == "it still moves"
+    hold(app, "q", by="Grace", force=True)
+    assert look(others).held_reason is None, "her reason is not Ada's"
+    hold(app, "q", by="Grace", reason="hers")
+    resume(app, "q")
+    assert (look(others).held_by, look(others).held_reason) == (None, None)
+
+
 def test_a_probe_that_was_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)

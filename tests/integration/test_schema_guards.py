@@ -228,6 +228,12 @@ REFUSED: list[tuple[str, str, dict[str, object]]] = [
         "circuit_breakers_held_open",
         {"state": "half_open", "opened_at": seeds.FIRST_BAR, "held_by": "kim"},
     ),
+    ("circuit_breakers", "circuit_breakers_reason_held", {"held_reason": "nobody's"}),
+    (
+        "circuit_breakers",
+        "circuit_breakers_reason_held",
+        {"state": "open", "opened_at": seeds.FIRST_BAR, "held_by": "kim", "held_reason": ""},
+    ),
     ("circuit_breakers", "circuit_breakers_consecutive_failures_check", {"consecutive_failures": -1}),
     ("relay_handover", "relay_handover_only_one_check", {"only_one": False}),
     ("relay_handover", "relay_handover_name_check", {"name": ""}),

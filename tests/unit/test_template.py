@@ -306,6 +306,13 @@ def test_each_function_has_its_own_roles_secret() -> None:
     }
 
 
+def test_each_function_asks_for_its_secrets_role() -> None:
+    for function in FUNCTIONS:
+        role = SECRETS[declared(function)["DATABASE_SECRET_ARN"]["Ref"]]
+        asked = re.findall(r"\brole=(\S+\b"?)", (ROOT / "functions" / FOLDERS[function] / "app.py").read_text("utf-8"))
+        assert set(asked) == {"None" if role == "acp_owner" else f'"{role}"'}, function
+
+
 def test_each_secrets_parameter_names_the_role_it_is_for() -> None:
     for name, role in SECRETS.items():
         assert re.search(rf"\b{role}\b", PARAMETERS[name]["Description"]), name

@@ -156,7 +156,7 @@ def test_status_shows_a_hostile_relay_written_out() -> None:
 # The commands of breakers and of dead letters
 
 
-@pytest.mark.parametrize("field", ["name", "last_error", "held_by"])
+@pytest.mark.parametrize("field", ["name", "last_error", "held_by", "held_reason"])
 def test_breakers_show_hostile_text_written_out(field: str) -> None:
     values: dict[str, Any] = {"name": "b", "last_error": "e", "held_by": "ada"} | {field: HOSTILE}
     breaker = Breaker(state="open", opened_at=NOW, **values)
@@ -240,7 +240,13 @@ def test_each_line_of_a_timeline_shows_hostile_text_written_out(changes: dict[st
 
 
 @pytest.mark.parametrize(
-    "changes", [{"held_by": HOSTILE}, {"last_error": HOSTILE}, {"held_by": "a", "last_error": HOSTILE}]
+    "changes",
+    [
+        {"held_by": HOSTILE},
+        {"last_error": HOSTILE},
+        {"held_by": "a", "last_error": HOSTILE},
+        {"held_by": "a", "held_reason": HOSTILE},
+    ],
 )
 def test_why_a_message_waits_shows_hostile_text_written_out(changes: dict[str, Any]) -> None:
     breaker = Breaker("plain", "open", opened_at=NOW, **changes)

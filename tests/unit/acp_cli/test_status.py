@@ -154,6 +154,10 @@ def test_each_thing_a_person_should_look_at_makes_it_degraded(
             Breaker("q", "open", 9, NOW.astimezone(timezone(timedelta(hours=-5))), held_by="Ada", last_error="denied"),
             "has been held open by Ada since 2024-01-10 14:32:00Z, last error: denied",
         ),
+        (
+            Breaker("q", "open", 9, NOW, held_by="Ada", held_reason="it moves", last_error="denied"),
+            "has been held open by Ada since 2024-01-10 14:32:00Z, because: it moves, last error: denied",
+        ),
     ],
 )
 def test_a_breaker_that_is_not_closed_makes_it_degraded_and_says_what_comes_next(

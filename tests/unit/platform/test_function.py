@@ -181,7 +181,7 @@ def test_empty_aws_variables_are_removed_before_botocore_reads_them(
 
 def test_a_database_is_not_reached_for_before_its_first_use() -> None:
     nowhere = DatabaseSettings(url="this is no URL, and nobody has looked yet", secret_arn=None)
-    database = open_database(nowhere, endpoint_url=None, application_name="test")
+    database = open_database(nowhere, endpoint_url=None, application_name="test", role=None)
     database.close()
     with pytest.raises(ConfigurationError) as refusal:
         database.connection()

@@ -239,7 +239,7 @@ class EventTypes:
         """
         if isinstance(message, str | bytes):
             try:
-                message = json.loads(message)
+                message = json.loads(message, object_pairs_hook=_each_once)
             except (ValueError, RecursionError) as error:
                 raise ContractViolation(f"is not JSON ({error})", field="message", value=message) from error
         if not isinstance(message, Mapping):
@@ -253,6 +253,16 @@ class EventTypes:
             # holds is refused before, for the model would round an integer that a double cannot hold.
             data["payload"] = parse_payload(model, storable(payload)).model_dump(mode="json")
         return _validated(Event, data)
+
+
+def _each_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON. Raises ContractViolation for a field given twice: readers would differ over it."""
+    content = dict(fields)
+    if len(content) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ContractViolation("is given twice in one object", field=twice)
+    return content
 
 
 def new_event(

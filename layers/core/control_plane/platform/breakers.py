@@ -49,6 +49,8 @@ class Breaker:
     """The text of the latest failure; None again once the breaker closes."""
     is_guarded: bool = True
     """Whether a function has used the breaker lately; one that no function uses counts no longer as open."""
+    held_reason: str | None = None
+    """Why the person holds it; None where they did not say."""
 
     @property
     def is_closed(self) -> bool:
@@ -135,12 +137,14 @@ def read_breakers(connection: Connection[Any], names: Sequence[str] | None = Non
         return cursor.execute(QUERIES["breakers"].sql, {"names": None if names is None else list(names)}).fetchall()
 
 
-def hold(connection: Connection[Any], name: str, *, by: str, force: bool = False) -> str | None:
-    """Holds a breaker open, whatever succeeds or fails, until it is resumed.
+def hold(connection: Connection[Any], name: str, *, by: str, reason: str = "", force: bool = False) -> str | None:
+    """Holds a breaker open, whatever succeeds or fails, until it is resumed; ``reason`` is kept with the hold.
 
-    Returns None, or who holds it already: another person's hold is replaced only with ``force``.
+    Returns None, or who holds it already: another person's hold is replaced only with ``force``. One's own hold is
+    renewed, with the new reason.
     """
-    parameters = {"name": name, "held_by": readable(by), "force": force}
+    held_reason = readable(reason.strip()) or None
+    parameters = {"name": name, "held_by": readable(by), "held_reason": held_reason, "force": force}
     if connection.execute(QUERIES["hold_breaker"].sql, parameters).fetchone() is not None:
         return None
     breaker = next(iter(read_breakers(connection, [name])), None)

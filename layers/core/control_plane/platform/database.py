@@ -13,8 +13,14 @@ from psycopg import Connection, IsolationLevel
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
-from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.model.errors import (
+    ConfigurationError,
+    ControlPlaneError,
+    DatabaseUnavailable,
+    SchemaVersionMismatch,
+)
 from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
+from control_plane.platform.queries import load_queries
 from control_plane.platform.refusals import Attempt, explain, refuses_password
 from control_plane.platform.session import SESSION_LOST, TRACKED, check_session, refuses_options, startup_options
 
@@ -32,6 +38,8 @@ REFUSED_LAYOUT: Final = (
 
 CONNECT_TIMEOUT_SECONDS = 5
 
+QUERIES: Final = load_queries(__package__)
+
 logger: Final = logging.getLogger(__name__)
 
 
@@ -41,6 +49,7 @@ class Database:
     ``url`` is called at each opening, so that a rotated secret is picked up; ``origin`` names in errors what it reads.
     The connection is in autocommit mode: a transaction is visible where the caller opens it.
 
+    ``role`` is the role of the control plane whose work this is, which the session's own must be or be a member of.
     ``patience_seconds`` is for where somebody waits for the answer: neither opening the connection nor checking it, nor
     the work in :meth:`bounded`, takes longer, whatever has become of the server or of the way to it.
     """
@@ -52,10 +61,12 @@ class Database:
         application_name: str,
         origin: str = "the database URL",
         check_schema: bool = True,
+        role: str | None = None,
         patience_seconds: int | None = None,
     ) -> None:
         self._url = url
         self._origin = origin
+        self._role = role
         self._application_name = application_name
         self._check_schema = check_schema
         self._patience_seconds = patience_seconds
@@ -75,6 +86,8 @@ class Database:
                 try:
                     with self._patience(connection):
                         check_schema(connection)
+                        if self._role is not None:
+                            check_role(connection, self._role, origin=self._origin)
                 except BaseException:
                     connection.close()  # kept, it would pass for checked at the next call
                     raise
@@ -228,6 +241,19 @@ def _open(conninfo: str, application_name: str, timeout_seconds: int) -> Connect
     )
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     return connection
+
+
+def check_role(connection: Connection[Any], role: str, *, origin: str) -> None:
+    """Raises ConfigurationError where the session may not do all that ``role`` may: its URL is another function's."""
+    row = connection.execute(QUERIES["session_role"].sql, {"role": role}).fetchone()
+    assert row is not None
+    found, may_work = row
+    if not may_work:
+        problem = (
+            f"{origin} is for another role: this function works as {role}, and was given {found}. Put {role}'s URL "
+            f"there; a role of another name must be granted {role} (docs/deploy.md)"
+        )
+        raise ConfigurationError([problem])
 
 
 def check_schema(connection: Connection[Any]) -> None:

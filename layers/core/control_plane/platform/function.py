@@ -46,15 +46,21 @@ def open_database(
     *,
     endpoint_url: str | None,
     application_name: str,
+    role: str | None,
     check_schema: bool = True,
     patience_seconds: int | None = None,
 ) -> Database:
-    """The function's database; nothing is opened or read before its first use."""
+    """The function's database; nothing is opened or read before its first use.
+
+    ``role`` is the database role whose work the function does: the session must be that one's or a member's. It is
+    None for the owner, who may have any name.
+    """
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
         origin=origin_of(settings),
         check_schema=check_schema,
+        role=role,
         patience_seconds=patience_seconds,
     )
 

@@ -14,6 +14,10 @@ FROM pg_catalog.unnest(ARRAY[
 SELECT name, set_config(name, value, false)
 FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
 
+-- name: session_role
+-- Who this session is, and whether it may do all that a role of the control plane may; null where there is no such role.
+SELECT current_user::text, (SELECT pg_has_role(oid, 'usage') FROM pg_roles WHERE rolname = %(role)s)
+
 -- name: breakers
 -- The breakers of these names, or all where names is null; one that never failed and was never held has no row.
 SELECT
@@ -23,6 +27,7 @@ SELECT
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
+    held_reason,
     last_error,
     guarded_at > now() - interval '15 minutes' AS is_guarded
 FROM circuit_breakers
@@ -43,6 +48,7 @@ SELECT
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
+    held_reason,
     last_error,
     true AS is_guarded
 FROM circuit_breakers
@@ -107,23 +113,28 @@ RETURNING
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
+    held_reason,
     last_error,
     true AS is_guarded
 
 -- name: hold_breaker
 -- Opens a breaker until a person lets it go; one that was open already stays open since then. Returns no row where somebody
 -- else holds it.
-INSERT INTO circuit_breakers AS breaker (name, state, opened_at, held_by)
-VALUES (%(name)s, 'open', now(), %(held_by)s)
+INSERT INTO circuit_breakers AS breaker (name, state, opened_at, held_by, held_reason)
+VALUES (%(name)s, 'open', now(), %(held_by)s, %(held_reason)s)
 ON CONFLICT (name) DO UPDATE
-SET state = 'open', opened_at = coalesce(breaker.opened_at, now()), retry_at = NULL, held_by = excluded.held_by
+SET state = 'open',
+    opened_at = coalesce(breaker.opened_at, now()),
+    retry_at = NULL,
+    held_by = excluded.held_by,
+    held_reason = excluded.held_reason
 WHERE breaker.held_by IS NULL OR breaker.held_by = excluded.held_by OR %(force)s
 RETURNING name
 
 -- name: resume_breaker
 -- Lets go of a breaker that is held, and cuts short the cool-down of one that is not: its probe is due at once.
 UPDATE circuit_breakers
-SET state = 'half_open', retry_at = now(), held_by = NULL
+SET state = 'half_open', retry_at = now(), held_by = NULL, held_reason = NULL
 WHERE name = %(name)s AND (held_by IS NOT NULL OR state = 'open')
 RETURNING name
 
