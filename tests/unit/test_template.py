@@ -309,7 +309,8 @@ def test_each_function_has_its_own_roles_secret() -> None:
 def test_each_function_asks_for_its_secrets_role() -> None:
     for function in FUNCTIONS:
         role = SECRETS[declared(function)["DATABASE_SECRET_ARN"]["Ref"]]
-        asked = re.findall(r"\brole=(\S+\b"?)", (ROOT / "functions" / FOLDERS[function] / "app.py").read_text("utf-8"))
+        source = (ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8")
+        asked = re.findall(r'\brole=("\w+"|None)', source)
         assert set(asked) == {"None" if role == "acp_owner" else f'"{role}"'}, function
 
 

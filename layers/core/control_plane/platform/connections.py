@@ -162,20 +162,17 @@ class Connections:
         ends = time.monotonic() + self._connect_timeout
         address = self._address if proxy is None else (proxy.host, proxy.port)
         try:
-            connection = socket.create_connection(address, timeout=self._connect_timeout)
+            connection = _connected(address, ends)
         except OSError as error:
             raise self._unreachable(error) from error
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy is not None and proxy.uses_tls:
-                connection = self._tls.wrap_socket(connection, server_hostname=proxy.host)
+                connection = self._secured(connection, proxy.host, ends)
             if proxy is not None and self._uses_tls:
                 self._open_tunnel(connection, proxy, ends)
-                if proxy.uses_tls:  # TLS within TLS, which ssl's own sockets do not do
-                    _set_timeout(connection, ends)
-                    return cast("socket.socket", SSLTransport(connection, self._tls, self._address[0]))
             if self._uses_tls:
-                return self._tls.wrap_socket(connection, server_hostname=self._address[0])
+                return self._secured(connection, self._address[0], ends)
         except ssl.SSLError:
             connection.close()
             raise  # it is there, and not to be trusted
@@ -187,19 +184,29 @@ class Connections:
             raise
         return connection
 
+    def _secured(self, connection: socket.socket, host: str, ends: float) -> socket.socket:
+        """Has TLS begin on the connection, which may be within TLS already. Raises OSError."""
+        _set_timeout(connection, ends, late="no connection in time")
+        if not isinstance(connection, ssl.SSLSocket):
+            return self._tls.wrap_socket(connection, server_hostname=host)  # the time-out holds for the whole handshake
+        # TLS within TLS, which ssl's own sockets do not do.
+        outer = cast("socket.socket", _Handshake(connection, ends))
+        transport = SSLTransport(outer, self._tls, host)
+        transport.socket = connection
+        return cast("socket.socket", transport)
+
     def _open_tunnel(self, connection: socket.socket, proxy: Proxy, ends: float) -> None:
         """Has the proxy connect to the server: all that follows is between it and us. Raises OSError."""
         headers = "".join(f"{name}: {value}\r\n" for name, value in proxy.headers.items())
         request = f"CONNECT {self._authority} HTTP/1.1\r\nHost: {self._authority}\r\n{headers}\r\n"
         try:
-            _set_timeout(connection, ends)
+            _set_timeout(connection, ends, late="no connection in time")
             connection.sendall(request.encode("ascii"))
             status = _Reader(connection, ends).tunnel()
         except UnreadableError as error:
             raise OSError(f"its answer cannot be read: {error}") from error
         if not 200 <= status < 300:
             raise OSError(f"it answers HTTP {status} to CONNECT {self._authority}")
-        connection.settimeout(max(0.001, ends - time.monotonic()))
 
     def _unreachable(self, error: OSError) -> UnreachableError:
         if self._proxy is None:
@@ -227,11 +234,51 @@ def _close(connections: Iterable[tuple[socket.socket, float]]) -> None:
         connection.close()
 
 
-def _set_timeout(connection: socket.socket, ends: float) -> None:
+def _connected(address: tuple[str, int], ends: float) -> socket.socket:
+    """Returns a connection to the first of the address's hosts that answers, each asked for its share of what is left.
+
+    Raises OSError. ``socket.create_connection`` gives the whole time-out to every one of them.
+    """
+    hosts = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    failure: OSError = OSError("the name has no address")
+    for place, (family, kind, protocol, _, host) in enumerate(hosts):
+        now = time.monotonic()
+        connection = socket.socket(family, kind, protocol)
+        try:
+            _set_timeout(connection, now + (ends - now) / (len(hosts) - place), late="no connection in time")
+            connection.connect(host)
+        except OSError as error:
+            connection.close()
+            failure = error
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise failure
+
+
+class _Handshake:
+    """A connection for the many reads and writes of a handshake that must be over, all together, at an instant."""
+
+    def __init__(self, connection: socket.socket, ends: float) -> None:
+        self._connection = connection
+        self._ends = ends
+
+    def recv(self, size: int) -> bytes:
+        _set_timeout(self._connection, self._ends, late="no connection in time")
+        return self._connection.recv(size)
+
+    def sendall(self, data: bytes) -> None:
+        _set_timeout(self._connection, self._ends, late="no connection in time")
+        self._connection.sendall(data)
+
+
+def _set_timeout(connection: socket.socket, ends: float, *, late: str = "the answer was not whole in time") -> None:
     """Lets the next call of the socket take what is left; its own time-out counts anew for every call."""
     remaining = ends - time.monotonic()
     if remaining <= 0:
-        raise TimeoutError("the answer was not whole in time")
+        raise TimeoutError(late)
     connection.settimeout(remaining)
 
 
