@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import psycopg
-from psycopg import sql
-
-from control_plane.model.errors import ControlPlaneError
-from control_plane.ops.migrations import read_migrations
-from control_plane.ops.upgrade import UpgradeReport, upgrade
-from control_plane.platform.settings import MigrationSettings
 from local_cloud.build import TEMPLATE
 from local_cloud.errors import AcpError
 from local_cloud.roles import OWNER, READER, SECRETS, SEE_OTHERS_SESSIONS
@@ -19,6 +12,7 @@ from local_cloud.template import read_template
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from control_plane.ops.upgrade import UpgradeReport
     from local_cloud.postgres import PostgresServer
     from local_cloud.run_state import RunState
     from local_cloud.workspace import Workspace
@@ -43,6 +37,10 @@ def reader_url(server: PostgresServer, run: RunState) -> str:
 
 def prepare(server: PostgresServer, run: RunState) -> None:
     """Make the roles and the database where they are missing; a role's own password and settings are set anew."""
+    # Slow to import, and not needed by whoever asks for a URL alone.
+    import psycopg  # noqa: PLC0415
+    from psycopg import sql  # noqa: PLC0415
+
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for role in SECRETS.values():
             exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None
@@ -67,6 +65,13 @@ def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
 
     Raises AcpError naming the migration or the subscription that cannot be applied.
     """
+    import psycopg  # noqa: PLC0415 - as above
+
+    from control_plane.model.errors import ControlPlaneError  # noqa: PLC0415
+    from control_plane.ops.migrations import read_migrations  # noqa: PLC0415
+    from control_plane.ops.upgrade import upgrade  # noqa: PLC0415
+    from control_plane.platform.settings import MigrationSettings  # noqa: PLC0415
+
     try:
         settings = MigrationSettings.from_environ(
             {"DATABASE_URL": url_of_owner, "SUBSCRIPTIONS": declared_subscriptions(workspace.checkout / TEMPLATE)}

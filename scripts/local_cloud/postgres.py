@@ -20,7 +20,6 @@ from typing import IO, TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 
 import psutil
-import psycopg
 
 from local_cloud.errors import AcpError
 from local_cloud.net import free_port, port_is_free
@@ -239,6 +238,8 @@ class PostgresServer:
         return True
 
     def _answers(self, process: subprocess.Popen[bytes] | None) -> bool:
+        import psycopg  # noqa: PLC0415 - slow to import, and not needed to see whether anything runs
+
         try:
             psycopg.connect(self.url(), connect_timeout=5).close()
         except PostgresError:  # not listening yet

@@ -9,8 +9,8 @@ from typing import Any
 from tests.conftest import PASSWORD
 from tests.integration.running_cloud import RunningCloud
 
-from acp_cli import cli, cloud_commands
-from local_cloud import database
+from acp_cli import cli
+from local_cloud import database, queues
 from local_cloud.aws import LocalCloud
 from local_cloud.postgres import PostgresServer
 from local_cloud.run_state import RunState
@@ -44,7 +44,7 @@ class SeenCloud(RunningCloud):
 if __name__ == "__main__":
     folder, data, name, *arguments = sys.argv[1:]
     database.NAME = name
-    vars(cloud_commands)["queue_depths"] = lambda *_: []
+    vars(queues)["queue_depths"] = lambda *_: []
     server = PostgresServer(Path(data), password=PASSWORD)
     vars(cli)["_open_cloud"] = lambda _: SeenCloud(Path(folder), server)
     sys.argv = ["acp", *arguments]

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from functools import cache
 
-from bokeh_sampledata import stocks
-
 SYMBOLS = {
     "AAPL": "Apple Inc.",
     "FB": "Facebook, Inc.",
@@ -28,6 +26,8 @@ class Bar:
 @cache
 def daily_bars(symbol: str) -> tuple[Bar, ...]:
     """Every real day of a symbol in order. All series end on the same day, 2013-03-01."""
+    from bokeh_sampledata import stocks  # noqa: PLC0415 - slow to import, and acp needs the symbols alone
+
     days = getattr(stocks, symbol)
     columns = (days[name] for name in ("open", "high", "low", "close", "volume"))
     return tuple(Bar(*row) for row in zip(*columns, strict=True))

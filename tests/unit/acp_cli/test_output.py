@@ -110,6 +110,16 @@ def test_a_commands_module_imports_neither_sam_nor_boto3(module: str) -> None:
     assert result.stdout == "[]\n"
 
 
+def test_status_loads_no_driver_before_there_is_a_cloud() -> None:
+    slow = {"psycopg", "pydantic", "boto3", "bokeh_sampledata", "samcli", "acp_cli.status"}
+    code = (
+        "import sys; from acp_cli.cli import load; import local_cloud.cloud; load('status'); "
+        f"print(sorted(sys.modules.keys() & {slow}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_names_what_a_word_may_become(shell: str) -> None:
     script = acp("completion", shell)
