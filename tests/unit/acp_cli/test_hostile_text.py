@@ -33,10 +33,13 @@ from control_plane.ops.status import (
 )
 from control_plane.platform.breakers import Breaker
 from drills.narrator import Narrator, Result
-from local_cloud import tools
+from local_cloud import build, tools
+from local_cloud.cloud import Cloud
 from local_cloud.progress import Progress
 from local_cloud.queues import QueueDepth
+from local_cloud.run_state import RunState
 from local_cloud.visible import Terminal
+from local_cloud.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +123,7 @@ def report(name: str) -> Report:
             breakers=[Breaker("b", "open", 3, NOW, 1.0, last_error=text("breaker's error"))],
             consumer_lag=[ConsumerLag(text("lag's subscription"), 1, 1000.0, EVENT_ID)],
             dead_letters=[letter],
-            lingering_relay=LingeringRelay("]x\x1b[2J\u202e[b" if name == "relay" else "plain", NOW),
+            lingering_relay=LingeringRelay("]x\x1b[2J\n[b" if name == "relay" else "plain", NOW),
             pinned_horizon=HorizonHolder("session", "1", text("session's user"), text("session's program"), 1, 1),
         ),
         queues=[QueueDepth(text("queue"), 1, 0)],
@@ -150,7 +153,7 @@ def test_status_shows_hostile_text_written_out(name: str, times: int) -> None:
 
 
 def test_status_shows_a_hostile_relay_written_out() -> None:
-    assert r"x\x1b[2J\u202e[b, since" in printed(report("relay").render())
+    assert r"x\x1b[2J\n[b, since" in printed(report("relay").render())
 
 
 # The commands of breakers and of dead letters
@@ -296,6 +299,27 @@ def test_invokes_log_shows_hostile_text_written_out(
     workspace = cast("Any", SimpleNamespace(state=tmp_path, home=tmp_path, checkout=tmp_path))
     answer = invoke_command._sam_local_invoke(workspace, cast("Any", SimpleNamespace(endpoint="")), "R", tmp_path)
     assert (answer, capsys.readouterr().err) == ("7\n", "[\\x1b[2J]\n")
+
+
+def test_invokes_answer_shows_hostile_text_written_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Deployed(Cloud):
+        def running(self) -> RunState:
+            return RunState()
+
+        def outputs(self, run: RunState) -> dict[str, str]:
+            return {"RelayFunctionName": "relay-1"}
+
+        def prepare_containers(self, run: RunState) -> None: ...
+
+    event = tmp_path / "event.json"
+    event.write_text("{}")
+    monkeypatch.setattr(build, "build_for_containers", lambda *_, **__: "")
+    monkeypatch.setattr(invoke_command, "_sam_local_invoke", lambda *_: '"\u202e"\n')
+    context = cast("Any", SimpleNamespace(obj=Deployed(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))))
+    invoke_command.invoke(context, "relay", event=event)
+    assert capsys.readouterr().out == '"\\u202e"\n'
 
 
 def told(act: Callable[[Narrator], object], guarantee: str = "plain", *, is_terminal: bool = False) -> str:

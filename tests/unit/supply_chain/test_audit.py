@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,63 @@ def test_a_finding_fails_and_names_package_and_lock(capsys: pytest.CaptureFixtur
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("peewee ")
     assert line.endswith(": PYSEC-0000-1, mended in 99 (layers/market_data/requirements.txt)")
+
+
+@pytest.fixture
+def accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of acceptances, of the test's own."""
+    monkeypatch.setattr(audit, "ACCEPTED", tmp_path / "accepted.toml")
+    return tmp_path / "accepted.toml"
+
+
+def acceptance(*, id_: str = "PYSEC-0000-1", package: str = "peewee", days: int = 30) -> str:
+    until = datetime.now(UTC).date() + timedelta(days=days)
+    return f'[[accepted]]\nid = "{id_}"\npackage = "{package}"\nreason = "it is not called"\nuntil = {until}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (acceptance(), 0, "; accepted until "),
+        (acceptance(days=0), 0, "; accepted until "),
+        (acceptance(days=-1), 1, "; was accepted until "),
+        (acceptance(id_="PYSEC-0000-2"), 1, "peewee: PYSEC-0000-2 is accepted, and not found: take it out"),
+        (acceptance(package="other"), 1, "other: PYSEC-0000-1 is accepted, and not found: take it out"),
+    ],
+    ids=["for a while", "its last day", "over", "another id", "another package"],
+)
+def test_a_finding_may_be_accepted_until_a_day(
+    accepted: Path, capsys: pytest.CaptureFixture[str], text: str, code: int, said: str
+) -> None:
+    accepted.write_text(text)
+    with osv(vulnerable="peewee") as url:
+        assert audit.main(["--osv-url", url]) == code
+    output = capsys.readouterr().out
+    assert said in output
+    assert ("it is not called" in output) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (acceptance(days=400), "are the most"),
+        (acceptance().replace("until = ", "until = '").rstrip() + "'\n", "until must be a day"),
+        (acceptance().replace("it is not called", " "), "has an id, a package, a reason and a day"),
+        (acceptance().replace('package = "peewee"\n', ""), "has an id, a package, a reason and a day"),
+        ("[[accepted", "accepted.toml: "),
+    ],
+    ids=["too long", "a text", "no reason", "no package", "no TOML"],
+)
+def test_an_acceptance_that_is_not_whole_is_refused(
+    accepted: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    accepted.write_text(text)
+    assert audit.main(["--if-reachable", "--osv-url", f"http://127.0.0.1:{free_port()}/"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_accepted_in_the_checkout_is_whole() -> None:
+    audit.read_accepted(audit.ACCEPTED.read_text(encoding="utf-8"), today=datetime.now(UTC).date())
 
 
 def test_no_finding_passes(capsys: pytest.CaptureFixture[str]) -> None:
