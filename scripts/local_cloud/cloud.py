@@ -288,6 +288,7 @@ class Cloud:
             {**parameters, **secrets},
             stack=run.stack,
             previous=previous,
+            promise_lost=lambda: database.promise_lost(database.owner_url(server, run)),
         )
         run.save(self.workspace)
         return what

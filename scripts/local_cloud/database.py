@@ -85,6 +85,17 @@ def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
         raise AcpError(msg) from error
 
 
+def promise_lost(url_of_owner: str) -> int:
+    """Have the relay deliver again what no consumer has processed, as the queues that held it are gone. How many."""
+    import psycopg  # noqa: PLC0415 - as above
+
+    from control_plane.ops.redelivery import promise_lost as promise  # noqa: PLC0415
+
+    with psycopg.connect(url_of_owner, autocommit=True) as connection:
+        promised = promise(connection, requested_by="acp up", reason="the stack was made anew, and its queues with it")
+    return sum(promised.values())
+
+
 def declared_subscriptions(template: Path) -> str:
     """The SUBSCRIPTIONS that a template gives MigrationFunction, as they stand there; empty where it gives none."""
     function = read_template(template)["Resources"]["MigrationFunction"]["Properties"]

@@ -19,7 +19,7 @@ from local_cloud.run_state import Deployment
 from local_cloud.template import read_template
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from local_cloud.aws import LocalCloud
@@ -48,10 +48,12 @@ def deploy(
     *,
     stack: str,
     previous: Deployment | None,
+    promise_lost: Callable[[], int],
 ) -> tuple[Deployment, str]:
     """Bring the stack to what was built. Returns it, and in a few words what that took.
 
-    `parameters` that the template does not declare are left out.
+    `parameters` that the template does not declare are left out. `promise_lost` is called where the queues are new: it
+    has what the old ones held delivered again, and returns how many messages that are.
     """
     source = read_template(template)
     declared = source.get("Parameters", {})
@@ -77,6 +79,9 @@ def deploy(
     if not is_update:
         # What an interrupted deployment has left goes, too.
         _delete_stack(cloud, stack)
+        # While nobody delivers or consumes: what is delivered now was delivered to queues that are gone.
+        if promised := promise_lost():
+            what += f"; {promised} that no consumer had processed will be delivered again"
     cloud.buckets.create_bucket(Bucket=_bucket(stack))
     tools.sam(
         workspace,

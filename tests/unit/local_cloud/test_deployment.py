@@ -177,6 +177,9 @@ class World:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cloud = FakeCloud()
         self.sam_calls: list[Sequence[str]] = []
+        self.lost = 0
+        self.promises: list[int] = []
+        """How many deployments there had been each time that what is lost was promised again."""
         self.workspace = Workspace(tmp_path, tmp_path, tmp_path / "state")
         self.template = self.workspace.build / "sam" / "template.yaml"
         self.code = self.template.parent / "RelayFunction" / "app.py"
@@ -204,7 +207,14 @@ class World:
             {"Symbols": "AAPL,MSFT", **parameters},
             stack=STACK,
             previous=previous,
+            promise_lost=self.promise_lost,
         )
+
+    def promise_lost(self) -> int:
+        # Before anything delivers to the new queues, and after the old ones are gone.
+        assert self.cloud.cloudformation.deleted[-1:] == [STACK]
+        self.promises.append(len(self.sam_calls))
+        return self.lost
 
 
 @pytest.fixture
@@ -278,7 +288,17 @@ def test_a_changed_resource_that_updates_ignore_makes_a_new_stack_and_counts_wha
     _, what = world.deploy(deployment, emulator=emulator)
     assert what.startswith(said)
     assert what.endswith("; 21 messages that waited in its queues go with it")
+    assert world.promises == [0, 1]
     assert world.cloud.cloudformation.deleted == [STACK]
+
+
+def test_what_was_in_queues_that_are_gone_is_promised_again(world: World) -> None:
+    world.lost = 4
+    deployment, what = world.deploy()
+    assert what == "new stack; 4 that no consumer had processed will be delivered again"
+    world.deploy(deployment)
+    world.deploy(deployment, Symbols="IBM")
+    assert world.promises == [0], "an update leaves the queues as they are"
 
 
 def test_what_an_interrupted_deployment_left_in_queues_is_counted(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+TODAY = date(2026, 1, 2)
 VULNERABLE = {
     "id": "PYSEC-0000-1",
     "summary": "made for a test",
@@ -78,37 +79,43 @@ def accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "accepted.toml"
 
 
-def acceptance(*, id_: str = "PYSEC-0000-1", package: str = "peewee", days: int = 30) -> str:
-    until = datetime.now(UTC).date() + timedelta(days=days)
+def acceptance(*, id_: str = "PYSEC-0000-1", package: str = "peewee", until: str = "2026-02-01") -> str:
     return f'[[accepted]]\nid = "{id_}"\npackage = "{package}"\nreason = "it is not called"\nuntil = {until}\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "said"),
+    ("text", "fails", "said"),
     [
-        (acceptance(), 0, "; accepted until "),
-        (acceptance(days=0), 0, "; accepted until "),
-        (acceptance(days=-1), 1, "; was accepted until "),
-        (acceptance(id_="PYSEC-0000-2"), 1, "peewee: PYSEC-0000-2 is accepted, and not found: take it out"),
-        (acceptance(package="other"), 1, "other: PYSEC-0000-1 is accepted, and not found: take it out"),
+        (acceptance(), False, "peewee 3: X; accepted until 2026-02-01: it is not called"),
+        (acceptance(id_="CVE-0"), False, "peewee 3: X; accepted until 2026-02-01: it is not called"),
+        (acceptance(until="2026-01-02"), False, "peewee 3: X; accepted until 2026-01-02: it is not called"),
+        (acceptance(until="2026-01-01"), True, "peewee 3: X; was accepted until 2026-01-01"),
+        (acceptance(id_="PYSEC-0000-2"), True, "peewee: PYSEC-0000-2 is accepted, and not found: take it out"),
+        (acceptance(package="other"), True, "other: PYSEC-0000-1 is accepted, and not found: take it out"),
+        ("", True, "peewee 3: X"),
     ],
-    ids=["for a while", "its last day", "over", "another id", "another package"],
+    ids=["for a while", "by an alias", "its last day", "over", "another id", "another package", "not at all"],
 )
-def test_a_finding_may_be_accepted_until_a_day(
-    accepted: Path, capsys: pytest.CaptureFixture[str], text: str, code: int, said: str
-) -> None:
-    accepted.write_text(text)
+def test_a_finding_may_be_accepted_until_a_day(text: str, fails: bool, said: str) -> None:
+    found = [audit.Finding("peewee 3: X", "peewee", frozenset({"PYSEC-0000-1", "CVE-0"}))]
+    lived_with, problems = audit.judge(found, audit.read_accepted(text, today=TODAY), today=TODAY)
+    assert said in (problems if fails else lived_with)
+    assert bool(problems) == fails
+
+
+def test_an_accepted_finding_is_told_and_passes(accepted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accepted.write_text(acceptance(until=str(datetime.now(UTC).date())))
     with osv(vulnerable="peewee") as url:
-        assert audit.main(["--osv-url", url]) == code
-    output = capsys.readouterr().out
-    assert said in output
-    assert ("it is not called" in output) == (code == 0)
+        assert audit.main(["--osv-url", url]) == 0
+    finding, summary = capsys.readouterr().out.splitlines()
+    assert finding.endswith(": it is not called")
+    assert summary == "No other known vulnerability. Locks scanned: 1."
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (acceptance(days=400), "are the most"),
+        (acceptance(until="2999-01-01"), "are the most"),
         (acceptance().replace("until = ", "until = '").rstrip() + "'\n", "until must be a day"),
         (acceptance().replace("it is not called", " "), "has an id, a package, a reason and a day"),
         (acceptance().replace('package = "peewee"\n', ""), "has an id, a package, a reason and a day"),

@@ -258,6 +258,34 @@ promised AS (
 )
 SELECT count(*) FROM promised
 
+-- name: promise_lost_deliveries
+-- Promises anew under an operation what active subscriptions' queues have accepted and their consumers have not processed,
+-- unless it is pending already. A subscription whose consumer has recorded nothing is left out: it may keep no record.
+-- Returns how many deliveries each subscription has been promised.
+WITH promised AS (
+    INSERT INTO pending_deliveries (outbox_id, subscription, operation_id)
+    SELECT DISTINCT delivery.outbox_id, delivery.subscription, %(operation_id)s::uuid
+    FROM deliveries AS delivery
+    JOIN outbox AS message ON message.id = delivery.outbox_id
+    JOIN subscriptions ON subscriptions.name = delivery.subscription AND subscriptions.removed_at IS NULL
+    WHERE EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscription)
+        AND NOT EXISTS (
+            SELECT
+            FROM processed_events AS processed
+            WHERE processed.consumer = delivery.subscription AND processed.event_id = message.event_id
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM pending_deliveries AS pending
+            WHERE pending.outbox_id = delivery.outbox_id AND pending.subscription = delivery.subscription
+        )
+    RETURNING subscription
+)
+SELECT subscription, count(*)
+FROM promised
+GROUP BY subscription
+ORDER BY subscription
+
 -- name: delete_expired_events
 -- A batch of the oldest events beyond their retention, with all that belongs to them. Returns how many are gone.
 SELECT delete_expired_events(%(retention_days)s, %(batch_size)s)
