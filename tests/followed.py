@@ -17,7 +17,13 @@ CHECKS = (
     ("scripts/generate", "--check"),
 )
 """What `scripts/test checks` runs, with mypy on what the pages add to."""
-UNIT = ("tests/unit/test_*.py", "tests/unit/model", "tests/unit/acp_cli/test_invoke_command.py")
+UNIT = (
+    "tests/unit/test_*.py",
+    "tests/unit/model/test_contract.py",
+    "tests/unit/model/test_event_contract_doc.py",
+    "tests/unit/model/test_schemas.py",
+    "tests/unit/acp_cli/test_invoke_command.py",
+)
 """Of `scripts/test unit`, the tests that read the template, the domains, the samples and the docs."""
 
 

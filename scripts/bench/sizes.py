@@ -32,7 +32,6 @@ QUICK = Sizes(
     emulated_events=100,
     small_backlog=1_000,
     large_backlog=5_000,
-    backlog_seconds=0.2,
     latency_seconds=1,
     neighbour_seconds=1,
     cold_starts=1,

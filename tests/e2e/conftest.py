@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from tests.e2e.clouds import DIFFERENCES, Differences
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import NodeManager
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
@@ -32,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=[*DIFFERENCES],
         help="what stands in for AWS; may be repeated; default: each",
     )
+
+
+def pytest_configure() -> None:
+    """Lets interrupted processes take down their clouds: xdist would kill them after ten seconds."""
+    NodeManager.EXIT_TIMEOUT = 90
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -200,11 +200,12 @@ def set_up_logging() -> None:
 
 def call(
     api: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
-) -> http.client.HTTPResponse:
-    """Ask the Runtime API; the process ends if it is gone, for then nobody waits for this function any more."""
+) -> tuple[http.client.HTTPMessage, bytes]:
+    """The Runtime API's answer, headers and body. Without a whole one the group ends: nobody waits for it."""
     try:
         api.request(method, _API + path, body)
-        return api.getresponse()
+        response = api.getresponse()
+        return response.headers, response.read()
     except (OSError, http.client.HTTPException):
         os.killpg(0, signal.SIGKILL)
         raise
@@ -222,14 +223,14 @@ def main(lifeline: int, layers: list[str]) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - a function's module may raise anything
         report = error_report(error)
         log_error(report)
-        call(api, "POST", "/init/error", json.dumps(report).encode()).read()
+        call(api, "POST", "/init/error", json.dumps(report).encode())
         sys.exit(1)
     while True:
-        response = call(api, "GET", "/invocation/next")
-        _request_id = response.headers["Lambda-Runtime-Aws-Request-Id"]
-        os.environ["_X_AMZN_TRACE_ID"] = response.headers["Lambda-Runtime-Trace-Id"]
-        kind, body = answer(handler, response.read(), response.headers)
-        call(api, "POST", f"/invocation/{_request_id}/{kind}", body).read()
+        headers, payload = call(api, "GET", "/invocation/next")
+        _request_id = headers["Lambda-Runtime-Aws-Request-Id"]
+        os.environ["_X_AMZN_TRACE_ID"] = headers["Lambda-Runtime-Trace-Id"]
+        kind, body = answer(handler, payload, headers)
+        call(api, "POST", f"/invocation/{_request_id}/{kind}", body)
 
 
 if __name__ == "__main__":
