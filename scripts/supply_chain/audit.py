@@ -21,12 +21,12 @@ OSV = "https://api.osv.dev/v1/query"
 
 
 def locks(checkout: Path) -> list[Path]:
-    """The locks of what is shipped, then those of the tools."""
+    """Returns the locks of what is shipped, then those of the tools."""
     return [*sorted(checkout.glob("layers/*/requirements.txt")), *sorted(checkout.glob("requirements/*.txt"))]
 
 
 def unreachable(url: str) -> str | None:
-    """Why the database does not answer as OSV does, or None where it does."""
+    """Returns why the vulnerability database cannot be used, or None if it answers as OSV does."""
     try:
         response = requests.post(
             url, json={"package": {"name": "pip", "ecosystem": "PyPI"}, "version": "1"}, timeout=15
@@ -40,7 +40,7 @@ def unreachable(url: str) -> str | None:
 
 
 def scan(found: Sequence[Path], url: str, cache: Path) -> dict[str, Any] | str:
-    """What pip-audit reports, or what it says where it could not scan."""
+    """Returns pip-audit's report, or what pip-audit said if it could not scan."""
     options = ["--disable-pip", "--require-hashes", "--format=json", "--progress-spinner=off", f"--cache-dir={cache}"]
     named = [f"--requirement={lock}" for lock in found]
     command = [sys.executable, "-m", "pip_audit", *options, "--vulnerability-service=osv", f"--osv-url={url}", *named]
@@ -53,7 +53,7 @@ def scan(found: Sequence[Path], url: str, cache: Path) -> dict[str, Any] | str:
 
 
 def findings(report: Mapping[str, Any], found: Sequence[Path], checkout: Path) -> list[str]:
-    """A line for each vulnerability, naming the locks that hold the package, and for each package not looked up."""
+    """Returns a line for each vulnerability, with the locks it is in, and for each package not looked up."""
     held: dict[tuple[str, str], list[str]] = {}
     for lock in found:
         for locked in read_lock(lock):
@@ -71,7 +71,7 @@ def findings(report: Mapping[str, Any], found: Sequence[Path], checkout: Path) -
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what was found. Returns 1 where something was, or where nothing could be scanned."""
+    """Prints what was found. Returns 1 if there was anything, or if nothing could be scanned."""
     parser = argparse.ArgumentParser("scripts/audit", description="Scan every lock for known vulnerabilities, by OSV.")
     parser.add_argument("--if-reachable", action="store_true", help="exit 0 where the database cannot be reached")
     parser.add_argument("--osv-url", default=OSV, metavar="URL", help="another database that answers as OSV does")

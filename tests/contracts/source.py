@@ -1,4 +1,7 @@
-"""What every source must do, asked of fakes and of real ones alike. Subclass SourceContract and give it a market."""
+"""What every source must do: one suite for fakes and real sources.
+
+Subclass SourceContract and give it a market.
+"""
 
 import json
 from abc import ABC, abstractmethod
@@ -18,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Market(ABC):
-    """A source with something to say: an hour and more of one-minute bars of each symbol, up to ``newest``."""
+    """A source's market: more than an hour of one-minute bars of each symbol, up to ``newest``."""
 
     symbols: ClassVar[tuple[str, str]]
     unknown: ClassVar[str]
@@ -31,7 +34,7 @@ class Market(ABC):
     @property
     @abstractmethod
     def now(self) -> datetime:
-        """The present, which the market's source is told."""
+        """The present, by the clock that the source uses."""
 
     @property
     @abstractmethod
@@ -41,23 +44,23 @@ class Market(ABC):
     @property
     @abstractmethod
     def kept_from(self) -> datetime:
-        """The source has nothing from before this instant."""
+        """Makes the source forget everything before this instant."""
 
     def fetch(self, symbol: str, since: datetime | None) -> Fetched:
-        """What the source answers at present."""
+        """Returns what the source answers at present."""
         return self.source.fetch(symbol, since, self.now)
 
     @abstractmethod
     def spoil_newest_price(self, symbol: str) -> None:
-        """From now on the newest bar lacks its price."""
+        """Removes the price of the newest bar from now on."""
 
     @abstractmethod
     def correct_newest_price(self, symbol: str) -> None:
-        """From now on the newest bar has another price."""
+        """Changes the price of the newest bar from now on."""
 
 
 class SourceContract(ABC):
-    """Tests to inherit; ``market`` is a fixture of the subclass."""
+    """Tests for subclasses, which define the fixture ``market``."""
 
     @pytest.fixture
     @abstractmethod

@@ -241,7 +241,7 @@ def test_a_hold_is_not_replaced_by_another_persons(others: Breakers, app: Connec
     assert look(others).held_by == "Ada"
 
 
-def test_a_probe_that_was_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connection[Any]) -> None:
+def test_a_probe_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
     since = look(breakers).opened_at

@@ -94,7 +94,7 @@ def test_it_sets_up_whatever_the_users_variables_say(checkout: Path, tools: Path
     assert (done.returncode, done.stdout) == (0, "uv/bin/uv\nuv 0.0.1\n"), done.stderr
 
 
-def test_it_sets_up_whatever_pip_conf_says_and_heeds_its_sources(
+def test_it_takes_only_package_sources_from_pip_conf(
     checkout: Path, tools: Path, uv_wheel: Path, tmp_path: Path
 ) -> None:
     pip_conf = tmp_path / "home" / ".config" / "pip" / "pip.conf"
@@ -166,7 +166,7 @@ def test_the_tests_work_through_links(links: Path, plain_readlink: Path) -> None
 # Ends of lines
 
 
-def test_a_clone_with_autocrlf_has_scripts_and_migrations_as_they_are(tmp_path: Path) -> None:
+def test_a_clone_with_autocrlf_keeps_scripts_and_migrations_unchanged(tmp_path: Path) -> None:
     origin, clone = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()
     shutil.copy2(CHECKOUT / ".gitattributes", origin)

@@ -133,7 +133,7 @@ def raw_payload_of(look: Look) -> RawPayload:
 
 @given(look=looks)
 @SHARED_DATABASE
-def test_an_event_comes_back_from_its_row_and_its_message_unchanged(app: Connection[Any], look: Look) -> None:
+def test_an_event_comes_back_unchanged_from_row_and_message(app: Connection[Any], look: Look) -> None:
     raw = raw_payload_of(look)
     with app.transaction(force_rollback=True):
         (event,) = store_events(app, [raw], [replace(look, raw_payload_id=raw.id)]).events

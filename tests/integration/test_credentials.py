@@ -119,7 +119,7 @@ def test_senseless_credentials_are_an_outage_in_which_nothing_is_sent(
     assert isinstance(publisher.publish("q", [message()], start_before=LATER)[0], Accepted)
 
 
-def test_credentials_that_cannot_be_had_at_first_are_asked_for_again(
+def test_credentials_that_are_missing_at_first_are_requested_again(
     container: CredentialsEndpoint, queue: Endpoint
 ) -> None:
     container.body = "<html>"

@@ -82,7 +82,7 @@ def test_that_there_are_more_is_said(cloud: RunningCloud, event_ids: list[UUID])
     assert run(cloud, "dead-letters", "--id", "99").stderr == "There is no dead letter that fits.\n"
 
 
-def test_a_dry_run_says_what_it_would_do_and_changes_nothing(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_a_dry_run_reports_and_changes_nothing(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     result = run(cloud, "redrive", "--all", "--dry-run")
     assert result.exit_code == 0, result.output
     assert result.stdout == "3 dead letters would be redriven: signal_lab 2, system_events 1\n"
@@ -117,7 +117,7 @@ def test_the_timeline_then_tells_both_stories(cloud: RunningCloud, event_ids: li
     assert "send it again" not in words
 
 
-def test_one_that_was_redriven_already_is_named_and_the_others_go(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_an_already_redriven_letter_is_named_and_the_others_go(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     run(cloud, "redrive", "1")
     result = run(cloud, "redrive", "1", "2", "--json")
     assert result.exit_code == 1

@@ -73,7 +73,7 @@ def secrets() -> Iterator[str]:
                 yield text
 
 
-def test_the_page_s_sql_makes_roles_that_the_page_s_secrets_let_in(server: PostgresServer) -> None:
+def test_the_pages_secrets_open_the_roles_its_sql_makes(server: PostgresServer) -> None:
     urls = {}
     for text in secrets():
         fields = conninfo_to_dict(database_url(DatabaseSettings(None, "arn"), {"arn": text}.__getitem__))
@@ -89,7 +89,7 @@ def test_the_page_s_sql_makes_roles_that_the_page_s_secrets_let_in(server: Postg
                 connection.execute("DELETE FROM events")
 
 
-def test_the_page_s_sql_finds_and_undoes_what_a_role_set_for_itself(server: PostgresServer) -> None:
+def test_the_pages_sql_undoes_what_a_role_set_itself(server: PostgresServer) -> None:
     with psycopg.connect(server.url("acp_relay", "postgres", "a third password"), autocommit=True) as relay:
         relay.execute("ALTER ROLE CURRENT_USER SET work_mem = '64kB'")
     look, undo = (statement for statement in blocks("sql")[1].split(";") if statement.strip())
@@ -99,7 +99,7 @@ def test_the_page_s_sql_finds_and_undoes_what_a_role_set_for_itself(server: Post
         assert master.execute(look.encode()).fetchall() == []
 
 
-def test_the_page_s_sam_commands_exist_with_their_options_and_parameters() -> None:
+def test_the_pages_sam_commands_exist_with_options_and_parameters() -> None:
     checked = set()
     for words in commands():
         if words[0] != "sam":
@@ -136,11 +136,11 @@ def test_the_page_s_aws_commands_exist_with_their_options() -> None:
     assert checked == 10
 
 
-def test_every_command_of_the_page_is_one_that_is_looked_at_here() -> None:
+def test_every_command_of_the_page_is_checked_here() -> None:
     assert {words[0] for words in commands()} == {"sam", "aws"}
 
 
-def test_the_stack_that_samconfig_names_is_the_one_that_the_page_names() -> None:
+def test_samconfig_and_the_page_name_the_same_stack() -> None:
     config = tomllib.loads((ROOT / "samconfig.toml").read_text(encoding="utf-8"))["cloud"]
     name = config["deploy"]["parameters"]["stack_name"]
     assert config["global"]["parameters"]["stack_name"] == name
@@ -169,7 +169,7 @@ def test_every_tool_of_the_page_is_named_as_needed() -> None:
     assert "version 2" in needed
 
 
-def test_the_page_s_table_has_every_parameter_as_the_template_has_it() -> None:
+def test_the_pages_table_lists_every_parameter_of_the_template() -> None:
     rows = {name: cells for name, *cells in re.findall(r"^\| (\w+) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)}
     for name, parameter in TEMPLATE["Parameters"].items():
         default, allowed, meaning = rows[name]

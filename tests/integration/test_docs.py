@@ -46,7 +46,7 @@ def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     vars(domains).pop("weather", None)
 
 
-def test_every_block_of_code_on_the_domains_page_is_run_here() -> None:
+def test_every_code_block_of_the_domain_page_runs_here() -> None:
     assert [text for language, text in ANY_BLOCK.findall(PAGE) if language == "python"] == list(FILES.values())
     assert {Path(name).name for name in FILES} == {"__init__.py", "events.py", "stations_source.py"}
     for path in re.findall(r"`((?:tests|layers|functions)/[^`]+)`|`(control_plane/[^`]+)`", PAGE):

@@ -197,7 +197,7 @@ def send(url: str, ca_bundle: Path | None = None) -> Outcome:
 
 
 @pytest.mark.parametrize("behaviour", HOSTILE.values(), ids=HOSTILE)
-def test_whatever_a_queue_does_ends_in_time_in_the_right_outcome(behaviour: Behaviour) -> None:
+def test_every_queue_behaviour_ends_in_time_with_its_outcome(behaviour: Behaviour) -> None:
     with serving(behaviour.talk) as url:
         outcome = send(url)
     assert type(outcome) is behaviour.outcome

@@ -48,7 +48,7 @@ def build(workspace: Workspace, layer: str, target: str | None) -> Path:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_for_a_mac_holds_a_mac_s_wheels_alone(workspace: Workspace, layer: str) -> None:
+def test_a_layer_for_a_mac_holds_only_mac_wheels(workspace: Workspace, layer: str) -> None:
     for target, magic in (("aarch64-apple-darwin", MACH_O_ARM64), ("x86_64-apple-darwin", MACH_O_X86_64)):
         found = shared_objects(build(workspace, layer, target))
         assert found
@@ -78,7 +78,7 @@ def test_the_host_s_layers_can_be_imported_by_the_host(workspace: Workspace, tmp
     assert completed.stdout.split() == ["binary", str(tmp_path / "python" / "control_plane" / "__init__.py")]
 
 
-def test_the_core_layer_ships_the_shared_code_as_it_is_now(workspace: Workspace) -> None:
+def test_the_core_layer_ships_the_current_shared_code(workspace: Workspace) -> None:
     source = CHECKOUT / "layers" / "core"
     expected = {
         f"python/{path.relative_to(source)}": path.read_bytes()
@@ -91,7 +91,7 @@ def test_the_core_layer_ships_the_shared_code_as_it_is_now(workspace: Workspace)
 
 
 @pytest.mark.parametrize(("architecture", "machine"), [(None, "x86_64"), ("arm64", "aarch64")])
-def test_sam_s_own_build_holds_lambda_s_wheels_and_the_shared_code(
+def test_sam_build_holds_lambda_wheels_and_the_shared_code(
     workspace: Workspace, architecture: str | None, machine: str
 ) -> None:
     built = build_for_lambda(workspace, workspace.state / f"lambda-{machine}", architecture=architecture).parent

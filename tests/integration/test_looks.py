@@ -84,13 +84,13 @@ def test_the_run_that_asked_first_and_stores_last_loses(app: Connection[Any], da
     assert price(app, *messages(app)) == 50.5
 
 
-def test_a_look_that_repeats_what_is_stored_makes_older_ones_stale(app: Connection[Any]) -> None:
+def test_a_repeated_look_makes_older_looks_stale(app: Connection[Any]) -> None:
     outcomes = [store_one(app, tick(100.9, at=0)), store_one(app, tick(100.9, at=2)), store_one(app, tick(100.4, at=1))]
     assert outcomes == [LookOutcome.NEW, LookOutcome.DUPLICATE, LookOutcome.STALE]
     assert [event.payload["price"] for event in messages(app)] == [100.9]
 
 
-def test_a_correction_that_is_out_of_date_heals_with_the_next_run(app: Connection[Any]) -> None:
+def test_an_outdated_correction_heals_with_the_next_run(app: Connection[Any]) -> None:
     for answered in (100.9, 100.4):
         run(app, FakeSource({"AAPL": [seeds.bar(price=answered)]}))
     assert price(app, *messages(app)) == 100.4
@@ -204,7 +204,7 @@ def payload_of(look: Look) -> MarketTick:
     return look.payload
 
 
-def test_bars_of_two_intervals_at_one_midnight_do_not_disturb_each_other(app: Connection[Any]) -> None:
+def test_bars_of_two_intervals_at_midnight_stay_apart(app: Connection[Any]) -> None:
     minute, day = tick(1.0, start=MIDNIGHT), tick(2.0, series="1d", start=MIDNIGHT)
     for again in (0, 1):
         expected = LookOutcome.DUPLICATE if again else LookOutcome.NEW

@@ -114,7 +114,7 @@ def test_a_request_without_an_address_is_answered(load: Load, identity: Any) -> 
 
 
 @pytest.mark.parametrize("name", ["migration", "maintenance"])
-def test_a_function_that_reads_nothing_of_its_event_takes_any_object(
+def test_a_function_that_ignores_its_event_takes_any_object(
     monkeypatch: pytest.MonkeyPatch, database: Any, load: Load, name: str
 ) -> None:
     function = load(name)

@@ -365,7 +365,7 @@ def test_a_promise_is_as_old_as_its_statement(app: Connection[Any]) -> None:
     assert seconds >= 0.3
 
 
-def test_the_age_of_a_large_backlog_is_read_from_few_rows(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_large_backlogs_age_is_read_from_few_rows(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute(
         "INSERT INTO pending_deliveries (outbox_id, subscription, operation_id, promised_at)"
         " SELECT number, CASE WHEN number % 2 = 0 THEN 'signal_lab' ELSE 'detector' END,"

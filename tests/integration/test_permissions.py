@@ -162,7 +162,7 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_functions_role_permits_what_it_asks_of_aws_and_nothing_else(
+def test_a_functions_role_permits_exactly_what_it_asks_of_aws(
     function: str, cloud: Cloud, app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_for_every_subscription(app, owner)

@@ -50,7 +50,7 @@ UNSUITABLE = {
 }
 
 
-def test_pooler_that_drops_options_is_refused_with_the_sql_to_run(postgres: PostgresServer, database: Database) -> None:
+def test_a_pooler_dropping_options_is_refused_with_a_remedy(postgres: PostgresServer, database: Database) -> None:
     put_a_foreign_schema_first(database)
     unsuitable = {name: value for name, value in UNSUITABLE.items() if is_known(database, name)}
     for name, value in unsuitable.items():

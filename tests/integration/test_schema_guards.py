@@ -112,7 +112,7 @@ def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID)
 
 @pytest.mark.parametrize("table", IMMUTABLE)
 @pytest.mark.parametrize("statement", CHANGES)
-def test_the_owner_too_is_refused_a_change_and_told_the_way(
+def test_a_trigger_refuses_the_owners_changes_and_names_the_way(
     owner: Connection[Any], app: Connection[Any], stored: UUID, table: str, statement: str
 ) -> None:
     with pytest.raises(errors.RestrictViolation, match="refused: its rows are immutable") as refused:
@@ -331,7 +331,7 @@ def test_a_settled_delivery_is_in_the_state_of_its_outcome(
     assert seeds.deliveries(app)[pending]["state"] == state
 
 
-def test_a_redriven_letter_and_its_successor_have_states_of_their_own(
+def test_a_redriven_letter_and_its_successor_have_separate_states(
     app: Connection[Any], owner: Connection[Any], pending: UUID
 ) -> None:
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))

@@ -17,7 +17,7 @@ def dumped() -> str:
         return generated.schema_sql()
 
 
-def test_the_checked_in_schema_is_what_the_migrations_add_up_to(dumped: str) -> None:
+def test_the_checked_in_schema_equals_all_migrations_applied(dumped: str) -> None:
     assert (ROOT / generated.SCHEMA_SQL).read_text(encoding="utf-8") == dumped, "run `scripts/generate`"
 
 
@@ -28,7 +28,7 @@ def test_the_schema_holds_nothing_that_differs_from_dump_to_dump(dumped: str) ->
     assert "\nSET " not in dumped
 
 
-def test_check_names_the_stale_file_and_the_command_that_mends_it(
+def test_check_names_the_stale_file_and_its_remedy(
     dumped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generated, "schema_sql", lambda: dumped)

@@ -128,7 +128,7 @@ def test_each_consumer_acts_on_an_event_once_for_itself(app: Connection[Any]) ->
 
 
 @pytest.mark.usefixtures("effects")
-def test_a_block_that_raises_leaves_neither_effect_nor_processed_row_and_is_tried_again(app: Connection[Any]) -> None:
+def test_a_block_that_raises_leaves_nothing_and_can_run_again(app: Connection[Any]) -> None:
     event_id = uuid4()
 
     def break_down() -> None:
@@ -142,7 +142,7 @@ def test_a_block_that_raises_leaves_neither_effect_nor_processed_row_and_is_trie
 
 
 @pytest.mark.usefixtures("effects")
-def test_an_effect_that_the_database_refuses_is_not_marked_as_processed(app: Connection[Any]) -> None:
+def test_an_effect_refused_by_the_database_is_not_marked_processed(app: Connection[Any]) -> None:
     with (
         pytest.raises(psycopg.errors.NotNullViolation),
         once(app, consumer="test", event_id=uuid4()),
@@ -183,7 +183,7 @@ def second(database: Any) -> Iterator[Connection[Any]]:
 
 
 @pytest.mark.usefixtures("effects")
-def test_of_two_deliveries_at_the_same_time_the_later_waits_and_finds_it_done(
+def test_a_concurrent_second_delivery_waits_and_finds_the_effect_made(
     app: Connection[Any], second: Connection[Any], owner: Connection[Any]
 ) -> None:
     event_id = uuid4()
@@ -199,7 +199,7 @@ def test_of_two_deliveries_at_the_same_time_the_later_waits_and_finds_it_done(
 
 
 @pytest.mark.usefixtures("effects")
-def test_of_two_deliveries_at_the_same_time_the_later_does_it_if_the_earlier_failed(
+def test_a_concurrent_second_delivery_acts_if_the_first_failed(
     app: Connection[Any], second: Connection[Any], owner: Connection[Any]
 ) -> None:
     event_id = uuid4()
@@ -218,9 +218,7 @@ def test_of_two_deliveries_at_the_same_time_the_later_does_it_if_the_earlier_fai
 
 
 @pytest.mark.usefixtures("effects")
-def test_a_consumer_that_dies_in_the_middle_leaves_the_event_to_the_next_delivery(
-    app: Connection[Any], second: Connection[Any]
-) -> None:
+def test_a_consumer_that_dies_leaves_the_event_for_redelivery(app: Connection[Any], second: Connection[Any]) -> None:
     event_id = uuid4()
 
     def die() -> None:
@@ -363,7 +361,7 @@ deliveries = st.lists(ticks, min_size=1, max_size=8, unique_by=identity).flatmap
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(given_deliveries=deliveries)
-def test_deliveries_in_any_order_and_any_number_end_in_the_same_tables(
+def test_any_order_and_number_of_deliveries_ends_the_same(
     app: Connection[Any], given_deliveries: tuple[list[Event], list[Event], list[Event]]
 ) -> None:
     events, order, again = given_deliveries
@@ -448,7 +446,7 @@ def test_returns_volatility_and_drawdown_are_what_python_computes(app: Connectio
         pytest.param([-10.0, -5.0, -20.0], id="never_above_zero"),
     ],
 )
-def test_a_change_from_below_zero_has_no_return_and_breaks_nothing(app: Connection[Any], prices: list[float]) -> None:
+def test_a_price_below_zero_has_no_return_and_breaks_nothing(app: Connection[Any], prices: list[float]) -> None:
     check_views(app, prices)
 
 

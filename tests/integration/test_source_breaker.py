@@ -95,7 +95,7 @@ def test_one_symbol_that_comes_shows_that_the_source_is_there(app: Connection[An
     assert breaker(app) == Breaker("fake")
 
 
-def test_a_symbol_that_the_source_does_not_know_is_no_outage(app: Connection[Any]) -> None:
+def test_a_symbol_unknown_to_the_source_is_no_outage(app: Connection[Any]) -> None:
     source = Market()
     for _ in range(2 * POLICY.failure_threshold):
         assert run(app, source, "NOPE").failed_symbols == ["NOPE"]
@@ -117,7 +117,7 @@ def test_while_it_is_open_a_run_fetches_and_writes_nothing(app: Connection[Any])
     assert telemetry.totals == {"BreakerOpen": 60}
 
 
-def test_that_it_opened_is_one_event_however_long_it_stays_so(app: Connection[Any]) -> None:
+def test_an_open_breaker_is_one_event_however_long(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     said = {"unreachable": 3 * len(SYMBOLS), "breaker_open": 1}
@@ -136,7 +136,7 @@ def test_that_it_opened_is_one_event_however_long_it_stays_so(app: Connection[An
     assert payload["reason"] == "the source has no answer for any symbol: none is fetched until a probe has one"
 
 
-def test_runs_at_once_that_see_the_same_opening_say_it_once(app: Connection[Any]) -> None:
+def test_concurrent_runs_report_one_opening_once(app: Connection[Any]) -> None:
     source = Market()
     source.fail()
     run(app, source)
@@ -164,9 +164,7 @@ def test_the_next_outage_is_another_event(app: Connection[Any]) -> None:
         run(app, source)
 
 
-def test_that_it_opened_and_the_event_of_it_are_committed_together(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_the_opened_breaker_and_its_event_are_committed_together(app: Connection[Any], owner: Connection[Any]) -> None:
     source = Market()
     source.fail()
     run(app, source)
@@ -201,7 +199,7 @@ def test_a_probe_costs_one_symbol_and_another_each_time(app: Connection[Any]) ->
     assert sorted(probed) == sorted(SYMBOLS)
 
 
-def test_a_symbol_that_is_broken_for_good_does_not_keep_it_open(app: Connection[Any]) -> None:
+def test_a_permanently_broken_symbol_does_not_keep_the_breaker_open(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     source.fail("malformed", symbols=SYMBOLS[:1] + SYMBOLS[2:])
@@ -211,7 +209,7 @@ def test_a_symbol_that_is_broken_for_good_does_not_keep_it_open(app: Connection[
     assert breaker(app).state == "closed"
 
 
-def test_the_run_that_finds_the_source_back_fetches_all_of_it(app: Connection[Any]) -> None:
+def test_the_run_that_finds_the_source_back_fetches_every_symbol(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     source.recover()
@@ -222,7 +220,7 @@ def test_the_run_that_finds_the_source_back_fetches_all_of_it(app: Connection[An
     assert breaker(app) == Breaker("fake")
 
 
-def test_a_symbol_that_fails_after_a_good_probe_is_an_event_again(app: Connection[Any]) -> None:
+def test_a_symbol_failing_after_a_good_probe_is_an_event(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     before = failures(app)["unreachable"]
@@ -260,7 +258,7 @@ def test_what_a_person_holds_is_not_fetched_and_no_event(app: Connection[Any]) -
     assert run(app, source).ingested == 3 * len(SYMBOLS)
 
 
-def test_an_outage_that_begins_while_it_is_held_is_said_once_it_is_met(app: Connection[Any]) -> None:
+def test_an_outage_during_a_hold_is_reported_once_noticed(app: Connection[Any]) -> None:
     source = Market()
     hold(app, "fake", by="Ada")
     source.fail()

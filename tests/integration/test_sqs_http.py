@@ -110,7 +110,7 @@ def test_a_connection_that_the_queue_closed_is_noticed_before_use() -> None:
         assert len(server.ports) == len(set(server.ports)) == 5  # each sent once, on a connection of its own
 
 
-def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server:
         publisher = server.publisher()
         publish(publisher)
@@ -299,7 +299,7 @@ def test_an_answer_is_read_byte_by_byte(answer: bytes) -> None:
 
 
 @pytest.mark.parametrize("answer", LAST.values(), ids=LAST)
-def test_after_the_last_answer_of_a_connection_there_is_a_new_one(answer: bytes) -> None:
+def test_a_connections_last_answer_is_followed_by_a_new_connection(answer: bytes) -> None:
     with talking(saying(answer, answer), connections=2) as url:
         connected = publisher(url)
         assert [publish(connected) for _ in range(2)] == [Accepted("m-0")] * 2
@@ -361,7 +361,7 @@ def sipping(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("uses_tls", [False, True])
 @pytest.mark.parametrize(("talk", "size"), [(dripping, 1000), (sipping, MAX_BATCH_BYTES)])
-def test_a_send_is_given_up_on_in_time_however_bytes_drip(
+def test_a_dripping_send_is_given_up_in_time(
     talk: Conversation, size: int, uses_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("control_plane.outbox.sqs_http.READ_TIMEOUT_SECONDS", 0.5)

@@ -126,7 +126,7 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "prefer", "disable"])
 @pytest.mark.parametrize("host", [RDS, RDS_PROXY])
-def test_less_than_verified_with_rds_is_done_as_asked_and_warned_of(
+def test_unverified_tls_with_rds_is_allowed_with_a_warning(
     front: Callable[[Certificate], Url], authority: Authority, warnings: pytest.LogCaptureFixture, mode: str, host: str
 ) -> None:
     url = front(authority.issue("elsewhere.example.com"))
@@ -209,7 +209,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresS
         yield server, authority, has_tls
 
 
-def test_a_server_that_demands_tls_of_a_url_that_wants_none(strict: tuple[PostgresServer, Authority, bool]) -> None:
+def test_a_server_demanding_tls_refuses_a_url_without_it(strict: tuple[PostgresServer, Authority, bool]) -> None:
     server, authority, has_tls = strict
     url = f"postgresql://acp_test:{PASSWORD}@{HOST}:{server.port}/postgres?hostaddr=127.0.0.1"
     refused(f"{url}&sslmode=disable", "no pg_hba.conf entry", "nobody in without TLS", "take its sslmode out")
@@ -371,7 +371,7 @@ def test_a_secret_brings_the_authority_of_its_server(
         ("postgresql:///d?password=test-password", ["names no host"]),
     ],
 )
-def test_a_secret_of_another_shape_is_named_with_what_it_lacks_and_not_shown(text: str, words: list[str]) -> None:
+def test_a_misshapen_secret_is_named_with_what_it_lacks(text: str, words: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         secret(text)
     assert ARN in str(caught.value)
@@ -397,7 +397,7 @@ def opened(texts: list[str]) -> tuple[Database, list[str]]:
     return Database(url, application_name="test", origin="the secret x"), read
 
 
-def test_a_secret_rotated_while_it_was_being_used_is_read_again_once(database: Any) -> None:
+def test_a_secret_rotated_during_use_is_read_again_once(database: Any) -> None:
     old = database.app_url.replace(PASSWORD, "yesterday-s")
     warm, read = opened([old, database.app_url])
     assert warm.connection().execute("SELECT 1").fetchone() == (1,)
@@ -424,7 +424,7 @@ def test_another_refusal_is_no_reason_to_read_the_secret_again(database: Any) ->
 # What is shipped
 
 
-def test_the_bundle_of_rds_holds_roots_of_amazon_s_own_that_are_good_for_years() -> None:
+def test_the_rds_bundle_holds_amazon_roots_valid_for_years() -> None:
     pem = conninfo.RDS_BUNDLE.read_bytes()
     assert hashlib.sha256(pem).hexdigest() == SHA256
     assert SHA256 in (ROOT / "docs" / "decisions" / "0016-tls-to-postgres.md").read_text(encoding="utf-8")

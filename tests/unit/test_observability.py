@@ -77,12 +77,12 @@ def imports(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("service", DEPLOYED)
-def test_a_function_reports_as_the_service_its_folder_is_named_for(service: str) -> None:
+def test_a_functions_service_is_named_like_its_folder(service: str) -> None:
     text = (ROOT / "functions" / service / "app.py").read_text(encoding="utf-8")
     assert re.findall(r"Telemetry\((.*?)\)", text) == [f'"{service}"']
 
 
-def test_the_metrics_are_documented_each_with_its_unit_and_who_emits_it() -> None:
+def test_each_metric_is_documented_with_unit_and_emitter() -> None:
     rows = {row[0]: row for row in table("metric")}
     assert rows.keys() == METRICS.keys()
     for name, (_, unit, services, meaning) in rows.items():
@@ -173,7 +173,7 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
     }
 
 
-def test_an_age_that_nobody_reports_rings_like_one_that_is_too_high() -> None:
+def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
     alarm = ALARMS["OldestPendingAlarm"]
     assert (alarm["MetricName"], alarm["Statistic"], alarm["TreatMissingData"]) == (
         "OldestPendingAge",
@@ -198,7 +198,7 @@ def test_only_a_function_that_always_reports_is_missed(alarm: str) -> None:
         assert (properties["Threshold"], properties["ComparisonOperator"]) == (1, "LessThanThreshold")
 
 
-def test_an_open_market_may_be_as_silent_as_its_delayed_prices_make_it() -> None:
+def test_an_open_market_may_be_silent_for_its_price_delay() -> None:
     assert ALARMS["MarketSilentAlarm"]["Threshold"] == {"Ref": "MarketSilenceSeconds"}
     assert PARAMETERS["MarketSilenceSeconds"]["Default"] >= 20 * 60  # the longest delay of Yahoo's exchanges
 
@@ -273,7 +273,7 @@ def test_the_dashboard_shows_every_alarm() -> None:
     assert {f"@{alarm}.Arn" for alarm in ALARMS} == set(alarms)
 
 
-def test_the_dashboards_widgets_lie_side_by_side_within_its_24_columns() -> None:
+def test_the_dashboards_widgets_fit_its_24_columns_without_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for widget in dashboard()["widgets"]:
         cells = {

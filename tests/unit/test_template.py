@@ -162,7 +162,7 @@ def test_every_parameter_is_used_and_says_what_it_is_for() -> None:
         assert parameter["Description"]
 
 
-def test_only_secrets_have_no_default_and_only_an_arn_is_taken() -> None:
+def test_secret_parameters_have_no_default_and_take_only_arns() -> None:
     assert {name for name, parameter in PARAMETERS.items() if "Default" not in parameter} == GIVEN.keys()
     for name in GIVEN:
         pattern = PARAMETERS[name]["AllowedPattern"]
@@ -264,7 +264,7 @@ def test_events_are_kept_for_ever_unless_the_template_is_changed() -> None:
     assert MaintenanceSettings.from_environ(environ).event_retention_days is None
 
 
-def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
+def test_every_subscription_has_a_topic_and_its_own_queue() -> None:
     topics = json.loads(resolved(declared("MigrationFunction")["SUBSCRIPTIONS"]))
     queues = json.loads(resolved(declared("RelayFunction")["SUBSCRIPTION_QUEUE_URLS"]))
     assert topics.items() >= {"signal_lab": "market.ticks", "system_events": "system.events"}.items()
@@ -313,7 +313,7 @@ def test_each_secrets_parameter_names_the_role_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if schedules(name)])
-def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(function: str) -> None:
+def test_a_failed_scheduled_invocation_is_retried_and_then_kept(function: str) -> None:
     config = FUNCTIONS[function]["EventInvokeConfig"]
     assert 0 <= config["MaximumRetryAttempts"] <= 2
     assert config["MaximumEventAgeInSeconds"] >= 60
@@ -373,7 +373,9 @@ def test_a_function_consumes_each_consumers_queue() -> None:
 @pytest.mark.parametrize(
     ("function", "event"), [(function, event) for function in FUNCTIONS for event in sqs_events(function)]
 )
-def test_a_consumed_queue_waits_six_timeouts_and_hears_of_each_message(function: str, event: Mapping[str, Any]) -> None:
+def test_a_consumed_queue_waits_six_timeouts_with_partial_batch_failures(
+    function: str, event: Mapping[str, Any]
+) -> None:
     queue = resource_of(event["Queue"], "Arn")
     assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout(function)
     assert "RedrivePolicy" in QUEUES[queue]

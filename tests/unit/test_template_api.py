@@ -50,7 +50,7 @@ def test_refused_tokens_raise_an_alarm() -> None:
     assert {one["Name"] for one in alarm["Dimensions"]} == {"service", "function_name"}
 
 
-def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> None:
+def test_the_gateway_answers_problem_documents_and_404_without_a_route() -> None:
     responses = API["GatewayResponses"]
     assert responses.keys() == {"MISSING_AUTHENTICATION_TOKEN", "THROTTLED", "DEFAULT_4XX", "DEFAULT_5XX"}
     assert responses["MISSING_AUTHENTICATION_TOKEN"]["StatusCode"] == 404
@@ -65,7 +65,7 @@ def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> No
             assert document["status"] == response["StatusCode"]
 
 
-def test_the_apis_url_is_a_base_to_put_a_route_behind() -> None:
+def test_the_apis_url_is_a_base_for_routes() -> None:
     assert API["StageName"] == "v1"
     assert TEMPLATE["Outputs"]["ApiUrl"]["Value"] == {
         "Fn::Sub": "https://${OpsApi}.execute-api.${AWS::Region}.${AWS::URLSuffix}/${OpsApi.Stage}"

@@ -98,7 +98,7 @@ def secret(cloud: None) -> Iterator[Secret]:
     client.close()
 
 
-def test_the_url_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, cloud: None, secret: Secret) -> None:
+def test_the_url_secret_may_be_text_or_json(load: Load, database: Any, cloud: None, secret: Secret) -> None:
     parts = conninfo_to_dict(database.app_url)
     rds = {"username": parts["user"], "engine": "postgres", "dbInstanceIdentifier": "prices"}
     rds |= {name: parts[name] for name in ("password", "host", "port", "dbname")}

@@ -78,7 +78,7 @@ def test_ingestion_takes_the_events_symbols_and_names_those_that_failed(
     assert [line["trace_id"] for line in warnings] == [answer["trace_id"]] * 2
 
 
-def test_ingestion_leaves_a_source_alone_after_the_failures_it_is_told(
+def test_ingestion_stops_asking_a_source_after_the_configured_failures(
     load: Load, database: Any, app: Connection[Any]
 ) -> None:
     with serve() as market:
@@ -176,7 +176,7 @@ def test_signal_lab_sends_back_only_what_it_could_not_consume(
     assert metrics(capsys) == {"EventsConsumed": 2, "DuplicateDeliveries": 1, "ConsumeFailures": 2}
 
 
-def test_signal_lab_answers_a_batch_of_which_nothing_could_be_consumed(load: Load, database: Any) -> None:
+def test_signal_lab_reports_every_message_of_a_batch_that_failed(load: Load, database: Any) -> None:
     signal_lab = load("signal_lab", DATABASE_URL=database.url("acp_consume"))
     answer = signal_lab({"Records": [record("", 1), record("null", 2), record("[]", 3)]})
     assert len(failures(answer)) == len(signal_lab.errors) == 3

@@ -78,9 +78,7 @@ class LocalTimeSource(FakeSource):
 
 
 @pytest.mark.parametrize("kind", [MisdescribingSource, MislabellingSource, LocalTimeSource])
-def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
-    app: Connection[Any], kind: Callable[..., FakeSource]
-) -> None:
+def test_an_unjudgeable_answer_fails_alone_and_is_kept(app: Connection[Any], kind: Callable[..., FakeSource]) -> None:
     result = run(app, kind({"ODD": seeds.bars(2), "AAPL": seeds.bars(3)}), "ODD", "AAPL")
     assert (result.ingested, result.failed_symbols) == (3, ["ODD"])
     ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
@@ -103,7 +101,7 @@ def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
         ({"currency": "U\x00D"}, "payload.currency", "'U\\x00D'"),
     ],
 )
-def test_a_bar_that_breaks_the_contract_is_reported_and_kept_raw(
+def test_a_bar_breaking_the_contract_is_reported_and_kept_raw(
     app: Connection[Any], changes: dict[str, Any], field: str, value: str
 ) -> None:
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(1, **changes), seeds.bar(2)]})
@@ -147,7 +145,7 @@ def test_a_gap_is_an_event(app: Connection[Any]) -> None:
 @pytest.mark.parametrize(
     "odd", [float("nan"), float("-inf"), "NUL \x00", "lone \ud800 surrogate", {"\x00": 1}, [2**70 + 1]], ids=repr
 )
-def test_a_raw_answer_that_jsonb_would_refuse_is_kept_as_text(app: Connection[Any], odd: Any) -> None:
+def test_a_raw_answer_unfit_for_jsonb_is_kept_as_text(app: Connection[Any], odd: Any) -> None:
     source = FakeSource({"AAPL": seeds.bars(1)})
     source.raws["AAPL"] = {"odd": odd}
     assert run(app, source).ingested == 1
@@ -168,7 +166,7 @@ def test_a_raw_answer_nested_without_end_harms_nobody(app: Connection[Any]) -> N
 
 
 @pytest.mark.parametrize("raw", ["x" * LARGEST_RAW_PAYLOAD, [1e300] * 60_000], ids=["text", "digits"])
-def test_an_answer_too_large_to_be_kept_fails_its_symbol_alone(app: Connection[Any], raw: Json) -> None:
+def test_an_answer_too_large_to_keep_fails_its_symbol_alone(app: Connection[Any], raw: Json) -> None:
     class Large(FakeSource):
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             fetched = super().fetch(symbol, since, asked_at)

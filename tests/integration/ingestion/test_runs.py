@@ -102,7 +102,7 @@ def test_a_market_just_opened_is_not_silent_since_yesterday(app: Connection[Any]
     assert silence_of(telemetry) == pytest.approx(3, abs=1)
 
 
-def test_an_answer_without_bars_is_silent_since_the_newest_stored_one(app: Connection[Any]) -> None:
+def test_an_answer_without_bars_is_silent_since_the_newest_stored(app: Connection[Any]) -> None:
     now = datetime.now(UTC)
     source = FakeSource({"AAPL": moved_to_now([50])})
     run(app, source)
@@ -192,7 +192,7 @@ def test_a_symbol_that_hangs_costs_the_others_nothing(app: Connection[Any], hang
     assert run(app, hanging, "AAPL", "HANG", "MSFT").ingested == 3
 
 
-def test_symbols_whose_turn_never_came_are_named_in_the_order_given(
+def test_symbols_that_were_not_reached_are_named_in_order(
     app: Connection[Any], monkeypatch: pytest.MonkeyPatch, hanging: HangingSource
 ) -> None:
     monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)

@@ -128,7 +128,7 @@ def test_a_corrected_bar_is_exactly_one_more_event(app: Connection[Any]) -> None
     assert seeds.counts(app) == (2, 11, 11)
 
 
-def test_an_observation_that_comes_twice_in_one_answer_is_one_event(app: Connection[Any]) -> None:
+def test_an_observation_repeated_in_one_answer_is_one_event(app: Connection[Any]) -> None:
     result = run(app, FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1)]}))
     assert (result.fetched, result.ingested, result.duplicates) == (3, 2, 1)
     assert seeds.counts(app) == (1, 2, 2)
@@ -311,7 +311,7 @@ def test_200000_failures_do_not_hide_the_newest_tick(app: Connection[Any], owner
     assert visited(json.loads(steps)[0]["Plan"]) == 2
 
 
-def test_the_end_of_a_chain_is_found_among_many_by_probes(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_the_end_of_a_chain_is_found_by_probes(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute(
         "INSERT INTO events (event_id, event_type, source, entity_id, series, occurred_at, ingested_at, schema_version,"
         " trace_id, payload_json)"
@@ -347,7 +347,7 @@ def test_the_database_refuses_a_raw_payload_beyond_its_bound(app: Connection[Any
         store_events(app, [too_large], [])
 
 
-def test_a_timeline_says_that_a_large_raw_payload_is_left_out(app: Connection[Any]) -> None:
+def test_a_timeline_says_that_it_omits_a_large_payload(app: Connection[Any]) -> None:
     raw = replace(raw_payload(), payload={"text": "x" * (LARGEST_SHOWN_PAYLOAD + 1)})
     with app.transaction():
         stored = store_events(app, [raw], [replace(look, raw_payload_id=raw.id) for look in seeds.ticks(1)])

@@ -164,7 +164,7 @@ def test_the_samples_are_requests_as_api_gateway_sends_them(load: Load, database
     assert client.send(json.loads(timeline)).body["event"]["event_id"] == str(event_id)
 
 
-def test_a_route_behind_a_base_path_is_known_by_its_name(api: Client, app: Connection[Any]) -> None:
+def test_a_route_is_known_by_name_behind_a_base_path(api: Client, app: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     request = {
         "httpMethod": "GET",
@@ -199,7 +199,7 @@ def secret() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("text", [TOKEN, f" {TOKEN}\n", json.dumps({"token": TOKEN})])
-def test_the_token_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, secret: Any, text: str) -> None:
+def test_the_token_secret_may_be_text_or_json(load: Load, database: Any, secret: Any, text: str) -> None:
     secret.put(text)
     client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     assert client.timeline(uuid.uuid4()).status == 404

@@ -246,7 +246,7 @@ def test_work_that_hangs_is_cut_off(
 
 
 @pytest.mark.parametrize("version", range(SCHEMA_VERSION))
-def test_a_schema_behind_is_said_and_its_remedy_needs_the_token(load: Load, empty_database: Any, version: int) -> None:
+def test_an_old_schema_is_public_its_remedy_is_not(load: Load, empty_database: Any, version: int) -> None:
     migrations = read_migrations(MIGRATIONS)
     with connect(empty_database.owner_url, application_name="test") as owner:
         if version:

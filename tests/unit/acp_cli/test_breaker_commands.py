@@ -51,7 +51,7 @@ def test_every_word_that_people_use_is_understood(asked: str, meant: Guarded) ->
     assert find(guarded(), asked) == meant
 
 
-def test_a_whole_word_is_not_taken_for_the_beginning_of_another() -> None:
+def test_a_whole_word_is_not_read_as_a_prefix() -> None:
     assert find(guarded("yfinance"), "yfinance") == Guarded("yfinance")
 
 

@@ -26,7 +26,7 @@ def test_what_is_no_span_of_time_is_refused(text: str) -> None:
         since_seconds(text)
 
 
-def test_a_json_line_shows_its_message_and_the_fields_that_concern_it() -> None:
+def test_a_json_line_shows_its_message_and_relevant_fields() -> None:
     line = shown(
         {
             "level": "INFO",

@@ -121,7 +121,7 @@ def test_completion_names_what_a_word_may_become(shell: str) -> None:
     assert b"relay" not in found.stdout
 
 
-def test_a_reader_that_is_gone_ends_a_wait_that_has_nothing_to_say() -> None:
+def test_a_silent_wait_ends_when_its_reader_is_gone() -> None:
     code = (
         "from acp_cli.output import ReaderGone, wait_while_read\n"
         "print('first', flush=True)\n"

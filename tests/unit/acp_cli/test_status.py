@@ -156,9 +156,7 @@ def test_each_thing_a_person_should_look_at_makes_it_degraded(
         ),
     ],
 )
-def test_a_breaker_that_is_not_closed_makes_it_degraded_and_says_what_comes_next(
-    breaker: Breaker, problem: str
-) -> None:
+def test_a_shut_breaker_degrades_the_status_and_is_explained(breaker: Breaker, problem: str) -> None:
     degraded = report(breakers=(Breaker("p", "closed", 2, last_error="timed out"), breaker))
     assert degraded.problems == [f"the breaker of q {problem}"]
     content = json.loads(json.dumps(degraded.to_dict(), default=str))
@@ -256,7 +254,7 @@ def test_what_waits_for_a_subscription_that_is_gone_is_named() -> None:
     assert problem.startswith("3 pending for detector, which is not in the table of subscriptions")
 
 
-def test_what_waits_for_a_subscription_that_the_relay_does_not_know_is_named() -> None:
+def test_deliveries_for_a_subscription_unknown_to_the_relay_are_named() -> None:
     (problem,) = report(
         DeliveryCount("detector", "market.ticks", "pending", 3, 1.0),
         DeliveryCount("detector", "market.ticks", "retrying", 1, 1.0),
@@ -276,7 +274,7 @@ def test_a_duration_is_said_in_its_fitting_unit() -> None:
     assert [duration(seconds) for seconds in (0.4, 119, 120, 7200, 200_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
 
 
-def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
+def test_an_interrupted_drill_is_a_problem_with_its_remedy() -> None:
     left = DrillRecord("poison", pid=1, created=0.0)
     content = replace(report(), drill=left).to_dict()
     assert content["status"] == "degraded"
@@ -285,7 +283,7 @@ def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
     ]
 
 
-def test_the_lingering_relay_is_named_short_for_people_and_whole_for_scripts() -> None:
+def test_people_see_a_short_relay_name_scripts_the_whole() -> None:
     stream = "2026/11/25/[$LATEST]58f528fba487b4c820bd81146ddf067f"
     relay = LingeringRelay(stream, datetime(2026, 11, 25, 10, 35, tzinfo=UTC))
     lingering = replace(report(), pipeline=PipelineStatus([], [], [], lingering_relay=relay))

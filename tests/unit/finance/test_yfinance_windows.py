@@ -53,7 +53,7 @@ def columns_of(result: dict[str, Any]) -> list[list[Any]]:
     return [result["timestamp"], *(quote[name] for name in module.COLUMNS)]
 
 
-def test_more_than_a_week_is_fetched_in_windows_without_a_seam(market: Market) -> None:
+def test_more_than_a_week_is_fetched_in_windows_without_gaps(market: Market) -> None:
     since = market.clock.now - timedelta(days=16)
     fetched = market.fetch("AAPL", since)
     first = since.replace(second=0) + MINUTE

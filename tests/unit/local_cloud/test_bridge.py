@@ -57,7 +57,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> byt
     return await reader.read()
 
 
-def test_what_is_sent_arrives_and_the_answer_after_the_question_s_end() -> None:
+def test_an_answer_arrives_after_the_client_stopped_sending() -> None:
     assert through("127.0.0.0/8", shout, ask) == b"A" * 1_000_000
 
 
@@ -71,7 +71,7 @@ def test_a_server_that_is_not_there_ends_the_connection(capsys: pytest.CaptureFi
     assert f"nothing listens on {HOST}:" in capsys.readouterr().err
 
 
-def test_a_client_that_goes_away_takes_the_server_s_connection_along() -> None:
+def test_a_client_that_leaves_closes_the_servers_connection() -> None:
     gone = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

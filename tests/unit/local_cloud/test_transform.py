@@ -78,7 +78,7 @@ def test_every_function_is_in_the_vpc_or_none(stack: Stack) -> None:
             assert {name: ",".join(value(ids, given)) for name, ids in inside.items()} == VPC
 
 
-def test_no_name_of_a_resource_stands_in_a_second_stack_s_way(stack: Stack) -> None:
+def test_no_resource_name_prevents_a_second_stack(stack: Stack) -> None:
     names = [
         (resource, key, name)
         for resource, properties in ((name, item.get("Properties", {})) for name, item in stack[1]["Resources"].items())
@@ -102,7 +102,7 @@ def test_nothing_outlives_a_deleted_stack(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, VPC])
-def test_subnets_and_security_groups_may_be_given_together_or_not_at_all(given: dict[str, str]) -> None:
+def test_subnets_and_security_groups_must_be_given_together(given: dict[str, str]) -> None:
     assert all(truth(rule, given) for rule in assertions())
 
 

@@ -33,13 +33,13 @@ def test_an_empty_variable_is_an_absent_one() -> None:
     assert Workspace.from_environ({"ACP_HOME": "", "ACP_STATE": ""}) == Workspace.from_environ({})
 
 
-def test_a_relative_home_counts_from_the_checkout_and_an_absolute_state_stands_alone(tmp_path: Path) -> None:
+def test_a_relative_home_starts_at_the_checkout(tmp_path: Path) -> None:
     workspace = Workspace.from_environ({"ACP_HOME": "elsewhere", "ACP_STATE": str(tmp_path)})
     assert workspace.home == CHECKOUT / "elsewhere"
     assert workspace.state == tmp_path
 
 
-def test_a_private_file_is_readable_by_its_owner_alone_also_once_replaced(tmp_path: Path) -> None:
+def test_a_private_file_stays_private_when_replaced(tmp_path: Path) -> None:
     path = tmp_path / "new" / "secret.json"
     for text in ("{}", '{"a": 1}'):
         write_private(path, text)
@@ -48,7 +48,7 @@ def test_a_private_file_is_readable_by_its_owner_alone_also_once_replaced(tmp_pa
     assert [entry.name for entry in path.parent.iterdir()] == ["secret.json"]
 
 
-def test_a_missing_file_is_none_and_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_file_is_none_a_damaged_one_an_error(tmp_path: Path) -> None:
     assert read_json(tmp_path / "none.json") is None
     for damaged in ("", "{", "[]"):
         (tmp_path / "damaged.json").write_text(damaged)
@@ -56,7 +56,7 @@ def test_a_missing_file_is_none_and_a_damaged_one_says_what_to_do(tmp_path: Path
             read_json(tmp_path / "damaged.json")
 
 
-def test_a_second_one_is_told_who_holds_the_lock_and_gives_up_in_time(tmp_path: Path) -> None:
+def test_a_second_command_learns_the_locks_holder_and_gives_up(tmp_path: Path) -> None:
     told: list[str] = []
     holder = subprocess.Popen(
         [

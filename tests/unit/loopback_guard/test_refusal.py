@@ -164,7 +164,7 @@ def test_an_asgi_application_is_not_asked_by_a_web_page() -> None:
     assert b"Origin 'null'" in body["body"]
 
 
-def test_a_web_socket_of_a_web_page_is_refused_before_its_handshake() -> None:
+def test_a_web_pages_websocket_is_refused_before_its_handshake() -> None:
     asked, sent = asyncio.run(answers("websocket", HOST, (b"origin", b"http://evil.example")))
     assert not asked
     assert [message["type"] for message in sent] == ["websocket.close"]

@@ -89,7 +89,7 @@ def bars_of(result: Any) -> dict[int, tuple[Any, ...]]:
 
 
 @given(minute=st.integers(min_value=0, max_value=10**8), symbol=st.sampled_from(sorted(SYMBOLS)))
-def test_a_minute_always_has_the_same_real_day_and_the_next_minute_the_next_day(minute: int, symbol: str) -> None:
+def test_consecutive_minutes_replay_consecutive_trading_days(minute: int, symbol: str) -> None:
     days = getattr(stocks, symbol)
     closes = days["close"]
     bar, following = bar_at(symbol, minute), bar_at(symbol, minute + 1)
@@ -117,7 +117,7 @@ def test_a_bar_in_progress_lies_within_the_bar_it_becomes(minute: int, symbol: s
 # Charts
 
 
-def test_a_period_has_a_bar_for_every_minute_that_starts_in_it(client: Client) -> None:
+def test_a_period_has_a_bar_for_every_minute_within(client: Client) -> None:
     start = NOW - timedelta(hours=2)
     bars = bars_of(client.chart(period1=second(start), period2=second(NOW - timedelta(hours=1))))
     first = second(start) // 60 + 1
@@ -127,7 +127,7 @@ def test_a_period_has_a_bar_for_every_minute_that_starts_in_it(client: Client) -
         assert row == (real.open, real.high, real.low, real.close, real.volume)
 
 
-def test_the_bar_in_progress_and_the_live_price_change_with_every_look(client: Client, clock: Clock) -> None:
+def test_the_bar_in_progress_and_live_price_keep_changing(client: Client, clock: Clock) -> None:
     period: dict[str, Any] = {"period1": second(NOW - timedelta(minutes=3)), "period2": second(NOW + timedelta(days=1))}
     early = bars_of(client.chart(**period))
     clock.now += timedelta(seconds=25)

@@ -93,7 +93,7 @@ def test_one_signer_follows_the_clock_over_midnight_and_new_credentials(
 @pytest.mark.parametrize(
     "odd", [Credentials("AK\r\nX: y", "s"), Credentials("AK", "s", "a\x00b"), Credentials("AKÉ", "s")]
 )
-def test_credentials_that_no_header_can_hold_are_refused_without_naming_them(odd: Credentials) -> None:
+def test_credentials_unfit_for_a_header_are_refused_unnamed(odd: Credentials) -> None:
     signer = Signer(odd, region="us-east-1", host="localhost", path="/", headers=HEADERS)
     with pytest.raises(ValueError, match="character") as caught:
         signer.headers(b"")

@@ -31,7 +31,7 @@ SPAWNS_A_CHILD = """
 """
 
 
-def test_a_timeout_ends_the_whole_group_and_a_fresh_process_follows(start: Start) -> None:
+def test_a_timeout_ends_the_group_and_a_process_follows(start: Start) -> None:
     function = start(SPAWNS_A_CHILD, timeout_s=1)
     began = time.monotonic()
     outcome = invoke(function, "hang", request_id="req-5")
@@ -119,7 +119,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
-def test_a_function_ends_with_its_children_when_the_executor_is_killed(tmp_path: Path, state: str) -> None:
+def test_killing_the_executor_ends_a_function_and_its_children(tmp_path: Path, state: str) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(SPAWNS_A_CHILD))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(

@@ -21,7 +21,7 @@ def seen(**declared: object) -> dict[str, str]:
     )
 
 
-def test_a_function_sees_what_lambda_sets_and_the_endpoint_and_no_more() -> None:
+def test_a_function_sees_only_lambdas_variables_and_the_endpoint() -> None:
     assert seen() == {
         "AWS_REGION": "eu-west-1",
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
@@ -31,7 +31,7 @@ def test_a_function_sees_what_lambda_sets_and_the_endpoint_and_no_more() -> None
     }
 
 
-def test_what_a_function_declares_it_sees_as_text_even_if_empty() -> None:
+def test_a_function_sees_its_declared_variables_as_text() -> None:
     assert seen(N=5, EMPTY="", EDGE_PORT="mine").items() >= {"N": "5", "EMPTY": "", "EDGE_PORT": "mine"}.items()
 
 
