@@ -1,5 +1,4 @@
-"""A hostile web site: its page tries all requests that HTML and scripts can send, and its server records the
-results."""
+"""A hostile web site: its page tries all requests that HTML and scripts can send, and its server records results."""
 
 import json
 import threading

@@ -78,7 +78,7 @@ def assert_all_is_as_before(cloud: LocalCloud, settings: Mapping[str, str], stat
 
 @contextmanager
 def begun(cloud: LocalCloud, state: Path, output: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts a drill with a queue outage; returns once it prints this text."""
+    """Runs a drill with a queue outage during the block, which begins once the drill prints ``until``."""
     with (
         output.open("w") as file,
         subprocess.Popen(

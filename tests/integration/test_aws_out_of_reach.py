@@ -1,4 +1,4 @@
-"""Secrets Manager and SQS that refuse, or cannot be reached: a network without a way to AWS, as a VPC has at first."""
+"""Secrets Manager and SQS refuse or cannot be reached, as in a VPC that has no route to AWS yet."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ HINT = "A function in a VPC needs an interface endpoint for"
 
 @contextmanager
 def answering(status: int, body: dict[str, Any]) -> Iterator[str]:
-    """A Secrets Manager that always says this."""
+    """Serves a Secrets Manager that always gives this answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -48,7 +48,7 @@ def answering(status: int, body: dict[str, Any]) -> Iterator[str]:
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """What never answers, as a network without a route: its queue of connections is full."""
+    """Yields a port that never answers, as in a network without a route: its queue of connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -101,7 +101,7 @@ def test_a_secret_without_text() -> None:
 
 def test_missing_credentials_are_not_reported_as_a_missing_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it has credentials already
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # The container has credentials already.
     assert HINT not in refused("http://127.0.0.1:1", "Unable to locate credentials")
 
 

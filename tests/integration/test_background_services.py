@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# Writes a line when ready; with "family", starts a grandchild that ignores SIGTERM and outlives its parent.
+# The service writes a line when it is ready; with "family", it starts a grandchild that ignores SIGTERM and outlives
+# it.
 SERVER = """
 import pathlib, signal, subprocess, sys, time
 mode, ready = sys.argv[1], pathlib.Path(sys.argv[2])

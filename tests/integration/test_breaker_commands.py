@@ -32,7 +32,7 @@ def fail(app: Connection[Any], name: str) -> None:
 
 
 def abandon(owner: Connection[Any], name: str) -> None:
-    """As if nobody had guarded with it for a day."""
+    """Makes a breaker look unused for a day."""
     owner.execute("UPDATE circuit_breakers SET guarded_at = now() - interval '1 day' WHERE name = %s", [name])
 
 

@@ -23,7 +23,7 @@ from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers, ho
 from control_plane.platform.database import connect
 
 COOL_DOWN = 1000.0
-"""Seconds; long against a test's own time, which passes by ``pass_time`` alone."""
+"""Seconds; much longer than a test takes. Only ``pass_time`` makes it pass."""
 POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=COOL_DOWN)
 
 
@@ -34,13 +34,13 @@ def breakers(app: Connection[Any]) -> Breakers:
 
 @pytest.fixture
 def others(database: TestDatabase) -> Iterator[Breakers]:
-    """Another function's, on a connection of its own."""
+    """The breakers of another function, on a connection of its own."""
     with connect(database.app_url, application_name="test") as connection:
         yield Breakers(lambda: connection, POLICY)
 
 
 def pass_time(connection: Connection[Any], seconds: float) -> None:
-    """Every instant stored moves into the past, as if the time had passed."""
+    """Moves every stored instant into the past, as if the time had passed."""
     connection.execute(
         "UPDATE circuit_breakers SET opened_at = opened_at - passed, retry_at = retry_at - passed"
         " FROM make_interval(secs => %s) AS passed",
@@ -175,7 +175,7 @@ def test_failed_probe_opens_it_for_another_cool_down(breakers: Breakers, app: Co
         assert again == replace(again, state="open", consecutive_failures=failures, last_error="still down")
         assert again.retry_in_seconds == COOL_DOWN
     assert again.opened_at is not None
-    assert (since - again.opened_at).total_seconds() == 3 * COOL_DOWN  # open since the outage began, not the last probe
+    assert (since - again.opened_at).total_seconds() == 3 * COOL_DOWN  # since the outage began, not the last probe
 
 
 def test_late_failure_of_an_earlier_send_does_not_delay_probe(
@@ -255,7 +255,7 @@ def test_a_probe_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connect
 def test_a_persons_name_alone_holds_it(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
-    app.execute("UPDATE circuit_breakers SET held_by = 'Ada'")  # by hand, retry_at forgotten
+    app.execute("UPDATE circuit_breakers SET held_by = 'Ada'")  # A person opened it by SQL, and forgot retry_at.
     assert not look(breakers).probe_is_due
     assert not breakers.try_probe("q")
 
@@ -341,7 +341,7 @@ def test_the_machines_clock_does_not_matter(
 
 
 class Model(RuleBasedStateMachine):
-    """One breaker, its functions and a person, against a few lines of bookkeeping."""
+    """Compares one breaker, used by functions and a person, with a few lines of bookkeeping."""
 
     def __init__(self, name: str, connection: Connection[Any], functions: Sequence[Breakers]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""docs/writing_a_consumer.md, followed from its own text in a copy of the checkout."""
+"""Follows docs/writing_a_consumer.md in a copy of the checkout, from the page's own text."""
 
 import re
 from pathlib import Path

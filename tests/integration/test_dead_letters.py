@@ -1,4 +1,4 @@
-"""Dead letters on a real Postgres: listed with their reason, and redriven once, by whom, with a fresh budget."""
+"""Dead letters on a real Postgres: they are listed with their reason, and redriven once with fresh attempts."""
 
 import threading
 from dataclasses import replace
@@ -20,7 +20,7 @@ EVERYTHING = DeadLetterFilter()
 
 
 def dead(connection: Connection[Any], count: int = 1, *, reason: str = "too large") -> list[int]:
-    """That many new dead letters of signal_lab; returns their ids in order."""
+    """Makes new dead letters of signal_lab; returns their ids in order."""
     known = {letter.id for letter in read_dead_letters(connection, limit=1000)}
     minute = 100 * len(known)
     with connection.transaction():

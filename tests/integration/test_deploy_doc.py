@@ -1,4 +1,4 @@
-"""docs/deploy.md, as far as it can be held to the truth without an account: its SQL, commands, links and sums."""
+"""Checks docs/deploy.md as far as possible without an account: its SQL, commands, links and sums."""
 
 import re
 import shlex
@@ -52,7 +52,7 @@ def commands() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """With a master user like RDS's, who is no superuser."""
+    """A server with a master user like RDS's, who is no superuser."""
     with PostgresServer(tmp_path_factory.mktemp("master") / "data", password="super", fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("CREATE ROLE master LOGIN CREATEDB CREATEROLE PASSWORD 'master'")
@@ -129,7 +129,7 @@ def test_the_page_s_aws_commands_exist_with_their_options() -> None:
         )
         assert operation.input_shape is not None
         options = {f"--{xform_name(member, '-')}" for member in operation.input_shape.members}
-        # The AWS CLI calls this one otherwise than the service does.
+        # The AWS CLI has another name for this service than boto3.
         options |= {"--notification-endpoint"} if words[1:3] == ["sns", "subscribe"] else set()
         assert {word for word in words if word.startswith("--")} <= options
         checked += 1

@@ -1,4 +1,4 @@
-"""The code in docs/writing_a_domain.md, taken from it and run; for a consumer's page see test_consumer_page.py."""
+"""Runs the code blocks of docs/writing_a_domain.md; test_consumer_page.py does it for a consumer's page."""
 
 import importlib
 import importlib.util
@@ -33,7 +33,7 @@ NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 @pytest.fixture
 def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The page followed: its package beside finance."""
+    """The package that the page makes, beside finance."""
     package = tmp_path / "weather"
     package.mkdir()
     for name, text in FILES.items():

@@ -1,4 +1,4 @@
-"""What drills ask of Postgres, and that what they have changed is put right from their record."""
+"""The drills' queries, and how mending undoes their changes from the record."""
 
 import re
 from datetime import timedelta
@@ -172,7 +172,7 @@ class FakeFunctions:
         return self
 
     def wait(self, **_arguments: object) -> None:
-        """At once."""
+        """Returns at once."""
 
 
 class FakeAws(LocalCloud):
@@ -190,7 +190,7 @@ class FakeAws(LocalCloud):
 
 
 class FakeCloud(Cloud):
-    """Up, with the test's own database and stand-ins for its functions."""
+    """A cloud that seems to run, with the test's own database and stand-ins for its functions."""
 
     def __init__(self, workspace: Workspace, server: PostgresServer) -> None:
         super().__init__(workspace)
@@ -226,7 +226,7 @@ def cloud(
 
 
 def left_behind(cloud: FakeCloud) -> DrillRecord:
-    """The record of a drill that was cut off."""
+    """Saves the record of a drill that was interrupted."""
     begun = DrillRecord("queue-outage", pid=1, created=0.0)
     begun.functions["Relay"] = Change({"LEASE_SECONDS": "30", "URL": None}, {"LEASE_SECONDS": "11", "URL": "http://x"})
     begun.save(cloud.workspace)

@@ -1,4 +1,4 @@
-"""What the built artefacts hold: the wheels of the platform they are for, and the code as it is now."""
+"""The built layers hold the wheels of their platform, and the current code."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MACH_O_UNIVERSAL = struct.pack(">I", 0xCAFEBABE)
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The checkout's environments and caches, and a build of our own."""
+    """A workspace with the checkout's environments and caches, and a build of its own."""
     real = Workspace.from_environ({})
     return Workspace(CHECKOUT, real.home, tmp_path_factory.mktemp("state"))
 
 
 def shared_objects(archive: Path) -> Mapping[str, bytes]:
-    """The first bytes of each compiled file, by its name."""
+    """Returns the first bytes of each compiled file, by its name."""
     with zipfile.ZipFile(archive) as file:
         return {name: file.read(name)[:20] for name in file.namelist() if name.endswith((".so", ".dylib"))}
 
@@ -102,5 +102,5 @@ def test_sam_build_holds_lambda_wheels_and_the_shared_code(
     for layer in ("CoreLayer", "MarketDataLayer"):
         found = [path.read_bytes()[:20] for path in (built / layer).rglob("*.so") if path.is_file()]
         assert found
-        # The stack's architecture, whatever this machine is.
+        # The architecture is the stack's, whatever this machine's is.
         assert {elf_machine(head) for head in found} == {machine}

@@ -25,7 +25,7 @@ Resources:
 
 
 def workspace(folder: Path, subscriptions: str | None) -> Workspace:
-    """A checkout whose template has these subscriptions, or does not speak of any."""
+    """A checkout whose template has these subscriptions, or none at all."""
     (folder / "db").symlink_to(CHECKOUT / "db")
     variable = "" if subscriptions is None else f"          SUBSCRIPTIONS: '{subscriptions}'\n"
     (folder / "template.yaml").write_text(TEMPLATE + variable)

@@ -1,4 +1,4 @@
-"""Sessions behind what does not hand on all that a connection asks for, or is too old to be asked."""
+"""Sessions behind poolers that drop what a connection asks for, and on servers that are too old for it."""
 
 import re
 from contextlib import closing

@@ -18,7 +18,7 @@ TOKEN = "00000000-0000-0000-0000-000000000001"
 
 @pytest.fixture
 def stored(app: Connection[Any]) -> UUID:
-    """An event, its raw payload, its message and the delivery of it; returns the event's id."""
+    """Stores an event, its raw payload, its message and its delivery; returns the event's id."""
     (event_id,) = seeds.store(app, seeds.ticks(1))
     seeds.settle(app, seeds.claim(app), Accepted("m"))
     app.execute(
@@ -31,7 +31,7 @@ def stored(app: Connection[Any]) -> UUID:
 
 @pytest.fixture
 def pending(app: Connection[Any]) -> UUID:
-    """A message that is pending; returns its event's id."""
+    """Stores a pending message; returns its event's id."""
     (event_id,) = seeds.store(app, seeds.ticks(1))
     return event_id
 
@@ -44,7 +44,7 @@ def in_the_retention_step(connection: Connection[Any], *statements: str) -> None
 
 
 def change(statement: str, table: str) -> str:
-    """A statement that would change a table: {column} is one that it has."""
+    """Returns a statement that would change a table: {column} is one of its columns."""
     column = {"outbox": "topic = 'a.b'", "deliveries": "message_id = 'forged'"}.get(table, "source = 'forged'")
     return statement.format(table=table, column=column)
 
@@ -58,7 +58,7 @@ CHANGES = ["UPDATE {table} SET {column}", "DELETE FROM {table}", "TRUNCATE {tabl
 def settle_as(
     connection: Connection[Any], claim: claims.Claim, token: UUID | None, *, disposition: str = "published"
 ) -> list[Any]:
-    """Settles a claim's only message under a token of one's own; returns what took effect."""
+    """Settles a claim's only message under a given token; returns what took effect."""
     [row] = claim.rows
     return connection.execute(
         "SELECT * FROM settle_deliveries('me', %(ids)s, %(subscriptions)s, %(operations)s::uuid[], %(tokens)s::uuid[],"
@@ -99,7 +99,7 @@ def test_what_is_not_claimed_cannot_be_settled(app: Connection[Any], pending: UU
 def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID) -> None:
     superseded = seeds.claim(app)
     seeds.pass_time(app)
-    seeds.claim(app)  # finds the lease run out
+    seeds.claim(app)  # This claim finds that the lease ran out.
     current = seeds.claim(app)
     assert seeds.settle(app, superseded, Accepted("late")) == []
     assert seeds.settle(app, current, Accepted("m")) == [pending]
@@ -107,7 +107,7 @@ def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID)
     assert seeds.deliveries(app)[pending]["message_id"] == "m"
 
 
-# Immutability, for the owner too
+# Immutability, even for the owner
 
 
 @pytest.mark.parametrize("table", IMMUTABLE)
@@ -146,7 +146,7 @@ def test_an_event_is_not_deleted_from_under_its_message(owner: Connection[Any], 
         in_the_retention_step(owner, "DELETE FROM events")
 
 
-# CHECKs: for each a row that it refuses, which would be accepted but for it
+# For each CHECK, a row that only this CHECK refuses
 
 SOUND: dict[str, dict[str, object]] = {
     "raw_payloads": {
@@ -175,7 +175,7 @@ SOUND: dict[str, dict[str, object]] = {
     "circuit_breakers": {"name": "q"},
     "relay_handover": {"token": TOKEN, "name": "r"},
 }  # fmt: skip
-"""A row of each table that it takes."""
+"""For each table, a row that it accepts."""
 REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("raw_payloads", "raw_payloads_source_check", {"source": ""}),
     ("raw_payloads", "raw_payloads_entity_id_check", {"entity_id": ""}),
@@ -247,7 +247,7 @@ def test_a_row_that_makes_no_sense_is_refused(
     with pytest.raises(errors.CheckViolation) as refused:
         insert(sound | wrong)
     assert refused.value.diag.constraint_name == constraint
-    insert(sound)  # but for that, it would have been taken
+    insert(sound)  # Without that flaw, the row would be accepted.
 
 
 def test_every_check_has_a_row_that_it_refuses(app: Connection[Any]) -> None:
@@ -297,7 +297,7 @@ def test_a_message_needs_its_event(app: Connection[Any]) -> None:
         )
 
 
-# The derived state
+# The state that outbox_states derives
 
 
 def test_a_delivery_that_was_never_tried_is_pending(app: Connection[Any], pending: UUID) -> None:

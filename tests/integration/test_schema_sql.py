@@ -1,4 +1,4 @@
-"""db/schema.sql is what the migrations add up to, always as the wheel's PostgreSQL 18 writes it."""
+"""db/schema.sql is what the migrations add up to, as the wheel's PostgreSQL 18 writes it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def dumped() -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACP_POSTGRES_BIN", "/nonexistent")  # the server that the other tests run on is not asked
+        patch.setenv("ACP_POSTGRES_BIN", "/nonexistent")  # The server of the other tests is not used.
         return generated.schema_sql()
 
 
@@ -33,7 +33,7 @@ def test_check_names_the_stale_file_and_its_remedy(
 ) -> None:
     monkeypatch.setattr(generated, "schema_sql", lambda: dumped)
     (tmp_path / "docs").mkdir()
-    for path in ("template.yaml", generated.DEPLOY_DOC):  # what the table of parameters is made of
+    for path in ("template.yaml", generated.DEPLOY_DOC):  # The table of parameters is made of this.
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
     assert generated.main([], tmp_path) == 0

@@ -40,7 +40,7 @@ def tick(
     interval: str = "1m",
     volume: int = 10,
 ) -> Event:
-    """A revision of the bar that began so many minutes after noon."""
+    """Returns a revision of the bar that began so many minutes after noon."""
     payload = MarketTick(
         price=price, open=price, high=price, low=price, volume=volume, currency="USD", interval=interval
     )
@@ -317,7 +317,7 @@ def test_a_tick_of_no_entity_is_refused(app: Connection[Any]) -> None:
 
 @contextmanager
 def emptied(connection: Connection[Any]) -> Iterator[None]:
-    """A block whose writes are undone at its end."""
+    """Undoes the writes of the block at its end."""
     with connection.transaction(force_rollback=True):
         yield
 
@@ -341,7 +341,7 @@ ticks = st.builds(
 
 
 def identity(event: Event) -> tuple[Any, ...]:
-    """What no two events share."""
+    """Returns what no two events share."""
     return event.source, event.entity_id, event.series, event.occurred_at, event.revision
 
 
@@ -386,7 +386,7 @@ def test_any_order_and_number_of_deliveries_ends_the_same(
         assert processed(app) == {("signal_lab", event.event_id) for event in events}
 
 
-# Returns and risk, against a computation of their own
+# Returns and risk, compared with a separate computation
 
 
 def returns_of(prices: Sequence[float]) -> list[float | None]:

@@ -1,4 +1,4 @@
-"""A source's outage: what it costs while it lasts, what is said of it, and how it is noticed to be over."""
+"""A source's outage: what it costs, which events report it, and how its end is noticed."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,7 +21,7 @@ SYMBOLS = ("AAPL", "IBM", "MSFT", "GOOG")
 
 
 class Market(FakeSource):
-    """Knows SYMBOLS; raises ``trouble`` of a kind, by symbol, while there is any."""
+    """A source that knows SYMBOLS; raises the error of the kind in ``trouble``, by symbol, while there is one."""
 
     def __init__(self) -> None:
         super().__init__(dict.fromkeys(SYMBOLS, seeds.bars(3)))
@@ -62,7 +62,7 @@ def cool_down(connection: Connection[Any]) -> None:
 
 
 def failures(connection: Connection[Any]) -> Mapping[str, int]:
-    """How many SOURCE_FETCH_FAILED there are of each kind."""
+    """Returns how many SOURCE_FETCH_FAILED there are of each kind."""
     return dict(
         connection.execute(
             "SELECT payload_json ->> 'kind', count(*) FROM events WHERE event_type = 'SOURCE_FETCH_FAILED' GROUP BY 1"
@@ -143,7 +143,7 @@ def test_concurrent_runs_report_one_opening_once(app: Connection[Any]) -> None:
     run(app, source)
 
     class SlowMarket(Market):
-        """Another run is faster: it starts and ends while this one asks."""
+        """A market during whose answer another run starts and ends."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             run(app, source)
@@ -238,7 +238,7 @@ def test_while_another_run_probes_none_else_fetches(app: Connection[Any]) -> Non
     cool_down(app)
 
     class SlowMarket(Market):
-        """While it is being asked, another run starts."""
+        """A market during whose answer another run starts."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             assert run(app, source).failed_symbols == list(SYMBOLS)
@@ -272,7 +272,7 @@ def test_an_outage_during_a_hold_is_reported_once_noticed(app: Connection[Any]) 
 
 def test_a_failure_under_a_hold_is_no_opening(app: Connection[Any]) -> None:
     class HeldMarket(Market):
-        """A person holds it while it is being asked."""
+        """A market whose breaker a person holds while it is being asked."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             hold(app, "fake", by="Ada")

@@ -1,4 +1,4 @@
-"""Subscriptions brought in line with the template, while ingestion and relays are at work."""
+"""Subscriptions are brought in line with the template while ingestion and relays are at work."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,7 +129,7 @@ def test_a_claim_under_way_settles_nothing_once_it_is_removed(app: Connection[An
     assert [letter.reason for letter in read_dead_letters(app, limit=10)] == [REMOVED]
 
 
-# At once with others
+# Concurrent changes
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_adding_one_waits_for_ingestion_under_way(
         seeds.wait_until_waiting(database, "syncing")
     assert adding.result(30).backfilled == from_before
     seeds.store(app, [seeds.tick(2)])
-    # What was under way counts as from before; nothing after it is missed.
+    # What was under way counts as earlier; nothing after it is missed.
     assert pending(app, "detector") == from_before + 1
 
 
@@ -200,7 +200,7 @@ def test_ingestion_and_changes_at_random_miss_nothing(
     wanted = SUBSCRIPTIONS | {"last": Subscription("market.ticks", from_beginning=True)}
     sync_subscriptions(owner, wanted)
     assert (pending(app, "signal_lab"), pending(app, "last")) == (60, 60)
-    # Each first came while ingestion was under way, and holds no message twice in the live flow and the backfill.
+    # Each was added during ingestion, and no message is both in the live flow and the backfill.
     twice = app.execute(
         "SELECT subscription, id FROM outbox_states WHERE subscription LIKE 'late%'"
         " GROUP BY subscription, id HAVING count(*) > 1"

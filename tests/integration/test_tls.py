@@ -1,4 +1,4 @@
-"""What a connection to Postgres insists on, and what it says where that is not to be had: over real TLS."""
+"""What a connection to Postgres demands of TLS, and how it explains a failure, over real TLS."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ type Url = Callable[..., str]
 
 @pytest.fixture
 def front(postgres: PostgresServer, database: Any) -> Iterator[Callable[[Certificate], Url]]:
-    """Puts TLS with a certificate before the test's database, and returns what makes URLs to it."""
+    """Puts TLS with a certificate before the test's database; returns a function that makes URLs to it."""
     fronts = []
 
     def start(certificate: Certificate) -> Url:
@@ -54,7 +54,7 @@ def front(postgres: PostgresServer, database: Any) -> Iterator[Callable[[Certifi
 
         def url(host: str = HOST, *, password: str = PASSWORD, **parameters: str) -> str:
             query = "".join(f"&{name}={value}" for name, value in parameters.items())
-            # The name is what is verified; the address is where it leads in this test.
+            # The name is verified; the address is where it leads in this test.
             return f"postgresql://acp_test:{password}@{host}:{server.port}/{database.name}?hostaddr=127.0.0.1{query}"
 
         return url
@@ -191,7 +191,7 @@ def test_a_server_without_tls_where_tls_is_needed(postgres: PostgresServer) -> N
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, Authority, bool]]:
-    """A server that lets acp_test in with TLS alone; whether it speaks TLS itself is up to its build: Debian's does."""
+    """A server that lets acp_test in with TLS alone. Its build decides whether it speaks TLS: Debian's does."""
     folder = tmp_path_factory.mktemp("strict")
     authority = Authority(folder)
     certificate = authority.issue(HOST)
@@ -264,7 +264,7 @@ def test_too_many_connections(admin: psycopg.Connection[Any], database: Any) -> 
 
 
 def test_a_replica(admin: psycopg.Connection[Any], database: Any) -> None:
-    # What a hot standby announces, and RDS does where its disk is full; a second server would announce the same.
+    # A hot standby announces this, and so does RDS when its disk is full; a second server would announce the same.
     name = sql.Identifier(database.name)
     admin.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
     refused(database.app_url, "session is read-only", "name the writer's endpoint in the database URL")
@@ -284,7 +284,7 @@ def test_a_host_that_does_not_exist() -> None:
 
 @pytest.fixture
 def black_hole() -> Iterator[int]:
-    """A port that never answers, as a network without a route: its queue of connections is full."""
+    """A port that never answers, as in a network without a route: its queue of connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -313,7 +313,7 @@ def secret(text: str) -> str:
 
 
 def rds_shape(url: str, **fields: Any) -> dict[str, Any]:
-    """As Secrets Manager writes it for a role of an RDS instance."""
+    """Returns the secret as Secrets Manager writes it for a role of an RDS instance."""
     parts = conninfo.parse_url(url)
     return {
         "username": parts["user"],
@@ -331,7 +331,7 @@ def test_a_secret_in_rds_s_own_shape(admin: psycopg.Connection[Any], database: A
     assert not uses_tls(
         secret(json.dumps(rds_shape(database.app_url, port=str(conninfo.parse_url(database.app_url)["port"]))))
     )
-    # Whatever a rotation may come up with, without a URL's escapes.
+    # Passwords that a rotation may make, without a URL's escapes.
     password = "p@ss/w:rd %'\\\" é"
     admin.execute(sql.SQL("CREATE ROLE odd LOGIN PASSWORD {}").format(sql.Literal(password)))
     try:
@@ -378,7 +378,7 @@ def test_a_misshapen_secret_is_named_with_what_it_lacks(text: str, words: list[s
     for word in words:
         assert word in str(caught.value)
     chain: BaseException | None = caught.value
-    while chain is not None:  # what a traceback would show
+    while chain is not None:  # This is what a traceback would show.
         assert PASSWORD not in repr(chain)
         assert PASSWORD not in repr(vars(chain))
         chain = None if chain.__suppress_context__ else chain.__context__

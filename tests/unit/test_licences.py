@@ -23,7 +23,7 @@ ALLOWED = {
     "PSF-2.0",
     "Zlib",
 }
-"""Also weak copyleft for packages shipped unchanged: psycopg is LGPL, certifi MPL."""
+"""Weak copyleft is allowed for packages shipped unchanged: psycopg is LGPL, certifi MPL."""
 SAYS = {
     "Apache-2.0": "Apache License, Version 2.0|Apache License Version 2.0",
     "BSD-3-Clause": "Redistribution and use in source and binary forms.*Neither the name",

@@ -1,4 +1,4 @@
-"""template.yaml and samconfig.toml, held to what the functions need of them."""
+"""template.yaml and samconfig.toml have what the functions need."""
 
 import ast
 import json
@@ -71,7 +71,7 @@ FOUR_DAYS = 345_600
 
 
 def settings_of(function: str) -> Any:
-    """The class whose ``from_environ`` the function's app.py calls."""
+    """Returns the class whose ``from_environ`` the function's app.py calls."""
     module = ast.parse((ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8"))
     attributes = [node for node in ast.walk(module) if isinstance(node, ast.Attribute) and node.attr == "from_environ"]
     [name] = {node.value.id for node in attributes if isinstance(node.value, ast.Name)}
@@ -79,14 +79,14 @@ def settings_of(function: str) -> Any:
 
 
 def resource_of(value: Any, attribute: str) -> str:
-    """The logical id of a GetAtt."""
+    """Returns the logical id of a GetAtt."""
     name, found = value["Fn::GetAtt"]
     assert found == attribute
     return str(name)
 
 
 def resolved(value: Any) -> str:
-    """A property as the deployed stack has it, with the parameters' defaults."""
+    """Returns a property as the deployed stack has it, with the parameters' defaults."""
     match value:
         case {"Ref": name}:
             if name in PARAMETERS:
@@ -113,7 +113,7 @@ def schedules(function: str) -> list[dict[str, Any]]:
 
 
 CONSUMED = {FOLDERS[name]: resource_of(event["Queue"], "Arn") for name in FUNCTIONS for event in sqs_events(name)}
-"""Consumer -> the queue that its function, which is named as it is, takes messages from."""
+"""The queue of each consumer's function, which has the consumer's name."""
 
 
 # Names
@@ -146,7 +146,7 @@ def test_no_resource_has_a_name_that_a_second_stack_repeats() -> None:
     naming = {"FunctionName", "LayerName", "RoleName", "AlarmName", "TopicName", "Name", "StackName"}
     for name, resource in RESOURCES.items():
         given = naming & resource["Properties"].keys()
-        if resource["Type"] == "AWS::Serverless::LayerVersion":  # by SAM's default, its logical id in every stack
+        if resource["Type"] == "AWS::Serverless::LayerVersion":  # SAM's default is its logical id in every stack.
             assert resource["Properties"]["LayerName"]["Fn::Sub"].startswith("${AWS::StackName}-")
             given.remove("LayerName")
         assert not given, name
@@ -337,7 +337,7 @@ def test_schedules_are_parameters_and_maintenance_runs_every_hour() -> None:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_functions_log_group_expires(function: str) -> None:
     groups = of_type("AWS::Logs::LogGroup").values()
-    # Lambda's default name: a local cloud knows no other.
+    # Lambda's default name, because a local cloud knows no other.
     [group] = [item for item in groups if item["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{{function}}}"}]
     assert group["RetentionInDays"] > 0
     assert "LoggingConfig" not in FUNCTIONS[function]

@@ -16,7 +16,7 @@ def test_the_apis_routes_are_exactly_those_of_the_function() -> None:
     routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
     own = {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
     assert declared == own | {("HEAD", path) for method, path in own if method == "GET"}
-    # An emulator answers 403 to {proxy+}; a gateway that passes on what is no route is paid for it.
+    # An emulator answers 403 to {proxy+}; and on AWS, each unknown path that the gateway passes on costs money.
     assert not [path for _, path in declared if "+" in path]
     for event in events:
         assert event["Properties"]["RestApiId"] == {"Ref": "OpsApi"}
@@ -35,7 +35,7 @@ def test_the_gateway_lets_few_requests_for_health_through() -> None:
     assert limits.keys() == {("/*", "*"), ("/~1health", "GET"), ("/~1health", "HEAD")}
     # Each request at work holds a connection to Postgres.
     assert 0 < limits["/*", "*"]["ThrottlingRateLimit"] <= limits["/*", "*"]["ThrottlingBurstLimit"] <= 20
-    # What strangers can have at work at a time leaves concurrency to those with a token.
+    # The requests of strangers that are at work at a time leave concurrency to those with a token.
     health = [one for (path, _), one in limits.items() if path == "/~1health"]
     assert sum(one["ThrottlingBurstLimit"] for one in health) < 10
 

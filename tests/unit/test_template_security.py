@@ -1,4 +1,4 @@
-"""What the template permits: each function what it needs, the queues only what is sent to them over TLS."""
+"""Each function may do only what it needs, and the queues accept only what is sent over TLS."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_each_function_has_its_own_role_unextended_by_sam() -> None:
     ]
     roles = [role_of(function) for function in FUNCTIONS]
     assert sorted(roles) == sorted(set(roles)) == sorted(of_type("AWS::IAM::Role"))
-    # SAM makes a role with AWS's managed policies for whatever has none.
+    # SAM makes a role with AWS's managed policies for any function without a role.
     assert {kind for kind in (resource["Type"] for resource in RESOURCES.values()) if "Serverless" in kind} <= {
         "AWS::Serverless::Function",
         "AWS::Serverless::LayerVersion",
@@ -136,7 +136,7 @@ def test_every_queue_requires_tls_and_admits_no_other_account() -> None:
 
 
 def text_of(value: Any) -> str:
-    """A Sub's text with its own variables filled in."""
+    """Returns a Sub's text with its own variables filled in."""
     text, variables = value["Fn::Sub"]
     return re.sub(r"\$\{(Suffix)\}", lambda match: json.dumps(variables[match[1]]), text)
 

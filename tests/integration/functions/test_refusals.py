@@ -1,4 +1,4 @@
-"""What each function refuses: settings, databases and events it cannot work with."""
+"""The settings, databases and events that each function refuses."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_both_url_and_secret_is_an_error_that_names_both(load: Load, name: str) 
         f"mysql://acp_test:{PASSWORD}@127.0.0.1:3306/database",
         f"http://acp_test:{PASSWORD}@127.0.0.1/database?ssl=1",
         f"postgresql://acp_test:{PASSWORD}%zz@127.0.0.1/database",
-        # Not encoded, an @ or a / ends the password early for libpq, and the rest of it begins the host or database.
+        # Without encoding, libpq ends the password at an @ or a /, and takes the rest of it for the host or database.
         f"postgresql://acp_test:x@{PASSWORD}@127.0.0.1/database",
         f"postgresql://acp_test:{PASSWORD}/x@127.0.0.1/database",
         f"postgresql://acp_test:x/{PASSWORD}@127.0.0.1/database",

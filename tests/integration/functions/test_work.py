@@ -30,7 +30,7 @@ from control_plane.ops.subscriptions import SubscriptionError
 from control_plane.platform.database import connect
 from market_replay import Fault, serve
 
-# What they do
+# What the handlers do
 
 
 def test_ingestion_stores_what_the_market_answers_once(load: Load, database: Any, app: Connection[Any]) -> None:
@@ -95,7 +95,7 @@ def test_ingestion_stops_asking_a_source_after_the_configured_failures(
     assert again["failed_symbols"] == []
     assert again["ingested"] > 0
     said = [line["source"] for line in ingestion.logs if line["message"] == "the source's breaker is open"]
-    assert said == ["yfinance-replay"] * 2  # by the run that opened it, and by the one that found it open
+    assert said == ["yfinance-replay"] * 2  # One run opened the breaker, and one found it open.
     assert count(app, "circuit_breakers") == 1
 
 
@@ -207,7 +207,7 @@ def test_signal_lab_asks_once_for_a_lost_postgres_per_batch(
     load: Load, database: Any, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lost:
-        """There for the first look and the first message."""
+        """A database that is there for the first look and the first message only."""
 
         asked = 0
 

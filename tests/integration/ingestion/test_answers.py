@@ -1,4 +1,4 @@
-"""What becomes of an answer: good bars, bad ones, gaps, and what a source says again."""
+"""What becomes of an answer with good bars, bad bars, gaps or repetitions."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from control_plane.ingestion.source import Entity, Fetched, Json, Observation
 from control_plane.ingestion.store import LARGEST_RAW_PAYLOAD
 from control_plane.model.errors import SourceError
 
-# ingest: one symbol's trouble is its own
+# One symbol's failure stays its own
 
 
 def test_a_failing_symbol_is_an_event_and_stops_nobody(app: Connection[Any]) -> None:
@@ -48,7 +48,7 @@ def test_a_source_that_trips_over_one_symbol_serves_the_others(app: Connection[A
 
 
 class MisdescribingSource(FakeSource):
-    """Fetches well, and then stumbles over its own answer."""
+    """A source that fetches well, and fails when it describes its own answer."""
 
     def describe(self, fetched: Fetched) -> Entity:
         if fetched.symbol == "ODD":
@@ -57,14 +57,14 @@ class MisdescribingSource(FakeSource):
 
 
 class MislabellingSource(FakeSource):
-    """Describes an entity in words that no event may hold."""
+    """A source that describes an entity in words that no event may hold."""
 
     def describe(self, fetched: Fetched) -> Entity:
         return Entity(fetched.symbol, "equ\x00ity" if fetched.symbol == "ODD" else "equity", None)
 
 
 class LocalTimeSource(FakeSource):
-    """Forgets the time zone."""
+    """A source that forgets the time zone."""
 
     def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         fetched = super().fetch(symbol, since, asked_at)
@@ -178,13 +178,13 @@ def test_an_answer_too_large_to_keep_fails_its_symbol_alone(app: Connection[Any]
     assert (entity_id, payload["kind"]) == ("IBM", "malformed")
 
 
-# What did not change is not said again
+# What did not change is not reported again
 
 NOON = datetime(2026, 2, 10, 12, tzinfo=UTC)
 
 
 def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) -> list[int]:
-    """Ingests one answer three times, while the source forgets; returns how many events there are after each run."""
+    """Ingests one answer three times while the source forgets; returns how many events there are after each run."""
     numbers = []
     for minute in range(3):
         run(connection, FakeSource({"AAPL": answer}, kept_from=NOON + timedelta(minutes=minute)))

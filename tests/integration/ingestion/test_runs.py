@@ -1,4 +1,4 @@
-"""A run over many symbols: what it asks for, what it measures, and when its time is up."""
+"""A run over many symbols: what it asks for, what it measures, and how it ends when its time is up."""
 
 import io
 import json
@@ -89,7 +89,7 @@ def test_the_silence_of_the_most_silent_open_market_is_measured(app: Connection[
     telemetry = RecordingTelemetry()
     ingest(app, source, [*source.bars, "NOPE"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert telemetry.totals["OpenSymbols"] == 3
-    # One symbol that is not traded does not silence New York; London is the silent one.
+    # One symbol without trades does not make New York silent; London is the silent market.
     assert silence_of(telemetry) == pytest.approx(40, abs=1)
 
 
@@ -136,11 +136,11 @@ def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], ow
     assert seeds.counts(app) == (0, 0, 0)
 
 
-# A source that hangs, and a run's time that is up
+# A source that hangs, and a run whose time is up
 
 
 class HangingSource(FakeSource):
-    """Does not answer for ``hanging`` until told to."""
+    """A source that does not answer for ``hanging`` until it is told to."""
 
     def __init__(self, bars: Mapping[str, Sequence[Observation]]) -> None:
         super().__init__(bars)
@@ -283,7 +283,7 @@ def test_a_raw_payload_keeps_what_was_asked_and_when(app: Connection[Any]) -> No
         assert row == ("fake", "AAPL", source.asked_at["AAPL"], since, True)
 
 
-# Messages that nobody gets
+# Messages without a subscription
 
 
 def test_messages_without_a_subscription_are_counted_and_named(app: Connection[Any], owner: Connection[Any]) -> None:

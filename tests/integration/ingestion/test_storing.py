@@ -1,4 +1,4 @@
-"""Raw payloads, events and messages: stored together or not at all, each of them once, within bounds."""
+"""Raw payloads, events and messages are stored together or not at all, once each, within bounds."""
 
 import contextlib
 import json
@@ -140,7 +140,7 @@ def test_concurrent_runs_store_each_bar_once_without_deadlock(
     symbols = ["AAPL", "IBM", "MSFT", "GOOG"]
     runners, rounds = 4, 5
     start = Barrier(runners)
-    # Each row takes its time, so that runs in different orders are sure to meet midway.
+    # Each row takes a while, so that runs in different orders are sure to meet.
     owner.execute(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.0005); RETURN new; END'"
     )
@@ -186,14 +186,14 @@ def test_the_number_of_statements_does_not_grow_with_the_bars(app: Connection[An
         return CountingCursor.executed
 
     assert statements("AAPL", 1) == statements("IBM", 60) == 9
-    # clock, the breaker, newest, isolation, locks, raw payloads, clock, ends of chains, events
+    # The statements: clock, breaker, newest, isolation, locks, raw payloads, clock, ends of chains, events.
 
 
 # Postgres goes away in the middle
 
 
 class CrashingSource(FakeSource):
-    """Crashes Postgres when it is asked for CRASH."""
+    """A source that crashes Postgres when it is asked for CRASH."""
 
     crash: Callable[[], None]
 
@@ -221,12 +221,12 @@ def test_the_run_after_a_crash_of_postgres_stores_the_rest(
         with pytest.raises(psycopg.OperationalError) as broken:
             run(connection, source, *symbols)
         assert "server closed the connection" in str(broken.value) or "terminating connection" in str(broken.value)
-    assert stopped.wait(30)  # the run does not wait for its threads
+    assert stopped.wait(30)  # The run does not wait for its threads.
     own_postgres.start()
     source.crash = lambda: None
     with connect(own_postgres.url(), application_name="test") as connection:
         raws, stored, messages = seeds.counts(connection)
-        assert (raws, stored) in {(0, 0), (1, 20), (2, 40)}  # whole symbols: those that came before the crash
+        assert (raws, stored) in {(0, 0), (1, 20), (2, 40)}  # only whole symbols from before the crash
         assert messages == stored
         result = run(connection, source, *symbols)
         assert result.ingested == 60 - stored
@@ -250,7 +250,7 @@ def test_a_transaction_holds_no_more_than_it_may(app: Connection[Any], monkeypat
     assert run(app, FakeSource(market), *market).ingested == 3 * 30 + 7 + 60
     assert max(entities for entities, _ in batches) == 3
     assert max(looks for _, looks in batches) <= 70
-    assert sum(entities for entities, _ in batches) == len(market)  # each symbol whole, in one of them
+    assert sum(entities for entities, _ in batches) == len(market)  # Each symbol is stored whole, in one transaction.
 
 
 def test_more_entities_than_a_transaction_may_lock_are_refused(app: Connection[Any]) -> None:
@@ -263,7 +263,7 @@ def test_a_large_ingestion_is_committed_in_parts_a_symbol_whole(
     app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_LOOKS_PER_TRANSACTION", 50)
-    # As of the third symbol the database refuses: what is there by then was committed before.
+    # The database refuses the third symbol and all after it; what came before was committed.
     owner.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN"
         " IF (SELECT count(*) FROM public.events) >= 60 THEN RAISE EXCEPTION ''no more''; END IF; RETURN new; END'"
@@ -280,11 +280,11 @@ def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None
     seeds.store(app, [replace(look, source="fake") for look in seeds.ticks(1)])
     days = seeds.bars(5_200)
     result = run(app, FakeSource({"AAPL": days, "IBM": days}), "AAPL", "IBM")
-    assert result.ingested == 5_199 + 60  # AAPL from its stored bar on, IBM's most recent hour
+    assert result.ingested == 5_199 + 60  # AAPL is asked from its stored bar on, IBM for its most recent hour.
     assert seeds.counts(app) == (2, 5_260, 5_260)
 
 
-# What it costs to find where to go on
+# The cost of finding where to continue
 
 
 def visited(plan: Any) -> int:
@@ -333,12 +333,12 @@ def test_the_end_of_a_chain_is_found_by_probes(app: Connection[Any], owner: Conn
         "occurred_at": [seeds.bar(1 + number // 3).occurred_at for number in range(many)],
     }
     steps = seeds.plan(app, QUERIES["chain_heads"], asked)
-    # An event and a repeated look each; the plan's figures are averages, rounded to whole rows by older servers.
+    # Each probe reads an event and a repeated look; plans show averages, which older servers round to whole rows.
     assert 2 * many * 0.95 <= visited(json.loads(steps)[0]["Plan"]) <= 3 * many
     assert {"events_one_per_revision", "repeated_looks_key"} == set(re.findall(r'"Index Name": "(\w+)"', steps))
 
 
-# Bounded: what one answer can cost
+# The most that one answer can cost
 
 
 def test_the_database_refuses_a_raw_payload_beyond_its_bound(app: Connection[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Who reads an event's timeline with which token, what is no route, and what an error shows."""
+"""GET /events: which tokens may read a timeline, which paths are routes, and what an error shows."""
 
 import json
 import uuid

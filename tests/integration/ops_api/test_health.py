@@ -1,4 +1,4 @@
-"""What /health says of the database, the outbox, breakers, dead letters and consumers, and to whom."""
+"""GET /health: what it says of database, outbox, breakers, dead letters and consumers, and to whom."""
 
 import signal
 import socket
@@ -194,7 +194,7 @@ def test_a_database_that_hangs_keeps_nobody_waiting(load: Load, own_postgres: Po
     for process in processes:
         process.send_signal(signal.SIGSTOP)
     try:
-        # First the connection that there was, then a new one.
+        # The first attempt uses the old connection, the second a new one.
         for _ in range(2):
             started = time.monotonic()
             says_the_database_fails(client, "did not answer /health within 1 seconds")

@@ -40,7 +40,7 @@ class FakeRig:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sizes]]:
-    """What was measured, with everything measured being a figure that misses its bar."""
+    """Records what is measured; every measurement is a figure that misses its bar."""
     asked: list[tuple[str, Sizes]] = []
 
     @contextlib.contextmanager

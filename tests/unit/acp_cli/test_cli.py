@@ -49,7 +49,7 @@ class FakeServer:
 
 
 class NoCloud(Cloud):
-    """One that is never brought up, whatever a command lets through."""
+    """A cloud that is never brought up, whatever a command lets through."""
 
     def up(self, *_: object) -> Never:
         raise NotImplementedError
@@ -68,7 +68,7 @@ class FakeAws(LocalCloud):
 
 
 class FakeCloud(Cloud):
-    """Up, with nothing behind it."""
+    """A cloud that seems to run, with nothing behind it."""
 
     def __init__(self, workspace: Workspace, **answers: Any) -> None:
         super().__init__(workspace)

@@ -1,4 +1,4 @@
-"""What acp prints, to whatever there is to print to: run as a process, since streams are what this is about."""
+"""What acp prints to every kind of output; run as a process, because the streams are what is tested."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_help_is_readable_in_any_encoding(environ: dict[str, str]) -> None:
 
 
 def test_each_commands_help_is_readable_in_ascii() -> None:
-    # In one process: the modules of all commands take seconds to import.
+    # All in one process, because the modules of all commands take seconds to import.
     code = f"from acp_cli.cli import app\nfor name in {NAMES}: app([name, '--help'], standalone_mode=False)"
     result = python("\n" + code, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, b"")

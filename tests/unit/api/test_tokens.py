@@ -80,7 +80,7 @@ def test_a_new_token_replaces_the_old_one_within_seconds() -> None:
     vault = Vault("old")
     assert vault.lets_in("old")
     vault.token = "new"
-    assert vault.lets_in("old")  # nobody has asked
+    assert vault.lets_in("old")  # Nobody has asked for it meanwhile.
     vault.now += REREAD_SECONDS
     assert vault.lets_in("new")
     assert not vault.lets_in("old")
@@ -114,7 +114,7 @@ def test_a_wrong_token_locks_nobody_out_without_the_secret() -> None:
     vault.fails = True
     for _ in range(10):
         vault.now += REREAD_SECONDS
-        with pytest.raises(SecretUnavailable):  # it may be a new one
+        with pytest.raises(SecretUnavailable):  # It may be a new token.
             vault.lets_in("wrong")
         assert vault.lets_in("right")
     assert vault.reads == 11

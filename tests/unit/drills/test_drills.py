@@ -108,7 +108,7 @@ def test_the_record_is_found_again_until_it_is_cleared(workspace: Workspace) -> 
 def test_record_tells_a_running_drill_from_an_interrupted_one() -> None:
     mine = DrillRecord.begin("poison")
     assert mine.problem == "the drill poison is under way"
-    # The pid is another's now.
+    # The pid now belongs to another process.
     another = replace(mine, created=mine.created - 3600)
     assert not another.is_running
     assert another.problem.endswith("was cut off before it had put everything right: scripts/acp drill --mend")

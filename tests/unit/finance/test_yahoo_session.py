@@ -1,4 +1,4 @@
-"""Where Yahoo's answers may lead a session."""
+"""To which hosts Yahoo's answers may lead a session."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ PARAMS = {"interval": "1m"}
 
 
 class Answers:
-    """Stands in for libcurl: answers of a status and a Location each; what was asked is kept."""
+    """Stands in for libcurl: gives answers with a status and a Location each, and records what was asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, str]) -> None:
         self.asked: list[tuple[str, str]] = []

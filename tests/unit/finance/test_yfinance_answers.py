@@ -20,7 +20,7 @@ from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Fault, serve
 from market_replay.prices import SYMBOLS, bar_at
 
-# What is kept is read again
+# A kept answer can be read again
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_refusal_that_holds_a_chart_stays_a_refusal(market: Market, status: in
     assert (again.value.kind, again.value.reason) == (error.kind, error.reason)
 
 
-# Who it is about
+# The entity
 
 
 def test_replayed_prices_never_pass_for_live(market: Market) -> None:
@@ -277,7 +277,7 @@ def test_only_the_market_data_url_is_ever_asked(market: Market, monkeypatch: pyt
 
 @pytest.mark.timeout(20)
 def test_live_prices_are_had_even_where_cookies_never_come(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
-    """yfinance alone would wait 30 seconds for each of two hosts."""
+    """Without our session, yfinance would wait 30 seconds for each of two hosts."""
     monkeypatch.setattr(module, "YAHOO_URL", market.replay.url)
     monkeypatch.setattr(yahoo_session, "COOKIE_TIMEOUT", 0.2)
     source = market.source(market_data_url=None)

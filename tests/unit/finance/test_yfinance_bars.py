@@ -87,7 +87,7 @@ def test_a_market_that_never_closes_keeps_its_last_minute(market: Market) -> Non
 
 def test_a_correction_is_seen_within_the_same_process(market: Market) -> None:
     source = market.source()
-    bar = datetime(2026, 3, 10, 13, 50, tzinfo=UTC)  # yfinance keeps answers about what is 30 minutes old
+    bar = datetime(2026, 3, 10, 13, 50, tzinfo=UTC)  # yfinance caches answers about what is 30 minutes old
     before = source.fetch("AAPL", bar, market.clock.now).observations[0]
     market.replay.faults.put("AAPL", Fault(correct=Correction(minute_of(bar), 1234.5)))
     after = source.fetch("AAPL", bar, market.clock.now).observations[0]

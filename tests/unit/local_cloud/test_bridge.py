@@ -1,4 +1,4 @@
-"""The forwarder on the bridge: one address of loopback in the bridge's place, another in the servers'."""
+"""The forwarder on the bridge; one address of loopback stands for the bridge's, another for the servers'."""
 
 import asyncio
 import ipaddress
@@ -17,7 +17,7 @@ type Conversation[T] = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Aw
 
 
 def through[T](network: str, server: Conversation[None] | None, client: Conversation[T]) -> T:
-    """What a client says to a server by way of the bridge."""
+    """Returns what comes back when a client sends text to a server through the bridge."""
 
     async def run() -> T:
         port = free_port()
@@ -40,7 +40,7 @@ def through[T](network: str, server: Conversation[None] | None, client: Conversa
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers once it has heard all, as HTTP/1.0 may."""
+    """A server that answers once it has received everything, as HTTP/1.0 allows."""
     heard = await reader.read()
     writer.write(heard.upper())
     await writer.drain()

@@ -28,7 +28,7 @@ Resources:
 
 
 class Tools:
-    """uv and SAM, as far as a build sees them: uv leaves a wheel's files in --target."""
+    """Stand-ins for uv and SAM, as far as a build uses them: uv leaves a wheel's files in --target."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.uv_calls: list[Sequence[str]] = []

@@ -23,7 +23,7 @@ DEPLOYED = Deployment(held_by="it", template="", code="", outputs={}, environ={}
 
 
 class FakeEmulator(Emulator):
-    """Runs where it is said to."""
+    """An emulator that runs where a test says."""
 
     running: set[str]
 
@@ -69,7 +69,7 @@ class World:
         self.run = RunState(cloud="one", endpoint="http://one", deployment=DEPLOYED, stack_is_ours=True)
 
     def settle(self, options: UpOptions, *, endpoint_url: str | None = None) -> str:
-        """What was said on the way."""
+        """Settles the emulator; returns what was printed meanwhile."""
         Cloud(self.workspace, endpoint_url)._settle_emulator(self.run, options, Progress(self.console))
         return self.console.export_text()
 

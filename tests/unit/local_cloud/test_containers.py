@@ -1,4 +1,4 @@
-"""What functions in containers are told, and what is said where there can be none."""
+"""What functions in containers get to know, and the error if there can be no containers."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class FakeCloudFormation:
 
 
 class FakeEvents:
-    """One rule with one target."""
+    """A client of EventBridge that has one rule with one target."""
 
     def __init__(self) -> None:
         self.rules = {RULE: {"ScheduleExpression": "rate(1 minute)", "Description": "Starts it."}}
@@ -134,7 +134,7 @@ class FakeBuckets:
 
 
 class FakeSecrets:
-    """Without any. Its exceptions are its own, as a client's are."""
+    """A client of Secrets Manager without secrets. Its exceptions are its own, as a real client's are."""
 
     def __init__(self) -> None:
         self.exceptions = SimpleNamespace(ResourceNotFoundException=type("ResourceNotFoundException", (Exception,), {}))
@@ -216,7 +216,7 @@ def test_a_first_deployment_reads_back_outputs_and_common_variables(world: World
     deployment, what = world.deploy()
     assert what == "new stack"
     assert deployment.outputs["MarketTicksQueueUrl"] == "http://queue"
-    # What two functions see differently is left out, and what is empty.
+    # Variables whose values differ between functions are left out, and so are empty ones.
     assert deployment.environ == {"SYMBOLS": "AAPL", "MARKET_DATA_URL": "http://x"}
 
 

@@ -109,7 +109,7 @@ def test_the_api_of_a_stack_is_found_on_the_emulator(workspace: Workspace, name:
 
 
 class Slower(StartedEmulator):
-    """One that finds its port taken."""
+    """An emulator that finds its port taken."""
 
     name = title = "slower"
     health_path = "/"

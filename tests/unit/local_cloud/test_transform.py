@@ -1,4 +1,4 @@
-"""What CloudFormation gets: SAM's own transform of template.yaml, for each architecture, outside and inside a VPC."""
+"""What CloudFormation gets after SAM's own transform, for each architecture, outside and inside a VPC."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ STACKS = [{"Architecture": architecture} | network for architecture in ("x86_64"
 
 
 def transformed(given: Mapping[str, str]) -> dict[str, Any]:
-    """The template as CloudFormation receives it after SAM, its parameters' defaults being what was given."""
+    """Returns the template as CloudFormation gets it after SAM; the given parameters become defaults."""
     template = copy.deepcopy(TEMPLATE)
     parameters = SECRETS | dict(given)
     for name, value in parameters.items():
@@ -88,7 +88,7 @@ def test_no_resource_name_prevents_a_second_stack(stack: Stack) -> None:
         or (key.endswith("Name") and not key.startswith(("Metric", "Function", "Policy", "Stage")))
     ]
     for resource, key, name in names:
-        # A name that holds another resource's own is as unique as that one.
+        # A name that contains another resource's name is as unique as that one.
         assert references(name), f"{resource}.{key} is {name!r} in every stack"
 
 
@@ -110,7 +110,7 @@ def test_subnets_and_security_groups_must_be_given_together(given: dict[str, str
 def test_subnets_or_security_groups_alone_are_refused(name: str) -> None:
     given = {name: VPC[name]}
     assert not all(truth(rule, given) for rule in assertions())
-    # And by Lambda, where rules are not evaluated: the function is given a VPC that lacks the other.
+    # Lambda refuses it, too, where rules are not evaluated: the function is given a VPC that lacks the other.
     assert truth(TEMPLATE["Conditions"]["InVpc"], given)
 
 
@@ -123,7 +123,7 @@ def assertions() -> Iterator[Any]:
 
 
 def truth(expression: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """A condition or a rule, as CloudFormation evaluates it."""
+    """Returns a condition or a rule, as CloudFormation evaluates it."""
     [(name, arguments)] = expression.items()
     match name:
         case "Fn::And":
@@ -140,7 +140,7 @@ def truth(expression: Mapping[str, Any], given: Mapping[str, str]) -> bool:
 
 
 def value(expression: Any, given: Mapping[str, str]) -> Any:
-    """A parameter's value, or what is made of it."""
+    """Returns a parameter's value, or what is made of it."""
     match expression:
         case {"Ref": name}:
             parameter = TEMPLATE["Parameters"][name]

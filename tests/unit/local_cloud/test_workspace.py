@@ -77,7 +77,7 @@ def test_a_second_command_learns_the_locks_holder_and_gives_up(tmp_path: Path) -
         ):
             pytest.fail("two at once")
         assert told == [f"Waiting for acp up (pid {holder.pid}) …"]
-        # However its holder ends, the lock ends with it.
+        # However the holder ends, the lock ends with it.
         holder.kill()
     with locked(tmp_path / "state", "down", on_wait=told.append, wait_seconds=20):
         pass

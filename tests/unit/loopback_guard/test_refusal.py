@@ -81,7 +81,7 @@ def test_other_names_are_refused(host: str) -> None:
         ([HOST, (b"Origin", b"http://localhost"), SAME_ORIGIN], "Origin 'http://localhost'"),
         ([HOST, (b"Origin", b"http://127.0.0.1:4566"), SAME_ORIGIN], "Origin 'http://127.0.0.1:4566'"),
         ([HOST, (b"Origin", b"null"), SAME_ORIGIN], "Origin 'null'"),
-        # DNS rebinding: to the browser the page is of the same origin as the server that its name points to now.
+        # DNS rebinding: for the browser, the page has the same origin as the server to which its name points now.
         ([EVIL_HOST, (b"Origin", b"http://evil.example:4566"), SAME_ORIGIN], "Host 'evil.example:4566'"),
         ([EVIL_HOST, OWN_ORIGIN, SAME_ORIGIN], "Host 'evil.example:4566'"),
         ([HOST, (b"Sec-Fetch-Site", b"cross-site")], "Sec-Fetch-Site 'cross-site'"),
@@ -129,7 +129,7 @@ def test_a_head_as_it_came_is_judged_the_same() -> None:
 
 
 async def answers(type_: str, *headers: tuple[bytes, bytes]) -> tuple[bool, list[dict[str, Any]]]:
-    """Whether the application was asked, and what was sent."""
+    """Returns whether the application was asked, and what was sent."""
     asked = False
     sent: list[dict[str, Any]] = []
 

@@ -98,7 +98,7 @@ def test_consecutive_minutes_replay_consecutive_trading_days(minute: int, symbol
     if (minute + 1) % len(stocks.AAPL["date"]):
         assert (bar.close, following.close) in steps
     else:
-        assert bar.close == closes[-1]  # every series ends on the same day, and starts again together
+        assert bar.close == closes[-1]  # Every series ends on the same day, and all start again together.
 
 
 @given(
@@ -228,7 +228,7 @@ def test_eight_days_within_thirty_are_served(client: Client) -> None:
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # yfinance 1.7.0 under pandas 3.1
 def test_plain_yfinance_reads_it(replay: MarketReplay, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own frames, as any script of a user's would have them."""
+    """The client's own frames, as a user's script would see them."""
     clock.now = datetime.now(UTC)
     confined = YFinanceSource(market_data_url=replay.url)._session
     monkeypatch.setattr(yfinance.base, "_BASE_URL_", replay.url)
@@ -267,7 +267,7 @@ def test_each_request_is_one_line_of_log() -> None:
 
 
 def test_a_request_is_logged_before_its_answer_can_be_read() -> None:
-    """Whoever reads the answer may end the server at once, and must find the line all the same."""
+    """Whoever reads the answer may end the server at once, and the line must be there nevertheless."""
     lines: list[str] = []
 
     def log(line: str) -> None:
@@ -352,7 +352,7 @@ def test_an_answer_can_be_late(client: Client) -> None:
 
 
 def test_a_late_answer_does_not_hold_up_the_end() -> None:
-    """If it did, the test's own time limit would end it."""
+    """Otherwise the test's own time limit would end it."""
     with serve() as replay:
         replay.faults.put("*", Fault(delay_seconds=3600))
         connection = http.client.HTTPConnection(replay.host, replay.port, timeout=5)
@@ -395,7 +395,7 @@ def test_only_a_symbols_fault_can_be_put(client: Client, method: str, path: str)
 def test_faults_are_for_this_machine_alone(
     client: Client, replay: MarketReplay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The server's own name alone: the guard before it reads addresses, too.
+    # Only the server's own name counts, because the guard before it also reads addresses.
     monkeypatch.setattr("market_replay.server.ipaddress", SimpleNamespace(ip_address=lambda _: AnotherMachine))
     assert client.ask("PUT", "/faults/AAPL", '{"status": 500}')[0] == 404
     assert len(replay.faults) == 0

@@ -1,4 +1,4 @@
-"""docs/event_contract.md is true: its example is an event, its steps give that event's id, its lists are whole."""
+"""docs/event_contract.md is true: its example is an event, its steps give the example's id, its lists are complete."""
 
 import json
 import re
@@ -19,7 +19,7 @@ TEXT = DOC.read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    """The only code block in the language, without its indentation."""
+    """Returns the only code block in a language, without its indentation."""
     (found,) = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", TEXT, re.MULTILINE | re.DOTALL)
     indentation, code = found
     return "".join(line.removeprefix(indentation) for line in code.splitlines(keepends=True))

@@ -1,4 +1,4 @@
-"""The signature is botocore's, to the byte."""
+"""Our signature equals botocore's, byte for byte."""
 
 import datetime
 
@@ -61,7 +61,7 @@ def test_a_signature_equals_botocores(
 
 
 class Changing:
-    """Credentials, of which there are new ones now and then, and a clock."""
+    """Credentials that change now and then, and a clock."""
 
     def __init__(self) -> None:
         self.at = 0.0

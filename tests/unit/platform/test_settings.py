@@ -1,4 +1,4 @@
-"""Settings: everything that is wrong is said at once, and nothing that is secret."""
+"""Settings: all problems are reported at once, and no secret is shown."""
 
 from collections.abc import Callable
 from typing import Any

@@ -44,7 +44,7 @@ def test_once_the_function_has_a_name_every_metric_bears_it(
 ) -> None:
     telemetry.is_of("stack-a-RelayFunction-1")
     for _ in range(2):
-        for value in range(100):  # so many that Powertools writes them out before it is asked to
+        for value in range(100):  # so many that Powertools writes them out before it is told to
             telemetry.count("PublishLatency", value)
         telemetry.count("EventsPublished", 1)
         lines = flushed(telemetry, capsys)

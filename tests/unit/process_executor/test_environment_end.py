@@ -140,13 +140,13 @@ def test_killing_the_executor_ends_a_function_and_its_children(tmp_path: Path, s
 
 
 def test_a_stopped_executors_function_cannot_wait_for_ever(start: Start) -> None:
-    """The lifeline alone ends it: here the Runtime API is still there."""
+    """Only the lifeline ends it, because the Runtime API is still there in this test."""
     function = start("import os\ndef handler(event, context): return os.getpid()")
     pid = answer(invoke(function))
     os.close(os.dup(0))
     assert function._boot
     lifeline = function._boot.process._lifeline
     replacement = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(replacement, lifeline)  # closes our end; the number stays taken until the process has ended
+    os.dup2(replacement, lifeline)  # This closes our end; the number stays taken until the process has ended.
     os.close(replacement)
     until(lambda: gone(pid))

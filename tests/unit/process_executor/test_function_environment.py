@@ -1,4 +1,4 @@
-"""What of LocalStack's long list a function gets to see."""
+"""Which variables of LocalStack's long list a function gets to see."""
 
 from process_executor.process import function_environment
 
@@ -15,7 +15,7 @@ LISTED: dict[str, object] = {
 
 
 def seen(**declared: object) -> dict[str, str]:
-    """As LocalStack does, what the function declares is in its list too, and wins there."""
+    """Returns what a function sees; in LocalStack's list, too, the function's own variables come last and win."""
     return function_environment(
         LISTED | declared, declared=declared, endpoint_url="http://127.0.0.1:4566", runtime="python3.13"
     )

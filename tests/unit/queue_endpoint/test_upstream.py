@@ -1,4 +1,4 @@
-"""The endpoint before another one's queues: what it accepts is passed on, what it fails is not."""
+"""The endpoint with an upstream: what it accepts is passed on, what it fails is not."""
 
 import threading
 from collections.abc import Iterator

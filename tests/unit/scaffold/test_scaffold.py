@@ -64,7 +64,7 @@ def test_a_new_migration_raises_the_version_the_code_needs() -> None:
 
 
 def renamed(value: object, names: Names) -> object:
-    """What a resource of SignalLab's is with a consumer's names."""
+    """Returns what a resource of SignalLab's is called for a consumer with these names."""
     return json.loads(names.renamed(json.dumps(value)))
 
 
