@@ -206,7 +206,7 @@ def test_the_sums_and_the_connections_count_what_the_template_has() -> None:
     secrets = [name for name in TEMPLATE["Parameters"] if name.endswith("SecretArn")]
     assert f'"{len(alarms)} alarms": {len(alarms)} * ALARM' in PAGE
     assert f'"{len(secrets)} secrets": {len(secrets)} * SECRET' in PAGE
-    most_consumers = re.search(r"at most (\d+) of SignalLab", PAGE)
+    most_consumers = re.search(r"SignalLab has at most (\d+) environments", " ".join(PAGE.split()))
     [trigger] = resources["SignalLabFunction"]["Properties"]["Events"].values()
     assert most_consumers
     assert trigger["Properties"]["ScalingConfig"]["MaximumConcurrency"] == int(most_consumers[1])
