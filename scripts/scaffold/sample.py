@@ -68,7 +68,7 @@ def _value(what: str, schema: Mapping[str, Any], definitions: Mapping[str, Any])
     for text in _TEXTS:
         if schema.get("type") == "string" and re.search(schema.get("pattern", ""), text):
             return text
-    msg = f"No example can be made up of {what}."
+    msg = f"No example can be made up for {what}."
     raise AcpError(msg, remedy="Add a text that fits its pattern to _TEXTS in scripts/scaffold/sample.py.")
 
 

@@ -84,7 +84,7 @@ def test_without_docker_it_says_what_to_install(containers: Containers) -> None:
     assert "skipped" not in tests.stdout
 
 
-def test_what_is_not_up_says_how_to_bring_it_up(tmp_path: Path) -> None:
+def test_a_cloud_that_is_down_says_how_to_start_it(tmp_path: Path) -> None:
     ran = run_acp(tmp_path / "state")("invoke", "relay")
     assert ran.returncode == 3
     assert "scripts/acp up" in ran.stderr

@@ -153,12 +153,12 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
 EFFECTS |= {name: partial(consumer, function=name) for name in CONSUMERS if name not in EFFECTS}
 
 
-def test_every_function_of_the_template_is_among_them() -> None:
+def test_every_function_of_the_template_is_tested() -> None:
     assert sorted(FUNCTIONS) == sorted(EFFECTS)
 
 
 @pytest.mark.parametrize("function", EFFECTS)
-def test_it_runs_in_lambda_s_container_and_leaves_its_effect(containers: Containers, function: str) -> None:
+def test_a_function_runs_in_lambdas_container_with_its_effect(containers: Containers, function: str) -> None:
     EFFECTS[function](containers)
 
 

@@ -304,7 +304,7 @@ class AnswersContract(ABC):
         return self.published_by.publish("q", messages, start_before=LATER)
 
     @pytest.mark.parametrize(("reply", "expected"), SENSELESS.values(), ids=SENSELESS)
-    def test_a_senseless_answer_is_believed_only_where_it_makes_sense(
+    def test_only_sensible_parts_of_an_answer_are_believed(
         self, endpoint: Endpoint, reply: Reply, expected: Sequence[Kind]
     ) -> None:
         endpoint.answering = lambda _: reply
@@ -314,14 +314,14 @@ class AnswersContract(ABC):
         assert len(endpoint.batches) == 1  # What may have been accepted is not sent again.
 
     @pytest.mark.parametrize(("reply", "expected"), REFUSALS.values(), ids=REFUSALS)
-    def test_a_refused_message_learns_whose_fault_it_is(self, endpoint: Endpoint, reply: Reply, expected: Kind) -> None:
+    def test_a_refused_message_gets_the_right_fault(self, endpoint: Endpoint, reply: Reply, expected: Kind) -> None:
         endpoint.answering = lambda _: reply
         outcomes = self.publish(message())
         assert kinds(outcomes) == [expected]
         assert all("said the queue" in reason for reason in reasons(outcomes))
 
     @pytest.mark.parametrize(("entry", "expected"), FAILURES.values(), ids=FAILURES)
-    def test_a_failed_entry_learns_whose_fault_it_is(
+    def test_a_failed_entry_gets_the_right_fault(
         self, endpoint: Endpoint, entry: Mapping[str, Any], expected: Kind
     ) -> None:
         endpoint.answering = lambda _: said(taken("1"), taken("2"), failed=(entry,))
@@ -346,7 +346,7 @@ class AnswersContract(ABC):
         endpoint.answering = lambda entries: error(code) if len(entries) > 1 else take_all(entries)
         assert kinds(self.publish(*three())) == [Accepted, Accepted, Accepted]
 
-    def test_one_by_one_an_outage_in_between_is_nobodys_fault(self, endpoint: Endpoint) -> None:
+    def test_an_outage_between_single_sends_blames_no_message(self, endpoint: Endpoint) -> None:
         replies = iter([error("InvalidMessageContents"), said(taken("0")), http(HTML, status=502), said(taken("0"))])
         endpoint.answering = lambda _: next(replies)
         assert kinds(self.publish(*three())) == [Accepted, NoVerdict, Accepted]
@@ -364,10 +364,10 @@ class AnswersContract(ABC):
         assert sorted(endpoint.batches) == [["a"], ["b"]]
 
     @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://sqs.invalid", "https://127.0.0.1:1"])
-    def test_where_no_connection_comes_about_nothing_was_sent(self, url: str) -> None:
+    def test_without_a_connection_nothing_was_sent(self, url: str) -> None:
         assert kinds(self.publisher(url).publish("q", three(), start_before=LATER)) == [QueueFault] * 3
 
-    def test_where_tls_is_not_spoken_nothing_was_sent(self) -> None:
+    def test_without_a_tls_handshake_nothing_was_sent(self) -> None:
         class Handler(StreamRequestHandler):
             def handle(self) -> None:
                 self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")

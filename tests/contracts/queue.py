@@ -122,7 +122,7 @@ class PublisherContract(ABC):
         assert [type(outcome) for outcome in queue.publish(largest)] == [Accepted]
         assert [one.body for one in queue.received(1)] == [largest.body]
 
-    def test_a_message_over_it_is_the_messages_own_fault(self, queue: Queue) -> None:
+    def test_a_message_over_the_limit_is_at_fault(self, queue: Queue) -> None:
         (outcome,) = queue.publish(message("x" * (MAX_BATCH_BYTES + 1)))
         assert isinstance(outcome, MessageFault)
         assert outcome.reason

@@ -117,13 +117,13 @@ class SourceContract(ABC):
         with pytest.raises(ContractViolation, match="price"):
             parse_payload(MarketTick, spoiled.payload)
 
-    def test_what_was_kept_reads_as_it_was_fetched(self, market: Market) -> None:
+    def test_a_kept_answer_reads_as_it_was_fetched(self, market: Market) -> None:
         for since in (None, market.newest - 9 * MINUTE, market.kept_from - timedelta(days=1)):
             fetched = market.fetch(market.symbols[0], since)
             kept = json.loads(json.dumps(fetched.raw))
             assert market.source.read(kept, symbol=market.symbols[0], since=since, asked_at=market.now) == fetched
 
-    def test_a_kept_refusal_reads_as_the_error_that_it_was(self, market: Market) -> None:
+    def test_a_kept_refusal_raises_the_same_error(self, market: Market) -> None:
         with pytest.raises(SourceError) as refused:
             market.fetch(market.unknown, None)
         kept = json.loads(json.dumps(refused.value.raw))
@@ -131,7 +131,7 @@ class SourceContract(ABC):
             market.source.read(kept, symbol=market.unknown, since=None, asked_at=market.now)
         assert (again.value.kind, again.value.reason) == (refused.value.kind, refused.value.reason)
 
-    def test_it_says_what_its_observations_are(self, market: Market) -> None:
+    def test_a_source_names_the_type_of_its_observations(self, market: Market) -> None:
         for bar in market.fetch(market.symbols[0], None).observations:
             assert (bar.event_type, bar.series) == (market.source.event_type, market.source.series)
 

@@ -99,7 +99,7 @@ def begun(cloud: LocalCloud, state: Path, output: Path, *, until: str) -> Iterat
 
 
 @pytest.mark.parametrize("drill", DRILLS)
-def test_each_drill_sees_every_claim_of_its_hold(results: Mapping[str, Any], drill: str) -> None:
+def test_every_claim_of_each_drill_holds(results: Mapping[str, Any], drill: str) -> None:
     result = results[drill]
     assert (result["held"], result["problem"]) == (True, "")
     assert len(result["claims"]) >= 4
@@ -122,7 +122,7 @@ def test_entries_that_failed_spent_two_attempts_and_their_neighbours_none(
     assert deliveries(local_cloud, results["failing-entries"]) == expected
 
 
-def test_poison_kept_its_story_when_it_was_redriven(local_cloud: LocalCloud, results: Mapping[str, Any]) -> None:
+def test_a_redriven_message_keeps_its_failures(local_cloud: LocalCloud, results: Mapping[str, Any]) -> None:
     rows = deliveries(local_cloud, results["poison"])
     assert [row[3] for row in rows] == [1] + [0] * 9 + [5] + [0] * 9
     assert {row[:3] for row in rows} == {("delivered", 1, None)}
@@ -154,7 +154,7 @@ def test_after_all_drills_all_is_as_before(
     assert_all_is_as_before(local_cloud, settings, state)
 
 
-def test_interrupted_in_the_middle_it_puts_everything_right(
+def test_an_interrupted_drill_undoes_its_changes(
     local_cloud: LocalCloud, settings: Mapping[str, str], state: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"

@@ -48,7 +48,7 @@ def test_each_scheduled_relay_takes_over_from_the_one_before_it(local_cloud: Loc
     )
 
 
-def test_nothing_of_it_can_be_reached_but_by_loopback(local_cloud: LocalCloud) -> None:
+def test_the_cloud_can_only_be_reached_on_loopback(local_cloud: LocalCloud) -> None:
     urls = [local_cloud.environ[name] for name in ("AWS_ENDPOINT_URL", "DATABASE_URL", "MARKET_DATA_URL")]
     for port in [urlsplit(url).port for url in urls]:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()

@@ -111,7 +111,7 @@ def test_a_service_that_ignores_the_request_is_killed(service: Service, tmp_path
     assert gone(pid)
 
 
-def test_what_a_crashed_service_had_started_is_ended_with_it(service: Service, tmp_path: Path) -> None:
+def test_children_of_a_crashed_service_are_ended(service: Service, tmp_path: Path) -> None:
     ready = start(service, tmp_path, "family")
     service.wait_until(ready.exists, seconds=20)
     assert service.process is not None

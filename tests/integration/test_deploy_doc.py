@@ -147,7 +147,7 @@ def test_samconfig_and_the_page_name_the_same_stack() -> None:
     assert f"--stack-name {name}\n" in PAGE
 
 
-def test_what_the_page_points_to_is_there() -> None:
+def test_the_pages_links_lead_somewhere() -> None:
     for path in re.findall(r"\]\((?!http)([^)#]+)", PAGE):
         assert (ROOT / "docs" / path).exists(), path
     for path in re.findall(r"`(scripts/[^` ]+)`", PAGE):

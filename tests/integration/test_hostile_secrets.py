@@ -153,7 +153,7 @@ def test_whatever_answers_ends_in_one_error_in_time(behaviour: str) -> None:
 
 
 @pytest.mark.parametrize("text", [SECRET, f" {SECRET}\n", '{"url": "…"}', " \n ", "line\nline", "\u0000"])
-def test_a_text_is_given_as_it_is(text: str) -> None:
+def test_a_secret_text_is_returned_unchanged(text: str) -> None:
     with serving(value(SecretString=text)) as url:
         assert read_secret(ARN, endpoint_url=url) == text
 

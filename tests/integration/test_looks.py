@@ -375,9 +375,7 @@ def observations(connection: Connection[Any], symbol: str) -> dict[UUID, tuple[U
     return {event_id: (raw_payload_id, observed_at) for event_id, raw_payload_id, observed_at in rows}
 
 
-def test_what_was_ingested_through_yfinance_can_be_rebuilt(
-    app: Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_events_ingested_through_yfinance_can_be_rebuilt(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("control_plane.ingestion.rebuild._AT_A_TIME", 2)
     now = app.execute("SELECT clock_timestamp()").fetchall()[0][0]
     minute = int(now.timestamp()) // 60 - 5

@@ -153,7 +153,7 @@ def test_retention_keeps_what_is_younger(app: Connection[Any], owner: Connection
     assert rows(app) == NO_ROWS | {"events": 1, "outbox": 1, "deliveries": 1}
 
 
-def test_nothing_pending_expires(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_pending_events_never_expire(app: Connection[Any], owner: Connection[Any]) -> None:
     waiting, in_flight, retrying = seeds.store(app, seeds.ticks(3))
     owner.execute("UPDATE pending_deliveries SET next_attempt_at = now() + interval '1 hour'")
     for event_id in (retrying, in_flight):
@@ -302,7 +302,7 @@ def test_a_relay_at_work_and_retention_do_not_meet(
     assert rows(app) == NO_ROWS
 
 
-def test_what_is_immutable_stays_so_after_a_run(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_immutable_rows_stay_immutable_after_a_run(app: Connection[Any], owner: Connection[Any]) -> None:
     store_old(app, owner, 2)
     maintain(owner, event_days=500)
     for table in ("events", "raw_payloads", "outbox", "deliveries"):
@@ -319,9 +319,7 @@ def test_maintenance_needs_no_more_than_its_own_role(
         assert maintain(connection, event_days=365).deleted_events == 2
 
 
-def test_what_is_young_is_deleted_by_nobody(
-    database: TestDatabase, app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_nobody_can_delete_young_events(database: TestDatabase, app: Connection[Any], owner: Connection[Any]) -> None:
     store_old(app, owner, 2)
     for url in (database.url("acp_maintain"), database.owner_url):
         with (

@@ -129,7 +129,7 @@ def test_a_dead_letter_shows_why_and_each_attempt(app: Connection[Any]) -> None:
     assert delivery["resolved_at"] is None
 
 
-def test_a_redriven_event_shows_both_stories(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_redriven_event_shows_both_deliveries(app: Connection[Any], owner: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     seeds.give_up(app, reason="no luck", attempts=2)
     report = redrive(owner, DeadLetterFilter(reason="no luck"), requested_by="kim")
@@ -308,7 +308,7 @@ def test_breakers_that_nobody_guards_with_count_no_longer(app: Connection[Any]) 
 # The age of the oldest pending delivery
 
 
-def test_nothing_pending_has_no_age(app: Connection[Any]) -> None:
+def test_an_empty_backlog_has_no_age(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     seeds.settle(app, seeds.claim(app, rows=1), Accepted("m"))
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))
@@ -394,7 +394,7 @@ def test_a_count_that_takes_too_long_is_none(app: Connection[Any]) -> None:
     assert count_pending(app, timeout_seconds=0.1) is None
 
 
-def test_the_limit_of_a_count_ends_with_it(app: Connection[Any]) -> None:
+def test_a_counts_time_limit_ends_with_the_count(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     assert count_pending(app, timeout_seconds=0.5) == 2
     app.execute("SELECT pg_sleep(0.6)")

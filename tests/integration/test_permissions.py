@@ -185,7 +185,7 @@ def test_a_functions_role_permits_exactly_what_it_asks_of_aws(
     assert cloud.calls() == for_itself
 
 
-def test_what_is_granted_for_lambdas_own_calls_is_granted_somewhere() -> None:
+def test_grants_for_lambdas_own_calls_exist_in_the_template() -> None:
     """Otherwise a reason could outlive its grant."""
     granted = {(grant.action, grant.resource) for function in FUNCTIONS for grant in grants(function)}
     assert BY_LAMBDA.keys() <= {action for action, _ in granted}

@@ -33,7 +33,7 @@ def test_the_packages_with_statements_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_postgres_can_prepare_it(app: Connection[Any], owner: Connection[Any], name: str) -> None:
+def test_postgres_can_prepare_each_query(app: Connection[Any], owner: Connection[Any], name: str) -> None:
     if QUERIES[name].sql.startswith("LOCK "):  # This statement cannot be prepared.
         with owner.transaction():
             owner.execute(QUERIES[name].sql)
@@ -42,12 +42,12 @@ def test_postgres_can_prepare_it(app: Connection[Any], owner: Connection[Any], n
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_it_says_what_it_is_for(name: str) -> None:
+def test_each_query_says_what_it_is_for(name: str) -> None:
     assert re.match(r"[A-Z].{20,}[.:]", QUERIES[name].description), QUERIES[name].description
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_the_code_uses_it(name: str) -> None:
+def test_the_code_uses_each_query(name: str) -> None:
     quoted = f'"{name.rpartition(".")[2]}"'
     assert any(quoted in path.read_text(encoding="utf-8") for path in sources())
 

@@ -39,7 +39,7 @@ def test_every_message_is_published_once_with_body_and_attributes(app: Connectio
     assert seeds.failed_attempts(app) == []
 
 
-def test_nothing_to_do_is_a_result_of_zeros(app: Connection[Any]) -> None:
+def test_a_run_without_work_returns_zeros(app: Connection[Any]) -> None:
     bench = Bench(lambda: app)
     result = bench.run()
     assert result.to_dict() == {
@@ -49,7 +49,7 @@ def test_nothing_to_do_is_a_result_of_zeros(app: Connection[Any]) -> None:
     assert bench.naps == []
 
 
-def test_what_was_published_is_counted_and_timed(app: Connection[Any]) -> None:
+def test_published_messages_are_counted_and_timed(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(3))
     bench = Bench(lambda: app, seconds_per_send=0.5)
     bench.run()

@@ -111,7 +111,7 @@ def test_a_lingering_relay_goes_when_the_next_one_comes(app: Connection[Any], da
     assert lingering(app) == "third"  # A relay that was relieved does not remove the other one's entry.
 
 
-def test_a_lingering_relay_leaves_its_post_empty_behind_it(app: Connection[Any]) -> None:
+def test_a_lingering_relay_removes_its_name_when_it_ends(app: Connection[Any]) -> None:
     bench = Bench(lambda: app)
     seen = []
     bench.while_asleep = lambda _nap: seen.append(lingering(app))
@@ -154,7 +154,7 @@ def lingering(connection: Connection[Any]) -> str | None:
     return None if row is None else row[0]
 
 
-def test_without_lingering_it_drains_and_ends(app: Connection[Any]) -> None:
+def test_a_relay_without_lingering_drains_and_ends(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(25))
     bench = Bench(lambda: app, claim_size=10)
     assert bench.run().published == 25

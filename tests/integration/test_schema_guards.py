@@ -88,7 +88,7 @@ def test_nothing_is_settled_without_the_claims_token(app: Connection[Any], pendi
     assert len(settle_as(app, claim, claim.token, disposition=disposition)) == 1
 
 
-def test_what_is_not_claimed_cannot_be_settled(app: Connection[Any], pending: UUID) -> None:
+def test_an_unclaimed_delivery_cannot_be_settled(app: Connection[Any], pending: UUID) -> None:
     claim = seeds.claim(app)
     seeds.settle(app, claim, NotSent())
     for token in (claim.token, None):
@@ -130,7 +130,7 @@ def test_retention_may_delete_and_nothing_else(
         in_the_retention_step(owner, change(statement, table))
 
 
-def test_the_retention_step_deletes_and_its_permission_ends_with_it(
+def test_permission_to_delete_ends_with_the_retention_step(
     owner: Connection[Any], app: Connection[Any], stored: UUID
 ) -> None:
     tables = ("deliveries", "outbox", "events", "raw_payloads")
@@ -250,7 +250,7 @@ def test_a_row_that_makes_no_sense_is_refused(
     insert(sound)  # Without that flaw, the row would be accepted.
 
 
-def test_every_check_has_a_row_that_it_refuses(app: Connection[Any]) -> None:
+def test_every_check_refuses_its_row(app: Connection[Any]) -> None:
     checks = app.execute(
         "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
     )

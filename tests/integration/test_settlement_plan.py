@@ -28,7 +28,7 @@ def deliver(connection: Connection[Any], *, rows: int) -> int:
     )
 
 
-def test_settling_in_a_backlog_never_reads_all_of_it(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_settling_never_reads_the_whole_backlog(app: Connection[Any], owner: Connection[Any]) -> None:
     looks = seeds.ticks(140)
     for number in range(12):  # A session that caches plans has chosen one after six executions.
         seeds.store(app, looks[3 * number : 3 * number + 3])

@@ -457,7 +457,7 @@ def test_a_corrected_bar_corrects_the_risk(app: Connection[Any]) -> None:
     assert same(drawdown, 99 / 100 - 1)
 
 
-def test_each_entitys_series_is_its_own(app: Connection[Any]) -> None:
+def test_each_entity_has_its_own_series(app: Connection[Any]) -> None:
     deliver(app, tick(100.0), tick(1.0, entity="PENNY"), tick(110.0, minute=1), tick(2.0, minute=1, entity="PENNY"))
     found = rows(app, "SELECT entity_id, bar_return FROM signal_lab_risk ORDER BY entity_id")
     assert [(entity, round(bar_return, 9)) for entity, bar_return in found] == [("AAPL", 0.1), ("PENNY", 1.0)]

@@ -84,7 +84,7 @@ def test_a_run_in_which_every_symbol_fails_is_one_failure(app: Connection[Any], 
 
 
 @pytest.mark.parametrize("symbols", [("IBM", "MSFT", "GOOG"), ("AAPL", "IBM", "MSFT")])
-def test_one_symbol_that_comes_shows_that_the_source_is_there(app: Connection[Any], symbols: tuple[str, ...]) -> None:
+def test_one_answered_symbol_shows_that_the_source_works(app: Connection[Any], symbols: tuple[str, ...]) -> None:
     source = Market()
     source.fail()
     run(app, source)
@@ -102,7 +102,7 @@ def test_a_symbol_unknown_to_the_source_is_no_outage(app: Connection[Any]) -> No
     assert breaker(app) == Breaker("fake")
 
 
-def test_while_it_is_open_a_run_fetches_and_writes_nothing(app: Connection[Any]) -> None:
+def test_a_run_behind_an_open_breaker_does_nothing(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     counts, kinds = seeds.counts(app), failures(app)
@@ -248,7 +248,7 @@ def test_while_another_run_probes_none_else_fetches(app: Connection[Any]) -> Non
     assert run(app, SlowMarket(), "AAPL").ingested == 3
 
 
-def test_what_a_person_holds_is_not_fetched_and_no_event(app: Connection[Any]) -> None:
+def test_a_held_source_is_not_fetched_and_makes_no_event(app: Connection[Any]) -> None:
     source = Market()
     hold(app, "fake", by="Ada")
     assert run(app, source).failed_symbols == list(SYMBOLS)

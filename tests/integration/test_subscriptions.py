@@ -35,7 +35,7 @@ def pending(connection: Connection[Any], subscription: str) -> int:
     return count
 
 
-def test_what_is_in_line_changes_nothing(owner: Connection[Any]) -> None:
+def test_syncing_unchanged_subscriptions_changes_nothing(owner: Connection[Any]) -> None:
     assert sync_subscriptions(owner, SUBSCRIPTIONS) == SubscriptionReport()
 
 
@@ -87,7 +87,9 @@ def test_a_subscription_keeps_its_topic(app: Connection[Any], owner: Connection[
 # Removed
 
 
-def test_what_is_pending_for_a_removed_one_becomes_dead_letters(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_removed_subscriptions_pending_messages_become_dead_letters(
+    app: Connection[Any], owner: Connection[Any]
+) -> None:
     event_ids = seeds.store(app, [*seeds.ticks(1), *seeds.failures(3)])
     report = sync_subscriptions(owner, ONLY_SIGNAL_LAB)
     assert report == SubscriptionReport(removed=("system_events",), dead_lettered=3)
@@ -113,7 +115,7 @@ def test_a_rolled_back_template_loses_nothing(app: Connection[Any], owner: Conne
     assert set(seeds.settle(app, seeds.claim(app), Accepted("m"))) == set(event_ids)
 
 
-def test_one_that_is_back_is_not_backfilled(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_returning_subscription_is_not_backfilled(app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     sync_subscriptions(owner, FROM_BEGINNING)
     sync_subscriptions(owner, SUBSCRIPTIONS)
@@ -121,7 +123,7 @@ def test_one_that_is_back_is_not_backfilled(app: Connection[Any], owner: Connect
     assert report == SubscriptionReport(added=("detector",), backfilled=0)
 
 
-def test_a_claim_under_way_settles_nothing_once_it_is_removed(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_claim_of_a_removed_subscription_settles_nothing(app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.failures(1))
     claim = seeds.claim(app)
     sync_subscriptions(owner, ONLY_SIGNAL_LAB)

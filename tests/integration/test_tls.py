@@ -109,7 +109,9 @@ def test_rds_s_certificate_is_verified_by_the_authorities_of_rds(
     assert uses_tls(url(RDS_PROXY))
 
 
-def test_what_the_url_says_stands(front: Callable[[Certificate], Url], authority: Authority, tmp_path: Path) -> None:
+def test_tls_settings_of_the_url_are_kept(
+    front: Callable[[Certificate], Url], authority: Authority, tmp_path: Path
+) -> None:
     url = front(authority.issue("elsewhere.example.com"))
     assert not uses_tls(url(sslmode="disable"))
     assert uses_tls(url(sslmode="require"))
@@ -326,7 +328,7 @@ def rds_shape(url: str, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def test_a_secret_in_rds_s_own_shape(admin: psycopg.Connection[Any], database: Any) -> None:
+def test_a_secret_may_have_rds_own_shape(admin: psycopg.Connection[Any], database: Any) -> None:
     assert not uses_tls(secret(json.dumps(rds_shape(database.app_url))))
     assert not uses_tls(
         secret(json.dumps(rds_shape(database.app_url, port=str(conninfo.parse_url(database.app_url)["port"]))))

@@ -16,7 +16,7 @@ def test_relays_share_the_work_and_send_nothing_twice(pipeline: Pipeline, finish
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
-def test_one_of_four_killed_the_others_take_over(pipeline: Pipeline, finish: Finish) -> None:
+def test_three_relays_take_over_from_a_killed_fourth(pipeline: Pipeline, finish: Finish) -> None:
     pipeline.endpoint.set(latency_ms=50)
     team = pipeline.team(4, claim_size=50)
     _all_at_work(pipeline, team)

@@ -140,7 +140,7 @@ def check(who: str, namespace: str, metric: str, of: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_what_an_alarm_watches_is_emitted(alarm: str) -> None:
+def test_every_alarms_metric_is_emitted(alarm: str) -> None:
     seen = [found for found in watched() if found[0] == alarm]
     assert seen
     for found in seen:
@@ -183,7 +183,7 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
 
 
 @pytest.mark.parametrize("alarm", ["UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm"])
-def test_one_message_that_nobody_gets_is_enough_to_ring(alarm: str) -> None:
+def test_one_unsubscribed_message_raises_the_alarm(alarm: str) -> None:
     assert (ALARMS[alarm]["Threshold"], ALARMS[alarm]["ComparisonOperator"]) == (0, "GreaterThanThreshold")
 
 
@@ -254,7 +254,7 @@ def test_every_metric_on_the_dashboard_is_emitted() -> None:
             check(chart["title"], namespace, metric, of)
 
 
-def test_the_dashboard_answers_whether_it_is_flowing() -> None:
+def test_the_dashboard_shows_the_flow_of_events() -> None:
     shown = {metric[1] for chart in charts() for metric in chart["metrics"]}
     assert shown >= {
         "EventsIngested", "OutboxPending", "OldestPendingAge", "EventsPublished", "EventsConsumed", "PublishFailures",

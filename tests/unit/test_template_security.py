@@ -168,7 +168,7 @@ def test_a_queues_name_holds_stack_name_and_logical_id() -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_concurrency_is_reserved_where_it_is_asked_for(function: str) -> None:
+def test_concurrency_is_reserved_on_request(function: str) -> None:
     condition, reserved, otherwise = FUNCTIONS[function]["ReservedConcurrentExecutions"]["Fn::If"]
     assert otherwise == {"Ref": "AWS::NoValue"}
     assert TEMPLATE["Conditions"][condition] == {"Fn::Equals": [{"Ref": "ReserveConcurrency"}, "true"]}

@@ -297,7 +297,7 @@ def test_subscriptions_that_are_none_are_named_with_the_remedy(load: Load, text:
     migration.fails(ConfigurationError, "SUBSCRIPTIONS is", '"from": "beginning"', "neither DATABASE_URL")
 
 
-def test_maintenance_forgets_events_only_where_it_is_asked_to(
+def test_maintenance_deletes_events_only_with_a_retention(
     load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
     app.execute(

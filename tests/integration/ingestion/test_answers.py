@@ -39,7 +39,7 @@ def test_a_failing_symbol_is_an_event_and_stops_nobody(app: Connection[Any]) -> 
     assert {"code": 429} in [row[0] for row in raws]
 
 
-def test_a_source_that_trips_over_one_symbol_serves_the_others(app: Connection[Any]) -> None:
+def test_a_bug_with_one_symbol_spares_the_others(app: Connection[Any]) -> None:
     result = run(app, FakeSource({"AAPL": seeds.bars(2), "ODD": SourceBug("what is this?")}), "ODD", "AAPL")
     assert (result.ingested, result.failed_symbols) == (2, ["ODD"])
     ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
@@ -219,7 +219,7 @@ def test_a_gap_before_the_newest_stored_bar_is_one_event(app: Connection[Any]) -
     assert (second, third) == (first, first)
 
 
-def test_a_gap_that_lasts_is_said_again_the_next_day(app: Connection[Any]) -> None:
+def test_a_lasting_gap_is_reported_again_the_next_day(app: Connection[Any]) -> None:
     run(app, FakeSource({"AAPL": seeds.bars(1)}))
     for day in (0, 0, 1, 1):
         run(app, FakeSource({"AAPL": []}, kept_from=NOON + timedelta(days=day)))
@@ -245,9 +245,7 @@ def test_a_gap_that_lasts_is_said_again_the_next_day(app: Connection[Any]) -> No
         ),
     ],
 )
-def test_an_answer_at_odds_with_itself_is_stored_once(
-    app: Connection[Any], answer: Sequence[Observation], said: int
-) -> None:
+def test_a_contradictory_answer_is_stored_once(app: Connection[Any], answer: Sequence[Observation], said: int) -> None:
     for _ in range(3):
         assert run(app, FakeSource({"AAPL": answer})).fetched == len(answer)
         assert seeds.counts(app)[1] == said

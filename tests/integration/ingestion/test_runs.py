@@ -120,14 +120,14 @@ def test_at_night_there_is_no_silence_to_speak_of(app: Connection[Any]) -> None:
     assert telemetry.totals["OpenSymbols"] == 0
 
 
-def test_of_markets_nobody_answered_for_nothing_is_said(app: Connection[Any]) -> None:
+def test_markets_without_an_answer_are_not_reported(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
     down = FakeSource({"AAPL": SourceError("AAPL", "unreachable", "no route")})
     ingest(app, down, ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert not telemetry.totals.keys() & {"OpenSymbols", "MarketSilence"}
 
 
-def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_nothing_is_counted_without_a_commit(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute("REVOKE EXECUTE ON FUNCTION insert_events FROM acp_ingest")
     telemetry = RecordingTelemetry()
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -214,7 +214,7 @@ def test_symbols_that_were_not_reached_are_named_in_order(
     assert reasons(app) == never_started | {started: ("unreachable", "no answer before the run's time was up")}
 
 
-def test_what_came_is_stored_while_others_are_still_awaited(
+def test_early_answers_are_stored_before_late_ones_arrive(
     app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)

@@ -236,7 +236,7 @@ def test_the_run_after_a_crash_of_postgres_stores_the_rest(
 # How much one transaction holds
 
 
-def test_a_transaction_holds_no_more_than_it_may(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_is_bounded(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[tuple[int, int]] = []
 
     def store_and_note(connection: Connection[Any], raws: Sequence[RawPayload], looks: Sequence[Look]) -> Stored:

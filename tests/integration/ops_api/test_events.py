@@ -21,7 +21,7 @@ from control_plane.ops.timeline import read_timeline
 # An event's timeline
 
 
-def test_whoever_has_the_token_reads_an_events_timeline(api: Client, app: Connection[Any]) -> None:
+def test_the_token_opens_an_events_timeline(api: Client, app: Connection[Any]) -> None:
     [event_id, _] = seeds.store(app, seeds.ticks(2))
     timeline = read_timeline(app, event_id)
     assert timeline is not None
@@ -107,7 +107,7 @@ def test_names_of_headers_and_schemes_have_no_case(api: Client, name: str, schem
 
 
 @pytest.mark.parametrize("path", ["/", "", "/healthz", "/health/", "/events", "/events/", "/events/a/b", "//health"])
-def test_what_is_no_route_is_not_found(api: Client, path: str) -> None:
+def test_an_unknown_route_is_not_found(api: Client, path: str) -> None:
     assert api.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).detail(404) == "There is no such route."
 
 
@@ -119,9 +119,7 @@ def test_a_route_answers_to_get_alone(api: Client, method: str, path: str) -> No
     assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-def test_an_unforeseen_error_is_told_to_the_log_alone(
-    api: Client, app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_an_unforeseen_error_is_only_logged(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     owner.execute("ALTER TABLE processed_events RENAME TO something_else")
     owner.execute("ALTER TABLE circuit_breakers RENAME TO something_else_too")
@@ -146,7 +144,7 @@ def test_an_answer_too_large_for_lambda_is_an_error(api: Client, owner: Connecti
 
 
 @pytest.mark.parametrize("event", [{}, {"Records": []}, {"version": "2.0", "rawPath": "/health"}])
-def test_what_is_no_request_is_an_error_that_shows_one(api: Client, event: dict[str, Any]) -> None:
+def test_a_malformed_request_is_an_error_naming_a_sample(api: Client, event: dict[str, Any]) -> None:
     api.function.fails(NotAProxyRequest, "events/ops_api_health.json", event=event)
 
 

@@ -199,7 +199,7 @@ def test_an_unknown_function_is_refused_with_those_there_are(workspace: Workspac
     assert result.stderr == "There is no function 'nonsense'. There are: relay, ingestion.\n"
 
 
-def test_a_damaged_state_is_said_and_cleared_by_down(workspace: Workspace) -> None:
+def test_down_clears_a_damaged_state_and_says_so(workspace: Workspace) -> None:
     workspace.state.mkdir()
     (workspace.state / "run.json").write_text("{")
     result = run(workspace, "status")
@@ -317,7 +317,7 @@ def test_the_state_survives_a_round_trip_and_is_private(workspace: Workspace) ->
     assert (workspace.state / "run.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_state_of_another_version_is_said(workspace: Workspace) -> None:
+def test_a_state_of_another_version_is_reported(workspace: Workspace) -> None:
     workspace.state.mkdir()
     (workspace.state / "run.json").write_text('{"deployment": null, "invented": 1}')
     result = run(workspace, "status")

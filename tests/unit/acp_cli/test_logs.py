@@ -21,7 +21,7 @@ def test_a_span_of_time_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "-1m", "10 m", "1w"])
-def test_what_is_no_span_of_time_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="try 30s"):
         since_seconds(text)
 
@@ -78,5 +78,5 @@ def test_metrics_are_shown_as_names_and_values() -> None:
 
 
 @pytest.mark.parametrize("line", ["REPORT RequestId: 1", "plain [bracketed] text", "[1, 2]", "{broken"])
-def test_any_other_line_is_shown_as_it_is(line: str) -> None:
+def test_other_lines_are_shown_unchanged(line: str) -> None:
     assert shown(line) == f"22:13:20.123 {line}"

@@ -122,7 +122,7 @@ def test_the_json_holds_what_the_metrics_would_show() -> None:
         (None, QueueDepth("FailedInvocationsQueue", 1, 0), "1 in FailedInvocationsQueue"),
     ],
 )
-def test_each_thing_a_person_should_look_at_makes_it_degraded(
+def test_every_problem_makes_the_status_degraded(
     delivery: DeliveryCount | None, queue: QueueDepth | None, problem: str
 ) -> None:
     content = report(*([delivery] if delivery else []), queues=(queue,) if queue else ()).to_dict()
@@ -230,7 +230,7 @@ def test_a_consumer_that_lags_is_named_with_where_to_look() -> None:
     assert lagging.to_dict()["consumer_lag"][0]["count"] == 4
 
 
-def test_what_was_delivered_a_moment_ago_is_no_lag() -> None:
+def test_a_recent_delivery_is_no_lag() -> None:
     lag = ConsumerLag("signal_lab", 4, 20.0, UUID(int=7))
     assert replace(report(), pipeline=PipelineStatus([], [], [], consumer_lag=[lag])).problems == []
 
@@ -247,7 +247,7 @@ def test_status_fits_eighty_columns() -> None:
     assert text.count("x") >= 200
 
 
-def test_what_waits_for_a_subscription_that_is_gone_is_named() -> None:
+def test_deliveries_of_a_removed_subscription_are_named() -> None:
     fine = report(DeliveryCount("detector", None, "pending", 3, 1.0))
     stranded = replace(fine.pipeline, stranded=[StrandedDeliveries("detector", 3, was_removed=False)])
     (problem,) = replace(fine, pipeline=stranded).problems
@@ -270,7 +270,7 @@ def test_a_breaker_that_nobody_guards_with_is_no_problem() -> None:
     assert report(breakers=(Breaker("former", "open", 3, NOW, 24.6, is_guarded=False),)).problems == []
 
 
-def test_a_duration_is_said_in_its_fitting_unit() -> None:
+def test_a_duration_is_shown_in_a_suitable_unit() -> None:
     assert [duration(seconds) for seconds in (0.4, 119, 120, 7200, 200_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
 
 

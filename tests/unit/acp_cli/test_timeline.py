@@ -89,7 +89,7 @@ def test_a_dead_letter_says_why_and_that_nobody_processed_it() -> None:
     assert "no consumer has processed it" in text
 
 
-def test_a_redriven_message_has_both_its_stories() -> None:
+def test_a_redriven_message_shows_both_deliveries() -> None:
     given_up = DELIVERY | {
         "state": "redriven",
         "delivered_at": None,

@@ -42,7 +42,7 @@ def test_visible_text_is_one_line_without_control_characters(text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"])))
-def test_visible_text_is_left_as_it_is(text: str) -> None:
+def test_visible_text_stays_unchanged(text: str) -> None:
     assert visible(text) == text
 
 

@@ -245,7 +245,7 @@ def test_an_unusable_market_data_url_is_a_configuration_error(market: Market, ur
         market.source(market_data_url=url)
 
 
-def test_nothing_is_said_besides_the_error(
+def test_yfinance_logs_nothing_besides_the_error(
     market: Market, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     market.replay.faults.put("AAPL", Fault(status=500))

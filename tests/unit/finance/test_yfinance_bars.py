@@ -42,7 +42,7 @@ def test_numbers_are_plain_python_numbers(market: Market) -> None:
     assert type(payload["high"]) is float
 
 
-def test_what_is_answered_is_kept_as_it_was(market: Market) -> None:
+def test_an_answer_is_kept_unchanged(market: Market) -> None:
     document = yahoo([(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, 1.5, 7)], unheard_of={"é": ["😀", 1e300]})
     market.answers(document)
     assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document

@@ -18,7 +18,7 @@ from market_replay.prices import bar_at
 # How far back
 
 
-def test_without_a_beginning_it_is_the_newest_hour(market: Market) -> None:
+def test_without_a_beginning_the_newest_hour_is_fetched(market: Market) -> None:
     fetched = market.fetch("IBM", None)
     newest = market.clock.now.replace(second=0) - MINUTE
     assert [observation.occurred_at for observation in fetched.observations] == [

@@ -81,13 +81,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def test_what_runs_is_kept_where_no_other_is_asked_for(world: World) -> None:
+def test_the_running_cloud_is_kept_by_default(world: World) -> None:
     assert world.settle(UpOptions(), endpoint_url="http://somewhere") == ""
     assert (world.run.cloud, world.run.endpoint, world.run.deployment) == ("one", "http://one", DEPLOYED)
     assert world.running == {"http://one"}
 
 
-def test_one_that_ended_has_lost_its_stack(world: World) -> None:
+def test_an_ended_emulator_has_lost_its_stack(world: World) -> None:
     world.running.clear()
     world.settle(UpOptions())
     assert world.run.deployment is None

@@ -193,7 +193,7 @@ def test_an_engine_that_accepts_and_never_answers_costs_seconds(
     assert said in capsys.readouterr().err
 
 
-def test_what_the_engine_itself_calls_a_timeout_is_passed_on() -> None:
+def test_a_timeout_reported_by_the_engine_is_passed_on() -> None:
     def fail() -> None:
         raise TimeoutError("its own")
 

@@ -220,7 +220,7 @@ def test_a_first_deployment_reads_back_outputs_and_common_variables(world: World
     assert deployment.environ == {"SYMBOLS": "AAPL", "MARKET_DATA_URL": "http://x"}
 
 
-def test_nothing_changed_is_nothing_done(world: World) -> None:
+def test_an_unchanged_stack_is_not_deployed(world: World) -> None:
     deployment, _ = world.deploy()
     assert world.deploy(deployment) == (deployment, "nothing has changed")
     assert len(world.sam_calls) == 1
@@ -279,7 +279,7 @@ def test_a_change_ignored_by_updates_recreates_the_stack_counting_losses(
     assert world.cloud.cloudformation.deleted == [STACK]
 
 
-def test_what_an_interrupted_deployment_left_in_queues_is_counted(world: World) -> None:
+def test_messages_left_by_an_interrupted_deployment_are_counted(world: World) -> None:
     world.cloud.queues.waiting = 20
     _, what = world.deploy(None)
     assert what == "new stack; 21 messages that waited in its queues go with it"

@@ -29,7 +29,7 @@ def test_everything_lies_below_the_checkout_unless_told_otherwise() -> None:
     assert (CHECKOUT / "pyproject.toml").exists()
 
 
-def test_an_empty_variable_is_an_absent_one() -> None:
+def test_an_empty_variable_counts_as_absent() -> None:
     assert Workspace.from_environ({"ACP_HOME": "", "ACP_STATE": ""}) == Workspace.from_environ({})
 
 

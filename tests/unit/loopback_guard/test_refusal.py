@@ -120,7 +120,7 @@ def test_a_refusal_is_one_line_whatever_it_quotes() -> None:
     assert reason.rstrip("\n").isprintable()
 
 
-def test_a_head_as_it_came_is_judged_the_same() -> None:
+def test_a_raw_head_is_judged_in_the_same_way() -> None:
     head = b"POST /reset HTTP/1.1\r\nHost: localhost:1\r\nContent-Length: 0"
     assert refusal_of_head(head) is None
     assert refusal_of_head(head + b"\r\nOrigin: null") is not None

@@ -214,7 +214,7 @@ def test_an_unknown_symbol_is_not_found(client: Client) -> None:
     ],
     ids=range(9),
 )
-def test_what_yahoo_refuses_is_refused(client: Client, query: dict[str, Any], status: int, words: str) -> None:
+def test_the_replay_refuses_what_yahoo_refuses(client: Client, query: dict[str, Any], status: int, words: str) -> None:
     refused_with, _, description = client.refusal(**query)
     assert refused_with == status
     assert words in description
@@ -227,7 +227,9 @@ def test_eight_days_within_thirty_are_served(client: Client) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # yfinance 1.7.0 under pandas 3.1
-def test_plain_yfinance_reads_it(replay: MarketReplay, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_yfinance_can_read_the_replay(
+    replay: MarketReplay, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The client's own frames, as a user's script would see them."""
     clock.now = datetime.now(UTC)
     confined = YFinanceSource(market_data_url=replay.url)._session

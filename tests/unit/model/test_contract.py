@@ -331,9 +331,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("broken", "field", "reason"), REFUSED)
-def test_what_breaks_the_contract_is_refused_naming_field_and_value(
-    broken: Callable[[], Any], field: str, reason: str
-) -> None:
+def test_a_contract_violation_names_field_and_value(broken: Callable[[], Any], field: str, reason: str) -> None:
     with pytest.raises(ContractViolation) as refusal:
         EVENT_TYPES.parse_event(broken())
     assert refusal.value.field == field
@@ -341,7 +339,7 @@ def test_what_breaks_the_contract_is_refused_naming_field_and_value(
     assert len(str(refusal.value)) < 1000
 
 
-def test_a_message_that_only_looks_odd_is_taken() -> None:
+def test_an_unusual_but_valid_message_is_accepted() -> None:
     assert (
         EVENT_TYPES.parse_event(sealed(source="a source we have never heard of", entity_id="ÉTÉ.PA 🙃")).entity_id
         == "ÉTÉ.PA 🙃"

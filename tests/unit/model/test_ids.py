@@ -201,7 +201,7 @@ def test_a_settled_value_survives_json(payload: dict[str, Any]) -> None:
         (datetime(2026, 1, 5, tzinfo=UTC), "payload.a", "is not a JSON value (got datetime.datetime(2026"),
     ],
 )
-def test_what_json_or_postgres_cannot_hold_is_refused_by_name(value: object, field: str, reason: str) -> None:
+def test_values_unfit_for_json_or_postgres_are_refused(value: object, field: str, reason: str) -> None:
     with pytest.raises(ContractViolation) as refusal:
         storable({"a": value})
     assert refusal.value.field == field

@@ -149,7 +149,7 @@ def changed(*path: str, to: object) -> Callable[[dict[str, Any]], None]:
         lambda message: message["payload"].pop("low"),
     ],
 )
-def test_what_the_schema_refuses_the_code_refuses(break_it: Callable[[dict[str, Any]], object]) -> None:
+def test_the_code_refuses_what_the_schema_refuses(break_it: Callable[[dict[str, Any]], object]) -> None:
     broken = copy.deepcopy(message(TICK))
     break_it(broken)
     assert not validator("MARKET_TICK_INGESTED", 1).is_valid(broken)

@@ -259,7 +259,7 @@ def test_the_endpoint_ends_with_its_block() -> None:
     client.close()
 
 
-def test_without_a_record_it_counts_only() -> None:
+def test_without_a_record_the_endpoint_only_counts() -> None:
     with serve(record=False, latency_ms=1) as endpoint:
         client = _client(endpoint.url)
         client.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))

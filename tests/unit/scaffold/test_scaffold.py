@@ -124,5 +124,5 @@ def test_an_example_that_cannot_be_made_up_is_named() -> None:
         text: Text
         things: list[str]
 
-    with pytest.raises(AcpError, match="No example can be made up of ODD_SEEN's things"):
+    with pytest.raises(AcpError, match="No example can be made up for ODD_SEEN's things"):
         sample.batch([Odd], "Queue")

@@ -66,7 +66,7 @@ class Look:
         return Key(self.source, self.payload.event_type, self.entity_id, self.series, self.occurred_at)
 
     def event_id(self, revision: int) -> UUID:
-        """Returns the id of the event that this look is as the given revision. Raises ContractViolation."""
+        """Returns the id of the event that this look becomes as the given revision. Raises ContractViolation."""
         return derive_event_id(
             source=self.source,
             event_type=self.payload.event_type,
@@ -79,7 +79,7 @@ class Look:
         )
 
     def to_event(self, *, revision: int, ingested_at: datetime) -> Event:
-        """Returns the event that this look is as the given revision. Raises ContractViolation."""
+        """Returns the event that this look becomes as the given revision. Raises ContractViolation."""
         return new_event(
             self.payload,
             source=self.source,

@@ -158,7 +158,7 @@ class Invocation:
             self.telemetry.count("UnknownSubscriptions", len(unknown))
             self.telemetry.logger.warning(
                 "unknown_subscriptions",
-                error=f"deliveries wait for {', '.join(unknown)}: no queue of this relay is theirs. Add them to "
+                error=f"deliveries wait for {', '.join(unknown)}, for which this relay has no queue. Add them to "
                 "SUBSCRIPTION_QUEUE_URLS, or deploy the newer template again",
             )
 

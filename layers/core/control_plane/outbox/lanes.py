@@ -17,10 +17,8 @@ LATE_COMMIT: Final = timedelta(seconds=30)
 """How far back a claim looks after a survey found nothing pending. Transactions that were under way during the survey
 commit rows that are dated before it."""
 OVERLAP: Final = timedelta(seconds=2)
-"""How far back a claim looks where the one before it took all that was due.
-
-A transaction dates its rows by its start, and commits them later.
-"""
+"""How far back a claim looks if the previous claim took everything that was due. A transaction dates its rows by its
+start, and commits them later."""
 
 
 @dataclass(slots=True)
