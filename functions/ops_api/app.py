@@ -50,7 +50,7 @@ def read_soon(arn: str) -> str:
 
 @cache
 def health() -> HealthReporter:
-    """Returns the health reporter. It has a connection of its own, because it may have to abandon it."""
+    """Returns the health reporter. It has its own connection, since it may have to abandon one."""
     return HealthReporter(open_for_health, max_pending_age_seconds=settings().health_max_pending_age_seconds)
 
 

@@ -33,7 +33,7 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The queue refused this message by itself, for a reason that may not hold at the next attempt."""
+    """The queue refused this single message, for a reason that may be gone at the next attempt."""
 
     reason: str
 

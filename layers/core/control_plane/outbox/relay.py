@@ -48,7 +48,7 @@ class Relay:
                 [
                     (
                         f"LEASE_SECONDS is {policy.lease_seconds:g}: it must be more than the "
-                        f"{publisher.send_timeout_seconds:g} seconds a send may take, because no send may outlive its lease"
+                        f"{publisher.send_timeout_seconds:g} seconds a send may take: no send may outlive its lease"
                     )
                 ]
             )
