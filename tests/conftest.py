@@ -38,7 +38,7 @@ SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Su
 
 
 def pytest_configure() -> None:
-    """Give SIGINT its default action, for tests and their children: `nohup` and many CI runners ignore it."""
+    """Gives SIGINT its default action, for tests and their children: `nohup` and many CI runners ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -51,7 +51,7 @@ COMMANDS = {
         "logs": Entry("pipeline_commands", "A function's log, made readable."),
         "invoke": Entry("invoke_command", "Run a function once in Lambda's own container."),
         "hold": Entry("breaker_commands", "Send nothing to a subscription, or fetch nothing from a source."),
-        "resume": Entry("breaker_commands", "Let go of a breaker that is held or open."),
+        "resume": Entry("breaker_commands", "End a hold or a cool-down of a breaker."),
         "breakers": Entry("breaker_commands", "The breakers of subscriptions and sources."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
@@ -91,10 +91,10 @@ class Commands(TyperGroup):
             report(str(error.args[0]), error.details, error.remedy)
             raise typer.Exit(error.exit_code) from None
         except _expected_errors() as error:
-            report(str(error).strip(), "", "Is all well? See scripts/acp status")
+            report(str(error).strip(), "", "See scripts/acp status")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            report("Interrupted.", "", "scripts/acp up goes on from here, scripts/acp down clears it away.")
+            report("Interrupted.", "", "scripts/acp up continues from here; scripts/acp down removes everything.")
             raise typer.Exit(130) from None
 
 
@@ -176,7 +176,7 @@ def _open_cloud(endpoint_url: str | None) -> Cloud:
 def main() -> None:
     """Runs the command line."""
     prepare_streams(os.environ)
-    # Of the user's AWS variables, only these may be meant for acp.
+    # Of the user's AWS variables, only this one may be meant for acp.
     endpoint_url = os.environ.get("AWS_ENDPOINT_URL")
     cleaned = isolated(os.environ)
     os.environ.clear()

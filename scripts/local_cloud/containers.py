@@ -132,7 +132,7 @@ def within[T](seconds: float, ask: Callable[[], T]) -> T:
         if answer.done():
             raise
         msg = f"The Docker engine did not answer within {seconds:g} s."
-        raise NoContainersError(msg, remedy=f"Start it anew, so that docker info answers. {_installation()}") from error
+        raise NoContainersError(msg, remedy=f"Restart it, so that docker info answers. {_installation()}") from error
 
 
 def find_engine() -> Any:

@@ -79,7 +79,7 @@ def _package(locked: Locked) -> Component:
 def main(arguments: Sequence[str]) -> int:
     """Writes it to the file named, or to standard output."""
     parser = argparse.ArgumentParser("scripts/sbom", description="Write what is shipped as a CycloneDX 1.6 document.")
-    parser.add_argument("file", nargs="?", type=Path, help="where to; standard output where none is named")
+    parser.add_argument("file", nargs="?", type=Path, help="the file to write; without it, standard output")
     file = parser.parse_args(arguments).file
     text = JsonV1Dot6(sbom(CHECKOUT)).output_as_string(indent=2) + "\n"
     if file is None:

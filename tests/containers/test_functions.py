@@ -68,7 +68,7 @@ def signal_lab(containers: Containers) -> None:
 
 
 def migration(containers: Containers) -> None:
-    """An unmigrated database, which only this invocation is told of; the local cloud's own is migrated already."""
+    """Invokes the function on an empty database, because the local cloud's own is migrated already."""
     owner_url = containers.cloud.environ["DATABASE_OWNER_URL"]
     run = json.loads((containers.folder / ".acp" / "state" / "run.json").read_text())
     superuser = psycopg.conninfo.make_conninfo(

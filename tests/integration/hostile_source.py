@@ -31,7 +31,7 @@ BROTLI_BOMB: Final = base64.b64decode(
 def zstd_bomb(megabytes: int) -> bytes:
     """Returns a Zstandard frame of run-length blocks: four bytes for each 128 KiB."""
     blocks = megabytes * 8
-    header = (0xFD2FB528).to_bytes(4, "little") + bytes([0x00, 0x38])  # The frame has no size, and a window of 128 KiB.
+    header = (0xFD2FB528).to_bytes(4, "little") + bytes([0x00, 0x38])  # without a size, window of 128 KiB
     block = (0b010 | (128 << 10) << 3).to_bytes(3, "little") + b" "
     last = (0b011 | (128 << 10) << 3).to_bytes(3, "little") + b" "
     return header + block * (blocks - 1) + last

@@ -57,7 +57,7 @@ def look(breakers: Breakers, name: str = "q") -> Breaker:
     return breakers.read([name])[name]
 
 
-def test_a_name_never_heard_of_is_closed(breakers: Breakers) -> None:
+def test_a_breaker_without_a_row_is_closed(breakers: Breakers) -> None:
     assert breakers.read([]) == {}
     assert breakers.read(["q", "yfinance"]) == {"q": Breaker("q"), "yfinance": Breaker("yfinance")}
     assert look(breakers).is_closed

@@ -112,7 +112,7 @@ def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID)
 
 @pytest.mark.parametrize("table", IMMUTABLE)
 @pytest.mark.parametrize("statement", CHANGES)
-def test_a_trigger_refuses_the_owners_changes_and_names_the_way(
+def test_a_trigger_refuses_the_owners_changes_and_names_the_remedy(
     owner: Connection[Any], app: Connection[Any], stored: UUID, table: str, statement: str
 ) -> None:
     with pytest.raises(errors.RestrictViolation, match="refused: its rows are immutable") as refused:

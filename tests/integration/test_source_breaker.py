@@ -133,7 +133,7 @@ def test_an_open_breaker_is_one_event_however_long(app: Connection[Any]) -> None
     ).fetchall()
     assert (entity_id, occurred_at, topic) == (None, breaker(app).opened_at, "system.events")
     assert payload["symbol"] == "*"
-    assert payload["reason"] == "the source has no answer for any symbol: none is fetched until a probe has one"
+    assert payload["reason"] == "the source answers for no symbol: nothing is fetched until a probe is answered"
 
 
 def test_concurrent_runs_report_one_opening_once(app: Connection[Any]) -> None:

@@ -151,7 +151,7 @@ def sync_in(
 
 
 @pytest.mark.parametrize(("wanted", "from_before"), [(FROM_NOW, 0), (FROM_BEGINNING, 2)])
-def test_adding_one_waits_for_ingestion_under_way(
+def test_adding_a_subscription_waits_for_ingestion_under_way(
     app: Connection[Any],
     database: TestDatabase,
     pool: ThreadPoolExecutor,
@@ -220,7 +220,7 @@ def test_two_changes_at_once_wait_for_each_other(
     assert other.result(30) == SubscriptionReport()
 
 
-def test_removing_one_waits_for_a_redrive_under_way(
+def test_removing_a_subscription_waits_for_a_redrive_under_way(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, pool: ThreadPoolExecutor
 ) -> None:
     seeds.store(app, seeds.failures(1))

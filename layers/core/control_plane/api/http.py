@@ -27,7 +27,7 @@ class NotAProxyRequest(MalformedInvocation):
     """Raised when the function is invoked with something other than a request."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the event is no request of a REST API, for {reason}: events/ops_api_health.json shows one")
+        super().__init__(f"the event is no request of a REST API, because {reason}: see events/ops_api_health.json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def consume_record(
         is_new = retry_conflicts(lambda: consume(event))
     except ControlPlaneError as error:
         telemetry.count("ConsumeFailures", 1)
-        telemetry.logger.error(  # noqa: TRY400 - its text says all; a trace of our own frames adds nothing
+        telemetry.logger.error(  # noqa: TRY400 - the error's text says everything
             type(error).__name__, state="failed", error=str(error), **about
         )
         raise

@@ -81,7 +81,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """An answer with its judgement; for an answer that could not be judged, a SourceError."""
+    """An answer with its judgement. An answer that could not be judged holds a SourceError instead."""
 
     answer: _Answer
     judgement: Judgement
@@ -168,7 +168,7 @@ class _Run:
                         SourceFetchFailed(
                             symbol="*",
                             kind=BREAKER_OPEN,
-                            reason="the source has no answer for any symbol: none is fetched until a probe has one",
+                            reason="the source answers for no symbol: nothing is fetched until a probe is answered",
                         ),
                         source=self.source.name,
                         entity_id=None,
@@ -212,8 +212,8 @@ class _Run:
         return _Answer(question, self._clock.now(), outcome)
 
     def _answers(self, pool: ThreadPoolExecutor, symbols: Sequence[str]) -> Iterator[_Answer | None]:
-        """Yields answers as they arrive, and None when none arrived for a while; when the time is up, an error per
-        missing one.
+        """Yields answers as they arrive, and None when none arrived for a while; at the end, an error for each missing
+        answer.
 
         At most as many answers wait to be yielded as are fetched at a time, because each can be large.
         """
@@ -275,7 +275,7 @@ class _Run:
         question, outcome = answer.question, answer.outcome
         stored = to_stored_raw(outcome.raw)
         if jsonb_bytes(stored) > LARGEST_RAW_PAYLOAD:
-            reason = f"the answer is larger than the {LARGEST_RAW_PAYLOAD} bytes that are kept of one"
+            reason = f"the answer is larger than the {LARGEST_RAW_PAYLOAD} bytes that are kept of an answer"
             stored, outcome = None, SourceError(question.symbol, "malformed", reason)
         raw_payload = None if stored is None else self._raw_payload(answer, stored)
         raw_payload_id = None if raw_payload is None else raw_payload.id
@@ -289,7 +289,7 @@ class _Run:
                     raw_payload_id=raw_payload_id,
                 )
             except Exception as error:
-                # Whatever one answer's metadata or instants cause here must not stop the other symbols.
+                # An error because of one answer's metadata or instants must not stop the other symbols.
                 self.telemetry.logger.exception(
                     "an answer cannot be judged", source=self.source.name, symbol=question.symbol
                 )
@@ -369,12 +369,12 @@ def ingest(
     """Fetches all symbols in parallel, each from its overlap on, and stores each symbol's answer whole or not at all.
 
     A symbol that fails becomes an event, and so does a bar that breaks the contract and a gap that cannot be filled. A
-    run in which every symbol fails by OUTAGE_KINDS counts as one failure of the source's breaker. While the breaker is
-    open nothing is fetched. When a probe is due, one symbol is fetched first, and the others only if the source
-    answered.
+    run in which every symbol fails with one of OUTAGE_KINDS counts as one failure of the source's breaker. While the
+    breaker is open nothing is fetched. When a probe is due, one symbol is fetched first, and the others only if the
+    source answered.
 
     ``remaining_seconds`` returns the time before the run is cut off. A symbol without an answer when only
-    STORING_SECONDS are left fails, too, so a source that hangs costs the others nothing. Each run starts with another
+    STORING_SECONDS are left fails, too, so a request that hangs does not delay the others. Each run starts with another
     symbol. Raises psycopg.Error if the database refuses; the next run's overlap fetches again what was not committed.
     """
     run = _Run(

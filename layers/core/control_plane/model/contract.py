@@ -42,7 +42,7 @@ def _storable_text(text: str) -> str:
 
 def _visible_text(text: str) -> str:
     if has_invisible(_storable_text(text)):
-        raise PydanticCustomError("text", "holds a control character, a line's end or one that is not visible")
+        raise PydanticCustomError("text", "holds a control character, a line end or an invisible character")
     return text
 
 
@@ -71,7 +71,7 @@ def _nonzero(trace_id: UUID) -> UUID:
 
 
 def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON's 1.0 is its 1
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # to JSON, 1.0 and 1 are one number
 
 
 type Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible_text)]
@@ -95,7 +95,7 @@ type Instant = Annotated[
 
 
 class Payload(BaseModel):
-    """What an event of one (event_type, schema_version) says. A domain adds one as a subclass that it lists."""
+    """What an event of one (event_type, schema_version) says. A domain defines and lists its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,7 +105,7 @@ class Payload(BaseModel):
 
 
 class SourceFetchFailed(Payload):
-    """A symbol could not be fetched; ``kind`` is that of the control_plane.model.errors.SourceError."""
+    """A symbol could not be fetched; ``kind`` is the SourceError's kind."""
 
     event_type = "SOURCE_FETCH_FAILED"
     schema_version = 1

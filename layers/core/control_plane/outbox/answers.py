@@ -67,7 +67,7 @@ _ACCESS_STATUSES: Final = frozenset({401, 403, 407, 429})
 def read_answer(
     answer: Answer, publisher: Publisher, queue_url: str, messages: Sequence[Message], *, start_before: float
 ) -> Sequence[Outcome]:
-    """Returns one outcome per message that was sent; their entries' ids were their positions, from "0" on.
+    """Returns one outcome per message. Each message was sent as the entry whose id is its position, from "0" on.
 
     If the batch was refused for its content, ``publisher`` sends its messages one by one, because the answer did not
     say which message caused the refusal.
@@ -114,7 +114,7 @@ def _verdicts(body: bytes, count: int) -> list[Outcome]:
                 continue
             outcomes[place] = read(entry) if outcomes[place] is None else _DOUBLED
     if None not in outcomes:
-        return outcomes  # type: ignore[return-value]  # it has just been looked for
+        return outcomes  # type: ignore[return-value]  # the line above excludes None
     missing = NoVerdict(f"the queue's answer does not name this entry: {_quoted(body)}")
     return [outcome or missing for outcome in outcomes]
 
@@ -136,13 +136,13 @@ def _success(entry: Mapping[str, Any]) -> Outcome:
         and not message_id.isspace()
     ):
         return Accepted(message_id)
-    return NoVerdict(f"the queue took this entry under no message id that can be one: {str(message_id)[:100]!r}")
+    return NoVerdict(f"the queue accepted this entry with an invalid message id: {str(message_id)[:100]!r}")
 
 
 def _failure(entry: Mapping[str, Any]) -> Outcome:
     code, is_senders = _code(entry.get("Code")), entry.get("SenderFault")
     if code is None or not isinstance(is_senders, bool | None):
-        return NoVerdict(f"the queue says of this entry that it failed, and not why: {str(entry)[:_QUOTED_CHARACTERS]}")
+        return NoVerdict(f"the queue says that this entry failed, but not why: {str(entry)[:_QUOTED_CHARACTERS]}")
     reason = _reason(code, entry.get("Message"))
     if _is_queue_fault(code):
         return QueueFault(reason)
@@ -159,9 +159,9 @@ _READERS: Final = (("Successful", _success), ("Failed", _failure))
 def _refusal(answer: Answer, *, is_batch: bool) -> Outcome:
     """Returns what a refused request means for each of its messages; MessageFault if their content was the reason.
 
-    Only an error code, the queue's own words, is a fault of the queue or of a message. In all other cases the messages
-    were sent and have no verdict: a proxy's page, an internal error, an unknown code. One of the messages may be the
-    cause.
+    Only an error code that the queue itself gives shows a fault of the queue or of a message. In all other cases (a
+    proxy's page, an internal error, an unknown code) the messages were sent and have no verdict, because one of them
+    may be the cause.
     """
     said = _parsed(answer.body)
     said = said if isinstance(said, dict) else {}

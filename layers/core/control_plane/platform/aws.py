@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _SECRET_REMEDIES: Final = {
     "ResourceNotFoundException": (
-        "There is none of this name in this account and region: give the stack the ARN of one that is there, as "
+        "This account and region have no secret of this name: give the stack the ARN of an existing one, as "
         "…DatabaseSecretArn, DatabaseOwnerSecretArn or ApiTokenSecretArn"
     ),
     "AccessDeniedException": (
-        "The function's role may read what the stack's parameter names: give the whole ARN, its last six characters "
-        "included. A secret under a KMS key of your own needs the key's ARN, too, as SecretsKeyArn"
+        "The function's role may only read the ARN in the stack's parameter: give the whole ARN, its last six "
+        "characters included. A secret under a KMS key of your own needs the key's ARN, too, as SecretsKeyArn"
     ),
     "DecryptionFailure": (
-        "The key that encrypts it must be enabled, and one of your own be named by the stack's parameter SecretsKeyArn"
+        "The key that encrypts the secret must be enabled. If it is your own, name it in the parameter SecretsKeyArn"
     ),
-    "InvalidRequestException": "Is it to be deleted? Restore it: aws secretsmanager restore-secret",
+    "InvalidRequestException": "It may be scheduled for deletion. Restore it: aws secretsmanager restore-secret",
 }
 
 
@@ -164,8 +164,8 @@ class _Body:
 
 
 def _ca_bundle(session: botocore.session.Session) -> str | None:
-    """Returns the CA bundle that botocore's clients use:
+    """Returns the CA bundle that botocore's clients use.
 
-    AWS_CA_BUNDLE or the profile's, else the one that requests uses.
+    It is AWS_CA_BUNDLE or the profile's, else the one that requests uses.
     """
     return session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or None

@@ -100,7 +100,7 @@ class Connections:
         self._ca_bundle = ca_bundle
         self._connect_timeout = connect_timeout
         self._idle: deque[tuple[socket.socket, float]] = deque()
-        """With the time since when."""
+        """Each with the time since which it has been idle."""
         weakref.finalize(self, _close, self._idle)
 
     @property
@@ -142,8 +142,8 @@ class Connections:
     def exchange(self, connection: socket.socket, request: bytes, *, ends: float) -> Answer:
         """Sends a whole request once and returns the answer; then keeps the connection or closes it.
 
-        Both must end by ``ends``, an instant of ``time.monotonic()``, however slowly the bytes come or go. Raises
-        OSError and UnreadableError; the request may then have been received.
+        Sending and receiving must end by ``ends``, an instant of ``time.monotonic()``, however slowly the bytes come or
+        go. Raises OSError and UnreadableError; the request may then have been received.
         """
         try:
             _set_timeout(connection, ends)
@@ -206,8 +206,8 @@ class Connections:
         if self._proxy is None:
             return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint(self._service)}")
         return UnreachableError(
-            f"no connection to {self._url} by {self._proxy}: {error}. Does it run, let us in and lead there? What is "
-            "to be reached without it belongs into NO_PROXY"
+            f"no connection to {self._url} by {self._proxy}: {error}. Is it running, does it accept us, and can it "
+            "reach that host? Put hosts that need no proxy into NO_PROXY"
         )
 
     @cached_property
@@ -232,7 +232,7 @@ def _set_timeout(connection: socket.socket, ends: float) -> None:
     """Gives the socket's next call the time that is left; a socket's time-out starts anew with every call."""
     remaining = ends - time.monotonic()
     if remaining <= 0:
-        raise TimeoutError("the answer was not whole in time")
+        raise TimeoutError("the answer was not complete in time")
     connection.settimeout(remaining)
 
 

@@ -155,7 +155,7 @@ def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]
         raise
     finally:
         timer.cancel()
-        timer.join()  # Wait, so that it cannot break a later user of the same file descriptor.
+        timer.join()  # A late timer could break a later user of the file descriptor.
 
 
 def hang_up(connection: Connection[Any]) -> None:
@@ -178,7 +178,7 @@ def connect(
 
     The server's certificate is verified unless ``url`` says otherwise. The session has the settings that our SQL takes
     for granted, and its transactions are READ COMMITTED. Raises DatabaseUnavailable, UnsuitableDatabase or
-    ConfigurationError; none holds the password. They name ``origin`` as the thing to correct.
+    ConfigurationError; none shows the password. They name ``origin`` as the thing to correct.
     """
     parameters = parse_url(url, name=origin)
     defaults = tls_defaults(parameters)
