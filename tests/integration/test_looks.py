@@ -1,4 +1,4 @@
-"""The newest look wins, whatever the order in which looks are stored and delivered, and by how many runs."""
+"""The newest look wins, however many runs store looks, and in whatever order they are stored and delivered."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
