@@ -19,7 +19,7 @@ telemetry = Telemetry("signal_lab")
 
 @cache
 def database() -> Database:
-    """One connection per environment."""
+    """Returns the environment's one connection."""
     settings = DatabaseFunctionSettings.from_environ(environ())
     return open_database(
         settings.database,
@@ -30,7 +30,8 @@ def database() -> Database:
 
 
 def batch_consumer() -> Callable[[Mapping[str, Any]], None]:
-    """Consumes the messages of one batch. What it raises sends that message back to its queue, in the end to its DLQ.
+    """Consumes the messages of one batch. A message whose processing raises goes back to its queue, in the end to its
+    DLQ.
 
     Once Postgres cannot be reached, the batch's other messages fail without waiting for it again.
     """
@@ -54,6 +55,6 @@ def batch_consumer() -> Callable[[Mapping[str, Any]], None]:
 
 @function(telemetry, sample="events/signal_lab.json")
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
-    """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
-    database().connection()  # without Postgres the batch fails as one, visibly
+    """Consumes a batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
+    database().connection()  # Without Postgres the whole batch fails, and that is visible.
     return consume_batch(event, batch_consumer(), subscription=signal_lab.CONSUMER, telemetry=telemetry)

@@ -1,4 +1,4 @@
-"""hold, resume, breakers: a person's hand on a breaker."""
+"""The commands hold, resume and breakers, by which a person controls a breaker."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _NameArgument = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A subscription or a source that has a breaker: its name, and the other words that mean it."""
+    """A subscription or a source that has a breaker: its name, and the other words that a user may type for it."""
 
     name: str
     also: tuple[str, ...] = ()
     kind: str = ""
-    """``subscription`` or ``source``; empty for a breaker that is merely stored."""
+    """``subscription`` or ``source``; empty for a breaker that is stored but guards neither."""
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(self.also)})" if self.also else self.name
@@ -111,7 +111,7 @@ def list_breakers(
     with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
         stored = {breaker.name: breaker for breaker in breakers.read_breakers(connection)}
     guarded = guarded_by_breakers(run, cloud.outputs(run), stored)
-    # One that never failed and was never held is not stored.
+    # A breaker that never failed and was never held is not stored.
     rows = [(each, stored.get(each.name) or Breaker(each.name)) for each in guarded]
     if as_json:
         content = [dataclasses.asdict(breaker) | {"guards": each.kind or None} for each, breaker in rows]
@@ -140,7 +140,7 @@ def forget(
 
 
 def guarded_by_breakers(run: RunState, outputs: Mapping[str, str], stored: Iterable[str]) -> list[Guarded]:
-    """The relay's subscriptions with their queues' logical ids, the source, and any other breaker that is stored."""
+    """Returns the relay's subscriptions with their queues' logical ids, the source, and any other stored breaker."""
     urls = relay_queue_urls(run)
     guarded = [
         Guarded(
@@ -156,7 +156,7 @@ def guarded_by_breakers(run: RunState, outputs: Mapping[str, str], stored: Itera
 
 
 def relay_queue_urls(run: RunState) -> dict[str, str]:
-    """The queue of each subscription that the deployed relay delivers to."""
+    """Returns the queue of each subscription that the deployed relay delivers to."""
     urls: dict[str, str] = (
         json.loads(run.deployment.environ.get("SUBSCRIPTION_QUEUE_URLS", "{}")) if run.deployment else {}
     )
@@ -164,9 +164,9 @@ def relay_queue_urls(run: RunState) -> dict[str, str]:
 
 
 def find(guarded: Sequence[Guarded], asked: str) -> Guarded:
-    """The one that is meant, in any case of letters, by a word for it or how only its words begin.
+    """Returns the breaker that a word or its beginning names, in upper or lower case.
 
-    Raises UsageError naming those there are.
+    Raises UsageError that names the possible ones.
     """
     wanted = asked.strip().lower()
     by_word = {word.lower(): each for each in guarded for word in (each.name, *each.also)}

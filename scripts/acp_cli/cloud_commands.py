@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PANEL = "The local cloud"
 _STACK = re.compile(r"^[a-z][a-z0-9-]{0,48}[a-z0-9]$")
-"""What is at once the name of a stack and, with a suffix, of a bucket."""
+"""A stack's name. It must also be valid within the name of a bucket."""
 _OPTIONS = {
     "Symbols": "--symbols",
     "IngestionSchedule": "--ingestion-schedule",
@@ -182,7 +182,7 @@ def _cloud(ctx: typer.Context) -> Cloud:
 
 
 def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | None) -> Mapping[str, str]:
-    """The template's parameters that were given. Raises UsageError naming the odd one."""
+    """Returns the template's parameters that the user gave. Raises UsageError that names the first bad one."""
     parameters = {}
     if symbols is not None:
         names = split_symbols([symbols])

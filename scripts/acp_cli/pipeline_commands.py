@@ -1,4 +1,4 @@
-"""The commands ingest, relay, watch, trace and logs, which start and follow signals."""
+"""The commands ingest, relay, watch, trace and logs: they start signals and follow them."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def watch(
                 console = Terminal()
                 with Live(console=console, refresh_per_second=4) as live:
                     while True:
-                        # The table's head has a row, and the cursor one.
+                        # One row is for the table's head, and one for the cursor.
                         count = limit or max(1, console.height - 2)
                         rows = recent_messages(connection, limit=count)
                         live.update(deliveries_table(rows[-count:], width=console.width))
@@ -201,7 +201,7 @@ def logs(
                         sys.stdout.write(visible_lines(line.message) + "\n")
                     else:
                         console.print(render_line(line), soft_wrap=True)
-                # A line may arrive after a younger one of another environment.
+                # A line of another environment may arrive late, with an earlier time.
                 start = max(start, line.milliseconds - 10_000)
             if not follow:
                 break
@@ -214,7 +214,7 @@ def logs(
 
 
 def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, width: int) -> Table:
-    """The newest deliveries, newest last, with those columns that fit `width`: none is squeezed for another."""
+    """Returns a table of the newest deliveries, newest last. It has as many columns as fit `width` unsqueezed."""
     columns = {
         "stored": [instant(row["created_at"])[:8] for row in deliveries],
         "entity": [row["entity_id"] or "–" for row in deliveries],
@@ -254,7 +254,7 @@ def _table_width(columns: Mapping[str, Sequence[str]]) -> int:
 
 
 def id_range(text: str) -> tuple[UUID, UUID]:
-    """The lowest and the highest UUID that begin so. Raises UsageError where none does."""
+    """Returns the lowest and the highest UUID that begin with these digits. Raises UsageError for other text."""
     digits = text.strip().rstrip("….").replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
         msg = f"{text!r} is no event id: it must be a UUID or its beginning, such as scripts/acp watch shows."
@@ -265,7 +265,10 @@ def id_range(text: str) -> tuple[UUID, UUID]:
 def _find_events(
     connection: psycopg.Connection[dict[str, Any]], asked: str, lowest: UUID, highest: UUID
 ) -> list[dict[str, Any]]:
-    """The one event that is meant, or all of the one run. Raises AcpError for none, UsageError for several."""
+    """Returns the one event that the id means, or all events of the one run.
+
+    Raises AcpError if there is none, UsageError if there are several.
+    """
     ids = {"lowest": lowest, "highest": highest, "limit": _MOST_CANDIDATES + 1}
     events = connection.execute(QUERIES["events_by_id"].sql, ids).fetchall()
     runs = [] if len(events) == 1 else connection.execute(QUERIES["runs_by_id"].sql, ids).fetchall()
@@ -284,7 +287,7 @@ def _find_events(
 
 
 def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """The events of one ingestion run; each has a timeline of its own."""
+    """Prints the events of one ingestion run; each has a timeline of its own."""
     if as_json:
         _print_json(events)
         return
@@ -305,7 +308,7 @@ def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
 def _print_changes(
     deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[object, ...], tuple[object, ...]], *, as_json: bool
 ) -> None:
-    """Print one line for each delivery that is new or has changed since the last look."""
+    """Prints one line for each delivery that is new or has changed since the last look."""
     keys = [(row["id"], row["subscription"], row["operation_id"]) for row in deliveries]
     for key, row in zip(keys, deliveries, strict=True):
         now = (row["state"], row["delivery_attempts"], tuple(row["processed_by"]))

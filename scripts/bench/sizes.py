@@ -14,7 +14,7 @@ class Sizes:
     emulated_events: int = 10_000
     small_backlog: int = 10_000
     large_backlog: int = 1_000_000
-    """So many deliveries are pending, and as many are delivered."""
+    """The large backlog: so many deliveries are pending, and as many are delivered already."""
     backlog_seconds: float = 5
     latency_seconds: float = 10
     latency_rate: int = 50
@@ -38,4 +38,4 @@ QUICK = Sizes(
     large_bodies=20,
     idle_seconds=1,
 )
-"""Sizes to see that everything works; the figures mean nothing."""
+"""Sizes that only show whether everything works; the figures mean nothing."""

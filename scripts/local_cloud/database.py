@@ -1,4 +1,4 @@
-"""The local database: its roles, its schema, and the way in."""
+"""The local database: its roles, its schema, and its URLs."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NAME = "control_plane"
 
 
 def url(server: PostgresServer, run: RunState, role: str) -> str:
-    """The database as one of the roles."""
+    """Returns the database's URL for one of the roles."""
     return server.url(role, NAME, run.role_passwords[role])
 
 
 def owner_url(server: PostgresServer, run: RunState) -> str:
-    """For migrations, and for what a person changes."""
+    """Returns the owner's URL, for migrations and for a person's changes."""
     return url(server, run, OWNER)
 
 
 def reader_url(server: PostgresServer, run: RunState) -> str:
-    """For whoever looks."""
+    """Returns the reader's URL, for commands that only look."""
     return url(server, run, READER)
 
 
@@ -61,9 +61,9 @@ def prepare(server: PostgresServer, run: RunState) -> None:
 
 
 def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
-    """Do what MigrationFunction does, with the checkout's migrations and its template's subscriptions.
+    """Does the work of MigrationFunction, with the checkout's migrations and its template's subscriptions.
 
-    Raises AcpError naming the migration or the subscription that cannot be applied.
+    Raises AcpError that names the migration or the subscription that cannot be applied.
     """
     import psycopg  # noqa: PLC0415 - as above
 
@@ -97,6 +97,6 @@ def promise_lost(url_of_owner: str) -> int:
 
 
 def declared_subscriptions(template: Path) -> str:
-    """The SUBSCRIPTIONS that a template gives MigrationFunction, as they stand there; empty where it gives none."""
+    """Returns the SUBSCRIPTIONS that a template gives MigrationFunction, unchanged; empty if it gives none."""
     function = read_template(template)["Resources"]["MigrationFunction"]["Properties"]
     return str(function["Environment"]["Variables"].get("SUBSCRIPTIONS", ""))

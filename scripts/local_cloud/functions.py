@@ -1,4 +1,4 @@
-"""The stack's functions by the names people use."""
+"""Finds the stack's functions by the names that people use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OUTPUT_SUFFIX = "FunctionName"
 
 
 def function_name(outputs: Mapping[str, str], asked: str) -> str:
-    """The deployed function that is meant: relay, signal-lab, signal_lab, SignalLabFunction, or its whole name.
+    """Returns the deployed function meant by relay, signal-lab, signal_lab, SignalLabFunction, or its whole name.
 
-    `outputs` are the stack's. Raises UsageError naming those there are.
+    `outputs` are the stack's. Raises UsageError that lists the functions.
     """
     known = {
         output.removesuffix(_OUTPUT_SUFFIX): name for output, name in outputs.items() if output.endswith(_OUTPUT_SUFFIX)
@@ -35,5 +35,5 @@ def short_names(resources: Mapping[str, Mapping[str, object]]) -> list[str]:
 
 
 def short_name(logical_id: str) -> str:
-    """SignalLab, or SignalLabFunction → signal-lab."""
+    """Returns a function's short name: signal-lab for SignalLab or SignalLabFunction."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", logical_id.removesuffix("Function")).lower()

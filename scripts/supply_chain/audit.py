@@ -88,12 +88,12 @@ def judge(found: Iterable[Finding], accepted: Iterable[Acceptance], *, today: da
 
 
 def locks(checkout: Path) -> list[Path]:
-    """The locks of what is shipped, then those of the tools."""
+    """Returns the locks of what is shipped, then those of the tools."""
     return [*sorted(checkout.glob("layers/*/requirements.txt")), *sorted(checkout.glob("requirements/*.txt"))]
 
 
 def unreachable(url: str) -> str | None:
-    """Why the database does not answer as OSV does, or None where it does."""
+    """Returns why the vulnerability database cannot be used, or None if it answers as OSV does."""
     try:
         response = requests.post(
             url, json={"package": {"name": "pip", "ecosystem": "PyPI"}, "version": "1"}, timeout=15
@@ -107,7 +107,7 @@ def unreachable(url: str) -> str | None:
 
 
 def scan(found: Sequence[Path], url: str, cache: Path) -> dict[str, Any] | str:
-    """What pip-audit reports, or what it says where it could not scan."""
+    """Returns pip-audit's report, or what pip-audit said if it could not scan."""
     options = ["--disable-pip", "--require-hashes", "--format=json", "--progress-spinner=off", f"--cache-dir={cache}"]
     named = [f"--requirement={lock}" for lock in found]
     command = [sys.executable, "-m", "pip_audit", *options, "--vulnerability-service=osv", f"--osv-url={url}", *named]

@@ -53,7 +53,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture
 def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server with roles and schema that a test may stop or crash; it comes back on the same port."""
+    """A server with roles and schema that a test may stop or crash; it restarts on the same port."""
     with PostgresServer(tmp_path / "data", password=PASSWORD, port=free_port(), fsync=False) as server:
         with connect(server.url(), application_name="test") as connection:
             make_roles(connection)

@@ -1,6 +1,7 @@
-"""A source that does everything wrong: a server of Yahoo's chart API with one misbehaviour per symbol.
+"""A hostile source: a server of Yahoo's chart API with one misbehaviour per symbol.
 
-A symbol that has none is answered well. `BEHAVIOURS` is the table: what the source does, and what becomes of it.
+A symbol without a misbehaviour gets a good answer. `BEHAVIOURS` lists what the source does, and what must become of
+each symbol.
 """
 
 import base64
@@ -30,20 +31,23 @@ BROTLI_BOMB: Final = base64.b64decode(
 def zstd_bomb(megabytes: int) -> bytes:
     """Returns a Zstandard frame of run-length blocks: four bytes for each 128 KiB."""
     blocks = megabytes * 8
-    header = (0xFD2FB528).to_bytes(4, "little") + bytes([0x00, 0x38])  # no size, a window of 128 KiB
+    header = (0xFD2FB528).to_bytes(4, "little") + bytes([0x00, 0x38])  # without a size, window of 128 KiB
     block = (0b010 | (128 << 10) << 3).to_bytes(3, "little") + b" "
     last = (0b011 | (128 << 10) << 3).to_bytes(3, "little") + b" "
     return header + block * (blocks - 1) + last
 
 
 def gzip_bomb(megabytes: int) -> bytes:
-    """Returns so many MiB of spaces as gzip, a thousandth of them."""
+    """Returns so many mebibytes of spaces as gzip, which takes a thousandth of that."""
     packer = zlib.compressobj(9, wbits=31)
     return b"".join([*(packer.compress(b" " * MEGABYTE) for _ in range(megabytes)), packer.flush()])
 
 
 def chart(symbol: str, **changes: Any) -> dict[str, Any]:
-    """Returns a good answer: ten closed bars. ``changes`` replace what is named: of the meta, a column, the rest."""
+    """Returns a good answer with ten closed bars.
+
+    ``changes`` replace parts of it: fields of the meta, a column, or the rest.
+    """
     newest = int(time.time()) // 60 * 60 - 60
     starts = [newest - 60 * minute for minute in reversed(range(BARS))]
     columns: dict[str, Any] = {name: [100.0 + row for row in range(BARS)] for name in ("open", "high", "low", "close")}
@@ -65,7 +69,7 @@ def chart(symbol: str, **changes: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What the source does when it is asked about a symbol, and what is right to become of it.
+    """What the source does when it is asked about a symbol, and what must become of that symbol.
 
     ``outcome`` is ``stored`` (bars), ``rejected`` (SIGNAL_REJECTED), ``stored and rejected``, or the kind of a
     SOURCE_FETCH_FAILED. ``bars`` is how many of them are stored, where that tells one outcome from another.
@@ -95,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             behaviour.answer(self, symbol)
 
     def send(self, body: object, status: int = 200, /, **headers: str) -> None:
-        """Sends an answer of JSON, or of bytes as they are."""
+        """Sends an answer: bytes unchanged, anything else as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         length = {"Content-Length": str(len(content)), "Content-Type": "application/json", "Connection": "close"}
@@ -375,7 +379,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: a client that hung up on an answer did right."""
+        """Prints nothing: a client that hung up on an answer did right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ def fail(app: Connection[Any], name: str) -> None:
 
 
 def abandon(owner: Connection[Any], name: str) -> None:
-    """As if nobody had guarded with it for a day."""
+    """Makes a breaker look unused for a day."""
     owner.execute("UPDATE circuit_breakers SET guarded_at = now() - interval '1 day' WHERE name = %s", [name])
 
 
@@ -53,7 +53,7 @@ def test_a_person_holds_a_subscription_and_lets_it_go(cloud: RunningCloud, app: 
     assert (breaker.held_by, breaker.probe_is_due) == (None, True)
 
 
-def test_who_holds_it_can_be_said(cloud: RunningCloud, app: Connection[Any]) -> None:
+def test_the_holder_of_a_breaker_can_be_named(cloud: RunningCloud, app: Connection[Any]) -> None:
     held = run(cloud, "hold", "yfinance", "--by", " Grace ")
     assert "nothing is fetched from it until scripts/acp resume yfinance-replay" in held.stderr
     assert [(breaker.name, breaker.held_by) for breaker in read_breakers(app)] == [("yfinance-replay", "Grace")]
@@ -134,7 +134,7 @@ def test_a_breaker_that_nobody_guards_with_is_forgotten(
     assert again.stderr == "Nothing called 'former' has a breaker. There are none.\n"
 
 
-def test_a_hold_is_not_undone_by_forgetting_it(cloud: RunningCloud, app: Connection[Any]) -> None:
+def test_a_held_breaker_cannot_be_forgotten(cloud: RunningCloud, app: Connection[Any]) -> None:
     run(cloud, "hold", "signal_lab")
     refused = run(cloud, "breakers", "forget", "signal_lab")
     assert refused.exit_code == 2

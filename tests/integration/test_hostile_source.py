@@ -1,4 +1,4 @@
-"""Whatever a source does, the other symbols are stored, memory stays bounded, and what happened is an event."""
+"""Whatever a source does, the other symbols are stored, memory stays bounded, and an event says what happened."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(postgres: PostgresServer) -> Iterator[Run]:
-    """The run, in a process of its own, with the time that the function has."""
+    """Runs ingestion in a process of its own, with the time that the function has."""
     with contextmanager(new_database)(postgres, template=TEMPLATE_DATABASE) as database, serve() as source:
         ran = subprocess.run(
             [sys.executable, hostile_run.__file__, database.app_url, source.url, str(FUNCTION["Timeout"]), *SYMBOLS],

@@ -1,4 +1,4 @@
-"""A network whose only way out is a proxy: boto3 and the relay's own client go the same way, over a real proxy."""
+"""A network whose only exit is a proxy: boto3 and the relay's own client use it in the same way."""
 
 import base64
 import select
@@ -26,11 +26,11 @@ USER, PASSWORD = "a user", "p@ss:word"
 CREDENTIALS = "a%20user:p%40ss%3Aword"
 EXPECTED = b"proxy-authorization: basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).lower()
 ELSEWHERE = "queue.invalid"
-"""A host that only the proxy can find."""
+"""A host name that only the proxy can resolve."""
 
 
 class Proxy:
-    """Speaks CONNECT and absolute-form; finds every host on loopback, and remembers each first line."""
+    """A proxy for CONNECT and absolute-form; it resolves every host to loopback, and records each first line."""
 
     def __init__(
         self, tls: ssl.SSLContext | None = None, *, answers: bytes | None = None, waits: float = 0, drips: float = 0

@@ -21,7 +21,7 @@ OF_SIGINT = "tests/integration/test_background_services.py"
 
 @pytest.mark.parametrize("processes", ["0", "2"])
 def test_tests_that_send_sigint_pass_where_it_is_ignored(processes: str) -> None:
-    """As under nohup, in a shell's background job and on many CI runners; standard input is closed, too."""
+    """SIGINT is ignored under nohup, in shells' background jobs and on many CI runners; stdin is closed, too."""
     command = [sys.executable, "-m", "pytest", OF_SIGINT, "-k", "survives_an_interrupt", "--numprocesses", processes]
     done = subprocess.run(
         ["sh", "-c", 'trap "" INT; exec "$@" <&-', "sh", *command],

@@ -10,7 +10,7 @@ from market_replay.server import MarketReplay
 
 
 def main() -> int:
-    """Exit code 0 after a signal, 1 where it cannot listen on the port."""
+    """Runs the server. Returns 0 after a signal, 1 if it cannot listen on the port."""
     parser = argparse.ArgumentParser(prog="market_replay", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; loopback by default")
@@ -27,7 +27,7 @@ def main() -> int:
         log(f"market_replay: cannot listen on {options.host}:{options.port}: {error.strerror}")
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
-        # stop() waits for run(), which this very thread is in: it needs another one.
+        # stop() waits for run(), which runs in this thread, so another thread must call it.
         signal.signal(number, lambda *_: Thread(target=replay.stop).start())
     if options.port_file:
         unfinished = options.port_file.with_name(options.port_file.name + ".new")

@@ -38,18 +38,18 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked for: bars that start from ``start`` on and before ``end``."""
+    """A chart request: it asks for bars that start from ``start`` on and before ``end``."""
 
     interval: str
     start: datetime
     end: datetime
     range: str
-    """As asked; empty where a period was given."""
+    """The range as it was requested; empty if a period was given."""
     include_pre_post: bool
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], now: datetime) -> "Question":
-        """Yahoo's reading of a query string. Raises Refusal."""
+        """Returns the request in a query string, read as Yahoo reads it. Raises Refusal."""
         interval = query.get("interval", "1d")
         if interval not in {"1m", "1d"}:
             raise Refusal(
@@ -138,7 +138,7 @@ def _days(symbol: str, start: datetime, end: datetime, now: datetime, fault: Fau
 
 
 def _live_row(symbol: str, now: datetime, fault: Fault) -> Row:
-    """Yahoo appends the latest price as a row of its own, under the second it was seen in."""
+    """Returns the latest price as Yahoo appends it: as a row of its own, under the second of the request."""
     price = _bar(symbol, _minute(now), now, fault).close
     return (int(now.timestamp()), price, price, price, price, 0)
 
@@ -170,7 +170,7 @@ def _meta(symbol: str, question: Question, now: datetime, fault: Fault) -> Answe
         "fullExchangeName": "NasdaqGS",
         "instrumentType": "EQUITY",
         "firstTradeDate": int(_midnight((now - HISTORY).astimezone(EXCHANGE_ZONE).date()).timestamp()),
-        # When the newest trade was made: here something is traded in every second.
+        # The time of the newest trade; here something is traded in every second.
         "regularMarketTime": int(now.timestamp()),
         "hasPrePostMarketData": False,
         "gmtoffset": _offset(local),
@@ -201,7 +201,7 @@ def _meta(symbol: str, question: Question, now: datetime, fault: Fault) -> Answe
 
 
 def _session(day: date, *, empty: bool = False) -> Answer:
-    """The exchange's day from midnight to midnight, 23 or 25 hours where clocks change."""
+    """Returns the exchange's day from midnight to midnight: 23 or 25 hours where clocks change."""
     start = _midnight(day)
     end = start if empty else _midnight(day + timedelta(days=1))
     return {
@@ -241,7 +241,7 @@ def _instant(query: Mapping[str, str], name: str, default: datetime) -> datetime
 
 
 def _start_of_range(span: str, now: datetime) -> datetime:
-    """``1d`` is the session of today, ``5d`` the last five, and so on."""
+    """Returns the start of a range: ``1d`` is today's session, ``5d`` the last five, and so on."""
     today = now.astimezone(EXCHANGE_ZONE).date()
     if span == "ytd":
         return _midnight(today.replace(month=1, day=1))

@@ -1,4 +1,4 @@
-"""Which bar a minute has: real daily bars of bokeh_sampledata (2000 to 2013), one per minute, day and night."""
+"""Decides which bar a minute has: one real daily bar of bokeh_sampledata (2000 to 2013) per minute, day and night."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -34,9 +34,10 @@ def daily_bars(symbol: str) -> tuple[Bar, ...]:
 
 
 def bar_at(symbol: str, minute: int) -> Bar:
-    """The bar of a minute, counted since 1970; the next minute has the next trading day's.
+    """Returns the bar of a minute, counted since 1970; the next minute has the next trading day's bar.
 
-    A minute is the same real day for every symbol that was listed on it; one listed later repeats its own days before.
+    A minute stands for the same real day for every symbol that was listed on it; a symbol that was listed later repeats
+    its own days before that.
     """
     days = daily_bars(symbol)
     longest = _longest_series()
@@ -49,6 +50,6 @@ def _longest_series() -> int:
 
 
 def bar_so_far(bar: Bar, elapsed: float) -> Bar:
-    """What is seen of a bar when ``elapsed`` (0 to 1) of it has passed: on its way from open to close."""
+    """Returns what is seen of a bar when ``elapsed`` (0 to 1) of it has passed: on its way from open to close."""
     price = round(bar.open + (bar.close - bar.open) * elapsed, 4)
     return Bar(bar.open, max(bar.open, price), min(bar.open, price), price, int(bar.volume * elapsed))

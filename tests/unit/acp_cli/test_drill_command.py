@@ -59,7 +59,7 @@ def test_it_needs_a_running_cloud(workspace: Workspace, arguments: list[str]) ->
     assert "scripts/acp up" in refused.stderr
 
 
-def test_a_drill_holds_where_it_came_to_its_end_and_each_of_its_claims_was_seen_to_hold() -> None:
+def test_a_drill_holds_if_it_finished_and_every_claim_held() -> None:
     result = Result("poison", "…")
     narrator = Narrator(Console(quiet=True))
     with narrator.telling(result):

@@ -21,12 +21,12 @@ def test_a_span_of_time_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "-1m", "10 m", "1w"])
-def test_what_is_no_span_of_time_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="try 30s"):
         since_seconds(text)
 
 
-def test_a_json_line_shows_its_message_and_the_fields_that_concern_it() -> None:
+def test_a_json_line_shows_its_message_and_relevant_fields() -> None:
     line = shown(
         {
             "level": "INFO",
@@ -83,5 +83,5 @@ def test_metrics_are_shown_as_names_and_values() -> None:
 
 
 @pytest.mark.parametrize("line", ["REPORT RequestId: 1", "plain [bracketed] text", "[1, 2]", "{broken"])
-def test_any_other_line_is_shown_as_it_is(line: str) -> None:
+def test_other_lines_are_shown_unchanged(line: str) -> None:
     assert shown(line) == f"22:13:20.123 {line}"

@@ -1,4 +1,4 @@
-"""What functions in containers are told, and what is said where there can be none."""
+"""What functions in containers get to know, and the error if there can be no containers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_loopback_alone_is_renamed(text: str, seen: str) -> None:
     assert FromContainer()(text) == seen
 
 
-def test_a_function_is_told_what_it_is_told_in_the_cloud_with_this_host_s_name_put_in() -> None:
+def test_a_container_gets_the_deployed_environment_with_its_hosts_name() -> None:
     cloud = FakeCloud(
         {
             "DATABASE_SECRET_ARN": "arn:database",
@@ -147,7 +147,7 @@ def test_without_an_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("error", [docker.errors.NotFound("network bridge not found"), ConnectionResetError("reset")])
-def test_an_engine_without_a_bridge_or_that_goes_away_is_none(
+def test_an_engine_that_leaves_or_lacks_a_bridge_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     class Engine(FakeEngine):

@@ -1,4 +1,4 @@
-"""Schedules and other parameters are refused at once where EventBridge or CloudFormation would refuse them later."""
+"""Schedules and other parameters are refused at once if EventBridge or CloudFormation would refuse them later."""
 
 import re
 

@@ -35,7 +35,7 @@ SPAWNS_A_CHILD = """
 """
 
 
-def test_a_timeout_ends_the_whole_group_and_a_fresh_process_follows(start: Start) -> None:
+def test_a_timeout_ends_the_group_and_a_process_follows(start: Start) -> None:
     function = start(SPAWNS_A_CHILD, timeout_s=1)
     began = time.monotonic()
     outcome = invoke(function, "hang", request_id="req-5")
@@ -123,7 +123,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
-def test_a_function_ends_with_its_children_when_the_executor_is_killed(tmp_path: Path, state: str) -> None:
+def test_killing_the_executor_ends_a_function_and_its_children(tmp_path: Path, state: str) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(SPAWNS_A_CHILD))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
@@ -200,13 +200,13 @@ def group_of(process: psutil.Process) -> int | None:
 
 
 def test_a_stopped_executors_function_cannot_wait_for_ever(start: Start) -> None:
-    """The lifeline alone ends it: here the Runtime API is still there."""
+    """Only the lifeline ends it, because the Runtime API is still there in this test."""
     function = start("import os\ndef handler(event, context): return os.getpid()")
     pid = answer(invoke(function))
     os.close(os.dup(0))
     assert function._boot
     lifeline = function._boot.process._lifeline
     replacement = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(replacement, lifeline)  # closes our end; the number stays taken until the process has ended
+    os.dup2(replacement, lifeline)  # This closes our end; the number stays taken until the process has ended.
     os.close(replacement)
     until(lambda: gone(pid))

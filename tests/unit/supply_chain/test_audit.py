@@ -1,4 +1,4 @@
-"""scripts/audit against a database of the test's own, and against none."""
+"""scripts/audit with a database of the test's own, and with none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VULNERABLE = {
 
 @contextmanager
 def osv(*, vulnerable: str | None = None, status: int = 200) -> Iterator[str]:
-    """A database that knows at most one vulnerable package."""
+    """Serves a database that knows at most one vulnerable package."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,4 +1,7 @@
-"""The connection: one per warm environment, opened when first needed, checked and reopened when stale."""
+"""The connection: one per warm environment.
+
+It is opened when first needed, checked before use, and reopened when stale.
+"""
 
 import logging
 import os
@@ -25,7 +28,7 @@ from control_plane.platform.refusals import Attempt, explain, refuses_password
 from control_plane.platform.session import SESSION_LOST, TRACKED, check_session, refuses_options, startup_options
 
 SCHEMA_VERSION = 3
-"""The number of the newest migration this code needs; a test holds it equal to db/migrations."""
+"""The number of the newest migration that this code needs; a test keeps it equal to db/migrations."""
 
 OLDER_LAYOUT: Final = "events_and_outbox"
 """The name of the first migration of a layout that was never released."""
@@ -44,7 +47,7 @@ logger: Final = logging.getLogger(__name__)
 
 
 class Database:
-    """The functions' way to Postgres.
+    """A function's access to Postgres.
 
     ``url`` is called at each opening, so that a rotated secret is picked up; ``origin`` names in errors what it reads.
     The connection is in autocommit mode: a transaction is visible where the caller opens it.
@@ -73,9 +76,10 @@ class Database:
         self._connection: Connection[tuple[Any, ...]] | None = None
 
     def connection(self) -> Connection[tuple[Any, ...]]:
-        """A session that just answered, takes writes and is as our SQL needs it; not for use within a transaction.
+        """Returns a session that just answered, takes writes and has the settings that our SQL needs.
 
-        Raises DatabaseUnavailable, UnsuitableDatabase, SchemaVersionMismatch, ConfigurationError.
+        Do not call this within a transaction. Raises DatabaseUnavailable, UnsuitableDatabase, SchemaVersionMismatch,
+        ConfigurationError.
         """
         if self._connection is not None and not self._is_usable(self._connection):
             self._connection.close()
@@ -89,14 +93,14 @@ class Database:
                         if self._role is not None:
                             check_role(connection, self._role, origin=self._origin)
                 except BaseException:
-                    connection.close()  # kept, it would pass for checked at the next call
+                    connection.close()  # If it were kept, the next call would take it for checked.
                     raise
             self._connection = connection
         return self._connection
 
     @contextmanager
     def bounded(self) -> Iterator[Connection[tuple[Any, ...]]]:
-        """:meth:`connection` for work that is cut off once patience ends; raises DatabaseUnavailable then."""
+        """Yields :meth:`connection` for work that must end within the patience, or raises DatabaseUnavailable."""
         connection = self.connection()
         with self._patience(connection):
             yield connection
@@ -112,7 +116,7 @@ class Database:
         try:
             return self._connect(url)
         except DatabaseUnavailable as error:
-            # The secret may have been rotated between the reading and the knocking.
+            # The secret may have been rotated after it was read and before the login.
             if not error.password_refused or (newer := self._url()) == url:
                 raise
         return self._connect(newer)
@@ -126,15 +130,15 @@ class Database:
         )
 
     def _is_usable(self, connection: Connection[Any]) -> bool:
-        # A frozen environment loses its sockets without either side noticing; what was the writer becomes a replica;
-        # an invocation that was cut short leaves its transaction open.
+        # A frozen environment loses its sockets without either side noticing; a former writer becomes a replica; and an
+        # invocation that was cut short leaves its transaction open.
         if connection.info.transaction_status is not TransactionStatus.IDLE:
             return False
         try:
             with self._patience(connection):
                 check_session(connection)
         except (psycopg.Error, ControlPlaneError):
-            return False  # what is wrong shows when a new one is opened, if it is wrong there too
+            return False  # Any problem shows again when a new connection is opened.
         return True
 
     def _patience(self, connection: Connection[Any]) -> AbstractContextManager[None]:
@@ -143,9 +147,9 @@ class Database:
 
 @contextmanager
 def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]:
-    """Ends the connection under work that takes longer, and raises DatabaseUnavailable.
+    """Breaks the connection under work that takes too long, and raises DatabaseUnavailable.
 
-    A server's own timeouts do not help where it is the server that hangs, or its packets that are lost.
+    A server's own timeouts do not help if the server hangs or its packets are lost.
     """
     late = Event()
 
@@ -165,11 +169,14 @@ def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]
         raise
     finally:
         timer.cancel()
-        timer.join()  # lest it cuts what the file descriptor belongs to next
+        timer.join()  # A late timer could break a later user of the file descriptor.
 
 
 def hang_up(connection: Connection[Any]) -> None:
-    """Breaks the connection under whoever waits for its answer. Any thread may, while nobody closes it."""
+    """Breaks the connection, so that a thread that waits for an answer stops waiting.
+
+    Any thread may call this, unless another thread is closing the connection.
+    """
     with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 
@@ -181,15 +188,15 @@ def connect(
     origin: str = "the database URL",
     timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
 ) -> Connection[tuple[Any, ...]]:
-    """An autocommit session on a server that takes writes, its certificate verified unless ``url`` says otherwise.
+    """Returns an autocommit session on a server that takes writes.
 
-    Its settings are those that our SQL takes for granted, and its transactions READ COMMITTED. Raises
-    DatabaseUnavailable, UnsuitableDatabase or ConfigurationError; none holds the password. ``origin`` is what they tell
-    to mend.
+    The server's certificate is verified unless ``url`` says otherwise. The session has the settings that our SQL takes
+    for granted, and its transactions are READ COMMITTED. Raises DatabaseUnavailable, UnsuitableDatabase or
+    ConfigurationError; none shows the password. They name ``origin`` as the thing to correct.
     """
     parameters = parse_url(url, name=origin)
     defaults = tls_defaults(parameters)
-    # A replica, or after a failover the writer that was, is found out at once; costs nothing from version 14 on.
+    # This finds a replica at once, or after a failover the former writer; it costs nothing from version 14 on.
     defaults["target_session_attrs"] = parameters.get("target_session_attrs") or "read-write"
     defaults["client_encoding"] = "UTF8"
     if weakens_rds(parameters):
@@ -209,9 +216,9 @@ def connect(
         except psycopg.OperationalError as error:
             if not refuses_options(error):
                 raise
-            # A pooler: the check finds out whether its sessions are as they must be.
+            # This is a pooler. The check finds out whether its sessions have the settings that we need.
             connection = _open(make_conninfo(url, **defaults), application_name, timeout_seconds)
-    except (psycopg.OperationalError, UnicodeError) as error:  # a host that is no name: psycopg lets the codec's out
+    except (psycopg.OperationalError, UnicodeError) as error:  # The host is no name: psycopg raises the codec's error.
         text = explain(error, Attempt(parameters | defaults, origin))
         raise DatabaseUnavailable(text, password_refused=refuses_password(error)) from error
     try:
@@ -232,12 +239,13 @@ def _open(conninfo: str, application_name: str, timeout_seconds: int) -> Connect
         autocommit=True,
         connect_timeout=timeout_seconds,
         application_name=application_name,
-        # A transaction pooler hands each transaction to another session, which does not know what was prepared.
+        # A transaction pooler gives each transaction another session, which does not know the prepared statements.
         prepare_threshold=None,
         keepalives_idle=30,
         keepalives_interval=5,
         keepalives_count=3,
-        tcp_user_timeout=10_000,  # keepalives say nothing while data is unacknowledged; ignored off Linux
+        # Keepalives detect nothing while sent data is unacknowledged; this time-out does, on Linux.
+        tcp_user_timeout=10_000,
     )
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     return connection
@@ -257,7 +265,7 @@ def check_role(connection: Connection[Any], role: str, *, origin: str) -> None:
 
 
 def check_schema(connection: Connection[Any]) -> None:
-    """Raises SchemaVersionMismatch where the schema is older than this code; one that is ahead is welcome."""
+    """Raises SchemaVersionMismatch if the schema is older than this code; a newer schema is accepted."""
     try:
         row = connection.execute(
             "SELECT coalesce(max(version), 0), coalesce(bool_or(version = 1 AND name = %s), false)"

@@ -1,4 +1,4 @@
-"""Finance: market prices in, the latest price and its risk out."""
+"""Finance: it ingests market prices, and keeps each latest price and its risk."""
 
 from typing import Final
 

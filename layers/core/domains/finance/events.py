@@ -1,4 +1,4 @@
-"""The events of finance."""
+"""The event types of the domain finance."""
 
 from typing import Annotated, Final
 
@@ -19,7 +19,7 @@ def _not_zero(price: float) -> float:
 class MarketTick(Payload):
     """One closed bar of one instrument; prices are in ``currency``, and ``price`` is the close.
 
-    The event's ``series`` is the bar's ``interval``: a 1m and a 1d bar of one midnight are two observations.
+    The event's ``series`` is the bar's ``interval``, so a 1m and a 1d bar of the same midnight are two observations.
     """
 
     event_type = "MARKET_TICK_INGESTED"

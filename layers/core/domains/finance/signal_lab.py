@@ -17,8 +17,8 @@ CONSUMER: Final = "signal_lab"
 def consume(connection: Connection[Any], event: Event) -> bool:
     """Applies a market tick; returns whether that changed anything. Any order of delivery ends in the same state.
 
-    Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for a
-    tick that breaks the contract or is no entity's, psycopg.Error where the database fails.
+    Events of other types or schema versions change nothing. Raises ContractViolation for a tick that breaks the
+    contract or has no entity, and psycopg.Error if the database fails.
     """
     if (event.event_type, event.schema_version) != (MarketTick.event_type, MarketTick.schema_version):
         return False
