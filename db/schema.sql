@@ -490,7 +490,7 @@ CREATE TABLE public.circuit_breakers (
 
 COMMENT ON TABLE public.circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open, held_reason why.';
 
-COMMENT ON COLUMN public.circuit_breakers.guarded_at IS 'When a function last used it. A breaker that no function uses no longer counts, and can be forgotten.';
+COMMENT ON COLUMN public.circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
 
 CREATE TABLE public.dead_letters (
     id bigint NOT NULL,
