@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -14,13 +13,12 @@ from tests.conftest import MIGRATIONS, PASSWORD, ROLES, TestDatabase
 from tests.integration import seeds
 from tests.integration.test_queries import QUERIES
 
-from control_plane.model.errors import ConfigurationError
 from control_plane.model.lifecycle import Accepted
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.status import read_status
 from control_plane.outbox import claims
 from control_plane.platform.breakers import hold
-from control_plane.platform.database import Database, check_schema, connect
+from control_plane.platform.database import check_schema, connect
 from local_cloud.postgres import PostgresServer
 
 INGEST, RELAY, CONSUME, READER, MAINTAIN = ROLES
@@ -460,41 +458,7 @@ def test_a_message_that_is_not_its_event_is_refused(
     assert seeds.counts(owner) == (0, 1, 1)
 
 
-# Retention
-
-
-@pytest.mark.parametrize("function", ["delete_expired_events", "delete_expired_raw_payloads", "delete_repeated_looks"])
-@pytest.mark.parametrize("batch", ["NULL", "0", "-1"])
-def test_a_batch_without_a_size_is_refused(connections: dict[str, Connection[Any]], function: str, batch: str) -> None:
-    with pytest.raises(errors.InvalidParameterValue, match="a batch of"):
-        connections[MAINTAIN].execute(f"SELECT {function}(30, {batch})".encode())
-    connections[MAINTAIN].execute(f"SELECT {function}(30, 1)".encode())
-
-
 # What the functions of a role do with it
-
-
-def test_another_roles_url_is_refused_naming_both(database: TestDatabase) -> None:
-    for role in ROLES:
-        for given in ROLES:
-            of_function = Database(lambda given=given: database.url(given), application_name="test", role=role)  # type: ignore[misc]
-            with closing(of_function):
-                if given == role:
-                    assert of_function.connection().info.user == role
-                    continue
-                with pytest.raises(ConfigurationError) as refused:
-                    of_function.connection()
-                assert f"this function works as {role}, and was given {given}" in str(refused.value)
-                assert PASSWORD not in str(refused.value)
-
-
-def test_a_role_of_another_name_may_be_a_member(database: TestDatabase) -> None:
-    for role in ROLES:
-        with closing(Database(lambda: database.app_url, application_name="test", role=role)) as of_function:
-            assert of_function.connection().info.user == "acp_test"
-    unknown = Database(lambda: database.app_url, application_name="test", role="acp_unknown")
-    with closing(unknown), pytest.raises(ConfigurationError, match="works as acp_unknown, and was given acp_test"):
-        unknown.connection()
 
 
 def test_the_status_is_read_by_the_reader(connections: dict[str, Connection[Any]], stored: None) -> None:
