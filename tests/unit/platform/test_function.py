@@ -50,7 +50,7 @@ def test_a_handlers_answer_passes_through() -> None:
         return {"event": event, "function": context.function_name}
 
     assert handler({"a": 1}, Context()) == {"event": {"a": 1}, "function": "TestFunction"}
-    assert handler.__doc__ == "Its own words."
+    assert handler.__doc__ == "A handler with a docstring of its own."
 
 
 def test_log_lines_carry_only_their_own_request_id(
