@@ -216,7 +216,7 @@ def test_a_process_ends_soon_where_the_engine_stays_silent() -> None:
         )
     assert time.monotonic() - began < 40
     assert "The Docker engine did not answer within 5 s.\n" in done.stdout
-    assert "Start it anew, so that docker info answers." in done.stdout
+    assert "Restart it, so that docker info answers." in done.stdout
 
 
 def test_what_the_engine_itself_calls_a_timeout_is_passed_on() -> None:
