@@ -303,6 +303,11 @@ CREATE FUNCTION public.check_retention(retention_days integer) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     AS $$
 BEGIN
+    -- LIMIT takes null for no limit at all.
+    IF batch_size IS NULL OR batch_size < 1 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF retention_days IS NULL OR retention_days < 30 THEN
         RAISE EXCEPTION 'a retention of % days refused: 30 is the least', coalesce(retention_days::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
@@ -379,9 +384,8 @@ BEGIN
         ) AS lane (subscription, since, row_limit, suspect_limit, byte_limit)
     ),
     ordinary AS MATERIALIZED (
-        -- Rows that another relay is claiming right now are skipped, not waited for; those that one has claimed are not
-        -- due until their lease has run out.
-        -- Each lane is read from where its last claim ended: what lies before is done, and would only be waded through.
+        -- Rows that another relay is claiming right now are skipped. Rows that it has claimed are not due until their
+        -- lease has run out. Each lane is read from the end of its last claim on, because all earlier rows are done.
         SELECT due.*, lane.byte_limit
         FROM lane
         CROSS JOIN LATERAL (
@@ -415,8 +419,8 @@ BEGIN
             coalesce(
                 payload_bytes, (SELECT octet_length(payload_json::text) FROM outbox WHERE outbox.id = outbox_id)
             ) AS body_bytes,
-            -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue took others
-            -- meanwhile, and only so often: a relay that is killed takes with it whatever it held, again and again the same.
+            -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue accepted others
+            -- meanwhile, and then only every few times, because killed relays may have held the same message each time.
             delivery_attempts - (
                 claim_token IS NOT NULL
                 AND (
@@ -435,7 +439,7 @@ BEGIN
         FROM (SELECT * FROM ordinary UNION ALL SELECT * FROM suspect) AS found
     ),
     decided AS (
-        -- As many bytes as fit the lane's limit, and always the first row.
+        -- Takes rows up to the lane's limit of bytes, and always the first row.
         SELECT
             *,
             CASE
@@ -510,7 +514,7 @@ DECLARE
     event_ids uuid[];
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     PERFORM set_config('control_plane.retention', 'on', true);
     event_ids := ARRAY(
         SELECT event_id
@@ -533,7 +537,7 @@ BEGIN
         LIMIT batch_size
         FOR UPDATE OF event SKIP LOCKED
     );
-    -- A message that a subscription has been promised meanwhile stays, and with it, by its foreign key, the event.
+    -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
     WITH gone AS (
         DELETE FROM outbox AS message
         WHERE message.event_id = ANY (event_ids)
@@ -573,7 +577,7 @@ CREATE FUNCTION public.delete_expired_raw_payloads(retention_days integer, batch
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     PERFORM set_config('control_plane.retention', 'on', true);
     DELETE FROM raw_payloads
     WHERE id = ANY (ARRAY(
@@ -598,7 +602,7 @@ CREATE FUNCTION public.delete_repeated_looks(retention_days integer, batch_size 
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     DELETE FROM repeated_looks
     WHERE ctid = ANY (ARRAY(
         SELECT ctid
@@ -945,15 +949,15 @@ COMMENT ON TABLE public.pending_deliveries IS 'Messages still to be delivered, o
 
 COMMENT ON COLUMN public.pending_deliveries.operation_id IS 'Null for the live flow; the redrive or replay that asked for this delivery.';
 
-COMMENT ON COLUMN public.pending_deliveries.promised_at IS 'What its age counts from: a redrive promises anew.';
+COMMENT ON COLUMN public.pending_deliveries.promised_at IS 'The delivery''s age counts from here; a redrive starts it again.';
 
 COMMENT ON COLUMN public.pending_deliveries.next_attempt_at IS 'When it may be claimed; while it is claimed, when the lease runs out.';
 
-COMMENT ON COLUMN public.pending_deliveries.payload_bytes IS 'Of the message''s body; null: to be read from the outbox.';
+COMMENT ON COLUMN public.pending_deliveries.payload_bytes IS 'The size of the message''s body; null if the claim must read it from the outbox.';
 
-COMMENT ON COLUMN public.pending_deliveries.suspect_since IS 'When a send of it first ended without a verdict of its own, or its lease first ran out: it is sent alone and behind the others.';
+COMMENT ON COLUMN public.pending_deliveries.suspect_since IS 'When a send of it first got no verdict, or its lease first ran out. Since then it is sent alone and after the others.';
 
-COMMENT ON COLUMN public.pending_deliveries.claim_token IS 'Names the claim that may settle the row; every settlement asks for it.';
+COMMENT ON COLUMN public.pending_deliveries.claim_token IS 'Identifies the claim that may settle the row; every settlement must present it.';
 
 CREATE FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscription text, token uuid) RETURNS boolean
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -1099,7 +1103,7 @@ BEGIN
         SET
             claim_token = NULL,
             claimed_by = NULL,
-            -- A release without an error leaves the reason of an earlier failure standing.
+            -- A release without an error keeps the reason of an earlier failure.
             last_error = coalesce(outcome.error, pending.last_error),
             delivery_attempts = pending.delivery_attempts - (outcome.disposition = 'released')::integer,
             next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
@@ -1431,16 +1435,18 @@ CREATE TABLE public.circuit_breakers (
     opened_at timestamp with time zone,
     retry_at timestamp with time zone,
     held_by text,
+    held_reason text,
     last_error text,
     guarded_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT circuit_breakers_consecutive_failures_check CHECK ((consecutive_failures >= 0)),
     CONSTRAINT circuit_breakers_held_open CHECK (((held_by IS NULL) OR (state = 'open'::text))),
     CONSTRAINT circuit_breakers_name_check CHECK ((name <> ''::text)),
     CONSTRAINT circuit_breakers_open_since CHECK (((state = 'closed'::text) OR (opened_at IS NOT NULL))),
+    CONSTRAINT circuit_breakers_reason_held CHECK (((held_reason IS NULL) OR ((held_by IS NOT NULL) AND (held_reason <> ''::text)))),
     CONSTRAINT circuit_breakers_state_check CHECK ((state = ANY (ARRAY['closed'::text, 'open'::text, 'half_open'::text])))
 );
 
-COMMENT ON TABLE public.circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open.';
+COMMENT ON TABLE public.circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open, held_reason why.';
 
 COMMENT ON COLUMN public.circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
 
@@ -1464,7 +1470,7 @@ CREATE TABLE public.dead_letters (
     CONSTRAINT dead_letters_resolution_is_whole CHECK ((((resolution IS NULL) = (resolved_at IS NULL)) AND ((resolution IS NULL) = (resolved_by IS NULL))))
 );
 
-COMMENT ON TABLE public.dead_letters IS 'Messages that were given up on. One that was redriven or discarded stays, and says so.';
+COMMENT ON TABLE public.dead_letters IS 'Messages that were given up on. A row stays when it is redriven or discarded, and records that.';
 
 COMMENT ON COLUMN public.dead_letters.redriven_by IS 'The operation whose pending delivery takes its place.';
 
@@ -1565,7 +1571,7 @@ CREATE TABLE public.delivery_failures (
     CONSTRAINT delivery_failures_error_check CHECK ((error <> ''::text))
 );
 
-COMMENT ON TABLE public.delivery_failures IS 'Every failed attempt; one lost with its relay is recorded when its row is next claimed.';
+COMMENT ON TABLE public.delivery_failures IS 'Every failed attempt. An attempt that was lost with its relay is recorded when its row is next claimed.';
 
 CREATE VIEW public.delivery_states AS
  SELECT pending_deliveries.outbox_id,
@@ -1762,13 +1768,13 @@ CREATE TABLE public.events (
 
 COMMENT ON TABLE public.events IS 'The canonical facts. Immutable: docs/event_contract.md.';
 
-COMMENT ON COLUMN public.events.seq IS 'A key to page by. Transactions commit late: a greater one may be seen first.';
+COMMENT ON COLUMN public.events.seq IS 'A key for paging. Transactions commit in any order, so a greater value may become visible first.';
 
-COMMENT ON COLUMN public.events.revision IS 'The n-th different look at the same instant, from 0 on. The latest one stands.';
+COMMENT ON COLUMN public.events.revision IS 'The number of this look among the different looks at the same instant, from 0 on. The highest counts.';
 
-COMMENT ON COLUMN public.events.raw_payload_id IS 'Null where nothing was answered: the event says that a fetch failed.';
+COMMENT ON COLUMN public.events.raw_payload_id IS 'Null if there was no answer; the event then says that a fetch failed.';
 
-COMMENT ON COLUMN public.events.stored_by IS 'The transaction that stored it: what precedes a snapshot''s xmin is complete.';
+COMMENT ON COLUMN public.events.stored_by IS 'The transaction that stored it. Everything before a snapshot''s xmin is complete.';
 
 ALTER TABLE public.events ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.events_seq_seq
@@ -1814,7 +1820,7 @@ CREATE TABLE public.operations (
     CONSTRAINT operations_state_check CHECK ((state = ANY (ARRAY['planned'::text, 'running'::text, 'paused'::text, 'done'::text, 'cancelled'::text, 'failed'::text])))
 );
 
-COMMENT ON TABLE public.operations IS 'What people did to the flow: each redrive so far; replay, backfill, rebuild and retention later.';
+COMMENT ON TABLE public.operations IS 'What people did to the flow: redrives and backfills.';
 
 CREATE TABLE public.outbox (
     id bigint NOT NULL,
@@ -1950,7 +1956,7 @@ COMMENT ON COLUMN public.raw_payloads.observed_at IS 'When the source was asked,
 
 COMMENT ON COLUMN public.raw_payloads.window_since IS 'From when on it was asked; null where it was asked for the most recent hour.';
 
-COMMENT ON COLUMN public.raw_payloads.fetched_at IS 'When its answer was there, by the database''s clock.';
+COMMENT ON COLUMN public.raw_payloads.fetched_at IS 'When its answer had arrived, by the database''s clock.';
 
 ALTER TABLE public.raw_payloads ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.raw_payloads_seq_seq
@@ -1970,7 +1976,7 @@ CREATE TABLE public.relay_handover (
     CONSTRAINT relay_handover_only_one_check CHECK (only_one)
 );
 
-COMMENT ON TABLE public.relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm: this saves their cost.';
+COMMENT ON TABLE public.relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm, but cost more.';
 
 CREATE TABLE public.repeated_looks (
     entity_id text,
@@ -1981,7 +1987,7 @@ CREATE TABLE public.repeated_looks (
     observed_at timestamp with time zone NOT NULL
 );
 
-COMMENT ON TABLE public.repeated_looks IS 'When an observation was last looked at and found unchanged. An older look that is stored later is stale. Maintenance deletes rows of what cannot be fetched again.';
+COMMENT ON TABLE public.repeated_looks IS 'When an observation was last looked at and found unchanged. An older look that is stored later is stale. Maintenance deletes rows about instants that no source serves any more.';
 
 CREATE TABLE public.schema_migrations (
     version integer NOT NULL,
@@ -2066,7 +2072,7 @@ CREATE TABLE public.signal_lab_latest_prices (
     event_id uuid NOT NULL
 );
 
-COMMENT ON TABLE public.signal_lab_latest_prices IS 'The newest tick by occurred_at, then series, then revision: any order of delivery ends the same.';
+COMMENT ON TABLE public.signal_lab_latest_prices IS 'The newest tick by occurred_at, then series, then revision: any order of delivery ends in the same rows.';
 
 CREATE VIEW public.signal_lab_returns AS
  SELECT source,
@@ -2204,7 +2210,7 @@ CREATE TABLE public.subscriptions (
 
 COMMENT ON TABLE public.subscriptions IS 'One consumer''s standing order for a topic, with one queue. MigrationFunction brings it in line with the template.';
 
-COMMENT ON COLUMN public.subscriptions.removed_at IS 'Since when the template has not had it: it gets no messages.';
+COMMENT ON COLUMN public.subscriptions.removed_at IS 'When it was removed from the template; since then it gets no messages. Null while it is active.';
 
 CREATE TABLE public.switch_changes (
     id bigint NOT NULL,
@@ -2636,7 +2642,7 @@ REVOKE ALL ON FUNCTION public.check_fence(of_decision uuid, with_fence bigint) F
 
 REVOKE ALL ON FUNCTION public.check_release() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.check_retention(retention_days integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.check_retention(retention_days integer, batch_size integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) TO acp_agent;

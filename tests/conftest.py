@@ -1,4 +1,4 @@
-"""Fixtures that every part shares: no real cloud within reach, and a real Postgres, cloned per test."""
+"""Fixtures for all tests: no real cloud is within reach, and each test gets its own clone of a real Postgres."""
 
 import os
 import signal
@@ -28,8 +28,8 @@ ROLES = (
 )  # fmt: skip
 """The functions' roles."""
 TEST_ROLE = "acp_test"
-"""The tests' own role, for a connection that passes a message its whole way: it may do what all functions may, and make
-rows due, store bodies of its own, see claims' tokens and hold breakers besides."""
+"""A role of the tests, for a connection that takes a message its whole way. It may do what all functions may. It may
+also make rows due, store bodies of its own, see claims' tokens and hold breakers."""
 HELPERS_GRANTS = """
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO acp_test;
 GRANT INSERT ON events, outbox, pending_deliveries TO acp_test;
@@ -37,18 +37,18 @@ GRANT UPDATE ON pending_deliveries, circuit_breakers TO acp_test;
 GRANT INSERT, DELETE ON circuit_breakers TO acp_test;
 """
 SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
-"""The tests' own two; the template has these, and may have more."""
+"""The two subscriptions of the tests; the template has these, and may have more."""
 
 
 def pytest_configure() -> None:
-    """Give SIGINT its default action, for tests and their children: `nohup` and many CI runners ignore it."""
+    """Gives SIGINT its default action, for tests and their children: `nohup` and many CI runners ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def no_real_cloud() -> Iterator[None]:
-    """Credentials that mean nothing; no profile or endpoint of the user's."""
+    """Sets credentials that mean nothing, and removes the user's profile and endpoint."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -84,7 +84,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     with server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             make_roles(connection)
-            # A trigger of a test's may end the session of whoever calls an owner's function.
+            # A test's trigger may end the session of a role that calls an owner's function.
             connection.execute(sql.SQL("GRANT {} TO acp_owner").format(sql.Identifier(TEST_ROLE)))
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER acp_owner").format(sql.Identifier(TEMPLATE)))
         with connect(server.url("acp_owner", TEMPLATE, PASSWORD), application_name="test") as connection:
@@ -96,7 +96,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
 
 @dataclass(frozen=True)
 class TestDatabase:
-    """One test's own database, under each role."""
+    """One test's own database, with a URL for each role."""
 
     __test__ = False
 
@@ -106,7 +106,7 @@ class TestDatabase:
     admin_url: str
 
     def url(self, role: str) -> str:
-        """The database as one of ROLES."""
+        """Returns the database's URL for one of ROLES."""
         return self.app_url.replace(f"//{TEST_ROLE}:", f"//{role}:")
 
 
@@ -115,19 +115,19 @@ _numbers = count(1)
 
 @pytest.fixture
 def empty_database(postgres: PostgresServer) -> Iterator[TestDatabase]:
-    """A database without the schema."""
+    """An empty database, without the schema."""
     yield from _database(postgres, template="template1")
 
 
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[TestDatabase]:
-    """A database at the newest schema."""
+    """A database with the newest schema."""
     yield from _database(postgres, template=TEMPLATE)
 
 
 @pytest.fixture
 def app(database: TestDatabase) -> Iterator[Connection[Any]]:
-    """An autocommit connection as the functions have theirs, as TEST_ROLE."""
+    """An autocommit connection with the functions' settings, as TEST_ROLE."""
     with connect(database.app_url, application_name="test") as connection:
         yield connection
 

@@ -1,4 +1,4 @@
-"""Follows a page of the docs in a copy of the checkout: its commands, its files and its edits, in its order."""
+"""Follows a page of the docs in a copy of the checkout: runs its commands and makes its files and edits, in order."""
 
 import re
 import shlex
@@ -17,7 +17,13 @@ CHECKS = (
     ("scripts/generate", "--check"),
 )
 """What `scripts/test checks` runs, with mypy on what the pages add to."""
-UNIT = ("tests/unit/test_*.py", "tests/unit/model", "tests/unit/acp_cli/test_invoke_command.py")
+UNIT = (
+    "tests/unit/test_*.py",
+    "tests/unit/model/test_contract.py",
+    "tests/unit/model/test_event_contract_doc.py",
+    "tests/unit/model/test_schemas.py",
+    "tests/unit/acp_cli/test_invoke_command.py",
+)
 """Of `scripts/test unit`, the tests that read the template, the domains, the samples and the docs."""
 
 
@@ -38,7 +44,7 @@ def follow(page: str, copy: Copy) -> list[str]:
 
 
 def numbered(path: str, copy: Copy) -> str:
-    """A migration's path with the number that it was given."""
+    """Returns a migration's path with the number that it was given."""
     if "/NNNN_" not in path:
         return path
     [found] = copy.folder.glob(path.replace("NNNN", "[0-9][0-9][0-9][0-9]"))
@@ -46,7 +52,7 @@ def numbered(path: str, copy: Copy) -> str:
 
 
 def edit(file: Path, difference: str) -> None:
-    """Applies lines to take out (-), to put in their place (+), or behind a line that stays (a space)."""
+    """Applies an edit: lines to remove (-), lines to insert (+), and unchanged lines that say where."""
     text = file.read_text(encoding="utf-8")
     before = ""
     for line in difference.splitlines():
@@ -63,14 +69,14 @@ def edit(file: Path, difference: str) -> None:
 
 
 def run(line: str, copy: Copy) -> None:
-    """Runs a command of the page; what fails is shown."""
+    """Runs a command of the page; shows its output if it fails."""
     for command in commands(line, copy.folder):
         ran = copy.run(*command)
         assert ran.returncode == 0, f"{line}\n{command}\n{ran.stdout[-6000:]}\n{ran.stderr[-3000:]}"
 
 
 def commands(line: str, folder: Path) -> Iterator[tuple[str, ...]]:
-    """A command of the page, as Python runs it in the copy."""
+    """Returns a command of the page in the form in which Python runs it in the copy."""
     match shlex.split(line):
         case ["scripts/acp", *arguments]:
             yield ("-m", "acp_cli", *arguments)
@@ -86,5 +92,5 @@ def commands(line: str, folder: Path) -> Iterator[tuple[str, ...]]:
 
 
 def pytest_of(*paths: str) -> tuple[str, ...]:
-    """pytest on these paths."""
+    """Returns the command for pytest on these paths."""
     return ("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)

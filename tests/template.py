@@ -1,4 +1,4 @@
-"""template.yaml as tests read it: its resources by type, and what each function is permitted."""
+"""template.yaml in the form that tests use: resources by type, and what each function is permitted."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ GLOBALS: dict[str, Any] = TEMPLATE["Globals"]["Function"]
 
 
 def of_type(kind: str) -> dict[str, dict[str, Any]]:
-    """The properties of a type's resources, by logical id."""
+    """Returns the properties of a type's resources, by logical id."""
     return {name: resource.get("Properties", {}) for name, resource in RESOURCES.items() if resource["Type"] == kind}
 
 
@@ -28,29 +28,32 @@ CONSUMERS = {consumer.name: consumer for domain in DOMAINS for consumer in domai
 
 
 def declared(function: str) -> dict[str, Any]:
-    """A function's environment variables."""
+    """Returns a function's environment variables."""
     return {**GLOBALS["Environment"]["Variables"], **FUNCTIONS[function]["Environment"]["Variables"]}
 
 
 def timeout(function: str) -> int:
-    """A function's timeout, in seconds."""
+    """Returns a function's timeout, in seconds."""
     seconds: int = FUNCTIONS[function].get("Timeout", GLOBALS["Timeout"])
     return seconds
 
 
 @dataclass(frozen=True)
 class Grant:
-    """One action on one resource. ``only_if`` names the template's condition it depends on; IAM's is ``condition``."""
+    """One action on one resource.
+
+    ``only_if`` names the template's condition that it depends on; IAM's own is ``condition``.
+    """
 
     action: str
     resource: str
-    """A logical id (of a parameter or a resource), or the text as it stands."""
+    """A logical id (of a parameter or a resource), or the text itself."""
     only_if: str | None = None
     condition: bool = False
 
 
 def id_of(value: Any) -> str:
-    """The logical id that a Ref or an Arn's GetAtt means; a text is itself."""
+    """Returns the logical id that a Ref or an Arn's GetAtt means; a text stands for itself."""
     match value:
         case str():
             return value
@@ -61,12 +64,12 @@ def id_of(value: Any) -> str:
 
 
 def role_of(function: str) -> str:
-    """The logical id of a function's role."""
+    """Returns the logical id of a function's role."""
     return id_of(FUNCTIONS[function]["Role"])
 
 
 def grants(function: str) -> list[Grant]:
-    """Everything a function's role permits, wherever it is written."""
+    """Returns everything that a function's role permits, wherever the template says so."""
     found: list[Grant] = []
     for name, properties in of_type("AWS::IAM::Policy").items():
         if role_of(function) in [id_of(role) for role in properties["Roles"]]:

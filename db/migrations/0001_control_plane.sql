@@ -1,8 +1,8 @@
 -- The event store and its outbox: raw payloads, immutable events, the messages promised to each subscription, and what
 -- became of each. docs/architecture.md draws how they hang together.
 
--- Immutable for everybody: privileges refuse it to the functions' roles, this trigger to the owner too. Retention alone may delete,
--- and says so within its own transaction.
+-- Keeps rows immutable for everybody: the functions' roles lack the privileges, and this trigger stops the owner, too.
+-- Only retention may delete, in a transaction that sets control_plane.retention.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'DELETE' AND current_setting('control_plane.retention', true) = 'on' THEN
@@ -25,14 +25,14 @@ CREATE TABLE raw_payloads (
     fetched_at   timestamptz NOT NULL DEFAULT now(),
     trace_id     uuid        NOT NULL,
     payload_json jsonb       NOT NULL,
-    -- As text, for that is how it is read: jsonb holds 1e300 in a few bytes, and writes it in 301.
+    -- The size is that of the text that readers get: jsonb stores 1e300 in a few bytes, and writes it in 301.
     CONSTRAINT raw_payloads_are_bounded CHECK (octet_length(payload_json::text) <= 16 * 1024 * 1024)
 );
 COMMENT ON TABLE raw_payloads IS 'What a source answered, one row per symbol and fetch, as nearly as the source lets us see it. Immutable.';
 COMMENT ON COLUMN raw_payloads.seq IS 'The order in which the answers about one entity were stored: they are stored under its lock.';
 COMMENT ON COLUMN raw_payloads.observed_at IS 'When the source was asked, by the database''s clock.';
 COMMENT ON COLUMN raw_payloads.window_since IS 'From when on it was asked; null where it was asked for the most recent hour.';
-COMMENT ON COLUMN raw_payloads.fetched_at IS 'When its answer was there, by the database''s clock.';
+COMMENT ON COLUMN raw_payloads.fetched_at IS 'When its answer had arrived, by the database''s clock.';
 CREATE INDEX raw_payloads_in_order ON raw_payloads (source, entity_id, seq);
 CREATE INDEX raw_payloads_by_trace ON raw_payloads (trace_id);
 CREATE INDEX raw_payloads_by_age ON raw_payloads (fetched_at);
@@ -57,15 +57,15 @@ CREATE TABLE events (
     raw_payload_id uuid        REFERENCES raw_payloads (id),
     stored_by      xid8        NOT NULL DEFAULT pg_current_xact_id(),
     payload_json   jsonb       NOT NULL CHECK (jsonb_typeof(payload_json) = 'object'),
-    -- Begins with what ingestion asks by: the newest observation of an entity, and the latest revision of one.
+    -- The first columns are those by which ingestion looks for an entity's newest observation and its latest revision.
     CONSTRAINT events_one_per_revision
         UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at, revision)
 );
 COMMENT ON TABLE events IS 'The canonical facts. Immutable: docs/event_contract.md.';
-COMMENT ON COLUMN events.seq IS 'A key to page by. Transactions commit late: a greater one may be seen first.';
-COMMENT ON COLUMN events.revision IS 'The n-th different look at the same instant, from 0 on. The latest one stands.';
-COMMENT ON COLUMN events.raw_payload_id IS 'Null where nothing was answered: the event says that a fetch failed.';
-COMMENT ON COLUMN events.stored_by IS 'The transaction that stored it: what precedes a snapshot''s xmin is complete.';
+COMMENT ON COLUMN events.seq IS 'A key for paging. Transactions commit in any order, so a greater value may become visible first.';
+COMMENT ON COLUMN events.revision IS 'The number of this look among the different looks at the same instant, from 0 on. The highest counts.';
+COMMENT ON COLUMN events.raw_payload_id IS 'Null if there was no answer; the event then says that a fetch failed.';
+COMMENT ON COLUMN events.stored_by IS 'The transaction that stored it. Everything before a snapshot''s xmin is complete.';
 CREATE INDEX events_by_trace ON events (trace_id);
 CREATE INDEX events_by_type ON events (event_type, occurred_at);
 CREATE INDEX events_by_raw_payload ON events (raw_payload_id);
@@ -83,7 +83,7 @@ CREATE TABLE repeated_looks (
     observed_at timestamptz NOT NULL,
     CONSTRAINT repeated_looks_key UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at)
 );
-COMMENT ON TABLE repeated_looks IS 'When an observation was last looked at and found unchanged. An older look that is stored later is stale. Maintenance deletes rows of what cannot be fetched again.';
+COMMENT ON TABLE repeated_looks IS 'When an observation was last looked at and found unchanged. An older look that is stored later is stale. Maintenance deletes rows about instants that no source serves any more.';
 CREATE INDEX repeated_looks_by_age ON repeated_looks (observed_at);
 
 
@@ -94,7 +94,7 @@ CREATE TABLE subscriptions (
     removed_at timestamptz
 );
 COMMENT ON TABLE subscriptions IS 'One consumer''s standing order for a topic, with one queue. MigrationFunction brings it in line with the template.';
-COMMENT ON COLUMN subscriptions.removed_at IS 'Since when the template has not had it: it gets no messages.';
+COMMENT ON COLUMN subscriptions.removed_at IS 'When it was removed from the template; since then it gets no messages. Null while it is active.';
 CREATE INDEX subscriptions_by_topic ON subscriptions (topic) WHERE removed_at IS NULL;
 
 
@@ -113,11 +113,11 @@ CREATE TABLE operations (
     started_at   timestamptz,
     finished_at  timestamptz
 );
-COMMENT ON TABLE operations IS 'What people did to the flow: each redrive so far; replay, backfill, rebuild and retention later.';
+COMMENT ON TABLE operations IS 'What people did to the flow: redrives and backfills.';
 
 
--- Insert-only. What is still to be delivered is a narrow row of pending_deliveries per subscription, so that a message
--- is written once (docs/decisions/0020). json, not jsonb: the text is sent as it was stored, without being rendered.
+-- Insert-only. A delivery that is still open is a narrow row of pending_deliveries, so a message is written only once
+-- (docs/decisions/0020). The type is json, not jsonb, so that the text is sent exactly as it was stored.
 CREATE TABLE outbox (
     id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_id       uuid        NOT NULL REFERENCES events (event_id),
@@ -139,7 +139,8 @@ CREATE TABLE pending_deliveries (
     outbox_id         bigint      NOT NULL,
     subscription      text        NOT NULL CHECK (subscription <> ''),
     operation_id      uuid,
-    -- Not the transaction's start: a lock may be waited for in between, and the order of ids tells the order of promises.
+    -- The statement's start, because the transaction may have waited for a lock since its own start. So the order of
+    -- ids is the order of promises.
     promised_at       timestamptz NOT NULL DEFAULT statement_timestamp(),
     next_attempt_at   timestamptz NOT NULL DEFAULT now(),
     payload_bytes     integer     CHECK (payload_bytes >= 0),
@@ -152,8 +153,8 @@ CREATE TABLE pending_deliveries (
     CONSTRAINT pending_deliveries_claim_is_whole CHECK ((claim_token IS NULL) = (claimed_by IS NULL)),
     CONSTRAINT pending_deliveries_claim_is_an_attempt CHECK (claim_token IS NULL OR delivery_attempts >= 1)
 )
--- A row is short-lived: inserted, claimed, deleted. Vacuum comes by the number of dead rows, not by their share, and
--- never skips the indexes.
+-- Each row is soon inserted, claimed and deleted. So autovacuum starts after a number of dead rows, not a share of the
+-- table, and always cleans the indexes.
 WITH (
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 20000,
@@ -164,17 +165,17 @@ WITH (
 );
 COMMENT ON TABLE pending_deliveries IS 'Messages still to be delivered, one narrow row per message and subscription. No foreign keys: they would lock outbox rows.';
 COMMENT ON COLUMN pending_deliveries.operation_id IS 'Null for the live flow; the redrive or replay that asked for this delivery.';
-COMMENT ON COLUMN pending_deliveries.promised_at IS 'What its age counts from: a redrive promises anew.';
+COMMENT ON COLUMN pending_deliveries.promised_at IS 'The delivery''s age counts from here; a redrive starts it again.';
 COMMENT ON COLUMN pending_deliveries.next_attempt_at IS 'When it may be claimed; while it is claimed, when the lease runs out.';
-COMMENT ON COLUMN pending_deliveries.payload_bytes IS 'Of the message''s body; null: to be read from the outbox.';
-COMMENT ON COLUMN pending_deliveries.suspect_since IS 'When a send of it first ended without a verdict of its own, or its lease first ran out: it is sent alone and behind the others.';
-COMMENT ON COLUMN pending_deliveries.claim_token IS 'Names the claim that may settle the row; every settlement asks for it.';
--- Serve the claim. A row is in one of the two.
+COMMENT ON COLUMN pending_deliveries.payload_bytes IS 'The size of the message''s body; null if the claim must read it from the outbox.';
+COMMENT ON COLUMN pending_deliveries.suspect_since IS 'When a send of it first got no verdict, or its lease first ran out. Since then it is sent alone and after the others.';
+COMMENT ON COLUMN pending_deliveries.claim_token IS 'Identifies the claim that may settle the row; every settlement must present it.';
+-- These two indexes serve the claim; each row is in one of them.
 CREATE INDEX pending_deliveries_due ON pending_deliveries (subscription, next_attempt_at, outbox_id)
     WHERE suspect_since IS NULL;
 CREATE INDEX pending_deliveries_suspect ON pending_deliveries (subscription, next_attempt_at, outbox_id)
     WHERE suspect_since IS NOT NULL;
--- The age of the oldest delivery of an operation. Live ones are in no further index: their ids tell their age.
+-- This index serves the age of the oldest delivery of an operation. Live deliveries need none: their ids follow their age.
 CREATE INDEX pending_deliveries_of_operations ON pending_deliveries (promised_at) WHERE operation_id IS NOT NULL;
 
 
@@ -211,7 +212,7 @@ CREATE TABLE dead_letters (
     ),
     CONSTRAINT dead_letters_redriven_by_an_operation CHECK ((redriven_by IS NOT NULL) = (resolution IS NOT DISTINCT FROM 'redriven'))
 );
-COMMENT ON TABLE dead_letters IS 'Messages that were given up on. One that was redriven or discarded stays, and says so.';
+COMMENT ON TABLE dead_letters IS 'Messages that were given up on. A row stays when it is redriven or discarded, and records that.';
 COMMENT ON COLUMN dead_letters.redriven_by IS 'The operation whose pending delivery takes its place.';
 CREATE INDEX dead_letters_open ON dead_letters (subscription, id) WHERE resolution IS NULL;
 
@@ -225,7 +226,7 @@ CREATE TABLE delivery_failures (
     claimed_by   text        NOT NULL,
     error        text        NOT NULL CHECK (error <> '')
 );
-COMMENT ON TABLE delivery_failures IS 'Every failed attempt; one lost with its relay is recorded when its row is next claimed.';
+COMMENT ON TABLE delivery_failures IS 'Every failed attempt. An attempt that was lost with its relay is recorded when its row is next claimed.';
 CREATE INDEX delivery_failures_by_outbox ON delivery_failures (outbox_id);
 
 
@@ -299,12 +300,14 @@ CREATE TABLE circuit_breakers (
     opened_at            timestamptz,
     retry_at             timestamptz,
     held_by              text,
+    held_reason          text,
     last_error           text,
     guarded_at           timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT circuit_breakers_open_since CHECK (state = 'closed' OR opened_at IS NOT NULL),
-    CONSTRAINT circuit_breakers_held_open CHECK (held_by IS NULL OR state = 'open')
+    CONSTRAINT circuit_breakers_held_open CHECK (held_by IS NULL OR state = 'open'),
+    CONSTRAINT circuit_breakers_reason_held CHECK (held_reason IS NULL OR held_by IS NOT NULL AND held_reason <> '')
 );
-COMMENT ON TABLE circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open.';
+COMMENT ON TABLE circuit_breakers IS 'One per subscription and per source, shared by all functions; held_by names the person who holds it open, held_reason why.';
 COMMENT ON COLUMN circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
 
 
@@ -314,10 +317,10 @@ CREATE TABLE relay_handover (
     name     text        NOT NULL CHECK (name <> ''),
     since    timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON TABLE relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm: this saves their cost.';
+COMMENT ON TABLE relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm, but cost more.';
 
 
--- Finance. SignalLab's own tables: the latest price per entity, the bars behind it, and the risk they show.
+-- SignalLab's own tables, of the domain finance: the latest price per entity, its bars, and the risk that they show.
 -- The source is part of each key, so replayed prices never pass for live ones.
 
 CREATE TABLE signal_lab_latest_prices (
@@ -331,7 +334,7 @@ CREATE TABLE signal_lab_latest_prices (
     event_id    uuid             NOT NULL,
     PRIMARY KEY (source, entity_id)
 );
-COMMENT ON TABLE signal_lab_latest_prices IS 'The newest tick by occurred_at, then series, then revision: any order of delivery ends the same.';
+COMMENT ON TABLE signal_lab_latest_prices IS 'The newest tick by occurred_at, then series, then revision: any order of delivery ends in the same rows.';
 
 CREATE TABLE signal_lab_bars (
     source       text             NOT NULL,

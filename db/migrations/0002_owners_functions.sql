@@ -1,8 +1,8 @@
--- The owner's functions: what a function's role may have done to the tables without being able to do it by itself. Each
--- runs with the owner's rights, on a search_path of its own, and does one thing. 0003_roles.sql says who may call which.
+-- The owner's functions: changes that a Lambda function's role may ask for without having the privilege itself. Each runs
+-- with the owner's rights and a search_path of its own, and does one thing. 0003_roles.sql says who may call which.
 
--- Whether a message of the subscription was accepted after an instant: the queue gives verdicts, so a message that still
--- gets none has itself to blame. Looks at the newest messages only, which costs the same however many there are.
+-- Whether the queue accepted a message of the subscription after an instant. If so, the queue works, and a message that
+-- still gets no verdict is itself the cause. This reads only the newest messages, so its cost does not grow.
 CREATE FUNCTION delivered_since(of_subscription text, since timestamptz) RETURNS boolean
 LANGUAGE sql STABLE
 RETURN (
@@ -12,10 +12,10 @@ RETURN (
 );
 
 
--- Takes due deliveries under a token and a lease: a relay can settle what it has taken so, and nothing else. The arrays
--- are parallel, one entry per subscription. What becomes of a row: claimed, with the message; exhausted, which is claimed
--- to be dead-lettered; or lost, which is not claimed: its relay did not report back, so it gets its attempt back and is
--- suspect from now on.
+-- Takes due deliveries under a token and a lease; a relay can settle only what it has taken in this way. The arrays are
+-- parallel, with one entry per subscription. Each row's fate is returned. A claimed row comes with its message. An
+-- exhausted row is claimed to be dead-lettered. A lost row is not claimed: its relay did not report back, so it gets its
+-- attempt back and is suspect from now on.
 CREATE FUNCTION claim_deliveries(
     new_token uuid,
     claimant text,
@@ -58,9 +58,8 @@ BEGIN
         ) AS lane (subscription, since, row_limit, suspect_limit, byte_limit)
     ),
     ordinary AS MATERIALIZED (
-        -- Rows that another relay is claiming right now are skipped, not waited for; those that one has claimed are not
-        -- due until their lease has run out.
-        -- Each lane is read from where its last claim ended: what lies before is done, and would only be waded through.
+        -- Rows that another relay is claiming right now are skipped. Rows that it has claimed are not due until their
+        -- lease has run out. Each lane is read from the end of its last claim on, because all earlier rows are done.
         SELECT due.*, lane.byte_limit
         FROM lane
         CROSS JOIN LATERAL (
@@ -94,8 +93,8 @@ BEGIN
             coalesce(
                 payload_bytes, (SELECT octet_length(payload_json::text) FROM outbox WHERE outbox.id = outbox_id)
             ) AS body_bytes,
-            -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue took others
-            -- meanwhile, and only so often: a relay that is killed takes with it whatever it held, again and again the same.
+            -- A lease that ran out is the relay's failure. It counts against a suspect only if the queue accepted others
+            -- meanwhile, and then only every few times, because killed relays may have held the same message each time.
             delivery_attempts - (
                 claim_token IS NOT NULL
                 AND (
@@ -114,7 +113,7 @@ BEGIN
         FROM (SELECT * FROM ordinary UNION ALL SELECT * FROM suspect) AS found
     ),
     decided AS (
-        -- As many bytes as fit the lane's limit, and always the first row.
+        -- Takes rows up to the lane's limit of bytes, and always the first row.
         SELECT
             *,
             CASE
@@ -193,8 +192,8 @@ RETURN (
 );
 
 
--- Moves deliveries on, of one claim or of several, for whoever holds the claim: a row whose token is another's is left
--- alone and not returned. The arrays are parallel. A disposition is published, dead_lettered, exhausted (dead-lettered
+-- Settles deliveries of one claim or of several. A row that another claim has taken over is not changed and not
+-- returned. The arrays are parallel. A disposition is published, dead_lettered, exhausted (dead-lettered
 -- without a further attempt), failed or released (its attempt is given back). Age is in seconds since the promise.
 CREATE FUNCTION settle_deliveries(
     settled_by text,
@@ -210,7 +209,7 @@ CREATE FUNCTION settle_deliveries(
 ) RETURNS TABLE (outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
--- A plan made while next to nothing was pending reads the whole table; a session would go on with it in a backlog.
+-- Otherwise a session would keep the plan that it made for a nearly empty table, which reads a whole backlog.
 SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
@@ -242,7 +241,7 @@ BEGIN
         SET
             claim_token = NULL,
             claimed_by = NULL,
-            -- A release without an error leaves the reason of an earlier failure standing.
+            -- A release without an error keeps the reason of an earlier failure.
             last_error = coalesce(outcome.error, pending.last_error),
             delivery_attempts = pending.delivery_attempts - (outcome.disposition = 'released')::integer,
             next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
@@ -299,7 +298,7 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- json keeps what the columns of events do not show: further fields, and a field given twice.
+    -- The json text may hold more than the columns of events show: further fields, or a field given twice.
     PERFORM
     FROM json_array_elements(given_events) AS given (event)
     WHERE ARRAY(SELECT field FROM json_object_keys(given.event -> 'message') AS field ORDER BY field COLLATE "C") <> ARRAY[
@@ -372,8 +371,13 @@ $$;
 
 -- Retention. Each call is one batch, and returns how many rows are gone. Nothing younger than 30 days is deleted by it:
 -- SQS keeps a message for two weeks, and what forgets an event forgets that it was processed.
-CREATE FUNCTION check_retention(retention_days integer) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
+CREATE FUNCTION check_retention(retention_days integer, batch_size integer) RETURNS void LANGUAGE plpgsql IMMUTABLE AS $$
 BEGIN
+    -- LIMIT takes null for no limit at all.
+    IF batch_size IS NULL OR batch_size < 1 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF retention_days IS NULL OR retention_days < 30 THEN
         RAISE EXCEPTION 'a retention of % days refused: 30 is the least', coalesce(retention_days::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
@@ -381,8 +385,8 @@ BEGIN
 END
 $$;
 
--- The oldest events beyond their retention, with their messages and all that became of them. One that is pending for
--- somebody or an open dead letter is left, and so is one that another run or a replay is busy with.
+-- Deletes the oldest events beyond their retention, with their messages and all that became of them. An event with a
+-- pending delivery or an open dead letter is kept, and so is one that another transaction has locked.
 CREATE FUNCTION delete_expired_events(retention_days integer, batch_size integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -392,7 +396,7 @@ DECLARE
     event_ids uuid[];
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     PERFORM set_config('control_plane.retention', 'on', true);
     event_ids := ARRAY(
         SELECT event_id
@@ -415,7 +419,7 @@ BEGIN
         LIMIT batch_size
         FOR UPDATE OF event SKIP LOCKED
     );
-    -- A message that a subscription has been promised meanwhile stays, and with it, by its foreign key, the event.
+    -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
     WITH gone AS (
         DELETE FROM outbox AS message
         WHERE message.event_id = ANY (event_ids)
@@ -447,7 +451,7 @@ BEGIN
 END
 $$;
 
--- The oldest raw payloads beyond their retention that no event was made from, or none that is left.
+-- Deletes the oldest raw payloads beyond their retention from which no stored event was made.
 CREATE FUNCTION delete_expired_raw_payloads(retention_days integer, batch_size integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -456,7 +460,7 @@ AS $$
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     PERFORM set_config('control_plane.retention', 'on', true);
     DELETE FROM raw_payloads
     WHERE id = ANY (ARRAY(
@@ -474,7 +478,7 @@ BEGIN
 END
 $$;
 
--- The oldest notes of repeated looks, of instants that no source lets us fetch again.
+-- Deletes the oldest repeated looks, about instants that no source serves any more.
 CREATE FUNCTION delete_repeated_looks(retention_days integer, batch_size integer) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -482,7 +486,7 @@ AS $$
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(retention_days);
+    PERFORM check_retention(retention_days, batch_size);
     DELETE FROM repeated_looks
     WHERE ctid = ANY (ARRAY(
         SELECT ctid

@@ -1,6 +1,6 @@
--- Who may do what: a role per kind of function, with what its functions do and nothing else. docs/deploy.md makes the
--- roles. One that is missing is made without a login, where the owner may make roles; roles belong to the cluster, so the
--- first migrations of two databases may race for it.
+-- A role per kind of function, which may do what its functions do and nothing else. docs/deploy.md makes the roles. A
+-- missing role is made here without a login, if the owner may make roles. Roles belong to the cluster, so the first
+-- migrations of two databases may make the same role at the same time.
 DO $$
 DECLARE
     role_name text;
@@ -38,33 +38,33 @@ $$;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO acp_ingest, acp_relay, acp_consume, acp_reader, acp_maintain;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
--- Those that later migrations make are for nobody either, until they are granted.
+-- Nobody may execute functions of later migrations either, until they are granted.
 ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
 
 
--- IngestionFunction. Events, messages and what is promised come about in insert_events alone.
+-- IngestionFunction. Only insert_events stores events, messages and pending deliveries.
 GRANT SELECT (event_id, event_type, source, entity_id, series, occurred_at, revision, observed_at) ON events TO acp_ingest;
 GRANT INSERT (id, source, entity_id, observed_at, window_since, fetched_at, trace_id, payload_json) ON raw_payloads TO acp_ingest;
 GRANT SELECT, INSERT, UPDATE (observed_at) ON repeated_looks TO acp_ingest;
 GRANT EXECUTE ON FUNCTION insert_events TO acp_ingest;
 
--- RelayFunction. Claims and settlements are the owner's functions. A claim's token is shown to nobody but its claimant.
+-- RelayFunction. The owner's functions claim and settle. Nobody but the claimant sees a claim's token.
 GRANT SELECT (outbox_id, subscription, operation_id, promised_at, suspect_since) ON pending_deliveries TO acp_relay;
 GRANT SELECT (id, created_at) ON outbox TO acp_relay;
 GRANT SELECT (outbox_id, subscription, operation_id, delivered_at, message_id) ON deliveries TO acp_relay;
 GRANT SELECT, INSERT (token, name), UPDATE (token, name, since), DELETE ON relay_handover TO acp_relay;
 GRANT EXECUTE ON FUNCTION claim_deliveries, settle_deliveries, others_were_delivered TO acp_relay;
 
--- Both guard what they call with breakers. Only a person holds one, lets go of it or forgets it, as the owner.
+-- Ingestion and the relay use breakers. Only a person holds, resumes or forgets one, as the owner.
 GRANT SELECT ON circuit_breakers TO acp_ingest, acp_relay;
 GRANT INSERT (name, state, consecutive_failures, opened_at, retry_at, last_error) ON circuit_breakers TO acp_ingest, acp_relay;
 GRANT UPDATE (state, consecutive_failures, opened_at, retry_at, last_error, guarded_at) ON circuit_breakers TO acp_ingest, acp_relay;
 
--- The consumers: that an event was processed, and their effects.
+-- The consumers record that an event was processed, and write their effects.
 GRANT SELECT (event_id), INSERT (consumer, event_id) ON processed_events TO acp_consume;
 GRANT SELECT, INSERT, UPDATE ON signal_lab_latest_prices, signal_lab_bars TO acp_consume;
 
--- OpsApiFunction, and people who look: everything but the tokens that permit something.
+-- OpsApiFunction, and people who look, may read everything except claims' tokens.
 GRANT SELECT ON
     raw_payloads, events, repeated_looks, subscriptions, operations, outbox, deliveries, dead_letters, delivery_failures,
     delivery_states, outbox_states, processed_events, circuit_breakers, signal_lab_latest_prices, signal_lab_bars,
@@ -76,5 +76,5 @@ GRANT SELECT (
 ) ON pending_deliveries TO acp_reader;
 GRANT SELECT (only_one, name, since) ON relay_handover TO acp_reader;
 
--- MaintenanceFunction. It deletes by the owner's functions alone, and they nothing that is young.
+-- MaintenanceFunction deletes only by the owner's functions, which delete nothing young.
 GRANT EXECUTE ON FUNCTION delete_expired_events, delete_expired_raw_payloads, delete_repeated_looks TO acp_maintain;

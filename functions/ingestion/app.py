@@ -1,4 +1,4 @@
-"""IngestionFunction: fetches every symbol and stores what is new, with the messages that tell of it."""
+"""IngestionFunction: fetches every symbol and stores what is new, together with the messages about it."""
 
 from functools import cache
 from typing import Any
@@ -17,27 +17,30 @@ telemetry = Telemetry("ingestion")
 
 @cache
 def settings() -> IngestionSettings:
-    """The settings, validated once per environment."""
+    """Returns the settings, validated once per environment."""
     return IngestionSettings.from_environ(environ())
 
 
 @cache
 def database() -> Database:
-    """The environment's one connection."""
+    """Returns the environment's one connection."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-ingestion"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-ingestion",
+        role="acp_ingest",
     )
 
 
 @cache
 def source() -> YFinanceSource:
-    """The source: Yahoo, or what speaks its API at MARKET_DATA_URL."""
+    """Returns the source: Yahoo, or the server at MARKET_DATA_URL that speaks Yahoo's API."""
     return YFinanceSource(market_data_url=settings().market_data_url)
 
 
 @function(telemetry, sample="events/ingestion.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Ingests SYMBOLS, or those of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
+    """Ingests SYMBOLS, or the symbols of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
     given = event.get("symbols")
     symbols = settings().symbols if given is None else parse_symbols(given, name="symbols of the event")
     policy = BreakerPolicy(settings().breaker_failure_threshold, settings().breaker_cool_down_seconds)

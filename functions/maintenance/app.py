@@ -1,4 +1,4 @@
-"""MaintenanceFunction: forgets what is beyond its retention, and names whoever keeps Postgres from cleaning up."""
+"""MaintenanceFunction: deletes what is beyond its retention, and names whatever keeps Postgres from cleaning up."""
 
 from functools import cache
 from typing import Any
@@ -14,21 +14,24 @@ telemetry = Telemetry("maintenance")
 
 @cache
 def settings() -> MaintenanceSettings:
-    """Validated once per environment."""
+    """Returns the settings, validated once per environment."""
     return MaintenanceSettings.from_environ(environ())
 
 
 @cache
 def database() -> Database:
-    """One connection per environment, as the role that may delete what is old."""
+    """Returns the environment's one connection, as the role that may delete old data."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-maintenance"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-maintenance",
+        role="acp_maintain",
     )
 
 
 @function(telemetry, sample="events/maintenance.json")
 def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """One run, for as long as the invocation lasts. Returns a MaintenanceReport."""
+    """Deletes old data for as long as the invocation lasts. Returns a MaintenanceReport."""
     report = (
         Maintenance(
             event_retention_days=settings().event_retention_days,

@@ -19,17 +19,21 @@ telemetry = Telemetry("migration")
 
 @cache
 def settings() -> MigrationSettings:
-    """Validated once per environment."""
+    """Returns the settings, validated once per environment."""
     return MigrationSettings.from_environ(environ())
 
 
 @cache
 def database() -> Database:
-    """One connection per environment, as the owner. The schema's version is not checked, since it may be old here."""
+    """Returns the environment's one connection, as the owner.
+
+    It does not check the schema's version, because this function updates the schema.
+    """
     return open_database(
         settings().database,
         endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-migration",
+        role=None,
         check_schema=False,
     )
 

@@ -1,4 +1,4 @@
-"""OpsApiFunction: answers how the control plane is, and what became of an event."""
+"""OpsApiFunction: answers how healthy the control plane is, and what became of an event."""
 
 from functools import cache
 from typing import Any
@@ -22,43 +22,48 @@ telemetry = Telemetry("ops_api")
 
 @cache
 def settings() -> OpsApiSettings:
-    """Validated once per environment."""
+    """Returns the settings, validated once per environment."""
     return OpsApiSettings.from_environ(environ())
 
 
 @cache
 def database() -> Database:
-    """One connection per environment, that keeps nobody waiting."""
+    """Returns the environment's one connection; it has a time limit, because callers wait for it."""
     return open_database(
         settings().database,
         endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-ops-api",
+        role="acp_reader",
         patience_seconds=PATIENCE_SECONDS,
     )
 
 
 @cache
 def token() -> BearerToken:
-    """What guards all routes but /health."""
+    """Returns the token that guards all routes except /health."""
     return BearerToken(lambda: token_text(settings().api_token, read_soon))
 
 
 def read_soon(arn: str) -> str:
-    """A secret's text, for somebody who waits."""
+    """Returns a secret's text within a time limit, because a caller waits for it."""
     return read_secret(arn, endpoint_url=settings().cloud_endpoint_url, patience_seconds=SECRET_PATIENCE_SECONDS)
 
 
 @cache
 def health() -> HealthReporter:
-    """Looks at the database by a connection of its own, which it may have to leave behind."""
+    """Returns the health reporter. It has its own connection, since it may have to abandon one."""
     return HealthReporter(open_for_health, max_pending_age_seconds=settings().health_max_pending_age_seconds)
 
 
 def open_for_health() -> Database:
-    """The database of /health, its URL read."""
+    """Returns the database of /health, with its URL already read."""
     url = database_url(settings().database, read_soon)
     return Database(
-        lambda: url, application_name="acp-health", origin=origin_of(settings().database), patience_seconds=1
+        lambda: url,
+        application_name="acp-health",
+        origin=origin_of(settings().database),
+        role="acp_reader",
+        patience_seconds=1,
     )
 
 
@@ -74,5 +79,5 @@ api = Api(
 
 @function(telemetry, sample="events/ops_api_health.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """A request as API Gateway's REST proxy gives it. Returns the answer as it takes it."""
+    """Answers a request in the shape of API Gateway's REST proxy."""
     return api.answer(event, context)

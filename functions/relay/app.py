@@ -18,25 +18,27 @@ telemetry = Telemetry("relay")
 
 @cache
 def settings() -> RelaySettings:
-    """Validated once per environment."""
+    """Returns the settings, validated once per environment."""
     return RelaySettings.from_environ(environ())
 
 
 @cache
 def database() -> Database:
     """One connection per environment."""
-    return open_database(settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-relay")
+    return open_database(
+        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-relay", role="acp_relay"
+    )
 
 
 @cache
 def publisher() -> SqsHttpPublisher:
-    """Its endpoint is found at the first send: that costs more than a first claim."""
+    """Returns the publisher. It finds its endpoint at the first send, because that takes longer than a first claim."""
     return SqsHttpPublisher(lambda: SqsEndpoint(*find_sqs(settings().cloud_endpoint_url)))
 
 
 @cache
 def relay(name: str) -> Relay:
-    """One relay per environment, named by its log stream, which claims and failures then lead back to."""
+    """Returns the environment's one relay. Its name is the log stream's, so claims and failures lead to its log."""
     return Relay(
         connection=database().connection,
         publisher=publisher(),
@@ -55,7 +57,7 @@ def relay(name: str) -> Relay:
 
 @function(telemetry, sample="events/relay.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Delivers what is due; stays for RELAY_LINGER_SECONDS, or as the event says: ``{"linger_seconds": n}``.
+    """Delivers what is due, then lingers for RELAY_LINGER_SECONDS, or as the event says: ``{"linger_seconds": n}``.
 
     Returns a RelayResult.
     """

@@ -16,9 +16,14 @@ telemetry = Telemetry("signal_lab")
 
 @cache
 def database() -> Database:
-    """One connection per environment."""
+    """Returns the environment's one connection."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-signal-lab")
+    return open_database(
+        settings.database,
+        endpoint_url=settings.cloud_endpoint_url,
+        application_name="acp-signal-lab",
+        role="acp_consume",
+    )
 
 
 @function(telemetry, sample="events/signal_lab.json")

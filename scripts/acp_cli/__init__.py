@@ -1,1 +1,1 @@
-"""The `acp` command: its subcommands, and how what they show is rendered."""
+"""The `acp` command: its subcommands, and the modules that render what they show."""

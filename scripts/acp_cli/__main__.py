@@ -2,7 +2,7 @@
 
 import sys
 
-# scripts/acp has named a folder for it: without bytecode each command would compile its libraries anew.
+# scripts/acp names a folder for bytecode: without bytecode each command would compile its libraries again.
 if sys.pycache_prefix is not None:
     sys.dont_write_bytecode = False
 

@@ -1,4 +1,4 @@
-"""bench: how fast the relay is, measured beside what it could be at best, on this machine."""
+"""bench: measures how fast the relay is, beside the best that is possible on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""hold, resume, breakers: a person's hand on a breaker."""
+"""The commands hold, resume and breakers, by which a person controls a breaker."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _NameArgument = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A subscription or a source that has a breaker: its name, and the other words that mean it."""
+    """A subscription or a source that has a breaker: its name, and the other words that a user may type for it."""
 
     name: str
     also: tuple[str, ...] = ()
     kind: str = ""
-    """``subscription`` or ``source``; empty for a breaker that is merely stored."""
+    """``subscription`` or ``source``; empty for a breaker that is stored but guards neither."""
 
     def __str__(self) -> str:
         return f"{self.name} ({', '.join(self.also)})" if self.also else self.name
@@ -67,6 +67,9 @@ def hold(
     name: _NameArgument,
     *,
     by: Annotated[str, typer.Option("--by", envvar="USER", help="Who holds it; others see it.")] = "somebody",
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why; others see it, too.", show_default=False)
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Take over what somebody else holds.")] = False,
 ) -> None:
     """Hold a subscription's or a source's breaker open until `resume`: nothing is sent to it or fetched from it."""
@@ -76,7 +79,7 @@ def hold(
     cloud, run = _running(ctx)
     with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
         guarded = _named(connection, cloud, run, name)
-        holder = breakers.hold(connection, guarded.name, by=by.strip(), force=force)
+        holder = breakers.hold(connection, guarded.name, by=by.strip(), reason=reason, force=force)
     if holder is not None:
         msg = f"{guarded} is held by {holder} already."
         raise AcpError(msg, remedy=f"To hold it in their place: scripts/acp hold {guarded.name} --force")
@@ -108,7 +111,7 @@ def list_breakers(
     with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
         stored = {breaker.name: breaker for breaker in breakers.read_breakers(connection)}
     guarded = guarded_by_breakers(run, cloud.outputs(run), stored)
-    # One that never failed and was never held is not stored.
+    # A breaker that never failed and was never held is not stored.
     rows = [(each, stored.get(each.name) or Breaker(each.name)) for each in guarded]
     if as_json:
         content = [dataclasses.asdict(breaker) | {"guards": each.kind or None} for each, breaker in rows]
@@ -137,7 +140,7 @@ def forget(
 
 
 def guarded_by_breakers(run: RunState, outputs: Mapping[str, str], stored: Iterable[str]) -> list[Guarded]:
-    """The relay's subscriptions with their queues' logical ids, the source, and any other breaker that is stored."""
+    """Returns the relay's subscriptions with their queues' logical ids, the source, and any other stored breaker."""
     urls = relay_queue_urls(run)
     guarded = [
         Guarded(
@@ -153,7 +156,7 @@ def guarded_by_breakers(run: RunState, outputs: Mapping[str, str], stored: Itera
 
 
 def relay_queue_urls(run: RunState) -> dict[str, str]:
-    """The queue of each subscription that the deployed relay delivers to."""
+    """Returns the queue of each subscription that the deployed relay delivers to."""
     urls: dict[str, str] = (
         json.loads(run.deployment.environ.get("SUBSCRIPTION_QUEUE_URLS", "{}")) if run.deployment else {}
     )
@@ -161,9 +164,9 @@ def relay_queue_urls(run: RunState) -> dict[str, str]:
 
 
 def find(guarded: Sequence[Guarded], asked: str) -> Guarded:
-    """The one that is meant, in any case of letters, by a word for it or how only its words begin.
+    """Returns the breaker that a word or its beginning names, in upper or lower case.
 
-    Raises UsageError naming those there are.
+    Raises UsageError that names the possible ones.
     """
     wanted = asked.strip().lower()
     by_word = {word.lower(): each for each in guarded for word in (each.name, *each.also)}
@@ -180,8 +183,8 @@ def find(guarded: Sequence[Guarded], asked: str) -> Guarded:
 
 def _table(rows: Sequence[tuple[Guarded, Breaker]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("breaker", "guards", "state", "since", "next", "last error"):
-        table.add_column(column, no_wrap=column != "last error", overflow="fold")
+    for column in ("breaker", "guards", "state", "since", "next", "why"):
+        table.add_column(column, no_wrap=column != "why", overflow="fold")
     for guarded, breaker in rows:
         table.add_row(
             shown(breaker.name),
@@ -189,7 +192,7 @@ def _table(rows: Sequence[tuple[Guarded, Breaker]]) -> Table:
             _state(breaker),
             f"{breaker.opened_at.astimezone(UTC):%m-%d %H:%M}Z" if breaker.opened_at and not breaker.is_closed else "–",
             _outlook(breaker),
-            shown(breaker.last_error or ""),
+            shown("; last error: ".join(filter(None, (breaker.held_reason, breaker.last_error)))),
         )
     return table
 

@@ -1,4 +1,4 @@
-"""The command line: what there is, and what becomes of an error."""
+"""The command line: its table of commands, and how an error becomes a message and an exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXIT_CODES = """[bold]Exit codes[/]  0 it is done · 1 what was asked for failed
 
 
 class Entry(NamedTuple):
-    """A command before its module is imported: that takes a second or two, and --help needs none of them."""
+    """A command whose module is not imported yet. Importing all takes a second or two, and --help needs none."""
 
     module: str
     summary: str
@@ -52,7 +52,7 @@ COMMANDS = {
         "logs": Entry("pipeline_commands", "A function's log, made readable."),
         "invoke": Entry("invoke_command", "Run a function once in Lambda's own container."),
         "hold": Entry("breaker_commands", "Send nothing to a subscription, or fetch nothing from a source."),
-        "resume": Entry("breaker_commands", "Let go of a breaker that is held or open."),
+        "resume": Entry("breaker_commands", "End a hold or a cool-down of a breaker."),
         "breakers": Entry("breaker_commands", "The breakers of subscriptions and sources."),
         "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
@@ -80,9 +80,9 @@ COMMANDS = {
 
 
 class Commands(TyperGroup):
-    """Imports a command's module once it is called for, and turns what went wrong into a message and an exit code.
+    """Imports a command's module once the command is called; turns errors into a message and an exit code.
 
-    What a person can do nothing about is a bug, and stays a traceback.
+    An error that a user cannot correct is a bug and stays a traceback.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -94,7 +94,7 @@ class Commands(TyperGroup):
         super().__init__(**{**settings, "commands": stubs})
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is meant, whole; in the list of commands there are only their names and summaries."""
+        """Returns the command that is called, fully loaded; the list of commands needs only names and summaries."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load(name) if name is not None and command is not None else command, rest
 
@@ -106,18 +106,18 @@ class Commands(TyperGroup):
             report(str(error.args[0]), error.details, error.remedy)
             raise typer.Exit(error.exit_code) from None
         except _expected_errors() as error:
-            report(str(error).strip(), "", "Is all well? See scripts/acp status")
+            report(str(error).strip(), "", "See scripts/acp status")
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            report("Interrupted.", "", "scripts/acp up goes on from here, scripts/acp down clears it away.")
+            report("Interrupted.", "", "scripts/acp up continues from here; scripts/acp down removes everything.")
             raise typer.Exit(130) from None
 
 
 def load(name: str) -> TyperCommand | TyperGroup:
-    """A command with its options, from its module."""
+    """Returns a command with its options, from its module."""
     (entry,) = (entries[name] for entries in COMMANDS.values() if name in entries)
     of_its_module = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    # A callback, lest a module's only command is taken for the whole program.
+    # With a callback, typer does not mistake a module's only command for the whole program.
     of_its_module.callback()(lambda: None)
     importlib.import_module(f"acp_cli.{entry.module}").register(of_its_module)
     command = typer.main.get_group(of_its_module).commands[name]
@@ -126,7 +126,10 @@ def load(name: str) -> TyperCommand | TyperGroup:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """What goes wrong outside of us. Imported once something has: it takes a while."""
+    """Returns the types of errors that come from outside.
+
+    They are imported only after an error, because it takes a while.
+    """
     import psycopg  # noqa: PLC0415
 
     from control_plane.model.errors import ControlPlaneError  # noqa: PLC0415
@@ -136,7 +139,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def report(message: str, details: str, remedy: str) -> None:
-    """Say on standard error what went wrong, its evidence, and what to do."""
+    """Prints an error to standard error: what went wrong, the details, and what to do."""
     from local_cloud.visible import Terminal, shown, shown_lines  # noqa: PLC0415
 
     console = Terminal(stderr=True)
@@ -186,14 +189,14 @@ def _open_cloud(endpoint_url: str | None) -> Cloud:
 
 
 def main() -> None:
-    """The command's entry point."""
+    """Runs the command line."""
     prepare_streams(os.environ)
-    # Of the user's AWS, all that may be meant for us.
+    # Of the user's AWS variables, only this one may be meant for acp.
     endpoint_url = os.environ.get("AWS_ENDPOINT_URL")
     cleaned = isolated(os.environ)
     os.environ.clear()
     os.environ.update(cleaned)
-    # Ended by its supervisor or by Ctrl-C, it cleans up alike; a shell's background job starts with SIGINT ignored.
+    # Ctrl-C and a supervisor's SIGTERM must clean up alike; a shell's background job starts with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     if "_ACP_COMPLETE" in os.environ:

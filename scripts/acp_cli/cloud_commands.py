@@ -8,14 +8,9 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import psycopg
 import typer
 
-from acp_cli import status
-from acp_cli.breaker_commands import relay_queue_urls
 from acp_cli.symbols import split_symbols
-from control_plane.ops.status import read_status
-from drills import mending, record
 from local_cloud import database
 from local_cloud.build import TEMPLATE
 from local_cloud.cloud import Cloud, UpOptions
@@ -23,7 +18,6 @@ from local_cloud.emulators import EMULATORS
 from local_cloud.errors import UsageError
 from local_cloud.market import REPLAYED, MarketChoice
 from local_cloud.progress import Progress
-from local_cloud.queues import queue_depths
 from local_cloud.run_state import DEFAULT, STACK
 from local_cloud.schedules import problem_of
 from local_cloud.template import read_template
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
 
 PANEL = "The local cloud"
 _STACK = re.compile(r"^[a-z][a-z0-9-]{0,48}[a-z0-9]$")
-"""What is at once the name of a stack and, with a suffix, of a bucket."""
+"""A stack's name. It must also be valid within the name of a bucket."""
 _OPTIONS = {
     "Symbols": "--symbols",
     "IngestionSchedule": "--ingestion-schedule",
@@ -155,9 +149,18 @@ def status_(
     """Show the services, the deliveries of each subscription by state with ages, dead letters, sources and queues."""
     cloud = _cloud(ctx)
     run = cloud.running()
+    # Slow to import, and needed only where there is something to see.
+    import psycopg  # noqa: PLC0415
+
+    from acp_cli.breaker_commands import relay_queue_urls  # noqa: PLC0415
+    from acp_cli.status import Report  # noqa: PLC0415
+    from control_plane.ops.status import read_status  # noqa: PLC0415
+    from drills import record  # noqa: PLC0415
+    from local_cloud.queues import queue_depths  # noqa: PLC0415
+
     with psycopg.connect(database.reader_url(cloud.postgres(run), run), autocommit=True) as connection:
         pipeline = read_status(connection)
-    report = status.Report(
+    report = Report(
         services=cloud.describe(run),
         pipeline=pipeline,
         queues=queue_depths(cloud.aws(run), cloud.outputs(run)),
@@ -187,7 +190,7 @@ def _cloud(ctx: typer.Context) -> Cloud:
 
 
 def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | None) -> Mapping[str, str]:
-    """The template's parameters that were given. Raises UsageError naming the odd one."""
+    """Returns the template's parameters that the user gave. Raises UsageError that names the first bad one."""
     parameters = {}
     if symbols is not None:
         names = split_symbols([symbols])

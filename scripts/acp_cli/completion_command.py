@@ -1,4 +1,4 @@
-"""completion: what a shell needs to complete acp's words."""
+"""completion: prints what a shell needs to complete acp's commands and options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 PANEL = "The shell"
-# `$1` and `words[1]` are the command as it was typed: nothing of ours is on PATH.
+# `$1` and `words[1]` are the command as the user typed it, because acp is not on PATH.
 _BASH = """\
 _acp_completion() {
     local IFS=$'\\n'
@@ -27,7 +27,7 @@ compdef _acp_completion acp
 
 
 class Shell(StrEnum):
-    """A shell that completion is there for."""
+    """A shell for which completion exists."""
 
     BASH = "bash"
     ZSH = "zsh"

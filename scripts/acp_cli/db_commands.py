@@ -1,4 +1,4 @@
-"""db migrate, db shell."""
+"""The commands db migrate and db shell."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def shell(
     url = database.owner_url(server, run) if owner else database.reader_url(server, run)
     psql = server.binaries / "psql"
     sys.stdout.flush()
-    # Its place is taken: psql owns the terminal, and its exit code is ours. The URL is not in the list of processes.
+    # psql replaces this process: it owns the terminal, and its exit code is acp's. The list of processes does not show
+    # the URL.
     arguments = ["psql", "--no-psqlrc", *(["--command", command] if command else [])]
     os.execve(psql, arguments, {**os.environ, **_libpq(url)})  # noqa: S606  no shell is the point
 
@@ -58,7 +59,7 @@ def _libpq(url: str) -> dict[str, str]:
 
 
 def _running_database(ctx: typer.Context) -> tuple[Cloud, RunState]:
-    """The database alone is enough here. Raises NotRunningError."""
+    """Returns the running database; the rest of the local cloud may be down. Raises NotRunningError."""
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
     run = load(cloud.workspace)

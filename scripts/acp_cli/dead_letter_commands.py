@@ -1,4 +1,4 @@
-"""dead-letters, redrive: what was given up on, and how it is sent again."""
+"""The commands dead-letters and redrive: they list what was given up on and send it again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ReasonOption = Annotated[
 
 
 class NotRedrivenError(AcpError):
-    """Some of what was to be redriven was not; all else was."""
+    """Raised when some of the requested dead letters were not redriven; all others were."""
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +60,7 @@ def dead_letters(
     chosen = DeadLetterFilter(_numbers(ids), subscription, reason)
     cloud, run = _running(ctx)
     with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
-        # One more than is shown tells whether there are more.
+        # One more is read than is shown, to see whether there are more.
         found = read_dead_letters(connection, chosen, limit=limit + 1)
     newest = found[:limit]
     if as_json:
@@ -122,7 +122,7 @@ def redrive_(
 
 
 def _numbers(ids: Sequence[str] | None) -> list[int] | None:
-    """The ids as numbers, None where none is given. Raises UsageError naming the odd one."""
+    """Returns the ids as numbers, or None if none is given. Raises UsageError that names the first bad one."""
     for text in ids or ():
         if not text.isascii() or not text.isdecimal() or int(text) > _GREATEST_ID:
             msg = f"{text!r} is no dead letter's id."
@@ -135,7 +135,7 @@ def _sentence(text: str) -> str:
 
 
 def _described(letter: DeadLetter) -> str:
-    """A dead letter as rich markup: a line of facts, its event, its reason."""
+    """Returns a dead letter as rich markup: a line of facts, its event, its reason."""
     attempts = f"{letter.delivery_attempts} {'attempt' if letter.delivery_attempts == 1 else 'attempts'}"
     again = "" if letter.operation_id is None else f", of operation {letter.operation_id}"
     return (

@@ -1,4 +1,4 @@
-"""demo: the main job, whole, from nothing to an event's timeline, on this machine."""
+"""demo: the whole pipeline on this machine, from nothing to an event's timeline."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _HELP = """Where to look, in another terminal:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """How far the pipeline has come. Counts."""
+    """How far the pipeline has come, in counts."""
 
     symbols: int
     deliveries: int
@@ -55,7 +55,7 @@ class Flow:
 
     @property
     def complete(self) -> bool:
-        """Whether enough came in, and all of it has arrived."""
+        """Whether enough events were ingested and all of them have arrived."""
         return self.symbols >= SYMBOLS_WANTED and self.delivered == self.deliveries and self.consumed == self.ticks
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ def demo(
                 if state.exists():
                     msg = f"There is a local cloud already, or what is left of one, in {state}."
                     raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
-                # Only from here on is what there is ours to take down.
+                # From here on, what runs was started by this demo, so the demo has to take it down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
                 run = cloud.up(UpOptions(market, cloud_name, from_day=from_day, containers=False), progress)
             if not once:
@@ -112,7 +112,7 @@ def demo(
 def _take_down(
     cloud: Cloud, progress: Progress, error: type[BaseException] | None, _value: object, _traceback: object
 ) -> None:
-    """Everything goes at the demo's end; of one that failed the logs are kept, for they say why."""
+    """Takes everything down at the demo's end; after a failure the logs are kept, because they show the reason."""
     workspace = cloud.workspace
     with uninterrupted(), locked(workspace.state, "down", on_wait=progress.say):
         if error is not None and not issubclass(error, KeyboardInterrupt | ReaderGone) and workspace.logs.exists():
@@ -124,7 +124,10 @@ def _take_down(
 
 
 def _start_first_run(cloud: Cloud, run: RunState, progress: Progress) -> None:
-    """Nobody has to wait a minute for the schedules to come round. With --once they alone bring everything."""
+    """Starts a first ingestion and relay, so that nobody waits a minute for the schedules.
+
+    With --once only the schedules run.
+    """
     with progress.step("A first ingestion and relay; the schedules go on from here"):
         for function, event in (("ingestion", {}), ("relay", {"linger_seconds": 0})):
             cloud.aws(run).invoke(function_name(cloud.outputs(run), function), event)
@@ -145,7 +148,7 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
 
 
 def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, step: Step) -> Flow:
-    """Wait until enough has come through. Raises AcpError when they do not in time."""
+    """Waits until enough events have arrived. Raises AcpError if they do not arrive in time."""
     deadline = time.monotonic() + _LIMIT_SECONDS
     while True:
         with connection.cursor(row_factory=class_row(Flow)) as cursor:
@@ -167,7 +170,7 @@ def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, 
 
 
 def _stay(cloud: Cloud) -> None:
-    """Until Ctrl-C, SIGTERM, or somebody's `acp down`."""
+    """Returns at Ctrl-C, SIGTERM, or when somebody runs `acp down`."""
     while True:
         cloud.running()
         time.sleep(1)

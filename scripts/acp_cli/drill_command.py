@@ -1,4 +1,4 @@
-"""drill: see the guarantees hold, on the running local cloud."""
+"""drill: shows on the running local cloud that the guarantees hold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _PROBLEMS = (AcpError, *AWS_ERRORS, psycopg.Error, ControlPlaneError)
 
 
 class MendingError(AcpError):
-    """A drill is over and has left something wrong; its record stays until that is mended."""
+    """Raised when a drill's changes could not be undone; its record stays until they are."""
 
 
 def register(app: typer.Typer) -> None:
@@ -50,12 +50,13 @@ def drill(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="A drill, or all; without one they are listed.")] = None,
     *,
+    list_them: Annotated[bool, typer.Option("--list", help="List the drills, as without a name.")] = False,
     mend: Annotated[bool, typer.Option("--mend", help="Put right what a drill that was cut off has left.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts; what happens goes to standard error.")] = False,
 ) -> None:
     """Make something fail on the running local cloud, see the guarantee hold, and have everything put right again."""
     chosen = _chosen(name)
-    if not chosen and not mend:
+    if list_them or (not chosen and not mend):
         _list()
         return
     cloud = ctx.obj
@@ -83,10 +84,10 @@ def drill(
 
 
 def _play(cloud: Cloud, run: RunState, drill: Drill, narrator: Narrator, result: Result) -> None:
-    """One drill, and everything put right after it, however it ended. Raises MendingError where that fails."""
+    """Runs one drill and then undoes its changes, however it ended. Raises MendingError if that fails."""
     url = database.owner_url(cloud.postgres(run), run)
     record = DrillRecord.begin(drill.name)
-    # Closed and no more: interrupted in a statement, it cannot be asked to roll back, and has nothing to.
+    # The connection is only closed: if a statement was interrupted, it could not roll back, and has nothing to.
     opened = contextlib.closing(psycopg.connect(url, autocommit=True, application_name="acp-drill"))
     with narrator.telling(result), opened as connection:
         stage = Stage(cloud, run, record, narrator, connection, is_of_source=drill.is_of_source)
@@ -104,7 +105,7 @@ def _play(cloud: Cloud, run: RunState, drill: Drill, narrator: Narrator, result:
 
 @contextlib.contextmanager
 def _mended(cloud: Cloud, run: RunState, record: DrillRecord, narrator: Narrator) -> Iterator[None]:
-    """Whatever happens within, all is as before after it. Raises MendingError where it is not."""
+    """Undoes the drill's changes after the block, whatever happens in it. Raises MendingError if that fails."""
     try:
         record.save(cloud.workspace)
         yield
@@ -120,19 +121,20 @@ def _mended(cloud: Cloud, run: RunState, record: DrillRecord, narrator: Narrator
 
 
 def _refuse_where_it_would_mislead(stage: Stage) -> None:
-    """Raises AcpError where the breaker that the drill is about is not closed to begin with."""
+    """Raises AcpError if the breaker that the drill is about is not closed at the start."""
     breaker = next(iter(read_breakers(stage.connection, [stage.breaker])), None)
     if breaker is None or breaker.is_closed:
         return
     if breaker.held_by is not None:
-        msg = f"The breaker of {breaker.name} is held open by {breaker.held_by}."
+        why = f": {breaker.held_reason}" if breaker.held_reason else ""
+        msg = f"The breaker of {breaker.name} is held open by {breaker.held_by}{why}."
         raise AcpError(msg, remedy=f"A drill needs it closed: scripts/acp resume {breaker.name}")
     msg = f"The breaker of {breaker.name} is {breaker.state.replace('_', '-')} already: {breaker.last_error}"
     raise AcpError(msg, remedy="A drill on a real fault would show nothing. See scripts/acp status")
 
 
 def _chosen(name: str | None) -> Sequence[Drill]:
-    """Raises UsageError naming the drills there are."""
+    """Returns the named drills. Raises UsageError that lists all drills."""
     if name is None:
         return ()
     chosen = DRILLS if name == _ALL else [drill for drill in DRILLS if drill.name == name]
@@ -151,7 +153,7 @@ def _list() -> None:
 
 
 def verdict(result: Result) -> str:
-    """Of a drill that did not show its guarantee, why."""
+    """Returns why a drill did not show its guarantee."""
     if result.problem:
         return f"{result.drill}: {result.problem}"
     return f"{result.drill}: not seen to hold: {'; '.join(claim.claim for claim in result.claims if not claim.held)}."

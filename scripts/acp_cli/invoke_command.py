@@ -1,4 +1,4 @@
-"""invoke: one function in Lambda's own runtime container."""
+"""invoke: runs one function in Lambda's own runtime container."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def invoke(
 
 
 def sample(workspace: Workspace, logical_id: str) -> Path:
-    """The function's sample trigger. Raises UsageError where there is none, or more than one."""
+    """Returns the function's sample event. Raises UsageError if there is none, or more than one."""
     name = short_name(logical_id).replace("-", "_")
     found = sorted((workspace.checkout / "events").glob(f"{name}*.json"))
     exact = [path for path in found if path.stem == name]
@@ -83,7 +83,7 @@ def sample(workspace: Workspace, logical_id: str) -> Path:
 
 
 def failure(answer: str) -> str | None:
-    """What went wrong, where the answer is not a handler's but the runtime's word on an error."""
+    """Returns what went wrong if the answer is the runtime's report of an error instead of the handler's result."""
     try:
         content = json.loads(answer)
     except ValueError:
@@ -114,7 +114,7 @@ def _check(path: Path) -> None:
 
 
 def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, event: Path) -> str:
-    """The answer as SAM prints it; empty where the function gave none. Raises AcpError where SAM itself fails."""
+    """Returns the answer as SAM prints it; empty if the function gave none. Raises AcpError if SAM itself fails."""
     command = tools.sam_command(
         "local",
         "invoke",
@@ -123,11 +123,12 @@ def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, even
         f"--env-vars={containers.environment_file(workspace)}",
         f"--layer-cache-basedir={workspace.home / 'cache' / 'sam' / 'layers'}",
     )
-    # SAM asks who it is, for AWS::AccountId; the container sees nothing of this endpoint.
+    # SAM asks STS for the account, for AWS::AccountId; the container does not see this endpoint.
     environ = tools.sam_environ(workspace) | {"AWS_ENDPOINT_URL": run.endpoint}
     tail: collections.deque[str] = collections.deque(maxlen=15)
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as answer,
+        subprocess.Popen(
             command,
             cwd=workspace.checkout,
             env=environ,
@@ -136,7 +137,8 @@ def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, even
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-        )
+        ) as process,
+    ):
         try:
             assert process.stderr is not None, "it was asked for"
             for line in process.stderr:
@@ -145,7 +147,7 @@ def _sam_local_invoke(workspace: Workspace, run: RunState, logical_id: str, even
             process.wait()
         finally:
             if process.poll() is None:
-                # It removes its container.
+                # SAM removes its container.
                 process.send_signal(signal.SIGINT)
                 process.wait()
         if process.returncode != 0:

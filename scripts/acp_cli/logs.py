@@ -1,4 +1,4 @@
-"""A function's log lines, made readable."""
+"""Makes a function's log lines readable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SINCE = re.compile(r"^(\d+)([smhd])$")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LEVEL_STYLES = {"DEBUG": "dim", "INFO": "green", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red"}
 _PLATFORM = ("START ", "END ", "REPORT ", "INIT_START ")
-# Lambda's and Powertools' own fields, the same on every line of a function.
+# Fields of Lambda and Powertools that are the same on every line of a function.
 _UNINTERESTING = {
     "level",
     "location",
@@ -38,7 +38,7 @@ _UNINTERESTING = {
 
 
 def since_seconds(text: str) -> int:
-    """30s, 10m, 2h, 1d in seconds. Raises UsageError."""
+    """Returns a duration such as 30s, 10m, 2h, 1d in seconds. Raises UsageError."""
     match = _SINCE.match(text)
     if match is None:
         msg = f"{text!r} is no span of time: try 30s, 10m, 2h or 1d."
@@ -47,7 +47,7 @@ def since_seconds(text: str) -> int:
 
 
 def render_line(line: Line) -> str:
-    """As rich markup: time, level, message, and the fields that concern this line."""
+    """Returns a line as rich markup: its time, level, message, and the other fields that matter."""
     try:
         content = json.loads(line.message)
     except ValueError:
@@ -56,7 +56,8 @@ def render_line(line: Line) -> str:
     clock = f"[dim]{moment:%H:%M:%S}.{moment.microsecond // 1000:03}[/]"
     if not isinstance(content, dict):
         style = "dim" if line.message.startswith(_PLATFORM) else "default"
-        first, *more = re.split(r"\r\n?|\n", line.message)
+        # Lambda's REPORT lines have tabs between their parts, tracebacks in front.
+        first, *more = re.split(r"\r\n?|\n", line.message.expandtabs(4))
         return "\n    ".join([f"{clock} [{style}]{shown(first)}[/]", *(f"[red]{shown(row)}[/]" for row in more)])
     if "_aws" in content:
         return f"{clock} [magenta]metrics[/] {_metrics(content)}"
@@ -67,12 +68,12 @@ def render_line(line: Line) -> str:
         f" [cyan]{shown(key)}[/]={shown(_value(value))}" for key, value in fields.items() if key != "exception"
     )
     if exception := content.get("exception"):
-        text += "".join(f"\n    [red]{shown(row)}[/]" for row in str(exception).splitlines())
+        text += "".join(f"\n    [red]{shown(row)}[/]" for row in str(exception).expandtabs(4).splitlines())
     return text
 
 
 def _own_instant(content: Any) -> datetime | None:
-    """When the line was written, as it says itself; the log may have stamped it only at its invocation's end."""
+    """Returns when the line says that it was written; the log's own time may be that of the invocation's end."""
     if not isinstance(content, dict):
         return None
     try:

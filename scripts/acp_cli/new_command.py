@@ -1,4 +1,4 @@
-"""new: the first files of a consumer or a migration."""
+"""new: makes the first files of a consumer or a migration."""
 
 from __future__ import annotations
 

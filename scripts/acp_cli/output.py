@@ -1,4 +1,4 @@
-"""What a command prints reaches whoever reads it: a terminal of any encoding, a pipe, or nobody."""
+"""Makes what a command prints reach its reader: a terminal of any encoding, a pipe, or nobody."""
 
 from __future__ import annotations
 
@@ -41,28 +41,28 @@ _PLAIN = {
     "┃": "|",
     "║": "|",
 }
-"""What stands for a character where the output's encoding has none for it."""
+"""The replacement for each character that the output's encoding does not have."""
 _ERRORS = "acp-readable"
 
 
 class ReaderGone(BaseException):
-    """Whoever read our standard output has stopped reading, as `head` does: there is nobody left to work for.
+    """Raised when the reader of standard output has gone, as `head` does: then the command may end.
 
-    No error: only `finally` clauses have something to do.
+    It is no error; only `finally` clauses still run.
     """
 
 
 def prepare_streams(environ: Mapping[str, str]) -> None:
-    """Make standard output and error take any character, end quietly with a pipe's reader, and be there if closed."""
+    """Makes standard output and error take any character, end quietly with a pipe's reader, and exist if closed."""
     codecs.register_error(_ERRORS, _readable)
     encoding = "ascii" if wants_ascii(environ) else None
     sys.stdout = _stream(sys.stdout, encoding, _Output)
-    # Without a reader for its progress a command still does what it was asked for.
+    # A command whose progress nobody reads still does its work.
     sys.stderr = _stream(sys.stderr, encoding, _Progress)
 
 
 def wants_ascii(environ: Mapping[str, str]) -> bool:
-    """Whether the locale says C or POSIX; Python by itself would write UTF-8 all the same."""
+    """Whether the locale is C or POSIX; Python itself would nevertheless write UTF-8."""
     if environ.get("PYTHONIOENCODING") or environ.get("PYTHONUTF8"):
         return False
     chosen = next((environ[name] for name in ("LC_ALL", "LC_CTYPE", "LANG") if environ.get(name)), "")
@@ -70,9 +70,10 @@ def wants_ascii(environ: Mapping[str, str]) -> bool:
 
 
 def wait_while_read(seconds: float) -> None:
-    """Wait, but only for as long as somebody may read our standard output. Raises ReaderGone.
+    """Waits, but only while somebody may still read standard output. Raises ReaderGone.
 
-    A write would tell of a reader that is gone, but with nothing to say there may be none for a long time.
+    A failing write would reveal that the reader is gone, but a command with nothing to say may not write for a long
+    time.
     """
     try:
         output = sys.stdout.fileno()
@@ -80,14 +81,14 @@ def wait_while_read(seconds: float) -> None:
         time.sleep(seconds)
         return
     poll = select.poll()
-    poll.register(output, 0)  # a pipe's end is always reported
+    poll.register(output, 0)  # poll always reports a pipe's end
     if poll.poll(seconds * 1000):
         _discard(output)
         raise ReaderGone
 
 
 def _discard(output: int) -> None:
-    # What is still buffered goes nowhere, instead of failing again at exit.
+    # Discards what is still buffered, because writing it at exit would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
@@ -110,7 +111,7 @@ class _Progress(_Output):
 
 def _stream(stream: TextIO | None, encoding: str | None, raw: type[_Output]) -> TextIO:
     if stream is None:
-        # It was closed before we began.
+        # The stream was closed before we began.
         return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  for as long as the process lives
     stream.flush()
     return io.TextIOWrapper(

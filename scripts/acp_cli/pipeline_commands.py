@@ -1,4 +1,4 @@
-"""The commands ingest, relay, watch, trace and logs, which start and follow signals."""
+"""The commands ingest, relay, watch, trace and logs: they start signals and follow them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,22 @@ from acp_cli.logs import render_line, since_seconds
 from acp_cli.output import wait_while_read
 from acp_cli.symbols import split_symbols
 from acp_cli.timeline import instant, render_timeline, state_text, styled_state
+from control_plane.model.errors import ConfigurationError
 from control_plane.ops.timeline import read_timeline, recent_messages
 from control_plane.platform.breakers import read_breakers
 from control_plane.platform.queries import load_queries
+from control_plane.platform.settings import parse_symbols
 from local_cloud import database
+from local_cloud.build import TEMPLATE
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
-from local_cloud.functions import function_name
+from local_cloud.functions import function_name, short_names
 from local_cloud.logs import read_lines
 from local_cloud.market import REPLAYED
 from local_cloud.progress import Progress
+from local_cloud.template import read_template
 from local_cloud.visible import Terminal, shown, visible, visible_lines
+from local_cloud.workspace import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,17 +69,18 @@ def ingest(
     as_json: _JsonOption = False,
 ) -> None:
     """Ingest symbols now, without waiting for the schedule. Fails when one of them does, naming it."""
-    symbols = split_symbols(symbols)
-    if not symbols:
-        msg = "No symbol is named: try scripts/acp ingest AAPL MSFT."
-        raise UsageError(msg)
+    try:
+        # As the function will read them: what it would refuse is refused here, before anything is asked.
+        symbols = [*parse_symbols(split_symbols(symbols), name="The list of symbols")]
+    except ConfigurationError as error:
+        raise UsageError(f"{error}.", remedy="Try scripts/acp ingest AAPL MSFT") from None
     cloud, run = _running(ctx)
     with Progress().step(f"Ingesting {', '.join(symbols)}"):
         result = _invoke(cloud, run, "ingestion", {"symbols": symbols})
     if as_json:
         _print_json(result)
     else:
-        Terminal().print(_ingested(cloud, run, result))
+        _print_ingested(cloud, run, result)
     if result["failed_symbols"]:
         msg = f"Failed: {', '.join(result['failed_symbols'])}."
         raise AcpError(
@@ -122,7 +128,7 @@ def watch(
                 console = Terminal()
                 with Live(console=console, refresh_per_second=4) as live:
                     while True:
-                        # The table's head has a row, and the cursor one.
+                        # One row is for the table's head, and one for the cursor.
                         count = limit or max(1, console.height - 2)
                         rows = recent_messages(connection, limit=count)
                         live.update(deliveries_table(rows[-count:], width=console.width))
@@ -166,11 +172,11 @@ def trace(
 def logs(
     ctx: typer.Context,
     function: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="ingestion, relay, signal-lab, ops-api, migration, maintenance, or a logical id.", show_default=False
         ),
-    ],
+    ] = None,
     *,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
     since: Annotated[str, typer.Option(help="How far back: 30s, 10m, 2h, 1d.")] = "15m",
@@ -178,6 +184,10 @@ def logs(
 ) -> None:
     """Show a function's log, its JSON lines made readable."""
     seconds = since_seconds(since)
+    if function is None:
+        names = short_names(read_template(CHECKOUT / TEMPLATE)["Resources"])
+        msg = f"It is not said whose log. There are: {', '.join(names)}."
+        raise UsageError(msg, remedy=f"Try scripts/acp logs {names[0]}")
     cloud, run = _running(ctx)
     name = function_name(cloud.outputs(run), function)
     console = Terminal()
@@ -191,7 +201,7 @@ def logs(
                         sys.stdout.write(visible_lines(line.message) + "\n")
                     else:
                         console.print(render_line(line), soft_wrap=True)
-                # A line may arrive after a younger one of another environment.
+                # A line of another environment may arrive late, with an earlier time.
                 start = max(start, line.milliseconds - 10_000)
             if not follow:
                 break
@@ -204,7 +214,7 @@ def logs(
 
 
 def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, width: int) -> Table:
-    """The newest deliveries, newest last, with those columns that fit `width`: none is squeezed for another."""
+    """Returns a table of the newest deliveries, newest last. It has as many columns as fit `width` unsqueezed."""
     columns = {
         "stored": [instant(row["created_at"])[:8] for row in deliveries],
         "entity": [row["entity_id"] or "–" for row in deliveries],
@@ -244,7 +254,7 @@ def _table_width(columns: Mapping[str, Sequence[str]]) -> int:
 
 
 def id_range(text: str) -> tuple[UUID, UUID]:
-    """The lowest and the highest UUID that begin so. Raises UsageError where none does."""
+    """Returns the lowest and the highest UUID that begin with these digits. Raises UsageError for other text."""
     digits = text.strip().rstrip("….").replace("-", "").lower()
     if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
         msg = f"{text!r} is no event id: it must be a UUID or its beginning, such as scripts/acp watch shows."
@@ -255,7 +265,10 @@ def id_range(text: str) -> tuple[UUID, UUID]:
 def _find_events(
     connection: psycopg.Connection[dict[str, Any]], asked: str, lowest: UUID, highest: UUID
 ) -> list[dict[str, Any]]:
-    """The one event that is meant, or all of the one run. Raises AcpError for none, UsageError for several."""
+    """Returns the one event that the id means, or all events of the one run.
+
+    Raises AcpError if there is none, UsageError if there are several.
+    """
     ids = {"lowest": lowest, "highest": highest, "limit": _MOST_CANDIDATES + 1}
     events = connection.execute(QUERIES["events_by_id"].sql, ids).fetchall()
     runs = [] if len(events) == 1 else connection.execute(QUERIES["runs_by_id"].sql, ids).fetchall()
@@ -274,24 +287,28 @@ def _find_events(
 
 
 def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """The events of one ingestion run; each has a timeline of its own."""
+    """Prints the events of one ingestion run; each has a timeline of its own."""
     if as_json:
         _print_json(events)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", caption_justify="left")
-    table.caption = f"{len(events)} events of trace {events[0]['trace_id']}; scripts/acp trace EVENT_ID shows one"
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("event id", "entity", "event", "occurred"):
         table.add_column(column, no_wrap=column == "event id", overflow="ellipsis")
     for row in events:
         occurred = f"{row['occurred_at'].astimezone(UTC):%m-%d %H:%M:%S}Z"
-        table.add_row(f"{row['event_id']!s:.{_SHORT_ID}}…", shown(row["entity_id"] or "–"), row["event_type"], occurred)
-    Terminal().print(table)
+        table.add_row(
+            f"{row['event_id']!s:.{_SHORT_ID}}…", shown(row["entity_id"] or "–"), shown(row["event_type"]), occurred
+        )
+    console = Terminal()
+    console.print(table)
+    said = f"{len(events)} events of trace {events[0]['trace_id']}; scripts/acp trace EVENT_ID shows one"
+    console.print(f"[dim]{said}[/]", soft_wrap=True)
 
 
 def _print_changes(
     deliveries: Sequence[Mapping[str, Any]], seen: dict[tuple[object, ...], tuple[object, ...]], *, as_json: bool
 ) -> None:
-    """Print one line for each delivery that is new or has changed since the last look."""
+    """Prints one line for each delivery that is new or has changed since the last look."""
     keys = [(row["id"], row["subscription"], row["operation_id"]) for row in deliveries]
     for key, row in zip(keys, deliveries, strict=True):
         now = (row["state"], row["delivery_attempts"], tuple(row["processed_by"]))
@@ -314,18 +331,22 @@ def _print_changes(
         del seen[gone]
 
 
-def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
-    """Per symbol what is new, or why it failed, as the events of this very run tell."""
+def _print_ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> None:
     with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
         rows = connection.execute(QUERIES["run_events"].sql, {"trace_id": result["trace_id"]}).fetchall()
-    table = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        caption=f"{result['fetched']} bars: {result['ingested']} new, {result['duplicates']} known already, "
-        f"{result['stale']} stale, {result['rejected']} rejected · trace {result['trace_id']}",
-        caption_justify="left",
+    console = Terminal()
+    console.print(ingested_table(result, rows))
+    counts = (
+        f"{result['fetched']} bars: {result['ingested']} new, {result['duplicates']} known already, "
+        f"{result['stale']} stale, {result['rejected']} rejected"
     )
+    # Apart from the table, which would wrap it: a trace id is copied whole or not at all.
+    console.print(f"[dim]{counts}\ntrace {result['trace_id']}[/]", soft_wrap=True)
+
+
+def ingested_table(result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Per symbol what is new, or why it failed, as the events of this very run tell."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("symbol", "new events", "newest bar", "price", "problem"):
         table.add_column(column)
     for symbol in result["symbols"]:
@@ -339,7 +360,7 @@ def _ingested(cloud: Cloud, run: RunState, result: Mapping[str, Any]) -> Table:
             shown(symbol),
             str(sum(row["count"] for row in ticks)),
             instant(ticks[0]["newest"], with_date=True) if ticks else "–",
-            f"{payload['price']} {shown(payload['currency'])}" if payload else "–",
+            shown(f"{payload['price']} {payload['currency']}") if payload else "–",
             f"[red]{shown('; '.join(problems))}[/]" if problems else "",
         )
     return table

@@ -12,7 +12,8 @@ GROUP BY entity_id, event_type
 ORDER BY entity_id, event_type
 
 -- name: demo_progress
--- How far the pipeline has come: symbols with ticks, deliveries, those done, ticks, and those that SignalLab has processed.
+-- How far the pipeline has come: symbols with ticks, deliveries, finished deliveries, ticks, and ticks that SignalLab
+-- has processed.
 SELECT
     count(DISTINCT event.entity_id) FILTER (WHERE delivery.topic = 'market.ticks') AS symbols,
     count(*) AS deliveries,
@@ -34,7 +35,7 @@ ORDER BY processed_at DESC, occurred_at DESC
 LIMIT 1
 
 -- name: events_by_id
--- The events whose ids lie between two: those that begin with the same digits.
+-- The events whose ids are between two ids, that is, begin with the same digits.
 SELECT event_id, event_type, entity_id, occurred_at, trace_id
 FROM events
 WHERE event_id BETWEEN %(lowest)s AND %(highest)s
@@ -42,7 +43,7 @@ ORDER BY event_id
 LIMIT %(limit)s
 
 -- name: runs_by_id
--- The ingestion runs whose trace ids lie between two, with how many events each has stored.
+-- The ingestion runs whose trace ids are between two ids, with how many events each has stored.
 SELECT trace_id, count(*) AS count
 FROM events
 WHERE trace_id BETWEEN %(lowest)s AND %(highest)s
@@ -51,7 +52,7 @@ ORDER BY trace_id
 LIMIT %(limit)s
 
 -- name: events_of_run
--- The events that one ingestion run has stored, as events_by_id returns them.
+-- The events that one ingestion run has stored, with the columns of events_by_id.
 SELECT event_id, event_type, entity_id, occurred_at, trace_id
 FROM events
 WHERE trace_id = %(trace_id)s

@@ -1,4 +1,4 @@
-"""How the pipeline is, for people and for scripts."""
+"""Renders the pipeline's status, for people and for scripts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STATES = ("pending", "in_flight", "retrying", "delivered", "dead_lettered")
 _OPEN = ("pending", "in_flight", "retrying")
 _LATE_SECONDS = 180
-"""Three runs of a relay that starts every minute."""
+"""The seconds of three runs of a relay that starts every minute."""
 _NAMED = 3
 """How many dead letters the headline names."""
 _SYSTEM_EVENTS = {
@@ -37,7 +37,7 @@ _SYSTEM_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The local cloud and its pipeline at one moment. `services` says of each service where it is."""
+    """The local cloud and its pipeline at one moment. `services` says where each service is."""
 
     services: Mapping[str, str]
     pipeline: PipelineStatus
@@ -45,11 +45,11 @@ class Report:
     relay_subscriptions: Collection[str] = field(default=())
     """The subscriptions that the deployed relay has a queue for."""
     drill: DrillRecord | None = None
-    """A drill that is under way, or was cut off."""
+    """A drill that is under way, or was interrupted."""
 
     @property
     def problems(self) -> list[str]:
-        """What a person should look at; empty where all is well."""
+        """Returns what a person should look at; empty if all is well."""
         problems = []
         if self.drill is not None:
             problems.append(self.drill.problem)
@@ -82,7 +82,7 @@ class Report:
         return problems
 
     def _dead_letters_problem(self, count: int) -> str:
-        """The newest ones with their reasons, how many more there are, and the command that mends them."""
+        """Returns a sentence: the newest dead letters with their reasons, how many more there are, and the remedy."""
         said = f"{count} dead {'letter' if count == 1 else 'letters'}"
         named = self.pipeline.dead_letters[:_NAMED]
         if not named:
@@ -95,11 +95,11 @@ class Report:
 
     @property
     def source_failures(self) -> int:
-        """Fetches that failed, since the database began."""
+        """Returns how many fetches have failed since the database was made."""
         return self._count_events("SOURCE_FETCH_FAILED")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, but for datetimes."""
+        """Returns the report as JSON values, except datetimes."""
         return {
             "status": "degraded" if self.problems else "ok",
             "problems": self.problems,
@@ -131,7 +131,7 @@ class Report:
         }
 
     def render(self) -> RenderableType:
-        """For a terminal."""
+        """Prints the report for a terminal."""
         parts: list[RenderableType] = [self._headline(), self._services(), self._outbox()]
         if self.pipeline.dead_letters:
             parts.append(self._dead_letters())
@@ -149,7 +149,7 @@ class Report:
         for name, where in self.services.items():
             table.add_row(shown(name), shown(where))
         if relay := self.pipeline.lingering_relay:
-            # A log stream's name is long, and tells relays apart by its end; --json has it whole.
+            # A log stream's name is long, and relays differ in its end; --json has the whole name.
             name = relay.name.rpartition("]")[2][:12]
             table.add_row("lingering relay", f"{shown(name)}, since {relay.since.astimezone(UTC):%H:%M:%S}Z")
         return table
@@ -162,13 +162,13 @@ class Report:
         for name, rows in self._by_subscription().items():
             ages = [row.oldest_age_seconds or 0.0 for row in rows if row.state in _OPEN]
             counts = [str(self.pipeline.count(state, name)) for state in STATES]
-            # Of a consumer that records nothing it is not known.
+            # If a consumer records nothing, its lag is not known.
             counts.insert(4, str(lag.get(name, 0)) if name in recording else "–")
             table.add_row(shown(name), *counts, duration(max(ages)) if ages else "–")
         return table
 
     def _dead_letters(self) -> RenderableType:
-        """The newest ones, each with its reason, and the commands for more."""
+        """Returns lines with the newest dead letters and their reasons, and the commands for more."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in ("Dead letter", "subscription", "age", "reason"):
             table.add_column(column, no_wrap=column != "reason", overflow="fold")
@@ -185,7 +185,7 @@ class Report:
         return found
 
     def _unknown_to_the_relay(self) -> Mapping[str, int]:
-        """What is pending for subscriptions that are active, and that the deployed relay has no queue for."""
+        """Returns the active subscriptions with pending deliveries for which the deployed relay has no queue."""
         stranded = {each.subscription for each in self.pipeline.stranded}
         counts = {
             name: sum(self.pipeline.count(state, name) for state in _OPEN)
@@ -221,7 +221,7 @@ class Report:
 
 
 def duration(seconds: float) -> str:
-    """An age as a person says it: 4 s, 3 min, 2 h, 5 d."""
+    """Returns an age as people say it: 4 s, 3 min, 2 h, 5 d."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -229,7 +229,7 @@ def duration(seconds: float) -> str:
 
 
 def breaker_problem(breaker: Breaker) -> str:
-    """What there is to say of a breaker that is not closed: since when, who holds it or what comes next, its error."""
+    """Returns a sentence about a breaker that is not closed: since when, who holds it or what comes next, its error."""
     assert breaker.opened_at is not None, "the schema says so"
     state, outlook = breaker.state.replace("_", "-"), ""
     if breaker.held_by is not None:
@@ -239,7 +239,8 @@ def breaker_problem(breaker: Breaker) -> str:
     elif breaker.retry_in_seconds is not None:
         wait = duration(breaker.retry_in_seconds)
         outlook = f", next probe in {wait}" if breaker.state == "open" else f", being probed, again in {wait}"
-    reason = f", last error: {breaker.last_error}" if breaker.last_error else ""
+    reason = f", because: {breaker.held_reason}" if breaker.held_reason else ""
+    reason += f", last error: {breaker.last_error}" if breaker.last_error else ""
     since = f"{breaker.opened_at.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
     return f"the breaker of {breaker.name} has been {state} since {since}{outlook}{reason}"
 

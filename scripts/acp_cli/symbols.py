@@ -1,4 +1,4 @@
-"""Symbols as people type them."""
+"""Reads symbols as people type them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 
 def split_symbols(words: Iterable[str]) -> list[str]:
-    """The symbols in these words, each once, in capitals: between them may be spaces, commas or both."""
+    """Returns the symbols in these words, each once, in capitals; spaces, commas or both may separate them."""
     found = (symbol.upper() for word in words for symbol in re.split(r"[,\s]+", word) if symbol)
     return list(dict.fromkeys(found))

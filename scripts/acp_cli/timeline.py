@@ -1,4 +1,4 @@
-"""An event's timeline as a tree."""
+"""Renders an event's timeline as a tree."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _STATE_STYLES = {
 
 
 def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | None = None) -> Tree:
-    """Raw payload → event → each delivery with its attempts → each consumer, with the instants (UTC).
+    """Returns the tree: raw payload → event → each delivery with its attempts → each consumer, with UTC instants.
 
-    `breakers` by subscription say why a message waits. A message that was redriven has both deliveries: the one that
-    was given up on, and the one that took its place.
+    `breakers` by subscription explain why a message waits. A message that was redriven has two deliveries: the one that
+    was given up on, and the one that replaced it.
     """
     event = timeline.event
     tree = Tree(f"[bold]{shown(event['event_type'])}[/] {shown(event['entity_id'] or '')}  [dim]{event['event_id']}[/]")
@@ -62,7 +62,7 @@ def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | N
 
 
 def instant(value: str | datetime, *, with_date: bool = False) -> str:
-    """An instant in UTC: 14:32:05.123Z."""
+    """Returns an instant in UTC, such as 14:32:05.123Z."""
     moment = (datetime.fromisoformat(value) if isinstance(value, str) else value).astimezone(UTC)
     text = moment.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00") + "Z"
     return text if with_date else text[11:]
@@ -107,11 +107,14 @@ def _add_delivery(tree: Tree, delivery: Mapping[str, Any], breaker: Breaker | No
 
 
 def _waits_for(breaker: Breaker) -> str:
-    """Why nothing is sent to a subscription, and who or what changes that."""
+    """Returns why nothing is sent to a subscription, and who or what will change that."""
     since = instant(breaker.opened_at, with_date=True) if breaker.opened_at else "some time"
     reason = f"; last error: {breaker.last_error}" if breaker.last_error else ""
     if breaker.held_by is not None:
-        return shown(f"held by {breaker.held_by} since {since}{reason}; scripts/acp resume {breaker.name} lets it go")
+        why = f", because: {breaker.held_reason}" if breaker.held_reason else ""
+        return shown(
+            f"held by {breaker.held_by} since {since}{why}{reason}; scripts/acp resume {breaker.name} lets it go"
+        )
     state = breaker.state.replace("_", "-")
     return shown(f"waits: the breaker of {breaker.name} has been {state} since {since}{reason}")
 

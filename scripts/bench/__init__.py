@@ -1,1 +1,1 @@
-"""The bench: what the relay takes and gives, each figure beside a bare loop or a limit, measured in one run."""
+"""The bench measures what the relay achieves and what it costs, each figure beside a bare loop or a limit."""

@@ -1,4 +1,7 @@
-"""The limit to race: the outbox's own claim and settle in a loop, one connection, nothing published in between."""
+"""A bare loop to compare the relay with: it claims and settles on one connection, and publishes nothing.
+
+It uses the outbox's own statements.
+"""
 
 import os
 import time
@@ -14,7 +17,7 @@ from control_plane.platform.settings import RelaySettings
 
 
 def main() -> None:
-    """Prepare, wait, claim and settle until nothing is left, report."""
+    """Prepares, waits for the start, claims and settles until nothing is left, and reports."""
     parent = Parent()
     settings = RelaySettings.from_environ(os.environ)
     (subscription,) = settings.subscription_queue_urls

@@ -1,4 +1,4 @@
-"""A bare loop of claim and settle on one of the layouts, one connection, nothing published in between.
+"""A bare loop that claims and settles on one of the layouts, on one connection, and publishes nothing.
 
 Options: layout (its name in :data:`bench.layouts.LAYOUTS`), subscription, topic.
 """
@@ -15,7 +15,7 @@ from control_plane.platform.settings import RelaySettings
 
 
 def main() -> None:
-    """Prepare, wait, claim and settle until nothing is left, report."""
+    """Prepares, waits for the start, claims and settles until nothing is left, and reports."""
     parent = Parent()
     options = parent.options()
     layout, subscription, topic = LAYOUTS[options["layout"]], options["subscription"], options["topic"]

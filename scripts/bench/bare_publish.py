@@ -1,6 +1,6 @@
-"""The limit to race: boto3's send_message_batch in a loop on several threads, from memory, without a database.
+"""A bare loop to compare the relay with: boto3's send_message_batch on several threads, without a database.
 
-It sends what is pending in the outbox, as the relay would, with entries made beforehand.
+It sends the messages that are pending in the outbox, with entries that are made in memory before the start.
 """
 
 import json
@@ -21,7 +21,7 @@ from control_plane.platform.settings import RelaySettings
 
 
 def entries(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    """The entries of one batch, with the attributes that the relay sends."""
+    """Returns the entries of one batch, with the attributes that the relay sends."""
     return [
         {
             "Id": str(index),
@@ -42,7 +42,7 @@ def entries(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Prepare, wait, publish, report."""
+    """Prepares, waits for the start, publishes, and reports."""
     parent = Parent()
     settings = RelaySettings.from_environ(os.environ)
     with psycopg.connect(os.environ["DATABASE_READER_URL"]) as connection:

@@ -1,4 +1,4 @@
-"""The bars as an SVG: for each figure how much better, or worse, than asked for."""
+"""Draws the figures with a bar as an SVG: how much better, or worse, each is than its bar asks for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 _WIDTH, _LABELS, _VALUES, _ROW, _TOP = 860, 340, 170, 26, 56
 _PLOT = _WIDTH - _LABELS - _VALUES
 _DOUBLINGS = 3
-"""The scale's ends: a margin of 1/8 and of 8; what lies beyond is drawn to the end."""
+"""How many doublings the scale shows in each direction, from 1/8 to 8 times; longer bars are cut off there."""
 
-# Its own background in either mode: GitHub shows it as an image, which knows the system's mode, not the page's.
+# The chart has its own background in light and dark mode. GitHub shows it as an image, and an image follows the mode of
+# the system, not of the page.
 _STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #1f2328; }
 .title { font-weight: 600; font-size: 14px; } .dim { fill: #59636e; }
@@ -32,9 +33,9 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328; }
 
 
 def chart(figures: Sequence[Figure], *, note: str) -> str:
-    """The figures that have a bar, one line each: to the right of the dashed line it is met, twice as far, twice over.
+    """Returns a chart with one line per figure that has a bar.
 
-    `note` is the small print below.
+    A line that reaches to the right of the dashed line meets its bar. `note` is the small print below.
     """
     rows = [(figure, figure.bar) for figure in figures if figure.bar is not None]
     height = _TOP + _ROW * len(rows) + 40
@@ -53,7 +54,7 @@ def chart(figures: Sequence[Figure], *, note: str) -> str:
         y = _TOP + _ROW * number
         end_x = limit_x + _reach(bar.margin(figure.value)) * _PLOT / 2
         kind = "met" if figure.met else "missed"
-        # At the limit itself there would be nothing to see.
+        # A value that equals the limit would have a bar of no length.
         left, width = min(limit_x, end_x), max(abs(end_x - limit_x), 2.0)
         lines += [
             f'<text x="16" y="{y + 12}">{escape(figure.title)}</text>',
@@ -72,7 +73,7 @@ def chart(figures: Sequence[Figure], *, note: str) -> str:
 
 
 def _reach(margin: float) -> float:
-    """From -1 (an eighth of what is asked) over 0 (just met) to 1 (eight times as good)."""
+    """Returns a position from -1 (an eighth of what is asked) over 0 (just met) to 1 (eight times as good)."""
     if margin <= 0:
         return -1.0
     return max(-1.0, min(math.log2(margin) / _DOUBLINGS, 1.0))

@@ -1,4 +1,4 @@
-"""A measured process's side of the protocol: it says when it is ready, waits for the start, and reports at its end.
+"""The measured process's side of the protocol: it says when it is ready, waits for the start, and reports at its end.
 
 This module imports little, because its imports would count as the measured program's memory.
 """

@@ -1,4 +1,4 @@
-"""The results of a measurement: figures, their bars, and the rounds that they were computed from."""
+"""The results of a measurement: figures, their bars, and the rounds from which they were computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenarios of what a relay takes of its machine: its cold start, its memory, and its CPU while idle."""
+"""Scenarios of a relay's use of its machine: its cold start, its memory, and its CPU while idle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MIB = 1_048_576
 
 
 def cold_start(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
-    """Compares a fresh relay process, up to the end of its first claim, with one that only imports and asks one query.
+    """Compares a new relay process, up to the end of its first claim, with one that only imports and asks one query.
 
     The other process imports boto3 and psycopg, as the relay does.
     """
@@ -38,7 +38,7 @@ def cold_start(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured
     with rig.fresh(Seed(0)) as database:
         environ = rig.environ(database)
         for program in (relay, bare):
-            _seconds_of(program, environ)  # so that the bytecode is written and the files are cached
+            _seconds_of(program, environ)  # An unmeasured run writes the bytecode and fills the file cache.
         for number in rounds_of(sizes.rounds):
             say(number)
             pairs = [(_seconds_of(relay, environ), _seconds_of(bare, environ)) for _ in range(sizes.cold_starts)]
@@ -56,7 +56,7 @@ def cold_start(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured
 
 
 def memory(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
-    """Measures the relay's peak resident memory while it works off a backlog of many claims."""
+    """Measures the relay's peak resident memory while it works through a backlog of many claims."""
     sides = {
         "1 KiB": (Seed(sizes.events, padding=1024 - TICK_BYTES), 128),
         # A message's attributes count, too, so this is the largest possible body.

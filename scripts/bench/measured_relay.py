@@ -1,7 +1,7 @@
-"""One relay as deployed: functions/relay/app.py with its own composition, its settings from the environment.
+"""Runs one relay as deployed: functions/relay/app.py, with its settings from the environment.
 
-Options: remaining_seconds (what the invocation is told it has), linger_seconds, warm_up (an invocation before the
-measured one), publish (false: a publisher that accepts everything and does nothing).
+Options: remaining_seconds (the time that the invocation seems to have left), linger_seconds, warm_up (an invocation
+before the measured one), publish (false: a publisher that accepts everything and sends nothing).
 """
 
 import importlib
@@ -16,7 +16,7 @@ from control_plane.outbox.publisher import Message
 
 
 class PublishesNothing:
-    """Accepts every message at once."""
+    """A publisher that accepts every message at once and sends none."""
 
     send_timeout_seconds = 10.0
 
@@ -26,7 +26,7 @@ class PublishesNothing:
 
 
 def lambda_context(remaining_seconds: float) -> Any:
-    """What the handler uses of Lambda's context."""
+    """Returns what the handler uses of Lambda's context."""
     deadline = time.monotonic() + remaining_seconds
     return SimpleNamespace(
         aws_request_id="bench",
@@ -37,13 +37,13 @@ def lambda_context(remaining_seconds: float) -> Any:
 
 
 def main() -> None:
-    """Prepare, wait, relay, report."""
+    """Prepares, waits for the start, relays, and reports."""
     parent = Parent()
     options = parent.options()
-    # By its path alone, as Lambda imports it: the folder is on the path, the module's name is the handler's.
+    # The function is imported by path, as in Lambda: its folder is on the path, and the module has the handler's name.
     app: Any = importlib.import_module("app")
     if options["publish"]:
-        app.publisher().prepare()  # as the bare loop has its client made
+        app.publisher().prepare()  # The bare loop's client is made before the start, too.
     else:
         assert app.publisher, "what the composition names its publisher"
         app.publisher = PublishesNothing

@@ -1,8 +1,8 @@
 -- name: make_events
--- Stores that many events of one topic with their outbox messages, delivered or pending for each of the subscriptions
--- named, made the way the pipeline makes them: a market tick, its body longer by `padding` bytes. With an `event_id`,
--- that one event. Every 20 share a trace and an instant, as those of one ingestion run do; what is delivered is a day
--- older than what is pending.
+-- Stores ``count`` events of one topic with their outbox messages, pending or delivered for each given subscription.
+-- They are market ticks like those of the pipeline, but ``padding`` bytes longer. An ``event_id`` may be given for a
+-- single event. Every 20 events share a trace and an instant, like those of one ingestion run. Delivered messages are a
+-- day older than pending ones.
 WITH made AS (
     INSERT INTO events (
         event_id, event_type, source, entity_id, entity_type, series, occurred_at, observed_at, ingested_at,
@@ -49,22 +49,23 @@ CROSS JOIN unnest(%(subscriptions)s::text[]) AS subscription
 WHERE NOT %(delivered)s::boolean
 
 -- name: make_subscriptions
--- As MigrationFunction makes them.
+-- Makes subscriptions as MigrationFunction does.
 INSERT INTO subscriptions (name, topic)
 SELECT name, %(topic)s::text
 FROM unnest(%(subscriptions)s::text[]) AS name
 ON CONFLICT (name) DO NOTHING
 
 -- name: pending_messages
--- Bodies and what their attributes are made of, for the loop that publishes without an outbox.
+-- The pending messages: their bodies, and the values of their attributes, for the loop that publishes without an
+-- outbox.
 SELECT payload_json::text, event_id, event_type, schema_version, trace_id
 FROM outbox
 WHERE id IN (SELECT outbox_id FROM pending_deliveries)
 ORDER BY id
 
 -- name: written_rows
--- How many row versions these tables' updates and deletes have left dead, vacuumed or not, and what the tables and their
--- indexes take on disk.
+-- How many dead row versions the updates and deletes of these tables have made, vacuumed or not, and how many bytes the
+-- tables and their indexes take on disk.
 SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint, coalesce(sum(pg_total_relation_size(relid)), 0)::bigint
 FROM pg_stat_user_tables
 WHERE format('%%s.%%s', schemaname, relname) = ANY (%(tables)s::text[])

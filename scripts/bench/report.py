@@ -1,4 +1,4 @@
-"""The result of a bench: a table for people, JSON for everything else."""
+"""Shows the result of a bench as a table for people and as JSON for everything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a run found out. `settings` are the measured relays', `machine` what they ran on."""
+    """All results of a run. `settings` are those of the measured relays, `machine` describes the machine."""
 
     started_at: str
     quick: bool
@@ -26,21 +26,21 @@ class Report:
 
     @property
     def figures(self) -> Sequence[Figure]:
-        """Of all scenarios."""
+        """Returns the figures of all scenarios."""
         return [figure for measured in self.scenarios.values() for figure in measured.figures]
 
     @property
     def missed(self) -> Sequence[Figure]:
-        """Those that do not meet their bar; a quick run is not held against it."""
+        """Returns the figures that do not meet their bar; for a quick run, none."""
         return [] if self.quick else [figure for figure in self.figures if figure.met is False]
 
     @property
     def summary(self) -> str:
-        """How the values came about."""
+        """Returns a line that says how the values were measured."""
         return "one round" if self.rounds == 1 else f"median of {self.rounds} rounds, peaks the highest"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, every round's raw numbers included."""
+        """Returns the report as JSON, including every round's raw numbers."""
         return {
             "version": 1,
             "started_at": self.started_at,
@@ -59,7 +59,7 @@ class Report:
         }
 
     def render(self) -> Table:
-        """One line per figure."""
+        """Prints one line per figure."""
         machine = self.machine
         caption = (
             f"{machine['cores']} cores ({machine['processor']}), Python {machine['python']}, PostgreSQL "
@@ -87,15 +87,15 @@ class Report:
 
 
 def number_text(number: float) -> str:
-    """Three figures that count: 1.62, 23.4, 8,150."""
+    """Returns a number with three significant digits: 1.62, 23.4, 8,150."""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def value_text(figure: Figure) -> str:
-    """1.62 ×, 8,150 /s."""
+    """Returns a value with its unit: 1.62 ×, 8,150 /s."""
     return f"{number_text(figure.value)} {figure.unit}"
 
 
 def bar_text(bar: Bar) -> str:
-    """≥ 1.5, in the figure's unit."""
+    """Returns a bar as text, such as ≥ 1.5; its unit is the figure's."""
     return f"{bar.sense} {number_text(bar.limit)}"

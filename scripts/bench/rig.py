@@ -1,4 +1,4 @@
-"""The rig that the bench measures on: a PostgreSQL as in production, filled databases, a queue, and timed processes."""
+"""The rig on which the bench measures: a PostgreSQL as in production, filled databases, a queue, timed processes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _LIMIT_SECONDS = 900.0
 
 
 class BenchError(AcpError):
-    """Raised when a measurement could not be made, or measured something else than it should."""
+    """Raised when a measurement could not be made, or did not measure what it should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self._watchdog.cancel()
         self._process.kill()
-        with self._process:  # closes its pipes, waits
+        with self._process:  # Closes its pipes and waits for it.
             pass
 
     def wait_until_ready(self) -> None:
@@ -119,7 +119,7 @@ class Child:
     def go(self) -> None:
         """Starts the measurement."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is gone: its report says so
+        with contextlib.suppress(BrokenPipeError):  # The child has ended; reading its report will show why.
             self._process.stdin.write(b"go\n")
 
     def report(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Rig:
     passwords: RunState
     queues: Queues
     relay_settings: Mapping[str, str]
-    """The settings of the measured relays and of what they are compared with: those of the template."""
+    """The settings of the measured relays and of the programs they are compared with: those of the template."""
     endpoint_url: str | None = None
     """The URL of an SQS to use instead of a LocalStack that the bench starts."""
     latency_ms: float = 0

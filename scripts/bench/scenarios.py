@@ -1,7 +1,7 @@
-"""All scenarios by name. A scenario is a function: given a rig, the sizes and a way to show progress, it measures.
+"""All scenarios by name. A scenario is a function that gets a rig, the sizes and a way to show progress, and measures.
 
-A scenario compares two or more sides. They take turns (A B A B …), each turn in processes of its own, on a database
-that starts the same.
+A scenario compares two or more sides. They take turns (A B A B …), each turn in new processes, on a database that
+starts in the same state.
 """
 
 from __future__ import annotations

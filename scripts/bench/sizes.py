@@ -14,7 +14,7 @@ class Sizes:
     emulated_events: int = 10_000
     small_backlog: int = 10_000
     large_backlog: int = 1_000_000
-    """So many deliveries are pending, and as many are delivered."""
+    """The large backlog: so many deliveries are pending, and as many are delivered already."""
     backlog_seconds: float = 5
     latency_seconds: float = 10
     latency_rate: int = 50
@@ -32,11 +32,10 @@ QUICK = Sizes(
     emulated_events=100,
     small_backlog=1_000,
     large_backlog=5_000,
-    backlog_seconds=0.2,
     latency_seconds=1,
     neighbour_seconds=1,
     cold_starts=1,
     large_bodies=20,
     idle_seconds=1,
 )
-"""Sizes to see that everything works; the figures mean nothing."""
+"""Sizes that only show whether everything works; the figures mean nothing."""

@@ -1,4 +1,4 @@
-"""Scenarios of what deliveries cost in the database: other layouts of the tables, and further subscriptions."""
+"""Scenarios of what deliveries cost in the database: with other layouts of the tables, and with more subscriptions."""
 
 from __future__ import annotations
 

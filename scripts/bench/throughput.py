@@ -1,4 +1,4 @@
-"""Scenarios of throughput: messages per second, each beside a bare loop or beside the same relay under less load."""
+"""Scenarios of throughput: messages per second, beside a bare loop or beside the same relay with less load."""
 
 from __future__ import annotations
 

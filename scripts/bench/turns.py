@@ -1,4 +1,4 @@
-"""One turn of a scenario: it runs a relay or a bare loop in a process of its own, and checks what it published."""
+"""One turn of a scenario: it runs a relay or a bare loop in a process of its own, and checks what was published."""
 
 from __future__ import annotations
 

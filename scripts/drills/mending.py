@@ -78,7 +78,7 @@ def change_variables(aws: LocalCloud, function: str, change: Change) -> None:
 
 def revert(aws: LocalCloud, function: str, change: Change) -> bool:
     """Undoes a change. Returns False if there is nothing to undo, for example because the function is gone."""
-    functions = aws.functions  # one client throughout, since each client has exception classes of its own
+    functions = aws.functions  # The same client throughout, since each client has its own exception classes.
     try:
         now = _variables(functions, function)
     except functions.exceptions.ResourceNotFoundException:
@@ -98,7 +98,7 @@ def variables(aws: LocalCloud, function: str) -> Mapping[str, str]:
 def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | None) -> None:
     """Sets a fault of the market replay, or ends it. Raises AcpError if the replay does not answer."""
     if url is None:
-        # The replay that the drill had made fail runs no more, so its faults are gone, too.
+        # The replay that the drill made fail no longer runs, so its faults are gone, too.
         return
     request = urllib.request.Request(  # noqa: S310  the replay's own URL
         f"{url}/faults/{quote(symbol, safe='')}",
@@ -181,7 +181,7 @@ def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
 
 
 def _is_shut(connection: Connection[Any], name: str) -> bool:
-    """Whether a breaker is not closed, and no person holds it."""
+    """Whether a breaker is not closed and no person holds it."""
     return any(
         not breaker.is_closed and breaker.held_by is None for breaker in breakers.read_breakers(connection, [name])
     )

@@ -1,4 +1,4 @@
-"""A drill's outbox messages: storing them, reading their state, and telling in words what happened to them."""
+"""A drill's outbox messages: it stores them, reads their state, and says what happened to them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUBSCRIPTIONS: Final = (SUBSCRIPTION, "system_events")
 _SERIES = "1m"
 _AT_ONCE_SECONDS = 0.1
 _CURRENCY = "XTS"
-"""ISO 4217: reserved for testing."""
+"""ISO 4217 reserves this code for testing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Batch:
 
     @classmethod
     def make(cls, *, drill: str, trace_id: UUID, count: int, now: datetime) -> Batch:
-        """Makes so many ticks, a microsecond apart from `now` on, with prices 1, 2, 3 …"""
+        """Makes ``count`` ticks, a microsecond apart from `now` on, with prices 1, 2, 3 …"""
         prices = [float(number) for number in range(1, count + 1)]
         raw = RawPayload(
             uuid4(),
@@ -113,7 +113,7 @@ class Batch:
         return [event.event_id for event in self.events]
 
     def store(self, connection: Connection[Any]) -> None:
-        """Store the events and their outbox messages, in one transaction."""
+        """Stores the events and their outbox messages, in one transaction."""
         with connection.transaction():
             store_events(connection, [self.raw], self.looks)
 
@@ -153,7 +153,7 @@ class Story:
     def _tell_of(self, breaker: Breaker) -> list[str]:
         now = (breaker.state, breaker.last_error)
         wait = breaker.retry_in_seconds or 0.0
-        # A cool-down that only counts down is not told; a new cool-down is.
+        # A cool-down that only counts down is not reported; a new cool-down is.
         is_news = breaker.state != (self._breaker or ("closed",))[0] or wait > self._retry_in_seconds + 0.5
         self._breaker, self._retry_in_seconds = now, wait
         return [f"breaker {breaker_state(breaker)}"] if is_news else []

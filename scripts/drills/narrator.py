@@ -1,4 +1,4 @@
-"""What a drill says: lines as things happen, on a terminal with a line below them that says what is awaited."""
+"""Prints what a drill does: a line per event, and on a terminal a last line that says what the drill waits for."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Result:
     drill: str
     guarantee: str
     problem: str = "not seen through"
-    """What went wrong; empty for a drill that came to its end."""
+    """The reason why the drill did not finish; empty if it did."""
     seconds: float = 0.0
     trace_ids: list[str] = field(default_factory=list)
-    """The runs that stored its events: scripts/acp trace shows each event's timeline."""
+    """The runs that stored its events; scripts/acp trace shows each event's timeline."""
     claims: list[Claim] = field(default_factory=list)
     timeline: list[tuple[float, str]] = field(default_factory=list)
-    """Seconds since it began, and what happened."""
+    """Each thing that happened, with the seconds since the drill began."""
 
     @property
     def held(self) -> bool:
-        """Whether the guarantee was seen to hold: the drill came to its end, and every claim of it held."""
+        """Whether the guarantee held: the drill finished, and every claim of it held."""
         return not self.problem and bool(self.claims) and all(claim.held for claim in self.claims)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Result:
 
 
 class Narrator:
-    """Says what happens, and keeps it for the result."""
+    """Prints what happens, and keeps it for the result."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -61,7 +61,7 @@ class Narrator:
 
     @contextlib.contextmanager
     def telling(self, result: Result) -> Iterator[None]:
-        """One drill from its heading to its end."""
+        """Shows one drill, from its heading to its end."""
         self.result, self._started = result, time.monotonic()
         self._console.print(f"[bold]{result.drill}[/]: {shown(result.guarantee)}", soft_wrap=True)
         self._status = self._console.status("…") if self._console.is_terminal else None
@@ -74,18 +74,18 @@ class Narrator:
 
     @property
     def seconds(self) -> float:
-        """Since the drill began."""
+        """Returns the seconds since the drill began."""
         return time.monotonic() - self._started
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Something happened."""
+        """Prints something that happened."""
         seconds = self.seconds
         self.result.timeline.append((round(seconds, 2), text))
         words = f"[{style}]{shown(text)}[/]" if style else shown(text)
         self._console.print(f"[dim]{seconds:6.1f} s[/]  {words}", soft_wrap=True)
 
     def show(self, text: str) -> None:
-        """What is awaited, and how far it is: on a terminal alone, in place of what was shown before."""
+        """Shows what the drill waits for; only on a terminal, in the place of what was shown before."""
         if self._status is not None:
             self._status.update(shown(text))
 

@@ -1,6 +1,6 @@
 -- name: messages_of_runs
--- The outbox messages of a drill's runs as they are at this moment, for these subscriptions, each with its failed attempts
--- and whether the subscription's consumer has acted. Of one that was redriven, the delivery that is its latest.
+-- The outbox messages of these runs for these subscriptions, as they are now. Each has its failed attempts, and whether
+-- the subscription's consumer has processed it. A message that was redriven has its latest delivery.
 SELECT
     delivery.id,
     events.event_id,
@@ -36,13 +36,13 @@ WHERE events.trace_id = ANY (%(trace_ids)s::uuid[])
 ORDER BY delivery.id
 
 -- name: make_due
--- Makes retries due now instead of after their wait; what is claimed meanwhile is left alone.
+-- Makes retries due now, without their wait; messages that are claimed meanwhile are not changed.
 UPDATE pending_deliveries
 SET next_attempt_at = now()
 WHERE outbox_id = ANY (%(ids)s::bigint[]) AND subscription = %(subscription)s AND claim_token IS NULL
 
 -- name: dead_letters_of_drills
--- The open dead letters of all drills' messages.
+-- The open dead letters of the messages of all drills.
 SELECT letter.id
 FROM dead_letters AS letter
 JOIN outbox AS message ON message.id = letter.outbox_id
@@ -53,8 +53,8 @@ WHERE letter.resolution IS NULL
 ORDER BY letter.id
 
 -- name: unfinished
--- How many messages of drills are pending for a subscription, how many recent ones its consumer has not acted on, and how
--- many messages are pending for it in all.
+-- For a subscription: how many messages of drills are pending, how many recent ones its consumer has not processed, and
+-- how many messages of any kind are pending.
 SELECT
     count(*) FILTER (WHERE pending.outbox_id IS NOT NULL),
     count(DISTINCT events.event_id) FILTER (
@@ -70,7 +70,7 @@ LEFT JOIN processed_events AS processed
 WHERE events.entity_id = %(entity_id)s AND events.source = %(source)s
 
 -- name: relays_begun_before
--- Relays that connected before an instant and have asked for something lately: they work with the settings of then.
+-- How many relays connected before an instant, and so still have that time's settings, and made a query lately.
 SELECT count(*)
 FROM pg_stat_activity
 WHERE application_name = 'acp-relay'
@@ -78,7 +78,7 @@ WHERE application_name = 'acp-relay'
     AND state_change > clock_timestamp() - make_interval(secs => %(quiet_seconds)s)
 
 -- name: effects
--- How often consumers were affected by these events: the bars that SignalLab keeps of them.
+-- How many effects these events had: the bars that SignalLab keeps of them.
 SELECT count(*) FROM signal_lab_bars WHERE event_id = ANY (%(event_ids)s::uuid[])
 
 -- name: openings
@@ -100,9 +100,9 @@ WHERE event_type = 'MARKET_TICK_INGESTED'
     AND occurred_at BETWEEN %(since)s AND %(until)s
 
 -- name: forget_bars
--- Takes the drills' bars out of SignalLab; events, messages and what was processed stay to be read.
+-- Removes the drills' bars from SignalLab; events, messages and processed_events stay readable.
 DELETE FROM signal_lab_bars WHERE source = %(source)s
 
 -- name: forget_prices
--- Takes the drills' prices out of SignalLab.
+-- Removes the drills' prices from SignalLab.
 DELETE FROM signal_lab_latest_prices WHERE source = %(source)s

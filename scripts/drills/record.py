@@ -37,7 +37,7 @@ class Change:
         return {**variables, **self.during}
 
     def reverted(self, variables: Mapping[str, str]) -> dict[str, str]:
-        """Returns the variables without the change; one that somebody else has set meanwhile keeps its value."""
+        """Returns the variables without the change; a variable that somebody else has set meanwhile keeps its value."""
         reverted = dict(variables)
         for name, value in self.during.items():
             if reverted.get(name) == value:
@@ -78,13 +78,13 @@ class DrillRecord:
 
     @property
     def problem(self) -> str:
-        """What `acp status` says of the drill."""
+        """Returns the line about the drill in `acp status`."""
         if self.is_running:
             return f"the drill {self.drill} is under way"
         return f"the drill {self.drill} was cut off before it had put everything right: scripts/acp drill --mend"
 
     def save(self, workspace: Workspace) -> None:
-        """Writes the file, wholly or not at all."""
+        """Writes the whole file, or nothing."""
         write_private(_path(workspace), json.dumps(asdict(self), indent=2))
 
     def clear(self, workspace: Workspace) -> None:

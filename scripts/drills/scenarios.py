@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVENTS = 20
 _SLOW_SECONDS = 2.0
 _TOO_SLOW_SECONDS = 10.0
-"""An answer that takes longer than the relay waits."""
+"""Seconds: an answer that takes longer than the relay waits."""
 _LONG_WAIT_SECONDS = 3.0
 """Waits longer than this, those of later retries, are cut short by the drill."""
 _RUNS_AT_MOST = 10
@@ -68,7 +68,7 @@ def _queue_outage(stage: Stage) -> None:
         )
         stage.claim(
             "the queue is found back within a cool-down",
-            held=recovered <= COOL_DOWN_SECONDS + 3 and look.breaker.is_closed,  # the next relay may just be starting
+            held=recovered <= COOL_DOWN_SECONDS + 3 and look.breaker.is_closed,  # The next relay may just be starting.
             seen=f"after {recovered:.1f} s, and the breaker is {look.breaker.state}",
         )
 
@@ -86,7 +86,8 @@ def _slow_queue(stage: Stage) -> None:
         )
         too_slow = stage.store(stage.make(EVENTS // 2))
         stage.until(
-            # If earlier sends fill the relay's threads, these are given back unsent; then the breaker has opened.
+            # If earlier sends occupy the relay's threads, these messages are given back unsent; the breaker has then
+            # opened.
             lambda look: not look.breaker.is_closed or any(one.last_error for one in look.of(too_slow).messages),
             what="the relay to give up waiting",
         )

@@ -49,11 +49,11 @@ _TURN_SECONDS = 1
 """How long each of the drill's relays lingers; the next one starts when it ends."""
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 8
-"""A relay that made no query for so long has ended, since a lingering one reads the breakers every few seconds."""
+"""A relay that made no query for this long has ended, since a lingering relay reads the breakers every few seconds."""
 _HANDOVER_SECONDS = 120
 _FAILURES_IN_A_ROW = 5
 _SERIES = "1m"
-"""The bars that ingestion asks for."""
+"""The series of the bars that ingestion asks for."""
 
 
 class NotSeenError(AcpError):
@@ -85,7 +85,7 @@ class Look:
 
 
 class Stage:
-    """The deployed pipeline as one drill uses it: it stores events, makes faults and observes."""
+    """The deployed pipeline as one drill uses it: the drill stores events, makes faults and observes."""
 
     def __init__(
         self,
@@ -298,15 +298,15 @@ class Stage:
             time.sleep(0.5)
 
     def stored_by(self, trace_id: UUID) -> int:
-        """How many events a run stored."""
+        """Returns how many events a run stored."""
         return len(messages.read(self.connection, [trace_id]))
 
     def openings(self, breaker: Breaker) -> int:
-        """How many events say that the source's breaker opened when it did."""
+        """Returns how many events report this opening of the source's breaker."""
         return self._count("openings", source=breaker.name, kind=BREAKER_OPEN, opened_at=breaker.opened_at)
 
     def newest_bar(self, symbol: str) -> datetime:
-        """When the newest bar of a symbol began."""
+        """Returns when the newest bar of a symbol began."""
         newest: datetime = newest_occurrences(
             self.connection,
             source=self.breaker,
@@ -317,11 +317,11 @@ class Stage:
         return newest
 
     def bars(self, symbol: str, since: datetime, until: datetime) -> int:
-        """How many minutes of a symbol are stored, both ends included."""
+        """Returns how many minutes of a symbol are stored, both ends included."""
         return self._count("bars", source=self.breaker, entity_id=symbol, since=since, until=until)
 
     def age(self, instant: datetime) -> float:
-        """Seconds since then, by the database's clock."""
+        """Returns the seconds since an instant, by the database's clock."""
         return (database_time(self.connection) - instant).total_seconds()
 
     def make_due(self, ids: Sequence[int]) -> None:

@@ -1,12 +1,12 @@
-# Sourced by the scripts beside it, from the root of the checkout: finds or installs uv, makes the environments.
-# Nothing is written outside the checkout's .acp folder.
+# The other scripts source this file from the root of the checkout. It finds or installs uv and makes the environments.
+# It writes nothing outside the checkout's .acp folder.
 
 ACP_HOME=${ACP_HOME:-$PWD/.acp}
 export UV_CACHE_DIR=${UV_CACHE_DIR:-$ACP_HOME/cache/uv}
 export UV_PYTHON_INSTALL_DIR=${UV_PYTHON_INSTALL_DIR:-$ACP_HOME/python}
 export UV_NO_PROGRESS=${UV_NO_PROGRESS:-$([ -t 2 ] || echo 1)}
 [ -n "$UV_NO_PROGRESS" ] || unset UV_NO_PROGRESS
-# What others set for their own Python, environment or shell must not bend ours.
+# Variables that the user set for another Python, environment or shell must not affect ours.
 unset UV PYTHON313 VIRTUAL_ENV CONDA_PREFIX
 for name in "${!PYTHON@}"; do
   case $name in
@@ -15,7 +15,7 @@ for name in "${!PYTHON@}"; do
     *) unset "$name" ;;
   esac
 done
-# Of uv's settings those count that say where packages and interpreters come from, and how they are fetched and kept.
+# Only those of uv's settings count that say where packages and interpreters come from, and how they are fetched and kept.
 for name in "${!UV_@}"; do
   case $name in
     UV_*INDEX* | UV_FIND_LINKS | UV_KEYRING_PROVIDER | UV_OFFLINE | UV_CONFIG_FILE | UV_NO_CONFIG) ;;
@@ -24,7 +24,7 @@ for name in "${!UV_@}"; do
     *) unset "$name" ;;
   esac
 done
-# The same of pip's, which SAM builds layers with, too.
+# The same applies to pip's settings; SAM uses pip to build layers.
 for name in "${!PIP_@}"; do
   case $name in
     PIP_*INDEX* | PIP_FIND_LINKS | PIP_TRUSTED_HOST | PIP_KEYRING_PROVIDER | PIP_CONFIG_FILE) ;;
@@ -37,11 +37,11 @@ unset name
 
 say() { printf '%s\n' "$*" >&2; }
 
-# Sets UV to a uv that really runs: the user's own, or one installed below .acp.
+# Sets UV to a uv that works: the user's own, or one installed below .acp.
 find_uv() {
   local candidate python found=
   for candidate in "$ACP_HOME/uv/bin/uv" uv "${HOME:-}/.local/bin/uv"; do
-    # A pyenv shim is found and still does not run: only running it tells.
+    # A pyenv shim may be found and not run, so it is tried.
     if "$candidate" --version >/dev/null 2>&1; then
       UV=$candidate
       return
@@ -51,7 +51,7 @@ find_uv() {
     "${HOME:-}"/.pyenv/versions/3.*/bin/python3; do
     "$python" -I -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 8))' >/dev/null 2>&1 || continue
     found=$python
-    say "Installing uv into .acp/uv …"
+    say "Installing uv into .acp/uv ..."
     if "$python" -I scripts/lib/install_uv.py "$ACP_HOME/uv" requirements/uv.txt >&2 &&
       "$ACP_HOME/uv/bin/uv" --version >/dev/null; then
       UV=$ACP_HOME/uv/bin/uv
@@ -78,7 +78,7 @@ find_python() {
     fi
   done
   PYTHON313=$("$UV" python find 3.13 2>/dev/null) && return
-  say "Installing Python 3.13 into .acp/python …"
+  say "Installing Python 3.13 into .acp/python ..."
   if "$UV" python install 3.13 >&2 && PYTHON313=$("$UV" python find 3.13); then
     return
   fi
@@ -89,7 +89,7 @@ find_python() {
 # environment <name> <lock>: makes or updates .acp/venvs/<name> from the lock; does nothing where it is up to date.
 environment() {
   local name=$1 lock=$2 venv=$ACP_HOME/venvs/$1 stamp
-  # The folder is part of it: a checkout that was moved needs its paths written anew.
+  # The stamp includes the folder, because a checkout that was moved needs its paths written again.
   stamp="$(cksum <"$lock") $PWD"
   if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/.lock-checksum" 2>/dev/null)" = "$stamp" ] &&
     "$venv/bin/python" -c '' 2>/dev/null; then
@@ -97,7 +97,7 @@ environment() {
   fi
   [ -n "${UV:-}" ] || find_uv
   [ -n "${PYTHON313:-}" ] || find_python
-  say "Preparing the $name environment …"
+  say "Preparing the $name environment ..."
   # Console scripts name their interpreter by its path: after a move they are of no use.
   case $(cat "$venv/.lock-checksum" 2>/dev/null) in
     "" | *" $PWD") ;;
@@ -112,7 +112,7 @@ environment() {
     say "Installing $lock failed. Is a package index reachable?"
     exit 69
   }
-  # The project's own packages, as folders on the path: nothing to install again after an edit.
+  # The project's own packages are folders on the path, so an edit needs no new installation.
   if [ "$name" = dev ]; then
     printf '%s\n' "$PWD/layers/core" "$PWD/scripts" "$PWD/scripts/market" "$PWD/scripts/localstack" \
       >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/control_plane.pth"

@@ -1,7 +1,7 @@
 """``python -I install_uv.py FOLDER REQUIREMENTS`` makes a virtual environment with the uv that REQUIREMENTS locks.
 
-It is run by any Python from 3.8 on, and so imports the standard library alone. Of the user's pip settings only those
-count that say where packages come from: others, such as ``user = true``, would put uv elsewhere, or nowhere.
+Any Python from 3.8 on runs it, so it imports only the standard library. Only those of the user's pip settings count
+that say where packages come from. Others, such as ``user = true``, would install uv elsewhere, or nowhere.
 """
 
 import ast
@@ -31,7 +31,7 @@ SOURCES = {
 
 
 def install(folder, requirements):
-    """The exit code of pip, which says itself what went wrong."""
+    """Installs uv and returns pip's exit code; pip itself prints what went wrong."""
     venv.create(folder, clear=True, symlinks=True, with_pip=True)
     pip = [str(Path(folder, "bin", "python")), "-I", "-m", "pip"]
     command = ["install", "--quiet", "--no-cache-dir", "--no-deps", "--only-binary=:all:"]
@@ -40,11 +40,11 @@ def install(folder, requirements):
 
 
 def pip_environment(pip):
-    """The environment for an installation: the sources that pip's files name as variables, and no file any more.
+    """Returns the environment for an installation: the sources from pip's files become variables, and no file is read.
 
-    scripts/lib/environment.sh has taken the other PIP_ variables away.
+    scripts/lib/environment.sh has already removed the other PIP_ variables.
     """
-    # A file's own `quiet` would leave nothing to read.
+    # A setting `quiet` in a file would leave nothing to read.
     reading = dict(os.environ, PIP_QUIET="0", PIP_VERBOSE="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
     listed = subprocess.run([*pip, "config", "list"], env=reading, stdout=subprocess.PIPE, check=False).stdout.decode()
     # "global" sorts before "install", whose settings win over it; variables win over both.

@@ -30,58 +30,58 @@ AWS_ERRORS = (ClientError, BotoCoreError)
 
 
 class InvocationError(AcpError):
-    """The function ran and raised, timed out or could not start. `details` is what it reported."""
+    """Raised when a function raised, timed out or could not start. `details` is what it reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalCloud:
-    """An endpoint such as http://localhost:4566."""
+    """The clients for an endpoint such as http://localhost:4566."""
 
     endpoint: str
 
     @property
     def events(self) -> EventBridgeClient:
-        """EventBridge's rules."""
+        """The client for EventBridge's rules."""
         return self._session.client("events", endpoint_url=self.endpoint, config=_config())
 
     @property
     def cloudformation(self) -> CloudFormationClient:
-        """Stacks."""
+        """The client for stacks."""
         return self._session.client("cloudformation", endpoint_url=self.endpoint, config=_config())
 
     @property
     def functions(self) -> LambdaClient:
-        """Functions. An invocation may take as long as a function may run."""
+        """The client for functions; it waits as long as a function may run."""
         return self._session.client("lambda", endpoint_url=self.endpoint, config=_config())
 
     @property
     def logs(self) -> CloudWatchLogsClient:
-        """Logs."""
+        """The client for logs."""
         return self._session.client("logs", endpoint_url=self.endpoint, config=_config())
 
     @property
     def queues(self) -> SQSClient:
-        """Queues."""
+        """The client for queues."""
         return self._session.client("sqs", endpoint_url=self.endpoint, config=_config())
 
     @property
     def buckets(self) -> S3Client:
-        """S3 buckets."""
+        """The client for S3 buckets."""
         return self._session.client("s3", endpoint_url=self.endpoint, config=_config())
 
     @property
     def secrets(self) -> SecretsManagerClient:
-        """Secrets."""
+        """The client for secrets."""
         return self._session.client("secretsmanager", endpoint_url=self.endpoint, config=_config())
 
     @property
     def identity(self) -> STSClient:
-        """Who we are there: asked to see whether the cloud answers at all, so the wait is short."""
+        """The client that asks who we are. It shows whether the cloud answers at all, so it does not wait for long."""
         return self._session.client("sts", endpoint_url=self.endpoint, config=_config(read_timeout=10))
 
     @property
     def _session(self) -> Session:
-        # It takes half a second, which commands that ask the cloud nothing need not spend.
+        # boto3 is imported here because that takes half a second, which other commands need not spend.
         import boto3  # noqa: PLC0415
 
         return boto3.Session(
@@ -91,18 +91,18 @@ class LocalCloud:
         )
 
     def stack_id(self, name: str) -> str | None:
-        """The id of the stack of that name; None where there is none."""
+        """Returns the id of the stack of that name, or None if there is none."""
         try:
             stacks = self.cloudformation.describe_stacks(StackName=name)["Stacks"]
         except ClientError as error:
-            # CloudFormation has no error of its own for this one.
+            # CloudFormation has no separate error for a missing stack.
             if error.response["Error"]["Code"] == "ValidationError" and "does not exist" in str(error):
                 return None
             raise
         return stacks[0]["StackId"] if stacks and stacks[0]["StackStatus"] != "DELETE_COMPLETE" else None
 
     def put_secret(self, name: str, value: str) -> str:
-        """Create or replace a secret. Returns its ARN."""
+        """Creates or replaces a secret. Returns its ARN."""
         secrets = self.secrets
         try:
             return secrets.create_secret(Name=name, SecretString=value)["ARN"]
@@ -110,7 +110,7 @@ class LocalCloud:
             return secrets.put_secret_value(SecretId=name, SecretString=value)["ARN"]
 
     def invoke(self, function: str, event: Mapping[str, Any]) -> Any:
-        """Run a function and wait. Raises InvocationError where it failed."""
+        """Runs a function and waits for its result. Raises InvocationError if it failed."""
         response = self.functions.invoke(FunctionName=function, Payload=json.dumps(event).encode())
         result = json.loads(response["Payload"].read() or b"null")
         if "FunctionError" in response:
@@ -125,10 +125,10 @@ def _config(read_timeout: float = 900) -> Config:
     from botocore.config import Config  # noqa: PLC0415  it imports most of what boto3 does
 
     return Config(
-        # An empty mapping, not None: None would take the user's proxy.
+        # An empty mapping and not None, because None would use the user's proxy.
         proxies={},
         connect_timeout=5,
         read_timeout=read_timeout,
-        # A repeated invocation would be a second run.
+        # A repeated invocation would run the function twice.
         retries={"total_max_attempts": 1},
     )

@@ -1,8 +1,8 @@
-"""``python -m local_cloud.bridge ADDRESS/PREFIX PORT…``: lets a Docker bridge's containers reach servers of loopback.
+"""``python -m local_cloud.bridge ADDRESS/PREFIX PORT…``: lets a Docker bridge's containers reach servers on loopback.
 
-PostgreSQL and the local cloud listen on 127.0.0.1 alone. This listens on the bridge's own address, at the same ports,
-and passes each connection on to loopback, provided it comes from the bridge's network: Linux also accepts from
-elsewhere what is addressed to a bridge of its own.
+PostgreSQL and the local cloud listen on 127.0.0.1 alone. This program listens on the bridge's own address, at the same
+ports, and passes each connection on to loopback. It accepts only connections from the bridge's network, because Linux
+also delivers packets from elsewhere to a bridge's address.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import sys
 
 READY = "bridge: listening on"
 _CHUNK = 1 << 16
-# Not in Python's socket module. Linux: listen on an address that is not there yet, or for a while not.
+# Not in Python's socket module. On Linux it allows listening on an address that does not exist at the moment.
 _IP_FREEBIND = 15
 
 
 class Bridge:
-    """What is listened on, and who may come in."""
+    """A forwarder's address, and the network from which it accepts connections."""
 
     def __init__(self, address: str, network: ipaddress.IPv4Network, *, target: str = "127.0.0.1") -> None:
         self._address = address
@@ -30,7 +30,7 @@ class Bridge:
         self._target = target
 
     async def listen(self, port: int) -> asyncio.Server:
-        """Pass on connections to one port, from now on. Raises OSError where the port is taken."""
+        """Passes on connections to one port from now on. Raises OSError if the port is taken."""
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sys.platform == "linux":
@@ -64,14 +64,14 @@ class Bridge:
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until the reader's end. One side may finish while the other still answers."""
+    """Copies bytes until the reader's end; one side may finish while the other still answers."""
     with contextlib.suppress(ConnectionError):
         while chunk := await reader.read(_CHUNK):
             writer.write(chunk)
             await writer.drain()
         writer.write_eof()
         return
-    # Lost on one side: the other must not wait for what will never come.
+    # One side is lost, so the other must not wait for bytes that never come.
     writer.transport.abort()
 
 

@@ -1,7 +1,7 @@
 """Builds template.yaml, for Lambda or for processes of a host.
 
-The switch is the target's, never luck's: Lambda's layers hold wheels for Lambda whatever the host is, as `sam build`
-makes them; a host's layers hold wheels for that host, so its functions can run without a container.
+The target decides which wheels are built in. Lambda's layers hold wheels for Lambda whatever the host is, as `sam
+build` makes them. A host's layers hold wheels for that host, so its functions can run without a container.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOT_SHIPPED = {".DS_Store", ".lock"}
 
 
 def build_for_lambda(workspace: Workspace, folder: Path, *, architecture: str | None = None) -> Path:
-    """With Lambda's wheels, as plain `sam build` does it, into a folder. Returns the built template.
+    """Builds with Lambda's wheels into a folder, as plain `sam build` does. Returns the built template.
 
     `architecture` None is the template's default.
     """
@@ -40,7 +40,7 @@ def build_for_lambda(workspace: Workspace, folder: Path, *, architecture: str | 
 
 
 def build_for_containers(workspace: Workspace, *, on_wait: Callable[[str], object]) -> str:
-    """Plain `sam build`, where `sam local` looks for it. Does nothing where the sources are the same; says which."""
+    """Runs plain `sam build` for `sam local`, unless the sources are unchanged; returns in words whether it did."""
     built = workspace.checkout / ".aws-sam" / "build" / TEMPLATE
     sources = [workspace.checkout / name for name in (TEMPLATE, "samconfig.toml", "functions", "layers")]
     stamp = workspace.home / "build" / "containers.stamp"
@@ -53,12 +53,12 @@ def build_for_containers(workspace: Workspace, *, on_wait: Callable[[str], objec
 
 
 def _is_built(built: Path, stamp: Path, inputs: str) -> bool:
-    """Whether what is there was made from these very inputs, and by us: `sam build` may have other parameters."""
+    """Whether we made what is there, from the same inputs; somebody's `sam build` may have had other parameters."""
     return built.exists() and stamp.exists() and stamp.read_text() == f"{inputs} {digest([built])}"
 
 
 def build_for_host(workspace: Workspace) -> Path:
-    """With this host's wheels. Returns the built template."""
+    """Builds with this host's wheels. Returns the built template."""
     from samcli.yamlhelper import yaml_dump  # noqa: PLC0415  as read_template does
 
     template = read_template(workspace.checkout / TEMPLATE)
@@ -66,7 +66,7 @@ def build_for_host(workspace: Workspace) -> Path:
         if resource["Type"] == "AWS::Serverless::LayerVersion":
             source = workspace.checkout / resource["Properties"]["ContentUri"]
             resource["Properties"]["ContentUri"] = str(build_layer(workspace, source, workspace.layers))
-            # Built already: SAM only has to pass it on.
+            # The layers are built already, so SAM only has to pass them on.
             resource.pop("Metadata", None)
     derived, built = workspace.build / TEMPLATE, workspace.build / "sam"
     derived.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,10 @@ def build_for_host(workspace: Workspace) -> Path:
 
 
 def build_layer(workspace: Workspace, source: Path, folder: Path, *, platform: str | None = None) -> Path:
-    """The layer in `source` as an archive: its locked wheels, and the packages that lie beside its requirements.txt.
+    """Returns the layer in `source` as an archive: its locked wheels, and the packages beside its requirements.txt.
 
-    The wheels are this host's, or those of a `platform` in uv's words (aarch64-apple-darwin).
-
-    An archive, because SAM passes one on as it is, but packs a folder anew at each deployment.
+    The wheels are this host's, or those of a `platform` in uv's words (aarch64-apple-darwin). It is an archive because
+    SAM passes an archive on unchanged, but packs a folder again at each deployment.
     """
     requirements = source / "requirements.txt"
     packages = sorted(path.parent for path in source.glob("*/__init__.py"))
@@ -109,7 +108,7 @@ def _install(workspace: Workspace, requirements: Path, target: Path, platform: s
             f"--python-version={PYTHON_VERSION}",
             f"--python={sys.executable}",
             *([f"--python-platform={platform}"] if platform else []),
-            # A wheel built here would fit this machine alone.
+            # A wheel that is built here would fit this machine alone.
             "--only-binary=:all:",
             "--require-hashes",
             f"--requirement={requirements}",
@@ -119,7 +118,10 @@ def _install(workspace: Workspace, requirements: Path, target: Path, platform: s
 
 
 def _archive(archive: Path, folders: Sequence[Path]) -> None:
-    """What the first folder holds, and the further folders whole, below python/. Same content, same bytes."""
+    """Writes the content of the first folder, and the further folders whole, below python/.
+
+    The bytes depend on content alone.
+    """
     wheels, *packages = folders
     contents = [(wheels, path) for path in _files(wheels)]
     contents += [(package.parent, path) for package in packages for path in _files(package)]
@@ -130,19 +132,19 @@ def _archive(archive: Path, folders: Sequence[Path]) -> None:
             entry.external_attr = (stat.S_IFREG | (0o755 if os.access(path, os.X_OK) else 0o644)) << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
             file.writestr(entry, path.read_bytes())
-    # Another local cloud of this checkout may be deploying the old one.
+    # Another local cloud of this checkout may be deploying the old archive.
     unfinished.replace(archive)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The files below, in a fixed order, through symbolic links, without what Python and the desktop leave behind."""
+    """Yields all files below a folder in a fixed order, through symbolic links, without Python's caches."""
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         yield from (Path(parent) / name for name in sorted(names) if name not in _NOT_SHIPPED)
 
 
 def digest(paths: Sequence[Path], *words: str) -> str:
-    """SHA-256 of the names and contents of files and folders, hexadecimal."""
+    """Returns the SHA-256 of the names and contents of files and folders, as hexadecimal text."""
     digest = hashlib.sha256("\0".join(words).encode())
     for path in paths:
         for file in _files(path) if path.is_dir() else [path]:
@@ -151,7 +153,7 @@ def digest(paths: Sequence[Path], *words: str) -> str:
 
 
 def _is_stamped(path: Path, stamp: str) -> bool:
-    """Whether `path` was finished, from the very inputs that `stamp` is the digest of."""
+    """Whether `path` was finished, from exactly the inputs whose digest is `stamp`."""
     record = _stamp_of(path)
     return path.exists() and record.exists() and record.read_text() == stamp
 

@@ -1,4 +1,4 @@
-"""The local cloud as a whole: what belongs to it, how it comes up, how it goes down."""
+"""The local cloud as a whole: what belongs to it, how it starts and how it stops."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from local_cloud.workspace import Workspace
 
 _DEFAULTS = {"RelayLingerSeconds": "90"}
-"""The template's parameters that fit a laptop better: here a relay that stays costs nothing, and people look on."""
+"""Parameters of the template that differ on a laptop: a lingering relay costs nothing here, and people watch."""
 _ACCESS = ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What a person may choose; what they leave open stays as it is, or takes its default.
+    """A user's choices. What is left open stays as it is, or takes its default.
 
     `cloud` is an emulator's name, `stack` the stack's; `parameters` are the template's, by name.
     """
@@ -46,13 +46,13 @@ class UpOptions:
     from_day: str | None = None
     """The real day, YYYY-MM-DD, that the replay starts at."""
     containers: bool = True
-    """Whether to make ready for `sam local invoke` too, where a container engine answers."""
+    """Whether to prepare for `sam local invoke`, too, if a container engine answers."""
 
 
 class Cloud:
     """The local cloud of one workspace, running or not.
 
-    `endpoint_url` is where the user's own local cloud is, if they named one.
+    `endpoint_url` is the address of the user's own local cloud, if they named one.
     """
 
     def __init__(self, workspace: Workspace, endpoint_url: str | None = None) -> None:
@@ -62,11 +62,11 @@ class Cloud:
         self._endpoint_url = endpoint_url or None
 
     def emulator(self, run: RunState) -> Emulator:
-        """What stands in for AWS."""
+        """Returns the emulator that stands in for AWS."""
         return EMULATORS[run.cloud](self.workspace)
 
     def postgres(self, run: RunState) -> PostgresServer:
-        """The database server, running or not."""
+        """Returns the database server, running or not."""
         return PostgresServer(
             self.workspace.state / "postgres",
             password=run.superuser_password,
@@ -75,7 +75,7 @@ class Cloud:
         )
 
     def missing(self, run: RunState) -> list[str]:
-        """The parts that should run and do not."""
+        """Returns the names of the parts that should run and do not."""
         emulator = self.emulator(run)
         parts = {
             "PostgreSQL": self.postgres(run).running,
@@ -87,7 +87,7 @@ class Cloud:
         return [name for name, there in parts.items() if not there]
 
     def running(self) -> RunState:
-        """The state of a cloud that is up. Raises NotRunningError where it is not, or no longer whole."""
+        """Returns the state of a running cloud. Raises NotRunningError if it is down, or a part of it is missing."""
         run = run_state.load(self.workspace)
         if run is None:
             msg = "The local cloud is not running."
@@ -100,16 +100,16 @@ class Cloud:
         return run
 
     def aws(self, run: RunState) -> LocalCloud:
-        """Clients for its emulator."""
+        """Returns clients for the cloud's emulator."""
         return LocalCloud(run.endpoint)
 
     def outputs(self, run: RunState) -> dict[str, str]:
-        """The stack's outputs."""
+        """Returns the stack's outputs."""
         assert run.deployment is not None, "a running cloud has a stack"
         return run.deployment.outputs
 
     def describe(self, run: RunState) -> dict[str, str]:
-        """Of each part of a running cloud, where it is."""
+        """Returns where each part of a running cloud is."""
         return {
             "PostgreSQL": f"127.0.0.1:{self.postgres(run).port}",
             self.emulator(run).title: run.endpoint,
@@ -118,14 +118,14 @@ class Cloud:
         }
 
     def environ(self, run: RunState) -> dict[str, str]:
-        """All a script needs to reach it: the functions' environment, the endpoint, the stack's outputs."""
+        """Returns all variables that a script needs: the functions' environment, the endpoint, the stack's outputs."""
         assert run.deployment is not None, "a running cloud has a stack"
         server, outputs = self.postgres(run), run.deployment.outputs
-        # The functions are given secrets' ARNs, a script the secrets: exactly one of the two may be set.
+        # The functions get the ARNs of secrets, a script gets the secrets; exactly one of the two may be set.
         environ = {name: value for name, value in run.deployment.environ.items() if not name.endswith("_SECRET_ARN")}
         return {
             **environ,
-            # A reader's; what a script changes, it changes as the owner.
+            # The URL is a reader's; whatever a script changes, it changes as the owner.
             "DATABASE_URL": database.reader_url(server, run),
             "DATABASE_OWNER_URL": database.owner_url(server, run),
             "API_TOKEN": run.api_token,
@@ -136,7 +136,7 @@ class Cloud:
         }
 
     def up(self, options: UpOptions, progress: Progress) -> RunState:
-        """Bring everything to the wished state; what is there already is kept. The caller holds the lock."""
+        """Brings everything to the wished state; what is there already is kept. The caller holds the lock."""
         run = run_state.load(self.workspace) or RunState()
         run.parameters |= options.parameters
         # Before anything is saved or started: a refused symbol is not one that the next `up` would find.
@@ -154,7 +154,8 @@ class Cloud:
             database.prepare(server, run)
             step.note = f"on port {server.port}"
         with progress.step("Database schema and subscriptions") as step:
-            # Before the deployment: a schedule may start ingestion before MigrationFunction can be invoked.
+            # This comes before the deployment, because a schedule may start ingestion before MigrationFunction can be
+            # invoked.
             step.note = str(database.bring_up_to_date(self.workspace, database.owner_url(server, run)))
         with progress.step("Market data") as step:
             market_url = self._settle_market(run)
@@ -173,22 +174,22 @@ class Cloud:
         return run
 
     def prepare_containers(self, run: RunState) -> None:
-        """Let functions in containers reach it. Raises NoContainersError. The caller holds the lock."""
+        """Lets functions in containers reach the local cloud. Raises NoContainersError. The caller holds the lock."""
         containers.prepare(self.workspace, self.bridge, self.aws(run), self.outputs(run))
 
     def down(self, progress: Progress, *, keep: bool) -> None:
-        """Stop everything there is, and clear the state unless told to keep it. Nothing to stop is fine."""
+        """Stops everything that runs, and deletes the state unless it is to be kept. Nothing may be running at all."""
         try:
             run = run_state.load(self.workspace)
         except AcpError:
-            # Damaged: the servers are found without it.
+            # The state is damaged. The servers can be found without it.
             run = None
         undeleted = None
         if run is not None and self.emulator(run).outlives_us:
             try:
                 self._leave(run, progress)
             except AWS_ERRORS as error:
-                # What is ours goes all the same.
+                # Our own processes and files are removed nevertheless.
                 undeleted = error
             run.save(self.workspace)
         with progress.step("Stopping"):
@@ -213,10 +214,10 @@ class Cloud:
             raise AcpError(msg, remedy="All else is done; delete it there.") from undeleted
 
     def _settle_emulator(self, run: RunState, options: UpOptions, progress: Progress) -> None:
-        """Decide which emulator it is, where, and the stack's name; leave the one before it."""
+        """Decides on the emulator, its address and the stack's name; removes the previous one."""
         name, stack = options.cloud or run.cloud, options.stack or run.stack
         emulator = EMULATORS[name](self.workspace)
-        # Only who asks for a cloud means the endpoint in their environment.
+        # The endpoint in the environment counts only if the user asked for a cloud.
         asked = self._endpoint_url if options.cloud is not None else None
         endpoint = emulator.endpoint(asked, run.endpoint if name == run.cloud else None)
         if (name, endpoint, stack) != (run.cloud, run.endpoint, run.stack):
@@ -224,12 +225,12 @@ class Cloud:
                 self._leave(run, progress, stays=(name, endpoint) == (run.cloud, run.endpoint))
             run.cloud, run.endpoint, run.stack = name, endpoint, stack
         if not emulator.is_there(endpoint):
-            # What the last one held is gone with it.
+            # The state that belonged to the previous cloud is gone with it.
             run.deployment, run.stack_is_ours = None, False
         run.save(self.workspace)
 
     def _leave(self, run: RunState, progress: Progress, *, stays: bool = False) -> None:
-        """Clear away what was deployed, and the emulator itself where that is ours, unless it `stays`."""
+        """Deletes what was deployed, and stops the emulator if it is ours, unless it `stays`."""
         emulator = self.emulator(run)
         if not emulator.is_there(run.endpoint):
             if emulator.outlives_us and run.stack_is_ours:
@@ -246,13 +247,13 @@ class Cloud:
         run.deployment, run.stack_is_ours = None, False
 
     def _waiting(self, run: RunState) -> str:
-        """What its queues still hold, which goes with them."""
+        """Returns what the cloud's queues still hold, which will be lost with them."""
         if run.deployment is None:
             return ""
         return deployment.lost_with_queues(self.aws(run), self.outputs(run))
 
     def _settle_market(self, run: RunState) -> str:
-        """Start what the chosen market needs, and return MarketDataUrl (empty: Yahoo)."""
+        """Starts what the chosen market needs, and returns MarketDataUrl (empty for Yahoo)."""
         if run.market_source == MarketChoice.YAHOO:
             self.market.stop()
             run.save(self.workspace)
@@ -284,7 +285,7 @@ class Cloud:
             },
         )
         previous, run.deployment = run.deployment, None
-        # An interrupted deployment is then not taken for a whole one.
+        # If the deployment is interrupted now, the next command will not take it for complete.
         run.save(self.workspace)
         run.deployment, what = deployment.deploy(
             self.workspace,
@@ -294,6 +295,7 @@ class Cloud:
             {**parameters, **secrets},
             stack=run.stack,
             previous=previous,
+            promise_lost=lambda: database.promise_lost(database.owner_url(server, run)),
         )
         run.save(self.workspace)
         return what
@@ -304,13 +306,13 @@ class Cloud:
                 self.prepare_containers(run)
                 built = build.build_for_containers(self.workspace, on_wait=progress.say)
             except (AcpError, *AWS_ERRORS) as error:
-                # All else works without.
+                # Everything else works without containers.
                 step.note = f"not for sam local invoke: {error.args[0]}"
             else:
                 step.note = f"sam local invoke reaches it, build {built}"
 
     def _check(self, run: RunState) -> str:
-        """One function that does run, reading its secret and reaching the database, tells that the others can."""
+        """Invokes one function that reads its secret and reaches the database, as a check that the others can."""
         try:
             result = self.aws(run).invoke(self.outputs(run)["MigrationFunctionName"], {})
         except InvocationError as error:

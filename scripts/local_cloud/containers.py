@@ -1,8 +1,8 @@
-"""Functions in Lambda's own runtime container, by `sam local`: what they need to reach the local cloud.
+"""Runs functions in Lambda's own runtime container with `sam local`, and lets them reach the local cloud.
 
-They see it under another name than this host does: host.docker.internal. So each function's environment is the
-deployed one with that name put in, written where samconfig.toml looks for it; and where the engine runs on this very
-host (Linux), a forwarder lets the containers in (local_cloud.bridge, docs/decisions/0012).
+A container calls this host host.docker.internal. So each function's environment is the deployed one with that name in
+it, written to the file that samconfig.toml names. If the container engine runs on this very host (Linux), a forwarder
+lets the containers in (local_cloud.bridge, docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -31,26 +31,29 @@ if TYPE_CHECKING:
 
 HOST = "host.docker.internal"
 ENVIRONMENT_FILE = "sam-local.json"
-"""Below the state folder; samconfig.toml names it."""
+"""The file's path below the state folder; samconfig.toml names it."""
 SECRET_COPY = "/from-containers"  # noqa: S105 - the end of a secret's name
-"""The copy of a secret that names this host as containers do."""
+"""The name of a secret's copy in which this host is called as containers call it."""
 _READY_SECONDS = 10
 ENGINE_SECONDS = 5.0
-"""How long an engine may take to answer; its client would wait a minute for each of its tries."""
+"""How many seconds an engine may take to answer; its client would wait a minute for each of its tries."""
 _LOOPBACK = re.compile(r"(?<![\w.-])(?:localhost|127\.0\.0\.1):(\d+)")
 _SECRET_SUFFIX = "_SECRET_ARN"  # noqa: S105 - the end of a variable's name
 
 
 class NoContainersError(AcpError):
-    """No container engine answers, or its containers cannot reach this host. The remedy says what to install."""
+    """Raised when no container engine answers, or containers cannot reach this host.
+
+    The remedy says what to install.
+    """
 
 
 def prepare(
     workspace: Workspace, forwarder: Service, cloud: LocalCloud, outputs: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Write the functions' environment for containers and let those in. What stands already is kept.
+    """Writes the functions' environment for containers, and lets containers in. Returns it by logical id.
 
-    Returns the environment by logical id. Raises NoContainersError.
+    What exists already is kept. Raises NoContainersError.
     """
     interface = within(ENGINE_SECONDS, _bridge)
     seen = FromContainer()
@@ -66,24 +69,24 @@ def prepare(
 
 
 def forget(workspace: Workspace, forwarder: Service) -> None:
-    """Undo it: what the file names is about to end."""
+    """Undoes `prepare`, because the cloud that the file describes is about to stop."""
     environment_file(workspace).unlink(missing_ok=True)
     forwarder.stop()
 
 
 def environment_file(workspace: Workspace) -> Path:
-    """For `sam local --env-vars`."""
+    """Returns the file for `sam local --env-vars`."""
     return workspace.state / ENVIRONMENT_FILE
 
 
 class FromContainer:
-    """Turns this host's loopback addresses into what a container calls them, and remembers their ports."""
+    """Translates this host's loopback addresses into what a container calls them, and remembers their ports."""
 
     def __init__(self) -> None:
         self.ports: set[int] = set()
 
     def __call__(self, text: str) -> str:
-        """The text with each `localhost:port` and `127.0.0.1:port` replaced."""
+        """Returns the text with each `localhost:port` and `127.0.0.1:port` replaced."""
 
         def rename(match: re.Match[str]) -> str:
             self.ports.add(int(match[1]))
@@ -93,7 +96,7 @@ class FromContainer:
 
 
 def function_environment(cloud: LocalCloud, function: str, seen: FromContainer) -> dict[str, str]:
-    """A deployed function's variables, as its container needs them."""
+    """Returns a deployed function's variables in the form that its container needs."""
     configuration = cloud.functions.get_function_configuration(FunctionName=function)
     variables = {
         name: seen(str(value)) for name, value in configuration.get("Environment", {}).get("Variables", {}).items()
@@ -105,14 +108,14 @@ def function_environment(cloud: LocalCloud, function: str, seen: FromContainer) 
 
 
 def _secret(cloud: LocalCloud, arn: str, seen: FromContainer) -> str:
-    """The ARN of a secret that holds for containers: the very one, or a copy that names this host as they do."""
+    """Returns the ARN of a secret for containers: the secret, or a copy that names this host as containers do."""
     secret = cloud.secrets.get_secret_value(SecretId=arn)
     text = seen(secret["SecretString"])
     return arn if text == secret["SecretString"] else cloud.put_secret(secret["Name"] + SECRET_COPY, text)
 
 
 def within[T](seconds: float, ask: Callable[[], T]) -> T:
-    """What the engine answers. Raises NoContainersError where it accepts a question and does not answer it in time."""
+    """Returns the engine's answer. Raises NoContainersError if it accepts a question and does not answer in time."""
     answer: Future[T] = Future()
 
     def ask_it() -> None:
@@ -121,7 +124,7 @@ def within[T](seconds: float, ask: Callable[[], T]) -> T:
         except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
             answer.set_exception(error)
 
-    # A daemon: the client cannot be interrupted, and must not keep the command from ending.
+    # A daemon thread: the client cannot be interrupted, and must not keep the command from ending.
     threading.Thread(target=ask_it, name="container-engine", daemon=True).start()
     try:
         return answer.result(seconds)
@@ -129,12 +132,12 @@ def within[T](seconds: float, ask: Callable[[], T]) -> T:
         if answer.done():
             raise
         msg = f"The Docker engine did not answer within {seconds:g} s."
-        raise NoContainersError(msg, remedy=f"Start it anew, so that docker info answers. {_installation()}") from error
+        raise NoContainersError(msg, remedy=f"Restart it, so that docker info answers. {_installation()}") from error
 
 
 def find_engine() -> Any:
-    """A client of the engine that SAM will use."""
-    # Slow to import, and not needed by other commands.
+    """Returns a client of the engine that SAM will use."""
+    # This import is slow, and other commands do not need it.
     from samcli.local.docker.exceptions import (  # noqa: PLC0415
         ContainerEnforcementException,
         ContainerNotReachableException,
@@ -164,13 +167,13 @@ def _bridge() -> ipaddress.IPv4Interface | None:
 
     try:
         return bridge_of(find_engine())
-    except (docker.errors.DockerException, OSError) as error:  # what requests raises is an OSError
+    except (docker.errors.DockerException, OSError) as error:  # Errors of requests are OSErrors.
         msg = f"The Docker engine does not say how containers reach this host: {error}"
         raise NoContainersError(msg, remedy="Does docker network inspect bridge answer?") from error
 
 
 def bridge_of(engine: Any) -> ipaddress.IPv4Interface | None:
-    """The bridge by which containers reach this host; None where the engine leads them to loopback by itself."""
+    """Returns the bridge by which containers reach this host; None if the engine leads them to loopback by itself."""
     information = engine.info()
     if sys.platform != "linux" or "Docker Desktop" in information.get("OperatingSystem", ""):
         return None
@@ -180,7 +183,7 @@ def bridge_of(engine: Any) -> ipaddress.IPv4Interface | None:
     for pool in engine.networks.get("bridge").attrs["IPAM"]["Config"]:
         network = ipaddress.ip_network(pool["Subnet"])
         if isinstance(network, ipaddress.IPv4Network):
-            # The engine names no gateway before the first container: it takes the first address.
+            # Before the first container the engine names no gateway. It will take the first address.
             gateway = pool.get("Gateway") or str(network[1])
             return ipaddress.IPv4Interface(f"{gateway.partition('/')[0]}/{network.prefixlen}")
     msg = "Docker's default bridge has no IPv4 network."

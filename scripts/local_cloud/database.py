@@ -1,17 +1,10 @@
-"""The local database: its roles, its schema, and the way in."""
+"""The local database: its roles, its schema, and its URLs."""
 
 from __future__ import annotations
 
 import hmac
 from typing import TYPE_CHECKING
 
-import psycopg
-from psycopg import sql
-
-from control_plane.model.errors import ControlPlaneError
-from control_plane.ops.migrations import read_migrations
-from control_plane.ops.upgrade import UpgradeReport, upgrade
-from control_plane.platform.settings import MigrationSettings
 from local_cloud.build import TEMPLATE
 from local_cloud.errors import AcpError
 from local_cloud.roles import COMMAND, OWNER, READER, SECRETS, SEE_OTHERS_SESSIONS
@@ -20,6 +13,7 @@ from local_cloud.template import read_template
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from control_plane.ops.upgrade import UpgradeReport
     from local_cloud.postgres import PostgresServer
     from local_cloud.run_state import RunState
     from local_cloud.workspace import Workspace
@@ -28,17 +22,17 @@ NAME = "control_plane"
 
 
 def url(server: PostgresServer, run: RunState, role: str) -> str:
-    """The database as one of the roles."""
+    """Returns the database's URL for one of the roles."""
     return server.url(role, NAME, run.role_passwords[role])
 
 
 def owner_url(server: PostgresServer, run: RunState) -> str:
-    """For migrations, and for what a person changes."""
+    """Returns the owner's URL, for migrations and for a person's changes."""
     return url(server, run, OWNER)
 
 
 def reader_url(server: PostgresServer, run: RunState) -> str:
-    """For whoever looks."""
+    """Returns the reader's URL, for commands that only look."""
     return url(server, run, READER)
 
 
@@ -65,6 +59,10 @@ def person_url(server: PostgresServer, run: RunState, person: str) -> str:
 
 def prepare(server: PostgresServer, run: RunState) -> None:
     """Make the roles and the database where they are missing; a role's own password and settings are set anew."""
+    # Slow to import, and not needed by whoever asks for a URL alone.
+    import psycopg  # noqa: PLC0415
+    from psycopg import sql  # noqa: PLC0415
+
     with psycopg.connect(server.url(), autocommit=True) as connection:
         for role in SECRETS.values():
             exists = connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).fetchone() is not None
@@ -85,10 +83,17 @@ def prepare(server: PostgresServer, run: RunState) -> None:
 
 
 def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
-    """Do what MigrationFunction does, with the checkout's migrations and its template's subscriptions.
+    """Does the work of MigrationFunction, with the checkout's migrations and its template's subscriptions.
 
-    Raises AcpError naming the migration or the subscription that cannot be applied.
+    Raises AcpError that names the migration or the subscription that cannot be applied.
     """
+    import psycopg  # noqa: PLC0415 - as above
+
+    from control_plane.model.errors import ControlPlaneError  # noqa: PLC0415
+    from control_plane.ops.migrations import read_migrations  # noqa: PLC0415
+    from control_plane.ops.upgrade import upgrade  # noqa: PLC0415
+    from control_plane.platform.settings import MigrationSettings  # noqa: PLC0415
+
     try:
         settings = MigrationSettings.from_environ(
             {"DATABASE_URL": url_of_owner, "SUBSCRIPTIONS": declared_subscriptions(workspace.checkout / TEMPLATE)}
@@ -102,7 +107,18 @@ def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
         raise AcpError(msg) from error
 
 
+def promise_lost(url_of_owner: str) -> int:
+    """Have the relay deliver again what no consumer has processed, as the queues that held it are gone. How many."""
+    import psycopg  # noqa: PLC0415 - as above
+
+    from control_plane.ops.redelivery import promise_lost as promise  # noqa: PLC0415
+
+    with psycopg.connect(url_of_owner, autocommit=True) as connection:
+        promised = promise(connection, requested_by="acp up", reason="the stack was made anew, and its queues with it")
+    return sum(promised.values())
+
+
 def declared_subscriptions(template: Path) -> str:
-    """The SUBSCRIPTIONS that a template gives MigrationFunction, as they stand there; empty where it gives none."""
+    """Returns the SUBSCRIPTIONS that a template gives MigrationFunction, unchanged; empty if it gives none."""
     function = read_template(template)["Resources"]["MigrationFunction"]["Properties"]
     return str(function["Environment"]["Variables"].get("SUBSCRIPTIONS", ""))

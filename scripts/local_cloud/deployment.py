@@ -19,7 +19,7 @@ from local_cloud.run_state import Deployment
 from local_cloud.template import read_template
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from local_cloud.aws import LocalCloud
@@ -31,11 +31,11 @@ _SECRETS = {
     **{parameter: f"database-{role.removeprefix('acp_')}" for parameter, role in SECRETS.items()},
     "ApiTokenSecretArn": "api-token",
 }
-"""By the template's parameter, the last part of each secret's name."""
+"""The last part of each secret's name, by the template's parameter."""
 
 
 def put_secrets(cloud: LocalCloud, stack: str, values: Mapping[str, str]) -> dict[str, str]:
-    """Store the secrets of a stack: their values go in and their ARNs come out, by the template's parameter."""
+    """Stores the secrets of a stack. Takes their values and returns their ARNs, by the template's parameter."""
     return {name: cloud.put_secret(f"{stack}/{_SECRETS[name]}", value) for name, value in values.items()}
 
 
@@ -48,10 +48,12 @@ def deploy(
     *,
     stack: str,
     previous: Deployment | None,
+    promise_lost: Callable[[], int],
 ) -> tuple[Deployment, str]:
-    """Bring the stack to what was built. Returns it, and in a few words what that took.
+    """Updates the stack to what was built. Returns the deployment, and a few words on what that took.
 
-    `parameters` that the template does not declare are left out.
+    `parameters` that the template does not declare are left out. `promise_lost` is called where the queues are new: it
+    has what the old ones held delivered again, and returns how many messages that are.
     """
     source = read_template(template)
     declared = source.get("Parameters", {})
@@ -75,8 +77,11 @@ def deploy(
         what = f"new again, as {emulator.title} {emulator.ignores_changes}{lost and f'; {lost}'}"
     is_update = what == "updated"
     if not is_update:
-        # What an interrupted deployment has left goes, too.
+        # This also deletes what an interrupted deployment has left.
         _delete_stack(cloud, stack)
+        # While nobody delivers or consumes: what is delivered now was delivered to queues that are gone.
+        if promised := promise_lost():
+            what += f"; {promised} that no consumer had processed will be delivered again"
     cloud.buckets.create_bucket(Bucket=_bucket(stack))
     tools.sam(
         workspace,
@@ -116,7 +121,7 @@ def deploy(
 
 
 def lost_with_queues(cloud: LocalCloud, outputs: Mapping[str, str]) -> str:
-    """What the queues of a stack that is about to be deleted hold; empty for nothing."""
+    """Returns what the queues of a stack that is about to be deleted hold; empty if nothing."""
     try:
         depths = queues.queue_depths(cloud, outputs)
     except AWS_ERRORS as error:
@@ -126,19 +131,19 @@ def lost_with_queues(cloud: LocalCloud, outputs: Mapping[str, str]) -> str:
 
 
 def _outputs_of_what_is_left(cloud: LocalCloud, stack: str) -> dict[str, str]:
-    """What an interrupted deployment's stack names; empty where there is none."""
+    """Returns the outputs of a stack that an interrupted deployment has left; empty if there is none."""
     try:
         left = cloud.cloudformation.describe_stacks(StackName=stack)["Stacks"]
     except AWS_ERRORS:
-        return {}  # as CloudFormation tells of a stack that does not exist
+        return {}  # CloudFormation reports a missing stack like this.
     there = [each for each in left if each["StackStatus"] != "DELETE_COMPLETE"]
     return {output["OutputKey"]: output["OutputValue"] for each in there for output in each.get("Outputs", [])}
 
 
 def remove(cloud: LocalCloud, stack: str) -> None:
-    """Delete the stack, its secrets and the bucket it was deployed from; what is gone already is fine."""
+    """Deletes the stack, its secrets and the bucket it was deployed from; some of it may be gone already."""
     _delete_stack(cloud, stack)
-    secrets = cloud.secrets  # whose exceptions are its own: another client's are other classes
+    secrets = cloud.secrets  # One client throughout, because each client has exception classes of its own.
     for name in _SECRETS.values():
         for secret in (f"{stack}/{name}", f"{stack}/{name}{SECRET_COPY}"):
             with contextlib.suppress(secrets.exceptions.ResourceNotFoundException):
@@ -149,16 +154,17 @@ def remove(cloud: LocalCloud, stack: str) -> None:
             for item in page.get("Contents", []):
                 buckets.delete_object(Bucket=bucket, Key=item["Key"])
         buckets.delete_bucket(Bucket=bucket)
-    # A function that was running writes its last lines after its log group is gone, which makes it anew.
+    # A function that was running writes its last lines after its log group is deleted, and so makes it again.
     prefix = f"/aws/lambda/{stack}-"
     for group in cloud.logs.describe_log_groups(logGroupNamePrefix=prefix)["logGroups"]:
-        # <logical id>-<suffix>; more parts are of a stack whose name merely begins with this one's.
+        # A function's name is <logical id>-<suffix>; more parts belong to a stack whose name merely begins with this
+        # one's.
         if group["logGroupName"].removeprefix(prefix).count("-") == 1:
             cloud.logs.delete_log_group(logGroupName=group["logGroupName"])
 
 
 def _bucket(stack: str) -> str:
-    """SAM's own would cost fifteen seconds of waiting for a stack that holds it."""
+    """Makes the bucket for the code. SAM's own bucket would cost fifteen seconds of waiting for its stack."""
     return f"{stack}-deployments"
 
 
@@ -170,7 +176,7 @@ def _delete_stack(cloud: LocalCloud, stack: str) -> None:
 
 
 def _outputs(cloud: LocalCloud, emulator: Emulator, stack: str) -> dict[str, str]:
-    """The stack's, its API's where the emulator serves it: the template names a host of AWS's."""
+    """Returns the stack's outputs, with the API's address on the emulator instead of AWS's host in the template."""
     made = cloud.cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
     if made["StackStatus"] not in {"CREATE_COMPLETE", "UPDATE_COMPLETE"}:
         msg = f"The stack {stack} ended as {made['StackStatus']}: {made.get('StackStatusReason', 'no reason given')}"
@@ -182,7 +188,7 @@ def _outputs(cloud: LocalCloud, emulator: Emulator, stack: str) -> dict[str, str
 
 
 def _function_environ(cloud: LocalCloud, outputs: Mapping[str, str]) -> dict[str, str]:
-    """The variables of all functions; what two of them see differently (a service's name) belongs to neither."""
+    """Returns the variables of all functions. A variable whose value differs between functions is left out."""
     merged: dict[str, str] = {}
     disputed = set()
     for output, name in outputs.items():

@@ -1,4 +1,4 @@
-"""What the programs we start may know of the user's environment."""
+"""Decides which of the user's environment variables the programs that we start may see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 REGION = "us-east-1"
 LOCAL_AWS = {
-    # An emulator takes any; a real key must never get near it.
+    # An emulator accepts any key; a real one must never get near it.
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_DEFAULT_REGION": REGION,
@@ -21,18 +21,18 @@ LOCAL_AWS = {
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_PAGER": "",
 }
-"""An AWS environment that reaches nothing but an endpoint it is given."""
+"""An AWS environment that reaches only the endpoint that a program is given."""
 
-# Somebody's account, their other databases, their Python: none of it is ours to use.
+# These variables lead to somebody's account, databases or Python, which we must not use.
 _FOREIGN = ("AWS_", "SAM_", "PG", "LAMBDA_", "LOCALSTACK_", "POWERTOOLS_")
 _FOREIGN_NAMES = {"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "CONDA_PREFIX"}
-# A proxy is for the internet.
+# A proxy is for the internet, not for this machine.
 _NO_PROXY = ("NO_PROXY", "no_proxy")
 _LOOPBACK = "127.0.0.1,localhost"
 
 
 def isolated(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what would lead a local run astray, and with an AWS that is nowhere."""
+    """Returns the environment without what would lead a local run elsewhere, and with an AWS that is nowhere."""
     kept = {
         name: value for name, value in environ.items() if not name.startswith(_FOREIGN) and name not in _FOREIGN_NAMES
     }
@@ -40,7 +40,7 @@ def isolated(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_proxy(environ: Mapping[str, str], url: str) -> dict[str, str]:
-    """The variables that keep a proxy of the user's out of the way to the URL's host, too."""
+    """Returns variables that keep the user's proxy from being used for the URL's host."""
     return {name: _joined(environ.get(name), _LOOPBACK, urlsplit(url).hostname) for name in _NO_PROXY}
 
 

@@ -1,8 +1,8 @@
-"""What can go wrong, as a person reads it: one base, and one class per exit code."""
+"""The errors that a user sees: one base, and one class per exit code."""
 
 
 class AcpError(Exception):
-    """What was asked for failed. The message names the culprit; `details` is its evidence, `remedy` what to do."""
+    """What was asked for failed. The message names the cause; `details` is the evidence, `remedy` what to do."""
 
     exit_code = 1
 
@@ -16,7 +16,7 @@ class AcpError(Exception):
 
 
 class UsageError(AcpError):
-    """The command was given something it cannot understand: a malformed id, an unknown function."""
+    """The command was given something that it cannot understand: a malformed id, an unknown function."""
 
     exit_code = 2
 

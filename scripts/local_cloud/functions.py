@@ -1,4 +1,4 @@
-"""The stack's functions by the names people use."""
+"""Finds the stack's functions by the names that people use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _OUTPUT_SUFFIX = "FunctionName"
 
 
 def function_name(outputs: Mapping[str, str], asked: str) -> str:
-    """The deployed function that is meant: relay, signal-lab, signal_lab, SignalLabFunction, or its whole name.
+    """Returns the deployed function meant by relay, signal-lab, signal_lab, SignalLabFunction, or its whole name.
 
-    `outputs` are the stack's. Raises UsageError naming those there are.
+    `outputs` are the stack's. Raises UsageError that lists the functions.
     """
     known = {
         output.removesuffix(_OUTPUT_SUFFIX): name for output, name in outputs.items() if output.endswith(_OUTPUT_SUFFIX)
@@ -29,6 +29,11 @@ def function_name(outputs: Mapping[str, str], asked: str) -> str:
     raise UsageError(msg)
 
 
+def short_names(resources: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """The functions among a template's resources, by the names people use."""
+    return [short_name(name) for name, resource in resources.items() if resource["Type"] == "AWS::Serverless::Function"]
+
+
 def short_name(logical_id: str) -> str:
-    """SignalLab, or SignalLabFunction → signal-lab."""
+    """Returns a function's short name: signal-lab for SignalLab or SignalLabFunction."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", logical_id.removesuffix("Function")).lower()

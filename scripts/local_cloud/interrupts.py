@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while something must not be left half done."""
+"""Protects a block that must not be left half done from Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """An impatient second Ctrl-C would leave half of it."""
+    """Ignores both signals in the block, because an impatient second Ctrl-C would leave it half done."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

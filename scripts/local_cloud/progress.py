@@ -1,4 +1,4 @@
-"""Progress, one line per step, on standard error: standard output is for what was asked for."""
+"""Shows progress, one line per step, on standard error, because standard output is for results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Step:
         self._status = console.status(self._spinning()) if console.is_terminal else None
 
     def update(self, text: str) -> None:
-        """Show how far it is: beside the spinner, or as a line now and then."""
+        """Shows how far it is: beside the spinner, or as an occasional line."""
         if self._status is not None:
             self._status.update(f"{self._spinning()} {shown(text)}")
         elif text != self._shown and time.monotonic() - self._shown_at >= _LINE_SECONDS:
@@ -42,12 +42,12 @@ class Step:
         return f"{shown(self._title)} …"
 
     def start(self) -> None:
-        """Show that it runs."""
+        """Shows that the step runs."""
         if self._status is not None:
             self._status.start()
 
     def finish(self, mark: str, note: str = "") -> None:
-        """Leave one line: how it ended, and after how long."""
+        """Prints one line: how the step ended, and after how long."""
         if self._status is not None:
             self._status.stop()
         elapsed = f"[dim]{time.monotonic() - self._started:.1f} s[/]"
@@ -55,14 +55,14 @@ class Step:
 
 
 class Progress:
-    """On a terminal a spinner, then a tick; otherwise plain lines as things happen."""
+    """Shows progress: on a terminal a spinner and then a tick; otherwise plain lines as things happen."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Terminal(stderr=True)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:
-        """Show a step from its start to its end. It says nothing about why one failed: the error does."""
+        """Shows a step from its start to its end. If it fails, the error says why; this does not."""
         step = Step(title, self.console)
         step.start()
         try:
@@ -73,5 +73,5 @@ class Progress:
         step.finish("[green]✓[/]", f": {step.note}" if step.note else "")
 
     def say(self, text: str) -> None:
-        """A line of plain prose."""
+        """Prints a line of plain text."""
         self.console.print(shown_lines(text), soft_wrap=True)

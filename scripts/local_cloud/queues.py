@@ -1,4 +1,4 @@
-"""How many messages the stack's queues hold."""
+"""Reads how many messages the stack's queues hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """Messages of one queue, as SQS counts them: approximately."""
+    """The messages of one queue, as SQS counts them: approximately."""
 
     name: str
     visible: int
@@ -21,7 +21,7 @@ class QueueDepth:
 
 
 def queue_depths(cloud: LocalCloud, outputs: Mapping[str, str]) -> list[QueueDepth]:
-    """The depths of all queues that the stack's outputs name."""
+    """Returns the depths of all queues that the stack's outputs name."""
     depths = []
     for output, url in outputs.items():
         if output.endswith("QueueUrl"):

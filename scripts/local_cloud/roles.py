@@ -26,7 +26,7 @@ SECRETS = {
     "GatekeeperDatabaseSecretArn": GATEKEEPER,
     "ActionDatabaseSecretArn": ACTION,
 }
-"""The role whose URL each parameter of the template is for."""
+"""For each parameter of the template that is a secret, the role whose URL the secret holds."""
 
 SEE_OTHERS_SESSIONS = (OWNER, READER, MAINTAIN)
-"""The roles that look for who pins the transaction horizon, and since when."""
+"""The roles that may see others' sessions, to find who holds back the transaction horizon, and since when."""

@@ -1,4 +1,4 @@
-"""What one local cloud is made of, as later commands need it: state/run.json, readable by its owner alone."""
+"""The state of one local cloud, for later commands: state/run.json, which only its owner can read."""
 
 from __future__ import annotations
 
@@ -28,33 +28,36 @@ class Deployment:
     """The stack as it was deployed, and what it was deployed from."""
 
     held_by: str
-    """What the emulator is said to hold it by: another run of it starts empty."""
+    """The emulator's `holder` at the deployment; another run of the emulator has another holder and starts empty."""
     template: str
     """Digest of the template and its parameters."""
     code: str
     """Digest of the built functions and layers."""
     outputs: dict[str, str]
     environ: dict[str, str]
-    """The functions' environment, where they agree."""
+    """The environment variables that have the same value in all functions."""
     never_updated: str = ""
-    """Digest of the resources that an update leaves as they are, where the emulator has such (UpdateGaps.others)."""
+    """Digest of the resources that an update does not change, on an emulator with that flaw (UpdateGaps.others)."""
 
 
 @dataclass
 class RunState:
-    """Passwords live as long as the database. The ports of PostgreSQL and the market are wishes for the next start."""
+    """Everything later commands must know.
+
+    Passwords live as long as the database. The ports of PostgreSQL and the market are wishes for the next start.
+    """
 
     superuser_password: str = field(default_factory=_secret)
     role_passwords: dict[str, str] = field(default_factory=lambda: {role: _secret() for role in SECRETS.values()})
-    """By the database's role."""
+    """Passwords by the database's role."""
     api_token: str = field(default_factory=_secret)
     cloud: str = DEFAULT
-    """The emulator's name, as --cloud takes it."""
+    """The emulator's name, as in --cloud."""
     endpoint: str = ""
-    """Its URL; empty until there is one."""
+    """The emulator's URL; empty until there is one."""
     stack: str = STACK
     stack_is_ours: bool = False
-    """Whether what has that name there was made by us: an interrupted deployment is then ours to clear away."""
+    """Whether we made the stack of that name, so that we may delete what an interrupted deployment left."""
     postgres_port: int | None = None
     market_port: int | None = None
     market_source: str | None = None
@@ -64,16 +67,16 @@ class RunState:
     market_from_at: str = ""
     """The instant that has that day."""
     parameters: dict[str, str] = field(default_factory=dict)
-    """The template's parameters that a person chose."""
+    """The template's parameters that a user chose."""
     deployment: Deployment | None = None
 
     def save(self, workspace: Workspace) -> None:
-        """Write it, whole or not at all."""
+        """Writes the whole file, or nothing."""
         write_private(workspace.state / _FILE, json.dumps(asdict(self), indent=2))
 
 
 def load(workspace: Workspace) -> RunState | None:
-    """The state that was saved; None where there is none. Raises AcpError for a damaged file."""
+    """Returns the saved state, or None if there is none. Raises AcpError for a damaged file."""
     content: dict[str, Any] | None = read_json(workspace.state / _FILE)
     if content is None:
         return None

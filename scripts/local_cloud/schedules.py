@@ -1,4 +1,4 @@
-"""EventBridge's schedule expressions, and rules that an update of a stack leaves as they were."""
+"""Checks EventBridge's schedule expressions, and mends rules that an update of a stack did not change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _FIELDS: tuple[tuple[str, int, int, str, list[str]], ...] = (
     ("day of week", 1, 7, "?L#", _DAYS),
     ("year", 1970, 2199, "", []),
 )
-"""Of cron: name, least and greatest number, wildcards beyond * and /, names in their order from the least number on."""
+"""The fields of cron: name, least and greatest number, wildcards beyond * and /, names in order from the least number
+on."""
 _NEVER_UPDATED = {
     "AWS::ApiGateway::RestApi",
     "AWS::ApiGateway::Stage",
@@ -33,13 +34,14 @@ _NEVER_UPDATED = {
     "AWS::Lambda::EventInvokeConfig",
     "AWS::Logs::LogGroup",
 }
-"""Types beside rules whose updates LocalStack 4.14.0 takes without doing anything (their providers have no update)."""
+"""Resource types, besides rules, whose updates LocalStack 4.14.0 accepts and ignores, because their providers have no
+update."""
 
 
 def problem_of(expression: str) -> str | None:
-    """Why EventBridge would not take the expression, or None.
+    """Returns why EventBridge would refuse the expression, or None.
 
-    https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-scheduled-rule-pattern.html
+    Source: https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-scheduled-rule-pattern.html
     """
     if rate := _RATE.fullmatch(expression):
         number, unit, plural = rate.groups()
@@ -63,7 +65,7 @@ def _problem_of_cron(values: list[str]) -> str | None:
 
 
 def _is_part(part: str, least: int, greatest: int, wildcards: str, names: list[str]) -> bool:
-    """Whether it is one of the parts that a field of cron lists."""
+    """Whether a text is one of the parts that a field of cron lists."""
 
     def is_value(text: str) -> bool:
         number = names.index(text) + least if text in names else int(text) if text.isdecimal() else -1
@@ -84,7 +86,7 @@ def _is_part(part: str, least: int, greatest: int, wildcards: str, names: list[s
 
 @dataclass(frozen=True, slots=True)
 class UpdateGaps:
-    """What an update of the stack would leave as it was, on an emulator that ignores changed rules."""
+    """What an update of the stack would fail to change, on an emulator that ignores changed rules."""
 
     schedules: dict[str, str]
     """Schedule expressions by the rule's logical id."""
@@ -93,7 +95,7 @@ class UpdateGaps:
 
 
 def update_gaps(template: Mapping[str, Any], parameters: Mapping[str, str]) -> UpdateGaps:
-    """Read them off a SAM template, as it will be with these parameters."""
+    """Returns them for a SAM template with these parameters."""
     from local_cloud.transform import transformed  # noqa: PLC0415 - slow to import, and needed here alone
 
     declared = template.get("Parameters", {})
@@ -111,7 +113,7 @@ def update_gaps(template: Mapping[str, Any], parameters: Mapping[str, str]) -> U
 
 
 def _resolved(part: Any, values: Mapping[str, str]) -> Any:
-    """The part of a template with each Ref of a parameter replaced."""
+    """Returns a part of a template with each Ref of a parameter replaced."""
     if isinstance(part, dict):
         if part.keys() == {"Ref"} and part["Ref"] in values:
             return values[part["Ref"]]
@@ -122,9 +124,9 @@ def _resolved(part: Any, values: Mapping[str, str]) -> Any:
 
 
 def bring_up_to_date(cloud: LocalCloud, stack: str, schedules: Mapping[str, str]) -> int:
-    """Make each rule anew that has another schedule than it should; returns how many those were.
+    """Makes every rule again whose schedule is not as it should be; returns how many those were.
 
-    LocalStack goes on with the old schedule beside the new one where a rule is merely put again.
+    If a rule were only put again, LocalStack would follow the old schedule as well as the new one.
     """
     events, changed = cloud.events, 0
     summaries = cloud.cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack)

@@ -1,4 +1,4 @@
-"""The template as a mapping, its short forms (!Ref, !Sub) written out."""
+"""Reads the template as a mapping, with its short forms (!Ref, !Sub) written out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def read_template(path: Path) -> dict[str, Any]:
-    """The template in a file."""
-    # It takes half a second, which commands that read no template need not spend.
+    """Returns the template in a file."""
+    # yaml is imported here because that takes half a second, which commands that read no template need not spend.
     from samcli.yamlhelper import yaml_parse  # noqa: PLC0415
 
     template: dict[str, Any] = yaml_parse(path.read_text(encoding="utf-8"))

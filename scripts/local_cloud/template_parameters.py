@@ -1,4 +1,4 @@
-"""The values of the template's parameters, held to what the template says of them before anything is started."""
+"""Checks the values of the template's parameters by the template's own rules, before anything is started."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def parameter_problem(declared: Mapping[str, Any], value: str) -> str | None:
-    """Why CloudFormation would not take the value, completing "it …", or None. `declared` is the parameter's part."""
+    """Returns why CloudFormation would refuse the value, as the end of a sentence "it …", or None.
+
+    `declared` is the parameter's part of the template.
+    """
     if declared["Type"] == "Number":
         try:
             number = float(value)

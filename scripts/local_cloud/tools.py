@@ -1,4 +1,4 @@
-"""Runs the tools we stand on (uv, SAM, the environments of scripts/lib), quietly: a log file, quoted when one fails."""
+"""Runs the tools that we build on (uv, SAM, scripts/lib) quietly; the log file of a failed run is quoted."""
 
 from __future__ import annotations
 
@@ -19,52 +19,52 @@ if TYPE_CHECKING:
 
 
 class ToolError(AcpError):
-    """A tool ended with an error. `details` holds the last lines it wrote."""
+    """Raised when a tool ended with an error. `details` holds the last lines it wrote."""
 
 
 def environment(workspace: Workspace, name: str, lock: str) -> Path:
-    """Make or update the environment of a lock file below requirements/, and return its Python."""
+    """Makes or updates the environment of a lock file below requirements/, and returns its Python."""
     _shell(workspace, f"environment-{name}", 'environment "$1" "$2"', [name, lock])
     return workspace.python_of(name)
 
 
 def uv(workspace: Workspace, arguments: Sequence[str], *, log: str) -> None:
-    """Run uv, the user's own or ours, as scripts/lib/environment.sh finds it."""
+    """Runs the uv that scripts/lib/environment.sh finds: the user's own, or ours."""
     _shell(workspace, log, 'find_uv; "$UV" "$@"', arguments)
 
 
 def sam(
     workspace: Workspace, arguments: Sequence[str], *, log: str, extra_environ: Mapping[str, str] | None = None
 ) -> None:
-    """Run this environment's SAM CLI from the checkout. It reaches no AWS but the endpoint in `extra_environ`."""
-    # It leaves a folder behind for each function that it packs.
+    """Runs this environment's SAM CLI from the checkout. It reaches no AWS but the endpoint in `extra_environ`."""
+    # SAM leaves a folder behind for each function that it packs.
     with tempfile.TemporaryDirectory(prefix="acp-sam-") as temporary:
         environ = sam_environ(workspace) | {"TMPDIR": temporary} | dict(extra_environ or {})
         run(workspace, sam_command(*arguments), log=log, env=environ)
 
 
 def sam_command(*arguments: str) -> list[str]:
-    """The command line of this environment's SAM CLI."""
+    """Returns the command line of this environment's SAM CLI."""
     return [sys.executable, "-m", "samcli", *arguments]
 
 
 def sam_environ(workspace: Workspace) -> dict[str, str]:
-    """SAM's environment, without the user's account and home."""
+    """Returns SAM's environment, without the user's account and home."""
     binaries = os.pathsep.join([str(Path(sys.executable).parent), str(Path(sys.base_prefix) / "bin")])
     return isolated(os.environ) | {
-        # It looks for a python3.13 on the path, one with pip where it builds a layer itself.
+        # SAM looks for a python3.13 on the path; where it builds a layer itself, that needs pip.
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
         "SAM_CLI_TELEMETRY": "0",
-        # Seconds between two looks at a stack; the real cloud's five are long here.
+        # Seconds between two looks at a stack; the five of the real cloud would be long here.
         "SAM_CLI_POLL_DELAY": "1",
-        # Its notes about itself, otherwise in the user's home.
+        # SAM's notes about itself, which would otherwise go to the user's home.
         "__SAM_CLI_APP_DIR": str(workspace.home / "cache" / "sam"),
         "PIP_CACHE_DIR": str(workspace.home / "cache" / "pip"),
     }
 
 
 def run(workspace: Workspace, command: Sequence[str], *, log: str, env: Mapping[str, str]) -> None:
-    """Run a command from the checkout, its output in a log file. Raises ToolError quoting its last lines."""
+    """Runs a command from the checkout, with its output in a log file. Raises ToolError that quotes its last lines."""
     path = workspace.logs / f"{log}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as output:

@@ -1,4 +1,4 @@
-"""template.yaml as CloudFormation gets it: what the SAM transform makes of it, for the checks that know no SAM."""
+"""Writes template.yaml after the SAM transform, for the checks that do not know SAM."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _CHECKOUT = Path(__file__).parents[2]
 
 
 class _NoManagedPolicies:
-    """The translator asks for AWS's managed policies by name; ours are written out, so there are none to know."""
+    """Stands in for a lookup of AWS's managed policies by name; our roles use none."""
 
     def load(self) -> dict[str, str]:
         return {}
 
 
 def transformed(template: Mapping[str, Any], parameters: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The template after the SAM transform, its code in a bucket, as `sam deploy` leaves it once uploaded."""
+    """Returns the template after the SAM transform, with its code in a bucket, as `sam deploy` sends it."""
     template = copy.deepcopy(template)
-    logging.getLogger("samtranslator").setLevel(logging.ERROR)  # it warns of its own feature toggles
-    # Only the partition is read from it.
+    logging.getLogger("samtranslator").setLevel(logging.ERROR)  # The translator warns about its own feature toggles.
+    # Only the partition is read from the region.
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     for resource in template["Resources"].values():
         for name in _CODE & resource.get("Properties", {}).keys():
@@ -42,7 +42,7 @@ def transformed(template: Mapping[str, Any], parameters: Mapping[str, str] | Non
 
 
 def main(arguments: list[str]) -> int:
-    """Write it to the file named."""
+    """Writes the result to the file named."""
     [target] = arguments
     template = read_template(_CHECKOUT / "template.yaml")
     Path(target).write_text(json.dumps(transformed(template), indent=1) + "\n", encoding="utf-8")

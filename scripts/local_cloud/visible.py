@@ -1,8 +1,8 @@
-"""Text from elsewhere on its way to a terminal: the one place that makes it harmless.
+"""Makes text from elsewhere harmless on its way to a terminal; no other module does that.
 
-A source's text, a token's name or an error can hold terminal escapes, line ends and what rich takes for markup.
-`shown` makes such a text part of a line of markup; `visible` does the same for what is written without rich. Every
-command prints to a `Terminal`, which lets no control character through that is not rich's own.
+A source's text, a token's name or an error can hold terminal escapes, line ends and what rich takes for markup. `shown`
+makes such a text part of a line of markup; `visible` does the same for what is written without rich. Every command
+prints to a `Terminal`, which lets no control character through that is not rich's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where everything of ours lies: the checkout, and one ignored folder in it. Nothing else is written to."""
+"""The folders of a checkout: everything that we write lies in one ignored folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """The folders. `home` holds what may be kept for good (environments, caches), `state` what `down` clears."""
+    """The folders. `home` holds what may be kept for good (environments, caches), `state` what `down` deletes."""
 
     checkout: Path
     home: Path
@@ -30,9 +30,10 @@ class Workspace:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Workspace:
-        """.acp of the checkout, or $ACP_HOME; its folder state, or $ACP_STATE: a second local cloud beside the first.
+        """Returns the workspace: .acp of the checkout, or $ACP_HOME; its folder state, or $ACP_STATE.
 
-        A relative path counts from the checkout, as in scripts/lib/environment.sh.
+        A second $ACP_STATE makes a second local cloud. A relative path counts from the checkout, as in
+        scripts/lib/environment.sh.
         """
         home = CHECKOUT / (environ.get("ACP_HOME") or ".acp")
         return cls(CHECKOUT, home, CHECKOUT / (environ.get("ACP_STATE") or home / "state"))
@@ -49,7 +50,7 @@ class Workspace:
 
     @property
     def layers(self) -> Path:
-        """The layers as built for the processes of this host: slow to make, so kept."""
+        """The layers as built for processes of this host. They are kept, because building them is slow."""
         return self.home / "build" / "host-layers"
 
     @property
@@ -63,21 +64,24 @@ class Workspace:
         return self.home / "venvs"
 
     def python_of(self, environment: str) -> Path:
-        """The interpreter of one of them."""
+        """Returns the interpreter of an environment."""
         return self.venvs / environment / "bin" / "python"
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file at once, readable by its owner alone: a reader sees the old text or the new one, never half."""
+    """Replaces a file at once, readable by its owner alone: a reader sees the old text or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # the file's mode is 0600
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     Path(name).replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in the file; None where there is none. Raises AcpError for a file that is no JSON object."""
+    """Returns the object in the file, or None if there is no file.
+
+    Raises AcpError for a file that is no JSON object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -94,12 +98,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def locked(
     folder: Path, purpose: str, *, on_wait: Callable[[str], object], wait_seconds: float = 900
 ) -> Iterator[None]:
-    """Keep other `acp`s from changing the folder meanwhile. The lock dies with its process, however it ends.
+    """Keeps other `acp` commands from changing the folder meanwhile. The lock ends with its process, however that ends.
 
-    `on_wait` is called once, with who holds it. Raises BusyError after `wait_seconds`.
+    `on_wait` is called once, with the lock's holder. Raises BusyError after `wait_seconds`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, not in it: clearing it must not remove a lock that another one waits for.
+    # The lock is beside the folder, not in it: deleting the folder must not remove a lock for which another command
+    # waits.
     with folder.with_name(f"{folder.name}.lock").open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + wait_seconds
         told = False

@@ -1,8 +1,9 @@
-"""Keeps web pages away from this machine's own HTTP servers. Standard library alone: several environments import it.
+"""Keeps web pages away from this machine's own HTTP servers.
 
-A page that a developer visits can send requests to loopback, and some of them (an image's, a form's) need nobody's
-permission. What a page cannot do is choose the headers Host, Origin, Sec-Fetch-Site and User-Agent of such a request,
-so these tell it apart from boto3, SAM, curl and the functions.
+A page that a developer visits can send requests to loopback, and some of them (for an image or a form) need no
+permission. But a page cannot choose the headers Host, Origin, Sec-Fetch-Site and User-Agent of such a request, so these
+tell it apart from boto3, SAM, curl and the functions. This package uses only the standard library, because several
+environments import it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from email.message import Message
 
 CONTAINERS_HOST = "host.docker.internal"
-"""What containers call this machine."""
+"""The name by which containers call this machine."""
 _PORT = re.compile(r":\d{1,5}$")
 _OF_BROWSER_ALONE = {"none", "same-origin"}
-"""Values of Sec-Fetch-Site that no foreign page brings about: an address typed by hand, and a page of this server."""
+"""Values of Sec-Fetch-Site that no foreign page can cause: for an address typed by hand, and for a page of this
+server."""
 
 
 def refusal(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Why a request with these headers may not pass: one line that names the remedy. None where it may."""
+    """Returns why a request with these headers may not pass, in one line that names the remedy; None if it may pass."""
     wanted: dict[str, list[str]] = {"host": [], "origin": [], "sec-fetch-site": [], "user-agent": []}
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1").strip().lower()
@@ -42,7 +44,7 @@ def refusal(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if not set(map(str.lower, sites)) <= _OF_BROWSER_ALONE:
         return _line(f"a web page (Sec-Fetch-Site {sites[0]!r}) may not use it", "Use scripts/acp, the AWS CLI or curl")
     if not sites and any(agent.startswith("Mozilla/") for agent in wanted["user-agent"]):
-        # A browser leaves Sec-Fetch-Site out where it is old, or does not count the name as this machine's.
+        # An old browser sends no Sec-Fetch-Site; nor does one for which the name is not this machine's.
         return _line(
             "a browser that does not say which page asks may not use it",
             "Use http://localhost, a newer browser, or curl",
@@ -51,10 +53,10 @@ def refusal(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 
 def is_own_name(host: str) -> bool:
-    """Whether a Host header names this machine in a way that no foreign DNS server can bring about."""
+    """Whether a Host header names this machine by a name that no foreign DNS server can point here."""
     name = _PORT.sub("", host.lower())
     if name in {"localhost", CONTAINERS_HOST} or name.endswith(".localhost"):
-        # RFC 6761: what ends in .localhost is loopback everywhere. Emulators serve buckets and APIs by such names.
+        # RFC 6761: every name that ends in .localhost is loopback. Emulators serve buckets and APIs by such names.
         return True
     try:
         return ipaddress.ip_address(name[1:-1] if name.startswith("[") and name.endswith("]") else name).is_loopback
@@ -63,21 +65,21 @@ def is_own_name(host: str) -> bool:
 
 
 def refusal_of_head(head: bytes) -> str | None:
-    """The same for a request's head as it came: the request line, then a header a line."""
+    """Returns the same for a request's raw head: the request line, then one header a line."""
     lines = head.splitlines()[1:]
     return refusal((name, value) for name, _, value in (line.partition(b":") for line in lines))
 
 
 def refusal_of_message(headers: Message) -> str | None:
-    """The same for headers as the standard library's HTTP server parses them."""
+    """Returns the same for headers as the standard library's HTTP server parses them."""
     return refusal((name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items())
 
 
 def is_cors(name: bytes) -> bool:
-    """Whether a header of an answer lets foreign pages read it."""
+    """Whether a header of an answer lets foreign pages read the answer."""
     return name.lower().startswith(b"access-control-")
 
 
 def _line(reason: str, remedy: str) -> str:
-    # What is quoted came from outside: repr has made its control characters visible.
+    # The quoted text came from outside; repr has made its control characters visible.
     return f"Refused by the local cloud's guard: {reason}. {remedy}; see SECURITY.md.\n"

@@ -18,7 +18,7 @@ _STARTS = {"http.response.start", "websocket.accept", "websocket.http.response.s
 
 
 def guarded(application: Application) -> Application:
-    """The application, asked only for what may pass, and answering without CORS headers."""
+    """Returns the application behind the guard: it gets only allowed requests, and sends no CORS headers."""
 
     async def guard(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
@@ -28,7 +28,7 @@ def guarded(application: Application) -> Application:
         if reason is None:
             await application(scope, receive, _without_cors(send))
         elif scope["type"] == "websocket":
-            # Before the handshake is accepted, this answers it with 403.
+            # Before the handshake is accepted, this message answers it with 403.
             await send({"type": "websocket.close", "code": 1008, "reason": ""})
         else:
             body = reason.encode()

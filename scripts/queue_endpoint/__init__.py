@@ -1,7 +1,7 @@
-"""A local endpoint that takes SQS's SendMessageBatch, as fast as Python can, and goes wrong as it is told.
+"""A local endpoint for SQS's SendMessageBatch, as fast as Python can be, with faults on demand.
 
-For benchmarks and fault tests: it keeps what it accepted as a list of ids, and delivers to nobody. Or, for drills, it
-stands before an emulator's queues and passes on what it accepts.
+Benchmarks and fault tests use it: it keeps a list of the ids that it accepted and delivers nothing. Drills put it
+before an emulator's queues, to which it passes on what it accepts.
 """
 
 from queue_endpoint.client import Accepted, QueueEndpoint, Request, serve

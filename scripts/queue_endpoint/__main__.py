@@ -13,7 +13,7 @@ from queue_endpoint.upstream import Upstream
 
 
 def main() -> int:
-    """Exit code 0 after a signal, 1 where the port cannot be had."""
+    """Runs the endpoint. Returns 0 after a signal, 1 if the port cannot be used."""
     parser = argparse.ArgumentParser(prog="queue_endpoint", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
     parser.add_argument("--port-file", type=Path, help="where to write the port once it is open")
@@ -35,7 +35,8 @@ def main() -> int:
         unfinished = options.port_file.with_name(options.port_file.name + ".new")
         unfinished.write_text(f"{listener.getsockname()[1]}\n")
         unfinished.replace(options.port_file)
-    # A request leaves no cycles behind, and the record grows: looking for garbage would only find it all in use.
+    # A request leaves no reference cycles, and the record grows: a garbage collection would only find everything in
+    # use.
     gc.disable()
     queues = Queues(latency_ms=options.latency_ms, record=not options.no_record, upstream=options.upstream)
     asyncio.run(_serve(listener, queues, options))

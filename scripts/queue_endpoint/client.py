@@ -1,4 +1,4 @@
-"""The endpoint as a process of its own, and its controls."""
+"""Starts the endpoint as a process of its own, and controls it."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ class Accepted(NamedTuple):
 class Request(NamedTuple):
     """One SendMessageBatch, accepted or not; ``at`` is by this machine's ``time.monotonic()``.
 
-    ``faulty`` says that a fault applied to it, a slow answer included.
+    ``faulty`` says whether a fault applied to it, a slow answer included.
     """
 
     queue: str

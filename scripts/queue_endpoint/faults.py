@@ -61,14 +61,14 @@ class Fault:
 
     @classmethod
     def parse(cls, said: Mapping[str, Any]) -> Self:
-        """Makes a fault from parsed JSON. Raises ValueError, TypeError."""
+        """Returns a fault from parsed JSON. Raises ValueError, TypeError."""
         known = {one.name for one in fields(cls) if not one.name.startswith("_")}
         if unknown := said.keys() - known:
             raise ValueError(f"no such fault: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
         return cls(**said)
 
     def of_batch(self, event_ids: Iterable[str | None]) -> Self:
-        """Returns the fault that a batch of these events meets."""
+        """Returns the fault that applies to a batch of these events."""
         if self.answer_events and self.answer_events.isdisjoint(event_ids):
             return replace(self, answer="ok", accepts="before" if self.accepts == "never" else self.accepts)
         if self.answer != "nonsense":
@@ -78,7 +78,7 @@ class Fault:
         return replace(self, answer=kind)
 
     def fails(self, event_id: str | None) -> bool:
-        """Whether the next entry fails."""
+        """Returns whether the next entry fails."""
         if event_id in self.fail_events:
             return True
         if not self.fail_share:

@@ -1,4 +1,4 @@
-"""SQS's JSON protocol: the answers. Source: the SQS API reference, and botocore's sqs/2012-11-05 service model."""
+"""The answers of SQS's JSON protocol. Source: the SQS API reference, and botocore's service model sqs/2012-11-05."""
 
 import hashlib
 import json
@@ -12,19 +12,19 @@ _JSON: Final = "application/x-amz-json-1.0"
 
 
 def http(status: int, body: bytes = b"", *, headers: str = "") -> bytes:
-    """A whole answer; ``headers`` are further lines, each with its line end."""
+    """Returns a whole HTTP answer; ``headers`` are further header lines, each with its line end."""
     start = f"HTTP/1.1 {status} {responses[status]}\r\nContent-Type: {_JSON}\r\n"
     return f"{start}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def error(status: int, kind: str, message: str, *, query_code: str, fault: str = "Sender") -> bytes:
-    """An error as SQS says it: the type in the body, the query protocol's code for it in a header."""
+    """Returns an error in SQS's format: the type in the body, the code of SQS's older query protocol in a header."""
     body = json.dumps({"__type": kind, "message": message}).encode()
     return http(status, body, headers=f"x-amzn-query-error: {query_code};{fault}\r\n")
 
 
 def sent(accepted: Iterable[tuple[Mapping[str, Any], str]], failed: Iterable[Mapping[str, Any]]) -> bytes:
-    """The answer to SendMessageBatch: entries accepted with their message ids, and those failed as they are said."""
+    """Returns the answer to SendMessageBatch, from accepted entries with their message ids, and from error entries."""
     successful = []
     for entry, message_id in accepted:
         said = {
@@ -39,7 +39,7 @@ def sent(accepted: Iterable[tuple[Mapping[str, Any], str]], failed: Iterable[Map
 
 
 def md5_of_attributes(attributes: Mapping[str, Mapping[str, str]]) -> str:
-    """Of attributes that hold strings.
+    """Returns the digest that SQS gives for attributes with string values.
 
     Source: Amazon SQS Developer Guide, *Calculating the MD5 message digest for message attributes*.
     """

@@ -1,4 +1,4 @@
-"""The server: HTTP parsed by hand on asyncio, one process, one thread."""
+"""The endpoint's server. It parses HTTP by hand on asyncio, in one process and one thread."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ class Queues:
         return fault
 
     def asked(self, queue: str, entries: int, fault: Fault) -> None:
-        """Notes a request."""
+        """Records a request."""
         if self._record:
             self.requests.append((queue, time.monotonic(), entries, fault.answer, fault is not self._sound))
 
@@ -76,14 +76,14 @@ class Queues:
         return message_id
 
     def note(self, queue: str, entry: Mapping[str, Any], message_id: str) -> None:
-        """Remembers an entry that is in its queue."""
+        """Records an entry that is in its queue."""
         self.counts[queue] = self.counts.get(queue, 0) + 1
         if self._record:
             self.accepted.append((queue, _event_id(entry), message_id))
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection: a request at a time, as HTTP/1.1 clients send them."""
+    """One client's connection; it handles one request at a time, as HTTP/1.1 clients send them."""
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._queues.held.append((queue, self._transport.get_extra_info("peername")[1], go_on))
 
     async def _pass_on(self, upstream: Upstream, head: bytes, said: Mapping[str, Any], fault: Fault) -> None:
-        """Answers a batch of an endpoint that has an upstream, whose queues accept the entries."""
+        """Answers a batch of an endpoint with an upstream, whose queues accept the entries."""
         queue = said["QueueUrl"].rpartition("/")[2]
         answer = b""
         try:

@@ -1,4 +1,4 @@
-"""The upstream: an emulator whose queues get the entries that the endpoint accepts."""
+"""The upstream: an emulator whose queues receive the entries that the endpoint accepts."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ class Sent(NamedTuple):
 
 
 class Upstream:
-    """An emulator that speaks SQS's JSON protocol, such as LocalStack; requests keep the client's own headers.
+    """An emulator that speaks SQS's JSON protocol, such as LocalStack. Requests keep the client's own headers.
 
     The client's signature is for this endpoint's address. An emulator does not check it; AWS would refuse it.
     """
@@ -34,7 +34,10 @@ class Upstream:
     def send(
         self, head: bytes, said: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], failed: Sequence[Any]
     ) -> Sent:
-        """Sends ``entries`` of the request ``said`` to the emulator; adds ``failed`` to its answer. Raises OSError."""
+        """Sends ``entries`` of the request ``said`` to the emulator, and adds ``failed`` to its answer.
+
+        Raises OSError.
+        """
         if not entries:
             return Sent(protocol.sent((), failed), {})
         connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_SECONDS)

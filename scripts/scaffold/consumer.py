@@ -1,4 +1,4 @@
-"""What a new consumer needs: files of its own, and its entries in the files that name every consumer."""
+"""Makes the files of a new consumer, and its entries in the files that name every consumer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _TEMPLATE: Final = Path("template.yaml")
 _OPERATIONS: Final = Path("docs/operations.md")
 _DOMAINS: Final = Path("layers/core/domains")
 _LONGEST: Final = 40
-"""A queue's name has at most 80 characters; the stack's name and a suffix of 13 are in it, too."""
+"""The longest name: a queue's name has at most 80 characters, including the stack's name and a suffix of 13."""
 
 
 def new_consumer(checkout: Path, name: str, topic: str, domain: str | None = None) -> Mapping[Path, str]:
-    """Returns text by path in the checkout: new files, and changed ones as a whole.
+    """Returns new files, and changed ones as a whole: text by path in the checkout.
 
-    Raises UsageError for a bad name, one that is taken, and for a topic or a domain that is not there.
+    Raises UsageError for a bad name, a name that is taken, and a topic or a domain that does not exist.
     """
     names = template.Names(name)
     _check_name(checkout, names)
@@ -83,7 +83,7 @@ def _check_name(checkout: Path, names: template.Names) -> None:
 
 
 def _domain(asked: str | None, topic: str) -> Domain:
-    """The domain that is asked for; or the topic's; or the only one."""
+    """Returns the domain that was asked for; or else the topic's; or else the only one."""
     found = [
         domain
         for domain in DOMAINS
@@ -116,7 +116,7 @@ def _function(checkout: Path, names: template.Names, domain: str, topic: str) ->
 
 
 def _entry(checkout: Path, domain: str, name: str, topic: str) -> str:
-    """The domain's ``__init__.py`` with one more of its consumers."""
+    """Returns the domain's ``__init__.py`` with this consumer added."""
     path = _DOMAINS / domain / "__init__.py"
     text = _read(checkout, path)
     module = ast.parse(text)
@@ -145,7 +145,7 @@ def _offset(text: str, line: int, column: int) -> int:
 
 
 def _documented(text: str, names: template.Names, topic: str) -> str:
-    """docs/operations.md with the consumer's metrics and alarms."""
+    """Returns docs/operations.md with the consumer's metrics and alarms."""
     changes = (
         (r"^(\| (?:EventsConsumed|DuplicateDeliveries|ConsumeFailures) \| count \| [^|]*?) \|", rf"\1, {names.name} |"),
         (r"^(\| [^|]*\bSignalLab(Errors|Throttles)\b)", rf"\1, {names.pascal}\2"),

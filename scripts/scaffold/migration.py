@@ -1,4 +1,4 @@
-"""The next migration: an empty file with its number, and the version that the code asks for."""
+"""Makes the next migration: an empty file with its number, and the version that the code needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 def new_migration(checkout: Path, name: str) -> Mapping[Path, str]:
-    """Returns text by path in the checkout. Raises UsageError for a bad name or one that is taken."""
+    """Returns the new and changed files: text by path in the checkout.
+
+    Raises UsageError for a bad name or one that is taken.
+    """
     if NAME.fullmatch(name) is None:
         msg = f"A migration cannot be called {name!r}."
         raise UsageError(msg, remedy="Use lower-case words with underscores between them, such as source_watch.")

@@ -1,4 +1,4 @@
-"""A batch of messages of a topic, as the relay sends them and SQS delivers them to a function."""
+"""Makes a batch of messages of a topic, as the relay sends them and SQS delivers them to a function."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _TEXTS: Final = ("AAPL", "1m", "MARKET_TICK_INGESTED", "https://example.com/", s
 
 
 def batch(payloads: Iterable[type[Payload]], queue: str) -> dict[str, Any]:
-    """Returns one message of each event type. Raises AcpError where an example of a field cannot be made up."""
+    """Returns one message of each event type. Raises AcpError if an example for a field cannot be made up."""
     return {"Records": [_record(_event(payload), queue, number) for number, payload in enumerate(payloads, 1)]}
 
 
 def example(payload: type[Payload]) -> Payload:
-    """Returns a payload with made-up values. Raises AcpError where a field's cannot be made up."""
+    """Returns a payload with made-up values. Raises AcpError if a field's value cannot be made up."""
     schema = payload.model_json_schema(mode="serialization")
     values = {
         name: _value(f"{payload.event_type}'s {name}", field, schema.get("$defs", {}))
@@ -70,7 +70,7 @@ def _value(what: str, schema: Mapping[str, Any], definitions: Mapping[str, Any])
     for text in _TEXTS:
         if schema.get("type") == "string" and re.search(schema.get("pattern", ""), text):
             return text
-    msg = f"No example can be made up of {what}."
+    msg = f"No example can be made up for {what}."
     raise AcpError(msg, remedy="Add a text that fits its pattern to _TEXTS in scripts/scaffold/sample.py.")
 
 

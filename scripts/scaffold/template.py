@@ -1,6 +1,6 @@
-"""A new consumer's place in template.yaml: its resources are copies of SignalLab's under its own names.
+"""Adds a new consumer to template.yaml: its resources are copies of SignalLab's under its own names.
 
-The file is edited as text, as a person would edit it: comments, order and anchors stay.
+The file is edited as text, as a person would edit it, so comments, order and anchors stay.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from local_cloud.errors import AcpError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Blocks that are copied together, each group behind its last one.
+# Blocks that are copied together; each group of copies is inserted after the group's last block.
 _GROUPS: Final = (
     ("SignalLabFunction",),
     ("SignalLabFunctionRole", "SignalLabLogPolicy"),
     ("MarketTicksQueue", "MarketTicksDeadLetterQueue"),
     ("SignalLabLogGroup",),
-    ("SystemEventsDeadLettersAlarm",),  # as MarketTicksDeadLettersAlarm, which others refer to by its anchor
+    ("SystemEventsDeadLettersAlarm",),  # Other blocks refer to MarketTicksDeadLettersAlarm by its anchor.
     ("ConsumerBehindAlarm",),
     ("SignalLabErrorsAlarm", "SignalLabThrottlesAlarm"),
     ("SignalLabFunctionName",),
@@ -32,7 +32,7 @@ _GROUPS: Final = (
         "MarketTicksDeadLetterQueueUrl",
     ),
 )
-# Single lines that are copied wherever they stand: lists of queues, and the dashboard's.
+# Single lines that are copied wherever they occur: lists of queues, and the dashboard's.
 _LINES: Final = (
     r"- !GetAtt MarketTicksQueue\.Arn",
     r"- !Ref MarketTicks(DeadLetter)?Queue",
@@ -71,7 +71,7 @@ class Names:
 
 
 def with_consumer(text: str, names: Names, topic: str) -> str:
-    """Returns template.yaml with a consumer more, of this topic. Raises AcpError where it lacks what is copied."""
+    """Returns template.yaml with one more consumer, of this topic. Raises AcpError if it lacks what is to be copied."""
     for group in _GROUPS:
         text = _with_copies(text, group, names, topic)
     for pattern in _LINES:
@@ -81,7 +81,7 @@ def with_consumer(text: str, names: Names, topic: str) -> str:
 
 
 def logical_ids(text: str) -> set[str]:
-    """Returns the logical ids that the template has: parameters, resources, outputs."""
+    """Returns the logical ids in the template: parameters, resources, outputs."""
     return set(re.findall(r"^  (\w+):$", text, re.MULTILINE))
 
 
@@ -104,7 +104,7 @@ def _with_copies(text: str, group: Sequence[str], names: Names, topic: str) -> s
 
 
 def _without_definitions(copy: str, original: str) -> str:
-    """Refers to an anchor that the original defines, unless the copy's has a name of its own."""
+    """Replaces the definition of an anchor in a copy by a reference, unless the copy gives it a name of its own."""
     lines: list[str] = []
     inner: int | None = None
     """How deep the lines of a value are indented that the copy refers to instead."""
@@ -131,7 +131,7 @@ def _with_lines(text: str, pattern: str, names: Names) -> str:
         if matching.fullmatch(line):
             found += 1
             copy = names.renamed(line)
-            if not line.endswith(",") and line.lstrip().startswith(('"', "[")):  # the last of a JSON list
+            if not line.endswith(",") and line.lstrip().startswith(('"', "[")):  # the last entry of a JSON list
                 lines[-1] += ","
             lines.append(copy)
     if not found:
@@ -140,7 +140,7 @@ def _with_lines(text: str, pattern: str, names: Names) -> str:
 
 
 def _with_entry(text: str, variable: str, name: str, value: str) -> str:
-    """Adds an entry to a variable that holds a JSON object, which then has one entry a line."""
+    """Adds an entry to a variable that holds a JSON object, and writes the object with one entry a line."""
     found = re.search(
         rf"^( +){variable}: (!Sub )?(?:'(?P<one>{{.*}})'\n|[>|]-\n(?P<many>(?:\1  .*\n)+))",
         text,

@@ -1,1 +1,1 @@
-"""What is shipped: its packages, their licences, and what is known to be wrong with them."""
+"""What is shipped: its packages, their licences, and their known vulnerabilities."""

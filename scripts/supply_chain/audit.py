@@ -1,4 +1,8 @@
-"""scripts/audit: asks OSV, through pip-audit, which packages of the locks have known vulnerabilities."""
+"""scripts/audit: asks OSV, through pip-audit, which packages of the locks have known vulnerabilities.
+
+What cannot be mended yet and does no harm here may be accepted for a while: accepted.toml beside this file says what,
+why and until when. An acceptance that is over, or of what is found no longer, fails like a finding.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import argparse
 import json
 import subprocess
 import sys
+import tomllib
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import requests
@@ -14,19 +22,78 @@ from local_cloud.workspace import CHECKOUT
 from supply_chain.locks import read_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping, Sequence
 
 OSV = "https://api.osv.dev/v1/query"
+ACCEPTED = Path(__file__).with_name("accepted.toml")
+LONGEST = timedelta(days=184)
+"""Half a year: whoever accepts for longer forgets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """A known vulnerability that is lived with until a day, and why. `id` is OSV's, or one of its aliases."""
+
+    id: str
+    package: str
+    reason: str
+    until: date
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A line about a package; `ids` are all names of its vulnerability, none where it is not about one."""
+
+    line: str
+    package: str
+    ids: frozenset[str] = frozenset()
+
+
+def read_accepted(text: str, *, today: date) -> list[Acceptance]:
+    """The acceptances in a file's text. Raises ValueError for one that is not whole, or that lasts too long."""
+    accepted = []
+    for entry in tomllib.loads(text).get("accepted", []):
+        name = entry.get("id", "one without an id")
+        if entry.keys() != {"id", "package", "reason", "until"} or not all(
+            isinstance(entry[field], str) and entry[field].strip() for field in ("id", "package", "reason")
+        ):
+            raise ValueError(f"{name}: an acceptance has an id, a package, a reason and a day until which it holds")
+        if type(entry["until"]) is not date:
+            raise ValueError(f"{name}: until must be a day, such as 2026-06-30, without quotes")
+        if entry["until"] > today + LONGEST:
+            raise ValueError(
+                f"{name}: accepted until {entry['until']}, and {LONGEST.days} days from today are the most"
+            )
+        accepted.append(Acceptance(**entry))
+    return accepted
+
+
+def judge(found: Iterable[Finding], accepted: Iterable[Acceptance], *, today: date) -> tuple[list[str], list[str]]:
+    """What is accepted, and what is not: findings, acceptances that are over, and those of nothing that is found."""
+    lived_with, problems, used = [], [], set()
+    for finding in found:
+        fitting = [each for each in accepted if each.package == finding.package and each.id in finding.ids]
+        used.update(fitting)
+        valid = [each for each in fitting if today <= each.until]
+        if valid:
+            lived_with.append(f"{finding.line}; accepted until {valid[0].until}: {valid[0].reason}")
+        elif fitting:
+            problems.append(f"{finding.line}; was accepted until {fitting[0].until}")
+        else:
+            problems.append(finding.line)
+    problems += [
+        f"{each.package}: {each.id} is accepted, and not found: take it out" for each in accepted if each not in used
+    ]
+    return lived_with, problems
 
 
 def locks(checkout: Path) -> list[Path]:
-    """The locks of what is shipped, then those of the tools."""
+    """Returns the locks of what is shipped, then those of the tools."""
     return [*sorted(checkout.glob("layers/*/requirements.txt")), *sorted(checkout.glob("requirements/*.txt"))]
 
 
 def unreachable(url: str) -> str | None:
-    """Why the database does not answer as OSV does, or None where it does."""
+    """Returns why the vulnerability database cannot be used, or None if it answers as OSV does."""
     try:
         response = requests.post(
             url, json={"package": {"name": "pip", "ecosystem": "PyPI"}, "version": "1"}, timeout=15
@@ -40,7 +107,7 @@ def unreachable(url: str) -> str | None:
 
 
 def scan(found: Sequence[Path], url: str, cache: Path) -> dict[str, Any] | str:
-    """What pip-audit reports, or what it says where it could not scan."""
+    """Returns pip-audit's report, or what pip-audit said if it could not scan."""
     options = ["--disable-pip", "--require-hashes", "--format=json", "--progress-spinner=off", f"--cache-dir={cache}"]
     named = [f"--requirement={lock}" for lock in found]
     command = [sys.executable, "-m", "pip_audit", *options, "--vulnerability-service=osv", f"--osv-url={url}", *named]
@@ -52,30 +119,38 @@ def scan(found: Sequence[Path], url: str, cache: Path) -> dict[str, Any] | str:
     return report
 
 
-def findings(report: Mapping[str, Any], found: Sequence[Path], checkout: Path) -> list[str]:
-    """A line for each vulnerability, naming the locks that hold the package, and for each package not looked up."""
+def findings(report: Mapping[str, Any], found: Sequence[Path], checkout: Path) -> list[Finding]:
+    """One for each vulnerability, naming the locks that hold the package, and one for each package not looked up."""
     held: dict[tuple[str, str], list[str]] = {}
     for lock in found:
         for locked in read_lock(lock):
             held.setdefault((locked.name, locked.version), []).append(str(lock.relative_to(checkout)))
-    lines = set()
+    lines: dict[str, Finding] = {}
     for package in report["dependencies"]:
         if "skip_reason" in package:
-            lines.add(f"{package['name']}: not looked up: {package['skip_reason']}")
+            line = f"{package['name']}: not looked up: {package['skip_reason']}"
+            lines[line] = Finding(line, package["name"])
             continue
         name, version = package["name"], package["version"]
         for one in package["vulns"]:
             mended = f"mended in {', '.join(one['fix_versions'])}" if one["fix_versions"] else "not mended yet"
-            lines.add(f"{name} {version}: {one['id']}, {mended} ({', '.join(held.get((name, version), []))})")
-    return sorted(lines)
+            line = f"{name} {version}: {one['id']}, {mended} ({', '.join(held.get((name, version), []))})"
+            lines[line] = Finding(line, name, frozenset({one["id"], *one.get("aliases", [])}))
+    return [lines[line] for line in sorted(lines)]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print what was found. Returns 1 where something was, or where nothing could be scanned."""
+    """Print what was found. Returns 1 where something was that is not accepted, or where nothing could be scanned."""
     parser = argparse.ArgumentParser("scripts/audit", description="Scan every lock for known vulnerabilities, by OSV.")
     parser.add_argument("--if-reachable", action="store_true", help="exit 0 where the database cannot be reached")
     parser.add_argument("--osv-url", default=OSV, metavar="URL", help="another database that answers as OSV does")
     options = parser.parse_args(arguments)
+    today = datetime.now(UTC).date()
+    try:
+        accepted = read_accepted(ACCEPTED.read_text(encoding="utf-8"), today=today)
+    except ValueError as error:
+        sys.stderr.write(f"{ACCEPTED.name}: {error}\n")
+        return 1
     if reason := unreachable(options.osv_url):
         sys.stderr.write(f"not scanned: {reason}\n")
         return 0 if options.if_reachable else 1
@@ -84,12 +159,15 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(report, str):
         sys.stderr.write(f"pip-audit failed:\n{report}\n")
         return 1
-    lines = findings(report, found, CHECKOUT)
-    sys.stdout.writelines(f"{line}\n" for line in lines)
-    if lines:
-        sys.stderr.write("Take newer versions with: scripts/lock -U\n")
+    lived_with, problems = judge(findings(report, found, CHECKOUT), accepted, today=today)
+    sys.stdout.writelines(f"{line}\n" for line in [*lived_with, *problems])
+    if problems:
+        sys.stderr.write(
+            f"Take newer versions with: scripts/lock -U\nOr accept for a while what cannot be: {ACCEPTED}\n"
+        )
         return 1
-    sys.stdout.write(f"No known vulnerability. Locks scanned: {len(found)}.\n")
+    other = "other " if lived_with else ""
+    sys.stdout.write(f"No {other}known vulnerability. Locks scanned: {len(found)}.\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The licences of installed packages, as SPDX expressions."""
+"""Reads the licences of installed packages as SPDX expressions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ READ_IN_FILE = {
     "multitasking": "Apache-2.0",
     "peewee": "MIT",
     "protobuf": "BSD-3-Clause",
-    # New contributions are under both; those before 2017 under BSD alone.
+    # New contributions are under both licences; those before 2017 under BSD alone.
     "python-dateutil": "Apache-2.0 AND BSD-3-Clause",
     "rfc8785": "Apache-2.0",
 }
-"""Of packages that declare no SPDX expression, what their licence file says."""
+"""For packages that declare no SPDX expression, what their licence file says."""
 
 _SPDX = get_spdx_licensing()
 
 
 def licence(name: str) -> str:
-    """The SPDX expression of a package's licence. Raises LookupError where it declares none and none was read."""
+    """Returns a package's licence. Raises LookupError if it declares none and its licence file was not read."""
     expression = declared(name) or READ_IN_FILE.get(name)
     if expression is None:
         msg = f"{name} declares no SPDX licence: read its licence file, and add it to READ_IN_FILE in {__name__}"
@@ -31,7 +31,7 @@ def licence(name: str) -> str:
 
 
 def declared(name: str) -> str | None:
-    """The SPDX expression that a package declares; older metadata has it in the field License, where it has it."""
+    """Returns the SPDX expression that a package declares; older metadata may have it in the field License."""
     found = metadata(name)
     for field in ("License-Expression", "License"):
         text = found.get(field)
@@ -41,7 +41,7 @@ def declared(name: str) -> str | None:
 
 
 def is_spdx(text: str) -> bool:
-    """Whether a text is an SPDX expression, spelled as SPDX spells it."""
+    """Whether a text is an SPDX expression, in SPDX's own spelling."""
     try:
         parsed = _SPDX.parse(text, validate=True, strict=True)
     except ExpressionError:
@@ -50,5 +50,5 @@ def is_spdx(text: str) -> bool:
 
 
 def licences_in(expression: str) -> set[str]:
-    """The identifiers in an expression."""
+    """Returns the identifiers in an expression."""
     return set(_SPDX.license_keys(expression))

@@ -1,4 +1,4 @@
-"""Locks as scripts/lock writes them."""
+"""Reads locks in the format that scripts/lock writes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Locked:
 
 
 def read_lock(path: Path) -> list[Locked]:
-    """The packages of a lock, in its order."""
+    """Returns the packages of a lock, in its order."""
     found = []
     for requirement in RequirementsFile.from_file(str(path)).requirements:
         assert requirement.name is not None, f"{path}: {requirement} has no name"

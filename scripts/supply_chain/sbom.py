@@ -1,7 +1,7 @@
-"""scripts/sbom: what is shipped, as a CycloneDX document.
+"""scripts/sbom: writes what is shipped as a CycloneDX document.
 
-The functions and layers are those of template.yaml, a layer's packages those of its lock. A package's hashes are those
-of every file that the lock admits. What Lambda's own runtime adds is not in it.
+The functions and layers are those of template.yaml, and a layer's packages those of its lock. A package has the hashes
+of all files that the lock admits. What Lambda's own runtime adds is not included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def sbom(checkout: Path) -> Bom:
-    """The document: the application, its functions, their layers, and the layers' packages."""
+    """Returns the document: the application, its functions, their layers, and the layers' packages."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
     def own(name: str, kind: ComponentType) -> Component:
@@ -77,9 +77,9 @@ def _package(locked: Locked) -> Component:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write it to the file named, or to standard output."""
+    """Writes it to the file named, or to standard output."""
     parser = argparse.ArgumentParser("scripts/sbom", description="Write what is shipped as a CycloneDX 1.6 document.")
-    parser.add_argument("file", nargs="?", type=Path, help="where to; standard output where none is named")
+    parser.add_argument("file", nargs="?", type=Path, help="the file to write; without it, standard output")
     file = parser.parse_args(arguments).file
     text = JsonV1Dot6(sbom(CHECKOUT)).output_as_string(indent=2) + "\n"
     if file is None:

@@ -1,4 +1,4 @@
-"""A hostile web site: its page, which tries all that HTML and scripts can send, and the server that hears of it."""
+"""A hostile web site: its page tries all requests that HTML and scripts can send, and its server records results."""
 
 import json
 import threading
@@ -90,11 +90,11 @@ const attempts = {
 })();
 </script>"""
 ATTEMPTS = 22
-"""How many the page makes."""
+"""How many requests the page tries."""
 
 
 class Site:
-    """The server; `results` is what the page reported once it had tried everything."""
+    """The web site's server; `results` is what the page reported once it had tried everything."""
 
     def __init__(self, host: str, port: int, relay_to: int | None) -> None:
         self.results: dict[str, list[str]] = {}
@@ -107,7 +107,7 @@ class Site:
         self.port: int = self._server.server_address[1]
 
     def set_page(self, target: str, health: str) -> None:
-        """The page that attacks the target, an origin."""
+        """Sets the page to one that attacks the target, an origin."""
         words = {"TARGET": target, "HEALTH": health, "TEMPLATE": _TEMPLATE, "HOME": HOME}
         self.page = _PAGE
         for word, value in words.items():
@@ -123,10 +123,10 @@ class Site:
 
 @contextmanager
 def site(host: str = "127.0.0.1", port: int = 0, *, relay_to: int | None = None) -> Iterator[Site]:
-    """Serves for as long as the block lasts.
+    """Serves the web site in the block.
 
-    With `relay_to`, every request but the site's own is passed on unchanged to that port of loopback, as happens to a
-    page whose name is made to point there once it is loaded.
+    With `relay_to`, every request except the site's own is passed on unchanged to that port of loopback. A browser sees
+    the same when a page's name is made to point at loopback after the page was loaded.
     """
     server = Site(host, port, relay_to)
     thread = threading.Thread(target=server.serve)
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._relay()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's signature
-        """Nothing."""
+        """Logs nothing."""
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))

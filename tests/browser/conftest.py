@@ -1,4 +1,4 @@
-"""Both local clouds as `acp up` starts them, empty, for web pages to try what they can."""
+"""Both local clouds as `acp up` starts them, empty, as targets for web pages."""
 
 import os
 from collections.abc import Iterator
@@ -26,14 +26,14 @@ class RunningEmulator:
         self._cloud = LocalCloud(endpoint)
 
     def made(self) -> list[str]:
-        """The names of all queues and stacks but our own queue."""
+        """Returns the names of all queues and stacks except the test's own queue."""
         stacks = self._cloud.cloudformation
         found = [url.rpartition("/")[2] for url in self._cloud.queues.list_queues().get("QueueUrls", [])]
         found += [stack["StackName"] for stack in stacks.list_stacks()["StackSummaries"]]
         return sorted(set(found) - {"own"})
 
     def fill(self) -> None:
-        """What a page would like to read."""
+        """Stores what a hostile page would like to read."""
         queue = self._cloud.queues.create_queue(QueueName="own")["QueueUrl"]
         self._cloud.queues.send_message(QueueUrl=queue, MessageBody=SECRET)
         self._cloud.secrets.create_secret(Name="own", SecretString=SECRET)

@@ -15,7 +15,7 @@ PAGE = {"Origin": "https://evil.example"}
 def ask(
     emulator: RunningEmulator, method: str, path: str, body: str | None = None, **headers: str
 ) -> tuple[int, dict[str, str], str]:
-    """Status, headers and body of the answer; a header's _ is a -."""
+    """Returns status, headers and body of the answer; an underscore in a header's name stands for a hyphen."""
     connection = HTTPConnection("127.0.0.1", emulator.port, timeout=30)
     try:
         sent = {"Host": f"localhost:{emulator.port}"} | {n.replace("_", "-"): v for n, v in headers.items()}

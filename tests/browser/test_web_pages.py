@@ -1,4 +1,4 @@
-"""A real browser on a hostile page, beside a running local cloud: nothing is made, nothing is read."""
+"""A real browser opens a hostile page beside a running local cloud: the page makes nothing and reads nothing."""
 
 import os
 import shutil
@@ -26,13 +26,13 @@ def command(chromium: str, profile: Path, *rest: str) -> list[str]:
     return [
         chromium,
         "--headless",
-        "--no-sandbox",  # root has none; the pages are our own
+        "--no-sandbox",  # Root cannot use the sandbox; the pages are our own.
         "--disable-gpu",
         "--disable-dev-shm-usage",
         "--no-first-run",
         "--disable-background-networking",
         "--disable-component-update",
-        # Newer ones ask a person before a page may reach loopback; no other browser does.
+        # Newer versions ask a person before a page may reach loopback; no other browser does.
         "--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests",
         "--proxy-server=direct://",
         f"--host-resolver-rules=MAP {EVIL} 127.0.0.1, MAP {REBOUND} 127.0.0.2",
@@ -43,7 +43,7 @@ def command(chromium: str, profile: Path, *rest: str) -> list[str]:
 
 @contextmanager
 def browsing(chromium: str, profile: Path, url: str) -> Iterator[None]:
-    """The browser shows the page for as long as the block lasts."""
+    """Makes the browser show the page during the block."""
     with (profile.parent / "chromium.log").open("wb") as log:
         process = subprocess.Popen(
             command(chromium, profile, "--remote-debugging-port=0", url),
@@ -91,7 +91,7 @@ def test_a_web_page_of_another_origin_makes_and_reads_nothing(
 
 
 def test_a_rebound_name_makes_and_reads_nothing(emulator: RunningEmulator, chromium: str, tmp_path: Path) -> None:
-    # To the browser page and emulator are one origin: their name pointed to the site first, and then to loopback.
+    # For the browser, page and emulator have one origin: the name first pointed to the site, and now to loopback.
     with site("127.0.0.2", emulator.port, relay_to=emulator.port) as attacker:
         origin = f"http://{REBOUND}:{emulator.port}"
         attacker.set_page(origin, emulator.health)
@@ -103,7 +103,7 @@ def test_a_rebound_name_makes_and_reads_nothing(emulator: RunningEmulator, chrom
 
 @pytest.fixture
 def dump(chromium: str, tmp_path: Path) -> Callable[[str], str]:
-    """What the browser shows of an address that a person typed."""
+    """Returns what the browser shows of an address that a person typed."""
 
     def dump(url: str) -> str:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""A local cloud for functions in containers: up as a user brings it up, its schedules silent: tests alone act."""
+"""A local cloud for functions in containers. Its schedules are off, so only the tests act."""
 
 import contextlib
 import json
@@ -24,14 +24,14 @@ WHAT_SAM_READS = (".aws-sam", "events", "functions", "layers", "samconfig.toml",
 
 @dataclass(frozen=True)
 class Containers:
-    """The local cloud, and SAM as a user types it."""
+    """The local cloud, and SAM's commands as a user types them."""
 
     cloud: LocalCloud
     folder: Path
-    """What the checkout looks like to SAM, with this cloud's state where the checkout's own is."""
+    """The folder in which SAM runs: like the checkout, but with this cloud's state."""
 
     def invoke(self, function: str, event: str | dict[str, Any], *options: str) -> dict[str, Any]:
-        """`sam local invoke`, and its answer; an event is a sample's name, or content."""
+        """Runs `sam local invoke` and returns its answer; the event is a sample's name, or content."""
         if isinstance(event, dict):
             path = self.folder / "event.json"
             path.write_text(json.dumps(event))
@@ -46,7 +46,7 @@ class Containers:
 
     @contextlib.contextmanager
     def start_api(self) -> Iterator[str]:
-        """`sam local start-api`: the API's URL."""
+        """Runs `sam local start-api` and yields the API's URL."""
         port = free_port()
         with (self.folder / "start-api.log").open("w+") as log:
             process = subprocess.Popen(
@@ -92,7 +92,7 @@ class Containers:
 
 @pytest.fixture(scope="session")
 def engine() -> Any:
-    """The Docker engine. None is a failure that says what to install, of all tests at once."""
+    """The Docker engine. If there is none, all tests fail at once with what to install."""
     try:
         return find_engine()
     except NoContainersError as error:

@@ -1,4 +1,4 @@
-"""`acp invoke`: the plain command, with what goes wrong said; and what the container is given."""
+"""`acp invoke`: what it prints, which errors it explains, and what the container gets to see."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.containers.conftest import INVOKE_SECONDS, Containers
 from tests.e2e.conftest import CHECKOUT, run_acp, wait_for
 
 
-def test_it_prints_the_answer_alone_and_the_log_on_standard_error(containers: Containers) -> None:
+def test_it_prints_the_answer_and_logs_to_standard_error(containers: Containers) -> None:
     ran = containers.cloud.acp("invoke", "maintenance", timeout=INVOKE_SECONDS)
     assert ran.returncode == 0, ran.stderr
     assert "deleted_events" in json.loads(ran.stdout)
@@ -29,7 +29,7 @@ def test_it_fails_where_the_function_does_and_names_the_error(containers: Contai
     assert "RelayFunction failed: ConfigurationError: linger_seconds of the event is 'long'" in ran.stderr
 
 
-def test_the_container_gets_neither_the_user_s_credentials_nor_a_password(
+def test_the_container_gets_no_user_credentials_and_no_password(
     containers: Containers, engine: Any, tmp_path: Path
 ) -> None:
     event = tmp_path / "event.json"
@@ -84,13 +84,13 @@ def test_without_docker_it_says_what_to_install(containers: Containers) -> None:
     assert "skipped" not in tests.stdout
 
 
-def test_what_is_not_up_says_how_to_bring_it_up(tmp_path: Path) -> None:
+def test_a_cloud_that_is_down_says_how_to_start_it(tmp_path: Path) -> None:
     ran = run_acp(tmp_path / "state")("invoke", "relay")
     assert ran.returncode == 3
     assert "scripts/acp up" in ran.stderr
 
 
-def test_no_other_address_of_this_machine_leads_to_the_bridged_servers(containers: Containers) -> None:
+def test_only_the_bridge_address_leads_to_the_bridged_servers(containers: Containers) -> None:
     environment = (containers.folder / ".acp" / "state" / "sam-local.json").read_text()
     ports = {int(port) for port in re.findall(r"host\.docker\.internal:(\d+)", environment)}
     assert len(ports) == 2, "the local cloud and the market; Postgres is named by a secret"
@@ -100,7 +100,7 @@ def test_no_other_address_of_this_machine_leads_to_the_bridged_servers(container
 
 
 def outward_address() -> str:
-    """This machine's own on the way out, else another of loopback's than is listened on. Nothing is sent."""
+    """Returns this machine's own address towards the internet, else another address of loopback. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

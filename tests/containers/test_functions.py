@@ -1,4 +1,4 @@
-"""Every function of the template, invoked in Lambda's own container by the plain command, and what it did."""
+"""Every function of the template, invoked in Lambda's own container by plain `sam local invoke`."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def ingestion(containers: Containers) -> None:
 
 
 def relay(containers: Containers) -> None:
-    # What no consumer takes from its queue: that a source does not know a symbol.
+    # A message that no consumer reads from its queue: a symbol is unknown to the source.
     answer, ok = containers.cloud.invoke("IngestionFunction", {"symbols": ["NOSUCHSYMBOL"]})
     assert ok, answer
     stored = containers.cloud.query(
@@ -68,7 +68,7 @@ def signal_lab(containers: Containers) -> None:
 
 
 def migration(containers: Containers) -> None:
-    """The local cloud's own database is migrated already: another one, which this invocation alone is told of."""
+    """Invokes the function on an empty database, because the local cloud's own is migrated already."""
     owner_url = containers.cloud.environ["DATABASE_OWNER_URL"]
     run = json.loads((containers.folder / ".acp" / "state" / "run.json").read_text())
     superuser = psycopg.conninfo.make_conninfo(
@@ -127,7 +127,7 @@ def a_stored_event(containers: Containers) -> str:
 
 
 def consumer(containers: Containers, function: str) -> None:
-    """Any other consumer: it processes its sample."""
+    """Checks for any other consumer that it processes its sample."""
     name = TEMPLATE["Resources"][function]["Properties"]["CodeUri"].removeprefix("functions/")
     batch = json.loads((CHECKOUT / "events" / f"{name}.json").read_text())
     sent = {UUID(json.loads(record["body"])["event_id"]) for record in batch["Records"]}
@@ -141,7 +141,7 @@ CONSUMERS = [
     for name in FUNCTIONS
     if any(one["Type"] == "SQS" for one in TEMPLATE["Resources"][name]["Properties"].get("Events", {}).values())
 ]
-# In the order in which one leaves what the next needs.
+# The order matters: each function needs what an earlier one left.
 EFFECTS: dict[str, Callable[[Containers], None]] = {
     "MigrationFunction": migration,
     "IngestionFunction": ingestion,
@@ -153,12 +153,12 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
 EFFECTS |= {name: partial(consumer, function=name) for name in CONSUMERS if name not in EFFECTS}
 
 
-def test_every_function_of_the_template_is_among_them() -> None:
+def test_every_function_of_the_template_is_tested() -> None:
     assert sorted(FUNCTIONS) == sorted(EFFECTS)
 
 
 @pytest.mark.parametrize("function", EFFECTS)
-def test_it_runs_in_lambda_s_container_and_leaves_its_effect(containers: Containers, function: str) -> None:
+def test_a_function_runs_in_lambdas_container_with_its_effect(containers: Containers, function: str) -> None:
     EFFECTS[function](containers)
 
 

@@ -1,6 +1,6 @@
-"""What a publisher makes of a queue's answers, sensible or not: a table, asked of each publisher through a real socket.
+"""A table of a queue's answers, sensible or not, with the outcomes that every publisher must report for them.
 
-Subclass AnswersContract and give it ``publisher``.
+Each answer goes through a real socket. Subclass AnswersContract and give it ``publisher``.
 """
 
 import json
@@ -25,30 +25,30 @@ type Kind = type[Outcome]
 
 @dataclass(frozen=True)
 class Reply:
-    """What to write to a request, byte by byte, and whether to hang up then."""
+    """The bytes to answer a request with, and whether to hang up then."""
 
     raw: bytes
     hangs_up: bool = False
 
 
 type Answering = Callable[[Sequence[Mapping[str, Any]]], Reply]
-"""The reply to the entries of a batch."""
+"""Returns the reply to a batch with these entries."""
 
 
 def http(body: object, *, status: int = 200, headers: str = "", hangs_up: bool = False) -> Reply:
-    """A whole HTTP answer: text and bytes as they are, all else as JSON."""
+    """Returns a whole HTTP answer: text and bytes are used unchanged, anything else is written as JSON."""
     content = body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
     head = f"HTTP/1.1 {status} {responses.get(status, 'Odd')}\r\n{headers}Content-Length: {len(content)}\r\n\r\n"
     return Reply(head.encode() + content, hangs_up)
 
 
 def taken(entry_id: object, message_id: object = "") -> dict[str, Any]:
-    """An entry of Successful."""
+    """Returns an entry of Successful."""
     return {"Id": entry_id, "MessageId": message_id or str(uuid4()), "MD5OfMessageBody": ""}
 
 
 def refused(entry_id: object, code: object = "InternalError", *, is_senders: object = False) -> dict[str, Any]:
-    """An entry of Failed."""
+    """Returns an entry of Failed."""
     return {"Id": entry_id, "Code": code, "Message": "said the queue", "SenderFault": is_senders}
 
 
@@ -57,7 +57,7 @@ def said(*successful: object, failed: object = ()) -> Reply:
 
 
 def error(code: str, *, status: int = 400, query_code: str = "") -> Reply:
-    """A refusal of the whole request, in SQS's words."""
+    """Returns a refusal of the whole request, as SQS words it."""
     body = {"__type": f"com.amazonaws.sqs#{code}", "message": "said the queue"}
     return http(body, status=status, headers=f"x-amzn-query-error: {query_code};Sender\r\n" if query_code else "")
 
@@ -193,7 +193,7 @@ REFUSALS: Final[Mapping[str, tuple[Reply, Kind]]] = {
     "its content": (error("InvalidMessageContents"), M),
     "its size": (error("BatchRequestTooLong", query_code="AWS.SimpleQueueService.BatchRequestTooLong"), M),
     "a parameter of it": (error("InvalidParameterValue"), M),
-    # A message that is sent by itself is no batch of too many, and its id is the same as the others' were.
+    # A message that is sent alone cannot be a batch of too many, nor share its id with another.
     "too many entries in a batch of one": (error("TooManyEntriesInBatchRequest"), N),
     "ids that are not distinct in a batch of one": (error("BatchEntryIdsNotDistinct"), N),
 }
@@ -212,7 +212,7 @@ FAILURES: Final[Mapping[str, tuple[Mapping[str, Any], Kind]]] = {
 
 
 class Endpoint:
-    """An SQS that replies as told; remembers the bodies of each batch that it was sent."""
+    """An SQS endpoint that replies as a test says; it records the bodies of each batch."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -221,7 +221,7 @@ class Endpoint:
 
 
 def take_all(entries: Sequence[Mapping[str, Any]]) -> Reply:
-    """The reply of a queue that takes everything."""
+    """Returns the reply of a queue that accepts everything."""
     return said(*(taken(entry["Id"]) for entry in entries))
 
 
@@ -274,7 +274,7 @@ def three() -> list[Message]:
 
 
 class AnswersContract(ABC):
-    """Tests to inherit."""
+    """The tests of the table, for subclasses."""
 
     @staticmethod
     @abstractmethod
@@ -284,7 +284,7 @@ class AnswersContract(ABC):
     @staticmethod
     @abstractmethod
     def impatient(url: str, read_timeout: float) -> AbstractContextManager[Publisher]:
-        """Makes one that waits no longer than this for an answer, in seconds."""
+        """Makes a publisher that waits at most so many seconds for an answer."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -294,7 +294,7 @@ class AnswersContract(ABC):
 
     @pytest.fixture
     def endpoint(self, served: tuple[Endpoint, Publisher]) -> Endpoint:
-        """Takes everything until it is told otherwise."""
+        """The endpoint; it accepts everything until a test says otherwise."""
         endpoint, self.published_by = served
         endpoint.answering = take_all
         endpoint.batches.clear()
@@ -304,24 +304,24 @@ class AnswersContract(ABC):
         return self.published_by.publish("q", messages, start_before=LATER)
 
     @pytest.mark.parametrize(("reply", "expected"), SENSELESS.values(), ids=SENSELESS)
-    def test_a_senseless_answer_is_believed_only_where_it_makes_sense(
+    def test_only_sensible_parts_of_an_answer_are_believed(
         self, endpoint: Endpoint, reply: Reply, expected: Sequence[Kind]
     ) -> None:
         endpoint.answering = lambda _: reply
         outcomes = self.publish(*three())
         assert kinds(outcomes) == expected
         assert all(reasons(outcomes))
-        assert len(endpoint.batches) == 1  # what may have been accepted is not sent again
+        assert len(endpoint.batches) == 1  # What may have been accepted is not sent again.
 
     @pytest.mark.parametrize(("reply", "expected"), REFUSALS.values(), ids=REFUSALS)
-    def test_a_refused_message_learns_whose_fault_it_is(self, endpoint: Endpoint, reply: Reply, expected: Kind) -> None:
+    def test_a_refused_message_gets_the_right_fault(self, endpoint: Endpoint, reply: Reply, expected: Kind) -> None:
         endpoint.answering = lambda _: reply
         outcomes = self.publish(message())
         assert kinds(outcomes) == [expected]
         assert all("said the queue" in reason for reason in reasons(outcomes))
 
     @pytest.mark.parametrize(("entry", "expected"), FAILURES.values(), ids=FAILURES)
-    def test_a_failed_entry_learns_whose_fault_it_is(
+    def test_a_failed_entry_gets_the_right_fault(
         self, endpoint: Endpoint, entry: Mapping[str, Any], expected: Kind
     ) -> None:
         endpoint.answering = lambda _: said(taken("1"), taken("2"), failed=(entry,))
@@ -342,11 +342,11 @@ class AnswersContract(ABC):
         assert endpoint.batches == [["a", "odd", "b"], ["a"], ["odd"], ["b"]]
 
     @pytest.mark.parametrize("code", ["TooManyEntriesInBatchRequest", "BatchRequestTooLong", "InvalidBatchEntryId"])
-    def test_a_batch_refused_as_a_batch_is_sent_one_by_one(self, endpoint: Endpoint, code: str) -> None:
+    def test_a_refused_batch_is_sent_one_by_one(self, endpoint: Endpoint, code: str) -> None:
         endpoint.answering = lambda entries: error(code) if len(entries) > 1 else take_all(entries)
         assert kinds(self.publish(*three())) == [Accepted, Accepted, Accepted]
 
-    def test_one_by_one_an_outage_in_between_is_nobodys_fault(self, endpoint: Endpoint) -> None:
+    def test_an_outage_between_single_sends_blames_no_message(self, endpoint: Endpoint) -> None:
         replies = iter([error("InvalidMessageContents"), said(taken("0")), http(HTML, status=502), said(taken("0"))])
         endpoint.answering = lambda _: next(replies)
         assert kinds(self.publish(*three())) == [Accepted, NoVerdict, Accepted]
@@ -364,10 +364,10 @@ class AnswersContract(ABC):
         assert sorted(endpoint.batches) == [["a"], ["b"]]
 
     @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://sqs.invalid", "https://127.0.0.1:1"])
-    def test_where_no_connection_comes_about_nothing_was_sent(self, url: str) -> None:
+    def test_without_a_connection_nothing_was_sent(self, url: str) -> None:
         assert kinds(self.publisher(url).publish("q", three(), start_before=LATER)) == [QueueFault] * 3
 
-    def test_where_tls_is_not_spoken_nothing_was_sent(self) -> None:
+    def test_without_a_tls_handshake_nothing_was_sent(self) -> None:
         class Handler(StreamRequestHandler):
             def handle(self) -> None:
                 self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")

@@ -1,6 +1,6 @@
-"""What the relay relies on a publisher and its queue to do, asked of fakes, emulators and the real thing alike.
+"""What the relay needs of a publisher and its queue: one suite for fakes, emulators and the real service.
 
-Subclass PublisherContract, or QueueContract where there is a real queue behind it, and give it ``queue``.
+Subclass PublisherContract, or QueueContract if a real queue is behind it, and give it ``queue``.
 """
 
 import json
@@ -32,7 +32,7 @@ MAX_RECEIVE_COUNT = 3
 
 @dataclass(frozen=True)
 class Received:
-    """A message as its consumer gets it."""
+    """A message as a consumer receives it."""
 
     message_id: str
     body: str
@@ -40,7 +40,7 @@ class Received:
 
 
 def message(body: str = '{"price": 1.5}', **attributes: str) -> Message:
-    """A message with an event_id and these attributes beside it."""
+    """Returns a message with an event_id and these other attributes."""
     event_id = str(uuid4())
     attributes = {"event_id": event_id, **attributes}
     return Message(
@@ -60,12 +60,12 @@ def message(body: str = '{"price": 1.5}', **attributes: str) -> Message:
 
 
 def sized(size: int, **attributes: str) -> Message:
-    """A message of that many bytes as SQS counts them."""
+    """Returns a message of this size, in bytes as SQS counts them."""
     return message("x" * (size - message("", **attributes).size), **attributes)
 
 
 class Queue(ABC):
-    """A queue of its own for each test, and the publisher to it."""
+    """A test's own queue, and the publisher to it."""
 
     url: str
 
@@ -77,18 +77,18 @@ class Queue(ABC):
     @property
     @abstractmethod
     def unknown_url(self) -> str:
-        """Where there is no queue."""
+        """The URL of a queue that does not exist."""
 
     @abstractmethod
     def received(self, count: int) -> list[Received]:
-        """That many messages, taken off the queue; fewer where fewer come."""
+        """Receives so many messages from the queue, or fewer if no more come."""
 
     def publish(self, *messages: Message) -> Sequence[object]:
         return self.publisher.publish(self.url, messages, start_before=LATER)
 
 
 class PublisherContract(ABC):
-    """Tests to inherit; ``queue`` is a fixture of the subclass."""
+    """Tests for subclasses, which define the fixture ``queue``."""
 
     counts_bytes_of_attributes: bool = True
     checks_characters: bool = True
@@ -122,7 +122,7 @@ class PublisherContract(ABC):
         assert [type(outcome) for outcome in queue.publish(largest)] == [Accepted]
         assert [one.body for one in queue.received(1)] == [largest.body]
 
-    def test_a_message_over_it_is_the_messages_own_fault(self, queue: Queue) -> None:
+    def test_a_message_over_the_limit_is_at_fault(self, queue: Queue) -> None:
         (outcome,) = queue.publish(message("x" * (MAX_BATCH_BYTES + 1)))
         assert isinstance(outcome, MessageFault)
         assert outcome.reason
@@ -164,7 +164,7 @@ class PublisherContract(ABC):
 
 
 class SqsQueue(Queue):
-    """A queue with a dead-letter queue on an SQS endpoint, reached as the relay reaches it."""
+    """A queue with a dead-letter queue on an SQS endpoint, reached in the same way as by the relay."""
 
     def __init__(self, endpoint_url: str | None, *, receive_seconds: float = 5) -> None:
         self.client = self._client(endpoint_url)
@@ -204,7 +204,7 @@ class SqsQueue(Queue):
                 taken.append(Received(found["MessageId"], found["Body"], values))
                 self.client.delete_message(QueueUrl=self.url, ReceiptHandle=found["ReceiptHandle"])
             if count == 1 and not taken:
-                break  # asked whether there is any
+                break  # a check for any message at all
         return taken
 
     def _receive(self, url: str, *, visibility_timeout: int) -> list[Any]:
@@ -224,7 +224,7 @@ class SqsQueue(Queue):
 
 
 class SqsQueueOverHttp(SqsQueue):
-    """The same, published to as RelayFunction does."""
+    """The same queue, with RelayFunction's own publisher."""
 
     @cached_property
     def publisher(self) -> Publisher:
@@ -240,7 +240,7 @@ def _over_http(endpoint_url: str) -> SqsHttpPublisher:
 
 
 class QueueContract(PublisherContract):
-    """Of a queue that a consumer reads."""
+    """Tests for a queue from which a consumer reads."""
 
     @pytest.fixture
     @abstractmethod

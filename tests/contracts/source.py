@@ -1,4 +1,7 @@
-"""What every source must do, asked of fakes and of real ones alike. Subclass SourceContract and give it a market."""
+"""What every source must do: one suite for fakes and real sources.
+
+Subclass SourceContract and give it a market.
+"""
 
 import json
 from abc import ABC, abstractmethod
@@ -18,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Market(ABC):
-    """A source with something to say: an hour and more of one-minute bars of each symbol, up to ``newest``."""
+    """A source's market: more than an hour of one-minute bars of each symbol, up to ``newest``."""
 
     symbols: ClassVar[tuple[str, str]]
     unknown: ClassVar[str]
@@ -31,7 +34,7 @@ class Market(ABC):
     @property
     @abstractmethod
     def now(self) -> datetime:
-        """The present, which the market's source is told."""
+        """The present, by the clock that the source uses."""
 
     @property
     @abstractmethod
@@ -41,23 +44,23 @@ class Market(ABC):
     @property
     @abstractmethod
     def kept_from(self) -> datetime:
-        """The source has nothing from before this instant."""
+        """Makes the source forget everything before this instant."""
 
     def fetch(self, symbol: str, since: datetime | None) -> Fetched:
-        """What the source answers at present."""
+        """Returns what the source answers at present."""
         return self.source.fetch(symbol, since, self.now)
 
     @abstractmethod
     def spoil_newest_price(self, symbol: str) -> None:
-        """From now on the newest bar lacks its price."""
+        """Removes the price of the newest bar from now on."""
 
     @abstractmethod
     def correct_newest_price(self, symbol: str) -> None:
-        """From now on the newest bar has another price."""
+        """Changes the price of the newest bar from now on."""
 
 
 class SourceContract(ABC):
-    """Tests to inherit; ``market`` is a fixture of the subclass."""
+    """Tests for subclasses, which define the fixture ``market``."""
 
     @pytest.fixture
     @abstractmethod
@@ -114,13 +117,13 @@ class SourceContract(ABC):
         with pytest.raises(ContractViolation, match="price"):
             parse_payload(MarketTick, spoiled.payload)
 
-    def test_what_was_kept_reads_as_it_was_fetched(self, market: Market) -> None:
+    def test_a_kept_answer_reads_as_it_was_fetched(self, market: Market) -> None:
         for since in (None, market.newest - 9 * MINUTE, market.kept_from - timedelta(days=1)):
             fetched = market.fetch(market.symbols[0], since)
             kept = json.loads(json.dumps(fetched.raw))
             assert market.source.read(kept, symbol=market.symbols[0], since=since, asked_at=market.now) == fetched
 
-    def test_a_kept_refusal_reads_as_the_error_that_it_was(self, market: Market) -> None:
+    def test_a_kept_refusal_raises_the_same_error(self, market: Market) -> None:
         with pytest.raises(SourceError) as refused:
             market.fetch(market.unknown, None)
         kept = json.loads(json.dumps(refused.value.raw))
@@ -128,7 +131,7 @@ class SourceContract(ABC):
             market.source.read(kept, symbol=market.unknown, since=None, asked_at=market.now)
         assert (again.value.kind, again.value.reason) == (refused.value.kind, refused.value.reason)
 
-    def test_it_says_what_its_observations_are(self, market: Market) -> None:
+    def test_a_source_names_the_type_of_its_observations(self, market: Market) -> None:
         for bar in market.fetch(market.symbols[0], None).observations:
             assert (bar.event_type, bar.series) == (market.source.event_type, market.source.series)
 

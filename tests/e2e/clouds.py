@@ -1,4 +1,4 @@
-"""In what each local cloud differs from AWS, as far as the tests can tell: all of it, in this one place."""
+"""All differences between each local cloud and AWS that the tests can notice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Differences:
-    """AWS's own behaviour by default."""
+    """How a cloud behaves; the defaults are AWS's own behaviour."""
 
     reports_the_type_of_an_error: bool = True
-    """Whether an invocation's errorType is the exception's class."""
+    """Whether an invocation's errorType is the class of the exception."""
     counts_bytes_of_attributes: bool = True
-    """Whether SQS sizes a message by its body and its attributes."""
+    """Whether SQS counts a message's attributes, too, in its size."""
     moves_messages: bool = True
     """Whether SQS has StartMessageMoveTask."""
     applies_changed_rules: bool = True
@@ -21,9 +21,9 @@ class Differences:
     drops_late_logs: bool = True
     """Whether a function that still ran when its stack was deleted writes nothing afterwards."""
     checks_parameters: bool = True
-    """Whether a parameter's value is held to its AllowedPattern."""
+    """Whether a parameter's value is checked by its AllowedPattern."""
     left_out: Mapping[str, str] = field(default_factory=dict)
-    """By test file, why it does not concern this cloud."""
+    """For each test file that is left out on this cloud, the reason."""
 
 
 DIFFERENCES = {

@@ -1,6 +1,6 @@
-"""The pipeline, deployed by `scripts/acp up` as a user would, in a state folder of the tests' own.
+"""The pipeline, deployed by `scripts/acp up` as by a user, in a state folder of the tests' own.
 
-On each local cloud, or on those that --cloud names: what passes on all is the template's merit, not an emulator's.
+The tests run on each local cloud, or on those that --cloud names, so that they do not depend on one emulator.
 """
 
 import json
@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from tests.e2e.clouds import DIFFERENCES, Differences
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import NodeManager
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
@@ -34,22 +35,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure() -> None:
+    """Lets interrupted processes take down their clouds: xdist would kill them after ten seconds."""
+    NodeManager.EXIT_TIMEOUT = 90
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test of the cloud runs on each."""
+    """Makes every test of the cloud run on each local cloud."""
     if "cloud_name" in metafunc.fixturenames:
         names = [name for name in _clouds(metafunc.config) if metafunc.definition.path.name not in _left_out(name)]
         metafunc.parametrize("cloud_name", names, indirect=True, scope="session")
 
 
 class ByCloud(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Each cloud's tests in a process of their own: they share what is deployed there."""
+    """Runs each cloud's tests in a process of their own, because they share what is deployed there."""
 
     def _split_scope(self, nodeid: str) -> str:
         return next((name for name in DIFFERENCES if f"[{name}" in nodeid), nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByCloud:
-    # Not by --dist loadgroup: with pytest 9.2, xdist 3.8.0 no longer sees the groups.
+    # --dist loadgroup cannot be used: with pytest 9.2, xdist 3.8.0 no longer sees the groups.
     return ByCloud(config, log)
 
 
@@ -74,7 +80,7 @@ def _left_out(cloud: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class LocalCloud:
-    """A running local cloud, by what `acp env --json` says of it."""
+    """A running local cloud, with what `acp env --json` says of it."""
 
     environ: dict[str, str]
     acp: Callable[..., subprocess.CompletedProcess[str]]
@@ -99,7 +105,7 @@ class LocalCloud:
         )
 
     def invoke(self, function: str, event: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        """A function's answer, and whether it succeeded."""
+        """Invokes a function; returns its answer, and whether it succeeded."""
         answer = self.client("lambda").invoke(
             FunctionName=self.output(f"{function}Name"), Payload=json.dumps(event).encode()
         )
@@ -173,20 +179,20 @@ def state(tmp_path_factory: pytest.TempPathFactory, cloud_name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def cloud_name(request: pytest.FixtureRequest) -> str:
-    """As --cloud takes it."""
+    """The cloud's name, as in --cloud."""
     name: str = request.param
     return name
 
 
 @pytest.fixture(scope="session")
 def differences(cloud_name: str) -> Differences:
-    """In what the cloud differs from AWS."""
+    """The cloud's differences from AWS."""
     return DIFFERENCES[cloud_name]
 
 
 @pytest.fixture(scope="session")
 def local_cloud(state: Path, cloud_name: str) -> Iterator[LocalCloud]:
-    """Up once for all tests: they share it, and each leaves it as it found it."""
+    """One local cloud for all tests; each test leaves it as it found it."""
     acp = run_acp(state, **{HOST_SECRET: "x"})
     try:
         up = acp("up", "--cloud", cloud_name, "--market", "replay", timeout=UP_SECONDS)
@@ -206,7 +212,7 @@ def market(local_cloud: LocalCloud) -> Iterator[Market]:
 
 
 def processes_of(state: Path) -> Sequence[str]:
-    """Command lines of processes that work in the state folder."""
+    """Returns the command lines of processes that work in the state folder."""
     import psutil
 
     found = []

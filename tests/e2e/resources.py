@@ -1,4 +1,4 @@
-"""Everything of the kinds that the template makes, as a local cloud lists it."""
+"""Lists all resources on a local cloud, of the kinds that the template makes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ LAYERS = ("core", "market-data")
 
 
 def resources(client: Client, *stacks: str) -> Resources:
-    """By kind, what there is: names, or what else tells one from another. Of layers, those of the stacks."""
+    """Returns the resources by kind: their names, or whatever tells them apart; for layers, the stacks' own."""
     functions = _pages(client("lambda"), "list_functions", "Functions")
     roles = _pages(client("iam"), "list_roles", "Roles")
     found = {
@@ -23,7 +23,7 @@ def resources(client: Client, *stacks: str) -> Resources:
         "function": [function["FunctionName"] for function in functions],
         "layer version": [
             version["LayerVersionArn"]
-            # Not by list_layers: see Differences.forgets_layers.
+            # list_layers cannot be used: see Differences.forgets_layers.
             for layer in (f"{stack}-{name}" for stack in stacks for name in LAYERS)
             for version in _pages(client("lambda"), "list_layer_versions", "LayerVersions", LayerName=layer)
         ],
@@ -46,7 +46,7 @@ def resources(client: Client, *stacks: str) -> Resources:
 
 
 def beyond(now: Resources, before: Resources) -> dict[str, list[str]]:
-    """What is there now and was not before; only the kinds that have such."""
+    """Returns what is there now and was not before; only the kinds that have something new."""
     return {kind: sorted(names - before[kind]) for kind, names in now.items() if names - before[kind]}
 
 

@@ -1,4 +1,4 @@
-"""`scripts/demo`, as somebody types it who has just cloned the repository."""
+"""Runs `scripts/demo` as somebody who has just cloned the repository."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_it_stays_up_until_ctrl_c_which_ends_it_clean(command: list[str], tmp_pa
         try:
             wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=400, what="the hint where to look")
             assert demo.poll() is None
-            # What a terminal does at Ctrl-C: everything in the foreground group gets the signal.
+            # At Ctrl-C a terminal signals the whole foreground process group.
             os.killpg(demo.pid, signal.SIGINT)
             assert demo.wait(60) == 0, output.read_text()
         finally:

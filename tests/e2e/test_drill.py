@@ -1,4 +1,4 @@
-"""`scripts/acp drill` on the deployed pipeline: each guarantee is seen to hold, and all is as before afterwards."""
+"""Runs `scripts/acp drill` on the deployed pipeline: each guarantee holds, and afterwards all is as before."""
 
 import json
 import os
@@ -23,14 +23,14 @@ COLUMNS = (
 
 @pytest.fixture(scope="module")
 def settings(local_cloud: LocalCloud) -> Mapping[str, str]:
-    """The relay's, before any drill."""
+    """The relay's settings before any drill."""
     return relay_settings(local_cloud)
 
 
 @pytest.fixture(scope="module")
 def results(local_cloud: LocalCloud, settings: Mapping[str, str]) -> Mapping[str, Any]:
-    """All drills, one after another, by name."""
-    # The first ingestion brings an hour of bars, which a slow queue would keep before the drill's own messages.
+    """The results of all drills, run one after another, by name."""
+    # The first ingestion brings an hour of bars, which a slow queue would get before the drill's own messages.
     ingested, ok = local_cloud.invoke("IngestionFunction", {})
     assert ok, ingested
     wait_for(local_cloud.settled, seconds=120, what="the first hour of bars relayed and consumed")
@@ -50,9 +50,9 @@ def relay_settings(cloud: LocalCloud) -> Mapping[str, str]:
 
 
 def deliveries(cloud: LocalCloud, result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """State, attempts, last error and recorded failures of each of a drill's messages, as Postgres has them.
+    """Returns state, attempts, last error and recorded failures of each of a drill's messages, from Postgres.
 
-    Of one that was redriven, its latest delivery.
+    For a message that was redriven, these are of its latest delivery.
     """
     return cloud.query(
         f"SELECT {COLUMNS} FROM outbox_states AS delivery JOIN events USING (event_id)"
@@ -78,7 +78,7 @@ def assert_all_is_as_before(cloud: LocalCloud, settings: Mapping[str, str], stat
 
 @contextmanager
 def begun(cloud: LocalCloud, state: Path, output: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
-    """A queue outage under way, as far as the text that it then says."""
+    """Runs a drill with a queue outage during the block, which begins once the drill prints ``until``."""
     with (
         output.open("w") as file,
         subprocess.Popen(
@@ -99,7 +99,7 @@ def begun(cloud: LocalCloud, state: Path, output: Path, *, until: str) -> Iterat
 
 
 @pytest.mark.parametrize("drill", DRILLS)
-def test_each_drill_sees_every_claim_of_its_hold(results: Mapping[str, Any], drill: str) -> None:
+def test_every_claim_of_each_drill_holds(results: Mapping[str, Any], drill: str) -> None:
     result = results[drill]
     assert (result["held"], result["problem"]) == (True, "")
     assert len(result["claims"]) >= 4
@@ -122,22 +122,20 @@ def test_entries_that_failed_spent_two_attempts_and_their_neighbours_none(
     assert deliveries(local_cloud, results["failing-entries"]) == expected
 
 
-def test_poison_kept_its_story_when_it_was_redriven(local_cloud: LocalCloud, results: Mapping[str, Any]) -> None:
+def test_a_redriven_message_keeps_its_failures(local_cloud: LocalCloud, results: Mapping[str, Any]) -> None:
     rows = deliveries(local_cloud, results["poison"])
     assert [row[3] for row in rows] == [1] + [0] * 9 + [5] + [0] * 9
     assert {row[:3] for row in rows} == {("delivered", 1, None)}
 
 
-def test_the_source_s_failures_are_events_and_its_opening_is_one(
-    local_cloud: LocalCloud, results: Mapping[str, Any]
-) -> None:
+def test_source_failures_and_the_opened_breaker_are_events(local_cloud: LocalCloud, results: Mapping[str, Any]) -> None:
     runs = [UUID(trace_id) for trace_id in results["source-down"]["trace_ids"]]
     failures = local_cloud.query(
         "SELECT payload_json ->> 'kind', ingested_at FROM events "
         "WHERE trace_id = ANY (%s) AND event_type = 'SOURCE_FETCH_FAILED' AND entity_id IS NOT NULL ORDER BY 2",
         runs,
     )
-    # A scheduled run may have been one of the three in a row, and have opened it.
+    # A scheduled run may have been the third failure, which opened the breaker.
     assert {kind for kind, _ in failures} == {"unreachable"}
     assert len(failures) in {2, 3}
     openings = "SELECT count(*) FROM events WHERE payload_json ->> 'kind' = 'breaker_open' AND ingested_at >= %s"
@@ -145,9 +143,7 @@ def test_the_source_s_failures_are_events_and_its_opening_is_one(
     assert {row[0] for row in deliveries(local_cloud, results["source-down"])} == {"delivered"}
 
 
-def test_the_killed_relay_s_attempt_is_given_back_and_its_rows_came_back(
-    local_cloud: LocalCloud, results: Mapping[str, Any]
-) -> None:
+def test_a_killed_relay_gives_back_its_attempts_and_rows(local_cloud: LocalCloud, results: Mapping[str, Any]) -> None:
     assert deliveries(local_cloud, results["relay-killed"]) == [("delivered", 1, None, 1)] * 20
 
 
@@ -158,25 +154,25 @@ def test_after_all_drills_all_is_as_before(
     assert_all_is_as_before(local_cloud, settings, state)
 
 
-def test_interrupted_in_the_middle_it_puts_everything_right(
+def test_an_interrupted_drill_undoes_its_changes(
     local_cloud: LocalCloud, settings: Mapping[str, str], state: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     with begun(local_cloud, state, output, until="breaker open") as drill:
         assert relay_settings(local_cloud) != settings
-        drill.send_signal(signal.SIGSTOP)  # however long the status takes, the drill does not end meanwhile
+        drill.send_signal(signal.SIGSTOP)  # However long the status takes, the drill does not end meanwhile.
         status = json.loads(local_cloud.acp("status", "--json").stdout)
         drill.send_signal(signal.SIGCONT)
         assert "the drill queue-outage is under way" in status["problems"]
         drill.send_signal(signal.SIGINT)
         time.sleep(0.2)
-        drill.send_signal(signal.SIGINT)  # of somebody impatient
+        drill.send_signal(signal.SIGINT)  # from an impatient user
         assert drill.wait(60) == 130, output.read_text()
     assert output.read_text().endswith("everything is as before\nInterrupted.\n")
     assert_all_is_as_before(local_cloud, settings, state)
 
 
-def test_killed_in_the_middle_it_is_told_of_and_the_next_up_puts_everything_right(
+def test_the_next_up_mends_what_a_killed_drill_left(
     local_cloud: LocalCloud, settings: Mapping[str, str], state: Path, tmp_path: Path
 ) -> None:
     with begun(local_cloud, state, tmp_path / "output", until="breaker open") as drill:

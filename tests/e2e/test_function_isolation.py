@@ -1,4 +1,4 @@
-"""A function sees what it would in Lambda: boto3, its layers, its own variables, and nothing of this machine's."""
+"""A function sees what it would see in Lambda: boto3, its layers, its variables, and nothing of this machine's."""
 
 import io
 import json
@@ -39,7 +39,7 @@ FOREIGN = [
 
 @pytest.fixture
 def answer(local_cloud: LocalCloud) -> Iterator[dict[str, Any]]:
-    """Of a function without layers."""
+    """Returns the answer of a function without layers."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("app.py", APP)
@@ -64,13 +64,13 @@ def answer(local_cloud: LocalCloud) -> Iterator[dict[str, Any]]:
         functions.delete_function(FunctionName=name)
 
 
-def test_a_function_finds_what_lambda_s_runtime_holds_and_nothing_of_ours_or_the_emulator_s(
+def test_a_function_can_import_only_what_lambdas_runtime_holds(
     answer: dict[str, Any],
 ) -> None:
     assert answer["found"] == ["boto3"]
 
 
-def test_a_function_sees_neither_the_host_s_variables_nor_its_home(answer: dict[str, Any]) -> None:
+def test_a_function_does_not_see_host_variables_or_home(answer: dict[str, Any]) -> None:
     environ = answer["environ"]
     assert HOST_SECRET not in environ
     assert environ["HOME"] != os.environ["HOME"]

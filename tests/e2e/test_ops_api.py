@@ -12,10 +12,10 @@ from tests.e2e.conftest import LocalCloud, wait_for
 
 
 def get(url: str, token: str | None = None) -> tuple[int, Message, dict[str, Any]]:
-    """Status, headers and body of an answer, whatever it is."""
+    """Returns status, headers and body of an answer, even of an error."""
     request = Request(url, headers={} if token is None else {"Authorization": f"Bearer {token}"})
     try:
-        with urlopen(request, timeout=60) as answer:  # a first request waits for the function's start
+        with urlopen(request, timeout=60) as answer:  # The first request waits for the function's start.
             return answer.status, answer.headers, json.load(answer)
     except HTTPError as error:
         with error:

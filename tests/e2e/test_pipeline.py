@@ -19,8 +19,8 @@ from tests.e2e.conftest import LocalCloud, Market, wait_for
 SYMBOLS = {"AAPL", "GOOG", "IBM", "MSFT"}
 
 
-def test_the_schedules_alone_carry_every_symbol_from_the_source_to_the_consumer(local_cloud: LocalCloud) -> None:
-    ((begun,),) = local_cloud.query("SELECT now()")  # what other tests had ingested by hand is older
+def test_schedules_alone_carry_every_symbol_to_the_consumer(local_cloud: LocalCloud) -> None:
+    ((begun,),) = local_cloud.query("SELECT now()")  # bars that other tests ingested are older
 
     def consumed() -> bool:
         rows = local_cloud.query(
@@ -35,7 +35,7 @@ def test_the_schedules_alone_carry_every_symbol_from_the_source_to_the_consumer(
 
 
 def test_each_scheduled_relay_takes_over_from_the_one_before_it(local_cloud: LocalCloud) -> None:
-    # It lingers for longer than its schedule's period.
+    # The relay lingers for longer than its schedule's period.
     wait_for(
         lambda: any(line.get("message") == "handed_over" for line in _log(local_cloud, "RelayFunction")),
         seconds=200,
@@ -48,11 +48,11 @@ def test_each_scheduled_relay_takes_over_from_the_one_before_it(local_cloud: Loc
     )
 
 
-def test_nothing_of_it_can_be_reached_but_by_loopback(local_cloud: LocalCloud) -> None:
+def test_the_cloud_can_only_be_reached_on_loopback(local_cloud: LocalCloud) -> None:
     urls = [local_cloud.environ[name] for name in ("AWS_ENDPOINT_URL", "DATABASE_URL", "MARKET_DATA_URL")]
     for port in [urlsplit(url).port for url in urls]:
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        # Not where any of them listens; it would be answered by one that listens everywhere.
+        # Nothing listens on this address; only a server that listens on every address would answer.
         with pytest.raises(OSError, match=r"refused|timed out"):
             socket.create_connection(("127.0.0.2", port), timeout=5)
 
@@ -71,9 +71,7 @@ def test_an_events_timeline_can_be_read_by_its_id(local_cloud: LocalCloud) -> No
     assert "signal_lab" in shown.stdout
 
 
-def test_a_bar_ingested_twice_is_one_event_and_a_corrected_bar_is_another(
-    local_cloud: LocalCloud, market: Market
-) -> None:
+def test_a_repeated_bar_is_one_event_a_corrected_bar_another(local_cloud: LocalCloud, market: Market) -> None:
     first, ok = local_cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
     assert ok, first
     minute = local_cloud.query(
@@ -96,9 +94,7 @@ def test_a_bar_ingested_twice_is_one_event_and_a_corrected_bar_is_another(
     assert versions() == 2
 
 
-def test_a_symbol_that_fails_is_named_becomes_an_event_and_stops_no_other(
-    local_cloud: LocalCloud, market: Market
-) -> None:
+def test_a_failing_symbol_becomes_an_event_and_stops_no_other(local_cloud: LocalCloud, market: Market) -> None:
     market.break_symbol("IBM", {"status": 429})
     ran = local_cloud.acp("ingest", "AAPL", "IBM", "NOSUCHSYMBOL")
     assert ran.returncode == 1
@@ -116,9 +112,7 @@ def test_a_symbol_that_fails_is_named_becomes_an_event_and_stops_no_other(
     assert kinds["NOSUCHSYMBOL"] == "unknown_symbol"
 
 
-def test_a_bar_that_breaks_the_contract_is_reported_and_what_the_source_said_is_kept(
-    local_cloud: LocalCloud, market: Market
-) -> None:
+def test_a_bar_breaking_the_contract_is_reported_with_its_payload(local_cloud: LocalCloud, market: Market) -> None:
     market.break_symbol("GOOG", {"nan": True})
     result, ok = local_cloud.invoke("IngestionFunction", {"symbols": ["GOOG"]})
     assert ok, result
@@ -146,7 +140,7 @@ def test_a_message_for_an_unknown_subscription_waits_and_is_named(local_cloud: L
             owner.execute("DELETE FROM pending_deliveries WHERE outbox_id = %s", [outbox_id])
 
 
-def test_a_message_over_one_mebibyte_is_dead_lettered_and_delays_no_other(local_cloud: LocalCloud) -> None:
+def test_an_oversized_message_is_dead_lettered_and_delays_no_other(local_cloud: LocalCloud) -> None:
     outbox_id = _store_message(local_cloud, {"padding": "x" * 1_048_576}, subscription="system_events")
     _, ok = local_cloud.invoke("RelayFunction", {"linger_seconds": 0})
     assert ok
@@ -155,11 +149,9 @@ def test_a_message_over_one_mebibyte_is_dead_lettered_and_delays_no_other(local_
     assert "too large" in reason
 
 
-def test_a_dead_letter_is_listed_redriven_delivered_and_consumed_by_two_commands(
-    local_cloud: LocalCloud, market: Market
-) -> None:
+def test_two_commands_list_a_dead_letter_and_redrive_it(local_cloud: LocalCloud, market: Market) -> None:
     assert local_cloud.acp("hold", "signal_lab").returncode == 0
-    time.sleep(6)  # a relay that lingers reads the breakers every five seconds
+    time.sleep(6)  # A lingering relay reads the breakers every five seconds.
     try:
         event_id = _corrected_bar(local_cloud, market, close=2.5)
         with _subscriptions(local_cloud, {"system_events": "system.events"}) as report:
@@ -188,13 +180,13 @@ def test_a_dead_letter_is_listed_redriven_delivered_and_consumed_by_two_commands
     assert "again for signal_lab (market.ticks): delivered after 1 attempt" in shown
 
 
-def test_a_message_that_breaks_the_contract_ends_alone_in_the_dead_letter_queue(local_cloud: LocalCloud) -> None:
+def test_only_a_message_breaking_the_contract_is_dead_lettered(local_cloud: LocalCloud) -> None:
     sqs = local_cloud.client("sqs")
     queue, dead_letters = local_cloud.output("MarketTicksQueueUrl"), local_cloud.output("MarketTicksDeadLetterQueueUrl")
     trace_id = str(uuid.uuid4())
-    # Five receives at the template's visibility would take a quarter of an hour.
+    # With the template's visibility time-out, five receives would take a quarter of an hour.
     sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "1"})
-    time.sleep(3)  # a poll that is under way receives with the visibility it started with
+    time.sleep(3)  # A poll that is under way still uses the visibility with which it started.
     try:
         sqs.send_message(
             QueueUrl=queue,
@@ -219,9 +211,7 @@ def test_a_message_that_breaks_the_contract_ends_alone_in_the_dead_letter_queue(
     assert "event_id" in lines[0]["error"]
 
 
-def test_dead_letters_are_sent_again_by_the_queue_s_own_redrive(
-    local_cloud: LocalCloud, differences: Differences
-) -> None:
+def test_the_queues_own_redrive_sends_dead_letters_again(local_cloud: LocalCloud, differences: Differences) -> None:
     sqs, queue = local_cloud.client("sqs"), local_cloud.output("SystemEventsQueueUrl")
     dead_letters = local_cloud.output("SystemEventsDeadLetterQueueUrl")
     sqs.send_message(QueueUrl=queue, MessageBody="{}")
@@ -253,9 +243,7 @@ def test_the_migration_function_changes_nothing_the_second_time(local_cloud: Loc
     assert report["applied"] == []
 
 
-def test_a_function_s_error_names_the_culprit_to_whoever_invokes_it(
-    local_cloud: LocalCloud, differences: Differences
-) -> None:
+def test_a_functions_error_names_the_culprit_to_its_invoker(local_cloud: LocalCloud, differences: Differences) -> None:
     error, ok = local_cloud.invoke("IngestionFunction", {"symbols": "AAPL"})
     assert not ok
     assert error["errorType"] == (
@@ -273,7 +261,7 @@ def _consumed_event(cloud: LocalCloud) -> uuid.UUID:
 
 
 def _store_message(cloud: LocalCloud, body: dict[str, str], *, subscription: str) -> int:
-    """A message of system.events with a body of its own, pending for one subscription; returns its id."""
+    """Stores a message of system.events with a body of its own, pending for one subscription; returns its id."""
     event_id = uuid.uuid4()
     with psycopg.connect(cloud.environ["DATABASE_OWNER_URL"]) as connection:
         connection.execute(
@@ -296,7 +284,7 @@ def _store_message(cloud: LocalCloud, body: dict[str, str], *, subscription: str
 
 
 def _corrected_bar(cloud: LocalCloud, market: Market, *, close: float) -> uuid.UUID:
-    """Has the source correct a bar that is stored already; returns the id of the event that this is."""
+    """Makes the source correct a stored bar; returns the id of the event for the correction."""
     first, ok = cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
     assert ok, first
     minute = cloud.query(
@@ -312,7 +300,7 @@ def _corrected_bar(cloud: LocalCloud, market: Market, *, close: float) -> uuid.U
 
 @contextmanager
 def _subscriptions(cloud: LocalCloud, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """As if a template with these subscriptions were deployed and migrated; the one that is there comes back."""
+    """Acts as if a template with these subscriptions were deployed and migrated, and undoes that afterwards."""
     functions, name = cloud.client("lambda"), cloud.output("MigrationFunctionName")
     variables = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
 

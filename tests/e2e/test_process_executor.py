@@ -1,4 +1,4 @@
-"""The process executor in a real LocalStack, which this starts in host mode on a free port and ends again."""
+"""The process executor in a real LocalStack, which these tests start in host mode on a free port."""
 
 import base64
 import contextlib
@@ -85,7 +85,7 @@ class LocalStack:
         functions.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 0.2})
 
     def invoke(self, name: str, event: dict[str, Any]) -> tuple[Any, str | None, str]:
-        """The payload, the kind of error if any, and the tail of the log."""
+        """Invokes a function; returns the payload, the kind of error if any, and the tail of the log."""
         result = self.client("lambda").invoke(FunctionName=name, Payload=json.dumps(event), LogType="Tail")
         log = base64.b64decode(result["LogResult"]).decode()
         return json.loads(result["Payload"].read()), result.get("FunctionError"), log
@@ -98,7 +98,7 @@ class LocalStack:
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as it is installed: built by LocalStack's own environment, so that no other is changed."""
+    """The installed package; LocalStack's own environment builds it, so that no other environment changes."""
     folder = tmp_path_factory.mktemp("plugin")
     build = [str(LOCALSTACK_PYTHON), "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(build, cwd=ROOT / "scripts/localstack", check=True, capture_output=True)
@@ -241,7 +241,7 @@ def test_functions_with_layers_run_as_processes_and_end_with_localstack(plugin: 
 
 
 def logged(cloud: LocalStack, group: str, at_least: int) -> list[str]:
-    """The messages of a log group's only stream, once there are so many."""
+    """Returns the messages of a log group's only stream, once there are so many."""
     logs = cloud.client("logs")
     found: list[str] = []
 
@@ -263,7 +263,7 @@ def test_functions_end_when_localstack_is_killed(plugin: Path, tmp_path: Path) -
             cloud.create_function(name, layers=[layer], environment={}, timeout_s=600)
             cloud.invoke(name, {})
         cloud.client("lambda").invoke(FunctionName="busy", InvocationType="Event", Payload='{"do": "hang"}')
-        until(lambda: len(cloud.children()) == 3)  # the busy one has started a child
+        until(lambda: len(cloud.children()) == 3)  # The busy function has started a child.
         children = cloud.children()
         cloud.process.kill()
         cloud.process.wait()

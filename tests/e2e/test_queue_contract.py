@@ -1,4 +1,4 @@
-"""The queue's contract on the local cloud's SQS."""
+"""Runs the queue's contract on the local cloud's SQS."""
 
 from collections.abc import Iterator
 

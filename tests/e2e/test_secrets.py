@@ -15,7 +15,7 @@ def passwords(cloud: LocalCloud) -> set[str]:
         manager.get_secret_value(SecretId=secret["ARN"])["SecretString"]
         for secret in manager.list_secrets()["SecretList"]
     }
-    # A database's URL: its password. Anything else is a secret whole.
+    # Returns the secret part of a secret's text: a database URL's password, or the whole text.
     return {urlsplit(text).password or text for text in texts}
 
 
@@ -24,13 +24,13 @@ def lines_of(logs: Any, group: str) -> list[str]:
     return [event["message"] for page in pages for event in page["events"]]
 
 
-def test_no_secret_is_in_a_functions_environment_or_log_or_in_the_stack(local_cloud: LocalCloud) -> None:
+def test_no_secret_is_in_environment_log_or_stack(local_cloud: LocalCloud) -> None:
     secrets = passwords(local_cloud)
     assert len(secrets) >= 1
     assert all(len(secret) >= 8 for secret in secrets)
     functions, logs = local_cloud.client("lambda"), local_cloud.client("logs")
     for function in FUNCTIONS:
-        # Each has logged something: what it did, or that it could not.
+        # Each function has logged something: what it did, or why it could not.
         local_cloud.invoke(function, {})
         name = local_cloud.output(f"{function}Name")
         environment = json.dumps(functions.get_function_configuration(FunctionName=name)["Environment"])
@@ -39,7 +39,7 @@ def test_no_secret_is_in_a_functions_environment_or_log_or_in_the_stack(local_cl
         for text in (environment, *lines):
             assert not [secret for secret in secrets if secret in text], (function, text)
     cloudformation = local_cloud.client("cloudformation")
-    # An emulator lists deleted ones, too, which have no template any more.
+    # An emulator also lists deleted stacks, which have no template any more.
     stacks = [
         stack for stack in cloudformation.describe_stacks()["Stacks"] if not stack["StackStatus"].startswith("DELETE")
     ]

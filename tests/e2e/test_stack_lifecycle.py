@@ -1,4 +1,4 @@
-"""A stack comes, changes and goes without a trace; a second one beside it in the account is none of its business."""
+"""A stack is deployed, updated and deleted without a trace; a second stack in the account is not affected."""
 
 import json
 import os
@@ -34,28 +34,28 @@ KINDS = {
     "alarm",
     "REST API",
 }
-"""What the template makes, at the least."""
+"""The least of what the template makes."""
 FIRST, BESIDE, BY_SAM = "ai-control-plane", "ai-control", "by-sam-alone"
-"""The first one's name begins with the second's: what is looked for by the one is not to find the other."""
+"""The first stack's name begins with the second's: a search for one must not find the other."""
 SCHEDULE = "rate(7 minutes)"
 PASSWORD = "second-password"
 
 
 @dataclass(frozen=True)
 class Sam:
-    """SAM's own command line, as somebody uses it who has an AWS account."""
+    """SAM's command line, as a user with an AWS account would run it."""
 
     cloud: LocalCloud
     home: Path
 
     def __call__(self, *arguments: str, folder: Path = CHECKOUT) -> str:
-        """What it printed. Raises AssertionError where it failed."""
+        """Returns what SAM printed. Raises AssertionError if it failed."""
         code, said = self.run(*arguments, folder=folder)
         assert code == 0, said
         return said
 
     def run(self, *arguments: str, folder: Path = CHECKOUT) -> tuple[int, str]:
-        """Its exit code, and what it printed, with the local cloud for its account."""
+        """Returns SAM's exit code, and what it printed; the local cloud stands in for its account."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         names = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         ran = subprocess.run(
@@ -76,7 +76,7 @@ class Sam:
 
 @dataclass(frozen=True)
 class Stack:
-    """One that SAM alone makes and removes, from what `acp up` built for functions that run on this machine."""
+    """A stack that SAM alone makes and removes, from `acp up`'s build for functions on this machine."""
 
     sam: Sam
     name: str
@@ -112,7 +112,7 @@ class Stack:
         )
 
     def resource(self, logical_id: str) -> str:
-        """The physical id of a resource of the stack."""
+        """Returns the physical id of a resource of the stack."""
         answer = self.sam.cloud.client("cloudformation").describe_stack_resource(
             StackName=self.name, LogicalResourceId=logical_id
         )
@@ -138,7 +138,7 @@ def stack(sam: Sam, state: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server of its own, without the schema."""
+    """A database on a server of its own, without the schema."""
     with PostgresServer(tmp_path / "data", password=PASSWORD, fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             for role in SECRETS.values():
@@ -149,7 +149,7 @@ def database(tmp_path: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def secrets(local_cloud: LocalCloud, database: PostgresServer) -> Iterator[dict[str, str]]:
-    """Those of a deployment, by their parameters; the database's in RDS's own shape."""
+    """A deployment's secrets by their parameters; the databases' have RDS's own shape."""
     manager = local_cloud.client("secretsmanager")
     place = {"engine": "postgres", "host": "127.0.0.1", "port": database.port, "dbname": "control_plane"}
     texts = {name: json.dumps({"username": role, "password": PASSWORD, **place}) for name, role in SECRETS.items()}
@@ -162,13 +162,13 @@ def secrets(local_cloud: LocalCloud, database: PostgresServer) -> Iterator[dict[
         manager.delete_secret(SecretId=arn, ForceDeleteWithoutRecovery=True)
 
 
-def test_the_commands_of_the_deploy_page_reach_the_stack_that_samconfig_names(sam: Sam) -> None:
+def test_deploy_page_commands_reach_the_stack_of_samconfig(sam: Sam) -> None:
     assert f'"version": {SCHEMA_VERSION}' in sam("remote", "invoke", "MigrationFunction", "--config-env", "cloud")
     assert "migrated" in sam("logs", "--config-env", "cloud", "--name", "MigrationFunction")
     assert "RelayFunctionName" in sam("list", "stack-outputs", "--stack-name", FIRST)
 
 
-def test_a_parameter_that_is_missing_or_no_arn_is_named_before_anything_is_made(
+def test_a_bad_parameter_is_named_before_anything_is_made(
     local_cloud: LocalCloud, stack: Stack, differences: Differences
 ) -> None:
     before = _resources(local_cloud)
@@ -187,7 +187,7 @@ def test_a_parameter_that_is_missing_or_no_arn_is_named_before_anything_is_made(
     _expect_the_same(local_cloud, before, differences)
 
 
-def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_without_a_trace(
+def test_sam_alone_deploys_updates_and_deletes_a_stack(
     local_cloud: LocalCloud,
     stack: Stack,
     secrets: dict[str, str],
@@ -198,7 +198,7 @@ def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_witho
     stack.deploy(
         **secrets,
         MarketDataUrl=local_cloud.environ["MARKET_DATA_URL"],
-        IngestionSchedule="rate(1 day)",  # it is invoked by hand
+        IngestionSchedule="rate(1 day)",  # This function is invoked by hand.
         RelaySchedule="rate(1 day)",
     )
     made = _resources(local_cloud)
@@ -243,7 +243,7 @@ def test_a_stack_by_sam_alone_says_what_it_lacks_works_is_updated_and_goes_witho
 
 
 def _add_a_second_consumer(stack: Stack, database: PostgresServer, *, before: int) -> None:
-    """Deploys one entry and one function more: both consumers get each new message, and the second one no earlier."""
+    """Deploys one more entry and function; both consumers get each new message, the second nothing older."""
     stack.deploy(Symbols="IBM")
     assert f'"added": ["{SUBSCRIPTION}"]' in stack.invoke("MigrationFunction")
     assert '"failed_symbols": []' in stack.invoke("IngestionFunction", '{"symbols": ["MSFT"]}')
@@ -264,7 +264,7 @@ def _add_a_second_consumer(stack: Stack, database: PostgresServer, *, before: in
     )
 
 
-def test_a_second_stack_in_the_account_touches_nothing_of_the_first_and_leaves_nothing_behind(
+def test_a_second_stack_leaves_the_first_untouched_and_nothing_behind(
     local_cloud: LocalCloud, differences: Differences, tmp_path: Path
 ) -> None:
     acp = run_acp(tmp_path / "state", AWS_ENDPOINT_URL=local_cloud.endpoint_url)
@@ -319,7 +319,7 @@ def _resources(cloud: LocalCloud) -> Resources:
 
 
 def _expect_the_same(cloud: LocalCloud, before: Resources, differences: Differences) -> None:
-    """Soon: a cloud may delete in the background."""
+    """Waits until the resources are the same, because a cloud may delete in the background."""
 
     def left() -> dict[str, list[str]]:
         found = beyond(_resources(cloud), before)
@@ -350,7 +350,7 @@ def _counts(found: Resources) -> dict[str, int]:
 
 
 def _strangers(names: list[str]) -> list[str]:
-    """Those that do not tell which stack they belong to."""
+    """Returns the resources that do not say to which stack they belong."""
     return [name for name in names if BESIDE not in name]
 
 

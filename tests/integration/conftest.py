@@ -1,4 +1,4 @@
-"""Fixtures that the integration tests share."""
+"""Fixtures that the integration tests share, and their selection for another version of Postgres."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +12,48 @@ from control_plane.platform.database import connect
 from local_cloud.net import free_port
 from local_cloud.postgres import PostgresServer
 
+NOT_OF_POSTGRES = {
+    # What these test, no Postgres is asked.
+    "market",
+    "test_aws_out_of_reach.py",
+    "test_background_services.py",
+    "test_checkout.py",
+    "test_consumer_page.py",
+    "test_credentials.py",
+    "test_domain_page.py",
+    "test_hostile_queue.py",
+    "test_hostile_secrets.py",
+    "test_layer_builds.py",
+    "test_proxies.py",
+    "test_queue_answers.py",
+    "test_queue_contract_moto.py",
+    "test_source_contract.py",
+    "test_sqs_http.py",
+    "test_suite.py",
+    # Their statements are those of ingestion and functions, which run.
+    "test_hostile_source.py",
+    "test_malformed_invocations.py",
+    # Its figures are of the embedded Postgres.
+    "test_bench.py",
+}
+"""Files and folders that another version of Postgres can not break."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--of-postgres",
+        action="store_true",
+        help="leave out what another version of Postgres can not break",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return (config.getoption("--of-postgres") and collection_path.name in NOT_OF_POSTGRES) or None
+
 
 @pytest.fixture
 def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server with roles and schema that a test may stop or crash; it comes back on the same port."""
+    """A server with roles and schema that a test may stop or crash; it restarts on the same port."""
     with PostgresServer(tmp_path / "data", password=PASSWORD, port=free_port(), fsync=False) as server:
         with connect(server.url(), application_name="test") as connection:
             make_roles(connection)

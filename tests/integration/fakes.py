@@ -1,4 +1,4 @@
-"""Fakes of what the pipeline talks to: a queue, a source, a clock. Contract suites hold them to the real things."""
+"""Fakes of a queue, a source and a clock; contract suites compare them with the real things."""
 
 import json
 import re
@@ -36,7 +36,7 @@ class Clock:
 
 
 class RecordingTelemetry(Telemetry):
-    """Sums of what was counted; nothing is printed."""
+    """Telemetry that keeps the sum of each metric and prints nothing."""
 
     def __init__(self) -> None:
         super().__init__("test")
@@ -48,13 +48,14 @@ class RecordingTelemetry(Telemetry):
             self.totals[name] += value  # type: ignore[assignment]  # a Counter of floats is as good
 
     def flush(self) -> None:
-        """Nothing is due: the totals stand."""
+        """Does nothing, so that the totals stay."""
 
 
 class FakePublisher:
-    """Queues in memory, by URL; refuses what SQS would refuse.
+    """A publisher to queues in memory, by URL; it refuses what SQS would refuse.
 
-    ``script`` says what becomes of a message; None accepts it. Slow in its own time: ``seconds`` by its ``clock``.
+    ``script`` returns the outcome of a message; None accepts it. Each send takes ``seconds`` by the fake's own
+    ``clock``.
     """
 
     send_timeout_seconds = 10.0
@@ -157,7 +158,7 @@ class FakeSource:
 
 
 def _bar_to_json(bar: Observation) -> Json:
-    # The payload as text: it may hold what jsonb refuses.
+    # The payload is kept as text, because it may hold values that jsonb refuses.
     says = json.dumps(dict(bar.payload))
     return {"type": bar.event_type, "at": bar.occurred_at.isoformat(), "series": bar.series, "says": says}
 
@@ -167,11 +168,11 @@ def _bar_from_json(bar: Any) -> Observation:
 
 
 type SqsAnswer = Callable[[list[dict[str, Any]]], tuple[int, Mapping[str, Any] | str]]
-"""What to answer to the entries of a batch: an HTTP status, and JSON or text."""
+"""Returns the answer to the entries of a batch: an HTTP status, and JSON or text."""
 
 
 def all_successful(entries: list[dict[str, Any]]) -> tuple[int, Mapping[str, Any]]:
-    """The answer of a queue that takes everything."""
+    """Returns the answer of a queue that accepts everything."""
     return 200, {
         "Successful": [{"Id": entry["Id"], "MessageId": str(uuid4()), "MD5OfMessageBody": ""} for entry in entries],
         "Failed": [],
@@ -179,13 +180,13 @@ def all_successful(entries: list[dict[str, Any]]) -> tuple[int, Mapping[str, Any
 
 
 def sqs_error(code: str, message: str = "said the queue", *, status: int = 400) -> tuple[int, Mapping[str, Any]]:
-    """A refusal of the whole request, as SQS words it in its JSON protocol."""
+    """Returns a refusal of the whole request, as SQS words it in its JSON protocol."""
     return status, {"__type": f"com.amazonaws.sqs#{code}", "message": message}
 
 
 @contextmanager
 def sqs_endpoint(answer: SqsAnswer) -> Iterator[str]:
-    """An HTTP endpoint that answers each SendMessageBatch as told; yields its URL."""
+    """Serves an HTTP endpoint that answers each SendMessageBatch by a function; yields its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -201,13 +202,13 @@ def sqs_endpoint(answer: SqsAnswer) -> Iterator[str]:
             self.wfile.write(sent)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's signature
-            """Nothing."""
+            """Logs nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that was killed waits for no answer."""
+            """Prints nothing, because a client that was killed waits for no answer."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

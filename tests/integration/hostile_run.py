@@ -1,4 +1,7 @@
-"""An ingestion run as a process: database, source, seconds and symbols as arguments. Its last line is a report."""
+"""One ingestion run as a process; its arguments are database, source, seconds and symbols.
+
+The last line that it prints is a report.
+"""
 
 import json
 import sys

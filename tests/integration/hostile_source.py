@@ -1,6 +1,7 @@
-"""A source that does everything wrong: a server of Yahoo's chart API with one misbehaviour per symbol.
+"""A hostile source: a server of Yahoo's chart API with one misbehaviour per symbol.
 
-A symbol that has none is answered well. `BEHAVIOURS` is the table: what the source does, and what becomes of it.
+A symbol without a misbehaviour gets a good answer. `BEHAVIOURS` lists what the source does, and what must become of
+each symbol.
 """
 
 import base64
@@ -30,20 +31,23 @@ BROTLI_BOMB: Final = base64.b64decode(
 def zstd_bomb(megabytes: int) -> bytes:
     """Returns a Zstandard frame of run-length blocks: four bytes for each 128 KiB."""
     blocks = megabytes * 8
-    header = (0xFD2FB528).to_bytes(4, "little") + bytes([0x00, 0x38])  # no size, a window of 128 KiB
+    header = (0xFD2FB528).to_bytes(4, "little") + bytes([0x00, 0x38])  # without a size, window of 128 KiB
     block = (0b010 | (128 << 10) << 3).to_bytes(3, "little") + b" "
     last = (0b011 | (128 << 10) << 3).to_bytes(3, "little") + b" "
     return header + block * (blocks - 1) + last
 
 
 def gzip_bomb(megabytes: int) -> bytes:
-    """Returns so many MiB of spaces as gzip, a thousandth of them."""
+    """Returns so many mebibytes of spaces as gzip, which takes a thousandth of that."""
     packer = zlib.compressobj(9, wbits=31)
     return b"".join([*(packer.compress(b" " * MEGABYTE) for _ in range(megabytes)), packer.flush()])
 
 
 def chart(symbol: str, **changes: Any) -> dict[str, Any]:
-    """Returns a good answer: ten closed bars. ``changes`` replace what is named: of the meta, a column, the rest."""
+    """Returns a good answer with ten closed bars.
+
+    ``changes`` replace parts of it: fields of the meta, a column, or the rest.
+    """
     newest = int(time.time()) // 60 * 60 - 60
     starts = [newest - 60 * minute for minute in reversed(range(BARS))]
     columns: dict[str, Any] = {name: [100.0 + row for row in range(BARS)] for name in ("open", "high", "low", "close")}
@@ -65,7 +69,7 @@ def chart(symbol: str, **changes: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What the source does when it is asked about a symbol, and what is right to become of it.
+    """What the source does when it is asked about a symbol, and what must become of that symbol.
 
     ``outcome`` is ``stored`` (bars), ``split``, ``dividend``, ``rejected`` (SIGNAL_REJECTED), several of these with
     ``and`` between them, or the kind of a SOURCE_FETCH_FAILED.
@@ -73,6 +77,7 @@ class Behaviour:
 
     answer: "Callable[[Handler, str], None]"
     outcome: str
+    bars: int | None = None
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -94,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             behaviour.answer(self, symbol)
 
     def send(self, body: object, status: int = 200, /, **headers: str) -> None:
-        """Sends an answer of JSON, or of bytes as they are."""
+        """Sends an answer: bytes unchanged, anything else as JSON."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         length = {"Content-Length": str(len(content)), "Content-Type": "application/json", "Connection": "close"}
@@ -139,6 +144,19 @@ def texts(outcome: str, edit: Callable[[str], str | bytes], **headers: str) -> B
         handler.send(edited if isinstance(edited, bytes) else edited.encode(), **headers)
 
     return Behaviour(answer, outcome)
+
+
+def periods(told: "Callable[[dict[str, int]], dict[str, Any]]") -> Behaviour:
+    """Returns a behaviour that tells in some shape of a session which ends as the newest bar begins.
+
+    At a closing time stands no bar but Yahoo's live price, so nine are stored, and ten where the shape is not read.
+    """
+
+    def answer(handler: Handler, symbol: str) -> None:
+        starts = chart(symbol)["chart"]["result"][0]["timestamp"]
+        handler.send(chart(symbol, **told({"start": starts[0] - 3600, "end": starts[-1]})))
+
+    return Behaviour(answer, "stored", bars=BARS - 1)
 
 
 def redirects(status: int) -> Behaviour:
@@ -279,12 +297,25 @@ BEHAVIOURS: Final[dict[str, Behaviour]] = {
     "SHORT-COLUMN": charts("malformed", close=[1.0]),
     "NULL-COLUMN": charts("malformed", close=None),
     "NO-QUOTE": charts("malformed", indicators={}),
+    "MANY-VALUES": texts(
+        "malformed", lambda text: text.replace('"error": null', f'"error": null, "e": [{"0," * 220_000}0]')
+    ),
+    "FEWER-VALUES": texts(
+        "stored", lambda text: text.replace('"error": null', f'"error": null, "e": [{"0," * 180_000}0]')
+    ),
     "PERIODS-EMPTY": charts("stored", tradingPeriods={"pre": [], "post": []}),
-    "PERIODS-OBJECT": charts("stored", tradingPeriods={"regular": [[{"start": 0, "end": 60}]]}),
-    "PERIODS-FLAT": charts("stored", tradingPeriods=[{"start": 0, "end": 60}]),
+    "PERIODS-LISTS": periods(lambda session: {"tradingPeriods": [[session]]}),
+    "PERIODS-OBJECT": periods(lambda session: {"tradingPeriods": {"regular": [[session]]}}),
+    "PERIODS-FLAT": periods(lambda session: {"tradingPeriods": [session]}),
+    "PERIODS-TODAY": periods(lambda session: {"tradingPeriods": None, "currentTradingPeriod": {"regular": session}}),
     "PERIODS-TEXT": charts("stored", tradingPeriods="none", currentTradingPeriod="none"),
+    "PERIODS-TEXT-TODAY": periods(lambda session: {"tradingPeriods": [[session]], "currentTradingPeriod": "none"}),
     "PERIODS-ODD": charts("stored", tradingPeriods=[[{"start": "a", "end": None}, 7, None], None, 3.5]),
-    "PERIODS-HUGE": charts("stored", tradingPeriods=[[{"start": -(10**30), "end": 10**30}]]),
+    "PERIODS-HUGE": periods(lambda session: {"tradingPeriods": [[{"start": -(10**30), "end": 10**30}, session]]}),
+    "PERIODS-ENDLESS": texts(
+        "stored", lambda text: text.replace('[[{"start": ', '[[{"start": 0, "end": 1e999}, {"start": ')
+    ),
+    "PERIODS-YES": charts("stored", tradingPeriods=[[{"start": False, "end": True}]]),
     # values
     "NULL-BAR": charts(
         "stored", volume=[0, *[1] * 9], **{name: [None, *[5.0] * 9] for name in ("open", "high", "low", "close")}
@@ -387,7 +418,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing: a client that hung up on an answer did right."""
+        """Prints nothing: a client that hung up on an answer did right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A message's whole way by the code and SQL of the functions: migrated, stored, claimed, settled, consumed, read."""
+"""Takes messages their whole way with the functions' own code and SQL, from migration to reading."""
 
 from datetime import UTC, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ from domains.finance.events import MarketTick
 
 MIGRATIONS = Path(__file__).parents[2] / "db" / "migrations"
 PRICE = 0.1 + 0.2
-"""Its shortest exact form has 17 digits."""
+"""A price whose shortest exact form has 17 digits."""
 
 
 def functions_database(url: str, *, check_schema: bool = True) -> Database:
@@ -41,7 +41,7 @@ def bring_up(owner_url: str) -> None:
 
 
 def run_through(connection: Connection[Any], owner: Connection[Any]) -> None:
-    """Passes messages from a source to SignalLab, and holds what was stored to what was given."""
+    """Takes messages from a source to SignalLab, and compares what was stored with what was given."""
     raw = RawPayload(uuid4(), "fake", None, FIRST_BAR, None, FIRST_BAR, UUID(int=1), {"price": PRICE, "path": "a\\b"})
     tick = MarketTick(price=PRICE, open=1.0, high=1.0, low=0.1, volume=7, currency="USD", interval="1m")
     looks = [

@@ -1,4 +1,4 @@
-"""What stands between a function and Postgres, as far as it touches the startup message: a pooler, or an old server."""
+"""A stand-in for a pooler or an old server, as far as it differs in the startup of a connection."""
 
 import contextlib
 import socket
@@ -18,9 +18,9 @@ RDS_PROXY_REFUSES = ("0A000", "Feature not supported: RDS Proxy currently doesnâ
 class Front:
     """Listens on loopback before a Postgres; ``url`` leads a URL of the server through it.
 
-    ``refuses`` is the SQLSTATE and text that a client's ``options`` are refused with; without it they are dropped, as
-    by a PgBouncer with ``ignore_startup_parameters``. ``refuses_password`` is what every client is told once it has
-    given one. ``rewrite`` changes what the server answers.
+    ``refuses`` is the SQLSTATE and text with which a client's ``options`` are refused; without it they are dropped, as
+    by a PgBouncer with ``ignore_startup_parameters``. ``refuses_password`` is the answer to every client that has given
+    a password. ``rewrite`` changes what the server answers.
     """
 
     def __init__(

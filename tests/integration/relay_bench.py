@@ -1,4 +1,4 @@
-"""A relay on a bench: its queues, its clock, its counters."""
+"""A relay with fake queues, a fake clock and recorded metrics, for the relay's tests."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ type Script = Callable[[Message], Outcome | None]
 
 
 class Bench:
-    """One relay on a bench: its queues, its clock, its counters."""
+    """One relay with fake queues, a fake clock and recorded metrics."""
 
     def __init__(
         self,
@@ -72,12 +72,12 @@ class Bench:
 
 
 def done(result: RelayResult) -> RelayResult:
-    """What was done, whatever the breakers' states."""
+    """Returns the result without the breakers' states."""
     return replace(result, breakers={})
 
 
 def only(outcome: Outcome, *event_ids: UUID) -> Script:
-    """That outcome for those events, acceptance for all others."""
+    """Returns a script that gives these events an outcome, and accepts all others."""
     return lambda message: outcome if UUID(message.event_id) in event_ids else None
 
 

@@ -1,4 +1,4 @@
-"""A relay as a process of its own, to be killed: DATABASE_URL and QUEUE_URL as arguments. One run, then it ends."""
+"""A relay as a process that tests can kill; its arguments are DATABASE_URL and QUEUE_URL. It runs once and ends."""
 
 import sys
 

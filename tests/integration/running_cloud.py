@@ -1,4 +1,4 @@
-"""The running local cloud as the commands meet it: a real Postgres, and stand-ins for all else."""
+"""A stand-in for the running local cloud, for tests of the commands; only its Postgres is real."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ QUEUE_URL = "http://sqs.localhost:4566/000000000000/acp-market-ticks-1a2b"
 
 
 class RunningCloud(Cloud):
-    """Up, with the test's own database behind it."""
+    """A cloud that seems to run, with the test's own database."""
 
     def __init__(self, folder: Path, server: PostgresServer) -> None:
         super().__init__(Workspace(CHECKOUT, folder, folder / "state"))
@@ -44,14 +44,14 @@ class RunningCloud(Cloud):
 
 
 def run(cloud: Cloud, *arguments: str) -> Result:
-    """A command's result; a traceback fails the test."""
+    """Runs a command and returns its result; a traceback fails the test."""
     result = CliRunner().invoke(acp, arguments, obj=cloud)
     assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
     return result
 
 
 def give_up(owner: Connection[Any], event_ids: Sequence[UUID], reason: str) -> None:
-    """Dead-letters what is pending of these events, as a relay does after the fifth attempt."""
+    """Dead-letters the pending deliveries of these events, as a relay does after the fifth attempt."""
     owner.execute(
         "WITH gone AS (DELETE FROM pending_deliveries USING outbox"
         " WHERE outbox.id = outbox_id AND event_id = ANY (%(event_ids)s) RETURNING pending_deliveries.*),"
@@ -63,10 +63,11 @@ def give_up(owner: Connection[Any], event_ids: Sequence[UUID], reason: str) -> N
     )
 
 
-def deliver(owner: Connection[Any]) -> None:
+def deliver(owner: Connection[Any], *, hours_ago: float = 0) -> None:
     """Delivers all that is pending, as a relay does at the first attempt."""
     owner.execute(
         "WITH gone AS (DELETE FROM pending_deliveries RETURNING *)"
-        " INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)"
-        " SELECT outbox_id, subscription, operation_id, 1, 'm' FROM gone"
+        " INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id, delivered_at)"
+        " SELECT outbox_id, subscription, operation_id, 1, 'm', now() - make_interval(secs => %s) FROM gone",
+        [hours_ago * 3600],
     )

@@ -1,4 +1,4 @@
-"""Rows to test with, made the way the pipeline makes them."""
+"""Makes rows for tests in the way the pipeline makes them."""
 
 import json
 import re
@@ -28,7 +28,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def bar(minute: int = 0, **changes: Any) -> Observation:
-    """One closed bar, ``minute`` minutes after FIRST_BAR."""
+    """Returns one closed bar, ``minute`` minutes after FIRST_BAR."""
     payload = {
         "price": 100.5 + minute,
         "open": 100.0,
@@ -53,7 +53,7 @@ def look(
     observed_at: datetime = FIRST_BAR,
     series: str = "",
 ) -> Look:
-    """One look at one instant; a market tick's series is its interval."""
+    """Returns one look at one instant; a market tick's series is its interval."""
     return Look(
         payload,
         source="fake",
@@ -67,12 +67,12 @@ def look(
 
 
 def event(payload: Payload, *, revision: int = 0, ingested_at: datetime = FIRST_BAR, **about: Any) -> Event:
-    """The event that a look becomes."""
+    """Returns the event that a look with these values becomes."""
     return look(payload, **about).to_event(revision=revision, ingested_at=ingested_at)
 
 
 def ticks(count: int, *, entity_id: str = "AAPL") -> list[Look]:
-    """Looks that become messages of market.ticks."""
+    """Returns looks that become messages of market.ticks."""
     return [
         look(MarketTick(**observation.payload), entity_id=entity_id, occurred_at=observation.occurred_at)
         for observation in bars(count)
@@ -80,12 +80,12 @@ def ticks(count: int, *, entity_id: str = "AAPL") -> list[Look]:
 
 
 def tick(minute: int) -> Look:
-    """The last of so many ticks and one."""
+    """Returns the look at the bar ``minute`` minutes after FIRST_BAR."""
     return ticks(minute + 1)[-1]
 
 
 def failures(count: int) -> list[Look]:
-    """Looks that become messages of system.events."""
+    """Returns looks that become messages of system.events."""
     return [
         look(
             SourceFetchFailed(symbol="AAPL", kind="malformed", reason=f"number {number}"),
@@ -108,7 +108,7 @@ def store_body(
     topic: str = "market.ticks",
     subscriptions: Sequence[str] = ("signal_lab",),
 ) -> UUID:
-    """A message with a body of one's own, pending for the subscriptions named; returns its event's id."""
+    """Stores a message with this body, pending for these subscriptions; returns its event's id."""
     event_id, trace_id = uuid4(), uuid4()
     with connection.transaction():
         connection.execute(
@@ -127,7 +127,7 @@ def store_body(
 
 
 def store_delivered(owner: Connection[Any], count: int) -> None:
-    """So many more messages of market.ticks that signal_lab's queue has accepted; analyzed."""
+    """Stores ``count`` more messages of market.ticks, accepted by signal_lab's queue; analyzes the tables."""
     with owner.transaction():
         owner.execute(
             "INSERT INTO events (event_id, event_type, source, occurred_at, ingested_at, schema_version, trace_id,"
@@ -146,8 +146,10 @@ def store_delivered(owner: Connection[Any], count: int) -> None:
 
 
 def deliveries(connection: Connection[Any], *, subscription: str | None = None) -> dict[UUID, dict[str, Any]]:
-    """Every delivery (of one subscription, or the only one) by its event's id, with its state and ``wait``: the seconds
-    until its next attempt."""
+    """Returns every delivery by its event's id, with its state and ``wait``, the seconds until its next attempt.
+
+    If events have deliveries to several subscriptions, ``subscription`` must be given.
+    """
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
             "SELECT state.*, pending.claim_token, pending.suspect_since,"
@@ -162,7 +164,7 @@ def deliveries(connection: Connection[Any], *, subscription: str | None = None) 
 
 
 def failed_attempts(connection: Connection[Any]) -> list[tuple[UUID, int, str, str]]:
-    """Every failed attempt: event_id, attempt, claimed_by, error."""
+    """Returns every failed attempt: event_id, attempt, claimed_by, error."""
     return connection.execute(
         "SELECT event_id, attempt, failure.claimed_by, error FROM delivery_failures AS failure"
         " JOIN outbox ON outbox.id = outbox_id ORDER BY outbox_id, attempt, failed_at"
@@ -170,17 +172,17 @@ def failed_attempts(connection: Connection[Any]) -> list[tuple[UUID, int, str, s
 
 
 def pass_time(connection: Connection[Any]) -> None:
-    """As if all waits, back-offs and leases were over."""
+    """Makes everything pending due now, as if all waits, back-offs and leases were over."""
     connection.execute("UPDATE pending_deliveries SET next_attempt_at = now()")
 
 
 def cool_down(connection: Connection[Any]) -> None:
-    """As if every breaker's cool-down were over."""
+    """Makes every breaker's probe due now, as if its cool-down were over."""
     connection.execute("UPDATE circuit_breakers SET retry_at = now() WHERE state <> 'closed'")
 
 
 def counts(connection: Connection[Any]) -> tuple[int, int, int]:
-    """Rows in raw_payloads, events, outbox."""
+    """Returns the number of rows in raw_payloads, events and outbox."""
     ((raw_payloads, events, promises),) = connection.execute(
         "SELECT (SELECT count(*) FROM raw_payloads), (SELECT count(*) FROM events), (SELECT count(*) FROM outbox)"
     ).fetchall()
@@ -196,7 +198,7 @@ def prepare(connection: Connection[Any], query: Query) -> list[str]:
 
 
 def plan(connection: Connection[Any], query: Query, parameters: dict[str, Any]) -> str:
-    """Runs a named query, and says as JSON how Postgres went about it."""
+    """Runs a named query, and returns as JSON the plan that Postgres used."""
     names = prepare(connection, query)
     values = sql.SQL(", ").join(sql.Literal(parameters[name]) for name in names)
     execute = sql.SQL("EXECUTE checked ({})" if names else "EXECUTE checked").format(values)
@@ -206,7 +208,7 @@ def plan(connection: Connection[Any], query: Query, parameters: dict[str, Any]) 
 
 
 def steps(plan: str) -> list[dict[str, Any]]:
-    """Every step of a plan."""
+    """Returns every step of a plan."""
 
     def walk(step: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield step
@@ -217,7 +219,7 @@ def steps(plan: str) -> list[dict[str, Any]]:
 
 
 def limits(rows: int, *, bytes_: int = 2**40, suspects: int = 10) -> dict[str, LaneLimits]:
-    """Both subscriptions' limits, from the beginning."""
+    """Returns limits for both subscriptions, from the beginning."""
     return {name: LaneLimits(rows, bytes_, suspects) for name in ("signal_lab", "system_events")}
 
 
@@ -228,7 +230,7 @@ def claim(
     max_attempts: int = 3,
     subscriptions: Sequence[str] = ("signal_lab", "system_events"),
 ) -> Claim:
-    """A claim of ``relay-1``, for 30 seconds."""
+    """Makes a claim of ``relay-1``, for 30 seconds."""
     return claims.claim(
         connection,
         token=uuid4(),
@@ -247,9 +249,10 @@ def settle(
     subscription: str | None = None,
     max_attempts: int = 3,
 ) -> list[UUID]:
-    """Has a claim's messages (of one subscription, or all) end so, but for those that the claim itself gives up on.
+    """Settles a claim's messages (of one subscription, or all) with an outcome.
 
-    Returns the ids of the events whose settlement took effect.
+    Messages that the claim itself gives up on get that verdict instead. Returns the ids of the events whose settlement
+    took effect.
     """
     settled = [
         (
@@ -270,7 +273,7 @@ def settle(
 
 
 def give_up(connection: Connection[Any], *, reason: str = "no luck", attempts: int = 3) -> list[UUID]:
-    """Dead-letters all that is due by so many failed attempts; returns the ids of the events of the last one."""
+    """Dead-letters all that is due, by so many failed attempts; returns the event ids of the last attempt."""
     for _ in range(attempts):
         failed = settle(connection, claim(connection, max_attempts=attempts), Failed(reason), max_attempts=attempts)
         pass_time(connection)
@@ -278,7 +281,7 @@ def give_up(connection: Connection[Any], *, reason: str = "no luck", attempts: i
 
 
 def promised(owner: Connection[Any], seconds_ago: float, *event_ids: UUID) -> None:
-    """As if what is pending (of these events, or all) had been promised so many seconds ago."""
+    """Sets when pending deliveries (of these events, or all) were promised to so many seconds ago."""
     owner.execute(
         "UPDATE pending_deliveries SET promised_at = now() - make_interval(secs => %(seconds)s)"
         " FROM outbox WHERE outbox.id = outbox_id AND (%(all)s OR event_id = ANY (%(event_ids)s))",

@@ -1,4 +1,4 @@
-"""Secrets Manager and SQS that refuse, or cannot be reached: a network without a way to AWS, as a VPC has at first."""
+"""Secrets Manager and SQS refuse or cannot be reached, as in a VPC that has no route to AWS yet."""
 
 import json
 import socket
@@ -24,7 +24,7 @@ HINT = "A function in a VPC needs an interface endpoint for"
 
 @contextmanager
 def answering(status: int, body: dict[str, Any]) -> Iterator[str]:
-    """A Secrets Manager that always says this."""
+    """Serves a Secrets Manager that always gives this answer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -48,7 +48,7 @@ def answering(status: int, body: dict[str, Any]) -> Iterator[str]:
 
 @contextmanager
 def black_hole() -> Iterator[str]:
-    """What never answers, as a network without a route: its queue of connections is full."""
+    """Yields a port that never answers, as in a network without a route: its queue of connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -80,7 +80,7 @@ def refused(endpoint_url: str | None, *texts: str, arn: str = ARN) -> str:
         ("InvalidRequestException", "aws secretsmanager restore-secret"),
     ],
 )
-def test_a_secret_that_is_refused_says_why_and_what_to_change(code: str, remedy: str) -> None:
+def test_a_refused_secret_says_why_and_what_to_change(code: str, remedy: str) -> None:
     with answering(400, {"__type": code, "Message": "said by AWS"}) as url:
         message = refused(url, code, "said by AWS", remedy)
     assert HINT not in message
@@ -99,18 +99,18 @@ def test_a_secret_without_text() -> None:
         refused(None, "holds no text", "SecretString", arn=arn)
 
 
-def test_no_credentials_are_not_taken_for_a_network_without_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_not_reported_as_a_missing_route(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it has credentials already
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # The container has credentials already.
     assert HINT not in refused("http://127.0.0.1:1", "Unable to locate credentials")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://secretsmanager.invalid"])
-def test_secrets_manager_out_of_reach_names_the_endpoint_that_a_vpc_needs(url: str) -> None:
+def test_unreachable_secrets_manager_names_the_endpoint_a_vpc_needs(url: str) -> None:
     refused(url, "no connection to", url, f"{HINT} secretsmanager", "NAT gateway")
 
 
-def test_secrets_manager_behind_no_route_is_given_up_on_in_time() -> None:
+def test_secrets_manager_without_a_route_is_given_up_in_time() -> None:
     with black_hole() as url:
         began = time.monotonic()
         refused(url, "no connection to", url, f"{HINT} secretsmanager")
@@ -135,13 +135,13 @@ def no_such_name() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("network", [black_hole, nothing, no_such_name])
-def test_sqs_out_of_reach_is_the_queue_s_fault_and_names_the_endpoint_that_a_vpc_needs(
+def test_unreachable_sqs_is_a_queue_fault_naming_the_vpc_endpoint(
     network: Callable[[], Any],
 ) -> None:
     with network() as url:
         assert f"{HINT} sqs" in unsent(url)
 
 
-def test_sqs_that_answers_with_an_error_is_not_out_of_reach() -> None:
+def test_sqs_answering_with_an_error_is_not_out_of_reach() -> None:
     with answering(403, {"__type": "AccessDenied", "Message": "said by AWS"}) as url:
         assert unsent(url) == "AccessDenied: said by AWS"

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# Writes a line when ready; with "family", starts a grandchild that ignores SIGTERM and outlives its parent.
+# The service writes a line when it is ready; with "family", it starts a grandchild that ignores SIGTERM and outlives
+# it.
 SERVER = """
 import pathlib, signal, subprocess, sys, time
 mode, ready = sys.argv[1], pathlib.Path(sys.argv[2])
@@ -110,7 +111,7 @@ def test_a_service_that_ignores_the_request_is_killed(service: Service, tmp_path
     assert gone(pid)
 
 
-def test_what_a_crashed_service_had_started_is_ended_with_it(service: Service, tmp_path: Path) -> None:
+def test_children_of_a_crashed_service_are_ended(service: Service, tmp_path: Path) -> None:
     ready = start(service, tmp_path, "family")
     service.wait_until(ready.exists, seconds=20)
     assert service.process is not None

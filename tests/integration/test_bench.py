@@ -1,4 +1,4 @@
-"""Each scenario once with small numbers: that it measures what it says, and leaves nothing behind."""
+"""Runs each scenario once with small numbers: it measures what it says, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_only_the_holder_of_a_claim_settles_on_any_layout(rig: Rig, name: str) -
             assert len({row[OUTBOX_ID] for row in rows}) == 20
             assert settle(connection, layout, rows, subscription=seed.subscriptions[0], token=uuid4()) == 0
             assert settle(connection, layout, rows, subscription=seed.subscriptions[0], token=token) == 20
-            # What is settled does not come again, and what is not settled comes next.
+            # Settled messages do not come again; the others come next.
             assert {row[OUTBOX_ID] for row in claimed(uuid4())} == set(range(1, 31)) - {row[OUTBOX_ID] for row in rows}
 
 
@@ -130,7 +130,7 @@ def test_a_pinned_horizon_keeps_what_is_dead(rig: Rig) -> None:
 
 
 def _kept_dead_rows(connection: psycopg.Connection[tuple[object, ...]]) -> int:
-    """Dead row versions that VACUUM has to leave."""
+    """Returns the number of dead row versions that VACUUM has to leave."""
     said: list[str] = []
     connection.add_notice_handler(lambda notice: said.append(notice.message_primary or ""))
     connection.execute("VACUUM (VERBOSE) pending_deliveries")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
+from tests.integration import seeds
 from tests.integration.running_cloud import RunningCloud, run
 
 from control_plane.ops.status import read_status
@@ -32,7 +33,7 @@ def fail(app: Connection[Any], name: str) -> None:
 
 
 def abandon(owner: Connection[Any], name: str) -> None:
-    """As if nobody had guarded with it for a day."""
+    """Makes a breaker look unused for a day."""
     owner.execute("UPDATE circuit_breakers SET guarded_at = now() - interval '1 day' WHERE name = %s", [name])
 
 
@@ -52,10 +53,22 @@ def test_a_person_holds_a_subscription_and_lets_it_go(cloud: RunningCloud, app: 
     assert (breaker.held_by, breaker.probe_is_due) == (None, True)
 
 
-def test_who_holds_it_can_be_said(cloud: RunningCloud, app: Connection[Any]) -> None:
+def test_the_holder_of_a_breaker_can_be_named(cloud: RunningCloud, app: Connection[Any]) -> None:
     held = run(cloud, "hold", "yfinance", "--by", " Grace ")
     assert "nothing is fetched from it until scripts/acp resume yfinance-replay" in held.stderr
     assert [(breaker.name, breaker.held_by) for breaker in read_breakers(app)] == [("yfinance-replay", "Grace")]
+
+
+def test_why_it_is_held_is_seen_by_others(
+    cloud: RunningCloud, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (event_id,) = seeds.store(app, seeds.ticks(1))
+    assert run(cloud, "hold", "signal_lab", "--reason", "the queue moves").exit_code == 0
+    assert "by ada  the queue moves" in run(cloud, "breakers").stdout
+    listed = json.loads(run(cloud, "breakers", "--json").stdout)
+    assert [each["held_reason"] for each in listed] == ["the queue moves", None]
+    assert "because: the queue moves; scripts/acp resume signal_lab" in run(cloud, "trace", str(event_id)).stdout
 
 
 def test_what_is_closed_has_nothing_to_resume(cloud: RunningCloud, app: Connection[Any]) -> None:
@@ -121,7 +134,7 @@ def test_a_breaker_that_nobody_guards_with_is_forgotten(
     assert again.stderr == "Nothing called 'former' has a breaker. There are none.\n"
 
 
-def test_a_hold_is_not_undone_by_forgetting_it(cloud: RunningCloud, app: Connection[Any]) -> None:
+def test_a_held_breaker_cannot_be_forgotten(cloud: RunningCloud, app: Connection[Any]) -> None:
     run(cloud, "hold", "signal_lab")
     refused = run(cloud, "breakers", "forget", "signal_lab")
     assert refused.exit_code == 2

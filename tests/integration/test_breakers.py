@@ -23,7 +23,7 @@ from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers, ho
 from control_plane.platform.database import connect
 
 COOL_DOWN = 1000.0
-"""Seconds; long against a test's own time, which passes by ``pass_time`` alone."""
+"""Seconds; much longer than a test takes. Only ``pass_time`` makes it pass."""
 POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=COOL_DOWN)
 
 
@@ -34,13 +34,13 @@ def breakers(app: Connection[Any]) -> Breakers:
 
 @pytest.fixture
 def others(database: TestDatabase) -> Iterator[Breakers]:
-    """Another function's, on a connection of its own."""
+    """The breakers of another function, on a connection of its own."""
     with connect(database.app_url, application_name="test") as connection:
         yield Breakers(lambda: connection, POLICY)
 
 
 def pass_time(connection: Connection[Any], seconds: float) -> None:
-    """Every instant stored moves into the past, as if the time had passed."""
+    """Moves every stored instant into the past, as if the time had passed."""
     connection.execute(
         "UPDATE circuit_breakers SET opened_at = opened_at - passed, retry_at = retry_at - passed"
         " FROM make_interval(secs => %s) AS passed",
@@ -57,7 +57,7 @@ def look(breakers: Breakers, name: str = "q") -> Breaker:
     return breakers.read([name])[name]
 
 
-def test_a_name_never_heard_of_is_closed(breakers: Breakers) -> None:
+def test_a_breaker_without_a_row_is_closed(breakers: Breakers) -> None:
     assert breakers.read([]) == {}
     assert breakers.read(["q", "yfinance"]) == {"q": Breaker("q"), "yfinance": Breaker("yfinance")}
     assert look(breakers).is_closed
@@ -65,7 +65,7 @@ def test_a_name_never_heard_of_is_closed(breakers: Breakers) -> None:
     assert not breakers.try_probe("q")
 
 
-def test_it_opens_at_the_threshold_with_reason_and_probe_time(breakers: Breakers) -> None:
+def test_a_breaker_opens_at_the_threshold_with_its_reason(breakers: Breakers) -> None:
     states = [breakers.failed("q", f"timed out\n{number}") for number in (1, 2, 3)]
     assert [state.state for state in states] == ["closed", "closed", "open"]
     assert [state.consecutive_failures for state in states] == [1, 2, 3]
@@ -134,7 +134,7 @@ def test_another_functions_failures_are_forgotten_once_they_are_seen(breakers: B
     assert look(others).consecutive_failures == 0
 
 
-def test_all_functions_share_it(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
+def test_all_functions_share_a_breaker(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
     breakers.failed("q", "timed out")
     others.failed("q", "timed out")
     assert breakers.failed("q", "timed out").state == "open"
@@ -155,7 +155,7 @@ def test_nobody_probes_before_the_cool_down_is_over(breakers: Breakers, app: Con
     assert look(breakers).state == "open"
 
 
-def test_a_probe_that_succeeds_closes_it(breakers: Breakers, app: Connection[Any]) -> None:
+def test_a_successful_probe_closes_the_breaker(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
     assert breakers.try_probe("q")
@@ -164,7 +164,7 @@ def test_a_probe_that_succeeds_closes_it(breakers: Breakers, app: Connection[Any
     assert look(breakers) == Breaker("q")
 
 
-def test_failed_probe_opens_it_for_another_cool_down(breakers: Breakers, app: Connection[Any]) -> None:
+def test_a_failed_probe_starts_another_cool_down(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     since = look(breakers).opened_at
     assert since is not None
@@ -175,7 +175,7 @@ def test_failed_probe_opens_it_for_another_cool_down(breakers: Breakers, app: Co
         assert again == replace(again, state="open", consecutive_failures=failures, last_error="still down")
         assert again.retry_in_seconds == COOL_DOWN
     assert again.opened_at is not None
-    assert (since - again.opened_at).total_seconds() == 3 * COOL_DOWN  # open since the outage began, not the last probe
+    assert (since - again.opened_at).total_seconds() == 3 * COOL_DOWN  # since the outage began, not the last probe
 
 
 def test_late_failure_of_an_earlier_send_does_not_delay_probe(
@@ -188,7 +188,7 @@ def test_late_failure_of_an_earlier_send_does_not_delay_probe(
     assert late.retry_in_seconds == pytest.approx(600, abs=60)
 
 
-def test_exactly_one_of_eight_that_ask_at_once_may_probe(database: TestDatabase, app: Connection[Any]) -> None:
+def test_exactly_one_of_eight_concurrent_callers_may_probe(database: TestDatabase, app: Connection[Any]) -> None:
     rounds = 20
     with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
         connections = [
@@ -218,7 +218,7 @@ def test_dead_prober_is_replaced_after_a_cool_down(breakers: Breakers, others: B
     assert others.try_probe("q")
 
 
-def test_a_person_holds_it_open_whatever_happens(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
+def test_a_hold_stays_whatever_happens(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
     hold(app, "q", by="Ada")
     held = look(others)
     assert held == replace(held, state="open", held_by="Ada", retry_in_seconds=None)
@@ -241,6 +241,18 @@ def test_a_hold_is_not_replaced_by_another_persons(others: Breakers, app: Connec
     assert look(others).held_by == "Ada"
 
 
+def test_a_hold_keeps_its_reason_until_it_ends(others: Breakers, app: Connection[Any]) -> None:
+    hold(app, "q", by="Ada", reason=" the queue moves ")
+    assert look(others).held_reason == "the queue moves"
+    hold(app, "q", by="Ada", reason="it still moves")
+    assert look(others).held_reason == "it still moves"
+    hold(app, "q", by="Grace", force=True)
+    assert look(others).held_reason is None, "her reason is not Ada's"
+    hold(app, "q", by="Grace", reason="hers")
+    resume(app, "q")
+    assert (look(others).held_by, look(others).held_reason) == (None, None)
+
+
 def test_a_probe_that_was_under_way_does_not_lift_a_hold(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
@@ -252,15 +264,15 @@ def test_a_probe_that_was_under_way_does_not_lift_a_hold(breakers: Breakers, app
     assert held == replace(held, state="open", held_by="Ada", opened_at=since)
 
 
-def test_a_persons_name_alone_holds_it(breakers: Breakers, app: Connection[Any]) -> None:
+def test_a_holders_name_alone_keeps_a_breaker_open(breakers: Breakers, app: Connection[Any]) -> None:
     open_breaker(breakers)
     pass_time(app, COOL_DOWN)
-    app.execute("UPDATE circuit_breakers SET held_by = 'Ada'")  # by hand, retry_at forgotten
+    app.execute("UPDATE circuit_breakers SET held_by = 'Ada'")  # A person opened it by SQL, and forgot retry_at.
     assert not look(breakers).probe_is_due
     assert not breakers.try_probe("q")
 
 
-def test_one_that_is_let_go_is_probed_at_once(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
+def test_a_resumed_breaker_is_probed_at_once(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
     hold(app, "q", by="Ada")
     assert look(breakers).held_by == "Ada"
     assert resume(app, "q")
@@ -283,7 +295,7 @@ def test_resume_ends_cool_down_without_a_second_prober(breakers: Breakers, app: 
     assert not resume(app, "q")
 
 
-def test_all_that_were_ever_heard_of_are_listed(breakers: Breakers, app: Connection[Any]) -> None:
+def test_every_stored_breaker_is_listed(breakers: Breakers, app: Connection[Any]) -> None:
     breakers.failed("q", "timed out")
     hold(app, "p", by="Ada")
     assert [breaker.name for breaker in read_breakers(app)] == ["p", "q"]
@@ -303,7 +315,7 @@ def test_the_statements_of_the_handbook_hold_and_resume(breakers: Breakers, app:
     assert breakers.try_probe("signal_lab")
 
 
-def test_it_belongs_to_the_callers_transaction(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
+def test_changes_belong_to_the_callers_transaction(breakers: Breakers, others: Breakers, app: Connection[Any]) -> None:
     class Regret(Exception):
         pass
 
@@ -341,7 +353,7 @@ def test_the_machines_clock_does_not_matter(
 
 
 class Model(RuleBasedStateMachine):
-    """One breaker, its functions and a person, against a few lines of bookkeeping."""
+    """Compares one breaker, used by functions and a person, with a few lines of bookkeeping."""
 
     def __init__(self, name: str, connection: Connection[Any], functions: Sequence[Breakers]) -> None:
         super().__init__()

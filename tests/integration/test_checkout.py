@@ -1,4 +1,4 @@
-"""The checkout where pip is set up otherwise, scripts are called through links, or git converts ends of lines."""
+"""The checkout's scripts with odd pip settings, called through links, or with line ends that git converted."""
 
 import hashlib
 import os
@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent.parent
-SHELL_TOOLS = ("bash", "cat", "dirname", "env", "mkdir", "readlink", "rm")
+SCRIPTS = [
+    path
+    for folder in ("scripts", "scripts/lib", ".ci")
+    for path in sorted((CHECKOUT / folder).iterdir())
+    if path.suffix == ".sh" or (path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash"))
+]
+SHELL_TOOLS = ("bash", "cat", "dirname", "env", "mkdir", "mktemp", "readlink", "rm")
 
 
 def run(*command: object, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +28,7 @@ def run(*command: object, **environ: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of the scripts in a folder whose name every unquoted use of it would trip over."""
+    """A copy of the scripts, in a folder whose name breaks every unquoted use of it."""
     copy = tmp_path / 'it\'s a "Prüfung" & more'
     copy.mkdir()
     shutil.copytree(CHECKOUT / "scripts" / "lib", copy / "scripts" / "lib")
@@ -49,7 +55,7 @@ def tools(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def uv_wheel(checkout: Path, tmp_path: Path) -> Path:
-    """A package named uv, which the copied checkout's lock names by its hash."""
+    """A package named uv, whose hash is in the copied checkout's lock."""
     wheel = tmp_path / "wheels" / "uv-0.0.1-py3-none-any.whl"
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -86,7 +92,7 @@ BENT = {
     "UV_TARGET": "elsewhere",
     "VIRTUAL_ENV": "/no/such/environment",
 }
-"""Most of these alone make an unguarded installation fail or go elsewhere."""
+"""Settings of pip; most of them alone would make an unguarded installation fail, or install elsewhere."""
 
 
 def test_it_sets_up_whatever_the_users_variables_say(checkout: Path, tools: Path, uv_wheel: Path) -> None:
@@ -94,7 +100,7 @@ def test_it_sets_up_whatever_the_users_variables_say(checkout: Path, tools: Path
     assert (done.returncode, done.stdout) == (0, "uv/bin/uv\nuv 0.0.1\n"), done.stderr
 
 
-def test_it_sets_up_whatever_pip_conf_says_and_heeds_its_sources(
+def test_it_takes_only_package_sources_from_pip_conf(
     checkout: Path, tools: Path, uv_wheel: Path, tmp_path: Path
 ) -> None:
     pip_conf = tmp_path / "home" / ".config" / "pip" / "pip.conf"
@@ -122,7 +128,7 @@ def test_a_uv_that_is_not_the_locked_one_is_refused(checkout: Path, tools: Path,
 
 @pytest.fixture
 def plain_readlink(tools: Path) -> Path:
-    """The tools with a readlink that knows no option, as macOS's long did."""
+    """The tools with a readlink that has no options, as macOS long had."""
     real = (tools / "readlink").resolve()
     (tools / "readlink").unlink()
     (tools / "readlink").write_text(f'#!/bin/sh\ncase $1 in -*) exit 1 ;; esac\nexec {real} "$1"\n')
@@ -132,13 +138,13 @@ def plain_readlink(tools: Path) -> Path:
 
 @pytest.fixture
 def links(checkout: Path, tmp_path: Path) -> Path:
-    """A folder of links to links, relative ones, in a folder that is itself a link."""
+    """A folder with links to links, relative ones, in a folder that is itself a link."""
     (tmp_path / "home" / "deep" / "bin").mkdir(parents=True)
     (tmp_path / "bin").symlink_to(tmp_path / "home" / "deep" / "bin")
     for name in ("acp", "demo", "test"):
         link = tmp_path / "home" / "deep" / "bin" / name
         link.symlink_to(Path("..", "..", f"{name}-2"))
-        (tmp_path / "home" / f"{name}-2").symlink_to(checkout / "scripts" / name)
+        (tmp_path / "home" / f"{name}-2").symlink_to(Path("..", checkout.name, "scripts", name))
     # In the place of the real environment: a Python that says where it is and what it was asked for.
     python = checkout / ".acp" / "venvs" / "dev" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -157,16 +163,32 @@ def test_a_command_works_through_links(
     assert (done.stdout, done.stderr) == (f"{checkout}|-X pycache_prefix={checkout}/.acp/cache/bytecode {asked}\n", "")
 
 
-def test_the_tests_work_through_links(links: Path, plain_readlink: Path) -> None:
+def test_the_tests_work_through_links(checkout: Path, links: Path, plain_readlink: Path) -> None:
     done = run(links / "test", "--help", PATH=str(plain_readlink))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("scripts/test ")
+    tool = links.parent / "tools" / "pytest"
+    tool.write_text('#!/bin/sh\necho "$PWD|$*"\n')
+    tool.chmod(0o755)
+    done = run(links / "test", "unit", "--", "-x", PATH=str(plain_readlink))
+    assert (done.stdout, done.stderr) == (
+        f"{checkout}|tests/unit --numprocesses 2 --dist loadfile -x\n",
+        "-- unit tests\n",
+    )
 
 
-# Ends of lines
+# Text that any locale shows
 
 
-def test_a_clone_with_autocrlf_has_scripts_and_migrations_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_what_the_shell_prints_is_ascii(script: Path) -> None:
+    assert script.read_text(encoding="utf-8").isascii()
+
+
+# Line ends
+
+
+def test_a_clone_with_autocrlf_keeps_scripts_and_migrations_unchanged(tmp_path: Path) -> None:
     origin, clone = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()
     shutil.copy2(CHECKOUT / ".gitattributes", origin)

@@ -1,4 +1,4 @@
-"""docs/writing_a_consumer.md, followed from its own text in a copy of the checkout."""
+"""Follows docs/writing_a_consumer.md in a copy of the checkout, from the page's own text."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_the_page_names_each_file_that_the_skeleton_writes(tmp_path: Path) -> No
     assert list(copy.folder.rglob("*source_watch*")) == [], "a dry run writes nothing"
 
 
-def test_what_the_page_says_of_the_template_is_so() -> None:
+def test_the_template_is_as_the_page_says() -> None:
     named = set(re.findall(r"\*?\*?SourceWatch(\w+)", PAGE))
     for suffix in named:
         assert f"SignalLab{suffix}" in RESOURCES or f"MarketTicks{suffix}" in RESOURCES or suffix == "BehindAlarm"

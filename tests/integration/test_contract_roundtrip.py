@@ -1,4 +1,4 @@
-"""What is stored comes back as it was: through JSON, jsonb and the outbox's own text, nothing changes."""
+"""Events come back from JSON, jsonb and the outbox's text as they were stored."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from control_plane.model.ids import canonical_json, derive_event_id, storable
 from domains import EVENT_TYPES
 from domains.finance.events import MarketTick
 
-# All examples may share one database: none leaves anything in it.
+# All examples can share one database, because none leaves anything in it.
 SHARED_DATABASE = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 characters = st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"])
@@ -133,7 +133,7 @@ def raw_payload_of(look: Look) -> RawPayload:
 
 @given(look=looks)
 @SHARED_DATABASE
-def test_an_event_comes_back_from_its_row_and_its_message_unchanged(app: Connection[Any], look: Look) -> None:
+def test_an_event_comes_back_unchanged_from_row_and_message(app: Connection[Any], look: Look) -> None:
     raw = raw_payload_of(look)
     with app.transaction(force_rollback=True):
         (event,) = store_events(app, [raw], [replace(look, raw_payload_id=raw.id)]).events
@@ -164,7 +164,7 @@ def test_any_look_at_what_is_stored_is_a_duplicate(app: Connection[Any], look: L
 
 
 def test_the_longest_names_fit_every_index(app: Connection[Any]) -> None:
-    # Four bytes each and in no order, so that Postgres cannot compress them under its limit.
+    # Characters of four bytes in random order, so that Postgres cannot compress them below its limit.
     longest = Event.model_json_schema()["$defs"]["Name"]["maxLength"]
     long = "".join(Random(1).choices([chr(code) for code in range(0x20000, 0x2A6DF)], k=longest))
     assert len(long.encode()) == 4 * longest
@@ -180,6 +180,6 @@ def test_the_longest_names_fit_every_index(app: Connection[Any]) -> None:
     )
     with app.transaction():
         assert len(store_events(app, [raw_payload_of(look)], [look]).events) == 1
-        # A repeated look is noted in a table of its own, by the same names.
+        # A repeated look is recorded in a table of its own, with the same columns.
         later = replace(look, observed_at=look.observed_at + timedelta(seconds=1))
         assert store_events(app, [], [later]).looks[0].outcome is LookOutcome.DUPLICATE

@@ -1,4 +1,4 @@
-"""A container's credentials endpoint that hands out nonsense for a while, and what the publishers make of it."""
+"""A container's credentials endpoint answers nonsense for a while, and both publishers must survive that."""
 
 import datetime
 import json
@@ -32,7 +32,7 @@ def http_publisher(url: str) -> Publisher:
 
 
 def credentials(*, minutes: float, **others: object) -> str:
-    """What a container is given; botocore asks for new ones on each use in the last ten minutes of their life."""
+    """Returns a container's credentials; botocore asks for new ones at each use in their last ten minutes."""
     expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=minutes)
     given = {
         "AccessKeyId": "AKIDEXAMPLE",
@@ -59,7 +59,7 @@ def answering(endpoint: CredentialsEndpoint) -> Iterator[str]:
             self.wfile.write(endpoint.body.encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -78,8 +78,8 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[CredentialsEndpoint]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
-        monkeypatch.setattr(ContainerMetadataFetcher, "SLEEP_TIME", 0)  # between its three attempts
-        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it has credentials already
+        monkeypatch.setattr(ContainerMetadataFetcher, "SLEEP_TIME", 0)  # a pause between botocore's attempts
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # The container has credentials already.
         yield endpoint
 
 
@@ -119,7 +119,7 @@ def test_senseless_credentials_are_an_outage_in_which_nothing_is_sent(
     assert isinstance(publisher.publish("q", [message()], start_before=LATER)[0], Accepted)
 
 
-def test_credentials_that_cannot_be_had_at_first_are_asked_for_again(
+def test_credentials_that_are_missing_at_first_are_requested_again(
     container: CredentialsEndpoint, queue: Endpoint
 ) -> None:
     container.body = "<html>"

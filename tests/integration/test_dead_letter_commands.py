@@ -43,12 +43,12 @@ def listed(cloud: RunningCloud, *arguments: str) -> list[dict[str, Any]]:
     return content
 
 
-def test_where_there_are_none_that_is_said(cloud: RunningCloud) -> None:
+def test_an_empty_list_says_so(cloud: RunningCloud) -> None:
     result = run(cloud, "dead-letters")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No dead letters.\n")
 
 
-def test_each_is_listed_with_its_reason_in_eighty_columns(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_dead_letters_are_listed_with_reasons_in_eighty_columns(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     result = run(cloud, "dead-letters")
     assert result.exit_code == 0, result.output
     assert all(len(line) <= 80 for line in result.stdout.splitlines())
@@ -76,20 +76,20 @@ def test_the_list_can_be_narrowed(
     assert [letter["id"] for letter in listed(cloud, *arguments)] == found
 
 
-def test_that_there_are_more_is_said(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_a_cut_list_says_that_there_are_more(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     assert "These are the newest 2; --limit shows more." in run(cloud, "dead-letters", "--limit", "2").stderr
     assert "--limit" not in run(cloud, "dead-letters", "--limit", "3").stderr
     assert run(cloud, "dead-letters", "--id", "99").stderr == "There is no dead letter that fits.\n"
 
 
-def test_a_dry_run_says_what_it_would_do_and_changes_nothing(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_a_dry_run_reports_and_changes_nothing(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     result = run(cloud, "redrive", "--all", "--dry-run")
     assert result.exit_code == 0, result.output
     assert result.stdout == "3 dead letters would be redriven: signal_lab 2, system_events 1\n"
     assert len(listed(cloud)) == 3
 
 
-def test_what_is_redriven_is_pending_again_with_all_its_attempts(
+def test_a_redriven_message_is_pending_with_all_attempts(
     cloud: RunningCloud, app: Connection[Any], event_ids: list[UUID]
 ) -> None:
     result = run(cloud, "redrive", "1", "--because", "access is granted")
@@ -105,7 +105,7 @@ def test_what_is_redriven_is_pending_again_with_all_its_attempts(
     assert app.execute("SELECT requested_by, reason FROM operations").fetchall() == [("ada", "access is granted")]
 
 
-def test_the_timeline_then_tells_both_stories(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_a_redriven_messages_timeline_shows_both_deliveries(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     before = run(cloud, "trace", str(event_ids[0])).stdout
     assert "send it again: scripts/acp redrive 1" in before
     run(cloud, "redrive", "--subscription", "signal_lab")
@@ -117,7 +117,7 @@ def test_the_timeline_then_tells_both_stories(cloud: RunningCloud, event_ids: li
     assert "send it again" not in words
 
 
-def test_one_that_was_redriven_already_is_named_and_the_others_go(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_an_already_redriven_letter_is_named_and_the_others_go(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     run(cloud, "redrive", "1")
     result = run(cloud, "redrive", "1", "2", "--json")
     assert result.exit_code == 1
@@ -126,7 +126,7 @@ def test_one_that_was_redriven_already_is_named_and_the_others_go(cloud: Running
     assert [letter["id"] for letter in listed(cloud)] == [3]
 
 
-def test_one_of_a_removed_subscription_stays_with_its_remedy(
+def test_a_removed_subscriptions_letter_stays_with_its_remedy(
     cloud: RunningCloud, owner: Connection[Any], event_ids: list[UUID]
 ) -> None:
     owner.execute("UPDATE subscriptions SET removed_at = now() WHERE name = 'system_events'")
@@ -137,6 +137,6 @@ def test_one_of_a_removed_subscription_stays_with_its_remedy(
     assert "run MigrationFunction" in result.stderr
 
 
-def test_where_nothing_fits_nothing_is_redriven(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+def test_a_filter_without_matches_redrives_nothing(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     result = run(cloud, "redrive", "--reason", "no such reason")
     assert (result.exit_code, result.stdout) == (0, "Nothing is redriven: no open dead letter fits.\n")

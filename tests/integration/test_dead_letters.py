@@ -1,4 +1,4 @@
-"""Dead letters on a real Postgres: listed with their reason, and redriven once, by whom, with a fresh budget."""
+"""Dead letters on a real Postgres: they are listed with their reason, and redriven once with fresh attempts."""
 
 import threading
 from dataclasses import replace
@@ -20,7 +20,7 @@ EVERYTHING = DeadLetterFilter()
 
 
 def dead(connection: Connection[Any], count: int = 1, *, reason: str = "too large") -> list[int]:
-    """That many new dead letters of signal_lab; returns their ids in order."""
+    """Makes new dead letters of signal_lab; returns their ids in order."""
     known = {letter.id for letter in read_dead_letters(connection, limit=1000)}
     minute = 100 * len(known)
     with connection.transaction():
@@ -83,7 +83,7 @@ def test_a_filter_fits_what_all_its_conditions_fit(app: Connection[Any]) -> None
     assert found(ids=odd, reason="too large") == []
 
 
-def test_a_redriven_letter_is_listed_only_where_it_is_wanted(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_redriven_letter_is_listed_only_on_request(app: Connection[Any], owner: Connection[Any]) -> None:
     dead(app)
     redrive_all(owner)
     assert read_dead_letters(app, limit=10) == []
@@ -142,7 +142,7 @@ def test_a_dry_run_counts_and_changes_nothing(app: Connection[Any], owner: Conne
     assert (operations(app), seeds.claim(app).rows) == ([], [])
 
 
-def test_everything_is_redriven_only_where_it_is_asked_for(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_everything_is_redriven_only_on_request(app: Connection[Any], owner: Connection[Any]) -> None:
     dead(app, 2)
     with pytest.raises(RedriveError, match="name ids, a subscription, a reason, or ask for everything"):
         redrive(owner, EVERYTHING, requested_by="kim")
@@ -151,7 +151,7 @@ def test_everything_is_redriven_only_where_it_is_asked_for(app: Connection[Any],
     assert redrive_all(owner).redriven == {"signal_lab": 2}
 
 
-def test_nobody_redrives_namelessly(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_redrive_needs_a_name(app: Connection[Any], owner: Connection[Any]) -> None:
     dead(app)
     with pytest.raises(RedriveError, match="who asks"):
         redrive(owner, EVERYTHING, everything=True, requested_by=" ")
@@ -167,7 +167,7 @@ def test_ids_that_are_not_open_are_named(app: Connection[Any], owner: Connection
     ]
 
 
-def test_nothing_to_redrive_records_no_operation(owner: Connection[Any]) -> None:
+def test_an_empty_redrive_records_no_operation(owner: Connection[Any]) -> None:
     report = redrive_all(owner)
     assert (report.operation_id, report.redriven, operations(owner)) == (None, {}, [])
 

@@ -1,4 +1,4 @@
-"""docs/deploy.md, as far as it can be held to the truth without an account: its SQL, commands, links and sums."""
+"""Checks docs/deploy.md as far as possible without an account: its SQL, commands, links and sums."""
 
 import re
 import shlex
@@ -52,7 +52,7 @@ def commands() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """With a master user like RDS's, who is no superuser."""
+    """A server with a master user like RDS's, who is no superuser."""
     with PostgresServer(tmp_path_factory.mktemp("master") / "data", password="super", fsync=False) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute("CREATE ROLE master LOGIN CREATEDB CREATEROLE PASSWORD 'master'")
@@ -73,7 +73,7 @@ def secrets() -> Iterator[str]:
                 yield text
 
 
-def test_the_page_s_sql_makes_roles_that_the_page_s_secrets_let_in(server: PostgresServer) -> None:
+def test_the_pages_secrets_open_the_roles_its_sql_makes(server: PostgresServer) -> None:
     urls = {}
     for text in secrets():
         fields = conninfo_to_dict(database_url(DatabaseSettings(None, "arn"), {"arn": text}.__getitem__))
@@ -89,7 +89,7 @@ def test_the_page_s_sql_makes_roles_that_the_page_s_secrets_let_in(server: Postg
                 connection.execute("DELETE FROM events")
 
 
-def test_the_page_s_sql_finds_and_undoes_what_a_role_set_for_itself(server: PostgresServer) -> None:
+def test_the_pages_sql_undoes_what_a_role_set_itself(server: PostgresServer) -> None:
     with psycopg.connect(server.url("acp_relay", "postgres", "a third password"), autocommit=True) as relay:
         relay.execute("ALTER ROLE CURRENT_USER SET work_mem = '64kB'")
     look, undo = (statement for statement in blocks("sql")[1].split(";") if statement.strip())
@@ -99,7 +99,7 @@ def test_the_page_s_sql_finds_and_undoes_what_a_role_set_for_itself(server: Post
         assert master.execute(look.encode()).fetchall() == []
 
 
-def test_the_page_s_sam_commands_exist_with_their_options_and_parameters() -> None:
+def test_the_pages_sam_commands_exist_with_options_and_parameters() -> None:
     checked = set()
     for words in commands():
         if words[0] != "sam":
@@ -129,25 +129,25 @@ def test_the_page_s_aws_commands_exist_with_their_options() -> None:
         )
         assert operation.input_shape is not None
         options = {f"--{xform_name(member, '-')}" for member in operation.input_shape.members}
-        # The AWS CLI calls this one otherwise than the service does.
+        # The AWS CLI has another name for this service than boto3.
         options |= {"--notification-endpoint"} if words[1:3] == ["sns", "subscribe"] else set()
         assert {word for word in words if word.startswith("--")} <= options
         checked += 1
     assert checked == 10
 
 
-def test_every_command_of_the_page_is_one_that_is_looked_at_here() -> None:
+def test_every_command_of_the_page_is_checked_here() -> None:
     assert {words[0] for words in commands()} == {"sam", "aws"}
 
 
-def test_the_stack_that_samconfig_names_is_the_one_that_the_page_names() -> None:
+def test_samconfig_and_the_page_name_the_same_stack() -> None:
     config = tomllib.loads((ROOT / "samconfig.toml").read_text(encoding="utf-8"))["cloud"]
     name = config["deploy"]["parameters"]["stack_name"]
     assert config["global"]["parameters"]["stack_name"] == name
     assert f"--stack-name {name}\n" in PAGE
 
 
-def test_what_the_page_points_to_is_there() -> None:
+def test_the_pages_links_lead_somewhere() -> None:
     for path in re.findall(r"\]\((?!http)([^)#]+)", PAGE):
         assert (ROOT / "docs" / path).exists(), path
     for path in re.findall(r"`(scripts/[^` ]+)`", PAGE):
@@ -169,7 +169,7 @@ def test_every_tool_of_the_page_is_named_as_needed() -> None:
     assert "version 2" in needed
 
 
-def test_the_page_s_table_has_every_parameter_as_the_template_has_it() -> None:
+def test_the_pages_table_lists_every_parameter_of_the_template() -> None:
     rows = {name: cells for name, *cells in re.findall(r"^\| (\w+) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)}
     for name, parameter in TEMPLATE["Parameters"].items():
         default, allowed, meaning = rows[name]
@@ -206,7 +206,7 @@ def test_the_sums_and_the_connections_count_what_the_template_has() -> None:
     secrets = [name for name in TEMPLATE["Parameters"] if name.endswith("SecretArn")]
     assert f'"{len(alarms)} alarms": {len(alarms)} * ALARM' in PAGE
     assert f'"{len(secrets)} secrets": {len(secrets)} * SECRET' in PAGE
-    most_consumers = re.search(r"at most (\d+) of SignalLab", PAGE)
+    most_consumers = re.search(r"SignalLab has at most (\d+) environments", " ".join(PAGE.split()))
     [trigger] = resources["SignalLabFunction"]["Properties"]["Events"].values()
     assert most_consumers
     assert trigger["Properties"]["ScalingConfig"]["MaximumConcurrency"] == int(most_consumers[1])

@@ -1,4 +1,4 @@
-"""The code in docs/writing_a_domain.md, taken from it and run; for a consumer's page see test_consumer_page.py."""
+"""Runs the code blocks of docs/writing_a_domain.md; test_consumer_page.py does it for a consumer's page."""
 
 import importlib
 import importlib.util
@@ -38,7 +38,7 @@ NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 @pytest.fixture
 def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The page followed: its package beside finance."""
+    """The package that the page makes, beside finance."""
     package = tmp_path / "weather"
     package.mkdir()
     for name, text in FILES.items():
@@ -51,7 +51,7 @@ def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     vars(domains).pop("weather", None)
 
 
-def test_every_block_of_code_on_the_domains_page_is_run_here() -> None:
+def test_every_code_block_of_the_domain_page_runs_here() -> None:
     assert [text for language, text in ANY_BLOCK.findall(PAGE) if language == "python"] == list(FILES.values())
     names = {"__init__.py", "events.py", "stations_source.py", "frost.py", "deciding.py", "gate.py"}
     assert {Path(name).name for name in FILES} == names

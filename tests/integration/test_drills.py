@@ -1,4 +1,4 @@
-"""What drills ask of Postgres, and that what they have changed is put right from their record."""
+"""The drills' queries, and how mending undoes their changes from the record."""
 
 import re
 from datetime import timedelta
@@ -39,7 +39,7 @@ DRILLS = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_postgres_can_prepare_it(owner: Connection[Any], name: str) -> None:
+def test_postgres_can_prepare_each_query(owner: Connection[Any], name: str) -> None:
     seeds.prepare(owner, QUERIES[name])
 
 
@@ -103,7 +103,7 @@ def test_waits_are_cut_short_where_nobody_has_the_row(app: Connection[Any], batc
     assert [one.due_in_seconds > 1 for one in read(app, batch)] == [True, False, False]
 
 
-def test_what_is_unfinished_is_counted(app: Connection[Any], owner: Connection[Any], batch: Batch) -> None:
+def test_unfinished_messages_are_counted(app: Connection[Any], owner: Connection[Any], batch: Batch) -> None:
     def unfinished() -> tuple[Any, ...] | None:
         return app.execute(QUERIES["unfinished"].sql, {**DRILLS, "subscription": messages.SUBSCRIPTION}).fetchone()
 
@@ -172,7 +172,7 @@ class FakeFunctions:
         return self
 
     def wait(self, **_arguments: object) -> None:
-        """At once."""
+        """Returns at once."""
 
 
 class FakeAws(LocalCloud):
@@ -190,7 +190,7 @@ class FakeAws(LocalCloud):
 
 
 class FakeCloud(Cloud):
-    """Up, with the test's own database and stand-ins for its functions."""
+    """A cloud that seems to run, with the test's own database and stand-ins for its functions."""
 
     def __init__(self, workspace: Workspace, server: PostgresServer) -> None:
         super().__init__(workspace)
@@ -226,7 +226,7 @@ def cloud(
 
 
 def left_behind(cloud: FakeCloud) -> DrillRecord:
-    """The record of a drill that was cut off."""
+    """Saves the record of a drill that was interrupted."""
     begun = DrillRecord("queue-outage", pid=1, created=0.0)
     begun.functions["Relay"] = Change({"LEASE_SECONDS": "30", "URL": None}, {"LEASE_SECONDS": "11", "URL": "http://x"})
     begun.save(cloud.workspace)
@@ -282,7 +282,7 @@ def test_a_breaker_that_a_person_holds_is_theirs(cloud: FakeCloud, app: Connecti
     assert cloud.fake.invoked == []
 
 
-def test_what_cannot_be_delivered_keeps_the_record(
+def test_an_undeliverable_message_keeps_the_record(
     cloud: FakeCloud, app: Connection[Any], batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mending, "_DELIVER_SECONDS", 0.2)

@@ -44,7 +44,7 @@ def postgres_processes(data_dir: Path) -> list[psutil.Process]:
     return found
 
 
-def test_a_started_server_answers_in_utc_and_utf8_on_its_port(server: PostgresServer) -> None:
+def test_a_started_server_answers_in_utc_and_utf8(server: PostgresServer) -> None:
     server.start()
     assert server.running
     assert ask(server, "SELECT current_setting('timezone') || ' ' || current_setting('server_encoding')") == "UTC UTF8"
@@ -111,7 +111,7 @@ def test_no_unix_socket_is_opened(server: PostgresServer) -> None:
     assert ask(server, "SHOW unix_socket_directories") == ""
 
 
-def test_a_wished_port_is_taken_when_free_and_replaced_when_in_use(tmp_path: Path) -> None:
+def test_a_requested_port_is_replaced_only_when_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with PostgresServer(tmp_path / "data", password=PASSWORD, port=port, fsync=False) as server:
@@ -143,9 +143,7 @@ def test_a_killed_server_starts_again_with_its_data(server: PostgresServer) -> N
 
 
 @pytest.mark.parametrize("stranger", [os.getpid(), os.getppid()], ids=["ourselves", "our parent"])
-def test_a_lock_file_whose_pid_is_another_process_after_a_reboot_is_stale(
-    server: PostgresServer, stranger: int
-) -> None:
+def test_a_lock_file_with_a_reused_pid_is_stale(server: PostgresServer, stranger: int) -> None:
     server.start()
     lock_file = server.data_dir / "postmaster.pid"
     lines = lock_file.read_text().splitlines()
@@ -176,7 +174,7 @@ def test_a_folder_with_somebody_elses_files_is_refused_and_kept(server: Postgres
     assert (server.data_dir / "precious.txt").read_text() == "mine"
 
 
-def test_a_failed_start_says_why_with_the_last_lines_of_the_log(tmp_path: Path) -> None:
+def test_a_failed_start_quotes_the_end_of_the_log(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "data", password=PASSWORD, fsync=False, settings={"shared_buffers": "nonsense"})
     with pytest.raises(PostgresError) as caught:
         server.start()
@@ -193,9 +191,7 @@ def test_the_users_own_postgres_variables_change_nothing(
     assert server.port != 1
 
 
-def test_the_binaries_can_be_named_by_an_argument_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_argument_or_the_environment_can_name_the_binaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACP_POSTGRES_BIN", raising=False)
     assert (default_binaries() / "initdb").exists()
     monkeypatch.setenv("ACP_POSTGRES_BIN", "/somewhere/bin")

@@ -1,6 +1,7 @@
-"""A hostile queue, over real sockets: each behaviour ends in time, in little memory and in the outcome that is right.
+"""A hostile queue, over real sockets: each send ends in time, with little memory and the right outcome.
 
-What was sent and got no readable answer is NoVerdict, an outage of the queue; what was not sent is QueueFault.
+A message that was sent and got no readable answer is NoVerdict, an outage of the queue; one that was not sent is
+QueueFault.
 """
 
 import gzip
@@ -31,7 +32,7 @@ type Talk = Callable[[socket.socket], None]
 
 
 def says(answer: bytes) -> Talk:
-    """Once it has the request."""
+    """Returns a behaviour that sends these bytes once it has the request."""
 
     def talk(connection: socket.socket) -> None:
         request(connection)
@@ -79,12 +80,12 @@ def never_reads(_connection: socket.socket) -> None:
 
 
 def hangs_up(_connection: socket.socket) -> None:
-    """At once."""
+    """Hangs up at once."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the queue does, and what it means for the message."""
+    """What the queue does, and the outcome that it must have for the message."""
 
     talk: Talk
     outcome: type[Outcome] = NoVerdict
@@ -114,7 +115,7 @@ HOSTILE = {
     "floods one header": Behaviour(floods(OK + b"a: "), said="head of more than"),
     "floods the status line": Behaviour(floods(b"HTTP/1.1 200 "), said="head of more than"),
     "floods trailers": Behaviour(floods(CHUNKED + b"0\r\n", b"a: b\r\n"), said=TIME),
-    # Compressed: nobody asked for it, and nobody inflates it
+    # Compressed, although nobody asked for it; nobody inflates it
     "a bomb of gzip": Behaviour(
         answer("200 OK", gzip.compress(b"0" * 100_000_000), b"Content-Encoding: gzip"), said="cannot be read"
     ),
@@ -127,7 +128,7 @@ HOSTILE = {
     "a hundred thousand ids of others": Behaviour(
         answer("200 OK", json.dumps({"Successful": [{"Id": "7"}] * 60_000}).encode()), said="does not name this entry"
     ),
-    # Elsewhere: a redirect is not followed, for the message may be kept here
+    # Redirects, which are not followed, because the message may be kept here
     "redirects for good": Behaviour(answer("301 Moved", b"", b"Location: http://127.0.0.1:1/"), said="HTTP 301"),
     "redirects": Behaviour(answer("302 Found", b"", b"Location: http://127.0.0.1:1/"), said="HTTP 302"),
     "redirects the POST": Behaviour(answer("307 There", BODY, b"Location: http://127.0.0.1:1/"), said="HTTP 307"),
@@ -143,7 +144,7 @@ HOSTILE = {
     ),
     "resets within the head": Behaviour(resets_after(OK), said="reset"),
     "resets within the body": Behaviour(resets_after(LENGTH_900 + b"{"), said="reset"),
-    # No HTTP, or another's
+    # Not HTTP, or another protocol's answers
     "speaks SSH": Behaviour(says(b"SSH-2.0-OpenSSH_9\r\n\r\n"), said="begins with"),
     "speaks HTTP/2": Behaviour(says(b"\0\0\x12\4\0\0\0\0\0\r\n\r\n"), said="begins with"),
     "no content": Behaviour(says(b"HTTP/1.1 204 No Content\r\n\r\n"), said="HTTP 204"),
@@ -155,7 +156,7 @@ HOSTILE = {
 
 @contextmanager
 def serving(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Each connection is talked to on a thread of its own."""
+    """Serves each connection on a thread of its own."""
 
     def work(accepted: socket.socket) -> None:
         with suppress(OSError):
@@ -181,23 +182,23 @@ def serving(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A send takes a second and a half at most, and not ten."""
+    """Limits a send to a second and a half, instead of ten."""
     monkeypatch.setattr("control_plane.outbox.sqs_http.READ_TIMEOUT_SECONDS", READ_SECONDS)
     monkeypatch.setattr("control_plane.outbox.sqs_http.CONNECT_TIMEOUT_SECONDS", CONNECT_SECONDS)
 
 
 def send(url: str, ca_bundle: Path | None = None) -> Outcome:
-    """Sends one message; checks that it took little time and memory."""
+    """Sends one message; checks that this took little time and memory."""
     process = psutil.Process()
     before, started = process.memory_info().rss, time.monotonic()
     [outcome] = publisher(url, str(ca_bundle) if ca_bundle else None).publish("q", [message()], start_before=LATER)
-    assert time.monotonic() - started < READ_SECONDS + CONNECT_SECONDS + 2  # on a busy machine
+    assert time.monotonic() - started < READ_SECONDS + CONNECT_SECONDS + 2  # The limit allows for a busy machine.
     assert process.memory_info().rss - before < 50_000_000
     return outcome
 
 
 @pytest.mark.parametrize("behaviour", HOSTILE.values(), ids=HOSTILE)
-def test_whatever_a_queue_does_ends_in_time_in_the_right_outcome(behaviour: Behaviour) -> None:
+def test_every_queue_behaviour_ends_in_time_with_its_outcome(behaviour: Behaviour) -> None:
     with serving(behaviour.talk) as url:
         outcome = send(url)
     assert type(outcome) is behaviour.outcome
@@ -222,7 +223,7 @@ def test_a_queue_behind_wrong_tls_is_sent_nothing(tmp_path: Path) -> None:
     old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     for tls, said in (
         (tls_server(other), "CERTIFICATE_VERIFY_FAILED"),
-        (tls_server(trusted), "CERTIFICATE_VERIFY_FAILED"),  # for another name
+        (tls_server(trusted), "CERTIFICATE_VERIFY_FAILED"),  # The certificate is for another name.
         (old, "SSL"),
     ):
         with serving(listens, tls) as url:

@@ -1,4 +1,4 @@
-"""A hostile Secrets Manager, over real HTTP: each behaviour ends in time and in one error, and shows no secret."""
+"""A hostile Secrets Manager, over real HTTP: each call ends in time, in one error that shows no secret."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def serving(talk: Talk) -> Iterator[str]:
-    """Each connection is talked to once its request is there."""
+    """Serves each connection once its request is there."""
 
     def work(connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -127,8 +127,8 @@ HOSTILE: dict[str, tuple[Talk, str]] = {
     "throttles": (refusal(400, "ThrottlingException"), "ThrottlingException"),
     "an internal error": (refusal(500, "InternalServiceError"), "InternalServiceError"),
     "a proxy's page": (says(503, b"<html>busy</html>"), "503"),
-    "access denied": (refusal(400, "AccessDeniedException"), "role may read"),
-    "not there": (refusal(400, "ResourceNotFoundException"), "none of this name"),
+    "access denied": (refusal(400, "AccessDeniedException"), "role may only read"),
+    "not there": (refusal(400, "ResourceNotFoundException"), "no secret of this name"),
     "to be deleted": (refusal(400, "InvalidRequestException"), "Restore it"),
     "key disabled": (refusal(400, "DecryptionFailure"), "must be enabled"),
     "an error with a forged line": (refusal(400, "Odd\nCode"), "cannot be read"),
@@ -144,7 +144,7 @@ def test_whatever_answers_ends_in_one_error_in_time(behaviour: str) -> None:
         started = time.monotonic()
         with pytest.raises(SecretUnavailable, match=said) as caught:
             read_secret(ARN, endpoint_url=url, patience_seconds=1)
-        assert time.monotonic() - started < 5  # a second of patience, and what botocore takes to begin
+        assert time.monotonic() - started < 5  # a second of patience, and the time that botocore needs
     text = str(caught.value)
     assert text.startswith(f"the secret {ARN} ")
     assert text.isprintable()
@@ -153,7 +153,7 @@ def test_whatever_answers_ends_in_one_error_in_time(behaviour: str) -> None:
 
 
 @pytest.mark.parametrize("text", [SECRET, f" {SECRET}\n", '{"url": "…"}', " \n ", "line\nline", "\u0000"])
-def test_a_text_is_given_as_it_is(text: str) -> None:
+def test_a_secret_text_is_returned_unchanged(text: str) -> None:
     with serving(value(SecretString=text)) as url:
         assert read_secret(ARN, endpoint_url=url) == text
 

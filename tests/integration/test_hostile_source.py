@@ -1,4 +1,4 @@
-"""Whatever a source does, the other symbols are stored, memory stays bounded, and what happened is an event."""
+"""Whatever a source does, the other symbols are stored, memory stays bounded, and an event says what happened."""
 
 import json
 import subprocess
@@ -38,6 +38,8 @@ class Run:
 
     outcomes: dict[str, str]
     """What became of each symbol, in the words of the table."""
+    bars: dict[str, int]
+    """How many bars of each symbol are stored."""
     failed_symbols: list[str]
     asked_elsewhere: list[str]
     peak_bytes: int
@@ -48,7 +50,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(postgres: PostgresServer) -> Iterator[Run]:
-    """The run, in a process of its own, with the time that the function has."""
+    """Runs ingestion in a process of its own, with the time that the function has."""
     with contextmanager(new_database)(postgres, template=TEMPLATE_DATABASE) as database, serve() as source:
         ran = subprocess.run(
             [sys.executable, hostile_run.__file__, database.app_url, source.url, str(FUNCTION["Timeout"]), *SYMBOLS],
@@ -78,6 +80,12 @@ def read_outcomes(connection: Connection[Any]) -> dict[str, str]:
     return {symbol: " and ".join(sorted(words, reverse=True)) for symbol, words in found.items()}
 
 
+def read_bars(connection: Connection[Any]) -> dict[str, int]:
+    """Returns how many bars of each symbol are stored."""
+    query = "SELECT entity_id, count(*) FROM events WHERE event_type = 'MARKET_TICK_INGESTED' GROUP BY 1"
+    return dict(connection.execute(query).fetchall())
+
+
 def test_the_table_has_at_least_forty_behaviours() -> None:
     assert len(BEHAVIOURS) >= 40
 
@@ -87,6 +95,11 @@ def test_a_behaviour_has_its_outcome_as_an_event(run: Run, symbol: str) -> None:
     expected = BEHAVIOURS[symbol].outcome
     assert run.outcomes[symbol] == expected
     assert (symbol in run.failed_symbols) == (expected.split()[0] not in WORDS.values())
+
+
+@pytest.mark.parametrize("symbol", [name for name, behaviour in BEHAVIOURS.items() if behaviour.bars is not None])
+def test_a_behaviour_leaves_so_many_bars(run: Run, symbol: str) -> None:
+    assert run.bars[symbol] == BEHAVIOURS[symbol].bars
 
 
 @pytest.mark.parametrize("symbol", ["AAPL", "IBM"])

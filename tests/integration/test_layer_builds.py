@@ -1,4 +1,4 @@
-"""What the built artefacts hold: the wheels of the platform they are for, and the code as it is now."""
+"""The built layers hold the wheels of their platform, and the current code."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MACH_O_UNIVERSAL = struct.pack(">I", 0xCAFEBABE)
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The checkout's environments and caches, and a build of our own."""
+    """A workspace with the checkout's environments and caches, and a build of its own."""
     real = Workspace.from_environ({})
     return Workspace(CHECKOUT, real.home, tmp_path_factory.mktemp("state"))
 
 
 def shared_objects(archive: Path) -> Mapping[str, bytes]:
-    """The first bytes of each compiled file, by its name."""
+    """Returns the first bytes of each compiled file, by its name."""
     with zipfile.ZipFile(archive) as file:
         return {name: file.read(name)[:20] for name in file.namelist() if name.endswith((".so", ".dylib"))}
 
@@ -48,7 +48,7 @@ def build(workspace: Workspace, layer: str, target: str | None) -> Path:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_layer_for_a_mac_holds_a_mac_s_wheels_alone(workspace: Workspace, layer: str) -> None:
+def test_a_layer_for_a_mac_holds_only_mac_wheels(workspace: Workspace, layer: str) -> None:
     for target, magic in (("aarch64-apple-darwin", MACH_O_ARM64), ("x86_64-apple-darwin", MACH_O_X86_64)):
         found = shared_objects(build(workspace, layer, target))
         assert found
@@ -78,7 +78,7 @@ def test_the_host_s_layers_can_be_imported_by_the_host(workspace: Workspace, tmp
     assert completed.stdout.split() == ["binary", str(tmp_path / "python" / "control_plane" / "__init__.py")]
 
 
-def test_the_core_layer_ships_the_shared_code_as_it_is_now(workspace: Workspace) -> None:
+def test_the_core_layer_ships_the_current_shared_code(workspace: Workspace) -> None:
     source = CHECKOUT / "layers" / "core"
     expected = {
         f"python/{path.relative_to(source)}": path.read_bytes()
@@ -91,7 +91,7 @@ def test_the_core_layer_ships_the_shared_code_as_it_is_now(workspace: Workspace)
 
 
 @pytest.mark.parametrize(("architecture", "machine"), [(None, "x86_64"), ("arm64", "aarch64")])
-def test_sam_s_own_build_holds_lambda_s_wheels_and_the_shared_code(
+def test_sam_build_holds_lambda_wheels_and_the_shared_code(
     workspace: Workspace, architecture: str | None, machine: str
 ) -> None:
     built = build_for_lambda(workspace, workspace.state / f"lambda-{machine}", architecture=architecture).parent
@@ -102,5 +102,5 @@ def test_sam_s_own_build_holds_lambda_s_wheels_and_the_shared_code(
     for layer in ("CoreLayer", "MarketDataLayer"):
         found = [path.read_bytes()[:20] for path in (built / layer).rglob("*.so") if path.is_file()]
         assert found
-        # The stack's architecture, whatever this machine is.
+        # The architecture is the stack's, whatever this machine's is.
         assert {elf_machine(head) for head in found} == {machine}

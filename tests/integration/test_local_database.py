@@ -25,7 +25,7 @@ Resources:
 
 
 def workspace(folder: Path, subscriptions: str | None) -> Workspace:
-    """A checkout whose template has these subscriptions, or does not speak of any."""
+    """A checkout whose template has these subscriptions, or none at all."""
     (folder / "db").symlink_to(CHECKOUT / "db")
     variable = "" if subscriptions is None else f"          SUBSCRIPTIONS: '{subscriptions}'\n"
     (folder / "template.yaml").write_text(TEMPLATE + variable)
@@ -54,7 +54,7 @@ def test_the_template_is_where_the_subscriptions_come_from() -> None:
     assert declared_subscriptions(CHECKOUT / "template.yaml") == declared["Environment"]["Variables"]["SUBSCRIPTIONS"]
 
 
-def test_one_that_the_template_adds_or_drops_is_said(
+def test_added_and_dropped_subscriptions_are_reported(
     database: TestDatabase, owner: Connection[Any], tmp_path: Path
 ) -> None:
     other = workspace(tmp_path, '{"signal_lab": "market.ticks", "archive": "market.ticks"}')
@@ -74,6 +74,6 @@ def test_a_template_that_speaks_of_none_changes_none(
     assert {is_active for _, is_active in stored(owner).values()} == {True}
 
 
-def test_what_cannot_be_applied_is_named(database: TestDatabase, tmp_path: Path) -> None:
+def test_a_migration_that_cannot_be_applied_is_named(database: TestDatabase, tmp_path: Path) -> None:
     with pytest.raises(AcpError, match="SUBSCRIPTIONS is"):
         bring_up_to_date(workspace(tmp_path, "[]"), database.owner_url)

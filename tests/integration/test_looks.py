@@ -1,4 +1,4 @@
-"""The newest look wins: whatever order looks are stored and delivered in, by however many runs."""
+"""The newest look wins, however many runs store looks, and in whatever order they are stored and delivered."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +36,7 @@ from market_replay import Correction, Fault, serve
 POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=1000)
 MIDNIGHT = datetime.fromisoformat("2026-01-05T00:00:00Z")
 SECOND = timedelta(seconds=1)
-# All examples may share one database: none leaves anything in it, or each has symbols of its own.
+# All examples can share one database, because none leaves anything in it, or each has its own symbols.
 SHARED_DATABASE = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -45,13 +45,13 @@ def run(connection: Connection[Any], source: FakeSource, *symbols: str) -> Inges
 
 
 def messages(connection: Connection[Any]) -> list[Event]:
-    """Every message of market.ticks, in the order of storing."""
+    """Returns every message of market.ticks, in the order of storing."""
     rows = connection.execute("SELECT payload_json FROM outbox WHERE topic = 'market.ticks' ORDER BY id").fetchall()
     return [EVENT_TYPES.parse_event(body) for (body,) in rows]
 
 
 def price(connection: Connection[Any], *deliveries: Event) -> float:
-    """SignalLab's latest price of the one entity there is, after these deliveries."""
+    """Returns SignalLab's latest price of the only entity, after these deliveries."""
     for event in deliveries:
         signal_lab.consume(connection, event)
     ((latest,),) = connection.execute("SELECT price FROM signal_lab_latest_prices").fetchall()
@@ -70,7 +70,7 @@ def test_a_lagging_replicas_price_does_not_stay(app: Connection[Any]) -> None:
 
 def test_the_run_that_asked_first_and_stores_last_loses(app: Connection[Any], database: TestDatabase) -> None:
     class Slow(FakeSource):
-        """While it waits for its answer, another run asks and stores."""
+        """A source during whose answer another run asks and stores."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             with connect(database.app_url, application_name="test") as another:
@@ -84,13 +84,13 @@ def test_the_run_that_asked_first_and_stores_last_loses(app: Connection[Any], da
     assert price(app, *messages(app)) == 50.5
 
 
-def test_a_look_that_repeats_what_is_stored_makes_older_ones_stale(app: Connection[Any]) -> None:
+def test_a_repeated_look_makes_older_looks_stale(app: Connection[Any]) -> None:
     outcomes = [store_one(app, tick(100.9, at=0)), store_one(app, tick(100.9, at=2)), store_one(app, tick(100.4, at=1))]
     assert outcomes == [LookOutcome.NEW, LookOutcome.DUPLICATE, LookOutcome.STALE]
     assert [event.payload["price"] for event in messages(app)] == [100.9]
 
 
-def test_a_correction_that_is_out_of_date_heals_with_the_next_run(app: Connection[Any]) -> None:
+def test_an_outdated_correction_heals_with_the_next_run(app: Connection[Any]) -> None:
     for answered in (100.9, 100.4):
         run(app, FakeSource({"AAPL": [seeds.bar(price=answered)]}))
     assert price(app, *messages(app)) == 100.4
@@ -99,7 +99,7 @@ def test_a_correction_that_is_out_of_date_heals_with_the_next_run(app: Connectio
 
 
 def test_stale_looks_are_counted(app: Connection[Any]) -> None:
-    store_one(app, tick(100.9, at=10**9))  # in the far future: every look of now is older
+    store_one(app, tick(100.9, at=10**9))  # in the far future, so every present look is older
     telemetry = RecordingTelemetry()
     result = ingest(app, FakeSource({"AAPL": seeds.bars(2)}), ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert (result.fetched, result.ingested, result.stale) == (2, 1, 1)
@@ -129,7 +129,7 @@ def tick(
     entity: str = "AAPL",
     start: datetime | None = None,
 ) -> Look:
-    """A look at a bar, ``at`` seconds after the first bar's start."""
+    """Returns a look at a bar, ``at`` seconds after the first bar's start."""
     payload = MarketTick(price=close, open=1, high=1, low=1, volume=0, currency="USD", interval=series)
     return seeds.look(
         payload,
@@ -140,14 +140,14 @@ def tick(
 
 
 def store_one(connection: Connection[Any], *looks: Look) -> LookOutcome:
-    """Stores looks in a transaction of their own; returns what the last one was."""
+    """Stores looks in a transaction of their own; returns the outcome of the last one."""
     with connection.transaction():
         return store_events(connection, [], looks).looks[-1].outcome
 
 
 @contextmanager
 def emptied(connection: Connection[Any]) -> Iterator[None]:
-    """A block whose writes are undone at its end."""
+    """Undoes the writes of the block at its end."""
     with connection.transaction(force_rollback=True):
         yield
 
@@ -158,7 +158,7 @@ def latest_looks(looks: Sequence[Look]) -> dict[Key, Look]:
 
 @st.composite
 def interleavings(draw: st.DrawFn) -> tuple[list[list[Look]], list[int]]:
-    """Batches of looks in the order in which runs store them; no instant is looked at twice at one moment."""
+    """Returns batches of looks in storing order; no instant is looked at twice at one moment."""
     ats = draw(st.permutations(range(8)))
     looks = [
         tick(
@@ -204,7 +204,7 @@ def payload_of(look: Look) -> MarketTick:
     return look.payload
 
 
-def test_bars_of_two_intervals_at_one_midnight_do_not_disturb_each_other(app: Connection[Any]) -> None:
+def test_bars_of_two_intervals_at_midnight_stay_apart(app: Connection[Any]) -> None:
     minute, day = tick(1.0, start=MIDNIGHT), tick(2.0, series="1d", start=MIDNIGHT)
     for again in (0, 1):
         expected = LookOutcome.DUPLICATE if again else LookOutcome.NEW
@@ -257,7 +257,7 @@ def keep_storing(database: TestDatabase, batches: Sequence[Sequence[Look]]) -> N
 
 
 def chains_of(connection: Connection[Any], entities: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Each entity's events in order of revision."""
+    """Returns each entity's events in order of revision."""
     chains: dict[str, list[dict[str, Any]]] = {entity: [] for entity in entities}
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute("SELECT * FROM events WHERE entity_id = ANY (%s) ORDER BY revision", [list(entities)])
@@ -268,7 +268,7 @@ def chains_of(connection: Connection[Any], entities: Sequence[str]) -> dict[str,
 
 def test_many_symbols_in_different_orders_never_deadlock(app: Connection[Any], database: TestDatabase) -> None:
     symbols = [f"S{number:03}" for number in range(200)]
-    # The same looks by all, and looks that only one of them has.
+    # All runs store the same looks, and each has looks of its own.
     plans = [
         [
             [tick(float(shared or place + 1), at=10 * place + number, entity=symbol) for symbol in order]
@@ -295,7 +295,7 @@ def test_the_database_refuses_a_second_event_for_one_revision(app: Connection[An
             app.execute(insert, [uuid4(), entity, look.occurred_at, uuid4()])
 
 
-# Rebuilt from what was kept
+# Rebuilding from raw payloads
 
 closes = st.sampled_from([1.0, 2.0, 1e22, 0.1 + 0.2, 5e-324, float("nan"), float("inf"), None])
 answers = st.lists(
@@ -325,7 +325,7 @@ class Answered:
 
 @st.composite
 def runs(draw: st.DrawFn) -> list[Answered]:
-    """Answers in the order in which they are stored."""
+    """Returns answers in the order in which they are stored."""
     return [
         Answered(draw(st.sampled_from(["AAPL", "MSFT"])), at, draw(answers)) for at in draw(st.permutations(range(6)))
     ]
@@ -345,7 +345,7 @@ def test_a_rebuild_in_stored_order_gives_the_same_ids(app: Connection[Any], answ
 
 
 def store_answer(connection: Connection[Any], answer: Answered) -> None:
-    """Stores an answer as a run does, asked when the test says."""
+    """Stores an answer as a run does, with the time of the request given."""
     source = FakeSource({answer.symbol: answer.bars})
     asked_at = seeds.FIRST_BAR + answer.at * SECOND
     question = Question(answer.symbol, seeds.FIRST_BAR, asked_at, UUID(int=answer.at + 1))
@@ -366,7 +366,7 @@ def store_answer(connection: Connection[Any], answer: Answered) -> None:
 
 
 def observations(connection: Connection[Any], symbol: str) -> dict[UUID, tuple[UUID, datetime]]:
-    """The ids of a symbol's stored ticks, each with its raw payload and when it was observed."""
+    """Returns the ids of a symbol's stored ticks, each with its raw payload and when it was observed."""
     rows = connection.execute(
         "SELECT event_id, raw_payload_id, observed_at FROM events"
         " WHERE entity_id = %s AND event_type = 'MARKET_TICK_INGESTED'",
@@ -375,9 +375,7 @@ def observations(connection: Connection[Any], symbol: str) -> dict[UUID, tuple[U
     return {event_id: (raw_payload_id, observed_at) for event_id, raw_payload_id, observed_at in rows}
 
 
-def test_what_was_ingested_through_yfinance_can_be_rebuilt(
-    app: Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_events_ingested_through_yfinance_can_be_rebuilt(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("control_plane.ingestion.rebuild._AT_A_TIME", 2)
     now = app.execute("SELECT clock_timestamp()").fetchall()[0][0]
     minute = int(now.timestamp()) // 60 - 5

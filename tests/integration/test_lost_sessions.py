@@ -1,4 +1,4 @@
-"""Warm functions whose session died, turned read-only or met another transaction between two uses, or in the middle."""
+"""Warm functions whose session died, turned read-only or met another transaction, between or during uses."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ def record(tick: Event) -> dict[str, Any]:
 
 @dataclass
 class Context:
-    """What the handler uses of Lambda's."""
+    """What the handler uses of Lambda's context."""
 
     aws_request_id: str = "request"
     function_name: str = "Function"
@@ -77,7 +77,7 @@ class Warm:
 
     @property
     def session(self) -> Connection[Any]:
-        """The one that it keeps."""
+        """The session that the environment keeps."""
         connection: Connection[Any] = self.app.database()._connection
         return connection
 
@@ -146,7 +146,7 @@ def url_of_both(writer: PostgresServer, standby: PostgresServer) -> str:
 
 
 def fail_over(writer: PostgresServer, standby: PostgresServer) -> None:
-    """The standby becomes the writer; what was the writer goes on answering, read-only."""
+    """Makes the standby the writer; the former writer goes on answering, read-only."""
     with psycopg.connect(writer.url(), autocommit=True) as old, psycopg.connect(standby.url(), autocommit=True) as new:
         ((written,),) = old.execute("SELECT pg_current_wal_lsn()")
         wait_until(lambda: new.execute("SELECT pg_last_wal_replay_lsn() >= %s", [written]).fetchone() == (True,))
@@ -282,7 +282,7 @@ def test_failure_in_the_middle_costs_its_own_message_only(
 
 
 def linger_after_each_statement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gives timeouts of a millisecond the time to strike."""
+    """Makes each statement take long enough for timeouts of a millisecond."""
     execute = Connection.execute
 
     def slow(self: Connection[Any], *arguments: Any, **options: Any) -> Any:
@@ -351,7 +351,7 @@ def test_signal_lab_consumes_what_a_deadlock_rolled_back(
             other.execute("SELECT FROM signal_lab_latest_prices FOR UPDATE")
             handled = pool.submit(handle.consume, newer)
             wait_until(lambda: is_waiting(admin, handle.session))
-            # The one that has waited longer finds the circle, and gives way: this returns once it was rolled back.
+            # The transaction that has waited longer finds the deadlock and is rolled back; then this returns.
             other.execute(
                 "INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s) ON CONFLICT DO NOTHING",
                 [newer.event_id],
@@ -372,7 +372,7 @@ def test_ingestion_stores_what_a_deadlock_rolled_back(
             other.execute("LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE")
             ingested = pool.submit(ingest, {"symbols": ["AAPL"]})
             wait_until(lambda: is_waiting(admin, ingest.session))
-            lock_entities(other, {("yfinance-replay", "AAPL")})  # returns once ingestion has been rolled back
+            lock_entities(other, {("yfinance-replay", "AAPL")})  # This returns once ingestion has been rolled back.
             assert not ingested.done()
             raise psycopg.Rollback
         result = ingested.result(SECONDS)

@@ -1,4 +1,4 @@
-"""Maintenance on a real Postgres: what goes, what stays, and who keeps Postgres from cleaning up."""
+"""Maintenance on a real Postgres: what is deleted, what stays, and who keeps Postgres from cleaning up."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def maintain(
 
 
 def time_for(batches: int) -> Callable[[], float]:
-    """As much time as so many batches take."""
+    """Returns a remaining time that suffices for so many batches."""
     numbers = count()
     return lambda: RESERVE_SECONDS if next(numbers) < batches else RESERVE_SECONDS - 0.001
 
@@ -65,7 +65,7 @@ def timelines(connection: Connection[Any], event_ids: Sequence[UUID]) -> list[di
 
 
 def store_old(app: Connection[Any], owner: Connection[Any], number: int) -> list[UUID]:
-    """Events of 400 days ago with a raw payload, each delivered at the second attempt and processed."""
+    """Stores events of 400 days ago with a raw payload, each delivered at the second attempt and processed."""
     event_ids = store_delivered(app, number)
     age(owner, 400)
     return event_ids
@@ -95,7 +95,7 @@ def store_delivered(app: Connection[Any], number: int) -> list[UUID]:
 
 
 def age(owner: Connection[Any], days: int) -> None:
-    """As if everything stored until now had been stored so many days ago."""
+    """Makes everything that was stored until now look so many days older."""
     with owner.transaction():
         for table, column in (("events", "ingested_at"), ("raw_payloads", "fetched_at")):
             owner.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER".encode())
@@ -153,7 +153,7 @@ def test_retention_keeps_what_is_younger(app: Connection[Any], owner: Connection
     assert rows(app) == NO_ROWS | {"events": 1, "outbox": 1, "deliveries": 1}
 
 
-def test_nothing_pending_expires(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_pending_events_never_expire(app: Connection[Any], owner: Connection[Any]) -> None:
     waiting, in_flight, retrying = seeds.store(app, seeds.ticks(3))
     owner.execute("UPDATE pending_deliveries SET next_attempt_at = now() + interval '1 hour'")
     for event_id in (retrying, in_flight):
@@ -187,7 +187,7 @@ def test_open_dead_letters_stay_and_resolved_ones_go(app: Connection[Any], owner
     assert first is not None
     redrive(owner, DeadLetterFilter(ids=[first[0]]), requested_by="kim")
     age(owner, 400)
-    assert maintain(owner).deleted_events == 0  # what was redriven is pending
+    assert maintain(owner).deleted_events == 0  # The redriven messages are pending.
     seeds.settle(app, seeds.claim(app), Accepted("m"))
     assert maintain(owner).deleted_events == 1
     assert timelines(app, [redriven]) == []
@@ -211,7 +211,7 @@ def test_a_raw_payload_goes_with_the_last_of_its_events(app: Connection[Any], ow
 
 def test_each_batch_is_committed_by_itself(app: Connection[Any], owner: Connection[Any]) -> None:
     store_old(app, owner, 35)
-    first = maintain(owner, remaining_seconds=time_for(3))  # one of which finds no looks
+    first = maintain(owner, remaining_seconds=time_for(3))  # One of these batches finds no looks.
     assert first == replace(first, deleted_events=20, finished=False)
     assert rows(app)["events"] == 15
     second = maintain(owner)
@@ -238,7 +238,7 @@ def test_two_runs_at_once_share_the_work(app: Connection[Any], owner: Connection
 
     with ThreadPoolExecutor(4) as pool:
         reports = list(pool.map(run, range(4)))
-    left_over = maintain(owner)  # what one skipped because another held it and was past it
+    left_over = maintain(owner)  # The row that one run skipped, because another held it and was past it.
     assert sum(report.deleted_events for report in [*reports, left_over]) == 300
     assert rows(app) == NO_ROWS
 
@@ -271,10 +271,10 @@ def test_a_backfill_under_way_keeps_its_messages(
     with ThreadPoolExecutor(1) as pool:
         with owner.transaction():
             sync_subscriptions(owner, backfilled)
-            # It has found the events expired; what it deletes next waits for the backfill.
+            # The run has found the expired events; its next deletion waits for the backfill.
             maintaining = pool.submit(run)
             seeds.wait_until_waiting(database, "maintaining")
-        # Its deletion finds that they are pending again.
+        # The deletion finds that they are pending again.
         assert maintaining.result(30).deleted_events == 0
     assert rows(app)["outbox"] == rows(app)["pending_deliveries"] == 3
     assert len(seeds.claim(app, subscriptions=["detector"]).rows) == 3
@@ -302,7 +302,7 @@ def test_a_relay_at_work_and_retention_do_not_meet(
     assert rows(app) == NO_ROWS
 
 
-def test_what_is_immutable_stays_so_after_a_run(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_immutable_rows_stay_immutable_after_a_run(app: Connection[Any], owner: Connection[Any]) -> None:
     store_old(app, owner, 2)
     maintain(owner, event_days=500)
     for table in ("events", "raw_payloads", "outbox", "deliveries"):
@@ -319,9 +319,7 @@ def test_maintenance_needs_no_more_than_its_own_role(
         assert maintain(connection, event_days=365).deleted_events == 2
 
 
-def test_what_is_young_is_deleted_by_nobody(
-    database: TestDatabase, app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_nobody_can_delete_young_events(database: TestDatabase, app: Connection[Any], owner: Connection[Any]) -> None:
     store_old(app, owner, 2)
     for url in (database.url("acp_maintain"), database.owner_url):
         with (
@@ -367,7 +365,7 @@ def test_a_look_that_is_being_repeated_is_left(app: Connection[Any], owner: Conn
 
 @pytest.fixture
 def pinning(database: TestDatabase) -> Iterator[Connection[Any]]:
-    """A session of the superuser's that holds a snapshot."""
+    """Opens a superuser's session that holds a snapshot."""
     with (
         psycopg.connect(database.admin_url, application_name="a long report", autocommit=True) as connection,
         connection.transaction(),
@@ -393,7 +391,7 @@ def test_session_that_pins_the_horizon_is_named_with_its_age(
         assert holder.age_seconds is not None
         assert 0 < holder.age_seconds < 600
         assert f"by session {pid} (postgres, a long report)" in str(holder)
-        assert pinned_horizon(admin) is None  # it is young
+        assert pinned_horizon(admin) is None  # The snapshot is young.
 
 
 def test_session_of_hidden_age_is_named_with_transactions(owner: Connection[Any], pinning: Connection[Any]) -> None:

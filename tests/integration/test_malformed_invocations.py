@@ -1,4 +1,4 @@
-"""Every function, invoked with JSON that is no event of its own: one clear line, and no more harm than needed."""
+"""Every function, invoked with JSON that is not its kind of event: it logs one clear line and does no harm."""
 
 import json
 import os
@@ -24,7 +24,7 @@ REQUEST = {"httpMethod": "GET", "path": "/health"}
 
 
 def each(*values: Any) -> tuple[Any, ...]:
-    """Returns values of many types as values of any."""
+    """Returns the values, typed as values of any type."""
     return values
 
 
@@ -44,7 +44,7 @@ def load(monkeypatch: pytest.MonkeyPatch, database: Any) -> Iterator[Load]:
 
 
 def invoke(function: Function, event: Any) -> Any:
-    """Without the stand-in for a missing event."""
+    """Invokes the function without the stand-in for a missing event."""
     function.forget_logs()
     return function.module.handler(event, FakeContext())
 
@@ -114,7 +114,7 @@ def test_a_request_without_an_address_is_answered(load: Load, identity: Any) -> 
 
 
 @pytest.mark.parametrize("name", ["migration", "maintenance"])
-def test_a_function_that_reads_nothing_of_its_event_takes_any_object(
+def test_a_function_that_ignores_its_event_takes_any_object(
     monkeypatch: pytest.MonkeyPatch, database: Any, load: Load, name: str
 ) -> None:
     function = load(name)

@@ -1,4 +1,4 @@
-"""What people ask of the pipeline: what became of an event, how things are, and how old what is pending is."""
+"""Timelines, the pipeline's status, and the age of what is pending."""
 
 import json
 from collections.abc import Iterator
@@ -82,9 +82,9 @@ def test_a_delivery_shows_each_failed_attempt(app: Connection[Any]) -> None:
     event_id, other_id = seeds.store(app, seeds.ticks(2))
     seeds.settle(app, seeds.claim(app), Failed("first: no luck"))
     seeds.pass_time(app)
-    seeds.claim(app)  # and its relay dies
+    seeds.claim(app)  # Its relay dies.
     seeds.pass_time(app)
-    seeds.claim(app)  # finds that the lease ran out
+    seeds.claim(app)  # This claim finds that the lease ran out.
     assert set(seeds.settle(app, seeds.claim(app), Accepted("message-1"))) == {event_id, other_id}
 
     [delivery] = timeline_of(app, event_id).deliveries
@@ -129,7 +129,7 @@ def test_a_dead_letter_shows_why_and_each_attempt(app: Connection[Any]) -> None:
     assert delivery["resolved_at"] is None
 
 
-def test_a_redriven_event_shows_both_stories(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_redriven_event_shows_both_deliveries(app: Connection[Any], owner: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     seeds.give_up(app, reason="no luck", attempts=2)
     report = redrive(owner, DeadLetterFilter(reason="no luck"), requested_by="kim")
@@ -187,7 +187,7 @@ def test_the_newest_messages_are_found_without_reading_the_others(app: Connectio
     assert max(read.values()) <= 10
 
 
-# How things are
+# The status
 
 
 def test_an_empty_pipeline_has_nothing_pending(app: Connection[Any]) -> None:
@@ -262,7 +262,7 @@ def test_status_names_subscriptions_that_nobody_delivers_to(app: Connection[Any]
     seeds.store(app, seeds.ticks(2))
     seeds.store_body(app, {}, topic="market.ticks", subscriptions=["stranger", "signal_lab"])
     assert read_status(app).stranded == [StrandedDeliveries("stranger", 1, was_removed=False)]
-    # A relay of another release may hold what sync_subscriptions would have dead-lettered.
+    # An older relay may hold a row that sync_subscriptions would have dead-lettered.
     owner.execute("UPDATE subscriptions SET removed_at = now() WHERE name = 'signal_lab'")
     removed, stranger = read_status(app).stranded
     assert removed == StrandedDeliveries("signal_lab", 3, was_removed=True)
@@ -305,10 +305,10 @@ def test_breakers_that_nobody_guards_with_count_no_longer(app: Connection[Any]) 
     assert read_health(app).open_breakers == 2
 
 
-# How old what is pending is
+# The age of the oldest pending delivery
 
 
-def test_nothing_pending_has_no_age(app: Connection[Any]) -> None:
+def test_an_empty_backlog_has_no_age(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     seeds.settle(app, seeds.claim(app, rows=1), Accepted("m"))
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))
@@ -356,7 +356,7 @@ def test_a_backfill_does_not_hide_an_older_delivery(app: Connection[Any], owner:
 
 def test_a_promise_is_as_old_as_its_statement(app: Connection[Any]) -> None:
     with app.transaction():
-        app.execute("SELECT pg_sleep(0.3)")  # as long as a lock is waited for
+        app.execute("SELECT pg_sleep(0.3)")  # This lasts as long as a lock is waited for.
         store_events(app, [], seeds.ticks(1))
     ((seconds,),) = app.execute(
         "SELECT extract(epoch FROM promised_at - created_at)::float FROM pending_deliveries"
@@ -365,7 +365,7 @@ def test_a_promise_is_as_old_as_its_statement(app: Connection[Any]) -> None:
     assert seconds >= 0.3
 
 
-def test_the_age_of_a_large_backlog_is_read_from_few_rows(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_large_backlogs_age_is_read_from_few_rows(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute(
         "INSERT INTO pending_deliveries (outbox_id, subscription, operation_id, promised_at)"
         " SELECT number, CASE WHEN number % 2 = 0 THEN 'signal_lab' ELSE 'detector' END,"
@@ -383,7 +383,7 @@ def test_the_age_of_a_large_backlog_is_read_from_few_rows(app: Connection[Any], 
 
 @pytest.fixture
 def locked(database: TestDatabase) -> Iterator[None]:
-    """Nobody reads pending_deliveries meanwhile."""
+    """Keeps everybody from reading pending_deliveries during the block."""
     with connect(database.owner_url, application_name="locking") as connection, connection.transaction():
         connection.execute("LOCK TABLE pending_deliveries IN ACCESS EXCLUSIVE MODE")
         yield
@@ -394,7 +394,7 @@ def test_a_count_that_takes_too_long_is_none(app: Connection[Any]) -> None:
     assert count_pending(app, timeout_seconds=0.1) is None
 
 
-def test_the_limit_of_a_count_ends_with_it(app: Connection[Any]) -> None:
+def test_a_counts_time_limit_ends_with_the_count(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     assert count_pending(app, timeout_seconds=0.5) == 2
     app.execute("SELECT pg_sleep(0.6)")

@@ -1,4 +1,4 @@
-"""What each function really asks of AWS, recorded from a run, against what its role in the template permits."""
+"""Compares what each function really asks of AWS, recorded from a run, with what its role permits."""
 
 import io
 import json
@@ -24,7 +24,7 @@ from local_cloud.roles import SECRETS
 from market_replay import serve
 
 ACTIONS = {
-    # A batch is permitted as its messages are: Amazon SQS API permissions, actions and resource reference.
+    # IAM permits a batch by the action for its single messages (Amazon SQS API permissions reference).
     "sqs:SendMessageBatch": "sqs:SendMessage",
 }
 BY_LAMBDA = {
@@ -34,15 +34,15 @@ BY_LAMBDA = {
     "sqs:DeleteMessage": "Lambda polls the queue for a consumer",
     "sqs:GetQueueAttributes": "Lambda polls the queue for a consumer",
 }
-"""Granted for what Lambda does in a function's name, so never seen in a function's own calls."""
+"""Actions for what Lambda does in a function's name, so they are never seen in the function's own calls."""
 API_TOKEN = "a-token-of-the-tests-own-0123456789"
 ON_FAILURE = ("sqs:SendMessage", "FailedInvocationsQueue")
-"""Lambda sends there what a scheduled function failed on."""
+"""The queue to which Lambda sends a failed scheduled invocation."""
 
 
 @dataclass
 class Recorder:
-    """A cloud that notes every request: the action, and what it is about."""
+    """A cloud that records every request: the action, and its resource."""
 
     application: Callable[..., Iterable[bytes]]
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -60,17 +60,17 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Cloud:
-    """The stack's secrets and queues, and a recorder before them."""
+    """The stack's secrets and queues, with a recorder before them."""
 
     url: str
     recorder: Recorder
     secrets: dict[str, str]
-    """Parameter -> ARN."""
+    """Secrets' ARNs by parameter."""
     queues: dict[str, str]
-    """Logical id -> URL."""
+    """Queues' URLs by logical id."""
 
     def calls(self) -> set[tuple[str, str]]:
-        """What was asked so far, on what, by logical ids."""
+        """Returns the calls so far: each action and its resource's logical id."""
         names = {value: name for name, value in (self.secrets | self.queues).items()}
         return {(action, names.get(about, about)) for action, about in self.recorder.requests}
 
@@ -82,7 +82,7 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
-    # A client that is not given the local cloud's address asks here too, instead of the real AWS.
+    # A client without the local cloud's address asks here, too, instead of the real AWS.
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     secretsmanager, sqs = boto3.client("secretsmanager"), boto3.client("sqs")
     try:
@@ -98,7 +98,7 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         queues = {
             name: sqs.create_queue(QueueName=f"{name}-{uuid4()}")["QueueUrl"]
             for name in QUEUES
-            if "RedrivePolicy" in QUEUES[name]  # a subscription's
+            if "RedrivePolicy" in QUEUES[name]  # This is a subscription's queue.
         }
         recorder.requests.clear()
         yield Cloud(url, recorder, secrets, queues)
@@ -121,7 +121,7 @@ def store_for_every_subscription(app: Connection[Any], owner: Connection[Any]) -
 
 
 def request(route: str) -> dict[str, Any]:
-    """The sample of a route's request, with the token."""
+    """Returns the sample of a route's request, with the token."""
     text = (ROOT / "events" / f"ops_api_{route}.json").read_text(encoding="utf-8")
     asked: dict[str, Any] = json.loads(text.replace("Bearer API_TOKEN", f"Bearer {API_TOKEN}"))
     return asked
@@ -134,17 +134,17 @@ EVENTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "MigrationFunction": lambda: [{}],
     "MaintenanceFunction": lambda: [{}],
 }
-"""What makes a function do all that it does; a consumer's is its sample."""
+"""Events that make a function do all that it can; a consumer's is its sample."""
 
 
 def sample(folder: str) -> dict[str, Any]:
-    """The sample event of a function by its folder."""
+    """Returns the sample event of a function by its folder."""
     event: dict[str, Any] = json.loads((ROOT / "events" / f"{folder}.json").read_text(encoding="utf-8"))
     return event
 
 
 def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
-    """The function's variables as the template declares them, in this cloud."""
+    """Returns the function's variables as the template declares them, for this cloud."""
     known = cloud.secrets | cloud.queues | {"Symbols": "AAPL,MSFT", "MarketDataUrl": market_url}
     known |= {"MaxDeliveryAttempts": "5", "RelayLingerSeconds": "0"}
     environ = {}
@@ -162,7 +162,7 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_functions_role_permits_what_it_asks_of_aws_and_nothing_else(
+def test_a_functions_role_permits_exactly_what_it_asks_of_aws(
     function: str, cloud: Cloud, app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_for_every_subscription(app, owner)
@@ -179,14 +179,14 @@ def test_a_functions_role_permits_what_it_asks_of_aws_and_nothing_else(
         finally:
             loaded.close()
 
-    # What depends on a condition of the template's is for Lambda or for Secrets Manager, not for a call of its own.
+    # Grants that depend on a condition of the template are for Lambda or Secrets Manager, not for a function's call.
     granted = {(grant.action, grant.resource) for grant in grants(function) if grant.only_if is None}
     for_itself = {pair for pair in granted if pair[0] not in BY_LAMBDA and pair != ON_FAILURE}
     assert cloud.calls() == for_itself
 
 
-def test_what_is_granted_for_lambdas_own_calls_is_granted_somewhere() -> None:
-    """So that no reason outlives its grant."""
+def test_grants_for_lambdas_own_calls_exist_in_the_template() -> None:
+    """Otherwise a reason could outlive its grant."""
     granted = {(grant.action, grant.resource) for function in FUNCTIONS for grant in grants(function)}
     assert BY_LAMBDA.keys() <= {action for action, _ in granted}
     assert ON_FAILURE in granted

@@ -1,4 +1,4 @@
-"""Sessions behind what does not hand on all that a connection asks for, or is too old to be asked."""
+"""Sessions behind poolers that drop what a connection asks for, and on servers that are too old for it."""
 
 import re
 from contextlib import closing
@@ -50,7 +50,7 @@ UNSUITABLE = {
 }
 
 
-def test_pooler_that_drops_options_is_refused_with_the_sql_to_run(postgres: PostgresServer, database: Database) -> None:
+def test_a_pooler_dropping_options_is_refused_with_a_remedy(postgres: PostgresServer, database: Database) -> None:
     put_a_foreign_schema_first(database)
     unsuitable = {name: value for name, value in UNSUITABLE.items() if is_known(database, name)}
     for name, value in unsuitable.items():

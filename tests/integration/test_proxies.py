@@ -1,12 +1,13 @@
-"""A network whose only way out is a proxy: boto3 and the relay's own client go the same way, over a real proxy."""
+"""A network whose only exit is a proxy: boto3 and the relay's own client use it in the same way."""
 
 import base64
 import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,29 @@ from control_plane.model.lifecycle import Accepted, QueueFault
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.outbox.sqs_http import SqsEndpoint, SqsHttpPublisher
 from control_plane.platform.aws import find_sqs
+from control_plane.platform.connections import Connections, UnreachableError
 
 USER, PASSWORD = "a user", "p@ss:word"
 CREDENTIALS = "a%20user:p%40ss%3Aword"
 EXPECTED = b"proxy-authorization: basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).lower()
 ELSEWHERE = "queue.invalid"
-"""A host that only the proxy can find."""
+"""A host name that only the proxy can resolve."""
 
 
 class Proxy:
-    """Speaks CONNECT and absolute-form; finds every host on loopback, and remembers each first line."""
+    """A proxy for CONNECT and absolute-form; it resolves every host to loopback, and records each first line."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None, *, answers: bytes | None = None) -> None:
+    def __init__(
+        self, tls: ssl.SSLContext | None = None, *, answers: bytes | None = None, waits: float = 0, drips: float = 0
+    ) -> None:
         self.lines: list[str] = []
         self.asks_for_password = False
         self._tls = tls
         self._answers = answers
+        self._waits = waits
+        """Seconds before each of its answers."""
+        self._drips = drips
+        """Seconds before each tenth of what the server says."""
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -51,6 +59,7 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError), ExitStack() as stack:
+            time.sleep(self._waits)
             if self._tls is not None:
                 client = self._tls.wrap_socket(client, server_side=True)
             stack.enter_context(client)
@@ -70,17 +79,31 @@ class Proxy:
             method, target, _ = line.split()
             authority = target.removeprefix("http://").partition("/")[0]
             server = stack.enter_context(socket.create_connection(("127.0.0.1", int(authority.rpartition(":")[2])), 5))
+            time.sleep(self._waits)
             if method == "CONNECT":
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             else:
                 server.sendall(head.replace(f"http://{authority}".encode(), b"", 1))
-            while True:
-                pending = isinstance(client, ssl.SSLSocket) and client.pending()
-                ready = [client] if pending else select.select([client, server], [], [], 10)[0]
-                for one in ready:
-                    if not (piece := one.recv(65_536)):
-                        return
-                    (server if one is client else client).sendall(piece)
+            self._tunnel(client, server)
+
+    def _tunnel(self, client: socket.socket, server: socket.socket) -> None:
+        while True:
+            pending = isinstance(client, ssl.SSLSocket) and client.pending()
+            ready = [client] if pending else select.select([client, server], [], [], 10)[0]
+            for one in ready:
+                if not (piece := one.recv(65_536)):
+                    return
+                if one is client:
+                    server.sendall(piece)
+                else:
+                    self._pass_on(piece, client)
+
+    def _pass_on(self, piece: bytes, client: socket.socket) -> None:
+        time.sleep(self._waits)
+        size = len(piece) // 10 + 1 if self._drips else len(piece)
+        for start in range(0, len(piece), size):
+            time.sleep(self._drips)
+            client.sendall(piece[start : start + size])
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +276,38 @@ def test_certificate_authorities_are_those_of_boto3(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert SqsEndpoint(*find_sqs(None)).ca_bundle == found
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("slow", [{"waits": 0.6}, {"drips": 0.2}], ids=["waits", "drips"])
+def test_the_time_to_connect_holds_for_all_of_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, slow: Any
+) -> None:
+    pem = certificate(tmp_path)
+    proxy = Proxy(tls_server(pem) if scheme == "https" else None, **slow)
+    with closing(proxy), serving(tls_server(pem)) as server:
+        port = server.url.rpartition(":")[2].rstrip("/")
+        monkeypatch.setenv("HTTPS_PROXY", f"{scheme}://localhost:{proxy.port}")
+        url = f"https://localhost:{port}/"
+        with Connections(url, service="sqs", ca_bundle=str(pem), connect_timeout=20).take():
+            """Slow as it is, it leads there."""
+        with pytest.raises(UnreachableError, match=r"timed out|in time"):
+            Connections(url, service="sqs", ca_bundle=str(pem), connect_timeout=1).take()
+
+
+def test_each_host_of_a_name_has_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = [socket.create_server(("127.0.0.1", 0), backlog=0) for _ in range(3)]
+    # The backlog takes one connection, and the next ones wait.
+    waiting = [socket.create_connection(one.getsockname()) for one in silent]
+    hosts = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", one.getsockname()) for one in silent]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: hosts)
+    began = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"timed out|in time"):
+        Connections("http://queue.invalid", service="sqs", ca_bundle=None, connect_timeout=1.5).take()
+    assert time.monotonic() - began < 4
+    with socket.create_server(("127.0.0.1", 0)) as answering:
+        hosts.append((socket.AF_INET, socket.SOCK_STREAM, 0, "", answering.getsockname()))
+        with Connections("http://queue.invalid", service="sqs", ca_bundle=None, connect_timeout=1.5).take() as taken:
+            assert taken.getpeername() == answering.getsockname()
+    for one in (*silent, *waiting):
+        one.close()

@@ -1,4 +1,4 @@
-"""Every named query, held against a real Postgres."""
+"""Prepares every named query on a real Postgres."""
 
 import ast
 import re
@@ -33,8 +33,8 @@ def test_the_packages_with_statements_are_found() -> None:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_postgres_can_prepare_it(app: Connection[Any], owner: Connection[Any], name: str) -> None:
-    if QUERIES[name].sql.startswith("LOCK "):  # which cannot be prepared
+def test_postgres_can_prepare_each_query(app: Connection[Any], owner: Connection[Any], name: str) -> None:
+    if QUERIES[name].sql.startswith("LOCK "):  # This statement cannot be prepared.
         with owner.transaction():
             owner.execute(QUERIES[name].sql)
     else:
@@ -42,12 +42,12 @@ def test_postgres_can_prepare_it(app: Connection[Any], owner: Connection[Any], n
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_it_says_what_it_is_for(name: str) -> None:
+def test_each_query_says_what_it_is_for(name: str) -> None:
     assert re.match(r"[A-Z].{20,}[.:]", QUERIES[name].description), QUERIES[name].description
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_the_code_uses_it(name: str) -> None:
+def test_the_code_uses_each_query(name: str) -> None:
     quoted = f'"{name.rpartition(".")[2]}"'
     assert any(quoted in path.read_text(encoding="utf-8") for path in sources())
 
@@ -63,7 +63,7 @@ def test_a_name_given_twice_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_no_statement_hides_in_python() -> None:
-    # The connection and the migrations must speak to a database that may have no schema yet.
+    # The connection and the migrations must work on a database that has no schema yet.
     allowed = {"control_plane/ops/migrations.py", "control_plane/platform/database.py"}
     hidden = {
         path.relative_to(CORE).as_posix()

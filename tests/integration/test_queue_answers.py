@@ -1,4 +1,4 @@
-"""Both publishers, and a queue whose answers make no sense."""
+"""Runs the table of a queue's answers with both publishers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The queue's contract: the fake that the relay's tests use, and moto's SQS."""
+"""Runs the queue's contract with the relay tests' fake and with moto's SQS."""
 
 from collections.abc import Iterator
 
@@ -35,7 +35,8 @@ class TestFakePublisher(PublisherContract):
 
 
 class TestMoto(QueueContract):
-    # moto 5.2.5 sizes a message by its body alone and takes any character: the fake and LocalStack hold these.
+    # moto 5.2.5 ignores attributes in a message's size and accepts any character; the fake and LocalStack pass these
+    # tests.
     counts_bytes_of_attributes = False
     checks_characters = False
 

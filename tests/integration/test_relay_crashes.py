@@ -1,4 +1,4 @@
-"""Relays and databases that die in the middle."""
+"""Relays and databases crash in the middle of their work."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_killed_relay_loses_nothing_and_doubles_only_in_flight(
     assert {(row["state"], row["delivery_attempts"]) for row in rows.values()} == {("in_flight", 1)}
 
     bench = Bench(lambda: app)
-    assert bench.run().claimed == 0  # the dead relay's lease still holds
+    assert bench.run().claimed == 0  # The dead relay's lease is not over.
     seeds.pass_time(app)
     assert done(bench.run()) == RelayResult(claimed=40, published=40)
     received = Counter([*endpoint.accepted, *(UUID(message.event_id) for message in bench.fake.sent)])
@@ -135,14 +135,14 @@ def test_postgres_restarted_while_publishing_costs_nothing(own_postgres: Postgre
             own_postgres.start()
 
     bench = Bench(database.connection, script=restart)
-    bench.while_asleep = lambda _nap: time.sleep(0.2)  # the restart takes its time, whatever the relay's clock says
+    bench.while_asleep = lambda _nap: time.sleep(0.2)  # The restart takes time, whatever the relay's clock says.
     assert done(bench.run()) == RelayResult(claimed=30, published=30)
     assert {row["state"] for row in seeds.deliveries(database.connection()).values()} == {"delivered"}
     database.close()
 
 
 class AnswerLost:
-    """A connection that breaks once a statement with these words is committed, and before its answer is there."""
+    """A connection that breaks after a statement with these words is committed and before its answer arrives."""
 
     def __init__(self, url: str, words: str) -> None:
         self._database = Database(lambda: url, application_name="relay")
@@ -188,7 +188,7 @@ class _LosingCursor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is kept open."""
+        """Has nothing to close."""
 
     def execute(self, query: Any, *arguments: Any) -> Any:
         return self._owner.execute_on_cursor(self._options, query, *arguments)
@@ -219,8 +219,8 @@ def test_lock_outlasting_the_invocation_is_named_and_sends_settle_later(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds.store(app, seeds.ticks(30))
-    monkeypatch.setattr(session_module, "LAST_SECONDS", 597)  # of 600: three are left
-    monkeypatch.setattr(session_module, "RECONNECT_SECONDS", 0)  # the clock stands still, and the lock is held for long
+    monkeypatch.setattr(session_module, "LAST_SECONDS", 597)  # Three of 600 are left.
+    monkeypatch.setattr(session_module, "RECONNECT_SECONDS", 0)  # or the fake clock would never pass it
     own = Database(lambda: database.app_url, application_name="relay")
 
     def lock(_message: Message) -> None:

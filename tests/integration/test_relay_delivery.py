@@ -39,7 +39,7 @@ def test_every_message_is_published_once_with_body_and_attributes(app: Connectio
     assert seeds.failed_attempts(app) == []
 
 
-def test_nothing_to_do_is_a_result_of_zeros(app: Connection[Any]) -> None:
+def test_a_run_without_work_returns_zeros(app: Connection[Any]) -> None:
     bench = Bench(lambda: app)
     result = bench.run()
     assert result.to_dict() == {
@@ -49,7 +49,7 @@ def test_nothing_to_do_is_a_result_of_zeros(app: Connection[Any]) -> None:
     assert bench.naps == []
 
 
-def test_what_was_published_is_counted_and_timed(app: Connection[Any]) -> None:
+def test_published_messages_are_counted_and_timed(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(3))
     bench = Bench(lambda: app, seconds_per_send=0.5)
     bench.run()
@@ -111,7 +111,7 @@ def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: C
         assert done(bench.run()) == RelayResult(claimed=1, failed=1)
         base = DELAYS_SECONDS[attempt - 1]
         assert base - 1.5 < seeds.deliveries(app)[event_id]["wait"] <= base * (1 + JITTER)
-        assert done(bench.run()) == RelayResult()  # not before its time
+        assert done(bench.run()) == RelayResult()  # It is not due yet.
         seeds.pass_time(app)
     assert done(bench.run()) == RelayResult(claimed=1, dead_lettered=1)
     row = seeds.deliveries(app)[event_id]
@@ -128,7 +128,7 @@ def test_a_poisonous_message_delays_nobody(app: Connection[Any]) -> None:
     poison = expected[12], expected[13]
     bench = Bench(lambda: app, script=only(Failed("poison"), *poison))
     assert done(bench.run()) == RelayResult(claimed=30, published=28, failed=2)
-    seeds.store(app, seeds.ticks(10)[5:])  # known already
+    seeds.store(app, seeds.ticks(10)[5:])  # It is known already.
     later = seeds.store(app, seeds.failures(5))
     assert done(bench.run()) == RelayResult(claimed=5, published=5)
     assert {UUID(message.event_id) for message in bench.fake.sent} == ({*expected, *later} - set(poison))

@@ -1,4 +1,4 @@
-"""Lanes: no subscription waits for another, late commits are found, and a probe is a message that really goes out."""
+"""Lanes: no subscription waits for another, late commits are found, and a probe is a message that is really sent."""
 
 from threading import Event
 from typing import Any
@@ -32,9 +32,7 @@ def test_small_messages_do_not_wait_for_a_slow_queue(app: Connection[Any]) -> No
     assert {UUID(message.event_id) for message in bench.fake.sent} == {*large, *small}
 
 
-def test_what_is_committed_while_another_queue_hangs_is_sent_meanwhile(
-    app: Connection[Any], database: TestDatabase
-) -> None:
+def test_new_messages_are_sent_while_another_queue_hangs(app: Connection[Any], database: TestDatabase) -> None:
     seeds.store(app, seeds.ticks(300))
     late = Event()
 
@@ -73,17 +71,17 @@ def test_late_commit_of_an_older_row_is_not_skipped(app: Connection[Any], databa
                 naps_between.append(nap)
 
         bench.while_asleep = write
-        assert bench.run(linger=3).published == 2  # within less than a sweep
+        assert bench.run(linger=3).published == 2  # Both are sent before the next survey.
     sent = [EVENT_TYPES.parse_event(message.body).entity_id for message in bench.fake.sent]
     assert sent == [second.entity_id, first.entity_id]
     assert naps_between[1] - naps_between[0] <= 2
 
 
-# Breakers and their probes; test_breakers.py has the rest
+# Breakers and their probes; test_breakers.py has more
 
 
 def open_breaker(connection: Connection[Any], name: str = "signal_lab") -> None:
-    """A breaker whose probe is due."""
+    """Opens a breaker whose probe is due."""
     connection.execute(
         "INSERT INTO circuit_breakers (name, state, consecutive_failures, opened_at, retry_at, last_error)"
         " VALUES (%s, 'open', 3, now(), now(), 'away')",
@@ -150,7 +148,7 @@ def test_send_begun_before_breaker_opened_does_not_close_it(app: Connection[Any]
     one_failed = Event()
 
     def outcome(message: Message) -> Outcome | None:
-        if bench.fake.sends[0][1][0] is message:  # the first batch hangs, and is then accepted
+        if bench.fake.sends[0][1][0] is message:  # The first batch hangs, and is then accepted.
             assert one_failed.wait(10)
             wait_until(lambda: breaker_states(app) == {"signal_lab": "open"})
             bench.clock.sleep(1)

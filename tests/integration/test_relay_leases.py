@@ -1,4 +1,4 @@
-"""Leases: what a relay that lost one, or died, leaves to the next."""
+"""What a relay that lost its lease, or died, leaves to the next relay."""
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +29,12 @@ def test_a_relay_that_lost_its_lease_changes_nothing(app: Connection[Any], datab
                 seeds.pass_time(connection)
                 assert done(second.run()) == RelayResult(claimed=5, published=4, failed=1)
 
-        first = Bench(lambda: app, name="first", script=overtaken, claim_size=5)  # with these out, it claims no more
+        first = Bench(lambda: app, name="first", script=overtaken, claim_size=5)  # 5 in flight: it claims no more
         assert done(first.run()) == RelayResult(claimed=5, released=5)
     assert first.telemetry.totals["LeaseLost"] == 5
     assert first.telemetry.totals["EventsPublished"] == 0
     rows = seeds.deliveries(app)
-    assert {row["delivery_attempts"] for row in rows.values()} == {1}  # the lost attempt was given back
+    assert {row["delivery_attempts"] for row in rows.values()} == {1}  # The lost attempt was given back.
     assert rows[expected[0]]["last_error"] == "by the second"
     assert {rows[event_id]["state"] for event_id in expected[1:]} == {"delivered"}
     second_ids = {UUID(message.event_id) for message in second.fake.sent}
@@ -45,7 +45,7 @@ def test_a_relay_that_lost_its_lease_changes_nothing(app: Connection[Any], datab
 
 
 def lose(connection: Connection[Any], name: str) -> list[claims.ClaimedDelivery]:
-    """Claims what is due, as a relay that is then killed."""
+    """Claims what is due, like a relay that is then killed."""
     claimed = claims.claim(
         connection,
         token=uuid4(),
@@ -83,7 +83,7 @@ def test_message_that_kills_its_relays_is_dead_lettered(app: Connection[Any]) ->
     )
     assert done(Bench(lambda: app).run()) == RelayResult(claimed=2, published=2)
     seeds.pass_time(app)
-    for lost in range(1, MAX_ATTEMPTS * claims.LEASES_PER_ATTEMPT):  # the very first one was lost before
+    for lost in range(1, MAX_ATTEMPTS * claims.LEASES_PER_ATTEMPT):  # The very first lease was lost before.
         (delivery,) = lose(app, f"killed-{lost}")
         assert delivery.message.attempt == 1 + lost // claims.LEASES_PER_ATTEMPT
     bench = Bench(lambda: app)
@@ -105,7 +105,7 @@ def test_lost_attempt_is_recorded_once_while_waiting_for_room(app: Connection[An
 
     assert len(claim(CLAIM_BYTES).deliveries) == 3
     seeds.pass_time(app)
-    while claim(1).rows:  # one row at a time: the others do not fit
+    while claim(1).rows:  # One row at a time, because the others do not fit.
         pass
     assert [(event_id, attempt) for event_id, attempt, _, _ in seeds.failed_attempts(app)] == [
         (event_id, 1) for event_id in stored

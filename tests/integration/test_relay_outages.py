@@ -29,13 +29,13 @@ def test_outage_costs_no_attempts_and_spares_other_topic(app: Connection[Any]) -
     result = bench.run()
     assert done(result) == RelayResult(claimed=40, published=5, released=35)
     assert result.breakers == {"signal_lab": "open", "system_events": "closed"}
-    assert len(bench.fake.sends) == 2  # one batch was enough to know; the others of that topic were not tried
+    assert len(bench.fake.sends) == 2  # One failed batch was enough; the other batches of that topic were not sent.
     rows = seeds.deliveries(app)
     assert {(rows[event_id]["delivery_attempts"], rows[event_id]["state"]) for event_id in down} == {(0, "retrying")}
     assert {rows[event_id]["state"] for event_id in up} == {"delivered"}
     assert seeds.failed_attempts(app) == []
 
-    seeds.pass_time(app)  # the rows are due, but the relay remembers that the queue is down
+    seeds.pass_time(app)  # The rows are due, but the relay remembers that the queue is down.
     more = seeds.store(app, seeds.failures(7)[5:])
     assert done(bench.run()) == RelayResult(claimed=2, published=2)
 
@@ -55,7 +55,7 @@ def test_an_outage_longer_than_all_attempts_dead_letters_nothing(app: Connection
         seeds.pass_time(app)
         assert done(bench.run()) == RelayResult()
         seeds.cool_down(app)
-        assert done(bench.run()) == RelayResult(claimed=1, released=1)  # no more than a probe per cool-down
+        assert done(bench.run()) == RelayResult(claimed=1, released=1)  # There was at most one probe per cool-down.
     assert {row["delivery_attempts"] for row in seeds.deliveries(app).values()} == {0}
 
 
@@ -70,12 +70,12 @@ def test_held_topic_does_not_starve_the_others(app: Connection[Any]) -> None:
     assert done(bench.run()) == RelayResult(claimed=3, published=3)
 
 
-# SQS, as it answers
+# A real publisher and SQS's answers
 
 
 @pytest.fixture
 def bench_on_sqs(app: Connection[Any]) -> Iterator[Callable[[SqsAnswer], Bench]]:
-    """A relay with the real publisher, on an SQS endpoint that answers as told."""
+    """Makes a relay with the real publisher, and an SQS endpoint that answers by a function."""
     endpoints = []
 
     def make(answer: SqsAnswer) -> Bench:

@@ -1,5 +1,4 @@
-"""Suspects: one message that always draws nonsense neither blocks its lane nor lives for ever, and an outage charges
-nobody."""
+"""Suspects: a message that always draws nonsense blocks nobody and ends; an outage charges nobody."""
 
 import time
 from collections import Counter
@@ -20,12 +19,12 @@ SILENCE = NoVerdict("no word of it")
 
 
 def attempts(connection: Connection[Any]) -> Counter[int]:
-    """How many deliveries have made how many attempts."""
+    """Returns how many deliveries have made how many attempts."""
     return Counter(row["delivery_attempts"] for row in seeds.deliveries(connection).values())
 
 
 def nonsense_bench(connection: Connection[Any], culprit: UUID, **options: Any) -> Bench:
-    """A relay whose queue says nothing of a batch with the culprit in it."""
+    """Makes a relay whose queue answers nonsense to a batch with the culprit in it."""
 
     def outcome(message: Message) -> Outcome | None:
         batch = next(batch for _, batch in reversed(bench.fake.sends) if message in batch)
@@ -101,7 +100,7 @@ def test_queue_failing_after_recovery_charges_at_most_one_message(app: Connectio
 
     def outcome(_message: Message) -> Outcome | None:
         nonlocal accepts
-        time.sleep(0.01)  # so that as many are under way as there are senders
+        time.sleep(0.01)  # so that as many sends are under way as there are senders
         accepts -= 1
         return None if accepts >= 0 else SILENCE
 
@@ -147,7 +146,7 @@ def test_a_silent_message_does_not_stop_another_subscription(app: Connection[Any
 def test_silent_message_does_not_take_every_probe(app: Connection[Any]) -> None:
     (culprit,) = seeds.store(app, seeds.ticks(1))
     bench = Bench(lambda: app, script=only(SILENCE, culprit), failure_threshold=3)
-    for _ in range(3):  # alone in its lane, it counts as an outage
+    for _ in range(3):  # With one message in the lane, silence counts as an outage.
         bench.run()
         seeds.pass_time(app)
     assert bench.run().breakers["signal_lab"] == "open"
@@ -169,7 +168,7 @@ def test_ten_relays_killed_with_the_same_suspects_dead_letter_none(app: Connecti
     bench = Bench(lambda: app, script=only(SILENCE, *suspects), failure_threshold=3)
     bench.run()
     seeds.store(app, seeds.ticks(5)[4:])
-    assert Bench(lambda: app).run().published == 1  # since they became suspect: their silence may be their own
+    assert Bench(lambda: app).run().published == 1  # others are accepted after they became suspect
     for number in range(10):
         seeds.pass_time(app)
         killed_with = claims.claim(
@@ -194,7 +193,7 @@ def test_several_silent_messages_are_given_up_one_after_another(app: Connection[
     silent = seeds.store(app, ticks[:culprits])
     bench = Bench(lambda: app, script=only(SILENCE, *silent), failure_threshold=3)
     for tick in ticks[culprits:]:
-        seeds.store(app, [tick])  # claimed and accepted together with what is silent
+        seeds.store(app, [tick])  # These are claimed and accepted together with the silent one.
         bench.run()
         seeds.pass_time(app)
         seeds.cool_down(app)

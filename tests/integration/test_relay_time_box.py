@@ -1,4 +1,4 @@
-"""The time box of an invocation, lingering, and handover."""
+"""How an invocation keeps to its time, lingers, and hands over."""
 
 from collections import Counter
 from dataclasses import replace
@@ -34,7 +34,7 @@ def test_unsent_messages_are_given_back_and_no_send_starts_late(app: Connection[
     bench = Bench(lambda: app, seconds_per_send=4, lease=600)
     started = bench.clock.now
     result = bench.run(remaining=30)
-    # 30 s, less 2 to settle, less 10 that a send may take: sends start in the first 18, at 0, 4, 8, 12 and 16 s.
+    # Of 30 s, 2 are kept to settle and 10 for a send, so sends start in the first 18: at 0, 4, 8, 12 and 16 s.
     assert [start - started for start, _ in bench.fake.sends] == [0, 4, 8, 12, 16]
     assert done(result) == RelayResult(claimed=100, published=50, released=50)
     states = Counter((row["state"], row["delivery_attempts"]) for row in seeds.deliveries(app).values())
@@ -47,7 +47,7 @@ def test_no_send_starts_that_could_outlive_its_lease(app: Connection[Any]) -> No
     seeds.store(app, seeds.ticks(100))
     bench = Bench(lambda: app, seconds_per_send=7, lease=30)
     result = bench.run(remaining=1_000)
-    # A claim of 100 rows is 10 sends of 7 s; those at 0, 7 and 14 s end before its lease does.
+    # A claim of 100 rows is 10 sends of 7 s; the sends at 0, 7 and 14 s end before the lease does.
     claims = [start for start, _ in bench.fake.sends]
     assert [start - claims[0] for start in claims[:4]] == [0, 7, 14, 21]
     assert result == replace(result, published=100, failed=0, dead_lettered=0)
@@ -77,7 +77,7 @@ def test_lingering_relay_publishes_later_commits_and_ends_in_time(app: Connectio
     shortest, longest = POLL_SECONDS
     assert bench.naps[0] == pytest.approx(shortest)
     assert max(bench.naps) == pytest.approx(longest)
-    assert bench.naps[3] == pytest.approx(shortest)  # after work it looks often again
+    assert bench.naps[3] == pytest.approx(shortest)  # After work the relay polls often again.
 
 
 def test_a_lingering_relay_ends_before_its_invocation_does(app: Connection[Any]) -> None:
@@ -108,10 +108,10 @@ def test_a_lingering_relay_goes_when_the_next_one_comes(app: Connection[Any], da
         assert first.run(linger=500).published == 5
     assert len(second_run) == 1
     assert came < first.clock.now <= came + handover.CHECK_SECONDS + POLL_SECONDS[1]
-    assert lingering(app) == "third"  # whoever was relieved leaves the other's post alone
+    assert lingering(app) == "third"  # A relay that was relieved does not remove the other one's entry.
 
 
-def test_a_lingering_relay_leaves_its_post_empty_behind_it(app: Connection[Any]) -> None:
+def test_a_lingering_relay_removes_its_name_when_it_ends(app: Connection[Any]) -> None:
     bench = Bench(lambda: app)
     seen = []
     bench.while_asleep = lambda _nap: seen.append(lingering(app))
@@ -154,7 +154,7 @@ def lingering(connection: Connection[Any]) -> str | None:
     return None if row is None else row[0]
 
 
-def test_without_lingering_it_drains_and_ends(app: Connection[Any]) -> None:
+def test_a_relay_without_lingering_drains_and_ends(app: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(25))
     bench = Bench(lambda: app, claim_size=10)
     assert bench.run().published == 25

@@ -29,6 +29,7 @@ _SHARED = {
     "control_plane.platform.session": EVERYBODY,
     "control_plane.platform.mend_session": EVERYBODY,
     "control_plane.platform.limit_statements": EVERYBODY,
+    "control_plane.platform.session_role": EVERYBODY,
     "control_plane.ingestion.database_time": EVERYBODY,
     "control_plane.ingestion.lock_entities": EVERYBODY,
     "control_plane.ops.horizon_holder": EVERYBODY,
@@ -46,7 +47,7 @@ _SHARED = {
     "control_plane.platform.forget_breaker": NOBODY,
     "control_plane.ingestion.newest_occurrence": {INGEST, READER},
     "control_plane.ingestion.chain_heads": {INGEST, READER},
-    "control_plane.ingestion.raw_payloads_in_order": {READER},  # a rebuild is a person's, and stores nothing
+    "control_plane.ingestion.raw_payloads_in_order": {READER},  # A person runs a rebuild, and it stores nothing.
     "control_plane.outbox.open_subscriptions": {RELAY, READER},
     "control_plane.outbox.settled_before": {RELAY, READER},
     "control_plane.outbox.is_current": {RELAY},
@@ -76,7 +77,7 @@ _SHARED = {
 _OF_PACKAGES = {
     "control_plane.consumers": {CONSUME, DETECT, ACTION},
     "control_plane.ingestion": {INGEST},
-    "control_plane.ops": NOBODY,  # people's and MigrationFunction's, as the owner
+    "control_plane.ops": NOBODY,  # These are run by people and MigrationFunction, as the owner.
     "control_plane.outbox": {RELAY},
     "control_plane.platform": {INGEST, RELAY},
     "domains.finance": {CONSUME},
@@ -87,7 +88,7 @@ _OF_PACKAGES = {
 
 
 def allowed(name: str) -> set[str]:
-    """The roles that may execute a named query: those whose functions do, and the reader where it only reads."""
+    """Returns the roles that may execute a named query: those whose functions do, and the reader if it only reads."""
     return _SHARED[name] if name in _SHARED else _OF_PACKAGES[name.rpartition(".")[0]]
 
 
@@ -102,7 +103,7 @@ def connections(database: TestDatabase) -> Iterator[dict[str, Connection[Any]]]:
 
 @pytest.fixture
 def stored(app: Connection[Any]) -> None:
-    """A delivered message, a dead-lettered one with its failures, one in flight, and one that is pending."""
+    """Stores a delivered message, a dead-lettered one with its failures, one in flight, and a pending one."""
     seeds.store(app, seeds.ticks(1))
     seeds.settle(app, seeds.claim(app), Accepted("m"))
     seeds.store(app, [seeds.tick(1)])
@@ -115,7 +116,7 @@ def stored(app: Connection[Any]) -> None:
 
 
 def snapshot(owner: Connection[Any]) -> dict[str, list[Any]]:
-    """All rows of the tables that record something."""
+    """Returns all rows of the tables that record something."""
     tables = (
         "raw_payloads", "events", "outbox", "pending_deliveries", "deliveries", "dead_letters", "delivery_failures",
         "processed_events", "operations", "subscriptions", "schema_migrations", "circuit_breakers", "relay_handover",
@@ -130,7 +131,10 @@ def snapshot(owner: Connection[Any]) -> dict[str, list[Any]]:
 
 
 def may_execute(connection: Connection[Any], name: str) -> bool:
-    """Whether the role may execute a named query: it is planned with its privileges and begins to run, on nothing."""
+    """Whether the role may execute a named query.
+
+    The query is planned with the role's privileges and begins to run, on no rows.
+    """
     query = QUERIES[name]
     try:
         with connection.transaction(force_rollback=True):
@@ -143,7 +147,7 @@ def may_execute(connection: Connection[Any], name: str) -> bool:
     except errors.InsufficientPrivilege:
         return False
     except psycopg.Error:
-        return True  # permitted, and then refused for its nulls
+        return True  # It is permitted, and then refused for its nulls.
     return True
 
 
@@ -170,7 +174,7 @@ def only(sql: str, *roles: str) -> Statement:
 
 
 TABLES = {
-    # table: who may read all of it, insert, update, delete
+    # For each table: who may read all of it, insert, update, delete.
     "raw_payloads": {READER},
     "events": {READER, DECIDE, GATEKEEPER},
     "outbox": {READER},
@@ -188,7 +192,7 @@ TABLES = {
     "signal_lab_returns": {READER},
     "signal_lab_risk": {READER},
     "schema_migrations": EVERYBODY,
-    "pending_deliveries": NOBODY,  # a claim's token is shown to nobody
+    "pending_deliveries": NOBODY,  # Nobody may read a claim's token.
     "relay_handover": {RELAY},
     "processed_events": {READER},
     "artifacts": {READER, DECIDE, GATEKEEPER, COMMAND},
@@ -249,7 +253,7 @@ FORGERIES = [
     only("UPDATE pending_deliveries SET promised_at = now()"),
     only("UPDATE pending_deliveries SET operation_id = gen_random_uuid()"),
     only("SELECT FROM pending_deliveries FOR UPDATE"),
-    # Opened again, or promised to whoever
+    # Opening a delivery again, or promising a message to another subscription
     only("INSERT INTO pending_deliveries (outbox_id, subscription) VALUES (1, 'signal_lab')"),
     only("INSERT INTO pending_deliveries (outbox_id, subscription, payload_bytes) VALUES (1, 'x', 1)"),
     only("INSERT INTO pending_deliveries (outbox_id, subscription, operation_id) VALUES (1, 'x', gen_random_uuid())"),
@@ -257,7 +261,7 @@ FORGERIES = [
     only("INSERT INTO subscriptions (name, topic) VALUES ('mine', 'market.ticks')"),
     only("UPDATE subscriptions SET removed_at = now()"),
     only("UPDATE subscriptions SET topic = 'system.events'"),
-    # Messages unlike their event
+    # Messages that differ from their event
     only(f"INSERT INTO outbox (event_id, topic, {COLUMNS}) SELECT event_id, 'a.b', {COLUMNS} FROM events"),
     only("INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"
          " SELECT event_id, 'system.events', 'FORGED', 9, gen_random_uuid(), '{}' FROM events LIMIT 1"),
@@ -277,7 +281,7 @@ FORGERIES = [
          " VALUES ('A', 'x', 'X', '', now(), now())", INGEST),
     only("UPDATE repeated_looks SET observed_at = now()", INGEST),
     only("UPDATE repeated_looks SET source = 'forged'"),
-    # What was given up on, failed or was processed
+    # Records of dead letters, failures and processing
     only("INSERT INTO dead_letters (outbox_id, subscription, promised_at, delivery_attempts, reason)"
          " VALUES (4, 'signal_lab', now(), 1, 'forged')"),
     only("UPDATE dead_letters SET resolution = 'discarded', resolved_at = now(), resolved_by = 'me'"),
@@ -296,6 +300,7 @@ FORGERIES = [
     only("UPDATE schema_migrations SET version = 99"),
     # People's holds
     only("UPDATE circuit_breakers SET held_by = NULL"),
+    only("UPDATE circuit_breakers SET held_reason = 'forged'"),
     only("UPDATE circuit_breakers SET held_by = 'me', state = 'open', opened_at = now()"),
     only("INSERT INTO circuit_breakers (name, state, opened_at, held_by) VALUES ('x', 'open', now(), 'me')"),
     only("UPDATE circuit_breakers SET name = 'x'"),
@@ -389,7 +394,7 @@ FORGERIES = [
     only("SELECT delete_expired_events(30, 1)", MAINTAIN),
     only("SELECT delete_expired_raw_payloads(30, 1)", MAINTAIN),
     only("SELECT delete_repeated_looks(30, 1)", MAINTAIN),
-    only("SELECT check_retention(1)"),
+    only("SELECT check_retention(1, 1)"),
     only("SELECT delivered_since('signal_lab', now())"),
 ]  # fmt: skip
 
@@ -449,7 +454,7 @@ def test_the_table_has_at_least_a_hundred_statements() -> None:
 
 
 def test_no_role_may_make_temporary_tables(empty_database: TestDatabase) -> None:
-    # A privilege of the database, which a clone does not inherit from its template.
+    # This is a privilege of the database, which a clone does not inherit from its template.
     with connect(empty_database.owner_url, application_name="test") as owner:
         migrate(owner, read_migrations(MIGRATIONS))
     for role in ROLES:
@@ -461,7 +466,7 @@ def test_no_role_may_make_temporary_tables(empty_database: TestDatabase) -> None
 
 
 def test_the_catalog_grants_nothing_beside_the_table(owner: Connection[Any]) -> None:
-    """A table or an owner's function that is new must be in the lists above."""
+    """A new table or owner's function must be in the lists above."""
     tables = owner.execute(
         "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v')"
     )
@@ -473,7 +478,7 @@ def test_the_catalog_grants_nothing_beside_the_table(owner: Connection[Any]) -> 
 
 
 def test_owners_functions_are_sealed(owner: Connection[Any]) -> None:
-    """Each runs on a search_path of its own, which ends with the caller's tables, and runs no text as SQL."""
+    """Each runs with a search_path of its own, which ends with the caller's tables, and runs no text as SQL."""
     functions = owner.execute(
         "SELECT proname, proconfig, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
     ).fetchall()

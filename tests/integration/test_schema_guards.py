@@ -19,7 +19,7 @@ TOKEN = "00000000-0000-0000-0000-000000000001"
 
 @pytest.fixture
 def stored(app: Connection[Any]) -> UUID:
-    """An event, its raw payload, its message and the delivery of it; returns the event's id."""
+    """Stores an event, its raw payload, its message and its delivery; returns the event's id."""
     (event_id,) = seeds.store(app, seeds.ticks(1))
     seeds.settle(app, seeds.claim(app), Accepted("m"))
     app.execute(
@@ -32,7 +32,7 @@ def stored(app: Connection[Any]) -> UUID:
 
 @pytest.fixture
 def pending(app: Connection[Any]) -> UUID:
-    """A message that is pending; returns its event's id."""
+    """Stores a pending message; returns its event's id."""
     (event_id,) = seeds.store(app, seeds.ticks(1))
     return event_id
 
@@ -45,7 +45,7 @@ def in_the_retention_step(connection: Connection[Any], *statements: str) -> None
 
 
 def change(statement: str, table: str) -> str:
-    """A statement that would change a table: {column} is one that it has."""
+    """Returns a statement that would change a table: {column} is one of its columns."""
     column = {"outbox": "topic = 'a.b'", "deliveries": "message_id = 'forged'"}.get(table, "source = 'forged'")
     return statement.format(table=table, column=column)
 
@@ -59,7 +59,7 @@ CHANGES = ["UPDATE {table} SET {column}", "DELETE FROM {table}", "TRUNCATE {tabl
 def settle_as(
     connection: Connection[Any], claim: claims.Claim, token: UUID | None, *, disposition: str = "published"
 ) -> list[Any]:
-    """Settles a claim's only message under a token of one's own; returns what took effect."""
+    """Settles a claim's only message under a given token; returns what took effect."""
     [row] = claim.rows
     return connection.execute(
         "SELECT * FROM settle_deliveries('me', %(ids)s, %(subscriptions)s, %(operations)s::uuid[], %(tokens)s::uuid[],"
@@ -89,7 +89,7 @@ def test_nothing_is_settled_without_the_claims_token(app: Connection[Any], pendi
     assert len(settle_as(app, claim, claim.token, disposition=disposition)) == 1
 
 
-def test_what_is_not_claimed_cannot_be_settled(app: Connection[Any], pending: UUID) -> None:
+def test_an_unclaimed_delivery_cannot_be_settled(app: Connection[Any], pending: UUID) -> None:
     claim = seeds.claim(app)
     seeds.settle(app, claim, NotSent())
     for token in (claim.token, None):
@@ -100,7 +100,7 @@ def test_what_is_not_claimed_cannot_be_settled(app: Connection[Any], pending: UU
 def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID) -> None:
     superseded = seeds.claim(app)
     seeds.pass_time(app)
-    seeds.claim(app)  # finds the lease run out
+    seeds.claim(app)  # This claim finds that the lease ran out.
     current = seeds.claim(app)
     assert seeds.settle(app, superseded, Accepted("late")) == []
     assert seeds.settle(app, current, Accepted("m")) == [pending]
@@ -108,12 +108,12 @@ def test_a_superseded_claim_changes_nothing(app: Connection[Any], pending: UUID)
     assert seeds.deliveries(app)[pending]["message_id"] == "m"
 
 
-# Immutability, for the owner too
+# Immutability, even for the owner
 
 
 @pytest.mark.parametrize("table", IMMUTABLE)
 @pytest.mark.parametrize("statement", CHANGES)
-def test_the_owner_too_is_refused_a_change_and_told_the_way(
+def test_a_trigger_refuses_the_owners_changes_and_names_the_remedy(
     owner: Connection[Any], app: Connection[Any], stored: UUID, table: str, statement: str
 ) -> None:
     with pytest.raises(errors.RestrictViolation, match="refused: its rows are immutable") as refused:
@@ -131,7 +131,7 @@ def test_retention_may_delete_and_nothing_else(
         in_the_retention_step(owner, change(statement, table))
 
 
-def test_the_retention_step_deletes_and_its_permission_ends_with_it(
+def test_permission_to_delete_ends_with_the_retention_step(
     owner: Connection[Any], app: Connection[Any], stored: UUID
 ) -> None:
     tables = ("deliveries", "outbox", "events", "raw_payloads")
@@ -147,7 +147,7 @@ def test_an_event_is_not_deleted_from_under_its_message(owner: Connection[Any], 
         in_the_retention_step(owner, "DELETE FROM events")
 
 
-# CHECKs: for each a row that it refuses, which would be accepted but for it
+# For each CHECK, a row that only this CHECK refuses
 
 SOUND: dict[str, dict[str, object]] = {
     "raw_payloads": {
@@ -176,7 +176,7 @@ SOUND: dict[str, dict[str, object]] = {
     "circuit_breakers": {"name": "q"},
     "relay_handover": {"token": TOKEN, "name": "r"},
 }  # fmt: skip
-"""A row of each table that it takes."""
+"""For each table, a row that it accepts."""
 REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("raw_payloads", "raw_payloads_source_check", {"source": ""}),
     ("raw_payloads", "raw_payloads_entity_id_check", {"entity_id": ""}),
@@ -229,6 +229,12 @@ REFUSED: list[tuple[str, str, dict[str, object]]] = [
         "circuit_breakers_held_open",
         {"state": "half_open", "opened_at": seeds.FIRST_BAR, "held_by": "kim"},
     ),
+    ("circuit_breakers", "circuit_breakers_reason_held", {"held_reason": "nobody's"}),
+    (
+        "circuit_breakers",
+        "circuit_breakers_reason_held",
+        {"state": "open", "opened_at": seeds.FIRST_BAR, "held_by": "kim", "held_reason": ""},
+    ),
     ("circuit_breakers", "circuit_breakers_consecutive_failures_check", {"consecutive_failures": -1}),
     ("relay_handover", "relay_handover_only_one_check", {"only_one": False}),
     ("relay_handover", "relay_handover_name_check", {"name": ""}),
@@ -248,10 +254,10 @@ def test_a_row_that_makes_no_sense_is_refused(
     with pytest.raises(errors.CheckViolation) as refused:
         insert(sound | wrong)
     assert refused.value.diag.constraint_name == constraint
-    insert(sound)  # but for that, it would have been taken
+    insert(sound)  # Without that flaw, the row would be accepted.
 
 
-def test_every_check_has_a_row_that_it_refuses(app: Connection[Any]) -> None:
+def test_every_check_refuses_its_row(app: Connection[Any]) -> None:
     checks = app.execute(
         "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'public'::regnamespace"
     )
@@ -298,7 +304,7 @@ def test_a_message_needs_its_event(app: Connection[Any]) -> None:
         )
 
 
-# The derived state
+# The state that outbox_states derives
 
 
 def test_a_delivery_that_was_never_tried_is_pending(app: Connection[Any], pending: UUID) -> None:
@@ -332,7 +338,7 @@ def test_a_settled_delivery_is_in_the_state_of_its_outcome(
     assert seeds.deliveries(app)[pending]["state"] == state
 
 
-def test_a_redriven_letter_and_its_successor_have_states_of_their_own(
+def test_a_redriven_letter_and_its_successor_have_separate_states(
     app: Connection[Any], owner: Connection[Any], pending: UUID
 ) -> None:
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))

@@ -1,4 +1,4 @@
-"""db/schema.sql is what the migrations add up to, always as the wheel's PostgreSQL 18 writes it."""
+"""db/schema.sql is what the migrations add up to, as the wheel's PostgreSQL 18 writes it."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def dumped() -> str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACP_POSTGRES_BIN", "/nonexistent")  # the server that the other tests run on is not asked
+        patch.setenv("ACP_POSTGRES_BIN", "/nonexistent")  # The server of the other tests is not used.
         return generated.schema_sql()
 
 
-def test_the_checked_in_schema_is_what_the_migrations_add_up_to(dumped: str) -> None:
+def test_the_checked_in_schema_equals_all_migrations_applied(dumped: str) -> None:
     assert (ROOT / generated.SCHEMA_SQL).read_text(encoding="utf-8") == dumped, "run `scripts/generate`"
 
 
@@ -28,12 +28,12 @@ def test_the_schema_holds_nothing_that_differs_from_dump_to_dump(dumped: str) ->
     assert "\nSET " not in dumped
 
 
-def test_check_names_the_stale_file_and_the_command_that_mends_it(
+def test_check_names_the_stale_file_and_its_remedy(
     dumped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generated, "schema_sql", lambda: dumped)
     (tmp_path / "docs").mkdir()
-    for path in ("template.yaml", generated.DEPLOY_DOC):  # what the table of parameters is made of
+    for path in ("template.yaml", generated.DEPLOY_DOC):  # The table of parameters is made of this.
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
 
     assert generated.main([], tmp_path) == 0

@@ -1,4 +1,4 @@
-"""Whatever a server, a database or a role sets by default: the functions' SQL means what it says, or they refuse."""
+"""Whatever defaults a server, a database or a role has, the functions' SQL keeps its meaning, or is refused."""
 
 import re
 import time
@@ -38,7 +38,7 @@ DEFAULTS = [
     ("default_transaction_isolation", "repeatable read", "read committed"),
     ("statement_timeout", "1ms", "0"),
     ("lock_timeout", "1ms", "0"),
-    # Older servers do not know it, so it cannot be asked for when opening: it must last until it is set.
+    # Older servers do not know the setting, so it cannot be requested at opening, and must last once it is set.
     ("transaction_timeout", "300ms", "0"),
     ("idle_in_transaction_session_timeout", "1ms", "1min"),
     ("idle_session_timeout", "1ms", "0"),
@@ -48,7 +48,7 @@ DEFAULTS = [
     ("jit", "on", "off"),
     ("restrict_nonsystem_relation_kind", "view", ""),
     ("control_plane.retention", "on", "off"),
-    # Of no consequence, and left as they are.
+    # These settings do not matter, and are left as they are.
     ("bytea_output", "escape", "escape"),
     ("backslash_quote", "off", "off"),
     ("default_transaction_deferrable", "on", "on"),
@@ -64,15 +64,14 @@ DEFAULTS = [
 
 
 def is_known(database: Database, name: str) -> bool:
-    """Whether the server has this setting; one with a dot is nobody's, and may be set anywhere."""
+    """Whether the server has this setting; a name with a dot belongs to nobody and may be set anywhere."""
     with psycopg.connect(database.admin_url) as admin:
         found = admin.execute("SELECT FROM pg_settings WHERE lower(name) = lower(%s)", [name]).fetchone()
     return "." in name or found is not None
 
 
 def set_default(database: Database, name: str, value: str) -> None:
-    """As the database's default, and as each role's in it, which outranks that; nothing where the server has no such
-    setting."""
+    """Sets the database's default, and each role's in it, which outranks that; does nothing for an unknown setting."""
     if not is_known(database, name):
         return
     values = sql.SQL(", ").join(map(sql.Literal, value.split(", "))) if name == "search_path" else sql.Literal(value)
@@ -147,7 +146,7 @@ def test_replica_role_is_refused_with_its_remedy(database: Database) -> None:
 
 
 def refusal(url: str, *texts: str) -> str:
-    """What is refused names all this; returns the SQL that it tells an administrator to run."""
+    """Expects a refusal that names all this; returns the SQL that it tells an administrator to run."""
     with pytest.raises(UnsuitableDatabase) as caught:
         connect(url, application_name="test")
     message = str(caught.value)

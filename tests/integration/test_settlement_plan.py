@@ -1,4 +1,4 @@
-"""A settlement's cost must not depend on what the table looked like when the session made its first one."""
+"""The cost of a settlement must not depend on the table's size when the session made its first settlement."""
 
 from typing import Any
 from uuid import uuid4
@@ -28,9 +28,9 @@ def deliver(connection: Connection[Any], *, rows: int) -> int:
     )
 
 
-def test_settling_in_a_backlog_never_reads_all_of_it(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_settling_never_reads_the_whole_backlog(app: Connection[Any], owner: Connection[Any]) -> None:
     looks = seeds.ticks(140)
-    for number in range(12):  # a session that keeps plans makes up its mind within six
+    for number in range(12):  # A session that caches plans has chosen one after six executions.
         seeds.store(app, looks[3 * number : 3 * number + 3])
         owner.execute("VACUUM ANALYZE pending_deliveries")
         assert deliver(app, rows=3) == 3

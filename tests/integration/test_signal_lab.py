@@ -40,7 +40,7 @@ def tick(
     interval: str = "1m",
     volume: int = 10,
 ) -> Event:
-    """A revision of the bar that began so many minutes after noon."""
+    """Returns a revision of the bar that began so many minutes after noon."""
     payload = MarketTick(
         price=price, open=price, high=price, low=price, volume=volume, currency="USD", interval=interval
     )
@@ -128,7 +128,7 @@ def test_each_consumer_acts_on_an_event_once_for_itself(app: Connection[Any]) ->
 
 
 @pytest.mark.usefixtures("effects")
-def test_a_block_that_raises_leaves_neither_effect_nor_processed_row_and_is_tried_again(app: Connection[Any]) -> None:
+def test_a_block_that_raises_leaves_nothing_and_can_run_again(app: Connection[Any]) -> None:
     event_id = uuid4()
 
     def break_down() -> None:
@@ -142,7 +142,7 @@ def test_a_block_that_raises_leaves_neither_effect_nor_processed_row_and_is_trie
 
 
 @pytest.mark.usefixtures("effects")
-def test_an_effect_that_the_database_refuses_is_not_marked_as_processed(app: Connection[Any]) -> None:
+def test_an_effect_refused_by_the_database_is_not_marked_processed(app: Connection[Any]) -> None:
     with (
         pytest.raises(psycopg.errors.NotNullViolation),
         once(app, consumer="test", event_id=uuid4()),
@@ -183,7 +183,7 @@ def second(database: Any) -> Iterator[Connection[Any]]:
 
 
 @pytest.mark.usefixtures("effects")
-def test_of_two_deliveries_at_the_same_time_the_later_waits_and_finds_it_done(
+def test_a_concurrent_second_delivery_waits_and_finds_the_effect_made(
     app: Connection[Any], second: Connection[Any], owner: Connection[Any]
 ) -> None:
     event_id = uuid4()
@@ -199,7 +199,7 @@ def test_of_two_deliveries_at_the_same_time_the_later_waits_and_finds_it_done(
 
 
 @pytest.mark.usefixtures("effects")
-def test_of_two_deliveries_at_the_same_time_the_later_does_it_if_the_earlier_failed(
+def test_a_concurrent_second_delivery_acts_if_the_first_failed(
     app: Connection[Any], second: Connection[Any], owner: Connection[Any]
 ) -> None:
     event_id = uuid4()
@@ -218,9 +218,7 @@ def test_of_two_deliveries_at_the_same_time_the_later_does_it_if_the_earlier_fai
 
 
 @pytest.mark.usefixtures("effects")
-def test_a_consumer_that_dies_in_the_middle_leaves_the_event_to_the_next_delivery(
-    app: Connection[Any], second: Connection[Any]
-) -> None:
+def test_a_consumer_that_dies_leaves_the_event_for_redelivery(app: Connection[Any], second: Connection[Any]) -> None:
     event_id = uuid4()
 
     def die() -> None:
@@ -319,7 +317,7 @@ def test_a_tick_of_no_entity_is_refused(app: Connection[Any]) -> None:
 
 @contextmanager
 def emptied(connection: Connection[Any]) -> Iterator[None]:
-    """A block whose writes are undone at its end."""
+    """Undoes the writes of the block at its end."""
     with connection.transaction(force_rollback=True):
         yield
 
@@ -343,7 +341,7 @@ ticks = st.builds(
 
 
 def identity(event: Event) -> tuple[Any, ...]:
-    """What no two events share."""
+    """Returns what no two events share."""
     return event.source, event.entity_id, event.series, event.occurred_at, event.revision
 
 
@@ -363,7 +361,7 @@ deliveries = st.lists(ticks, min_size=1, max_size=8, unique_by=identity).flatmap
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(given_deliveries=deliveries)
-def test_deliveries_in_any_order_and_any_number_end_in_the_same_tables(
+def test_any_order_and_number_of_deliveries_ends_the_same(
     app: Connection[Any], given_deliveries: tuple[list[Event], list[Event], list[Event]]
 ) -> None:
     events, order, again = given_deliveries
@@ -388,7 +386,7 @@ def test_deliveries_in_any_order_and_any_number_end_in_the_same_tables(
         assert processed(app) == {("signal_lab", event.event_id) for event in events}
 
 
-# Returns and risk, against a computation of their own
+# Returns and risk, compared with a separate computation
 
 
 def returns_of(prices: Sequence[float]) -> list[float | None]:
@@ -448,7 +446,7 @@ def test_returns_volatility_and_drawdown_are_what_python_computes(app: Connectio
         pytest.param([-10.0, -5.0, -20.0], id="never_above_zero"),
     ],
 )
-def test_a_change_from_below_zero_has_no_return_and_breaks_nothing(app: Connection[Any], prices: list[float]) -> None:
+def test_a_price_below_zero_has_no_return_and_breaks_nothing(app: Connection[Any], prices: list[float]) -> None:
     check_views(app, prices)
 
 
@@ -459,7 +457,7 @@ def test_a_corrected_bar_corrects_the_risk(app: Connection[Any]) -> None:
     assert same(drawdown, 99 / 100 - 1)
 
 
-def test_each_entitys_series_is_its_own(app: Connection[Any]) -> None:
+def test_each_entity_has_its_own_series(app: Connection[Any]) -> None:
     deliver(app, tick(100.0), tick(1.0, entity="PENNY"), tick(110.0, minute=1), tick(2.0, minute=1, entity="PENNY"))
     found = rows(app, "SELECT entity_id, bar_return FROM signal_lab_risk ORDER BY entity_id")
     assert [(entity, round(bar_return, 9)) for entity, bar_return in found] == [("AAPL", 0.1), ("PENNY", 1.0)]

@@ -1,4 +1,4 @@
-"""A source's outage: what it costs while it lasts, what is said of it, and how it is noticed to be over."""
+"""A source's outage: what it costs, which events report it, and how its end is noticed."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -21,7 +21,7 @@ SYMBOLS = ("AAPL", "IBM", "MSFT", "GOOG")
 
 
 class Market(FakeSource):
-    """Knows SYMBOLS; raises ``trouble`` of a kind, by symbol, while there is any."""
+    """A source that knows SYMBOLS; raises the error of the kind in ``trouble``, by symbol, while there is one."""
 
     def __init__(self) -> None:
         super().__init__(dict.fromkeys(SYMBOLS, seeds.bars(3)))
@@ -62,7 +62,7 @@ def cool_down(connection: Connection[Any]) -> None:
 
 
 def failures(connection: Connection[Any]) -> Mapping[str, int]:
-    """How many SOURCE_FETCH_FAILED there are of each kind."""
+    """Returns how many SOURCE_FETCH_FAILED there are of each kind."""
     return dict(
         connection.execute(
             "SELECT payload_json ->> 'kind', count(*) FROM events WHERE event_type = 'SOURCE_FETCH_FAILED' GROUP BY 1"
@@ -84,7 +84,7 @@ def test_a_run_in_which_every_symbol_fails_is_one_failure(app: Connection[Any], 
 
 
 @pytest.mark.parametrize("symbols", [("IBM", "MSFT", "GOOG"), ("AAPL", "IBM", "MSFT")])
-def test_one_symbol_that_comes_shows_that_the_source_is_there(app: Connection[Any], symbols: tuple[str, ...]) -> None:
+def test_one_answered_symbol_shows_that_the_source_works(app: Connection[Any], symbols: tuple[str, ...]) -> None:
     source = Market()
     source.fail()
     run(app, source)
@@ -95,14 +95,14 @@ def test_one_symbol_that_comes_shows_that_the_source_is_there(app: Connection[An
     assert breaker(app) == Breaker("fake")
 
 
-def test_a_symbol_that_the_source_does_not_know_is_no_outage(app: Connection[Any]) -> None:
+def test_a_symbol_unknown_to_the_source_is_no_outage(app: Connection[Any]) -> None:
     source = Market()
     for _ in range(2 * POLICY.failure_threshold):
         assert run(app, source, "NOPE").failed_symbols == ["NOPE"]
     assert breaker(app) == Breaker("fake")
 
 
-def test_while_it_is_open_a_run_fetches_and_writes_nothing(app: Connection[Any]) -> None:
+def test_a_run_behind_an_open_breaker_does_nothing(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     counts, kinds = seeds.counts(app), failures(app)
@@ -117,7 +117,7 @@ def test_while_it_is_open_a_run_fetches_and_writes_nothing(app: Connection[Any])
     assert telemetry.totals == {"BreakerOpen": 60}
 
 
-def test_that_it_opened_is_one_event_however_long_it_stays_so(app: Connection[Any]) -> None:
+def test_an_open_breaker_is_one_event_however_long(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     said = {"unreachable": 3 * len(SYMBOLS), "breaker_open": 1}
@@ -133,17 +133,17 @@ def test_that_it_opened_is_one_event_however_long_it_stays_so(app: Connection[An
     ).fetchall()
     assert (entity_id, occurred_at, topic) == (None, breaker(app).opened_at, "system.events")
     assert payload["symbol"] == "*"
-    assert payload["reason"] == "the source has no answer for any symbol: none is fetched until a probe has one"
+    assert payload["reason"] == "the source answers for no symbol: nothing is fetched until a probe is answered"
 
 
-def test_runs_at_once_that_see_the_same_opening_say_it_once(app: Connection[Any]) -> None:
+def test_concurrent_runs_report_one_opening_once(app: Connection[Any]) -> None:
     source = Market()
     source.fail()
     run(app, source)
     run(app, source)
 
     class SlowMarket(Market):
-        """Another run is faster: it starts and ends while this one asks."""
+        """A market during whose answer another run starts and ends."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             run(app, source)
@@ -164,9 +164,7 @@ def test_the_next_outage_is_another_event(app: Connection[Any]) -> None:
         run(app, source)
 
 
-def test_that_it_opened_and_the_event_of_it_are_committed_together(
-    app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_the_opened_breaker_and_its_event_are_committed_together(app: Connection[Any], owner: Connection[Any]) -> None:
     source = Market()
     source.fail()
     run(app, source)
@@ -201,7 +199,7 @@ def test_a_probe_costs_one_symbol_and_another_each_time(app: Connection[Any]) ->
     assert sorted(probed) == sorted(SYMBOLS)
 
 
-def test_a_symbol_that_is_broken_for_good_does_not_keep_it_open(app: Connection[Any]) -> None:
+def test_a_permanently_broken_symbol_does_not_keep_the_breaker_open(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     source.fail("malformed", symbols=SYMBOLS[:1] + SYMBOLS[2:])
@@ -211,7 +209,7 @@ def test_a_symbol_that_is_broken_for_good_does_not_keep_it_open(app: Connection[
     assert breaker(app).state == "closed"
 
 
-def test_the_run_that_finds_the_source_back_fetches_all_of_it(app: Connection[Any]) -> None:
+def test_the_run_that_finds_the_source_back_fetches_every_symbol(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     source.recover()
@@ -222,7 +220,7 @@ def test_the_run_that_finds_the_source_back_fetches_all_of_it(app: Connection[An
     assert breaker(app) == Breaker("fake")
 
 
-def test_a_symbol_that_fails_after_a_good_probe_is_an_event_again(app: Connection[Any]) -> None:
+def test_a_symbol_failing_after_a_good_probe_is_an_event(app: Connection[Any]) -> None:
     source = Market()
     open_breaker(app, source)
     before = failures(app)["unreachable"]
@@ -240,7 +238,7 @@ def test_while_another_run_probes_none_else_fetches(app: Connection[Any]) -> Non
     cool_down(app)
 
     class SlowMarket(Market):
-        """While it is being asked, another run starts."""
+        """A market during whose answer another run starts."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             assert run(app, source).failed_symbols == list(SYMBOLS)
@@ -250,7 +248,7 @@ def test_while_another_run_probes_none_else_fetches(app: Connection[Any]) -> Non
     assert run(app, SlowMarket(), "AAPL").ingested == 3
 
 
-def test_what_a_person_holds_is_not_fetched_and_no_event(app: Connection[Any]) -> None:
+def test_a_held_source_is_not_fetched_and_makes_no_event(app: Connection[Any]) -> None:
     source = Market()
     hold(app, "fake", by="Ada")
     assert run(app, source).failed_symbols == list(SYMBOLS)
@@ -260,7 +258,7 @@ def test_what_a_person_holds_is_not_fetched_and_no_event(app: Connection[Any]) -
     assert run(app, source).ingested == 3 * len(SYMBOLS)
 
 
-def test_an_outage_that_begins_while_it_is_held_is_said_once_it_is_met(app: Connection[Any]) -> None:
+def test_an_outage_during_a_hold_is_reported_once_noticed(app: Connection[Any]) -> None:
     source = Market()
     hold(app, "fake", by="Ada")
     source.fail()
@@ -274,7 +272,7 @@ def test_an_outage_that_begins_while_it_is_held_is_said_once_it_is_met(app: Conn
 
 def test_a_failure_under_a_hold_is_no_opening(app: Connection[Any]) -> None:
     class HeldMarket(Market):
-        """A person holds it while it is being asked."""
+        """A market whose breaker a person holds while it is being asked."""
 
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             hold(app, "fake", by="Ada")

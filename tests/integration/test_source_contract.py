@@ -1,4 +1,4 @@
-"""The fake source and the real ones keep one contract."""
+"""Runs the source's contract with the fake source and the real ones."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime

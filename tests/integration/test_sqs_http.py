@@ -1,4 +1,4 @@
-"""The connections that SqsHttpPublisher keeps: to real sockets, plain and TLS."""
+"""The connections that SqsHttpPublisher keeps, to real sockets with and without TLS."""
 
 import datetime
 import json
@@ -28,7 +28,10 @@ from control_plane.platform.connections import Connections
 
 
 class Server:
-    """Takes everything; remembers the client's port of each request. ``closes`` makes it hang up after each answer."""
+    """A server that accepts everything and records the client's port of each request.
+
+    ``closes`` makes it hang up after each answer.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -62,11 +65,11 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)
-            # Without a word, as a queue or a load balancer does to what was idle for long.
+            # Closes without notice, as a queue or a load balancer does after a long idle time.
             self.close_connection = server.closes
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's signature
-            """Nothing."""
+            """Logs nothing."""
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True
@@ -76,7 +79,7 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Server]:
             server.closed.release()
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            """A client that does not trust us says so by hanging up."""
+            """Prints nothing: a client that does not trust us hangs up."""
 
     with Quiet(("127.0.0.1", 0), Handler) as http:
         if tls is not None:
@@ -110,7 +113,7 @@ def test_a_connection_that_the_queue_closed_is_noticed_before_use() -> None:
         assert len(server.ports) == len(set(server.ports)) == 5  # each sent once, on a connection of its own
 
 
-def test_a_connection_that_was_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_idle_for_long_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving() as server:
         publisher = server.publisher()
         publish(publisher)
@@ -185,7 +188,7 @@ type Conversation = Callable[[socket.socket], None]
 
 @contextmanager
 def talking(talk: Conversation, *, connections: int = 1, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server that talks like this on each of so many connections, one after the other."""
+    """Serves so many connections with this behaviour, one after the other."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # so that a large request has to wait
 
@@ -206,7 +209,7 @@ def talking(talk: Conversation, *, connections: int = 1, tls: ssl.SSLContext | N
 
 
 def request(connection: socket.socket) -> bytes:
-    """Reads one request off; returns nothing where the client hung up."""
+    """Reads one request from a connection; returns nothing if the client hung up."""
     received = b""
     while not received.endswith(b"]}"):
         if not (piece := connection.recv(65536)):
@@ -221,7 +224,7 @@ LENGTH = b"Content-Length: %d\r\n" % len(BODY)
 
 
 def saying(*answers: bytes) -> Conversation:
-    """One answer to each request, and a wait for the client to hang up."""
+    """Returns a behaviour that gives each request one answer, and waits until the client hangs up."""
 
     def talk(connection: socket.socket) -> None:
         for answer in answers:
@@ -299,7 +302,7 @@ def test_an_answer_is_read_byte_by_byte(answer: bytes) -> None:
 
 
 @pytest.mark.parametrize("answer", LAST.values(), ids=LAST)
-def test_after_the_last_answer_of_a_connection_there_is_a_new_one(answer: bytes) -> None:
+def test_a_connections_last_answer_is_followed_by_a_new_connection(answer: bytes) -> None:
     with talking(saying(answer, answer), connections=2) as url:
         connected = publisher(url)
         assert [publish(connected) for _ in range(2)] == [Accepted("m-0")] * 2
@@ -319,7 +322,7 @@ def test_an_answer_without_a_length_ends_with_its_connection() -> None:
 def test_an_answer_that_is_no_http_is_no_verdict(answer: bytes) -> None:
     with talking(saying(answer, answer), connections=2) as url:
         connected = publisher(url)
-        for _ in range(2):  # the connection is not used again
+        for _ in range(2):  # The connection is not used again.
             outcome = publish(connected)
             assert isinstance(outcome, NoVerdict)
             assert "UnreadableError: an answer" in outcome.reason
@@ -335,7 +338,7 @@ def test_a_connection_that_is_reset_is_no_verdict() -> None:
 
 
 def timed(connected: SqsHttpPublisher, *, size: int = 1000) -> float:
-    """Publishes in vain; returns how long it took."""
+    """Publishes without success; returns how long it took."""
     started = time.monotonic()
     (outcome,) = connected.publish("q", [sized(size)], start_before=LATER)
     assert isinstance(outcome, NoVerdict)
@@ -351,7 +354,7 @@ def dripping(connection: socket.socket) -> None:
 
 
 def sipping(connection: socket.socket) -> None:
-    """Reads as slowly as it can: the client's send never comes to rest, and never to its end."""
+    """Reads so slowly that the client's send always makes progress and never ends."""
     connection.settimeout(1)
     ends = time.monotonic() + 2
     while time.monotonic() < ends:
@@ -361,7 +364,7 @@ def sipping(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("uses_tls", [False, True])
 @pytest.mark.parametrize(("talk", "size"), [(dripping, 1000), (sipping, MAX_BATCH_BYTES)])
-def test_a_send_is_given_up_on_in_time_however_bytes_drip(
+def test_a_dripping_send_is_given_up_in_time(
     talk: Conversation, size: int, uses_tls: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("control_plane.outbox.sqs_http.READ_TIMEOUT_SECONDS", 0.5)
@@ -375,11 +378,11 @@ def test_a_send_is_given_up_on_in_time_however_bytes_drip(
 
     monkeypatch.setattr(Connections, "take", take_narrow)
     with talking(talk, tls=tls_server(pem) if uses_tls else None) as url:
-        assert timed(publisher(url, str(pem)), size=size) < 1.5  # at least 2 s of drips
+        assert timed(publisher(url, str(pem)), size=size) < 1.5  # This takes at least 2 s of drips.
 
 
 def certificate(folder: Path, *, name: str = "localhost") -> Path:
-    """A self-signed one, with its key."""
+    """A self-signed certificate, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)

@@ -1,4 +1,4 @@
-"""Subscriptions brought in line with the template, while ingestion and relays are at work."""
+"""Subscriptions are brought in line with the template while ingestion and relays are at work."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +35,7 @@ def pending(connection: Connection[Any], subscription: str) -> int:
     return count
 
 
-def test_what_is_in_line_changes_nothing(owner: Connection[Any]) -> None:
+def test_syncing_unchanged_subscriptions_changes_nothing(owner: Connection[Any]) -> None:
     assert sync_subscriptions(owner, SUBSCRIPTIONS) == SubscriptionReport()
 
 
@@ -87,7 +87,9 @@ def test_a_subscription_keeps_its_topic(app: Connection[Any], owner: Connection[
 # Removed
 
 
-def test_what_is_pending_for_a_removed_one_becomes_dead_letters(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_removed_subscriptions_pending_messages_become_dead_letters(
+    app: Connection[Any], owner: Connection[Any]
+) -> None:
     event_ids = seeds.store(app, [*seeds.ticks(1), *seeds.failures(3)])
     report = sync_subscriptions(owner, ONLY_SIGNAL_LAB)
     assert report == SubscriptionReport(removed=("system_events",), dead_lettered=3)
@@ -113,7 +115,7 @@ def test_a_rolled_back_template_loses_nothing(app: Connection[Any], owner: Conne
     assert set(seeds.settle(app, seeds.claim(app), Accepted("m"))) == set(event_ids)
 
 
-def test_one_that_is_back_is_not_backfilled(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_returning_subscription_is_not_backfilled(app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     sync_subscriptions(owner, FROM_BEGINNING)
     sync_subscriptions(owner, SUBSCRIPTIONS)
@@ -121,7 +123,7 @@ def test_one_that_is_back_is_not_backfilled(app: Connection[Any], owner: Connect
     assert report == SubscriptionReport(added=("detector",), backfilled=0)
 
 
-def test_a_claim_under_way_settles_nothing_once_it_is_removed(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_claim_of_a_removed_subscription_settles_nothing(app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.failures(1))
     claim = seeds.claim(app)
     sync_subscriptions(owner, ONLY_SIGNAL_LAB)
@@ -129,7 +131,7 @@ def test_a_claim_under_way_settles_nothing_once_it_is_removed(app: Connection[An
     assert [letter.reason for letter in read_dead_letters(app, limit=10)] == [REMOVED]
 
 
-# At once with others
+# Concurrent changes
 
 
 @pytest.fixture
@@ -149,7 +151,7 @@ def sync_in(
 
 
 @pytest.mark.parametrize(("wanted", "from_before"), [(FROM_NOW, 0), (FROM_BEGINNING, 2)])
-def test_adding_one_waits_for_ingestion_under_way(
+def test_adding_a_subscription_waits_for_ingestion_under_way(
     app: Connection[Any],
     database: TestDatabase,
     pool: ThreadPoolExecutor,
@@ -162,7 +164,7 @@ def test_adding_one_waits_for_ingestion_under_way(
         seeds.wait_until_waiting(database, "syncing")
     assert adding.result(30).backfilled == from_before
     seeds.store(app, [seeds.tick(2)])
-    # What was under way counts as from before; nothing after it is missed.
+    # What was under way counts as earlier; nothing after it is missed.
     assert pending(app, "detector") == from_before + 1
 
 
@@ -200,7 +202,7 @@ def test_ingestion_and_changes_at_random_miss_nothing(
     wanted = SUBSCRIPTIONS | {"last": Subscription("market.ticks", from_beginning=True)}
     sync_subscriptions(owner, wanted)
     assert (pending(app, "signal_lab"), pending(app, "last")) == (60, 60)
-    # Each first came while ingestion was under way, and holds no message twice in the live flow and the backfill.
+    # Each was added during ingestion, and no message is both in the live flow and the backfill.
     twice = app.execute(
         "SELECT subscription, id FROM outbox_states WHERE subscription LIKE 'late%'"
         " GROUP BY subscription, id HAVING count(*) > 1"
@@ -218,7 +220,7 @@ def test_two_changes_at_once_wait_for_each_other(
     assert other.result(30) == SubscriptionReport()
 
 
-def test_removing_one_waits_for_a_redrive_under_way(
+def test_removing_a_subscription_waits_for_a_redrive_under_way(
     app: Connection[Any], owner: Connection[Any], database: TestDatabase, pool: ThreadPoolExecutor
 ) -> None:
     seeds.store(app, seeds.failures(1))

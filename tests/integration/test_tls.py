@@ -1,4 +1,4 @@
-"""What a connection to Postgres insists on, and what it says where that is not to be had: over real TLS."""
+"""What a connection to Postgres demands of TLS, and how it explains a failure, over real TLS."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ type Url = Callable[..., str]
 
 @pytest.fixture
 def front(postgres: PostgresServer, database: Any) -> Iterator[Callable[[Certificate], Url]]:
-    """Puts TLS with a certificate before the test's database, and returns what makes URLs to it."""
+    """Puts TLS with a certificate before the test's database; returns a function that makes URLs to it."""
     fronts = []
 
     def start(certificate: Certificate) -> Url:
@@ -54,7 +54,7 @@ def front(postgres: PostgresServer, database: Any) -> Iterator[Callable[[Certifi
 
         def url(host: str = HOST, *, password: str = PASSWORD, **parameters: str) -> str:
             query = "".join(f"&{name}={value}" for name, value in parameters.items())
-            # The name is what is verified; the address is where it leads in this test.
+            # The name is verified; the address is where it leads in this test.
             return f"postgresql://acp_test:{password}@{host}:{server.port}/{database.name}?hostaddr=127.0.0.1{query}"
 
         return url
@@ -109,7 +109,9 @@ def test_rds_s_certificate_is_verified_by_the_authorities_of_rds(
     assert uses_tls(url(RDS_PROXY))
 
 
-def test_what_the_url_says_stands(front: Callable[[Certificate], Url], authority: Authority, tmp_path: Path) -> None:
+def test_tls_settings_of_the_url_are_kept(
+    front: Callable[[Certificate], Url], authority: Authority, tmp_path: Path
+) -> None:
     url = front(authority.issue("elsewhere.example.com"))
     assert not uses_tls(url(sslmode="disable"))
     assert uses_tls(url(sslmode="require"))
@@ -126,7 +128,7 @@ def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "prefer", "disable"])
 @pytest.mark.parametrize("host", [RDS, RDS_PROXY])
-def test_less_than_verified_with_rds_is_done_as_asked_and_warned_of(
+def test_unverified_tls_with_rds_is_allowed_with_a_warning(
     front: Callable[[Certificate], Url], authority: Authority, warnings: pytest.LogCaptureFixture, mode: str, host: str
 ) -> None:
     url = front(authority.issue("elsewhere.example.com"))
@@ -191,7 +193,7 @@ def test_a_server_without_tls_where_tls_is_needed(postgres: PostgresServer) -> N
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, Authority, bool]]:
-    """A server that lets acp_test in with TLS alone; whether it speaks TLS itself is up to its build: Debian's does."""
+    """A server that lets acp_test in with TLS alone. Its build decides whether it speaks TLS: Debian's does."""
     folder = tmp_path_factory.mktemp("strict")
     authority = Authority(folder)
     certificate = authority.issue(HOST)
@@ -209,7 +211,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresS
         yield server, authority, has_tls
 
 
-def test_a_server_that_demands_tls_of_a_url_that_wants_none(strict: tuple[PostgresServer, Authority, bool]) -> None:
+def test_a_server_demanding_tls_refuses_a_url_without_it(strict: tuple[PostgresServer, Authority, bool]) -> None:
     server, authority, has_tls = strict
     url = f"postgresql://acp_test:{PASSWORD}@{HOST}:{server.port}/postgres?hostaddr=127.0.0.1"
     refused(f"{url}&sslmode=disable", "no pg_hba.conf entry", "nobody in without TLS", "take its sslmode out")
@@ -264,7 +266,7 @@ def test_too_many_connections(admin: psycopg.Connection[Any], database: Any) -> 
 
 
 def test_a_replica(admin: psycopg.Connection[Any], database: Any) -> None:
-    # What a hot standby announces, and RDS does where its disk is full; a second server would announce the same.
+    # A hot standby announces this, and so does RDS when its disk is full; a second server would announce the same.
     name = sql.Identifier(database.name)
     admin.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name))
     refused(database.app_url, "session is read-only", "name the writer's endpoint in the database URL")
@@ -284,7 +286,7 @@ def test_a_host_that_does_not_exist() -> None:
 
 @pytest.fixture
 def black_hole() -> Iterator[int]:
-    """A port that never answers, as a network without a route: its queue of connections is full."""
+    """A port that never answers, as in a network without a route: its queue of connections is full."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -313,7 +315,7 @@ def secret(text: str) -> str:
 
 
 def rds_shape(url: str, **fields: Any) -> dict[str, Any]:
-    """As Secrets Manager writes it for a role of an RDS instance."""
+    """Returns the secret as Secrets Manager writes it for a role of an RDS instance."""
     parts = conninfo.parse_url(url)
     return {
         "username": parts["user"],
@@ -326,12 +328,12 @@ def rds_shape(url: str, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def test_a_secret_in_rds_s_own_shape(admin: psycopg.Connection[Any], database: Any) -> None:
+def test_a_secret_may_have_rds_own_shape(admin: psycopg.Connection[Any], database: Any) -> None:
     assert not uses_tls(secret(json.dumps(rds_shape(database.app_url))))
     assert not uses_tls(
         secret(json.dumps(rds_shape(database.app_url, port=str(conninfo.parse_url(database.app_url)["port"]))))
     )
-    # Whatever a rotation may come up with, without a URL's escapes.
+    # Passwords that a rotation may make, without a URL's escapes.
     password = "p@ss/w:rd %'\\\" é"
     admin.execute(sql.SQL("CREATE ROLE odd LOGIN PASSWORD {}").format(sql.Literal(password)))
     try:
@@ -371,14 +373,14 @@ def test_a_secret_brings_the_authority_of_its_server(
         ("postgresql:///d?password=test-password", ["names no host"]),
     ],
 )
-def test_a_secret_of_another_shape_is_named_with_what_it_lacks_and_not_shown(text: str, words: list[str]) -> None:
+def test_a_misshapen_secret_is_named_with_what_it_lacks(text: str, words: list[str]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         secret(text)
     assert ARN in str(caught.value)
     for word in words:
         assert word in str(caught.value)
     chain: BaseException | None = caught.value
-    while chain is not None:  # what a traceback would show
+    while chain is not None:  # This is what a traceback would show.
         assert PASSWORD not in repr(chain)
         assert PASSWORD not in repr(vars(chain))
         chain = None if chain.__suppress_context__ else chain.__context__
@@ -397,7 +399,7 @@ def opened(texts: list[str]) -> tuple[Database, list[str]]:
     return Database(url, application_name="test", origin="the secret x"), read
 
 
-def test_a_secret_rotated_while_it_was_being_used_is_read_again_once(database: Any) -> None:
+def test_a_secret_rotated_during_use_is_read_again_once(database: Any) -> None:
     old = database.app_url.replace(PASSWORD, "yesterday-s")
     warm, read = opened([old, database.app_url])
     assert warm.connection().execute("SELECT 1").fetchone() == (1,)
@@ -424,7 +426,7 @@ def test_another_refusal_is_no_reason_to_read_the_secret_again(database: Any) ->
 # What is shipped
 
 
-def test_the_bundle_of_rds_holds_roots_of_amazon_s_own_that_are_good_for_years() -> None:
+def test_the_rds_bundle_holds_amazon_roots_valid_for_years() -> None:
     pem = conninfo.RDS_BUNDLE.read_bytes()
     assert hashlib.sha256(pem).hexdigest() == SHA256
     assert SHA256 in (ROOT / "docs" / "decisions" / "0016-tls-to-postgres.md").read_text(encoding="utf-8")

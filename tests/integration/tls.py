@@ -1,4 +1,4 @@
-"""Certificates of any kind, and TLS in front of a Postgres whose own build has none."""
+"""Makes certificates of any kind, and puts TLS before a Postgres whose own build has none."""
 
 import contextlib
 import socket
@@ -20,14 +20,14 @@ SSL_REQUEST, GSS_REQUEST = 80_877_103, 80_877_104
 
 @dataclass(frozen=True)
 class Certificate:
-    """A server's, with its key."""
+    """A server's certificate, with its key."""
 
     certificate: Path
     key: Path
 
 
 class Authority:
-    """One of our own; ``pem`` is what a client trusts it by."""
+    """A certificate authority of our own; clients that have its ``pem`` trust it."""
 
     def __init__(self, folder: Path, name: str = "an authority of our own") -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class Authority:
         self.file.write_text(self.pem)
 
     def issue(self, *hosts: str, days: tuple[float, float] = (-1, 1)) -> Certificate:
-        """For these names, valid from and until so many days from now."""
+        """Returns a certificate for these names; the days until it becomes valid and until it expires may be given."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, hosts[0])])
@@ -78,7 +78,7 @@ class Authority:
 
 
 class TlsFront:
-    """Listens before a Postgres on loopback and speaks TLS with a client that asks for it."""
+    """Listens on loopback before a Postgres, and speaks TLS with a client that asks for it."""
 
     def __init__(self, port: int, certificate: Certificate) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""5,000 messages per scenario, and the table of what became of them."""
+"""Gives each scenario 5,000 messages, and prints the table of what became of them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def seeded(postgres: PostgresServer) -> PostgresServer:
-    """The cluster, with a database of messages to clone, on a port that a restart keeps."""
+    """The cluster, with a database of messages to clone, on a port that stays after a restart."""
     postgres._wished_port = postgres.port
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute(
@@ -44,7 +44,7 @@ def seeded(postgres: PostgresServer) -> PostgresServer:
         )
     with connect(postgres.url(TEST_ROLE, SEEDED, PASSWORD), application_name="seed") as connection:
         ticks, failures = seeds.ticks(TICKS), seeds.failures(FAILURES)
-        # Mixed, so that each claim holds both topics.
+        # The topics are mixed, so that each claim holds both.
         for start in range(9):
             seeds.store(connection, [*ticks[start::9], *failures[start::9]])
     return postgres
@@ -63,7 +63,7 @@ _numbers = count(1)
 def pipeline(
     seeded: PostgresServer, endpoint: QueueEndpoint, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Pipeline]:
-    """A scenario with 5,000 messages; parametrized with a number, with that many of market.ticks instead."""
+    """A scenario with 5,000 messages; parametrized with a number, it has so many messages of market.ticks instead."""
     ticks: int | None = getattr(request, "param", None)
     name = f"reliability_{next(_numbers)}"
     with psycopg.connect(seeded.url(), autocommit=True) as admin:
@@ -95,7 +95,7 @@ type Finish = Callable[[str], Result]
 
 @pytest.fixture
 def finish(pipeline: Pipeline, record_property: Callable[[str, object], None]) -> Finish:
-    """Ends a scenario under its name, for the table; lost must be 0 in every one."""
+    """Returns a function that ends a scenario under a name, for the table; lost must always be 0."""
 
     def end(scenario: str) -> Result:
         result = pipeline.finish()

@@ -1,4 +1,4 @@
-"""The pipeline under test: 5,000 messages in Postgres, an endpoint for the queues, relays as processes between them."""
+"""The pipeline under test: messages in Postgres, an endpoint for the queues, and relays as processes."""
 
 import json
 import os
@@ -69,7 +69,7 @@ class RelayProcess:
 
     @property
     def last_words(self) -> str | None:
-        """The end of its log, if the process ended without being killed."""
+        """Returns the end of its log if the process ended without being killed."""
         return None if self._killed or self.alive else self._log.read_text()[-2000:]
 
     def has_counted(self, metric: str) -> bool:
@@ -106,7 +106,7 @@ class Pipeline:
     started: float = field(default_factory=time.monotonic)
     _watch: psycopg.Connection[Any] | None = None
 
-    # Its parts
+    # The parts of the pipeline
 
     def relay(
         self,
@@ -243,7 +243,7 @@ class Pipeline:
             connection.close()
             self.recover()
 
-    # What it sees
+    # What the scenario observes
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Runs a query on a connection that faults spare; after a restart of Postgres it is opened again."""
@@ -252,7 +252,7 @@ class Pipeline:
         return self._watch.execute(statement.encode(), parameters).fetchall()
 
     def _deliveries(self, condition: str, *parameters: Any) -> set[Delivery]:
-        """Returns the deliveries of ``outbox_states AS state`` that meet a condition."""
+        """Returns those deliveries of ``outbox_states AS state`` that meet a condition."""
         rows = self.query(
             f"SELECT state.subscription, state.event_id::text FROM outbox_states AS state WHERE {condition}",
             *parameters,

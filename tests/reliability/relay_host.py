@@ -1,6 +1,7 @@
-"""RelayFunction as a process of its own, to be killed, frozen and misled; invoked over and over, as by its schedule.
+"""Runs RelayFunction as a process that tests can kill, freeze or mislead.
 
-``relay_host.py NAME OPTIONS``, options as JSON; the function's own settings are the environment's, as on Lambda.
+It is invoked over and over, as by its schedule: ``relay_host.py NAME OPTIONS``, with the options as JSON. As on Lambda,
+the environment has the function's own settings.
 """
 
 import datetime
@@ -18,7 +19,7 @@ FUNCTION = Path(__file__).parents[2] / "functions" / "relay"
 
 
 class Context:
-    """What Lambda tells a handler, of an invocation that starts now."""
+    """The context of an invocation that starts now, as Lambda gives it to a handler."""
 
     aws_request_id = "00000000-0000-0000-0000-000000000000"
     function_name = "relay"
@@ -32,7 +33,7 @@ class Context:
 
 
 def set_clock_wrong(hours: float) -> None:
-    """Every later look at the time of day is off; time.monotonic(), which no one can set, is not."""
+    """Makes every later look at the time of day wrong, but not time.monotonic(), which nobody can set."""
     real_time, real_time_ns = time.time, time.time_ns
     off = datetime.timedelta(hours=hours)
 
@@ -51,7 +52,7 @@ def set_clock_wrong(hours: float) -> None:
 
 
 def shorten_send_timeouts(connect: float, read: float) -> None:
-    """So that leases, which must be longer, can be short: wherever the outbox holds them."""
+    """Shortens send time-outs wherever the outbox holds them, so that leases, which must be longer, can be short."""
     package = importlib.import_module("control_plane.outbox")
     found = 0
     for info in pkgutil.iter_modules(package.__path__, "control_plane.outbox."):

@@ -1,4 +1,4 @@
-"""Postgres crashes, or drops its connections, in each phase of a relay's work; the relay itself lives on."""
+"""Postgres crashes or drops its connections in each phase of a relay's work; the relay lives on."""
 
 import random
 import time

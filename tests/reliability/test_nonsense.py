@@ -1,4 +1,4 @@
-"""A queue whose answers make no sense: an outage for all, or the fault of the one message that draws them."""
+"""A queue whose answers make no sense is an outage for all, or the fault of the one message that causes them."""
 
 import random
 import time
@@ -50,7 +50,7 @@ def _at_random(pipeline: Pipeline, relay: RelayProcess, luck: random.Random) -> 
 
 
 def _at_its_first_suspects(pipeline: Pipeline, relay: RelayProcess, _luck: random.Random) -> None:
-    """The worst moment: with time passed by the test, the same messages are the first ones again and again."""
+    """Waits for the worst moment for a kill: the test passes the time, so the same messages are always first."""
     claimed = "SELECT FROM pending_deliveries WHERE claimed_by = %s AND suspect_since IS NOT NULL"
     pipeline.wait(lambda: bool(pipeline.query(claimed, relay.name)) or pipeline.pending() == 0, "suspects are claimed")
 
@@ -75,11 +75,11 @@ def test_one_message_that_draws_nonsense_while_ten_relays_are_killed(
     )
     assert pipeline.dead_letters() == {culprit}
     assert pipeline.duplicates() <= pipeline.in_flight
-    assert result.attempts_spent <= 2 * CONCURRENCY  # of each message that every kill hit, two at the most
+    assert result.attempts_spent <= 2 * CONCURRENCY  # for each message that every kill hit
 
 
 def _draws_nonsense(pipeline: Pipeline, *, latency_ms: float = 0) -> Delivery:
-    """Has one message draw nonsense from now on; returns its delivery."""
+    """Makes one message draw nonsense from now on; returns its delivery."""
     event_id = pipeline.some_ticks(THOUSAND // 2)[-1]
     pipeline.endpoint.set(answer="nonsense", accepts="never", answer_events=[event_id], latency_ms=latency_ms)
     return SIGNAL_LAB, event_id

@@ -1,4 +1,4 @@
-"""A queue that is slow, refuses, breaks off or fails some entries: an outage costs no message an attempt."""
+"""A queue is slow, refuses, breaks off or fails some entries: an outage costs no message an attempt."""
 
 import time
 from typing import Any
@@ -49,7 +49,7 @@ def test_all_relays_together_probe_once_per_cool_down(pipeline: Pipeline, finish
     pipeline.endpoint.set(SIGNAL_LAB, answer="error")
     pipeline.team(3, cool_down_seconds=1)
     pipeline.wait(lambda: pipeline.endpoint.counts().get(SYSTEM_EVENTS, 0) == FAILURES, "the other queue is served")
-    starts = time.monotonic() + 1  # what was out when the breaker opened is over
+    starts = time.monotonic() + 1  # What was in flight when the breaker opened has ended.
     pipeline.wait(lambda: time.monotonic() > starts + 5, "five cool-downs")
     probes = [request for request in pipeline.requests(SIGNAL_LAB) if starts <= request.at < starts + 5]
     pipeline.endpoint.heal()
@@ -95,6 +95,6 @@ def test_poison_message_is_dead_lettered_and_delays_no_neighbour(pipeline: Pipel
 
 
 def _came_twice_no_oftener_than_a_send_failed(pipeline: Pipeline) -> None:
-    """Each send whose answer was lost may have been accepted: that often, and no oftener."""
+    """Each send whose answer was lost may have been accepted, so a message may come twice that often and no oftener."""
     lost = sum(request.entries for request in pipeline.requests(SIGNAL_LAB) if request.faulty)
     assert sum(count - 1 for count in pipeline.accepted().values()) <= lost

@@ -1,4 +1,4 @@
-"""A relay that is killed: its lease returns what it held, and only what the queue already had comes twice."""
+"""A relay is killed: its lease returns what it held, and only what the queue already had comes twice."""
 
 import random
 import time

@@ -16,7 +16,7 @@ def test_relays_share_the_work_and_send_nothing_twice(pipeline: Pipeline, finish
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
 
 
-def test_one_of_four_killed_the_others_take_over(pipeline: Pipeline, finish: Finish) -> None:
+def test_three_relays_take_over_from_a_killed_fourth(pipeline: Pipeline, finish: Finish) -> None:
     pipeline.endpoint.set(latency_ms=50)
     team = pipeline.team(4, claim_size=50)
     _all_at_work(pipeline, team)
@@ -38,7 +38,7 @@ def test_a_relay_frozen_beyond_its_lease_is_fenced(pipeline: Pipeline, finish: F
     pipeline.work_until(delivered=500)
     pipeline.hold_sends(accepted=True, senders=1)
     slow.freeze()
-    pipeline.stand_still()  # what it had sent is still executed
+    pipeline.stand_still()  # What it had sent is still executed.
     claimed = pipeline.note_sent(slow)
     pipeline.recover()
     quick = pipeline.relay()
@@ -54,14 +54,14 @@ def test_a_relay_frozen_beyond_its_lease_is_fenced(pipeline: Pipeline, finish: F
     assert pipeline.duplicates() <= pipeline.in_flight
     assert pipeline.tried_again() <= claimed
     assert result.dead_lettered == 0
-    # What it settled too late changed nothing, and it sent no more of a claim that was no longer its own.
+    # Its late settlement changed nothing, and it sent no more of a claim that it had lost.
     assert pipeline.query(_SETTLED) == settled
     assert len(pipeline.requests()) == sends
 
 
 @pytest.mark.parametrize("hours", [-30, 30])
 def test_relay_with_a_wrong_clock_claims_nothing_early(pipeline: Pipeline, finish: Finish, hours: float) -> None:
-    # By its own clock every lease has run out, or none ever will.
+    # By that relay's clock, every lease has run out, or none ever will.
     pipeline.endpoint.set(latency_ms=50)
     right, wrong = pipeline.team(2, claim_size=50, clock_hours=hours)
     _all_at_work(pipeline, [right, wrong])

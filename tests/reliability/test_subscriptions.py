@@ -47,7 +47,7 @@ def test_unknown_subscription_waits_for_a_relay_that_knows_it(pipeline: Pipeline
     pipeline.wait(lambda: pipeline.delivered(SYSTEM_EVENTS) == FAILURES, "what it knows is delivered")
     pipeline.wait(lambda: old.has_counted("UnknownSubscriptions"), "it says that it does not know the other")
     assert pipeline.pending() == TICKS
-    pipeline.relay()  # the newer one comes while the older one is still there
+    pipeline.relay()  # The newer relay starts while the older one still runs.
     result = finish("a subscription that the relay does not know")
     assert result.duplicated == result.attempts_spent == result.dead_lettered == 0
     assert pipeline.tried_again() == set()
@@ -83,13 +83,13 @@ def test_redrive_during_a_relay_kill_delivers_everything(pipeline: Pipeline, fin
     pipeline.endpoint.set(SIGNAL_LAB, **poisoned)
     doomed, _ = pipeline.team(2, claim_size=50)
     pipeline.wait(lambda: len(pipeline.dead_letters()) > 50, "some poison is dead-lettered")
-    pipeline.endpoint.set(SIGNAL_LAB, latency_ms=50)  # the poison is none any more
+    pipeline.endpoint.set(SIGNAL_LAB, latency_ms=50)  # The poisonous message is harmless now.
     redriven = pipeline.redrive()
     pipeline.wait(lambda: bool(pipeline.claimed(doomed)), "the one that is killed has something in hand")
     claimed = pipeline.kill(doomed)
     pipeline.recover()
     pipeline.wait(lambda: pipeline.pending() == 0, "nothing pending", seconds=60)
-    pipeline.redrive()  # what was still on its way to be dead-lettered
+    pipeline.redrive()  # This was still on its way to be dead-lettered.
     result = finish("messages redriven while two relays work, one killed")
     assert redriven > 50
     assert pipeline.query("SELECT DISTINCT resolution FROM dead_letters") == [("redriven",)]

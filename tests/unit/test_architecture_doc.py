@@ -1,4 +1,4 @@
-"""docs/architecture.md leads a reader to the lines it speaks of."""
+"""The links of docs/architecture.md lead to the lines that define the named things."""
 
 import re
 from pathlib import Path

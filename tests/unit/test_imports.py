@@ -11,7 +11,7 @@ HEAVY = {"pandas", "numpy", "yfinance", "curl_cffi", "pydantic"}
 
 
 def loaded_by(function: str) -> set[str]:
-    """The top-level modules that importing a function's app.py loads, in an interpreter of its own."""
+    """Returns the top-level modules that importing a function's app.py loads, in a new interpreter."""
     program = f"""
 import sys
 sys.path[:0] = [{str(ROOT / "functions" / function)!r}, {str(ROOT / "layers" / "core")!r}]

@@ -23,7 +23,7 @@ ALLOWED = {
     "PSF-2.0",
     "Zlib",
 }
-"""Also weak copyleft for packages shipped unchanged: psycopg is LGPL, certifi MPL."""
+"""Weak copyleft is allowed for packages shipped unchanged: psycopg is LGPL, certifi MPL."""
 SAYS = {
     "Apache-2.0": "Apache License, Version 2.0|Apache License Version 2.0",
     "BSD-3-Clause": "Redistribution and use in source and binary forms.*Neither the name",
@@ -37,7 +37,7 @@ def test_a_shipped_package_has_an_allowed_licence(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", READ_IN_FILE)
-def test_what_was_read_in_a_licence_file_stands_there(name: str) -> None:
+def test_licences_read_in_files_are_found_there(name: str) -> None:
     assert declared(name) is None, f"{name} declares its licence: take it out"
     assert name in SHIPPED, f"{name} is not shipped: take it out"
     files = [file for file in distribution(name).files or [] if re.match("licen[cs]e", file.name, re.IGNORECASE)]
@@ -47,5 +47,5 @@ def test_what_was_read_in_a_licence_file_stands_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["BSD", "Apache", "MIT License", "mit", "MIT AND", "Dual License", ""])
-def test_what_merely_resembles_a_licence_is_not_spdx(text: str) -> None:
+def test_texts_resembling_a_licence_are_not_spdx(text: str) -> None:
     assert not is_spdx(text)

@@ -1,4 +1,4 @@
-"""Metrics, alarms and the dashboard agree: what is watched is emitted, and what rings is explained."""
+"""Metrics, alarms and the dashboard agree: what is watched is emitted, and each alarm is explained."""
 
 import ast
 import json
@@ -23,11 +23,11 @@ AWS_METRICS = {
     "AWS/Lambda": {"Errors", "Throttles"},
 }
 DEPLOYED = {FUNCTIONS[name]["CodeUri"].removeprefix("functions/"): name for name in FUNCTIONS}
-"""Service -> function; a function's service is named as its folder, as the next test holds."""
+"""Functions by service; a service is named like its function's folder, as the next test checks."""
 
 
 def table(first_column: str) -> list[list[str]]:
-    """The rows of operations.md's table whose first column has this heading."""
+    """Returns the rows of operations.md's table whose first column has this heading."""
     lines = OPERATIONS.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
     rows = []
@@ -44,7 +44,7 @@ def names(cell: str) -> list[str]:
 
 @cache
 def emitted(service: str) -> frozenset[str]:
-    """The metrics that a function's own code and the part of the application it runs count."""
+    """Returns the metrics that a function's own code and the part of the application it runs count."""
     app = ROOT / "functions" / service / "app.py"
     core = ROOT / "layers" / "core"
     modules, files = imports(app), {app}
@@ -77,12 +77,12 @@ def imports(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("service", DEPLOYED)
-def test_a_function_reports_as_the_service_its_folder_is_named_for(service: str) -> None:
+def test_a_functions_service_is_named_like_its_folder(service: str) -> None:
     text = (ROOT / "functions" / service / "app.py").read_text(encoding="utf-8")
     assert re.findall(r"Telemetry\((.*?)\)", text) == [f'"{service}"']
 
 
-def test_the_metrics_are_documented_each_with_its_unit_and_who_emits_it() -> None:
+def test_each_metric_is_documented_with_unit_and_emitter() -> None:
     rows = {row[0]: row for row in table("metric")}
     assert rows.keys() == METRICS.keys()
     for name, (_, unit, services, meaning) in rows.items():
@@ -105,13 +105,13 @@ def test_every_alarm_is_documented_and_every_documented_alarm_is_there() -> None
 def test_an_alarm_notifies_the_topic_where_there_is_one(alarm: str) -> None:
     topic = {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], []]}
     assert ALARMS[alarm]["AlarmActions"] == topic
-    # That nothing more is given up on in the next minute is no good news.
+    # If nothing more is given up on in the next minute, that does not mean that all is well.
     assert ALARMS[alarm]["OKActions"] == ([] if alarm == "OutboxDeadLettersAlarm" else topic)
     assert ALARMS[alarm]["AlarmDescription"]
 
 
 def watched() -> Iterator[tuple[str, str, str, Any]]:
-    """Who watches, and namespace, metric and dimensions of what is watched."""
+    """Yields each watcher, with namespace, metric and dimensions of what it watches."""
     for alarm, properties in ALARMS.items():
         yield alarm, properties["Namespace"], properties["MetricName"], dimensions(properties)
 
@@ -121,7 +121,7 @@ def dimensions(metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(who: str, namespace: str, metric: str, of: Mapping[str, Any]) -> None:
-    """That the metric exists, under exactly these dimensions; values as they stand in the template."""
+    """Checks that the metric exists with exactly these dimensions; values are those in the template."""
     if namespace == NAMESPACE:
         assert of.keys() == {"service", "function_name"}, who
         assert metric in METRICS, who
@@ -140,7 +140,7 @@ def check(who: str, namespace: str, metric: str, of: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
-def test_what_an_alarm_watches_is_emitted(alarm: str) -> None:
+def test_every_alarms_metric_is_emitted(alarm: str) -> None:
     seen = [found for found in watched() if found[0] == alarm]
     assert seen
     for found in seen:
@@ -148,7 +148,7 @@ def test_what_an_alarm_watches_is_emitted(alarm: str) -> None:
 
 
 def subject(of: Mapping[str, Any]) -> str:
-    """The queue, the function or the service that a metric is about."""
+    """Returns the queue, the function or the service that a metric is about."""
     if "QueueName" in of:
         return str(of["QueueName"]["Fn::GetAtt"][0])
     return str(of.get("service") or id_of(of["FunctionName"]))
@@ -173,7 +173,7 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
     }
 
 
-def test_an_age_that_nobody_reports_rings_like_one_that_is_too_high() -> None:
+def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
     alarm = ALARMS["OldestPendingAlarm"]
     assert (alarm["MetricName"], alarm["Statistic"], alarm["TreatMissingData"]) == (
         "OldestPendingAge",
@@ -183,13 +183,13 @@ def test_an_age_that_nobody_reports_rings_like_one_that_is_too_high() -> None:
 
 
 @pytest.mark.parametrize("alarm", ["UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm"])
-def test_one_message_that_nobody_gets_is_enough_to_ring(alarm: str) -> None:
+def test_one_unsubscribed_message_raises_the_alarm(alarm: str) -> None:
     assert (ALARMS[alarm]["Threshold"], ALARMS[alarm]["ComparisonOperator"]) == (0, "GreaterThanThreshold")
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
 def test_only_a_function_that_always_reports_is_missed(alarm: str) -> None:
-    """The market's silence among them would ring every night: nothing is reported of a closed market."""
+    """An alarm on missing market silence would ring every night, because a closed market reports nothing."""
     missed = ALARMS[alarm]["TreatMissingData"] == "breaching"
     assert missed == (alarm in {"IngestionSilentAlarm", "RelaySilentAlarm", "OldestPendingAlarm"})
     if missed and alarm != "OldestPendingAlarm":
@@ -198,9 +198,9 @@ def test_only_a_function_that_always_reports_is_missed(alarm: str) -> None:
         assert (properties["Threshold"], properties["ComparisonOperator"]) == (1, "LessThanThreshold")
 
 
-def test_an_open_market_may_be_as_silent_as_its_delayed_prices_make_it() -> None:
+def test_an_open_market_may_be_silent_for_its_price_delay() -> None:
     assert ALARMS["MarketSilentAlarm"]["Threshold"] == {"Ref": "MarketSilenceSeconds"}
-    assert PARAMETERS["MarketSilenceSeconds"]["Default"] >= 20 * 60  # the longest delay of Yahoo's exchanges
+    assert PARAMETERS["MarketSilenceSeconds"]["Default"] >= 20 * 60  # the longest delay of any of Yahoo's exchanges
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -216,7 +216,7 @@ def test_an_alarm_about_a_function_is_named_for_it(function: str, metric: str) -
 
 
 def substituted(text: str) -> str:
-    """The dashboard's text as deployed: a name or an attribute stands for itself, as the JSON of its reference."""
+    """Returns the dashboard's text as deployed; each name or attribute is replaced by its reference as JSON."""
 
     def value(match: re.Match[str]) -> str:
         name, _, attribute = match[1].partition(".")
@@ -228,13 +228,13 @@ def substituted(text: str) -> str:
 
 def dashboard() -> Any:
     [properties] = of_type("AWS::CloudWatch::Dashboard").values()
-    # A fixed name would keep a second stack out of the account.
+    # A fixed name would prevent a second stack in the account.
     assert properties.keys() == {"DashboardBody"}
     return json.loads(substituted(properties["DashboardBody"]["Fn::Sub"]))
 
 
 def referred(value: str) -> Any:
-    """A dimension's value as the template would spell it."""
+    """Returns a dimension's value as the template would write it."""
     name, _, attribute = value.removeprefix("@").partition(".")
     if not value.startswith("@"):
         return value
@@ -254,7 +254,7 @@ def test_every_metric_on_the_dashboard_is_emitted() -> None:
             check(chart["title"], namespace, metric, of)
 
 
-def test_the_dashboard_answers_whether_it_is_flowing() -> None:
+def test_the_dashboard_shows_the_flow_of_events() -> None:
     shown = {metric[1] for chart in charts() for metric in chart["metrics"]}
     assert shown >= {
         "EventsIngested", "OutboxPending", "OldestPendingAge", "EventsPublished", "EventsConsumed", "PublishFailures",
@@ -273,7 +273,7 @@ def test_the_dashboard_shows_every_alarm() -> None:
     assert {f"@{alarm}.Arn" for alarm in ALARMS} == set(alarms)
 
 
-def test_the_dashboards_widgets_lie_side_by_side_within_its_24_columns() -> None:
+def test_the_dashboards_widgets_fit_its_24_columns_without_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for widget in dashboard()["widgets"]:
         cells = {

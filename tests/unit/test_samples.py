@@ -1,4 +1,4 @@
-"""The sample events are what the functions take."""
+"""The sample events are events that the functions accept."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def test_the_samples_of_functions_without_queues_fit_their_handlers() -> None:
 
 
 def md5_of_attributes(attributes: Mapping[str, str]) -> str:
-    """As SQS computes it: Amazon SQS developer guide, *Calculating the MD5 message digest for message attributes*."""
+    """Returns the digest as SQS computes it (Amazon SQS developer guide, *Calculating the MD5 message digest …*)."""
 
     def with_length(text: str) -> bytes:
         return struct.pack(">I", len(text.encode())) + text.encode()

@@ -1,4 +1,4 @@
-"""template.yaml and samconfig.toml, held to what the functions need of them."""
+"""template.yaml and samconfig.toml have what the functions need."""
 
 import ast
 import json
@@ -95,7 +95,7 @@ FOUR_DAYS = 345_600
 
 
 def settings_of(function: str) -> Any:
-    """The class whose ``from_environ`` the function's app.py calls."""
+    """Returns the class whose ``from_environ`` the function's app.py calls."""
     module = ast.parse((ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8"))
     attributes = [node for node in ast.walk(module) if isinstance(node, ast.Attribute) and node.attr == "from_environ"]
     [name] = {node.value.id for node in attributes if isinstance(node.value, ast.Name)}
@@ -103,14 +103,14 @@ def settings_of(function: str) -> Any:
 
 
 def resource_of(value: Any, attribute: str) -> str:
-    """The logical id of a GetAtt."""
+    """Returns the logical id of a GetAtt."""
     name, found = value["Fn::GetAtt"]
     assert found == attribute
     return str(name)
 
 
 def resolved(value: Any) -> str:
-    """A property as the deployed stack has it, with the parameters' defaults."""
+    """Returns a property as the deployed stack has it, with the parameters' defaults."""
     match value:
         case {"Ref": name}:
             if name in PARAMETERS:
@@ -175,7 +175,7 @@ def test_no_resource_has_a_name_that_a_second_stack_repeats() -> None:
     naming = {"FunctionName", "LayerName", "RoleName", "AlarmName", "TopicName", "Name", "StackName"}
     for name, resource in RESOURCES.items():
         given = naming & resource["Properties"].keys()
-        if resource["Type"] == "AWS::Serverless::LayerVersion":  # by SAM's default, its logical id in every stack
+        if resource["Type"] == "AWS::Serverless::LayerVersion":  # SAM's default is its logical id in every stack.
             assert resource["Properties"]["LayerName"]["Fn::Sub"].startswith("${AWS::StackName}-")
             given.remove("LayerName")
         assert not given, name
@@ -191,7 +191,7 @@ def test_every_parameter_is_used_and_says_what_it_is_for() -> None:
         assert parameter["Description"]
 
 
-def test_only_secrets_have_no_default_and_only_an_arn_is_taken() -> None:
+def test_secret_parameters_have_no_default_and_take_only_arns() -> None:
     assert {name for name, parameter in PARAMETERS.items() if "Default" not in parameter} == GIVEN.keys()
     for name in GIVEN:
         pattern = PARAMETERS[name]["AllowedPattern"]
@@ -296,7 +296,7 @@ def test_events_are_kept_for_ever_unless_the_template_is_changed() -> None:
     assert MaintenanceSettings.from_environ(environ).event_retention_days is None
 
 
-def test_every_subscription_has_a_topic_and_a_queue_of_its_own() -> None:
+def test_every_subscription_has_a_topic_and_its_own_queue() -> None:
     topics = json.loads(resolved(declared("MigrationFunction")["SUBSCRIPTIONS"]))
     queues = json.loads(resolved(declared("RelayFunction")["SUBSCRIPTION_QUEUE_URLS"]))
     assert topics.items() >= {"signal_lab": "market.ticks", "system_events": "system.events"}.items()
@@ -345,6 +345,14 @@ def test_each_function_has_its_own_roles_secret() -> None:
     }
 
 
+def test_each_function_asks_for_its_secrets_role() -> None:
+    for function in FUNCTIONS:
+        role = SECRETS[declared(function)["DATABASE_SECRET_ARN"]["Ref"]]
+        source = (ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8")
+        asked = re.findall(r'\brole=("\w+"|None)', source)
+        assert set(asked) == {"None" if role == "acp_owner" else f'"{role}"'}, function
+
+
 def test_each_secrets_parameter_names_the_role_it_is_for() -> None:
     for name, role in SECRETS.items():
         assert re.search(rf"\b{role}\b", PARAMETERS[name]["Description"]), name
@@ -352,7 +360,7 @@ def test_each_secrets_parameter_names_the_role_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("function", [name for name in FUNCTIONS if schedules(name)])
-def test_a_scheduled_functions_failed_invocation_is_tried_again_and_then_kept(function: str) -> None:
+def test_a_failed_scheduled_invocation_is_retried_and_then_kept(function: str) -> None:
     config = FUNCTIONS[function]["EventInvokeConfig"]
     assert 0 <= config["MaximumRetryAttempts"] <= 2
     assert config["MaximumEventAgeInSeconds"] >= 60
@@ -377,7 +385,7 @@ def test_schedules_are_parameters_or_fixed() -> None:
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_functions_log_group_expires(function: str) -> None:
     groups = of_type("AWS::Logs::LogGroup").values()
-    # Lambda's default name: a local cloud knows no other.
+    # Lambda's default name, because a local cloud knows no other.
     [group] = [item for item in groups if item["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{{function}}}"}]
     assert group["RetentionInDays"] > 0
     assert "LoggingConfig" not in FUNCTIONS[function]
@@ -413,7 +421,9 @@ def test_a_function_consumes_each_consumers_queue() -> None:
 @pytest.mark.parametrize(
     ("function", "event"), [(function, event) for function in FUNCTIONS for event in sqs_events(function)]
 )
-def test_a_consumed_queue_waits_six_timeouts_and_hears_of_each_message(function: str, event: Mapping[str, Any]) -> None:
+def test_a_consumed_queue_waits_six_timeouts_with_partial_batch_failures(
+    function: str, event: Mapping[str, Any]
+) -> None:
     queue = resource_of(event["Queue"], "Arn")
     assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout(function)
     assert "RedrivePolicy" in QUEUES[queue]

@@ -16,7 +16,7 @@ def test_the_apis_routes_are_exactly_those_of_the_function() -> None:
     routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
     own = {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
     assert declared == own | {("HEAD", path) for method, path in own if method == "GET"}
-    # An emulator answers 403 to {proxy+}; a gateway that passes on what is no route is paid for it.
+    # An emulator answers 403 to {proxy+}; and on AWS, each unknown path that the gateway passes on costs money.
     assert not [path for _, path in declared if "+" in path]
     for event in events:
         assert event["Properties"]["RestApiId"] == {"Ref": "OpsApi"}
@@ -35,7 +35,7 @@ def test_the_gateway_lets_few_requests_for_health_through() -> None:
     assert limits.keys() == {("/*", "*"), ("/~1health", "GET"), ("/~1health", "HEAD")}
     # Each request at work holds a connection to Postgres.
     assert 0 < limits["/*", "*"]["ThrottlingRateLimit"] <= limits["/*", "*"]["ThrottlingBurstLimit"] <= 20
-    # What strangers can have at work at a time leaves concurrency to those with a token.
+    # The requests of strangers that are at work at a time leave concurrency to those with a token.
     health = [one for (path, _), one in limits.items() if path == "/~1health"]
     assert sum(one["ThrottlingBurstLimit"] for one in health) < 10
 
@@ -50,7 +50,7 @@ def test_refused_tokens_raise_an_alarm() -> None:
     assert {one["Name"] for one in alarm["Dimensions"]} == {"service", "function_name"}
 
 
-def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> None:
+def test_the_gateway_answers_problem_documents_and_404_without_a_route() -> None:
     responses = API["GatewayResponses"]
     assert responses.keys() == {"MISSING_AUTHENTICATION_TOKEN", "THROTTLED", "DEFAULT_4XX", "DEFAULT_5XX"}
     assert responses["MISSING_AUTHENTICATION_TOKEN"]["StatusCode"] == 404
@@ -65,7 +65,7 @@ def test_the_gateway_answers_with_problem_documents_and_404_for_no_route() -> No
             assert document["status"] == response["StatusCode"]
 
 
-def test_the_apis_url_is_a_base_to_put_a_route_behind() -> None:
+def test_the_apis_url_is_a_base_for_routes() -> None:
     assert API["StageName"] == "v1"
     assert TEMPLATE["Outputs"]["ApiUrl"]["Value"] == {
         "Fn::Sub": "https://${OpsApi}.execute-api.${AWS::Region}.${AWS::URLSuffix}/${OpsApi.Stage}"

@@ -1,4 +1,4 @@
-"""What the template permits: each function what it needs, the queues only what is sent to them over TLS."""
+"""Each function may do only what it needs, and the queues accept only what is sent over TLS."""
 
 import json
 import re
@@ -33,13 +33,13 @@ def own(function: str, action: str) -> set[str]:
 # Roles
 
 
-def test_each_function_has_a_role_of_its_own_which_sam_adds_nothing_to() -> None:
+def test_each_function_has_its_own_role_unextended_by_sam() -> None:
     assert [properties.keys() & {"Policies", "PermissionsBoundary"} for properties in FUNCTIONS.values()] == [
         set() for _ in FUNCTIONS
     ]
     roles = [role_of(function) for function in FUNCTIONS]
     assert sorted(roles) == sorted(set(roles)) == sorted(of_type("AWS::IAM::Role"))
-    # SAM makes a role with AWS's managed policies for whatever has none.
+    # SAM makes a role with AWS's managed policies for any function without a role.
     assert {kind for kind in (resource["Type"] for resource in RESOURCES.values()) if "Serverless" in kind} <= {
         "AWS::Serverless::Function",
         "AWS::Serverless::LayerVersion",
@@ -86,7 +86,7 @@ def test_every_policy_belongs_to_a_function() -> None:
     assert attached == {role_of(function) for function in FUNCTIONS}
 
 
-def test_what_lambda_does_with_network_interfaces_the_functions_own_code_may_not_do() -> None:
+def test_a_functions_code_may_not_touch_network_interfaces() -> None:
     [policy] = of_type("AWS::IAM::ManagedPolicy").values()
     [statement] = policy["PolicyDocument"]["Statement"]
     # Lambda sets this key on every call that comes from a function's code, and on none of its own.
@@ -96,7 +96,7 @@ def test_what_lambda_does_with_network_interfaces_the_functions_own_code_may_not
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_writes_to_its_own_log_group_alone_and_creates_none(function: str) -> None:
+def test_a_function_writes_only_to_its_own_log_group(function: str) -> None:
     logs = {(grant.action, grant.resource) for grant in grants(function) if grant.action.startswith("logs:")}
     [group] = {resource for _, resource in logs}
     assert RESOURCES[group]["Properties"]["LogGroupName"] == {"Fn::Sub": f"/aws/lambda/${{{function}}}"}
@@ -104,7 +104,7 @@ def test_a_function_writes_to_its_own_log_group_alone_and_creates_none(function:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_reads_the_secrets_it_is_told_of_and_no_other(function: str) -> None:
+def test_a_function_reads_only_the_secrets_in_its_environment(function: str) -> None:
     variables = FUNCTIONS[function]["Environment"]["Variables"]
     told = {id_of(value) for name, value in variables.items() if name.endswith("_SECRET_ARN")}
     assert own(function, "secretsmanager:GetSecretValue") == told
@@ -115,7 +115,7 @@ def test_a_function_reads_the_secrets_it_is_told_of_and_no_other(function: str) 
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_sends_to_the_queues_it_is_told_of_and_lambda_keeps_its_failures(function: str) -> None:
+def test_a_function_sends_only_to_its_configured_queues(function: str) -> None:
     variables = json.dumps(FUNCTIONS[function]["Environment"]["Variables"])
     told = {queue for queue in QUEUES if f"${{{queue}}}" in variables}
     config = FUNCTIONS[function].get("EventInvokeConfig")
@@ -134,7 +134,7 @@ def test_lambda_polls_the_queue_of_a_consumer_and_no_other(function: str) -> Non
 # Queues
 
 
-def test_every_queue_refuses_what_does_not_come_over_tls_and_admits_nobody_of_another_account() -> None:
+def test_every_queue_requires_tls_and_admits_no_other_account() -> None:
     [policy] = of_type("AWS::SQS::QueuePolicy").values()
     assert {id_of(queue) for queue in policy["Queues"]} == QUEUES.keys()
     [statement] = policy["PolicyDocument"]["Statement"]
@@ -143,13 +143,13 @@ def test_every_queue_refuses_what_does_not_come_over_tls_and_admits_nobody_of_an
 
 
 def text_of(value: Any) -> str:
-    """A Sub's text with its own variables filled in."""
+    """Returns a Sub's text with its own variables filled in."""
     text, variables = value["Fn::Sub"]
     return re.sub(r"\$\{(Suffix)\}", lambda match: json.dumps(variables[match[1]]), text)
 
 
 @pytest.mark.parametrize("queue", QUEUES)
-def test_a_queue_is_a_dead_letter_queue_only_for_those_that_name_it(queue: str) -> None:
+def test_a_dead_letter_queue_serves_only_queues_that_name_it(queue: str) -> None:
     sources = {
         f"arn:${{AWS::Partition}}:sqs:${{AWS::Region}}:${{AWS::AccountId}}:{text_of(properties['QueueName'])}"
         for properties in QUEUES.values()
@@ -163,7 +163,7 @@ def test_a_queue_is_a_dead_letter_queue_only_for_those_that_name_it(queue: str) 
         assert allowed == {"redrivePermission": "denyAll"}
 
 
-def test_a_queues_name_holds_the_stacks_name_and_its_own_id() -> None:
+def test_a_queues_name_holds_stack_name_and_logical_id() -> None:
     for properties in QUEUES.values():
         if "QueueName" in properties:
             text, variables = properties["QueueName"]["Fn::Sub"]
@@ -175,7 +175,7 @@ def test_a_queues_name_holds_the_stacks_name_and_its_own_id() -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_concurrency_is_reserved_where_it_is_asked_for(function: str) -> None:
+def test_concurrency_is_reserved_on_request(function: str) -> None:
     condition, reserved, otherwise = FUNCTIONS[function]["ReservedConcurrentExecutions"]["Fn::If"]
     assert otherwise == {"Ref": "AWS::NoValue"}
     assert TEMPLATE["Conditions"][condition] == {"Fn::Equals": [{"Ref": "ReserveConcurrency"}, "true"]}
@@ -186,7 +186,7 @@ def test_concurrency_is_reserved_where_it_is_asked_for(function: str) -> None:
             assert event["Properties"]["ScalingConfig"]["MaximumConcurrency"] <= reserved
 
 
-def test_a_deployed_function_is_told_where_a_secret_is_and_never_the_secret() -> None:
+def test_a_deployed_functions_environment_holds_secret_arns_only() -> None:
     for name, properties in FUNCTIONS.items():
         for variable, value in properties["Environment"]["Variables"].items():
             if re.search("SECRET|TOKEN|PASSWORD|DATABASE", variable):

@@ -1,4 +1,4 @@
-"""The domains that this deployment has. A new one is a package beside ``finance`` and one entry in ``DOMAINS``."""
+"""The domains of this deployment. A new one is a package beside ``finance`` and one entry in ``DOMAINS``."""
 
 from collections.abc import Iterable, Mapping
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""Layouts of an outbox side by side: the one that is used, the one before it, and two that were not chosen.
+"""Several layouts of an outbox: the one in use, the one before it, and two that were rejected.
 
-Each is what a bare loop asks of the database, a claim and a settlement; ``queries.sql`` has the statements. In Python
-all loops do the same for a row, nearly nothing, so that the difference between two of them is the layouts'. Every
-settlement asks for the claim's token: only the claim's holder may settle.
+For each, a bare loop claims and settles; ``queries.sql`` has the statements. In Python all loops do nearly nothing and
+the same for each row, so a difference between two loops comes from their layouts. Every settlement asks for the claim's
+token, because only the claim's holder may settle.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 QUERIES = load_queries(__package__)
 OUTBOX_ID, DUE_AT = 1, 4
-"""Places in a claimed row, of every layout."""
+"""Positions in a claimed row, the same in every layout."""
 CLAIM_BYTES = 8 * 1_048_576
 MESSAGE_IDS = [str(UUID(int=number)) for number in range(10_000)]
-"""What a queue would have said: as long as SQS's."""
+"""Made-up message ids, as long as those of SQS."""
 _LEASE_SECONDS = 30.0
 _MAX_ATTEMPTS = 5
 
@@ -38,7 +38,7 @@ class Layout:
 
     title: str
     setup: str | None
-    """The statement that makes its tables and fills them with what the used layout's tables hold."""
+    """The statement that makes the layout's tables and fills them from the tables of the layout in use."""
     claim: str
     settle: str
     tables: tuple[str, ...]
@@ -75,7 +75,7 @@ LAYOUTS: Mapping[str, Layout] = {
         tables=("windows_layout.outbox", "windows_layout.readers"),
     ),
 }
-"""By the name that the bench calls each."""
+"""The layouts by the names that the bench uses for them."""
 
 
 def claim(
@@ -109,7 +109,7 @@ def claim(
 
 
 def settle(connection: Connection[Any], layout: Layout, rows: Sequence[Row], *, subscription: str, token: UUID) -> int:
-    """Settles claimed messages as published; returns how many it took effect for."""
+    """Settles claimed messages as published; returns for how many this took effect."""
     count = len(rows)
     return len(
         connection.execute(

@@ -1,6 +1,6 @@
 -- name: set_up_old
--- The layout until decision 0020: one table, in which the message itself is updated by each claim and each settlement.
--- Its rows are made from the used layout's.
+-- The layout before decision 0020: one table, in which each claim and each settlement updates the message itself. Its
+-- rows are made from those of the layout in use.
 CREATE SCHEMA old_layout;
 CREATE TABLE old_layout.outbox (
     id                bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -57,7 +57,7 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA old_layout TO acp_relay;
 GRANT SELECT ON events, outbox TO acp_relay
 
 -- name: claim_old
--- As the relay claimed until then; the columns of the result stand in the order of the claim that is used now.
+-- The relay's claim before decision 0020; its columns are in the order of the claim that is used now.
 WITH due AS MATERIALIZED (
     SELECT claimable.*
     FROM unnest(%(topics)s::text[], %(since)s::timestamptz[], %(row_limits)s::integer[]) AS lane (topic, since, row_limit)
@@ -139,7 +139,7 @@ JOIN events USING (event_id)
 ORDER BY taken.id
 
 -- name: settle_old
--- As the relay settled until then.
+-- The relay's settlement before decision 0020.
 WITH outcome AS (
     SELECT *
     FROM unnest(
@@ -173,8 +173,8 @@ failures AS (
 SELECT id, disposition, extract(epoch FROM now() - created_at)::double precision FROM settled
 
 -- name: set_up_flagged
--- A narrow row per message and subscription that is never moved: claims and settlements update it, and it says itself
--- what became of it. Half of each page is left free, so that both updates may find room beside the row.
+-- A narrow row per message and subscription that is never moved: claims and settlements update it, and it records what
+-- became of it. Half of each page is left free, so that both updates may find room on the row's page.
 CREATE SCHEMA flagged_layout;
 CREATE TABLE flagged_layout.deliveries (
     outbox_id         bigint      NOT NULL,
@@ -214,7 +214,7 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA flagged_layout TO acp_relay
 GRANT SELECT ON events, outbox TO acp_relay
 
 -- name: claim_flagged
--- Without suspects, exhausted and lost rows: a little less than what is asked of the layout that is used.
+-- This claim knows no suspects, exhausted and lost rows, so it does a little less work than that of the layout in use.
 WITH due AS MATERIALIZED (
     SELECT due.*
     FROM unnest(
@@ -264,7 +264,7 @@ JOIN outbox ON outbox.id = outbox_id
 ORDER BY outbox_id
 
 -- name: settle_flagged
--- The row stays, and bears what became of it.
+-- The row stays, and records what became of it.
 UPDATE flagged_layout.deliveries AS delivery
 SET
     claim_token = NULL,
@@ -283,8 +283,8 @@ RETURNING
     delivery.outbox_id, outcome.disposition, extract(epoch FROM now() - delivery.promised_at)::double precision
 
 -- name: set_up_windows
--- As PgQ has it: no row per message beside the message. A subscription is a position, behind which everything is
--- delivered; what lies between two positions is a window, claimed and settled as a whole.
+-- The layout of PgQ: besides the message itself, there is no row per message. A subscription is a position, before
+-- which everything is delivered. What lies between two positions is a window, which is claimed and settled as a whole.
 CREATE SCHEMA windows_layout;
 CREATE TABLE windows_layout.outbox (
     id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -322,8 +322,8 @@ GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA windows_layout TO acp_relay
 GRANT SELECT ON events, outbox TO acp_relay
 
 -- name: claim_windows
--- The next window. What a transaction stored that may still be under way is left out: commits come late, and a position
--- never goes back.
+-- Claims the next window. Rows of transactions that may still be under way are left out, because they commit late and a
+-- position never moves back.
 WITH reader AS MATERIALIZED (
     SELECT *
     FROM windows_layout.readers
@@ -361,7 +361,8 @@ FROM messages
 ORDER BY id
 
 -- name: settle_windows
--- All of a window at once. Which message became what, and the id that the queue gave it, is written nowhere.
+-- Settles a whole window at once. What became of a single message, and the id that the queue gave it, is recorded
+-- nowhere.
 WITH settled AS (
     UPDATE windows_layout.readers
     SET stored_by = window_xid, id = window_id, claim_token = NULL, claimed_by = NULL

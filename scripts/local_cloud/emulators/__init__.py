@@ -1,4 +1,4 @@
-"""The local clouds there are: each one file here and one entry in the table."""
+"""The supported local clouds: each is one file here and one entry in the table."""
 
 from __future__ import annotations
 

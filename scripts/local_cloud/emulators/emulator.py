@@ -1,4 +1,4 @@
-"""What a local cloud is to `acp`: something that speaks AWS's API on this machine and runs functions here."""
+"""The interface between `acp` and a local cloud: a program that speaks AWS's API here and runs functions."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ class Emulator(ABC):
     """
 
     name: ClassVar[str]
-    """As --cloud takes it."""
+    """The value of --cloud."""
     title: ClassVar[str]
-    """As people call it."""
+    """The name that people use."""
     outlives_us: ClassVar[bool] = False
     """Whether it runs on after `acp down`, so that what was deployed must be deleted."""
     ignores_changed_rules: ClassVar[bool] = False
     """Whether an update of a stack leaves its rules, alarms and API as they were."""
     ignores_changes: ClassVar[str] = "ignores changes of alarms, log groups and the API"
-    """Completes "new again, as <title> …", where it does."""
+    """Why changed resources need a new stack; it completes the sentence "new again, as <title> …"."""
     remedy: ClassVar[str] = ""
-    """What to look at where a deployed function does not do what it should."""
+    """What to look at if a deployed function does not do what it should."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make or update what it needs on this machine."""
+        """Makes or updates what it needs on this machine."""
 
     @abstractmethod
     def endpoint(self, asked: str | None, current: str | None) -> str:
-        """The URL it has, or is to have: `asked` for by the user, or `current`, where it was last.
+        """Returns its URL: `asked` for by the user, or `current`, its last one.
 
-        Raises AcpError where what was asked for will not do.
+        Raises AcpError if the requested URL cannot be used.
         """
 
     @abstractmethod
     def start(self, endpoint: str) -> None:
-        """Start it, unless it runs. It may not be ready on return."""
+        """Starts it, unless it runs. It may not be ready when this returns."""
 
     @abstractmethod
     def wait_until_ready(self, endpoint: str) -> None:
-        """Return once it answers. Raises AcpError."""
+        """Returns once it answers. Raises AcpError."""
 
     @abstractmethod
     def is_there(self, endpoint: str) -> bool:
@@ -69,25 +69,25 @@ class Emulator(ABC):
 
     @abstractmethod
     def holder(self, endpoint: str, stack: str) -> str | None:
-        """Names what holds the stack for as long as it does; None where nothing can."""
+        """Returns a name for the process or stack on which every deployment depends; None if there is nothing."""
 
     @abstractmethod
     def stop(self) -> None:
-        """End it where it is ours; it may not run."""
+        """Ends it if we started it; it may not run at all."""
 
     @abstractmethod
     def log_tail(self) -> str:
-        """The last lines it wrote, where they can be had."""
+        """Returns the last lines that it logged, if they are available."""
 
     def api_url(self, endpoint: str, deployed: str) -> str:
-        """Where it serves the REST API that has the URL `deployed` on AWS. Without a / at its end."""
+        """Returns where it serves the REST API whose URL on AWS is `deployed`, without a / at the end."""
         parts = urlsplit(deployed)
         api_id = (parts.hostname or "").partition(".")[0]
         return f"{endpoint}/_aws/execute-api/{api_id}/{parts.path.strip('/')}"
 
 
 class StartedEmulator(Emulator):
-    """One that `acp` starts as a background service; it forgets everything when it ends."""
+    """A local cloud that `acp` starts as a background service; it forgets everything when it ends."""
 
     health_path: ClassVar[str]
 
@@ -97,25 +97,25 @@ class StartedEmulator(Emulator):
 
     @abstractmethod
     def command(self) -> Sequence[str]:
-        """What runs it, in the foreground."""
+        """Returns the command that runs it in the foreground."""
 
     @abstractmethod
     def environ(self, port: int) -> Mapping[str, str]:
-        """Its settings, beyond what every one is given."""
+        """Returns its own settings, beyond those that every emulator gets."""
 
     @property
     def root(self) -> Path:
-        """Its own folder, which goes with the state."""
+        """Returns its own folder, which is deleted with the state."""
         return self.workspace.state / self.name
 
     def endpoint(self, asked: str | None, current: str | None) -> str:  # noqa: ARG002  its port is ours to choose
-        """Where it runs or ran last, or else a free port: a well-known one is the first that a web page would try."""
+        """Returns its last address, or else a free port: a well-known port is the first that a web page would try."""
         if current and (self.service.process is not None or port_is_free(_port(current))):
             return current
         return f"http://localhost:{free_port()}"
 
     def start(self, endpoint: str) -> None:
-        """Its environment is ours from the ground up: a setting of the user's would configure it."""
+        """Starts it with an environment that we define completely: a setting of the user's would configure it, too."""
         if self.service.process is not None:
             return
         temporary = self.root / "tmp"
@@ -135,7 +135,7 @@ class StartedEmulator(Emulator):
         )
 
     def wait_until_ready(self, endpoint: str) -> None:
-        """Raises ServiceError."""
+        """Returns once it answers. Raises ServiceError."""
         self.service.wait_until(lambda: self._answers(_port(endpoint)), seconds=_READY_SECONDS)
 
     def is_there(self, endpoint: str) -> bool:  # noqa: ARG002  its process tells
@@ -143,21 +143,21 @@ class StartedEmulator(Emulator):
         return self.service.process is not None
 
     def holder(self, endpoint: str, stack: str) -> str | None:  # noqa: ARG002  its process tells
-        """This very run of it: another one starts empty."""
+        """Returns a name for this very run of the process, because another run starts empty."""
         return self.service.identity
 
     def stop(self) -> None:
-        """It keeps nothing, and takes its time to say goodbye."""
+        """Ends it quickly, since it keeps nothing and would take long to end by itself."""
         self.service.stop(grace_seconds=2)
 
     def log_tail(self) -> str:
-        """Of its log."""
+        """Returns the end of its log."""
         return self.service.log_tail()
 
     def _answers(self, port: int) -> bool:
         if not self.service.listens_on(port):
             return False
-        # Straight to it: no proxy of the user's stands between this machine and itself.
+        # Asks it directly, because no proxy may stand between this machine and itself.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(f"http://127.0.0.1:{port}{self.health_path}", timeout=2) as response:

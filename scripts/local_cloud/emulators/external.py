@@ -1,4 +1,4 @@
-"""Somebody's own local cloud, at the endpoint in AWS_ENDPOINT_URL: deployed to, neither started nor stopped."""
+"""A user's own local cloud, at the endpoint in AWS_ENDPOINT_URL: we deploy to it, and neither start nor stop it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _EXAMPLE = "Such as http://localhost:4566."
 
 
 class External(Emulator):
-    """It must run functions as processes of this machine, layers included, and hold no stack of the name we use."""
+    """A local cloud that somebody else runs.
+
+    It must run functions as processes of this machine, layers included, and have no stack of the name we use.
+    """
 
     name = "external"
     title = "the external cloud"
@@ -36,28 +39,31 @@ class External(Emulator):
     )
 
     def prepare(self) -> None:
-        """Nothing: it is there, or is not."""
+        """Does nothing, because somebody else runs it."""
 
     def endpoint(self, asked: str | None, current: str | None) -> str:
-        """The URL without a / at its end. Raises AcpError where it may not be an emulator's, or nothing answers."""
+        """Returns the URL without a / at its end.
+
+        Raises AcpError if it may not be an emulator's, or if nothing answers.
+        """
         url = asked or current
         if not url:
             msg = f"--cloud external needs {VARIABLE}: the URL of the local cloud to deploy to."
             raise AcpError(msg, remedy=_EXAMPLE)
         endpoint = check_endpoint(url)
-        # Now, before another cloud is left for it.
+        # This is checked now, before another cloud is given up for it.
         self.wait_until_ready(endpoint)
         return endpoint
 
     def start(self, endpoint: str) -> None:
-        """Nothing: whoever runs it does that."""
+        """Does nothing, because somebody else runs it."""
 
     def wait_until_ready(self, endpoint: str) -> None:
-        """It answers now or not at all. Raises AcpError."""
+        """Checks once that it answers. Raises AcpError."""
         try:
             LocalCloud(endpoint).identity.get_caller_identity()
         except ClientError as error:
-            # The real AWS would say so: no account has our key.
+            # The real AWS would answer like this, because our key belongs to no account.
             msg = f"{endpoint} turned our made-up credentials away: {error}"
             raise AcpError(msg, remedy=f"It is no local cloud, or one that checks keys. {_EXAMPLE}") from error
         except AWS_ERRORS as error:
@@ -73,22 +79,22 @@ class External(Emulator):
         return True
 
     def holder(self, endpoint: str, stack: str) -> str | None:
-        """The stack's own id: a new one, or none, after the cloud was started anew."""
+        """Returns the stack's id, which changes or vanishes if the cloud is started again."""
         try:
             return LocalCloud(endpoint).stack_id(stack)
         except AWS_ERRORS:
             return None
 
     def stop(self) -> None:
-        """Nothing: it is not ours."""
+        """Does nothing, because the cloud is not ours."""
 
     def log_tail(self) -> str:
-        """None: its log is not ours."""
+        """Returns None, because the cloud's log is not ours."""
         return ""
 
 
 def check_endpoint(url: str) -> str:
-    """The URL without a / at its end. Raises AcpError unless it can be nothing but a local cloud's."""
+    """Returns the URL without a / at its end. Raises AcpError unless it can only be a local cloud's."""
     parts, host = _parts(url)
     if any(host == domain or host.endswith(f".{domain}") for domain in _AWS):
         msg = f"{VARIABLE} is {url}: that is AWS itself."
@@ -106,7 +112,7 @@ def check_endpoint(url: str) -> str:
 
 
 def is_nearby(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether it is a loopback or private address, of neither a cloud's metadata service nor of no machine."""
+    """Whether an address is loopback or private, and neither a cloud's metadata service nor a reserved one."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     odd = address.is_link_local or address.is_unspecified or address.is_multicast or address.is_reserved

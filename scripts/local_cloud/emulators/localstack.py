@@ -1,4 +1,4 @@
-"""LocalStack in host mode: no Docker, its functions run as processes by the executor of scripts/localstack."""
+"""LocalStack in host mode: without Docker; the executor of scripts/localstack runs its functions as processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class LocalStack(StartedEmulator):
     ignores_changed_rules = True
 
     def prepare(self) -> None:
-        """Make or update its environment, our executor in it, and the functions' own."""
+        """Makes or updates LocalStack's environment, with our executor in it, and the functions' environment."""
         python = tools.environment(self.workspace, "localstack", "requirements/localstack.txt")
         tools.environment(self.workspace, "runtime", "requirements/runtime.txt")
         executor = self.workspace.checkout / "scripts" / "localstack"
         stamp_file = self.workspace.venvs / "localstack" / ".executor"
-        # A new lock empties the environment of what it does not name.
+        # uv removes from the environment whatever the new lock does not name.
         stamp = (
             digest([executor, executor.with_name("loopback_guard")])
             + (self.workspace.venvs / "localstack" / ".lock-checksum").read_text()
@@ -37,19 +37,19 @@ class LocalStack(StartedEmulator):
             stamp_file.write_text(stamp)
 
     def command(self) -> Sequence[str]:
-        """LocalStack's own entry point."""
+        """Returns LocalStack's own entry point."""
         return [str(self.workspace.python_of("localstack")), "-m", "localstack.runtime.main"]
 
     def environ(self, port: int) -> Mapping[str, str]:
-        """Host mode, on loopback, with our executor."""
+        """Returns the settings for host mode, on loopback, with our executor."""
         return {
-            # Where it caches which plugins there are: a cache of our own never misses the executor.
+            # The folder where it caches the list of plugins; with a cache of its own it always finds the executor.
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "FILESYSTEM_ROOT": str(self.root / "filesystem"),
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            # Its own server listens on every address whatever the line above says, and lets web pages in.
+            # LocalStack's own server would listen on every address despite the line above, and let web pages in.
             "GATEWAY_SERVER": "bound",
-            # The guard refuses every Origin; nor does an answer invite one.
+            # The guard refuses every foreign Origin; with this, answers do not invite one either.
             "DISABLE_CORS_HEADERS": "1",
             "DISABLE_CUSTOM_CORS_S3": "1",
             "DISABLE_CUSTOM_CORS_APIGATEWAY": "1",
@@ -61,9 +61,9 @@ class LocalStack(StartedEmulator):
             "OVERRIDE_IN_DOCKER": "0",
             "EAGER_SERVICE_LOADING": "0",
             "LAMBDA_RUNTIME_EXECUTOR": "process",
-            # yfinance takes seconds to import.
+            # Importing yfinance takes seconds.
             "LAMBDA_RUNTIME_ENVIRONMENT_TIMEOUT": "60",
-            # Seconds before a failed asynchronous invocation is tried again; a minute is long to watch.
+            # Seconds before a failed asynchronous invocation is retried; a minute would be long to watch.
             "LAMBDA_RETRY_BASE_DELAY": "5",
             "ACP_LAMBDA_PYTHON": str(self.workspace.python_of("runtime")),
         }
@@ -78,7 +78,7 @@ def _install(python: Path, executor: Path, emulator: LocalStack) -> None:
             f"--python={python}",
             "--no-deps",
             "--no-build-isolation",
-            # The version never changes: a cached build of it would be an old one.
+            # The package's version never changes, so a cached build would be an old one.
             "--no-cache",
             "--reinstall",
             str(executor),

@@ -1,4 +1,4 @@
-"""MiniStack: it runs Python functions as processes by itself; scripts/ministack gives them their interpreter."""
+"""MiniStack runs Python functions as processes by itself; scripts/ministack gives them their interpreter."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 
 class MiniStack(StartedEmulator):
-    """MiniStack 1.5.33."""
+    """MiniStack 1.5.33, which acp starts."""
 
     name = "ministack"
     title = "MiniStack"
     health_path = "/_ministack/health"
 
     def prepare(self) -> None:
-        """Make or update its environment, and the functions' own."""
+        """Makes or updates MiniStack's environment, and the functions' environment."""
         for environment in ("ministack", "runtime"):
             tools.environment(self.workspace, environment, f"requirements/{environment}.txt")
 
     def command(self) -> Sequence[str]:
-        """Our host of it."""
+        """Returns the command that runs scripts/ministack."""
         host = self.workspace.checkout / "scripts" / "ministack" / "host.py"
         return [str(self.workspace.python_of("ministack")), str(host)]
 
     def environ(self, port: int) -> Mapping[str, str]:
-        """On loopback; and what functions see, for they inherit all of it."""
+        """Returns settings for loopback, and the functions' variables, because functions inherit its environment."""
         functions_python = self.workspace.python_of("runtime")
         return {
             "PATH": os.pathsep.join([str(functions_python.parent), "/usr/local/bin", "/usr/bin", "/bin"]),
@@ -39,6 +39,6 @@ class MiniStack(StartedEmulator):
             "GATEWAY_PORT": str(port),
             "STATE_DIR": str(self.root / "state"),
             "ACP_LAMBDA_PYTHON": str(functions_python),
-            # Seconds before a failed asynchronous invocation is tried again, as with LocalStack.
+            # Seconds before a failed asynchronous invocation is retried, as with LocalStack.
             "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "5",
         }

@@ -1,7 +1,8 @@
 """The runtime: loads a Python function's handler and runs its invocations, one after another, over the Runtime API.
 
-Run by path, under the functions' own interpreter: `python bootstrap.py <lifeline fd> [<layer> ...]`, with the layers in
-the function's order. It follows awslambdaric, AWS's own runtime, which has no wheels for macOS; standard library only.
+It is run by path, under the functions' own interpreter: `python bootstrap.py <lifeline fd> [<layer> ...]`, with the
+layers in the function's order. It follows awslambdaric, AWS's own runtime, which has no wheels for macOS, and uses only
+the standard library.
 """
 
 import http.client
@@ -24,14 +25,14 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, NoReturn
 
 _API = "/2018-06-01/runtime"
-_DECIMAL = uuid.uuid4().hex  # marks a number that json itself cannot write
+_DECIMAL = uuid.uuid4().hex  # This marks a number that json itself cannot write.
 _request_id = ""
 
 type Handler = Callable[[Any, "LambdaContext"], Any]
 
 
 class FaultError(Exception):
-    """Raised where the runtime, not the function's code, finds the error; `kind` is Lambda's name for it."""
+    """Raised if the runtime, not the function's code, finds the error; `kind` is Lambda's name for it."""
 
     def __init__(self, kind: str, message: str, stack: list[str] | None = None) -> None:
         super().__init__(message)
@@ -62,7 +63,7 @@ class LambdaContext:
         return max(0, self._deadline_ms - int(time.time() * 1000))
 
     def log(self, message: object) -> None:
-        """Write to the function's log as is, without a line's end."""
+        """Writes to the function's log unchanged, without a line end."""
         sys.stdout.write(str(message))
 
 
@@ -80,16 +81,16 @@ def _client_context(header: str | None) -> SimpleNamespace | None:
 
 
 def _die_with_the_executor(lifeline: int) -> None:
-    """Wait for the executor to close its end of the pipe, as the kernel does for a killed one; then end the group."""
+    """Waits until the executor closes its end of the pipe, as the kernel does for a killed one; then ends the group."""
     while os.read(lifeline, 1):
         pass
     os.killpg(0, signal.SIGKILL)
 
 
 def extend_import_path(code: str, layers: list[str]) -> None:
-    """Put the code, then the layers, before the runtime's own packages; run their .pth files, as Lambda does.
+    """Puts the code, then the layers, before the runtime's own packages; runs their .pth files, as Lambda does.
 
-    Lambda unpacks layers into /opt in their order, a later one over an earlier one; so the last comes first here.
+    Lambda unpacks layers into /opt in their order, a later one over an earlier one, so the last layer comes first here.
     Source: https://docs.aws.amazon.com/lambda/latest/dg/packaging-layers.html
     """
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -105,7 +106,10 @@ def extend_import_path(code: str, layers: list[str]) -> None:
 
 
 def load_handler(name: str) -> Handler:
-    """The function `name` ("module.function") means. Raises FaultError, or what the module's own code raises."""
+    """Returns the function that `name` ("module.function") means.
+
+    Raises FaultError, or what the module's own code raises.
+    """
     module_name, dot, attribute = name.rpartition(".")
     if not dot:
         raise FaultError("Runtime.MalformedHandlerName", f"Bad handler '{name}': no dot between module and function")
@@ -127,13 +131,13 @@ def load_handler(name: str) -> Handler:
 
 
 def _stack(trace: TracebackType | None) -> list[str]:
-    """The stack without this runtime's frames and the import system's."""
+    """Returns the stack without the frames of this runtime and the import system."""
     ours = (__file__, importlib.__file__, "<frozen importlib")
     return traceback.format_list([f for f in traceback.extract_tb(trace) if not f.filename.startswith(ours)])
 
 
 def error_report(error: Exception) -> dict[str, Any]:
-    """The error as Lambda tells it: errorMessage, errorType, requestId, stackTrace."""
+    """Returns the error as Lambda describes it: errorMessage, errorType, requestId, stackTrace."""
     if isinstance(error, FaultError):
         kind, stack = error.kind, error.stack
     else:
@@ -142,14 +146,14 @@ def error_report(error: Exception) -> dict[str, Any]:
 
 
 def log_error(report: dict[str, Any]) -> None:
-    """Write the error into the function's log, as one entry: its lines are parted by carriage returns."""
+    """Writes the error into the function's log as one entry, with carriage returns between its lines."""
     lines = [f"[ERROR] {report['errorType']}: {report['errorMessage']}", "Traceback (most recent call last):"]
     lines += [line for frame in report["stackTrace"] for line in frame.splitlines()]
     sys.stdout.write("\r".join(line.replace("\n", "\r") for line in lines) + "\n")
 
 
 def to_json(value: Any) -> str:
-    """The handler's result as JSON, as Lambda writes it: a Decimal is a number with all its digits, NaN is NaN."""
+    """Returns the handler's result as Lambda's JSON: a Decimal is a number with all its digits, NaN is NaN."""
 
     def encode(item: object) -> object:
         if not isinstance(item, Decimal):
@@ -160,7 +164,7 @@ def to_json(value: Any) -> str:
 
 
 def answer(handler: Handler, payload: bytes, headers: http.client.HTTPMessage) -> tuple[str, bytes]:
-    """Run the handler; the kind of answer ("response" or "error") and its body."""
+    """Runs the handler; returns the kind of answer ("response" or "error") and its body."""
     try:
         try:
             event = json.loads(payload)
@@ -186,7 +190,7 @@ class _RequestIdFilter(logging.Filter):
 
 
 def set_up_logging() -> None:
-    """Give the root logger Lambda's handler and format."""
+    """Gives the root logger Lambda's handler and format."""
     logging.Formatter.converter = time.gmtime
     handler = logging.StreamHandler(sys.stdout)
     layout = "[%(levelname)s]\t%(asctime)s.%(msecs)03dZ\t%(aws_request_id)s\t%(message)s"
@@ -200,18 +204,19 @@ def set_up_logging() -> None:
 
 def call(
     api: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None
-) -> http.client.HTTPResponse:
-    """Ask the Runtime API; the process ends if it is gone, for then nobody waits for this function any more."""
+) -> tuple[http.client.HTTPMessage, bytes]:
+    """The Runtime API's answer, headers and body. Without a whole one the group ends: nobody waits for it."""
     try:
         api.request(method, _API + path, body)
-        return api.getresponse()
+        response = api.getresponse()
+        return response.headers, response.read()
     except (OSError, http.client.HTTPException):
         os.killpg(0, signal.SIGKILL)
         raise
 
 
 def main(lifeline: int, layers: list[str]) -> NoReturn:
-    """Run the function that the environment names, until the executor ends it."""
+    """Runs the function that the environment names, until the executor ends it."""
     global _request_id  # noqa: PLW0603 - one process runs one invocation at a time
     threading.Thread(target=_die_with_the_executor, args=(lifeline,), name="lifeline", daemon=True).start()
     api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
@@ -222,14 +227,14 @@ def main(lifeline: int, layers: list[str]) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - a function's module may raise anything
         report = error_report(error)
         log_error(report)
-        call(api, "POST", "/init/error", json.dumps(report).encode()).read()
+        call(api, "POST", "/init/error", json.dumps(report).encode())
         sys.exit(1)
     while True:
-        response = call(api, "GET", "/invocation/next")
-        _request_id = response.headers["Lambda-Runtime-Aws-Request-Id"]
-        os.environ["_X_AMZN_TRACE_ID"] = response.headers["Lambda-Runtime-Trace-Id"]
-        kind, body = answer(handler, response.read(), response.headers)
-        call(api, "POST", f"/invocation/{_request_id}/{kind}", body).read()
+        headers, payload = call(api, "GET", "/invocation/next")
+        _request_id = headers["Lambda-Runtime-Aws-Request-Id"]
+        os.environ["_X_AMZN_TRACE_ID"] = headers["Lambda-Runtime-Trace-Id"]
+        kind, body = answer(handler, payload, headers)
+        call(api, "POST", f"/invocation/{_request_id}/{kind}", body)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Lambda execution environment: one process after another, and Lambda's words for what happens to them."""
+"""A Lambda execution environment: it runs one process after another, and reports in Lambda's words."""
 
 import json
 import math
@@ -18,12 +18,12 @@ MAX_RESPONSE_BYTES = 6 * 1024 * 1024 + 100
 
 
 class EnvironmentStoppedError(Exception):
-    """Raised by `start` and `invoke` once `stop` was called, also when it came while they waited."""
+    """Raised by `start` and `invoke` once `stop` was called, even if that happened while they waited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """An invocation's result: the answer (Lambda's error JSON if `is_error`), and its log, lines with their ends."""
+    """An invocation's result: the answer (Lambda's error JSON if `is_error`), and its log as lines with line ends."""
 
     payload: bytes
     is_error: bool
@@ -41,7 +41,7 @@ class _Failure:
 
 @dataclass(slots=True)
 class _Boot:
-    """A process and how its init phase ended; `init_ms` is None once a log has told it."""
+    """A process, and how its init phase ended; `init_ms` is None once a log has reported it."""
 
     process: FunctionProcess
     event: Ready | InitFailed | Exited | TimedOut
@@ -52,20 +52,20 @@ class ExecutionEnvironment:
     """Runs a function's invocations, one at a time, in a process that is kept warm and replaced once it has died."""
 
     def __init__(self, spec: FunctionSpec, *, init_timeout_s: float) -> None:
-        """Nothing is started yet. The environment's temporary folder is its own, as in Lambda, until `stop`."""
+        """Starts nothing yet. The environment has a temporary folder of its own until `stop`, as in Lambda."""
         self._spec = spec
         self._init_timeout_s = init_timeout_s
         self._tmp = Path(tempfile.mkdtemp(prefix="lambda-tmp-"))
         self._lock = threading.Lock()
         self._stopped = False
-        self._process: FunctionProcess | None = None  # the one that stop() must end
-        self._boot: _Boot | None = None  # None until start(), and after a failed init phase was told
+        self._process: FunctionProcess | None = None  # the process that stop() must end
+        self._boot: _Boot | None = None  # None until start(), and after a failed init was reported
 
     def start(self) -> None:
-        """Start the process and wait for the end of its init phase.
+        """Starts the process and waits for the end of its init phase.
 
-        A failed init phase is not raised: the first invocation reports it, for only an invocation has a log.
-        Raises OSError if there is no process at all, EnvironmentStoppedError.
+        A failed init phase is not raised: the first invocation reports it, because only an invocation has a log. Raises
+        OSError if there is no process at all, and EnvironmentStoppedError.
         """
         self._boot = self._start_process()
 
@@ -78,9 +78,9 @@ class ExecutionEnvironment:
         trace_id: str = "",
         client_context: str | None = None,
     ) -> Outcome:
-        """Run one invocation, on a new process if none lives; `payload` and `client_context` are JSON.
+        """Runs one invocation, on a new process if none lives; `payload` and `client_context` are JSON.
 
-        Raises as `start` does; all that goes wrong in the function is an Outcome.
+        Raises as `start` does; whatever goes wrong in the function is an Outcome.
         """
         last_words = ""
         if self._boot and isinstance(self._boot.event, Ready) and not self._boot.process.alive:
@@ -114,7 +114,7 @@ class ExecutionEnvironment:
         return Outcome(event.body, event.is_error, log)
 
     def stop(self) -> None:
-        """End the process with all it started and remove the temporary folder; an invocation under way raises."""
+        """Ends the process with all it started and removes the temporary folder; an invocation under way raises."""
         with self._lock:
             self._stopped = True
             process = self._process

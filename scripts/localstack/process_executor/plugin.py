@@ -1,4 +1,4 @@
-"""LocalStack's side: the plugin it finds by entry point, and the runtime executor that the plugin gives it."""
+"""LocalStack's side: the plugin that it finds by entry point, and the runtime executor that the plugin provides."""
 
 import functools
 import os
@@ -15,11 +15,11 @@ from process_executor.environment import ExecutionEnvironment
 from process_executor.process import FunctionSpec, function_environment
 
 INTERPRETER = "ACP_LAMBDA_PYTHON"
-"""Names the functions' interpreter: absolute, with what Lambda's runtime holds (boto3) and nothing else."""
+"""The variable with the functions' interpreter: absolute, with what Lambda's runtime holds (boto3) and nothing else."""
 
 
 class ProcessExecutorPlugin(RuntimeExecutorPlugin):  # type: ignore[misc] # LocalStack is not in the development environment
-    """What LAMBDA_RUNTIME_EXECUTOR=process names."""
+    """The plugin that LAMBDA_RUNTIME_EXECUTOR=process selects."""
 
     name = "process"
 
@@ -50,7 +50,7 @@ class ProcessRuntimeExecutor(RuntimeExecutor):  # type: ignore[misc] # as above
             timeout_s=function.timeout,
             memory_mb=function.memory_size,
         )
-        # Before LocalStack's own limit, which would leave neither an answer nor a log.
+        # This limit comes before LocalStack's own, which would leave neither an answer nor a log.
         init_timeout_s = max(1, LAMBDA_RUNTIME_ENVIRONMENT_TIMEOUT - 1)
         self._environment = ExecutionEnvironment(spec, init_timeout_s=init_timeout_s)
         self._environment.start()
@@ -87,12 +87,15 @@ class ProcessRuntimeExecutor(RuntimeExecutor):  # type: ignore[misc] # as above
 
     @override
     def get_runtime_endpoint(self) -> str:
-        return ""  # for LocalStack's own runtime init, which runs in its containers only
+        return ""  # It is used by LocalStack's own runtime init, which runs in its containers only.
 
     @override
     @classmethod
     def prepare_version(cls, function_version: FunctionVersion) -> None:
-        """Unpack code and layers. Raises LambdaRuntimeException: LocalStack shows it as the function's state reason."""
+        """Unpacks code and layers.
+
+        Raises LambdaRuntimeException, which LocalStack shows as the function's state reason.
+        """
         function = function_version.config
         if function.package_type != "Zip":
             raise LambdaRuntimeException("the process executor runs functions of package type Zip only")
@@ -108,7 +111,7 @@ class ProcessRuntimeExecutor(RuntimeExecutor):  # type: ignore[misc] # as above
     @override
     @classmethod
     def cleanup_version(cls, function_version: FunctionVersion) -> None:
-        """Nothing: LocalStack itself removes the unpacked code."""
+        """Does nothing, because LocalStack itself removes the unpacked code."""
 
     @override
     @classmethod
@@ -136,6 +139,6 @@ def _interpreter() -> Path:
 
 @functools.cache
 def _python_version(interpreter: Path) -> str:
-    """The interpreter's version as Lambda writes it, such as "python3.13"."""
+    """Returns the interpreter's version as Lambda writes it, such as "python3.13"."""
     code = "import sys; print(f'python{sys.version_info.major}.{sys.version_info.minor}')"
     return subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from process_executor.runtime_api import InitFailed, Invocation, Ready, Reply, RuntimeApi
 
-MAX_LOG_BYTES = 16 * 1024 * 1024  # of one invocation; a function that prints for ever must not fill LocalStack's memory
+MAX_LOG_BYTES = 16 * 1024 * 1024  # per invocation; a function that prints for ever must not fill LocalStack's memory
 
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
-_PIPE_BYTES = 1024 * 1024  # no pipe holds more, unless root says so
+_PIPE_BYTES = 1024 * 1024  # No pipe holds more, unless root allows it.
 
 _SET_BY_LAMBDA = frozenset(
     {
@@ -46,7 +46,7 @@ _SET_BY_LAMBDA = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FunctionSpec:
-    """What is run: the interpreter, the unpacked code, the layers in the function's order, and its limits.
+    """How to run a function: the interpreter, the unpacked code, the layers in the function's order, and its limits.
 
     `environment` holds what the function declares and what Lambda sets; nothing of the host's is added to it.
     """
@@ -62,7 +62,7 @@ class FunctionSpec:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process is gone; `code` is its exit status, negative for a signal."""
+    """The process has ended; `code` is its exit status, negative for a signal."""
 
     code: int
 
@@ -76,10 +76,11 @@ class FunctionProcess:
     """A running function and its Runtime API. One thread at a time waits for it; `end` may come from any."""
 
     def __init__(self, spec: FunctionSpec, tmp: Path) -> None:
-        """Start the process; `tmp` becomes its TMPDIR and HOME."""
+        """Starts the process; `tmp` becomes its TMPDIR and HOME."""
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._api = RuntimeApi(self._events)
-        # The child reads from the lifeline until our end of it closes: at the latest with our death, whatever kills us.
+        # The child reads from the lifeline until our end of it closes, which happens at the latest when this process
+        # dies.
         lifeline, self._lifeline = os.pipe()
         output, output_end = os.pipe()
         try:
@@ -119,7 +120,7 @@ class FunctionProcess:
         return not self._ended.is_set()
 
     def wait_ready(self, timeout_s: float) -> Ready | InitFailed | Exited | TimedOut:
-        """The end of the init phase; any but Ready leaves the process ended."""
+        """Returns the end of the init phase; unless it is Ready, the process is ended."""
         event = self._next_event(time.monotonic() + timeout_s)
         assert not isinstance(event, Reply), "no invocation is under way before the first"
         if not isinstance(event, Ready):
@@ -127,7 +128,7 @@ class FunctionProcess:
         return event
 
     def invoke(self, invocation: Invocation, timeout_s: float) -> Reply | Exited | TimedOut:
-        """The function's answer; any but a Reply leaves the process ended."""
+        """Returns the function's answer; unless it is a Reply, the process is ended."""
         deadline = time.monotonic() + timeout_s
         self._api.hand_over(invocation)
         event = self._next_event(deadline)
@@ -137,16 +138,16 @@ class FunctionProcess:
         return event
 
     def take_output(self) -> str:
-        """What the process has written to stdout and stderr since the last call, in its order."""
+        """Returns what the process has written to stdout and stderr since the last call, in its order."""
         return self._output.take()
 
     @property
     def peak_memory_mb(self) -> int:
-        """The most memory the process was seen to use, in MiB, at the end of its init phase and of each invocation."""
+        """Returns the most memory in MiB that the process was seen to use, after init and after each invocation."""
         return self._peak_mb
 
     def end(self) -> None:
-        """End the process and its whole group at once. Calling it again changes nothing."""
+        """Ends the process and its whole group at once. Calling it again changes nothing."""
         with self._lock:
             if not self._reaped:
                 _kill_group(self.pid)
@@ -163,7 +164,7 @@ class FunctionProcess:
         return event
 
     def _watch(self) -> None:
-        # Until it is reaped, the dead process keeps its id, so the group's id cannot be another's yet.
+        # Until it is reaped, the dead process keeps its id, so no other group can have that id yet.
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             _kill_group(self.pid)
@@ -187,7 +188,7 @@ class _Output:
         threading.Thread(target=self._pump, name="lambda-output", daemon=True).start()
 
     def take(self) -> str:
-        """All that was written before this call, also what only the pipe holds yet."""
+        """Returns all that was written before this call, even what is still in the pipe."""
         with self._lock:
             self._read(_PIPE_BYTES)
             data, self._data = self._data, bytearray()
@@ -205,7 +206,7 @@ class _Output:
         os.close(self._fd)
 
     def _read(self, limit: int) -> None:
-        """Read what is there, up to about `limit` bytes. The lock is held."""
+        """Reads what is there, up to about `limit` bytes. The caller holds the lock."""
         while self._open and limit > 0:
             try:
                 chunk = os.read(self._fd, 65536)
@@ -221,10 +222,10 @@ class _Output:
 def function_environment(
     env_vars: Mapping[str, object], *, declared: Mapping[str, object], endpoint_url: str, runtime: str
 ) -> dict[str, str]:
-    """What Lambda sets and what the function declares, out of all that LocalStack lists for its own containers.
+    """Returns what Lambda sets and what the function declares, out of all that LocalStack lists for its own containers.
 
-    Values may be numbers in what LocalStack lists. An endpoint that is declared empty is not declared: boto3 would take
-    it for "the real AWS".
+    LocalStack's list may hold numbers. An endpoint that is declared empty counts as not declared, because boto3 would
+    take it for "the real AWS".
     """
     names = _SET_BY_LAMBDA | declared.keys()
     environment = {name: str(value) for name, value in env_vars.items() if name in names}
@@ -233,7 +234,7 @@ def function_environment(
 
 
 def process_environment(spec: FunctionSpec, tmp: Path) -> dict[str, str]:
-    """The whole environment of the process but the Runtime API's address."""
+    """Returns the whole environment of the process, except the Runtime API's address."""
     layers = list(reversed(spec.layers))
     bins = [str(spec.python.parent), "/usr/local/bin", "/usr/bin", "/bin", *(str(layer / "bin") for layer in layers)]
     libs = [spec.code, spec.code / "lib", *(layer / "lib" for layer in layers)]
@@ -243,7 +244,7 @@ def process_environment(spec: FunctionSpec, tmp: Path) -> dict[str, str]:
         "LANG": "en_US.UTF-8",
         "TZ": ":UTC",
         "TMPDIR": str(tmp),
-        # Lambda sets none; without it, libraries find the home of whoever runs LocalStack, and ~/.aws in it.
+        # Lambda sets no HOME. Without one, libraries would find the home of whoever runs LocalStack, and ~/.aws in it.
         "HOME": str(tmp),
     }
     fixed = {
@@ -255,13 +256,13 @@ def process_environment(spec: FunctionSpec, tmp: Path) -> dict[str, str]:
 
 
 def _kill_group(group: int) -> None:
-    # macOS refuses (EPERM) where only a dead leader is left.
+    # macOS refuses (EPERM) if only a dead leader is left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
 
 def _memory_mb(pid: int) -> int:
-    """Peak resident memory in MiB where /proc tells it, else what is resident now; 0 if the process is gone."""
+    """Returns peak resident memory in MiB where /proc has it, else what is resident now; 0 if the process has ended."""
     if Path("/proc/self/status").exists():
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text()

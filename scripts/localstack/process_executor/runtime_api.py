@@ -77,19 +77,20 @@ class RuntimeApi:
         return f"{host!s}:{port}"
 
     def hand_over(self, invocation: Invocation) -> None:
-        """Give the process its next invocation, or have it ready for when it asks."""
+        """Gives the process its next invocation, at once or when it asks."""
         with self._lock:
             self._current = invocation.request_id
         self._invocations.put(invocation)
 
     def close(self) -> None:
-        """Stop serving; a request that waits for an invocation ends without an answer."""
+        """Stops serving; a request that waits for an invocation ends without an answer."""
         with self._lock:
             if self._closing:
                 return
             self._closing = True
         self._invocations.put(None)
-        # The server waits for a connection; only a connection ends that on every platform. It may be gone by then.
+        # The server waits for a connection, and only a connection ends that wait on every platform. The server may be
+        # gone by then.
         with contextlib.suppress(OSError):
             socket.create_connection(self._server.server_address[:2]).close()  # type: ignore[arg-type] # (str, int) for AF_INET
 
@@ -99,18 +100,18 @@ class RuntimeApi:
                 self._server.handle_request()
 
     def next_invocation(self) -> Invocation | None:
-        """The next invocation, however long that takes; None once the API is closed."""
+        """Returns the next invocation, however long that takes; None once the API is closed."""
         with self._lock:
             first, self._ready = not self._ready, True
         if first:
             self._events.put(Ready())
         invocation = self._invocations.get()
         if invocation is None:
-            self._invocations.put(None)  # for any other request that waits
+            self._invocations.put(None)  # This wakes any other request that waits.
         return invocation
 
     def settle(self, request_id: str, reply: Reply) -> bool:
-        """Whether the reply was to the invocation under way, which it then ends."""
+        """Ends the invocation under way if the reply was to it; returns whether that was so."""
         with self._lock:
             if request_id != self._current:
                 return False
@@ -119,7 +120,7 @@ class RuntimeApi:
         return True
 
     def init_failed(self, error: bytes) -> bool:
-        """Whether the report was heard: the init phase is over once the process has asked for an invocation."""
+        """Reports a failed init phase; returns False if the process had already asked for an invocation."""
         with self._lock:
             if self._ready:
                 return False
@@ -136,7 +137,7 @@ class _Server(ThreadingTCPServer):
 
     @override
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a function process that dies breaks its connection, and its supervisor reports it."""
+        """Prints nothing: a function process that dies breaks its connection, and its supervisor reports that."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -148,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
     def parse_request(self) -> bool:
         if not super().parse_request():
             return False
-        # A page that asked for the next invocation would take it from the function.
+        # A web page that asked for the next invocation would take it from the function.
         if reason := refusal_of_message(self.headers):
             self.close_connection = True
             self._answer(403, {"errorType": "Forbidden", "errorMessage": reason})
@@ -169,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Lambda-Runtime-Trace-Id": invocation.trace_id,
         }
         if invocation.client_context is not None:
-            # Written anew, for a header is ASCII.
+            # The JSON is written again with escapes, because a header is ASCII.
             headers["Lambda-Runtime-Client-Context"] = json.dumps(json.loads(invocation.client_context))
         return self._send(200, invocation.payload, headers)
 
@@ -198,4 +199,4 @@ class _Handler(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, format: str, *args: object) -> None:
-        """Keep the server's access log out of LocalStack's output."""
+        """Keeps the server's access log out of LocalStack's output."""

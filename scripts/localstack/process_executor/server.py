@@ -1,4 +1,4 @@
-"""LocalStack's gateway on the addresses it is told alone, with the guard against web pages before all else.
+"""LocalStack's gateway, limited to the addresses that it is told, and guarded against web pages.
 
 Whoever reaches the gateway can deploy a function, and so run a program as this user. LocalStack's own server listens on
 every address, and its own check of Origin lets any request pass that has none.
@@ -18,7 +18,7 @@ from loopback_guard import is_cors, refusal
 
 
 class BoundServerPlugin(RuntimeServerPlugin):  # type: ignore[misc] # LocalStack is not in the development environment
-    """What GATEWAY_SERVER=bound names."""
+    """The plugin that GATEWAY_SERVER=bound selects."""
 
     name = "bound"
 
@@ -28,12 +28,12 @@ class BoundServerPlugin(RuntimeServerPlugin):  # type: ignore[misc] # LocalStack
 
 
 class BoundServer(TwistedRuntimeServer):  # type: ignore[misc] # as above
-    """LocalStack's default server, which leaves the host of GATEWAY_LISTEN out for IPv4."""
+    """LocalStack's default server, which ignores the host of GATEWAY_LISTEN for IPv4."""
 
     @override
     def register(self, gateway: Gateway, listen: list[HostAndPort], ssl_creds: tuple[str, str] | None = None) -> None:
         factory = TwistedGateway(gateway)
-        # A request asks the guard before it is given to LocalStack, WebSockets included.
+        # Every request passes the guard before LocalStack gets it, WebSockets included.
         factory.requestFactory = GuardedRequest
         if ssl_creds:
             certificate, key = ssl_creds
@@ -45,7 +45,7 @@ class BoundServer(TwistedRuntimeServer):  # type: ignore[misc] # as above
 
 
 class GuardedRequest(TwistedRequestAdapter):  # type: ignore[misc] # as above
-    """A request that is answered here with 403 where the guard refuses it, and whose answer has no CORS headers."""
+    """A request that the guard may refuse with 403, and whose answer has no CORS headers."""
 
     @override
     def process(self) -> None:

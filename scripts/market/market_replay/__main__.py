@@ -12,7 +12,7 @@ from market_replay.server import MarketReplay, utc_now
 
 
 def main() -> int:
-    """Exit code 0 after a signal, 1 where it cannot listen on the port."""
+    """Runs the server. Returns 0 after a signal, 1 if it cannot listen on the port."""
     parser = argparse.ArgumentParser(prog="market_replay", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 (the default) takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="an address of this machine; loopback by default")

@@ -38,20 +38,20 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked for: bars that start from ``start`` on and before ``end``."""
+    """A chart request: it asks for bars that start from ``start`` on and before ``end``."""
 
     interval: str
     start: datetime
     end: datetime
     range: str
-    """As asked; empty where a period was given."""
+    """The range as it was requested; empty if a period was given."""
     include_pre_post: bool
     events: frozenset[str] = frozenset()
     """Of div and splits, what is to be told beside the bars."""
 
     @classmethod
     def from_query(cls, query: Mapping[str, str], now: datetime) -> "Question":
-        """Yahoo's reading of a query string. Raises Refusal."""
+        """Returns the request in a query string, read as Yahoo reads it. Raises Refusal."""
         interval = query.get("interval", "1d")
         if interval not in {"1m", "1d"}:
             raise Refusal(
@@ -250,7 +250,7 @@ def _meta(market: _Market, question: Question) -> Answer:
 
 
 def _session(day: date, *, empty: bool = False) -> Answer:
-    """The exchange's day from midnight to midnight, 23 or 25 hours where clocks change."""
+    """Returns the exchange's day from midnight to midnight: 23 or 25 hours where clocks change."""
     start = _midnight(day)
     end = start if empty else _midnight(day + timedelta(days=1))
     return {
@@ -290,7 +290,7 @@ def _instant(query: Mapping[str, str], name: str, default: datetime) -> datetime
 
 
 def _start_of_range(span: str, now: datetime) -> datetime:
-    """``1d`` is the session of today, ``5d`` the last five, and so on."""
+    """Returns the start of a range: ``1d`` is today's session, ``5d`` the last five, and so on."""
     today = now.astimezone(EXCHANGE_ZONE).date()
     if span == "ytd":
         return _midnight(today.replace(month=1, day=1))

@@ -1,4 +1,4 @@
-"""What can be made to go wrong with a symbol, for tests and drills."""
+"""The faults that a symbol can have, for tests and drills."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -12,7 +12,7 @@ LONGEST_SECONDS = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """Another close for the bar of one minute (counted since 1970)."""
+    """A different close for the bar of one minute (counted since 1970)."""
 
     minute: int
     close: float
@@ -20,30 +20,31 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Any of these at once. ``status`` and ``body`` replace the answer, the others change it."""
+    """A fault; its fields can be combined. ``status`` and ``body`` replace the answer, the others change it."""
 
     status: int | None = None
-    """Answer with this status, and Yahoo's kind of error body."""
+    """Answer with this status, and with an error body like Yahoo's."""
     body: str | None = None
     """Answer with this text, as ``content_type``."""
     content_type: str = "text/html"
     empty: bool = False
-    """No bars: a closed market."""
+    """Answer without bars, as for a closed market."""
     null_bar: bool = False
-    """The newest closed bar is all null: nothing was traded."""
+    """All values of the newest closed bar are null: nothing was traded."""
     nan: bool = False
     """The newest closed bar lacks its close."""
     delay_seconds: float = 0.0
-    """How long the answer takes."""
+    """How many seconds the answer takes."""
     behind_seconds: float = 0.0
-    """The answer shows the market as it was so long ago, as that of a delayed exchange does."""
+    """The answer shows the market as it was this many seconds ago, like that of a delayed exchange."""
     correct: Correction | None = None
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """The fault that a JSON object describes, field by field.
+        """Returns the fault that a JSON object describes, field by field.
 
-        ``correct`` is ``{"minute": an RFC 3339 instant, "close": a number}``. Raises ValueError naming what is wrong.
+        ``correct`` is ``{"minute": an RFC 3339 instant, "close": a number}``. Raises ValueError that says what is
+        wrong.
         """
         if not isinstance(value, Mapping) or not value:
             raise ValueError("a fault is a JSON object with at least one field")
@@ -90,7 +91,7 @@ def _correction(value: Any) -> Correction:
 
 
 class Faults:
-    """The faults in force, by symbol; ``*`` stands for every symbol that has none of its own."""
+    """The current faults by symbol; ``*`` stands for every symbol that has none of its own."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -102,7 +103,7 @@ class Faults:
             self._by_symbol[symbol] = fault
 
     def clear(self, symbol: str | None = None) -> None:
-        """Mends one symbol, or all."""
+        """Ends the fault of one symbol, or of all."""
         with self._lock:
             if symbol is None:
                 self._by_symbol.clear()
@@ -110,7 +111,7 @@ class Faults:
                 self._by_symbol.pop(symbol, None)
 
     def of(self, symbol: str) -> Fault:
-        """The fault in force; one without any effect where there is none."""
+        """Returns the symbol's current fault, or one without any effect."""
         with self._lock:
             return self._by_symbol.get(symbol) or self._by_symbol.get(EVERY_SYMBOL) or _NO_FAULT
 

@@ -1,4 +1,4 @@
-"""Which bar a minute has: real daily bars of bokeh_sampledata (2000 to 2013), one per minute, day and night."""
+"""Decides which bar a minute has: one real daily bar of bokeh_sampledata (2000 to 2013) per minute, day and night."""
 
 from bisect import bisect_left
 from collections.abc import Mapping
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from typing import Self
-
-from bokeh_sampledata import stocks
 
 SYMBOLS = {
     "AAPL": "Apple Inc.",
@@ -32,6 +30,8 @@ class Bar:
 @cache
 def daily_bars(symbol: str) -> tuple[Bar, ...]:
     """Every real day of a symbol in order. All series end on the same day, 2013-03-01."""
+    from bokeh_sampledata import stocks  # noqa: PLC0415 - slow to import, and acp needs the symbols alone
+
     days = getattr(stocks, symbol)
     columns = (days[name] for name in ("open", "high", "low", "close", "volume"))
     return tuple(Bar(*row) for row in zip(*columns, strict=True))
@@ -132,9 +132,10 @@ ROUND = Replay()
 
 
 def bar_at(symbol: str, minute: int) -> Bar:
-    """The bar of a minute, counted since 1970; the next minute has the next trading day's.
+    """Returns the bar of a minute, counted since 1970; the next minute has the next trading day's bar.
 
-    A minute is the same real day for every symbol that was listed on it; one listed later repeats its own days before.
+    A minute stands for the same real day for every symbol that was listed on it; a symbol that was listed later repeats
+    its own days before that.
     """
     bar = ROUND.bar(symbol, minute)
     assert bar is not None, "it has no seam, and every symbol repeats its days"
@@ -159,6 +160,6 @@ def listed_on(day: date) -> tuple[str, ...]:
 
 
 def bar_so_far(bar: Bar, elapsed: float) -> Bar:
-    """What is seen of a bar when ``elapsed`` (0 to 1) of it has passed: on its way from open to close."""
+    """Returns what is seen of a bar when ``elapsed`` (0 to 1) of it has passed: on its way from open to close."""
     price = round(bar.open + (bar.close - bar.open) * elapsed, 4)
     return Bar(bar.open, max(bar.open, price), min(bar.open, price), price, int(bar.volume * elapsed))

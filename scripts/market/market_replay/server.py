@@ -1,4 +1,4 @@
-"""The chart API over HTTP, with a control for faults."""
+"""Serves the chart API over HTTP, with a control for faults."""
 
 import ipaddress
 import json
@@ -24,14 +24,15 @@ LARGEST_BODY = 1 << 20
 
 
 def utc_now() -> datetime:
-    """The clock that bars are served by, unless another is given."""
+    """Returns the present: the clock by which bars are served, unless another is given."""
     return datetime.now(UTC)
 
 
 class MarketReplay:
-    """A running server's address, clock and faults. ``port`` 0 takes a free one.
+    """A running server's address, clock and faults.
 
-    ``log`` is called with one line per request: client, method, path, status, milliseconds.
+    ``port`` 0 takes a free one. ``log`` is called with one line per request: client, method, path, status,
+    milliseconds.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class MarketReplay:
 
     @property
     def url(self) -> str:
-        """What to set MARKET_DATA_URL to."""
+        """The value for MARKET_DATA_URL."""
         return f"http://{self.host}:{self.port}"
 
     def run(self) -> None:
@@ -92,14 +93,15 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that did not wait for its answer is no error of the server's."""
+        """Prints nothing: a client that did not wait for its answer is not the server's error."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Header and body leave in one write; else Nagle's algorithm holds the second back until the first is acknowledged.
+    # Header and body leave in one write; otherwise Nagle's algorithm holds the second back until the first is
+    # acknowledged.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -128,10 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve(self._delete)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's signature
-        """Nothing: a request is logged with its status, just before its answer is sent."""
+        """Prints nothing here: a request is logged with its status, just before its answer is sent."""
 
     def _serve(self, answer: Callable[[str], None]) -> None:
-        if self._replay.stopping.is_set():  # a kept-alive connection outlives the listening socket
+        if self._replay.stopping.is_set():  # A kept-alive connection outlives the listening socket.
             self.close_connection = True
             return
         self._started = time.perf_counter()
@@ -169,7 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204)
 
     def _faulty_symbol(self, path: str) -> str | None:
-        """None where the path is another or the client is not on this machine; empty where no symbol is named."""
+        """Returns the symbol in the path; empty if none is named.
+
+        Returns None if the path is another, or if the client is not on this machine.
+        """
         on_this_machine = ipaddress.ip_address(self.client_address[0]).is_loopback
         if not on_this_machine or not (path == FAULTS_PATH or path.startswith(FAULTS_PATH + "/")):
             return None
@@ -205,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, body, "application/json;charset=utf-8")
 
     def _send(self, status: int, body: bytes, content_type: str) -> None:
-        # Before the answer: whoever has read it may end this process at once, and the line would be lost.
+        # The line is logged before the answer, because whoever reads the answer may end this process at once.
         if self._replay.log:
             milliseconds = (time.perf_counter() - self._started) * 1000
             self._replay.log(f"{self.client_address[0]} {self.command} {self.path!r} {status} {milliseconds:.1f} ms")

@@ -25,7 +25,12 @@ processor = BatchProcessor(event_type=EventType.SQS, raise_on_entire_batch_failu
 def database() -> Database:
     """One connection per environment."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-tick-count")
+    return open_database(
+        settings.database,
+        endpoint_url=settings.cloud_endpoint_url,
+        application_name="acp-tick-count",
+        role="acp_consume",
+    )
 
 
 def count(event: Event) -> bool:

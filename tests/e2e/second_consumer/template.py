@@ -1,4 +1,4 @@
-"""The template with a second consumer of market.ticks: one more entry in two variables, one function with its queue."""
+"""Adds a second consumer of market.ticks to the template: two entries, and a function with its queue."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ COPIED = (
     "MarketTicksQueue",
     "MarketTicksDeadLetterQueue",
 )
-"""What belongs to a consumer; the second one's is like the first one's but for its names and its code."""
+"""A consumer's resources; the second one's differ only in names and code."""
 
 
 def with_second_consumer(built: Path, folder: Path) -> Path:

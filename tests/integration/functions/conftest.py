@@ -10,7 +10,7 @@ from tests.integration.functions.invoked import NEEDED, VARIABLES, Function, Loa
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Loads a function into an environment of its own: what it needs, and the variables given."""
+    """Loads a function into an environment of its own, with the variables that it needs and those given."""
     with ExitStack() as stack:
 
         def load(name: str, **variables: str) -> Function:
@@ -27,7 +27,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 @pytest.fixture(scope="module")
 def endpoint_url() -> Iterator[str]:
-    """SQS over HTTP, as the relay speaks to it."""
+    """The URL of an SQS over HTTP, as the relay uses it."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

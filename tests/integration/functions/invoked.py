@@ -1,4 +1,4 @@
-"""Functions as Lambda runs them: from their files, set by the environment, with events as Lambda passes them."""
+"""Runs functions as Lambda does: from their files, with settings from the environment, with Lambda's events."""
 
 import importlib.util
 import io
@@ -26,13 +26,16 @@ NAMES = ["ingestion", "relay", "signal_lab", "migration", "maintenance"]
 
 
 NOWHERE = f"postgresql://acp_test:{PASSWORD}@127.0.0.1:1/database"
-"""For what is refused before the database is asked."""
+"""A database URL for functions that refuse their settings before they connect."""
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 
 @dataclass
 class FakeContext:
-    """What Lambda gives a handler: docs.aws.amazon.com/lambda/latest/dg/python-context.html."""
+    """The context that Lambda gives a handler.
+
+    Source: https://docs.aws.amazon.com/lambda/latest/dg/python-context.html
+    """
 
     function_name: str = "function"
     function_version: str = "$LATEST"
@@ -59,12 +62,12 @@ class Function:
         self.module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.module)
         self._output = io.StringIO()
-        # The logger outlives the module, and so does the stream that it was first given.
+        # The logger outlives the module, and keeps the stream that it was first given.
         self.module.telemetry.logger.registered_handler.setStream(self._output)
 
     def __call__(self, event: Any = None) -> dict[str, Any]:
         result = self.module.handler({} if event is None else event, FakeContext())
-        answer: dict[str, Any] = json.loads(json.dumps(result))  # as Lambda answers
+        answer: dict[str, Any] = json.loads(json.dumps(result))  # Lambda answers JSON, too.
         return answer
 
     @property
@@ -84,7 +87,7 @@ class Function:
         self._output.truncate()
 
     def fails(self, error: type[ControlPlaneError], *texts: str, event: Any = None) -> str:
-        """Invokes it and expects an error with these texts, raised, and logged once without a stack trace."""
+        """Invokes the function and expects an error with these texts, raised, and logged once without a stack trace."""
         self.forget_logs()
         with pytest.raises(error) as caught:
             self(event)
@@ -138,7 +141,7 @@ def tick(price: float = 100.0, *, minute: int = 0, entity: str = "AAPL") -> Even
 
 
 def look(*, minute: int = 0) -> Look:
-    """A look that becomes such a tick."""
+    """Returns a look that becomes a tick with these values."""
     event = tick(minute=minute)
     return Look(
         MarketTick(**event.payload),
@@ -153,7 +156,7 @@ def look(*, minute: int = 0) -> Look:
 
 
 def record(body: str, number: int = 1, **attributes: str) -> dict[str, Any]:
-    """An SQS record as an event source mapping delivers it."""
+    """Returns an SQS record as an event source mapping delivers it."""
     return {
         "messageId": f"00000000-0000-4000-8000-{number:012}",
         "receiptHandle": f"receipt-{number}",
@@ -191,7 +194,7 @@ def count(connection: Connection[Any], table: str) -> int:
 
 
 def metrics(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
-    """Sums of what was flushed since the last look, by name."""
+    """Returns the sums of the metrics that were flushed since the last call, by name."""
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"_aws"' in line]
     names = [(line, metric["Name"]) for line in lines for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]]
     return {name: sum(line[name]) for line, name in names}

@@ -30,7 +30,7 @@ def test_postgres_down_at_the_start_loses_nothing(load: Load, own_postgres: Post
     event = {"Records": [record_of(tick())]}
     signal_lab = load("signal_lab", DATABASE_URL=url)
     for _ in range(2):
-        # Raised, not answered: the whole batch stays on its queue.
+        # The error is raised and not answered, so the whole batch stays on its queue.
         signal_lab.fails(DatabaseUnavailable, "Connection refused", event=event)
     own_postgres.start()
     assert own_postgres.url("acp_test") == url
@@ -85,7 +85,7 @@ class Secret:
 
 @pytest.fixture
 def cloud() -> Iterator[None]:
-    """SQS and Secrets Manager, within the process."""
+    """An SQS and a Secrets Manager within the test's process."""
     with mock_aws():
         yield
 
@@ -98,7 +98,7 @@ def secret(cloud: None) -> Iterator[Secret]:
     client.close()
 
 
-def test_the_url_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, cloud: None, secret: Secret) -> None:
+def test_the_url_secret_may_be_text_or_json(load: Load, database: Any, cloud: None, secret: Secret) -> None:
     parts = conninfo_to_dict(database.app_url)
     rds = {"username": parts["user"], "engine": "postgres", "dbInstanceIdentifier": "prices"}
     rds |= {name: parts[name] for name in ("password", "host", "port", "dbname")}
@@ -133,7 +133,7 @@ def test_a_secret_without_a_url_is_named_and_not_shown(load: Load, cloud: None, 
 
 @pytest.fixture
 def rotating(postgres: PostgresServer, database: Any) -> Iterator[Callable[[str], str]]:
-    """Sets the password of a role made for the purpose, ends its sessions, and returns its URL."""
+    """Returns a function that sets a role's password, ends its sessions, and returns its new URL."""
     role = sql.Identifier("rotating")
     with psycopg.connect(postgres.url(), autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE ROLE {} LOGIN IN ROLE acp_consume").format(role))

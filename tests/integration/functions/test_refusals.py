@@ -1,4 +1,4 @@
-"""What each function refuses: settings, databases and events it cannot work with."""
+"""The settings, databases and events that each function refuses."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_both_url_and_secret_is_an_error_that_names_both(load: Load, name: str) 
         f"mysql://acp_test:{PASSWORD}@127.0.0.1:3306/database",
         f"http://acp_test:{PASSWORD}@127.0.0.1/database?ssl=1",
         f"postgresql://acp_test:{PASSWORD}%zz@127.0.0.1/database",
-        # Not encoded, an @ or a / ends the password early for libpq, and the rest of it begins the host or database.
+        # Without encoding, libpq ends the password at an @ or a /, and takes the rest of it for the host or database.
         f"postgresql://acp_test:x@{PASSWORD}@127.0.0.1/database",
         f"postgresql://acp_test:{PASSWORD}/x@127.0.0.1/database",
         f"postgresql://acp_test:x/{PASSWORD}@127.0.0.1/database",
@@ -50,7 +50,7 @@ def test_a_wrong_password_is_an_error_that_names_whose(load: Load, database: Any
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_port_where_nothing_listens_is_an_error_that_names_it(load: Load, name: str) -> None:
+def test_a_port_where_nothing_listens_is_named(load: Load, name: str) -> None:
     url = f"postgresql://acp_test:{PASSWORD}@127.0.0.1:{free_port()}/database"
     load(name, DATABASE_URL=url).fails(DatabaseUnavailable, url.partition(f":{PASSWORD}@")[2], "Connection refused")
 
@@ -68,7 +68,7 @@ def test_a_database_that_does_not_exist_is_named(load: Load, database: Any) -> N
 
 @pytest.mark.parametrize("name", ["ingestion", "relay", "signal_lab", "maintenance"])
 @pytest.mark.parametrize("version", range(len(read_migrations(MIGRATIONS))))
-def test_a_schema_that_is_behind_is_refused_until_it_is_migrated(
+def test_an_old_schema_is_refused_until_it_is_migrated(
     load: Load, empty_database: Any, name: str, version: int
 ) -> None:
     migrations = read_migrations(MIGRATIONS)
@@ -134,9 +134,7 @@ def test_a_linger_that_is_no_number_of_seconds_is_named(load: Load, seconds: obj
         ("CLOUD_ENDPOINT_URL", "localhost:4566", "http:// or https://"),
     ],
 )
-def test_a_wrong_setting_of_the_relay_is_named_with_its_remedy(
-    load: Load, variable: str, value: str, remedy: str
-) -> None:
+def test_a_wrong_relay_setting_is_named_with_its_remedy(load: Load, variable: str, value: str, remedy: str) -> None:
     load("relay", DATABASE_URL=NOWHERE, **{variable: value}).fails(ConfigurationError, variable, remedy)
 
 

@@ -30,7 +30,7 @@ from control_plane.ops.subscriptions import SubscriptionError
 from control_plane.platform.database import connect
 from market_replay import Fault, serve
 
-# What they do
+# What the handlers do
 
 
 def test_ingestion_stores_what_the_market_answers_once(load: Load, database: Any, app: Connection[Any]) -> None:
@@ -78,7 +78,7 @@ def test_ingestion_takes_the_events_symbols_and_names_those_that_failed(
     assert [line["trace_id"] for line in warnings] == [answer["trace_id"]] * 2
 
 
-def test_ingestion_leaves_a_source_alone_after_the_failures_it_is_told(
+def test_ingestion_stops_asking_a_source_after_the_configured_failures(
     load: Load, database: Any, app: Connection[Any]
 ) -> None:
     with serve() as market:
@@ -95,7 +95,7 @@ def test_ingestion_leaves_a_source_alone_after_the_failures_it_is_told(
     assert again["failed_symbols"] == []
     assert again["ingested"] > 0
     said = [line["source"] for line in ingestion.logs if line["message"] == "the source's breaker is open"]
-    assert said == ["yfinance-replay"] * 2  # by the run that opened it, and by the one that found it open
+    assert said == ["yfinance-replay"] * 2  # One run opened the breaker, and one found it open.
     assert count(app, "circuit_breakers") == 1
 
 
@@ -176,7 +176,7 @@ def test_signal_lab_sends_back_only_what_it_could_not_consume(
     assert metrics(capsys) == {"EventsConsumed": 2, "DuplicateDeliveries": 1, "ConsumeFailures": 2}
 
 
-def test_signal_lab_answers_a_batch_of_which_nothing_could_be_consumed(load: Load, database: Any) -> None:
+def test_signal_lab_reports_every_message_of_a_batch_that_failed(load: Load, database: Any) -> None:
     signal_lab = load("signal_lab", DATABASE_URL=database.url("acp_consume"))
     answer = signal_lab({"Records": [record("", 1), record("null", 2), record("[]", 3)]})
     assert len(failures(answer)) == len(signal_lab.errors) == 3
@@ -207,7 +207,7 @@ def test_signal_lab_asks_once_for_a_lost_postgres_per_batch(
     load: Load, database: Any, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lost:
-        """There for the first look and the first message."""
+        """A database that is there for the first look and the first message only."""
 
         asked = 0
 
@@ -297,7 +297,7 @@ def test_subscriptions_that_are_none_are_named_with_the_remedy(load: Load, text:
     migration.fails(ConfigurationError, "SUBSCRIPTIONS is", '"from": "beginning"', "neither DATABASE_URL")
 
 
-def test_maintenance_forgets_events_only_where_it_is_asked_to(
+def test_maintenance_deletes_events_only_with_a_retention(
     load: Load, database: Any, app: Connection[Any], owner: Connection[Any]
 ) -> None:
     app.execute(

@@ -1,4 +1,4 @@
-"""Runs of ingestion with a fake source, and what they leave in the database."""
+"""Starts ingestion runs with a fake source, and reads what they left in the database."""
 
 from typing import Any
 from uuid import uuid4
@@ -17,7 +17,7 @@ POLICY = BreakerPolicy(failure_threshold=3, cool_down_seconds=1000)
 
 
 class SourceBug(Exception):
-    """What a source's client raises when it trips."""
+    """Raised by a source's client because of a bug in it."""
 
 
 def raw_payload() -> RawPayload:
@@ -40,7 +40,7 @@ def run(connection: Connection[Any], source: Source, *symbols: str) -> Ingestion
 
 
 def events(connection: Connection[Any], event_type: str) -> list[tuple[str, dict[str, Any]]]:
-    """entity_id and payload of each event of a type, in order of time."""
+    """Returns entity_id and payload of each event of a type, in order of time."""
     return connection.execute(
         "SELECT entity_id, payload_json FROM events WHERE event_type = %s ORDER BY occurred_at, entity_id", [event_type]
     ).fetchall()

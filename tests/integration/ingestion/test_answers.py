@@ -1,4 +1,4 @@
-"""What becomes of an answer: good bars, bad ones, gaps, and what a source says again."""
+"""What becomes of an answer with good bars, bad bars, gaps or repetitions."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from control_plane.ingestion.source import Entity, Fetched, Json, Observation
 from control_plane.ingestion.store import LARGEST_RAW_PAYLOAD
 from control_plane.model.errors import SourceError
 
-# ingest: one symbol's trouble is its own
+# One symbol's failure stays its own
 
 
 def test_a_failing_symbol_is_an_event_and_stops_nobody(app: Connection[Any]) -> None:
@@ -39,7 +39,7 @@ def test_a_failing_symbol_is_an_event_and_stops_nobody(app: Connection[Any]) -> 
     assert {"code": 429} in [row[0] for row in raws]
 
 
-def test_a_source_that_trips_over_one_symbol_serves_the_others(app: Connection[Any]) -> None:
+def test_a_bug_with_one_symbol_spares_the_others(app: Connection[Any]) -> None:
     result = run(app, FakeSource({"AAPL": seeds.bars(2), "ODD": SourceBug("what is this?")}), "ODD", "AAPL")
     assert (result.ingested, result.failed_symbols) == (2, ["ODD"])
     ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
@@ -48,7 +48,7 @@ def test_a_source_that_trips_over_one_symbol_serves_the_others(app: Connection[A
 
 
 class MisdescribingSource(FakeSource):
-    """Fetches well, and then stumbles over its own answer."""
+    """A source that fetches well, and fails when it describes its own answer."""
 
     def describe(self, fetched: Fetched) -> Entity:
         if fetched.symbol == "ODD":
@@ -57,14 +57,14 @@ class MisdescribingSource(FakeSource):
 
 
 class MislabellingSource(FakeSource):
-    """Describes an entity in words that no event may hold."""
+    """A source that describes an entity in words that no event may hold."""
 
     def describe(self, fetched: Fetched) -> Entity:
         return Entity(fetched.symbol, "equ\x00ity" if fetched.symbol == "ODD" else "equity", None)
 
 
 class LocalTimeSource(FakeSource):
-    """Forgets the time zone."""
+    """A source that forgets the time zone."""
 
     def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         fetched = super().fetch(symbol, since, asked_at)
@@ -78,9 +78,7 @@ class LocalTimeSource(FakeSource):
 
 
 @pytest.mark.parametrize("kind", [MisdescribingSource, MislabellingSource, LocalTimeSource])
-def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
-    app: Connection[Any], kind: Callable[..., FakeSource]
-) -> None:
+def test_an_unjudgeable_answer_fails_alone_and_is_kept(app: Connection[Any], kind: Callable[..., FakeSource]) -> None:
     result = run(app, kind({"ODD": seeds.bars(2), "AAPL": seeds.bars(3)}), "ODD", "AAPL")
     assert (result.ingested, result.failed_symbols) == (3, ["ODD"])
     ((entity_id, payload),) = events(app, "SOURCE_FETCH_FAILED")
@@ -103,7 +101,7 @@ def test_an_answer_that_cannot_be_judged_fails_alone_and_is_kept(
         ({"currency": "U\x00D"}, "payload.currency", "'U\\x00D'"),
     ],
 )
-def test_a_bar_that_breaks_the_contract_is_reported_and_kept_raw(
+def test_a_bar_breaking_the_contract_is_reported_and_kept_raw(
     app: Connection[Any], changes: dict[str, Any], field: str, value: str
 ) -> None:
     source = FakeSource({"AAPL": [seeds.bar(0), seeds.bar(1, **changes), seeds.bar(2)]})
@@ -147,7 +145,7 @@ def test_a_gap_is_an_event(app: Connection[Any]) -> None:
 @pytest.mark.parametrize(
     "odd", [float("nan"), float("-inf"), "NUL \x00", "lone \ud800 surrogate", {"\x00": 1}, [2**70 + 1]], ids=repr
 )
-def test_a_raw_answer_that_jsonb_would_refuse_is_kept_as_text(app: Connection[Any], odd: Any) -> None:
+def test_a_raw_answer_unfit_for_jsonb_is_kept_as_text(app: Connection[Any], odd: Any) -> None:
     source = FakeSource({"AAPL": seeds.bars(1)})
     source.raws["AAPL"] = {"odd": odd}
     assert run(app, source).ingested == 1
@@ -168,7 +166,7 @@ def test_a_raw_answer_nested_without_end_harms_nobody(app: Connection[Any]) -> N
 
 
 @pytest.mark.parametrize("raw", ["x" * LARGEST_RAW_PAYLOAD, [1e300] * 60_000], ids=["text", "digits"])
-def test_an_answer_too_large_to_be_kept_fails_its_symbol_alone(app: Connection[Any], raw: Json) -> None:
+def test_an_answer_too_large_to_keep_fails_its_symbol_alone(app: Connection[Any], raw: Json) -> None:
     class Large(FakeSource):
         def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
             fetched = super().fetch(symbol, since, asked_at)
@@ -180,13 +178,13 @@ def test_an_answer_too_large_to_be_kept_fails_its_symbol_alone(app: Connection[A
     assert (entity_id, payload["kind"]) == ("IBM", "malformed")
 
 
-# What did not change is not said again
+# What did not change is not reported again
 
 NOON = datetime(2026, 2, 10, 12, tzinfo=UTC)
 
 
 def run_three_times(connection: Connection[Any], answer: Sequence[Observation]) -> list[int]:
-    """Ingests one answer three times, while the source forgets; returns how many events there are after each run."""
+    """Ingests one answer three times while the source forgets; returns how many events there are after each run."""
     numbers = []
     for minute in range(3):
         run(connection, FakeSource({"AAPL": answer}, kept_from=NOON + timedelta(minutes=minute)))
@@ -221,7 +219,7 @@ def test_a_gap_before_the_newest_stored_bar_is_one_event(app: Connection[Any]) -
     assert (second, third) == (first, first)
 
 
-def test_a_gap_that_lasts_is_said_again_the_next_day(app: Connection[Any]) -> None:
+def test_a_lasting_gap_is_reported_again_the_next_day(app: Connection[Any]) -> None:
     run(app, FakeSource({"AAPL": seeds.bars(1)}))
     for day in (0, 0, 1, 1):
         run(app, FakeSource({"AAPL": []}, kept_from=NOON + timedelta(days=day)))
@@ -247,9 +245,7 @@ def test_a_gap_that_lasts_is_said_again_the_next_day(app: Connection[Any]) -> No
         ),
     ],
 )
-def test_an_answer_at_odds_with_itself_is_stored_once(
-    app: Connection[Any], answer: Sequence[Observation], said: int
-) -> None:
+def test_a_contradictory_answer_is_stored_once(app: Connection[Any], answer: Sequence[Observation], said: int) -> None:
     for _ in range(3):
         assert run(app, FakeSource({"AAPL": answer})).fetched == len(answer)
         assert seeds.counts(app)[1] == said

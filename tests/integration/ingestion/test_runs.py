@@ -1,4 +1,4 @@
-"""A run over many symbols: what it asks for, what it measures, and when its time is up."""
+"""A run over many symbols: what it asks for, what it measures, and how it ends when its time is up."""
 
 import io
 import json
@@ -89,7 +89,7 @@ def test_the_silence_of_the_most_silent_open_market_is_measured(app: Connection[
     telemetry = RecordingTelemetry()
     ingest(app, source, [*source.bars, "NOPE"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert telemetry.totals["OpenSymbols"] == 3
-    # One symbol that is not traded does not silence New York; London is the silent one.
+    # One symbol without trades does not make New York silent; London is the silent market.
     assert silence_of(telemetry) == pytest.approx(40, abs=1)
 
 
@@ -102,7 +102,7 @@ def test_a_market_just_opened_is_not_silent_since_yesterday(app: Connection[Any]
     assert silence_of(telemetry) == pytest.approx(3, abs=1)
 
 
-def test_an_answer_without_bars_is_silent_since_the_newest_stored_one(app: Connection[Any]) -> None:
+def test_an_answer_without_bars_is_silent_since_the_newest_stored(app: Connection[Any]) -> None:
     now = datetime.now(UTC)
     source = FakeSource({"AAPL": moved_to_now([50])})
     run(app, source)
@@ -120,14 +120,14 @@ def test_at_night_there_is_no_silence_to_speak_of(app: Connection[Any]) -> None:
     assert telemetry.totals["OpenSymbols"] == 0
 
 
-def test_of_markets_nobody_answered_for_nothing_is_said(app: Connection[Any]) -> None:
+def test_markets_without_an_answer_are_not_reported(app: Connection[Any]) -> None:
     telemetry = RecordingTelemetry()
     down = FakeSource({"AAPL": SourceError("AAPL", "unreachable", "no route")})
     ingest(app, down, ["AAPL"], telemetry, POLICY, event_types=EVENT_TYPES)
     assert not telemetry.totals.keys() & {"OpenSymbols", "MarketSilence"}
 
 
-def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_nothing_is_counted_without_a_commit(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute("REVOKE EXECUTE ON FUNCTION insert_events FROM acp_ingest")
     telemetry = RecordingTelemetry()
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
@@ -136,11 +136,11 @@ def test_nothing_is_counted_where_nothing_was_committed(app: Connection[Any], ow
     assert seeds.counts(app) == (0, 0, 0)
 
 
-# A source that hangs, and a run's time that is up
+# A source that hangs, and a run whose time is up
 
 
 class HangingSource(FakeSource):
-    """Does not answer for ``hanging`` until told to."""
+    """A source that does not answer for ``hanging`` until it is told to."""
 
     def __init__(self, bars: Mapping[str, Sequence[Observation]]) -> None:
         super().__init__(bars)
@@ -192,7 +192,7 @@ def test_a_symbol_that_hangs_costs_the_others_nothing(app: Connection[Any], hang
     assert run(app, hanging, "AAPL", "HANG", "MSFT").ingested == 3
 
 
-def test_symbols_whose_turn_never_came_are_named_in_the_order_given(
+def test_symbols_that_were_not_reached_are_named_in_order(
     app: Connection[Any], monkeypatch: pytest.MonkeyPatch, hanging: HangingSource
 ) -> None:
     monkeypatch.setattr(service, "MAX_PARALLEL_FETCHES", 1)
@@ -214,7 +214,7 @@ def test_symbols_whose_turn_never_came_are_named_in_the_order_given(
     assert reasons(app) == never_started | {started: ("unreachable", "no answer before the run's time was up")}
 
 
-def test_what_came_is_stored_while_others_are_still_awaited(
+def test_early_answers_are_stored_before_late_ones_arrive(
     app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_STORE_EVERY_SECONDS", 0.01)
@@ -283,7 +283,7 @@ def test_a_raw_payload_keeps_what_was_asked_and_when(app: Connection[Any]) -> No
         assert row == ("fake", "AAPL", source.asked_at["AAPL"], since, True)
 
 
-# Messages that nobody gets
+# Messages without a subscription
 
 
 def test_messages_without_a_subscription_are_counted_and_named(app: Connection[Any], owner: Connection[Any]) -> None:

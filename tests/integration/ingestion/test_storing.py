@@ -1,4 +1,4 @@
-"""Raw payloads, events and messages: stored together or not at all, each of them once, within bounds."""
+"""Raw payloads, events and messages are stored together or not at all, once each, within bounds."""
 
 import contextlib
 import json
@@ -128,7 +128,7 @@ def test_a_corrected_bar_is_exactly_one_more_event(app: Connection[Any]) -> None
     assert seeds.counts(app) == (2, 11, 11)
 
 
-def test_an_observation_that_comes_twice_in_one_answer_is_one_event(app: Connection[Any]) -> None:
+def test_an_observation_repeated_in_one_answer_is_one_event(app: Connection[Any]) -> None:
     result = run(app, FakeSource({"AAPL": [seeds.bar(0), seeds.bar(0), seeds.bar(1)]}))
     assert (result.fetched, result.ingested, result.duplicates) == (3, 2, 1)
     assert seeds.counts(app) == (1, 2, 2)
@@ -140,7 +140,7 @@ def test_concurrent_runs_store_each_bar_once_without_deadlock(
     symbols = ["AAPL", "IBM", "MSFT", "GOOG"]
     runners, rounds = 4, 5
     start = Barrier(runners)
-    # Each row takes its time, so that runs in different orders are sure to meet midway.
+    # Each row takes a while, so that runs in different orders are sure to meet.
     owner.execute(
         "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.0005); RETURN new; END'"
     )
@@ -186,14 +186,14 @@ def test_the_number_of_statements_does_not_grow_with_the_bars(app: Connection[An
         return CountingCursor.executed
 
     assert statements("AAPL", 1) == statements("IBM", 60) == 9
-    # clock, the breaker, newest, isolation, locks, raw payloads, clock, ends of chains, events
+    # The statements: clock, breaker, newest, isolation, locks, raw payloads, clock, ends of chains, events.
 
 
 # Postgres goes away in the middle
 
 
 class CrashingSource(FakeSource):
-    """Crashes Postgres when it is asked for CRASH."""
+    """A source that crashes Postgres when it is asked for CRASH."""
 
     crash: Callable[[], None]
 
@@ -221,12 +221,12 @@ def test_the_run_after_a_crash_of_postgres_stores_the_rest(
         with pytest.raises(psycopg.OperationalError) as broken:
             run(connection, source, *symbols)
         assert "server closed the connection" in str(broken.value) or "terminating connection" in str(broken.value)
-    assert stopped.wait(30)  # the run does not wait for its threads
+    assert stopped.wait(30)  # The run does not wait for its threads.
     own_postgres.start()
     source.crash = lambda: None
     with connect(own_postgres.url(), application_name="test") as connection:
         raws, stored, messages = seeds.counts(connection)
-        assert (raws, stored) in {(0, 0), (1, 20), (2, 40)}  # whole symbols: those that came before the crash
+        assert (raws, stored) in {(0, 0), (1, 20), (2, 40)}  # only whole symbols from before the crash
         assert messages == stored
         result = run(connection, source, *symbols)
         assert result.ingested == 60 - stored
@@ -236,7 +236,7 @@ def test_the_run_after_a_crash_of_postgres_stores_the_rest(
 # How much one transaction holds
 
 
-def test_a_transaction_holds_no_more_than_it_may(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_is_bounded(app: Connection[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[tuple[int, int]] = []
 
     def store_and_note(connection: Connection[Any], raws: Sequence[RawPayload], looks: Sequence[Look]) -> Stored:
@@ -250,7 +250,7 @@ def test_a_transaction_holds_no_more_than_it_may(app: Connection[Any], monkeypat
     assert run(app, FakeSource(market), *market).ingested == 3 * 30 + 7 + 60
     assert max(entities for entities, _ in batches) == 3
     assert max(looks for _, looks in batches) <= 70
-    assert sum(entities for entities, _ in batches) == len(market)  # each symbol whole, in one of them
+    assert sum(entities for entities, _ in batches) == len(market)  # Each symbol is stored whole, in one transaction.
 
 
 def test_more_entities_than_a_transaction_may_lock_are_refused(app: Connection[Any]) -> None:
@@ -263,7 +263,7 @@ def test_a_large_ingestion_is_committed_in_parts_a_symbol_whole(
     app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "_LOOKS_PER_TRANSACTION", 50)
-    # As of the third symbol the database refuses: what is there by then was committed before.
+    # The database refuses the third symbol and all after it; what came before was committed.
     owner.execute(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN"
         " IF (SELECT count(*) FROM public.events) >= 60 THEN RAISE EXCEPTION ''no more''; END IF; RETURN new; END'"
@@ -280,11 +280,11 @@ def test_more_than_five_thousand_events_are_stored(app: Connection[Any]) -> None
     seeds.store(app, [replace(look, source="fake") for look in seeds.ticks(1)])
     days = seeds.bars(5_200)
     result = run(app, FakeSource({"AAPL": days, "IBM": days}), "AAPL", "IBM")
-    assert result.ingested == 5_199 + 60  # AAPL from its stored bar on, IBM's most recent hour
+    assert result.ingested == 5_199 + 60  # AAPL is asked from its stored bar on, IBM for its most recent hour.
     assert seeds.counts(app) == (2, 5_260, 5_260)
 
 
-# What it costs to find where to go on
+# The cost of finding where to continue
 
 
 def visited(plan: Any) -> int:
@@ -311,7 +311,7 @@ def test_200000_failures_do_not_hide_the_newest_tick(app: Connection[Any], owner
     assert visited(json.loads(steps)[0]["Plan"]) == 2
 
 
-def test_the_end_of_a_chain_is_found_among_many_by_probes(app: Connection[Any], owner: Connection[Any]) -> None:
+def test_the_end_of_a_chain_is_found_by_probes(app: Connection[Any], owner: Connection[Any]) -> None:
     owner.execute(
         "INSERT INTO events (event_id, event_type, source, entity_id, series, occurred_at, ingested_at, schema_version,"
         " trace_id, payload_json)"
@@ -333,12 +333,12 @@ def test_the_end_of_a_chain_is_found_among_many_by_probes(app: Connection[Any], 
         "occurred_at": [seeds.bar(1 + number // 3).occurred_at for number in range(many)],
     }
     steps = seeds.plan(app, QUERIES["chain_heads"], asked)
-    # An event and a repeated look each; the plan's figures are averages, rounded to whole rows by older servers.
+    # Each probe reads an event and a repeated look; plans show averages, which older servers round to whole rows.
     assert 2 * many * 0.95 <= visited(json.loads(steps)[0]["Plan"]) <= 3 * many
     assert {"events_one_per_revision", "repeated_looks_key"} == set(re.findall(r'"Index Name": "(\w+)"', steps))
 
 
-# Bounded: what one answer can cost
+# The most that one answer can cost
 
 
 def test_the_database_refuses_a_raw_payload_beyond_its_bound(app: Connection[Any]) -> None:
@@ -347,7 +347,7 @@ def test_the_database_refuses_a_raw_payload_beyond_its_bound(app: Connection[Any
         store_events(app, [too_large], [])
 
 
-def test_a_timeline_says_that_a_large_raw_payload_is_left_out(app: Connection[Any]) -> None:
+def test_a_timeline_says_that_it_omits_a_large_payload(app: Connection[Any]) -> None:
     raw = replace(raw_payload(), payload={"text": "x" * (LARGEST_SHOWN_PAYLOAD + 1)})
     with app.transaction():
         stored = store_events(app, [raw], [replace(look, raw_payload_id=raw.id) for look in seeds.ticks(1)])

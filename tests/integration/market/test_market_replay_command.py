@@ -57,7 +57,7 @@ def test_it_serves_until_a_signal_and_logs_each_request(tmp_path: Path, number: 
     assert [line.split()[1:4:2] for line in requests] == [["GET", "200"], ["GET", "200"]]
 
 
-def test_it_says_nothing_when_told_to_be_quiet(tmp_path: Path) -> None:
+def test_quiet_suppresses_the_log(tmp_path: Path) -> None:
     with started("--quiet", "--port-file", str(tmp_path / "port")) as process:
         status(port_in(tmp_path / "port", process), "/health")
         process.terminate()

@@ -13,7 +13,7 @@ VARIABLES = ("DATABASE_URL", "DATABASE_SECRET_ARN", "API_TOKEN", "API_TOKEN_SECR
 
 
 class Client:
-    """Asks the function as API Gateway's REST proxy does, and checks what every answer must be."""
+    """Calls the function as API Gateway's REST proxy does, and checks what every answer must be."""
 
     def __init__(self) -> None:
         self.function = Function("ops_api")

@@ -1,4 +1,4 @@
-"""Who reads an event's timeline with which token, what is no route, and what an error shows."""
+"""GET /events: which tokens may read a timeline, which paths are routes, and what an error shows."""
 
 import json
 import uuid
@@ -21,7 +21,7 @@ from control_plane.ops.timeline import read_timeline
 # An event's timeline
 
 
-def test_whoever_has_the_token_reads_an_events_timeline(api: Client, app: Connection[Any]) -> None:
+def test_the_token_opens_an_events_timeline(api: Client, app: Connection[Any]) -> None:
     [event_id, _] = seeds.store(app, seeds.ticks(2))
     timeline = read_timeline(app, event_id)
     assert timeline is not None
@@ -107,7 +107,7 @@ def test_names_of_headers_and_schemes_have_no_case(api: Client, name: str, schem
 
 
 @pytest.mark.parametrize("path", ["/", "", "/healthz", "/health/", "/events", "/events/", "/events/a/b", "//health"])
-def test_what_is_no_route_is_not_found(api: Client, path: str) -> None:
+def test_an_unknown_route_is_not_found(api: Client, path: str) -> None:
     assert api.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).detail(404) == "There is no such route."
 
 
@@ -119,9 +119,7 @@ def test_a_route_answers_to_get_alone(api: Client, method: str, path: str) -> No
     assert answer.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
-def test_an_unforeseen_error_is_told_to_the_log_alone(
-    api: Client, app: Connection[Any], owner: Connection[Any]
-) -> None:
+def test_an_unforeseen_error_is_only_logged(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     owner.execute("ALTER TABLE processed_events RENAME TO something_else")
     owner.execute("ALTER TABLE circuit_breakers RENAME TO something_else_too")
@@ -146,7 +144,7 @@ def test_an_answer_too_large_for_lambda_is_an_error(api: Client, owner: Connecti
 
 
 @pytest.mark.parametrize("event", [{}, {"Records": []}, {"version": "2.0", "rawPath": "/health"}])
-def test_what_is_no_request_is_an_error_that_shows_one(api: Client, event: dict[str, Any]) -> None:
+def test_a_malformed_request_is_an_error_naming_a_sample(api: Client, event: dict[str, Any]) -> None:
     api.function.fails(NotAProxyRequest, "events/ops_api_health.json", event=event)
 
 
@@ -164,7 +162,7 @@ def test_the_samples_are_requests_as_api_gateway_sends_them(load: Load, database
     assert client.send(json.loads(timeline)).body["event"]["event_id"] == str(event_id)
 
 
-def test_a_route_behind_a_base_path_is_known_by_its_name(api: Client, app: Connection[Any]) -> None:
+def test_a_route_is_known_by_name_behind_a_base_path(api: Client, app: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     request = {
         "httpMethod": "GET",
@@ -199,7 +197,7 @@ def secret() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("text", [TOKEN, f" {TOKEN}\n", json.dumps({"token": TOKEN})])
-def test_the_token_may_be_a_secret_as_text_or_as_json(load: Load, database: Any, secret: Any, text: str) -> None:
+def test_the_token_secret_may_be_text_or_json(load: Load, database: Any, secret: Any, text: str) -> None:
     secret.put(text)
     client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
     assert client.timeline(uuid.uuid4()).status == 404

@@ -1,4 +1,4 @@
-"""What /health says of the database, the outbox, breakers, dead letters and consumers, and to whom."""
+"""GET /health: what it says of database, outbox, breakers, dead letters and consumers, and to whom."""
 
 import signal
 import socket
@@ -65,7 +65,7 @@ def test_how_long_is_too_long_is_a_setting(
     assert (answer.status, answer.body["checks"]["outbox"]["max_pending_age_seconds"]) == (503, 30)
 
 
-def test_what_is_settled_is_not_waiting(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
+def test_settled_messages_are_not_waiting(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(2))
     seeds.promised(owner, 4000)
     seeds.settle(app, seeds.claim(app, rows=1), Accepted("m"))
@@ -74,7 +74,7 @@ def test_what_is_settled_is_not_waiting(api: Client, app: Connection[Any], owner
     assert api.get("/health").status == 200
 
 
-def test_what_waits_for_its_next_attempt_is_waiting(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
+def test_a_message_awaiting_a_retry_is_waiting(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
     seeds.store(app, seeds.ticks(1))
     seeds.promised(owner, 4000)
     seeds.settle(app, seeds.claim(app), Failed("no luck"))
@@ -164,7 +164,7 @@ def says_the_database_fails(client: Client, log: str) -> None:
     assert log in error["error"]
 
 
-def test_an_absent_database_is_said_at_once_without_its_address(load: Load) -> None:
+def test_an_absent_database_is_reported_without_its_address(load: Load) -> None:
     client = load(DATABASE_URL=f"postgresql://acp_reader:{PASSWORD}@127.0.0.1:{free_port()}/database")
     started = time.monotonic()
     for _ in range(2):
@@ -194,7 +194,7 @@ def test_a_database_that_hangs_keeps_nobody_waiting(load: Load, own_postgres: Po
     for process in processes:
         process.send_signal(signal.SIGSTOP)
     try:
-        # First the connection that there was, then a new one.
+        # The first attempt uses the old connection, the second a new one.
         for _ in range(2):
             started = time.monotonic()
             says_the_database_fails(client, "did not answer /health within 1 seconds")
@@ -246,7 +246,7 @@ def test_work_that_hangs_is_cut_off(
 
 
 @pytest.mark.parametrize("version", range(SCHEMA_VERSION))
-def test_a_schema_behind_is_said_and_its_remedy_needs_the_token(load: Load, empty_database: Any, version: int) -> None:
+def test_an_old_schema_is_public_its_remedy_is_not(load: Load, empty_database: Any, version: int) -> None:
     migrations = read_migrations(MIGRATIONS)
     with connect(empty_database.owner_url, application_name="test") as owner:
         if version:
@@ -271,7 +271,7 @@ def test_a_schema_behind_is_said_and_its_remedy_needs_the_token(load: Load, empt
         assert client.get("/health").status == 200
 
 
-def test_the_older_layout_is_said_to_those_with_the_token(load: Load, database: Any, owner: Connection[Any]) -> None:
+def test_the_older_layout_is_reported_with_the_token_only(load: Load, database: Any, owner: Connection[Any]) -> None:
     owner.execute("UPDATE schema_migrations SET name = 'events_and_outbox'")
     client = load(DATABASE_URL=database.url("acp_reader"))
     answer = client.get("/health")

@@ -40,7 +40,7 @@ class FakeRig:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sizes]]:
-    """What was measured, with everything measured being a figure that misses its bar."""
+    """Records what is measured; every measurement is a figure that misses its bar."""
     asked: list[tuple[str, Sizes]] = []
 
     @contextlib.contextmanager
@@ -81,9 +81,7 @@ def test_chosen_scenarios_run_once_each_with_the_rounds_asked_for(
     assert [(name, sizes.rounds) for name, sizes in asked] == [("idle", 7), ("latency", 7)]
 
 
-def test_five_rounds_are_the_least_that_a_measurement_takes_by_itself(
-    tmp_path: Path, asked: list[tuple[str, Sizes]]
-) -> None:
+def test_a_measurement_takes_at_least_five_rounds_by_default(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
     run(tmp_path, "--scenario", "idle")
     run(tmp_path, "--scenario", "idle", "--quick")
     assert [sizes.rounds for _, sizes in asked] == [5, 1]

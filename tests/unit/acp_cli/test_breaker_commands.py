@@ -29,7 +29,7 @@ def test_the_relays_subscriptions_and_the_source_have_breakers() -> None:
     assert guarded(market="yahoo")[-1] == Guarded("yfinance", kind="source")
 
 
-def test_what_the_database_knows_of_is_listed_once() -> None:
+def test_a_stored_breaker_is_listed_once() -> None:
     stored = ["signal_lab", "yfinance", "yfinance-replay"]
     assert guarded(*stored) == [SIGNAL_LAB, SYSTEM_EVENTS, REPLAY, Guarded("yfinance")]
 
@@ -51,7 +51,7 @@ def test_every_word_that_people_use_is_understood(asked: str, meant: Guarded) ->
     assert find(guarded(), asked) == meant
 
 
-def test_a_whole_word_is_not_taken_for_the_beginning_of_another() -> None:
+def test_a_whole_word_is_not_read_as_a_prefix() -> None:
     assert find(guarded("yfinance"), "yfinance") == Guarded("yfinance")
 
 
@@ -72,6 +72,6 @@ def test_a_word_for_nothing_or_for_several_is_refused(asked: str, said: str) -> 
     )
 
 
-def test_where_nothing_has_a_breaker_that_is_said() -> None:
+def test_a_missing_breaker_list_is_explained() -> None:
     with pytest.raises(UsageError, match=r"Nothing called 'x' has a breaker\. There are none\."):
         find([], "x")

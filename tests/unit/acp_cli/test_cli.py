@@ -49,7 +49,7 @@ class FakeServer:
 
 
 class NoCloud(Cloud):
-    """One that is never brought up, whatever a command lets through."""
+    """A cloud that is never brought up, whatever a command lets through."""
 
     def up(self, *_: object) -> Never:
         raise NotImplementedError
@@ -68,7 +68,7 @@ class FakeAws(LocalCloud):
 
 
 class FakeCloud(Cloud):
-    """Up, with nothing behind it."""
+    """A cloud that seems to run, with nothing behind it."""
 
     def __init__(self, workspace: Workspace, **answers: Any) -> None:
         super().__init__(workspace)
@@ -102,7 +102,7 @@ class FakeCloud(Cloud):
         return self.fake_aws
 
 
-def test_help_names_every_command_in_its_group_and_the_exit_codes(workspace: Workspace) -> None:
+def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> None:
     result = run(workspace, "--help")
     assert result.exit_code == 0
     for word in (
@@ -154,7 +154,7 @@ def test_help_names_every_command_in_its_group_and_the_exit_codes(workspace: Wor
         ["db", "shell"],
     ],
 )
-def test_a_command_that_needs_the_local_cloud_says_how_to_start_it(workspace: Workspace, arguments: list[str]) -> None:
+def test_a_command_without_local_cloud_says_how_to_start_it(workspace: Workspace, arguments: list[str]) -> None:
     result = run(workspace, *arguments)
     assert result.exit_code == 3
     assert result.stdout == ""
@@ -175,6 +175,11 @@ def test_a_command_that_needs_the_local_cloud_says_how_to_start_it(workspace: Wo
         (["up", "--market", "stocks"], "--market"),
         (["nonsense"], "nonsense"),
         (["ingest"], "symbols"),
+        (["ingest", "AAPL", "A$B"], "'A$B', which is no symbol"),
+        (["ingest", "A" * 33], "which is no symbol"),
+        (["ingest", " , "], "empty: name at least one symbol"),
+        (["logs"], "It is not said whose log. There are: ingestion, relay, signal-lab,"),
+        (["up", "--stack", "My Stack"], "'My Stack' cannot be a stack's name"),
         (["hold", "signal_lab", "--by", " "], "--by is empty"),
         (["redrive"], "scripts/acp redrive ID…, --subscription NAME, --reason TEXT, or --all"),
         (["redrive", "1", "--all"], "--all is for all of them"),
@@ -199,7 +204,7 @@ def test_an_unknown_function_is_refused_with_those_there_are(workspace: Workspac
     assert result.stderr == "There is no function 'nonsense'. There are: relay, ingestion.\n"
 
 
-def test_a_damaged_state_is_said_and_cleared_by_down(workspace: Workspace) -> None:
+def test_down_clears_a_damaged_state_and_says_so(workspace: Workspace) -> None:
     workspace.state.mkdir()
     (workspace.state / "run.json").write_text("{")
     result = run(workspace, "status")
@@ -220,7 +225,7 @@ def test_down_keeps_the_state_when_told_to(workspace: Workspace) -> None:
     assert (workspace.state / "run.json").exists()
 
 
-def test_a_cloud_that_lost_a_part_is_named_with_the_way_to_mend_it(workspace: Workspace) -> None:
+def test_a_clouds_missing_part_is_named_with_its_remedy(workspace: Workspace) -> None:
     RunState(endpoint="http://localhost:1", market_source="replay").save(workspace)
     with pytest.raises(NotRunningError) as caught:
         Cloud(workspace).running()
@@ -235,7 +240,7 @@ def test_the_demo_leaves_somebody_s_local_cloud_alone(workspace: Workspace) -> N
     assert (workspace.state / "run.json").exists()
 
 
-def test_env_gives_the_database_s_url_instead_of_its_secret_and_all_outputs(workspace: Workspace) -> None:
+def test_env_gives_the_database_url_and_all_outputs(workspace: Workspace) -> None:
     result = run(workspace, "env", "--json", cloud=FakeCloud(workspace))
     assert json.loads(result.stdout) == {
         "SYMBOLS": "AAPL",
@@ -317,7 +322,7 @@ def test_the_state_survives_a_round_trip_and_is_private(workspace: Workspace) ->
     assert (workspace.state / "run.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_the_state_of_another_version_is_said(workspace: Workspace) -> None:
+def test_a_state_of_another_version_is_reported(workspace: Workspace) -> None:
     workspace.state.mkdir()
     (workspace.state / "run.json").write_text('{"deployment": null, "invented": 1}')
     result = run(workspace, "status")

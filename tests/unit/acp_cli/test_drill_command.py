@@ -29,8 +29,9 @@ def run(workspace: Workspace, *arguments: str) -> Ran:
     return result
 
 
-def test_without_a_name_it_lists_the_drills_with_a_line_each_and_needs_no_cloud(workspace: Workspace) -> None:
-    listed = run(workspace, "drill")
+@pytest.mark.parametrize("arguments", [[], ["--list"], ["all", "--list"]])
+def test_the_drills_are_listed_with_a_line_each_without_a_cloud(workspace: Workspace, arguments: list[str]) -> None:
+    listed = run(workspace, "drill", *arguments)
     assert listed.exit_code == 0
     lines = listed.stdout.splitlines()
     assert [line.split()[0] for line in lines] == [
@@ -58,7 +59,7 @@ def test_it_needs_a_running_cloud(workspace: Workspace, arguments: list[str]) ->
     assert "scripts/acp up" in refused.stderr
 
 
-def test_a_drill_holds_where_it_came_to_its_end_and_each_of_its_claims_was_seen_to_hold() -> None:
+def test_a_drill_holds_if_it_finished_and_every_claim_held() -> None:
     result = Result("poison", "…")
     narrator = Narrator(Console(quiet=True))
     with narrator.telling(result):

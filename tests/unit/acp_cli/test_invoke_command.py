@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ("", "it gave no answer"),
     ],
 )
-def test_an_error_s_answer_is_told_from_a_handler_s(answer: str, said: str | None) -> None:
+def test_an_error_is_distinguished_from_a_handlers_answer(answer: str, said: str | None) -> None:
     assert invoke_command.failure(answer) == said
 
 

@@ -21,12 +21,12 @@ def test_a_span_of_time_is_read() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "m", "-1m", "10 m", "1w"])
-def test_what_is_no_span_of_time_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="try 30s"):
         since_seconds(text)
 
 
-def test_a_json_line_shows_its_message_and_the_fields_that_concern_it() -> None:
+def test_a_json_line_shows_its_message_and_relevant_fields() -> None:
     line = shown(
         {
             "level": "INFO",
@@ -51,6 +51,11 @@ def test_a_line_shows_its_own_time_not_its_invocations_end() -> None:
 @pytest.mark.parametrize("timestamp", ["soon", 7, None, "2023-11-14"])
 def test_a_timestamp_that_makes_no_sense_leaves_the_logs_own(timestamp: object) -> None:
     assert shown({"message": "x", "timestamp": timestamp}).startswith("22:13:20.123")
+
+
+def test_a_report_line_has_no_escapes_between_its_parts() -> None:
+    line = shown("REPORT RequestId: 1a\tDuration: 3.1 ms\tBilled Duration: 4 ms\t")
+    assert " ".join(line.split()[1:]) == "REPORT RequestId: 1a Duration: 3.1 ms Billed Duration: 4 ms"
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r", "\r\n"])
@@ -78,5 +83,5 @@ def test_metrics_are_shown_as_names_and_values() -> None:
 
 
 @pytest.mark.parametrize("line", ["REPORT RequestId: 1", "plain [bracketed] text", "[1, 2]", "{broken"])
-def test_any_other_line_is_shown_as_it_is(line: str) -> None:
+def test_other_lines_are_shown_unchanged(line: str) -> None:
     assert shown(line) == f"22:13:20.123 {line}"

@@ -1,4 +1,4 @@
-"""What acp prints, to whatever there is to print to: run as a process, since streams are what this is about."""
+"""What acp prints to every kind of output; run as a process, because the streams are what is tested."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_help_is_readable_in_any_encoding(environ: dict[str, str]) -> None:
 
 
 def test_each_commands_help_is_readable_in_ascii() -> None:
-    # In one process: the modules of all commands take seconds to import.
+    # All in one process, because the modules of all commands take seconds to import.
     code = f"from acp_cli.cli import app\nfor name in {NAMES}: app([name, '--help'], standalone_mode=False)"
     result = python("\n" + code, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (0, b"")
@@ -53,8 +53,8 @@ def test_an_error_is_readable_in_ascii() -> None:
 
 
 def test_characters_without_a_plain_form_are_written_as_escapes() -> None:
-    result = python(r"print('\u2713 \u2500 \u2026 \u4e2d \udc80')", PYTHONIOENCODING="ascii")
-    assert result.stdout == b"ok - ... \\u4e2d \\udc80\n"
+    result = python(r"print('\u2713 \u2500 \u2026 \u250f \u283f \u4e2d \udc80')", PYTHONIOENCODING="ascii")
+    assert result.stdout == b"ok - ... + * \\u4e2d \\udc80\n"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,16 @@ def test_a_commands_module_imports_neither_sam_nor_boto3(module: str) -> None:
     assert result.stdout == "[]\n"
 
 
+def test_status_loads_no_driver_before_there_is_a_cloud() -> None:
+    slow = {"psycopg", "pydantic", "boto3", "bokeh_sampledata", "samcli", "acp_cli.status"}
+    code = (
+        "import sys; from acp_cli.cli import load; import local_cloud.cloud; load('status'); "
+        f"print(sorted(sys.modules.keys() & {slow}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_names_what_a_word_may_become(shell: str) -> None:
     script = acp("completion", shell)
@@ -121,7 +131,7 @@ def test_completion_names_what_a_word_may_become(shell: str) -> None:
     assert b"relay" not in found.stdout
 
 
-def test_a_reader_that_is_gone_ends_a_wait_that_has_nothing_to_say() -> None:
+def test_a_silent_wait_ends_when_its_reader_is_gone() -> None:
     code = (
         "from acp_cli.output import ReaderGone, wait_while_read\n"
         "print('first', flush=True)\n"

@@ -122,7 +122,7 @@ def test_the_json_holds_what_the_metrics_would_show() -> None:
         (None, QueueDepth("FailedInvocationsQueue", 1, 0), "1 in FailedInvocationsQueue"),
     ],
 )
-def test_each_thing_a_person_should_look_at_makes_it_degraded(
+def test_every_problem_makes_the_status_degraded(
     delivery: DeliveryCount | None, queue: QueueDepth | None, problem: str
 ) -> None:
     content = report(*([delivery] if delivery else []), queues=(queue,) if queue else ()).to_dict()
@@ -154,11 +154,13 @@ def test_each_thing_a_person_should_look_at_makes_it_degraded(
             Breaker("q", "open", 9, NOW.astimezone(timezone(timedelta(hours=-5))), held_by="Ada", last_error="denied"),
             "has been held open by Ada since 2024-01-10 14:32:00Z, last error: denied",
         ),
+        (
+            Breaker("q", "open", 9, NOW, held_by="Ada", held_reason="it moves", last_error="denied"),
+            "has been held open by Ada since 2024-01-10 14:32:00Z, because: it moves, last error: denied",
+        ),
     ],
 )
-def test_a_breaker_that_is_not_closed_makes_it_degraded_and_says_what_comes_next(
-    breaker: Breaker, problem: str
-) -> None:
+def test_a_shut_breaker_degrades_the_status_and_is_explained(breaker: Breaker, problem: str) -> None:
     degraded = report(breakers=(Breaker("p", "closed", 2, last_error="timed out"), breaker))
     assert degraded.problems == [f"the breaker of q {problem}"]
     content = json.loads(json.dumps(degraded.to_dict(), default=str))
@@ -232,7 +234,7 @@ def test_a_consumer_that_lags_is_named_with_where_to_look() -> None:
     assert lagging.to_dict()["consumer_lag"][0]["count"] == 4
 
 
-def test_what_was_delivered_a_moment_ago_is_no_lag() -> None:
+def test_a_recent_delivery_is_no_lag() -> None:
     lag = ConsumerLag("signal_lab", 4, 20.0, UUID(int=7))
     assert replace(report(), pipeline=PipelineStatus([], [], [], consumer_lag=[lag])).problems == []
 
@@ -249,14 +251,14 @@ def test_status_fits_eighty_columns() -> None:
     assert text.count("x") >= 200
 
 
-def test_what_waits_for_a_subscription_that_is_gone_is_named() -> None:
+def test_deliveries_of_a_removed_subscription_are_named() -> None:
     fine = report(DeliveryCount("detector", None, "pending", 3, 1.0))
     stranded = replace(fine.pipeline, stranded=[StrandedDeliveries("detector", 3, was_removed=False)])
     (problem,) = replace(fine, pipeline=stranded).problems
     assert problem.startswith("3 pending for detector, which is not in the table of subscriptions")
 
 
-def test_what_waits_for_a_subscription_that_the_relay_does_not_know_is_named() -> None:
+def test_deliveries_for_a_subscription_unknown_to_the_relay_are_named() -> None:
     (problem,) = report(
         DeliveryCount("detector", "market.ticks", "pending", 3, 1.0),
         DeliveryCount("detector", "market.ticks", "retrying", 1, 1.0),
@@ -272,11 +274,11 @@ def test_a_breaker_that_nobody_guards_with_is_no_problem() -> None:
     assert report(breakers=(Breaker("former", "open", 3, NOW, 24.6, is_guarded=False),)).problems == []
 
 
-def test_a_duration_is_said_in_its_fitting_unit() -> None:
+def test_a_duration_is_shown_in_a_suitable_unit() -> None:
     assert [duration(seconds) for seconds in (0.4, 119, 120, 7200, 200_000)] == ["0 s", "119 s", "2 min", "2 h", "2 d"]
 
 
-def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
+def test_an_interrupted_drill_is_a_problem_with_its_remedy() -> None:
     left = DrillRecord("poison", pid=1, created=0.0)
     content = replace(report(), drill=left).to_dict()
     assert content["status"] == "degraded"
@@ -285,7 +287,7 @@ def test_a_drill_that_was_cut_off_is_a_problem_with_its_remedy() -> None:
     ]
 
 
-def test_the_lingering_relay_is_named_short_for_people_and_whole_for_scripts() -> None:
+def test_people_see_a_short_relay_name_scripts_the_whole() -> None:
     stream = "2026/11/25/[$LATEST]58f528fba487b4c820bd81146ddf067f"
     relay = LingeringRelay(stream, datetime(2026, 11, 25, 10, 35, tzinfo=UTC))
     lingering = replace(report(), pipeline=PipelineStatus([], [], [], lingering_relay=relay))

@@ -59,7 +59,7 @@ def shown(breakers: dict[str, Breaker] | None = None, **changes: Any) -> str:
     return capture.get()
 
 
-def test_a_timeline_is_told_from_the_raw_payload_to_each_consumer_in_order() -> None:
+def test_a_timeline_runs_from_raw_payload_to_each_consumer() -> None:
     text = shown()
     marks = [
         "fetched from yfinance",
@@ -89,7 +89,7 @@ def test_a_dead_letter_says_why_and_that_nobody_processed_it() -> None:
     assert "no consumer has processed it" in text
 
 
-def test_a_redriven_message_has_both_its_stories() -> None:
+def test_a_redriven_message_shows_both_deliveries() -> None:
     given_up = DELIVERY | {
         "state": "redriven",
         "delivered_at": None,
@@ -131,7 +131,7 @@ def test_a_corrected_event_says_which_revision_it_is() -> None:
     assert "revision" not in shown()
 
 
-def test_an_open_delivery_says_who_holds_it_or_when_it_is_tried_again() -> None:
+def test_an_open_delivery_says_its_holder_or_next_attempt() -> None:
     still = DELIVERY | {"delivered_at": None, "message_id": None}
     assert "claimed by relay-a until 14:32:31.000Z" in shown(
         deliveries=[still | {"state": "in_flight", "claimed_by": "relay-a"}]
@@ -146,7 +146,7 @@ def test_an_instant_is_converted_to_utc() -> None:
     assert instant("2024-01-10T23:32:00.5-05:00", with_date=True) == "2024-01-11 04:32:00.500Z"
 
 
-def test_a_held_message_says_who_holds_it_and_how_to_resume() -> None:
+def test_a_held_message_says_its_holder_and_how_to_resume() -> None:
     held = Breaker("signal_lab", "open", opened_at=datetime(2024, 1, 10, 14, tzinfo=UTC), held_by="[kim]")
     pending = DELIVERY | {"state": "pending", "delivery_attempts": 0, "delivered_at": None, "failures": []}
     text = shown(breakers={"signal_lab": held}, deliveries=[pending], processing=[])

@@ -1,4 +1,4 @@
-"""No text from elsewhere steers the terminal, forges a line or is taken for markup."""
+"""No text from elsewhere controls the terminal, forges a line or is taken for markup."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_visible_text_is_one_line_without_control_characters(text: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"])))
-def test_visible_text_is_left_as_it_is(text: str) -> None:
+def test_visible_text_stays_unchanged(text: str) -> None:
     assert visible(text) == text
 
 
@@ -91,7 +91,7 @@ def test_piped_watch_shows_hostile_text_written_out(field: str, capsys: pytest.C
 def test_a_log_line_shows_hostile_text_written_out(message: str) -> None:
     line: Any = SimpleNamespace(milliseconds=0, message=message)
     first, *more = printed(render_line(line)).splitlines()
-    # A plain line's own line ends stay, each indented: none looks like another entry.
+    # A plain line's own line ends stay, each indented, so that none looks like another entry.
     assert WRITTEN_OUT in "\\n".join([first, *(row.removeprefix("    ") for row in more)])
     assert all(row.startswith("    ") for row in more)
 

@@ -73,7 +73,7 @@ def test_an_id_may_be_cut_short(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "…", "AAPL", str(EVENT_ID) + "0"])
-def test_what_begins_no_id_is_refused(text: str) -> None:
+def test_text_that_begins_no_id_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no event id"):
         id_range(text)
 

@@ -1,4 +1,4 @@
-"""What /health does where its look at the database fails as nobody foresaw."""
+"""What /health does if its look at the database fails in an unforeseen way."""
 
 from http import HTTPStatus
 

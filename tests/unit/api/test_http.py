@@ -70,7 +70,7 @@ def test_another_method_learns_which_ones_there_are(telemetry: Telemetry) -> Non
     assert (answer["statusCode"], answer["headers"]["Allow"]) == (405, "GET, HEAD, PUT, OPTIONS")
 
 
-def test_a_route_is_closed_unless_it_says_that_it_is_open(telemetry: Telemetry) -> None:
+def test_a_route_is_closed_unless_declared_open(telemetry: Telemetry) -> None:
     routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
     for path, status in (("/closed", 401), ("/open", 200)):
         for method in ("GET", "HEAD"):
@@ -155,9 +155,7 @@ def test_a_request_refused_with_401_is_counted(telemetry: Telemetry, capsys: pyt
         (KeyError(SECRET), 500),
     ],
 )
-def test_an_error_is_a_problem_that_tells_nothing_and_a_line_in_the_log_that_tells_all(
-    error: Exception, status: int
-) -> None:
+def test_an_errors_details_are_logged_and_not_answered(error: Exception, status: int) -> None:
     def failing(_parameters: Mapping[str, str]) -> Response:
         raise error
 
@@ -177,7 +175,7 @@ def test_an_error_is_a_problem_that_tells_nothing_and_a_line_in_the_log_that_tel
     assert (answered["message"], answered["status"]) == ("answered", status)
 
 
-def test_what_to_run_on_a_schema_that_is_behind_is_told_to_whom_the_guard_let_in(telemetry: Telemetry) -> None:
+def test_only_authorized_callers_see_the_remedy_for_an_old_schema(telemetry: Telemetry) -> None:
     def failing(_parameters: Mapping[str, str]) -> Response:
         raise SchemaVersionMismatch("version 2: run this")
 

@@ -57,7 +57,7 @@ def test_tokens_are_compared_in_constant_time_and_at_one_length(monkeypatch: pyt
     assert len({kept for _, kept in compared}) == 1
 
 
-def test_nothing_is_read_before_a_token_is_presented_nor_again_while_it_fits() -> None:
+def test_the_secret_is_read_once_a_token_is_presented() -> None:
     vault = Vault("right")
     with pytest.raises(Refused):
         vault.bearer.require(Request("GET", None, "/", {}, {}))
@@ -67,7 +67,7 @@ def test_nothing_is_read_before_a_token_is_presented_nor_again_while_it_fits() -
     assert vault.reads == 1
 
 
-def test_guesses_read_the_secret_no_more_often_than_every_few_seconds() -> None:
+def test_guesses_reread_the_secret_only_every_few_seconds() -> None:
     vault = Vault("right")
     for _ in range(100):
         assert not vault.lets_in("wrong")
@@ -76,17 +76,17 @@ def test_guesses_read_the_secret_no_more_often_than_every_few_seconds() -> None:
     assert vault.reads == 2
 
 
-def test_a_new_token_is_let_in_within_seconds_and_the_old_one_no_longer() -> None:
+def test_a_new_token_replaces_the_old_one_within_seconds() -> None:
     vault = Vault("old")
     assert vault.lets_in("old")
     vault.token = "new"
-    assert vault.lets_in("old")  # nobody has asked
+    assert vault.lets_in("old")  # Nobody has asked for it meanwhile.
     vault.now += REREAD_SECONDS
     assert vault.lets_in("new")
     assert not vault.lets_in("old")
 
 
-def test_an_old_token_is_not_let_in_for_ever_where_nobody_uses_the_new_one() -> None:
+def test_an_old_token_expires_even_if_nobody_uses_the_new() -> None:
     vault = Vault("old")
     assert vault.lets_in("old")
     vault.token = "new"
@@ -96,7 +96,7 @@ def test_an_old_token_is_not_let_in_for_ever_where_nobody_uses_the_new_one() -> 
     assert not vault.lets_in("old")
 
 
-def test_a_secret_that_cannot_be_read_lets_nobody_in_and_is_not_hammered() -> None:
+def test_an_unreadable_secret_lets_nobody_in_and_is_not_hammered() -> None:
     vault = Vault("right")
     vault.fails = True
     for _ in range(5):
@@ -108,13 +108,13 @@ def test_a_secret_that_cannot_be_read_lets_nobody_in_and_is_not_hammered() -> No
     assert vault.lets_in("right")
 
 
-def test_a_wrong_token_locks_nobody_out_while_the_secret_cannot_be_read() -> None:
+def test_a_wrong_token_locks_nobody_out_without_the_secret() -> None:
     vault = Vault("right")
     assert vault.lets_in("right")
     vault.fails = True
     for _ in range(10):
         vault.now += REREAD_SECONDS
-        with pytest.raises(SecretUnavailable):  # it may be a new one
+        with pytest.raises(SecretUnavailable):  # It may be a new token.
             vault.lets_in("wrong")
         assert vault.lets_in("right")
     assert vault.reads == 11
@@ -134,7 +134,7 @@ def test_a_secret_that_lost_its_token_locks_nobody_out() -> None:
     assert vault.lets_in("right")
 
 
-def test_a_token_too_old_is_not_trusted_because_the_secret_cannot_be_read() -> None:
+def test_a_token_too_old_is_refused_without_the_secret() -> None:
     vault = Vault("right")
     assert vault.lets_in("right")
     vault.fails = True

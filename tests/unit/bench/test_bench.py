@@ -133,7 +133,7 @@ def test_numbers_are_shown_with_what_counts(number: float, expected: str) -> Non
 
 
 def drawn(*figures: Figure) -> tuple[str, float, list[ElementTree.Element]]:
-    """The SVG, where its limit line is, and its bars."""
+    """Returns the SVG, the position of its limit line, and its bars."""
     svg = chart(figures, note="a <note>")
     root = ElementTree.fromstring(svg)
     elements = list(root.iter())

@@ -87,7 +87,7 @@ def test_a_change_is_taken_back_variable_by_variable() -> None:
     assert change.reverted(before) == before, "once more changes nothing"
 
 
-def test_what_was_deployed_anew_meanwhile_is_not_taken_back() -> None:
+def test_a_newer_deployment_is_not_reverted() -> None:
     change = Change.of({"LEASE_SECONDS": "30"}, {"LEASE_SECONDS": "11"})
     assert change.reverted({"LEASE_SECONDS": "20", "SYMBOLS": "IBM"}) == {"LEASE_SECONDS": "20", "SYMBOLS": "IBM"}
     assert change.reverted({"SYMBOLS": "IBM"}) == {"SYMBOLS": "IBM"}
@@ -108,7 +108,7 @@ def test_the_record_is_found_again_until_it_is_cleared(workspace: Workspace) -> 
 def test_record_tells_a_running_drill_from_an_interrupted_one() -> None:
     mine = DrillRecord.begin("poison")
     assert mine.problem == "the drill poison is under way"
-    # The pid is another's now.
+    # The pid now belongs to another process.
     another = replace(mine, created=mine.created - 3600)
     assert not another.is_running
     assert another.problem.endswith("was cut off before it had put everything right: scripts/acp drill --mend")
@@ -134,7 +134,7 @@ def test_like_messages_share_a_line_and_no_change_prints_nothing() -> None:
     assert story.tell([*delivered, message(3)], CLOSED) == ["2 delivered at attempt 1", "1 consumed"]
 
 
-def test_a_failed_attempt_and_one_given_back_are_told_apart() -> None:
+def test_failed_and_returned_attempts_are_distinguished() -> None:
     story = Story()
     claimed = [message(number, "in_flight", attempts=1) for number in (1, 2, 3)]
     story.tell(claimed, CLOSED)
@@ -162,7 +162,7 @@ def test_lost_attempt_is_narrated_when_its_row_is_reclaimed() -> None:
     assert line.endswith("(attempt 1 is recorded as failed)")
 
 
-def test_a_dead_letter_and_its_return_are_told() -> None:
+def test_a_dead_letter_and_its_redrive_are_reported() -> None:
     story = Story()
     story.tell([message(1, "in_flight", attempts=1)], CLOSED)
     dead = message(1, "dead_lettered", attempts=1, failed_at=[NOW], last_error="too large")

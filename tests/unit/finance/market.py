@@ -1,4 +1,4 @@
-"""A market that the real yfinance client asks: the replay server on loopback, at a time that tests choose."""
+"""A market for the real yfinance client: the replay server on loopback, at a time that tests choose."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ MINUTE = timedelta(minutes=1)
 
 
 class Clock:
-    """Tells server and source the same time, which moves only when it is told to."""
+    """A clock that gives server and source the same time, and moves only when it is told to."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -51,7 +51,10 @@ def minute_of(instant: datetime) -> int:
 def yahoo(
     rows: list[tuple[Any, ...]], *, closes: dict[str, int] | None = None, **meta: object
 ) -> dict[str, dict[str, Any]]:
-    """Yahoo's answer with rows of (timestamp, open, high, low, close, volume); the last minute is over by its clock."""
+    """Returns Yahoo's answer with rows of (timestamp, open, high, low, close, volume).
+
+    By its clock, the last minute is over.
+    """
     columns = {name: [row[place] for row in rows] for place, name in enumerate(module.COLUMNS, start=1)}
     clock = {"regularMarketTime": rows[-1][0] + 60} if rows else {}
     result: dict[str, Any] = {

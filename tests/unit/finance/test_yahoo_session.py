@@ -1,4 +1,4 @@
-"""Where Yahoo's answers may lead a session."""
+"""To which hosts Yahoo's answers may lead a session."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ PARAMS = {"interval": "1m"}
 
 
 class Answers:
-    """Stands in for libcurl: answers of a status and a Location each; what was asked is kept."""
+    """Stands in for libcurl: gives answers with a status and a Location each, and records what was asked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[int, str]) -> None:
         self.asked: list[tuple[str, str]] = []
@@ -86,7 +86,7 @@ def test_a_redirect_to_anything_else_is_not_followed(monkeypatch: pytest.MonkeyP
     assert len(answers.asked) == 1
 
 
-def test_a_redirect_that_begins_at_yahoo_is_judged_again_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_of_a_redirect_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = Answers(monkeypatch, (302, "https://finance.yahoo.com/"), (302, "https://evil.example/"))
     with pytest.raises(RefusedRequest):
         session().request("GET", CHART_URL + "AAPL")
@@ -104,7 +104,7 @@ def test_redirects_without_end_are_given_up_on(monkeypatch: pytest.MonkeyPatch) 
     ("status", "method", "has_data"),
     [(301, "GET", False), (302, "GET", False), (303, "GET", False), (307, "POST", True), (308, "POST", True)],
 )
-def test_a_form_is_sent_again_only_where_the_status_says_so(
+def test_a_form_is_resent_only_where_the_status_says_so(
     monkeypatch: pytest.MonkeyPatch, status: int, method: str, has_data: bool
 ) -> None:
     answers = Answers(monkeypatch, (status, "https://finance.yahoo.com/"))
@@ -120,7 +120,7 @@ def test_another_host_is_not_asked_in_the_first_place(monkeypatch: pytest.Monkey
     assert answers.asked == []
 
 
-def test_a_source_of_its_own_address_follows_no_redirect_not_to_yahoo_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_with_its_own_address_follows_no_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = Answers(monkeypatch, (302, "https://finance.yahoo.com/"))
     with pytest.raises(RefusedRequest):
         session(confined=True).request("GET", CHART_URL + "AAPL")

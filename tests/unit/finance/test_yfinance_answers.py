@@ -20,14 +20,14 @@ from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Fault, serve
 from market_replay.prices import SYMBOLS, bar_at
 
-# What is kept is read again
+# A kept answer can be read again
 
 
 @pytest.mark.parametrize(
     "body",
     ['[{"chart": {"result": [{"meta": {}}], "error": null}}]', '{"status": 1, "content_type": null, "body": "{}"}'],
 )
-def test_an_answer_that_looks_like_a_kept_one_reads_the_same(market: Market, body: str) -> None:
+def test_an_answer_shaped_like_a_kept_one_reads_the_same(market: Market, body: str) -> None:
     market.answers(body)
     error = refused(market.source())
     with pytest.raises(SourceError) as again:
@@ -36,7 +36,7 @@ def test_an_answer_that_looks_like_a_kept_one_reads_the_same(market: Market, bod
 
 
 @pytest.mark.parametrize("status", [429, 500, 401])
-def test_a_refusal_with_a_good_chart_in_it_stays_a_refusal(market: Market, status: int) -> None:
+def test_a_refusal_that_holds_a_chart_stays_a_refusal(market: Market, status: int) -> None:
     body = json.dumps(bars_of([NOW.replace(second=0) - 2 * MINUTE]))
     market.replay.faults.put("AAPL", Fault(status=status, body=body, content_type="application/json"))
     error = refused(market.source(), since=NOW - 5 * MINUTE)
@@ -45,7 +45,7 @@ def test_a_refusal_with_a_good_chart_in_it_stays_a_refusal(market: Market, statu
     assert (again.value.kind, again.value.reason) == (error.kind, error.reason)
 
 
-# Who it is about
+# The entity
 
 
 def test_replayed_prices_never_pass_for_live(market: Market) -> None:
@@ -193,14 +193,14 @@ def test_a_number_unknown_to_json_keeps_its_answer_as_text(market: Market, liter
 
 
 @pytest.mark.parametrize("text", ["\\u0000", "\\ud800", "\\\\\\u0000"])
-def test_text_that_postgres_refuses_is_kept_as_its_json_spells_it(market: Market, text: str) -> None:
+def test_text_unfit_for_postgres_is_kept_as_json_spells_it(market: Market, text: str) -> None:
     body = json.dumps(yahoo([], longName="NAME")).replace("NAME", text)
     market.answers(body)
     fetched = market.fetch("AAPL", market.clock.now - timedelta(minutes=5))
     assert fetched.raw == {"status": 200, "content_type": "application/json", "body": body}
 
 
-def test_text_that_only_looks_like_a_null_character_is_left_alone(market: Market) -> None:
+def test_text_that_resembles_a_null_character_is_left_alone(market: Market) -> None:
     document = yahoo([], longName="\\u0000")
     market.answers(document)
     assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
@@ -240,12 +240,12 @@ def test_whatever_yfinance_raises_becomes_a_source_error(market: Market, monkeyp
 
 
 @pytest.mark.parametrize("url", ["finance.example", "ftp://finance.example", "http://"])
-def test_a_market_data_url_of_another_kind_is_a_configuration_error(market: Market, url: str) -> None:
+def test_an_unusable_market_data_url_is_a_configuration_error(market: Market, url: str) -> None:
     with pytest.raises(ConfigurationError, match="MARKET_DATA_URL"):
         market.source(market_data_url=url)
 
 
-def test_nothing_is_said_besides_the_error(
+def test_yfinance_logs_nothing_besides_the_error(
     market: Market, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     market.replay.faults.put("AAPL", Fault(status=500))
@@ -277,7 +277,7 @@ def test_only_the_market_data_url_is_ever_asked(market: Market, monkeypatch: pyt
 
 @pytest.mark.timeout(20)
 def test_live_prices_are_had_even_where_cookies_never_come(market: Market, monkeypatch: pytest.MonkeyPatch) -> None:
-    """yfinance alone would wait 30 seconds for each of two hosts."""
+    """Without our session, yfinance would wait 30 seconds for each of two hosts."""
     monkeypatch.setattr(module, "YAHOO_URL", market.replay.url)
     monkeypatch.setattr(yahoo_session, "COOKIE_TIMEOUT", 0.2)
     source = market.source(market_data_url=None)

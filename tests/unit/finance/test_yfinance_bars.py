@@ -14,7 +14,7 @@ from market_replay.prices import bar_at
 # What is fetched
 
 
-def test_every_closed_bar_since_an_instant_is_an_observation_in_order(market: Market) -> None:
+def test_every_closed_bar_since_an_instant_is_an_observation(market: Market) -> None:
     source: Source = market.source()
     since = datetime(2026, 3, 10, 14, 20, tzinfo=UTC)
     fetched = source.fetch("AAPL", since, market.clock.now)
@@ -42,7 +42,7 @@ def test_numbers_are_plain_python_numbers(market: Market) -> None:
     assert type(payload["high"]) is float
 
 
-def test_what_is_answered_is_kept_as_it_was(market: Market) -> None:
+def test_an_answer_is_kept_unchanged(market: Market) -> None:
     document = yahoo([(minute_of(market.clock.now) * 60 - 120, 1.0, 2.0, 0.5, 1.5, 7)], unheard_of={"é": ["😀", 1e300]})
     market.answers(document)
     assert market.fetch("AAPL", market.clock.now - timedelta(minutes=5)).raw == document
@@ -87,7 +87,7 @@ def test_a_market_that_never_closes_keeps_its_last_minute(market: Market) -> Non
 
 def test_a_correction_is_seen_within_the_same_process(market: Market) -> None:
     source = market.source()
-    bar = datetime(2026, 3, 10, 13, 50, tzinfo=UTC)  # yfinance keeps answers about what is 30 minutes old
+    bar = datetime(2026, 3, 10, 13, 50, tzinfo=UTC)  # yfinance caches answers about what is 30 minutes old
     before = source.fetch("AAPL", bar, market.clock.now).observations[0]
     market.replay.faults.put("AAPL", Fault(correct=Correction(minute_of(bar), 1234.5)))
     after = source.fetch("AAPL", bar, market.clock.now).observations[0]
@@ -144,7 +144,7 @@ OPENS, CLOSES = datetime(2026, 3, 10, 13, 30, tzinfo=UTC), datetime(2026, 3, 10,
         (NOW + timedelta(days=4), False),  # a Saturday
     ],
 )
-def test_the_session_in_progress_is_the_one_the_exchange_tells_of(
+def test_the_session_in_progress_is_the_exchanges_own(
     market: Market, told_by: str, now: datetime, is_open: bool
 ) -> None:
     day = session(OPENS, CLOSES)
@@ -205,7 +205,7 @@ def test_a_delayed_exchanges_bar_in_progress_is_left_out(market: Market) -> None
     assert newest.payload["price"] == bar_at("AAPL", minute_of(QUARTER_PAST)).close
 
 
-def test_a_delayed_exchanges_newest_hour_ends_before_its_bar_in_progress(market: Market) -> None:
+def test_a_delayed_exchanges_newest_hour_excludes_the_bar_in_progress(market: Market) -> None:
     market.clock.now = ASKED_AT
     market.replay.faults.put("AAPL", Fault(behind_seconds=900))
     assert starts(market.fetch("AAPL", None))[-1] == QUARTER_PAST - MINUTE
@@ -214,9 +214,7 @@ def test_a_delayed_exchanges_newest_hour_ends_before_its_bar_in_progress(market:
 @pytest.mark.parametrize(
     ("last_trade", "is_closed"), [(59, False), (59.999, False), (60, True), (61, True), (900 + 300, True)]
 )
-def test_a_bar_is_closed_once_the_sources_clock_has_passed_it(
-    market: Market, last_trade: float, is_closed: bool
-) -> None:
+def test_a_bar_closes_once_the_sources_clock_passes_it(market: Market, last_trade: float, is_closed: bool) -> None:
     market.clock.now = ASKED_AT
     market.answers(bars_of([QUARTER_PAST], regularMarketTime=QUARTER_PAST.timestamp() + last_trade))
     assert starts(market.fetch("AAPL", QUARTER_PAST)) == ([QUARTER_PAST] if is_closed else [])
@@ -230,7 +228,7 @@ def test_a_later_traded_bar_closes_the_one_before_it(market: Market) -> None:
 
 
 @pytest.mark.parametrize("last_trade", [None, 5], ids=["no clock", "a clock that stands still"])
-def test_a_bar_half_an_hour_old_is_closed_by_any_clock(market: Market, last_trade: int | None) -> None:
+def test_a_bar_half_an_hour_old_is_always_closed(market: Market, last_trade: int | None) -> None:
     clock = None if last_trade is None else int(QUARTER_PAST.timestamp()) + last_trade
     market.answers(bars_of([QUARTER_PAST], regularMarketTime=clock))
     market.clock.now = QUARTER_PAST + MINUTE + timedelta(minutes=30) - timedelta(microseconds=1)
@@ -239,7 +237,7 @@ def test_a_bar_half_an_hour_old_is_closed_by_any_clock(market: Market, last_trad
     assert starts(market.fetch("AAPL", QUARTER_PAST)) == [QUARTER_PAST]
 
 
-def test_no_bar_is_closed_before_its_end_by_the_runs_clock(market: Market) -> None:
+def test_no_bar_closes_before_its_end_by_our_clock(market: Market) -> None:
     market.clock.now = QUARTER_PAST + timedelta(seconds=59)
     ahead = int(QUARTER_PAST.timestamp()) + 90
     market.answers(bars_of([QUARTER_PAST, QUARTER_PAST + MINUTE], regularMarketTime=ahead))
@@ -269,7 +267,7 @@ def test_a_clock_that_is_not_finite_is_ignored(market: Market, literal: str) -> 
     assert starts(market.fetch("AAPL", QUARTER_PAST)) == [QUARTER_PAST]
 
 
-def test_a_later_answers_clock_closes_no_bar_of_an_earlier_one(market: Market) -> None:
+def test_a_later_answers_clock_closes_no_earlier_bar(market: Market) -> None:
     half_made = bars_of([QUARTER_PAST], regularMarketTime=int(QUARTER_PAST.timestamp()) + 30)
     later = bars_of([], regularMarketTime=int(QUARTER_PAST.timestamp()) + 60)
     read = market.source().read([half_made, later], symbol="AAPL", since=QUARTER_PAST, asked_at=ASKED_AT)

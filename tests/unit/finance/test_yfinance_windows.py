@@ -18,7 +18,7 @@ from market_replay.prices import bar_at
 # How far back
 
 
-def test_without_a_beginning_it_is_the_newest_hour(market: Market) -> None:
+def test_without_a_beginning_the_newest_hour_is_fetched(market: Market) -> None:
     fetched = market.fetch("IBM", None)
     newest = market.clock.now.replace(second=0) - MINUTE
     assert [observation.occurred_at for observation in fetched.observations] == [
@@ -53,7 +53,7 @@ def columns_of(result: dict[str, Any]) -> list[list[Any]]:
     return [result["timestamp"], *(quote[name] for name in module.COLUMNS)]
 
 
-def test_more_than_a_week_is_fetched_in_windows_without_a_seam(market: Market) -> None:
+def test_more_than_a_week_is_fetched_in_windows_without_gaps(market: Market) -> None:
     since = market.clock.now - timedelta(days=16)
     fetched = market.fetch("AAPL", since)
     first = since.replace(second=0) + MINUTE

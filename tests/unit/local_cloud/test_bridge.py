@@ -1,4 +1,4 @@
-"""The forwarder on the bridge: one address of loopback in the bridge's place, another in the servers'."""
+"""The forwarder on the bridge; one address of loopback stands for the bridge's, another for the servers'."""
 
 import asyncio
 import ipaddress
@@ -17,7 +17,7 @@ type Conversation[T] = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Aw
 
 
 def through[T](network: str, server: Conversation[None] | None, client: Conversation[T]) -> T:
-    """What a client says to a server by way of the bridge."""
+    """Returns what comes back when a client sends text to a server through the bridge."""
 
     async def run() -> T:
         port = free_port()
@@ -40,7 +40,7 @@ def through[T](network: str, server: Conversation[None] | None, client: Conversa
 
 
 async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers once it has heard all, as HTTP/1.0 may."""
+    """A server that answers once it has received everything, as HTTP/1.0 allows."""
     heard = await reader.read()
     writer.write(heard.upper())
     await writer.drain()
@@ -57,7 +57,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> byt
     return await reader.read()
 
 
-def test_what_is_sent_arrives_and_the_answer_after_the_question_s_end() -> None:
+def test_an_answer_arrives_after_the_client_stopped_sending() -> None:
     assert through("127.0.0.0/8", shout, ask) == b"A" * 1_000_000
 
 
@@ -71,7 +71,7 @@ def test_a_server_that_is_not_there_ends_the_connection(capsys: pytest.CaptureFi
     assert f"nothing listens on {HOST}:" in capsys.readouterr().err
 
 
-def test_a_client_that_goes_away_takes_the_server_s_connection_along() -> None:
+def test_a_client_that_leaves_closes_the_servers_connection() -> None:
     gone = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -28,7 +28,7 @@ Resources:
 
 
 class Tools:
-    """uv and SAM, as far as a build sees them: uv leaves a wheel's files in --target."""
+    """Stand-ins for uv and SAM, as far as a build uses them: uv leaves a wheel's files in --target."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.uv_calls: list[Sequence[str]] = []
@@ -77,7 +77,7 @@ def names(archive: Path) -> list[str]:
         return sorted(file.namelist())
 
 
-def test_a_layer_holds_its_wheels_and_its_package_and_no_leftovers(workspace: Workspace, fakes: Tools) -> None:
+def test_a_layer_holds_wheels_and_package_without_leftovers(workspace: Workspace, fakes: Tools) -> None:
     assert names(layer(workspace)) == [
         "python/control_plane/__init__.py",
         "python/control_plane/migrations/0001_first.sql",
@@ -86,7 +86,7 @@ def test_a_layer_holds_its_wheels_and_its_package_and_no_leftovers(workspace: Wo
     ]
 
 
-def test_wheels_are_locked_never_built_here_and_of_the_platform_asked_for(workspace: Workspace, fakes: Tools) -> None:
+def test_wheels_are_locked_prebuilt_and_for_the_requested_platform(workspace: Workspace, fakes: Tools) -> None:
     layer(workspace)
     layer(workspace, platform="aarch64-apple-darwin")
     host, mac = fakes.uv_calls
@@ -96,7 +96,7 @@ def test_wheels_are_locked_never_built_here_and_of_the_platform_asked_for(worksp
     assert "--python-platform=aarch64-apple-darwin" in mac
 
 
-def test_an_edit_of_the_package_makes_a_new_layer_of_the_same_wheels(workspace: Workspace, fakes: Tools) -> None:
+def test_an_edited_package_makes_a_new_layer_of_old_wheels(workspace: Workspace, fakes: Tools) -> None:
     first = layer(workspace).read_bytes()
     (workspace.checkout / "layers/core/control_plane/new.py").write_text("x = 1")
     assert "python/control_plane/new.py" in names(layer(workspace))
@@ -104,7 +104,7 @@ def test_an_edit_of_the_package_makes_a_new_layer_of_the_same_wheels(workspace: 
     assert len(fakes.uv_calls) == 1
 
 
-def test_a_new_lock_installs_anew_and_drops_what_it_no_longer_names(workspace: Workspace, fakes: Tools) -> None:
+def test_a_new_lock_reinstalls_and_drops_removed_packages(workspace: Workspace, fakes: Tools) -> None:
     layer(workspace)
     (workspace.layers / "host" / "core" / "old_wheel.py").write_text("")
     (workspace.checkout / "layers/core/requirements.txt").write_text("psycopg==4\n")
@@ -134,9 +134,7 @@ def test_the_same_content_is_the_same_archive(workspace: Workspace, fakes: Tools
     assert layer(workspace).read_bytes() == content
 
 
-def test_the_host_s_template_takes_its_layers_as_they_are_and_keeps_the_rest(
-    workspace: Workspace, fakes: Tools
-) -> None:
+def test_the_hosts_template_changes_only_its_layers(workspace: Workspace, fakes: Tools) -> None:
     built = build.build_for_host(workspace)
     derived = yaml_parse((workspace.build / "template.yaml").read_text())
     core = derived["Resources"]["CoreLayer"]

@@ -23,7 +23,7 @@ DEPLOYED = Deployment(held_by="it", template="", code="", outputs={}, environ={}
 
 
 class FakeEmulator(Emulator):
-    """Runs where it is said to."""
+    """An emulator that runs where a test says."""
 
     running: set[str]
 
@@ -69,7 +69,7 @@ class World:
         self.run = RunState(cloud="one", endpoint="http://one", deployment=DEPLOYED, stack_is_ours=True)
 
     def settle(self, options: UpOptions, *, endpoint_url: str | None = None) -> str:
-        """What was said on the way."""
+        """Settles the emulator; returns what was printed meanwhile."""
         Cloud(self.workspace, endpoint_url)._settle_emulator(self.run, options, Progress(self.console))
         return self.console.export_text()
 
@@ -81,20 +81,20 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def test_what_runs_is_kept_where_no_other_is_asked_for(world: World) -> None:
+def test_the_running_cloud_is_kept_by_default(world: World) -> None:
     assert world.settle(UpOptions(), endpoint_url="http://somewhere") == ""
     assert (world.run.cloud, world.run.endpoint, world.run.deployment) == ("one", "http://one", DEPLOYED)
     assert world.running == {"http://one"}
 
 
-def test_one_that_ended_has_lost_its_stack(world: World) -> None:
+def test_an_ended_emulator_has_lost_its_stack(world: World) -> None:
     world.running.clear()
     world.settle(UpOptions())
     assert world.run.deployment is None
     assert not world.run.stack_is_ours
 
 
-def test_another_cloud_takes_the_place_of_the_one_that_runs_and_says_what_goes_with_it(world: World) -> None:
+def test_switching_clouds_says_what_is_lost_with_the_old_one(world: World) -> None:
     world.waiting = 3
     said = world.settle(UpOptions(cloud="two"))
     assert "Stopping one, for another cloud takes its place: 3 messages that waited in its queues go with it" in said
@@ -103,7 +103,7 @@ def test_another_cloud_takes_the_place_of_the_one_that_runs_and_says_what_goes_w
     assert world.removed == []
 
 
-def test_an_external_cloud_is_left_without_our_stack_and_left_running(world: World) -> None:
+def test_an_external_cloud_loses_our_stack_and_keeps_running(world: World) -> None:
     world.run = RunState(cloud="external", endpoint="http://theirs", deployment=DEPLOYED, stack_is_ours=True)
     world.running.add("http://theirs")
     said = world.settle(UpOptions(cloud="one"))
@@ -119,14 +119,14 @@ def test_a_stack_that_is_not_ours_is_left_alone(world: World) -> None:
     assert world.removed == []
 
 
-def test_an_external_cloud_that_no_longer_answers_is_named_with_what_it_may_have_kept(world: World) -> None:
+def test_a_silent_external_cloud_is_named_with_what_remains_there(world: World) -> None:
     world.run = RunState(cloud="external", endpoint="http://theirs", deployment=DEPLOYED, stack_is_ours=True)
     said = world.settle(UpOptions(cloud="one"))
     assert "http://theirs does not answer: if it kept the stack ai-control-plane, delete it there." in said
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_down_goes_on_where_an_external_cloud_does_not_let_go_of_the_stack_and_says_so(
+def test_down_goes_on_and_reports_a_stack_it_cannot_delete(
     world: World, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
     world.run = RunState(cloud="external", endpoint="http://theirs", deployment=DEPLOYED, stack_is_ours=True)
@@ -143,7 +143,7 @@ def test_down_goes_on_where_an_external_cloud_does_not_let_go_of_the_stack_and_s
     assert world.workspace.state.exists() == keep
 
 
-def test_the_endpoint_in_the_environment_is_for_who_asks_for_a_cloud(world: World) -> None:
+def test_the_endpoint_variable_counts_only_if_a_cloud_is_named(world: World) -> None:
     world.settle(UpOptions(cloud="external"), endpoint_url="http://theirs")
     assert (world.run.cloud, world.run.endpoint) == ("external", "http://theirs")
     world.running.add("http://theirs")
@@ -151,7 +151,7 @@ def test_the_endpoint_in_the_environment_is_for_who_asks_for_a_cloud(world: Worl
     assert world.run.endpoint == "http://theirs"
 
 
-def test_another_name_for_the_stack_deletes_the_one_before_it_and_keeps_the_cloud(world: World) -> None:
+def test_renaming_the_stack_deletes_the_old_one_only(world: World) -> None:
     world.settle(UpOptions(stack="another"))
     assert world.removed == [("http://one", "ai-control-plane")]
     assert world.running == {"http://one"}

@@ -1,8 +1,13 @@
-"""What functions in containers are told, and what is said where there can be none."""
+"""What functions in containers get to know, and the error if there can be no containers."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 import tomllib
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -72,7 +77,7 @@ def test_loopback_alone_is_renamed(text: str, seen: str) -> None:
     assert FromContainer()(text) == seen
 
 
-def test_a_function_is_told_what_it_is_told_in_the_cloud_with_this_host_s_name_put_in() -> None:
+def test_a_container_gets_the_deployed_environment_with_its_hosts_name() -> None:
     cloud = FakeCloud(
         {
             "DATABASE_SECRET_ARN": "arn:database",
@@ -142,7 +147,7 @@ def test_without_an_engine_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("error", [docker.errors.NotFound("network bridge not found"), ConnectionResetError("reset")])
-def test_an_engine_without_a_bridge_or_that_goes_away_is_none(
+def test_an_engine_that_leaves_or_lacks_a_bridge_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     class Engine(FakeEngine):
@@ -191,6 +196,27 @@ def test_an_engine_that_accepts_and_never_answers_costs_seconds(
         ended.set()
     said = "Containers: not for sam local invoke: The Docker engine did not answer within 0.2 s."
     assert said in capsys.readouterr().err
+
+
+def test_a_process_ends_soon_where_the_engine_stays_silent() -> None:
+    code = (
+        "from local_cloud import containers\n"
+        "try: containers.within(containers.ENGINE_SECONDS, containers._bridge)\n"
+        "except containers.NoContainersError as error: print(error)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"DOCKER_HOST": f"tcp://127.0.0.1:{silent.getsockname()[1]}"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        )
+    assert time.monotonic() - began < 40
+    assert "The Docker engine did not answer within 5 s.\n" in done.stdout
+    assert "Restart it, so that docker info answers." in done.stdout
 
 
 def test_what_the_engine_itself_calls_a_timeout_is_passed_on() -> None:

@@ -75,7 +75,7 @@ class FakeCloudFormation:
 
 
 class FakeEvents:
-    """One rule with one target."""
+    """A client of EventBridge that has one rule with one target."""
 
     def __init__(self) -> None:
         self.rules = {RULE: {"ScheduleExpression": "rate(1 minute)", "Description": "Starts it."}}
@@ -134,7 +134,7 @@ class FakeBuckets:
 
 
 class FakeSecrets:
-    """Without any. Its exceptions are its own, as a client's are."""
+    """A client of Secrets Manager without secrets. Its exceptions are its own, as a real client's are."""
 
     def __init__(self) -> None:
         self.exceptions = SimpleNamespace(ResourceNotFoundException=type("ResourceNotFoundException", (Exception,), {}))
@@ -177,6 +177,9 @@ class World:
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cloud = FakeCloud()
         self.sam_calls: list[Sequence[str]] = []
+        self.lost = 0
+        self.promises: list[int] = []
+        """How many deployments there had been each time that what is lost was promised again."""
         self.workspace = Workspace(tmp_path, tmp_path, tmp_path / "state")
         self.template = self.workspace.build / "sam" / "template.yaml"
         self.code = self.template.parent / "RelayFunction" / "app.py"
@@ -204,7 +207,14 @@ class World:
             {"Symbols": "AAPL,MSFT", **parameters},
             stack=STACK,
             previous=previous,
+            promise_lost=self.promise_lost,
         )
+
+    def promise_lost(self) -> int:
+        # Before anything delivers to the new queues, and after the old ones are gone.
+        assert self.cloud.cloudformation.deleted[-1:] == [STACK]
+        self.promises.append(len(self.sam_calls))
+        return self.lost
 
 
 @pytest.fixture
@@ -212,15 +222,15 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return World(tmp_path, monkeypatch)
 
 
-def test_a_first_deployment_reads_back_outputs_and_what_the_functions_agree_on(world: World) -> None:
+def test_a_first_deployment_reads_back_outputs_and_common_variables(world: World) -> None:
     deployment, what = world.deploy()
     assert what == "new stack"
     assert deployment.outputs["MarketTicksQueueUrl"] == "http://queue"
-    # What two functions see differently is left out, and what is empty.
+    # Variables whose values differ between functions are left out, and so are empty ones.
     assert deployment.environ == {"SYMBOLS": "AAPL", "MARKET_DATA_URL": "http://x"}
 
 
-def test_nothing_changed_is_nothing_done(world: World) -> None:
+def test_an_unchanged_stack_is_not_deployed(world: World) -> None:
     deployment, _ = world.deploy()
     assert world.deploy(deployment) == (deployment, "nothing has changed")
     assert len(world.sam_calls) == 1
@@ -257,6 +267,8 @@ def test_a_new_schedule_makes_its_rule_anew_and_nothing_else(world: World, emula
         RULE: {"ScheduleExpression": "rate(7 minutes)", "Description": "Starts it."},
     }
     assert world.cloud.events.targets == {RULE: [{"Id": "function", "Arn": "arn:x"}]}
+    # A rule that is merely put again fires by both its schedules.
+    assert world.cloud.events.calls == ["remove_targets", "delete_rule", "put_rule", "put_targets"]
 
 
 @pytest.mark.parametrize(
@@ -266,7 +278,7 @@ def test_a_new_schedule_makes_its_rule_anew_and_nothing_else(world: World, emula
         (External, "new again, as the external cloud may ignore changes of alarms"),
     ],
 )
-def test_a_changed_resource_that_updates_ignore_makes_a_new_stack_and_counts_what_is_lost(
+def test_a_change_ignored_by_updates_recreates_the_stack_counting_losses(
     world: World, emulator: type[Emulator], said: str
 ) -> None:
     deployment, _ = world.deploy(emulator=emulator)
@@ -276,7 +288,17 @@ def test_a_changed_resource_that_updates_ignore_makes_a_new_stack_and_counts_wha
     _, what = world.deploy(deployment, emulator=emulator)
     assert what.startswith(said)
     assert what.endswith("; 21 messages that waited in its queues go with it")
+    assert world.promises == [0, 1]
     assert world.cloud.cloudformation.deleted == [STACK]
+
+
+def test_what_was_in_queues_that_are_gone_is_promised_again(world: World) -> None:
+    world.lost = 4
+    deployment, what = world.deploy()
+    assert what == "new stack; 4 that no consumer had processed will be delivered again"
+    world.deploy(deployment)
+    world.deploy(deployment, Symbols="IBM")
+    assert world.promises == [0], "an update leaves the queues as they are"
 
 
 def test_what_an_interrupted_deployment_left_in_queues_is_counted(world: World) -> None:
@@ -285,14 +307,14 @@ def test_what_an_interrupted_deployment_left_in_queues_is_counted(world: World) 
     assert what == "new stack; 21 messages that waited in its queues go with it"
 
 
-def test_another_run_of_the_emulator_is_deployed_to_although_nothing_changed(world: World) -> None:
+def test_a_restarted_emulator_is_deployed_to_although_nothing_changed(world: World) -> None:
     deployment, _ = world.deploy()
     _, what = world.deploy(deployment, held_by="2@2")
     assert what == "new stack"
     assert len(world.sam_calls) == 2
 
 
-def test_parameters_are_quoted_and_those_the_template_lacks_are_left_out(world: World) -> None:
+def test_parameters_are_quoted_and_undeclared_ones_left_out(world: World) -> None:
     world.deploy(MarketDataUrl="", ApiTokenSecretArn="arn:x")
     overrides = world.sam_calls[0][world.sam_calls[0].index("--parameter-overrides") + 1 :]
     assert overrides == ['Symbols="AAPL,MSFT"', 'MarketDataUrl=""']
@@ -304,7 +326,7 @@ def test_a_stack_that_rolled_back_is_an_error(world: World) -> None:
         world.deploy()
 
 
-def test_the_logs_of_a_stack_go_with_it_and_not_those_of_one_whose_name_begins_alike(world: World) -> None:
+def test_deleting_a_stack_deletes_only_its_own_logs(world: World) -> None:
     others = ["/aws/lambda/a-stack-too-RelayFunction-1a2b", "/aws/lambda/a-stackRelayFunction-1a2b"]
     world.cloud.logs = FakeLogs("/aws/lambda/a-stack-RelayFunction-1a2b", *others)
     remove(world.cloud, STACK)  # type: ignore[arg-type]  # as much of one as is asked for

@@ -65,13 +65,13 @@ def test_a_loopback_or_private_endpoint_is_taken(url: str, accepted: str) -> Non
         ("http://localhost:4566/sqs", "no URL of a scheme, a host and a port"),
     ],
 )
-def test_an_endpoint_that_could_be_the_real_aws_or_nothing_at_all_is_refused(url: str, why: str) -> None:
+def test_an_endpoint_that_could_be_the_real_aws_is_refused(url: str, why: str) -> None:
     with pytest.raises(AcpError, match=why) as caught:
         check_endpoint(url)
     assert "http://localhost:4566" in caught.value.remedy
 
 
-def test_a_name_is_refused_when_one_of_its_addresses_is_public(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_a_public_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in ("127.0.0.1", "93.184.216.34")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(AcpError, match=r"93\.184\.216\.34 is neither"):
@@ -84,11 +84,11 @@ def test_a_private_address_is_known_in_each_of_its_forms(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["::ffff:8.8.8.8", "fe80::1", "::", "224.0.0.1"])
-def test_an_address_that_is_public_or_of_no_machine_is_not_taken_for_a_private_one(address: str) -> None:
+def test_public_and_reserved_addresses_are_not_private(address: str) -> None:
     assert not is_nearby(ipaddress.ip_address(address))
 
 
-def test_an_external_cloud_without_its_url_says_which_variable_is_missing(workspace: Workspace) -> None:
+def test_an_external_cloud_without_url_names_the_missing_variable(workspace: Workspace) -> None:
     with pytest.raises(AcpError, match="needs AWS_ENDPOINT_URL"):
         External(workspace).endpoint(None, None)
 
@@ -109,7 +109,7 @@ def test_the_api_of_a_stack_is_found_on_the_emulator(workspace: Workspace, name:
 
 
 class Slower(StartedEmulator):
-    """One that finds its port taken."""
+    """An emulator that finds its port taken."""
 
     name = title = "slower"
     health_path = "/"
@@ -129,7 +129,7 @@ class Healthy(BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def test_another_s_cloud_on_the_port_is_not_taken_for_the_one_that_starts(workspace: Workspace) -> None:
+def test_a_foreign_server_on_the_port_is_not_ours(workspace: Workspace) -> None:
     with HTTPServer(("127.0.0.1", 0), Healthy) as of_another:
         Thread(target=of_another.serve_forever, daemon=True).start()
         emulator = Slower(workspace)

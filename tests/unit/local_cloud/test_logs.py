@@ -17,7 +17,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Any:
         yield LocalCloud("https://logs.us-east-1.amazonaws.com")
 
 
-def test_lines_come_from_every_page_and_not_from_before_the_start(cloud: LocalCloud) -> None:
+def test_lines_since_the_start_come_from_every_page(cloud: LocalCloud) -> None:
     import time
 
     now = int(time.time() * 1000)

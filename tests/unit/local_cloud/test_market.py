@@ -27,14 +27,14 @@ def test_yahoo_is_chosen_where_it_answers(monkeypatch: pytest.MonkeyPatch) -> No
     assert market.choose(MarketChoice.AUTO) == Market(MarketChoice.YAHOO, "it answers")
 
 
-def test_the_replay_is_chosen_where_yahoo_does_not_answer_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_replay_replaces_an_unreachable_yahoo_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     yahoo(monkeypatch, "it answers 429")
     chosen = market.choose(MarketChoice.AUTO)
     assert chosen.source is MarketChoice.REPLAY
     assert "it answers 429" in chosen.reason
 
 
-def test_yahoo_that_was_asked_for_and_cannot_be_reached_is_an_error_not_a_replay(
+def test_a_requested_yahoo_that_is_unreachable_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     yahoo(monkeypatch, "it cannot be reached")
@@ -53,7 +53,7 @@ def test_the_source_is_called_as_its_events_are(choice: MarketChoice) -> None:
     assert YFinanceSource(market_data_url=url).name == SOURCES[choice]
 
 
-def test_up_names_each_symbol_that_the_replay_lacks_before_it_changes_anything(tmp_path: Path) -> None:
+def test_up_names_symbols_missing_from_the_replay_before_any_change(tmp_path: Path) -> None:
     options = UpOptions(MarketChoice.REPLAY, None, None, {"Symbols": "AAPL,NOPE,ZZZ"})
     with pytest.raises(UsageError) as refused:
         Cloud(Workspace(tmp_path, tmp_path, tmp_path / "state")).up(options, Progress())

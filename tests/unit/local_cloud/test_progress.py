@@ -31,7 +31,7 @@ def test_a_failed_step_is_marked_and_its_error_goes_on(console: Console) -> None
     assert written(console).startswith("✗ Build  0.")
 
 
-def test_how_far_it_is_becomes_a_line_now_and_then_not_each_time(console: Console) -> None:
+def test_progress_becomes_a_line_only_now_and_then(console: Console) -> None:
     with Progress(console).step("Flow") as step:
         for count in range(100):
             step.update(f"{count} of 100")

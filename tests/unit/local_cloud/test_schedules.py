@@ -1,11 +1,11 @@
-"""Schedules and other parameters are refused at once where EventBridge or CloudFormation would refuse them later."""
+"""Schedules and other parameters are refused at once if EventBridge or CloudFormation would refuse them later."""
 
 import re
 
 import pytest
 from tests.template import TEMPLATE
 
-from local_cloud.schedules import problem_of
+from local_cloud.schedules import problem_of, update_gaps
 from local_cloud.template_parameters import parameter_problem
 
 GOOD = [
@@ -76,6 +76,7 @@ def test_malformed_symbols_are_refused(symbols: str) -> None:
     ("declared", "value", "problem"),
     [
         ({"Type": "Number", "MinValue": 0, "MaxValue": 9}, "10", "must be from 0 to 9"),
+        ({"Type": "Number", "MinValue": 0, "MaxValue": 9}, "-1", "must be from 0 to 9"),
         ({"Type": "Number"}, "many", "must be a number"),
         ({"Type": "String", "AllowedValues": ["a", "b"]}, "c", "must be one of a, b"),
         ({"Type": "String", "AllowedPattern": "a+"}, "ab", r"must match a\+"),
@@ -83,3 +84,21 @@ def test_malformed_symbols_are_refused(symbols: str) -> None:
 )
 def test_a_value_is_held_to_what_the_template_declares(declared: dict[str, object], value: str, problem: str) -> None:
     assert re.fullmatch(problem, parameter_problem(declared, value) or "")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "AWS::ApiGateway::RestApi",
+        "AWS::ApiGateway::Stage",
+        "AWS::CloudWatch::Alarm",
+        "AWS::Lambda::EventInvokeConfig",
+        "AWS::Logs::LogGroup",
+    ],
+)
+def test_a_change_that_updates_ignore_shows_in_the_digest(kind: str) -> None:
+    def digest(text: str) -> str:
+        return update_gaps({"Resources": {"One": {"Type": kind, "Properties": {"Text": text}}}}, {}).others
+
+    assert digest("before") != digest("after")
+    assert digest("before") == digest("before")

@@ -1,4 +1,4 @@
-"""What CloudFormation gets: SAM's own transform of template.yaml, for each architecture, outside and inside a VPC."""
+"""What CloudFormation gets after SAM's own transform, for each architecture, outside and inside a VPC."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ STACKS = [{"Architecture": architecture} | network for architecture in ("x86_64"
 
 
 def transformed(given: Mapping[str, str]) -> dict[str, Any]:
-    """The template as CloudFormation receives it after SAM, its parameters' defaults being what was given."""
+    """Returns the template as CloudFormation gets it after SAM; the given parameters become defaults."""
     template = copy.deepcopy(TEMPLATE)
     parameters = SECRETS | dict(given)
     for name, value in parameters.items():
@@ -78,7 +78,7 @@ def test_every_function_is_in_the_vpc_or_none(stack: Stack) -> None:
             assert {name: ",".join(value(ids, given)) for name, ids in inside.items()} == VPC
 
 
-def test_no_name_of_a_resource_stands_in_a_second_stack_s_way(stack: Stack) -> None:
+def test_no_resource_name_prevents_a_second_stack(stack: Stack) -> None:
     names = [
         (resource, key, name)
         for resource, properties in ((name, item.get("Properties", {})) for name, item in stack[1]["Resources"].items())
@@ -88,7 +88,7 @@ def test_no_name_of_a_resource_stands_in_a_second_stack_s_way(stack: Stack) -> N
         or (key.endswith("Name") and not key.startswith(("Metric", "Function", "Policy", "Stage")))
     ]
     for resource, key, name in names:
-        # A name that holds another resource's own is as unique as that one.
+        # A name that contains another resource's name is as unique as that one.
         assert references(name), f"{resource}.{key} is {name!r} in every stack"
 
 
@@ -102,7 +102,7 @@ def test_nothing_outlives_a_deleted_stack(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, VPC])
-def test_subnets_and_security_groups_may_be_given_together_or_not_at_all(given: dict[str, str]) -> None:
+def test_subnets_and_security_groups_must_be_given_together(given: dict[str, str]) -> None:
     assert all(truth(rule, given) for rule in assertions())
 
 
@@ -110,7 +110,7 @@ def test_subnets_and_security_groups_may_be_given_together_or_not_at_all(given: 
 def test_subnets_or_security_groups_alone_are_refused(name: str) -> None:
     given = {name: VPC[name]}
     assert not all(truth(rule, given) for rule in assertions())
-    # And by Lambda, where rules are not evaluated: the function is given a VPC that lacks the other.
+    # Lambda refuses it, too, where rules are not evaluated: the function is given a VPC that lacks the other.
     assert truth(TEMPLATE["Conditions"]["InVpc"], given)
 
 
@@ -123,7 +123,7 @@ def assertions() -> Iterator[Any]:
 
 
 def truth(expression: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-    """A condition or a rule, as CloudFormation evaluates it."""
+    """Returns a condition or a rule, as CloudFormation evaluates it."""
     [(name, arguments)] = expression.items()
     match name:
         case "Fn::And":
@@ -140,7 +140,7 @@ def truth(expression: Mapping[str, Any], given: Mapping[str, str]) -> bool:
 
 
 def value(expression: Any, given: Mapping[str, str]) -> Any:
-    """A parameter's value, or what is made of it."""
+    """Returns a parameter's value, or what is made of it."""
     match expression:
         case {"Ref": name}:
             parameter = TEMPLATE["Parameters"][name]

@@ -29,17 +29,17 @@ def test_everything_lies_below_the_checkout_unless_told_otherwise() -> None:
     assert (CHECKOUT / "pyproject.toml").exists()
 
 
-def test_an_empty_variable_is_an_absent_one() -> None:
+def test_an_empty_variable_counts_as_absent() -> None:
     assert Workspace.from_environ({"ACP_HOME": "", "ACP_STATE": ""}) == Workspace.from_environ({})
 
 
-def test_a_relative_home_counts_from_the_checkout_and_an_absolute_state_stands_alone(tmp_path: Path) -> None:
+def test_a_relative_home_starts_at_the_checkout(tmp_path: Path) -> None:
     workspace = Workspace.from_environ({"ACP_HOME": "elsewhere", "ACP_STATE": str(tmp_path)})
     assert workspace.home == CHECKOUT / "elsewhere"
     assert workspace.state == tmp_path
 
 
-def test_a_private_file_is_readable_by_its_owner_alone_also_once_replaced(tmp_path: Path) -> None:
+def test_a_private_file_stays_private_when_replaced(tmp_path: Path) -> None:
     path = tmp_path / "new" / "secret.json"
     for text in ("{}", '{"a": 1}'):
         write_private(path, text)
@@ -48,7 +48,7 @@ def test_a_private_file_is_readable_by_its_owner_alone_also_once_replaced(tmp_pa
     assert [entry.name for entry in path.parent.iterdir()] == ["secret.json"]
 
 
-def test_a_missing_file_is_none_and_a_damaged_one_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_file_is_none_a_damaged_one_an_error(tmp_path: Path) -> None:
     assert read_json(tmp_path / "none.json") is None
     for damaged in ("", "{", "[]"):
         (tmp_path / "damaged.json").write_text(damaged)
@@ -56,7 +56,7 @@ def test_a_missing_file_is_none_and_a_damaged_one_says_what_to_do(tmp_path: Path
             read_json(tmp_path / "damaged.json")
 
 
-def test_a_second_one_is_told_who_holds_the_lock_and_gives_up_in_time(tmp_path: Path) -> None:
+def test_a_second_command_learns_the_locks_holder_and_gives_up(tmp_path: Path) -> None:
     told: list[str] = []
     holder = subprocess.Popen(
         [
@@ -77,7 +77,7 @@ def test_a_second_one_is_told_who_holds_the_lock_and_gives_up_in_time(tmp_path: 
         ):
             pytest.fail("two at once")
         assert told == [f"Waiting for acp up (pid {holder.pid}) …"]
-        # However its holder ends, the lock ends with it.
+        # However the holder ends, the lock ends with it.
         holder.kill()
     with locked(tmp_path / "state", "down", on_wait=told.append, wait_seconds=20):
         pass

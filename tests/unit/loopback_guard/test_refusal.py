@@ -81,7 +81,7 @@ def test_other_names_are_refused(host: str) -> None:
         ([HOST, (b"Origin", b"http://localhost"), SAME_ORIGIN], "Origin 'http://localhost'"),
         ([HOST, (b"Origin", b"http://127.0.0.1:4566"), SAME_ORIGIN], "Origin 'http://127.0.0.1:4566'"),
         ([HOST, (b"Origin", b"null"), SAME_ORIGIN], "Origin 'null'"),
-        # DNS rebinding: to the browser the page is of the same origin as the server that its name points to now.
+        # DNS rebinding: for the browser, the page has the same origin as the server to which its name points now.
         ([EVIL_HOST, (b"Origin", b"http://evil.example:4566"), SAME_ORIGIN], "Host 'evil.example:4566'"),
         ([EVIL_HOST, OWN_ORIGIN, SAME_ORIGIN], "Host 'evil.example:4566'"),
         ([HOST, (b"Sec-Fetch-Site", b"cross-site")], "Sec-Fetch-Site 'cross-site'"),
@@ -120,7 +120,7 @@ def test_a_refusal_is_one_line_whatever_it_quotes() -> None:
     assert reason.rstrip("\n").isprintable()
 
 
-def test_a_head_as_it_came_is_judged_the_same() -> None:
+def test_a_raw_head_is_judged_in_the_same_way() -> None:
     head = b"POST /reset HTTP/1.1\r\nHost: localhost:1\r\nContent-Length: 0"
     assert refusal_of_head(head) is None
     assert refusal_of_head(head + b"\r\nOrigin: null") is not None
@@ -129,7 +129,7 @@ def test_a_head_as_it_came_is_judged_the_same() -> None:
 
 
 async def answers(type_: str, *headers: tuple[bytes, bytes]) -> tuple[bool, list[dict[str, Any]]]:
-    """Whether the application was asked, and what was sent."""
+    """Returns whether the application was asked, and what was sent."""
     asked = False
     sent: list[dict[str, Any]] = []
 
@@ -164,7 +164,7 @@ def test_an_asgi_application_is_not_asked_by_a_web_page() -> None:
     assert b"Origin 'null'" in body["body"]
 
 
-def test_a_web_socket_of_a_web_page_is_refused_before_its_handshake() -> None:
+def test_a_web_pages_websocket_is_refused_before_its_handshake() -> None:
     asked, sent = asyncio.run(answers("websocket", HOST, (b"origin", b"http://evil.example")))
     assert not asked
     assert [message["type"] for message in sent] == ["websocket.close"]

@@ -89,7 +89,7 @@ def bars_of(result: Any) -> dict[int, tuple[Any, ...]]:
 
 
 @given(minute=st.integers(min_value=0, max_value=10**8), symbol=st.sampled_from(sorted(SYMBOLS)))
-def test_a_minute_always_has_the_same_real_day_and_the_next_minute_the_next_day(minute: int, symbol: str) -> None:
+def test_consecutive_minutes_replay_consecutive_trading_days(minute: int, symbol: str) -> None:
     days = getattr(stocks, symbol)
     closes = days["close"]
     bar, following = bar_at(symbol, minute), bar_at(symbol, minute + 1)
@@ -98,7 +98,7 @@ def test_a_minute_always_has_the_same_real_day_and_the_next_minute_the_next_day(
     if (minute + 1) % len(stocks.AAPL["date"]):
         assert (bar.close, following.close) in steps
     else:
-        assert bar.close == closes[-1]  # every series ends on the same day, and starts again together
+        assert bar.close == closes[-1]  # Every series ends on the same day, and all start again together.
 
 
 @given(
@@ -117,7 +117,7 @@ def test_a_bar_in_progress_lies_within_the_bar_it_becomes(minute: int, symbol: s
 # Charts
 
 
-def test_a_period_has_a_bar_for_every_minute_that_starts_in_it(client: Client) -> None:
+def test_a_period_has_a_bar_for_every_minute_within(client: Client) -> None:
     start = NOW - timedelta(hours=2)
     bars = bars_of(client.chart(period1=second(start), period2=second(NOW - timedelta(hours=1))))
     first = second(start) // 60 + 1
@@ -127,7 +127,7 @@ def test_a_period_has_a_bar_for_every_minute_that_starts_in_it(client: Client) -
         assert row == (real.open, real.high, real.low, real.close, real.volume)
 
 
-def test_the_bar_in_progress_and_the_live_price_change_with_every_look(client: Client, clock: Clock) -> None:
+def test_the_bar_in_progress_and_live_price_keep_changing(client: Client, clock: Clock) -> None:
     period: dict[str, Any] = {"period1": second(NOW - timedelta(minutes=3)), "period2": second(NOW + timedelta(days=1))}
     early = bars_of(client.chart(**period))
     clock.now += timedelta(seconds=25)
@@ -214,7 +214,7 @@ def test_an_unknown_symbol_is_not_found(client: Client) -> None:
     ],
     ids=range(9),
 )
-def test_what_yahoo_refuses_is_refused(client: Client, query: dict[str, Any], status: int, words: str) -> None:
+def test_the_replay_refuses_what_yahoo_refuses(client: Client, query: dict[str, Any], status: int, words: str) -> None:
     refused_with, _, description = client.refusal(**query)
     assert refused_with == status
     assert words in description
@@ -227,8 +227,10 @@ def test_eight_days_within_thirty_are_served(client: Client) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The inplace keyword")  # yfinance 1.7.0 under pandas 3.1
-def test_plain_yfinance_reads_it(replay: MarketReplay, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's own frames, as any script of a user's would have them."""
+def test_plain_yfinance_can_read_the_replay(
+    replay: MarketReplay, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's own frames, as a user's script would see them."""
     clock.now = datetime.now(UTC)
     confined = YFinanceSource(market_data_url=replay.url)._session
     monkeypatch.setattr(yfinance.base, "_BASE_URL_", replay.url)
@@ -267,7 +269,7 @@ def test_each_request_is_one_line_of_log() -> None:
 
 
 def test_a_request_is_logged_before_its_answer_can_be_read() -> None:
-    """Whoever reads the answer may end the server at once, and must find the line all the same."""
+    """Whoever reads the answer may end the server at once, and the line must be there nevertheless."""
     lines: list[str] = []
 
     def log(line: str) -> None:
@@ -352,7 +354,7 @@ def test_an_answer_can_be_late(client: Client) -> None:
 
 
 def test_a_late_answer_does_not_hold_up_the_end() -> None:
-    """If it did, the test's own time limit would end it."""
+    """Otherwise the test's own time limit would end it."""
     with serve() as replay:
         replay.faults.put("*", Fault(delay_seconds=3600))
         connection = http.client.HTTPConnection(replay.host, replay.port, timeout=5)
@@ -395,7 +397,7 @@ def test_only_a_symbols_fault_can_be_put(client: Client, method: str, path: str)
 def test_faults_are_for_this_machine_alone(
     client: Client, replay: MarketReplay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The server's own name alone: the guard before it reads addresses, too.
+    # Only the server's own name counts, because the guard before it also reads addresses.
     monkeypatch.setattr("market_replay.server.ipaddress", SimpleNamespace(ip_address=lambda _: AnotherMachine))
     assert client.ask("PUT", "/faults/AAPL", '{"status": 500}')[0] == 404
     assert len(replay.faults) == 0

@@ -1,4 +1,4 @@
-"""The contract: what it lets through unchanged, and what it refuses, by name."""
+"""The contract: what it accepts unchanged, and what it refuses, by name."""
 
 import json
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def tick_event(payload: Payload = TICK, **changes: Any) -> Event:
 
 
 def message(**changes: Any) -> dict[str, Any]:
-    """A good message with some fields changed, its id left as it was."""
+    """Returns a good message with some fields changed; its id stays as it was."""
     return tick_event().to_message() | changes
 
 
@@ -89,7 +89,7 @@ def message_with_payload(**changes: Any) -> dict[str, Any]:
 
 
 def sealed(**changes: Any) -> dict[str, Any]:
-    """A message with the id that belongs to what it says, as another producer would send it."""
+    """Returns a message with the id that belongs to its content, as another producer would send it."""
     changed = message(**changes)
     return changed | {
         "event_id": str(
@@ -160,7 +160,7 @@ def test_the_spelling_of_numbers_in_a_message_makes_no_difference(respelled: dic
 
 def test_minus_zero_is_published_as_zero() -> None:
     minus, plain = (tick_event(TICK.model_copy(update={"open": zero})) for zero in (-0.0, 0.0))
-    assert json.dumps(minus.to_message()) == json.dumps(plain.to_message())  # as text: to Python they are equal
+    assert json.dumps(minus.to_message()) == json.dumps(plain.to_message())  # as text, since Python calls them equal
 
 
 def test_observed_at_and_ingested_at_do_not_change_the_id() -> None:
@@ -234,6 +234,9 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: "", "message", "is not JSON"),
     (lambda: "{", "message", "is not JSON"),
     (lambda: b"\xff", "message", "is not JSON"),
+    (lambda: json.dumps(message()).replace('{"event_id"', '{"revision": 7, "event_id"'), "revision", "is given twice"),
+    (lambda: json.dumps(message()).replace('"price"', '"price": 1, "price"'), "price", "is given twice"),
+    (lambda: nested_text(3).replace('"a":1', '"a":1,"b":2,"a":3'), "a", "is given twice"),
     (lambda: "[]", "message", "is not a JSON object (got [])"),
     (lambda: "7", "message", "is not a JSON object (got 7)"),
     (lambda: nested_text(200_000), "message", "is not JSON"),
@@ -331,9 +334,7 @@ REFUSED: list[tuple[Callable[[], Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("broken", "field", "reason"), REFUSED)
-def test_what_breaks_the_contract_is_refused_naming_field_and_value(
-    broken: Callable[[], Any], field: str, reason: str
-) -> None:
+def test_a_contract_violation_names_field_and_value(broken: Callable[[], Any], field: str, reason: str) -> None:
     with pytest.raises(ContractViolation) as refusal:
         EVENT_TYPES.parse_event(broken())
     assert refusal.value.field == field
@@ -341,7 +342,7 @@ def test_what_breaks_the_contract_is_refused_naming_field_and_value(
     assert len(str(refusal.value)) < 1000
 
 
-def test_a_message_that_only_looks_odd_is_taken() -> None:
+def test_an_unusual_but_valid_message_is_accepted() -> None:
     assert (
         EVENT_TYPES.parse_event(sealed(source="a source we have never heard of", entity_id="ÉTÉ.PA 🙃")).entity_id
         == "ÉTÉ.PA 🙃"
@@ -379,7 +380,7 @@ def test_an_event_cannot_be_changed() -> None:
 
 
 class Renamed(MarketTick):
-    """The newer shape of a tick."""
+    """A newer schema version of a tick."""
 
     schema_version = 2
 

@@ -1,4 +1,4 @@
-"""docs/event_contract.md is true: its example is an event, its steps give that event's id, its lists are whole."""
+"""docs/event_contract.md is true: its example is an event, its steps give the example's id, its lists are complete."""
 
 import json
 import re
@@ -20,7 +20,7 @@ TEXT = DOC.read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    """The only code block in the language, without its indentation."""
+    """Returns the only code block in a language, without its indentation."""
     (found,) = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", TEXT, re.MULTILINE | re.DOTALL)
     indentation, code = found
     return "".join(line.removeprefix(indentation) for line in code.splitlines(keepends=True))
@@ -73,7 +73,7 @@ def test_the_event_table_names_every_type_version_topic_and_schema() -> None:
 
 
 def test_the_limits_are_those_of_the_code() -> None:
-    assert f"at most {MAX_DEPTH}\ndeep" in TEXT
+    assert f"at most {MAX_DEPTH} deep" in " ".join(TEXT.split())
     parent = traceparent(EXAMPLE["trace_id"], EXAMPLE["event_id"])
     assert parent.split("-")[2] == UUID(EXAMPLE["event_id"]).bytes[-8:].hex()
 

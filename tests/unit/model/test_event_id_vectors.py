@@ -1,4 +1,4 @@
-"""The published derivation, printed step by step in docs/event_contract.md: a change here changes every id."""
+"""The published derivation of ids, as printed in docs/event_contract.md: a change here would change every id."""
 
 import hashlib
 import json

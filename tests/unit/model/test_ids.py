@@ -1,4 +1,4 @@
-"""Identity, as properties: what is the same observation has the same id, what is not has another."""
+"""Properties of ids: equal observations have equal ids, and others have others."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -19,7 +19,7 @@ floats = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from(
     [0.0, -0.0, 1.0, 1e16, 1e21, 1e22, 1e23, 0.1, 1e-7, 5e-324, 2.0**53, 2.0**53 + 2, -1.7976931348623157e308]
 )
 integers = st.integers(-(2**53) + 1, 2**53 - 1)
-# What reads as whole doubles may be written as integers of any length: 1e22 comes back from jsonb as 10**22.
+# Doubles with whole values may be written as integers of any length: 1e22 comes back from jsonb as 10**22.
 big_integers = floats.filter(lambda number: number.is_integer()).map(int)
 payloads = st.dictionaries(
     texts,
@@ -31,7 +31,7 @@ payloads = st.dictionaries(
     max_size=4,
 )
 instants = st.datetimes(
-    # Within a day of the calendar's ends, some time zones cannot write an instant. Hypothesis wants naive bounds.
+    # Within a day of the calendar's ends, some time zones cannot write an instant. Hypothesis needs naive bounds.
     min_value=datetime(1, 1, 3),  # noqa: DTZ001 - as said above
     max_value=datetime(9999, 12, 29),  # noqa: DTZ001 - likewise
     timezones=st.just(UTC),
@@ -53,7 +53,7 @@ FIELDS = ["source", "event_type", "entity_id", "series", "occurred_at", "schema_
 
 
 def comparable(value: Any) -> Any:
-    """Equal exactly where the JSON values are: in Python, True == 1 as well."""
+    """Returns values that are equal exactly if the JSON values are: in Python, True == 1 as well."""
     match value:
         case bool():
             return ("boolean", value)
@@ -79,7 +79,7 @@ def reordered(value: Any, data: st.DataObject) -> Any:
 
 
 def respelled(value: Any, data: st.DataObject) -> str:
-    """JSON text of the value, each number in one of the many ways to write it."""
+    """Returns JSON text of the value, with each number in one of the many ways to write it."""
     match value:
         case bool() | None | str():
             return json.dumps(value, ensure_ascii=data.draw(st.booleans()))
@@ -91,7 +91,7 @@ def respelled(value: Any, data: st.DataObject) -> str:
             if number == 0:
                 spellings += ["0", "-0", "-0.0", "0e5"]
             spelling = data.draw(st.sampled_from(spellings))
-            assume(float(spelling) == number)  # 17 digits always are enough; what was chosen above need not be
+            assume(float(spelling) == number)  # 17 digits are always enough; the chosen number may be too small.
             return spelling
         case dict():
             members = [f"{json.dumps(key)}: {respelled(item, data)}" for key, item in value.items()]
@@ -201,7 +201,7 @@ def test_a_settled_value_survives_json(payload: dict[str, Any]) -> None:
         (datetime(2026, 1, 5, tzinfo=UTC), "payload.a", "is not a JSON value (got datetime.datetime(2026"),
     ],
 )
-def test_what_json_or_postgres_cannot_hold_is_refused_by_name(value: object, field: str, reason: str) -> None:
+def test_values_unfit_for_json_or_postgres_are_refused(value: object, field: str, reason: str) -> None:
     with pytest.raises(ContractViolation) as refusal:
         storable({"a": value})
     assert refusal.value.field == field

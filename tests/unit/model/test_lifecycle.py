@@ -61,6 +61,6 @@ def test_a_failed_attempts_delay_is_jittered() -> None:
 
 @given(st.integers(1, 20), st.integers(0, 20))
 def test_last_failed_attempt_dead_letters_with_attempts_and_reason(max_attempts: int, beyond: int) -> None:
-    attempt = max_attempts + beyond  # beyond: the limit was lowered meanwhile
+    attempt = max_attempts + beyond  # an attempt beyond the limit, which was lowered meanwhile
     settlement = settled(Failed("odd answer"), attempt=attempt, max_attempts=max_attempts)
     assert settlement == Settlement(Disposition.DEAD_LETTERED, error=f"gave up after {attempt} attempts: odd answer")

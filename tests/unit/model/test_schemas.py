@@ -32,7 +32,7 @@ MINUTE = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)
 formats = FormatChecker(["uuid"])
 
 
-# jsonschema checks date-time only with another package installed, and passes everything without it.
+# jsonschema checks date-time only if another package is installed; without it, everything passes.
 @formats.checks("date-time", raises=ValueError)
 def _is_date_time(value: object) -> bool:
     return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
@@ -149,7 +149,7 @@ def changed(*path: str, to: object) -> Callable[[dict[str, Any]], None]:
         lambda message: message["payload"].pop("low"),
     ],
 )
-def test_what_the_schema_refuses_the_code_refuses(break_it: Callable[[dict[str, Any]], object]) -> None:
+def test_the_code_refuses_what_the_schema_refuses(break_it: Callable[[dict[str, Any]], object]) -> None:
     broken = copy.deepcopy(message(TICK))
     break_it(broken)
     assert not validator("MARKET_TICK_INGESTED", 1).is_valid(broken)
@@ -176,7 +176,7 @@ def test_stale_missing_and_leftover_files_are_named_and_mended(tmp_path: Path) -
 
 
 def resolved(document: Any, reference: str) -> Any:
-    """What a reference within the document, or to a file beside it, points to."""
+    """Returns what a reference means, within the document or to a file beside it."""
     path, _, pointer = reference.partition("#")
     found = json.loads((ROOT / "docs" / path).read_text(encoding="utf-8")) if path else document
     for step in pointer.split("/")[1:]:

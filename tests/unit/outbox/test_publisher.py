@@ -1,4 +1,4 @@
-"""The message as it goes out: its attributes, its size, and how many of them one send holds."""
+"""The message as it is sent: its attributes, its size, and how many messages one send holds."""
 
 from uuid import UUID, uuid4
 

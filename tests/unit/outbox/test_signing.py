@@ -1,4 +1,4 @@
-"""The signature is botocore's, to the byte."""
+"""Our signature equals botocore's, byte for byte."""
 
 import datetime
 
@@ -61,7 +61,7 @@ def test_a_signature_equals_botocores(
 
 
 class Changing:
-    """Credentials, of which there are new ones now and then, and a clock."""
+    """Credentials that change now and then, and a clock."""
 
     def __init__(self) -> None:
         self.at = 0.0
@@ -93,7 +93,7 @@ def test_one_signer_follows_the_clock_over_midnight_and_new_credentials(
 @pytest.mark.parametrize(
     "odd", [Credentials("AK\r\nX: y", "s"), Credentials("AK", "s", "a\x00b"), Credentials("AKÉ", "s")]
 )
-def test_credentials_that_no_header_can_hold_are_refused_without_naming_them(odd: Credentials) -> None:
+def test_credentials_unfit_for_a_header_are_refused_unnamed(odd: Credentials) -> None:
     signer = Signer(odd, region="us-east-1", host="localhost", path="/", headers=HEADERS)
     with pytest.raises(ValueError, match="character") as caught:
         signer.headers(b"")

@@ -1,4 +1,4 @@
-"""The edge of a function: what every handler gets without asking."""
+"""The edge of a function: what every handler gets without doing anything for it."""
 
 import json
 import logging
@@ -31,12 +31,12 @@ _numbers = count(1)
 
 
 def new_telemetry() -> Telemetry:
-    """A logger of its own, made in the test: Powertools keeps the standard output that its logger was born with."""
+    """Makes a new logger in the test, because Powertools keeps the standard output that a logger first had."""
     return Telemetry(f"test-{next(_numbers)}")
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The log lines and the metrics written so far."""
+    """Returns the log lines and the metrics written so far."""
     written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return [line for line in written if "_aws" not in line], [line for line in written if "_aws" in line]
 
@@ -46,11 +46,11 @@ def test_a_handlers_answer_passes_through() -> None:
 
     @function(telemetry)
     def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """Its own words."""
+        """A handler with a docstring of its own."""
         return {"event": event, "function": context.function_name}
 
     assert handler({"a": 1}, Context()) == {"event": {"a": 1}, "function": "TestFunction"}
-    assert handler.__doc__ == "Its own words."
+    assert handler.__doc__ == "A handler with a docstring of its own."
 
 
 def test_log_lines_carry_only_their_own_request_id(
@@ -181,7 +181,7 @@ def test_empty_aws_variables_are_removed_before_botocore_reads_them(
 
 def test_a_database_is_not_reached_for_before_its_first_use() -> None:
     nowhere = DatabaseSettings(url="this is no URL, and nobody has looked yet", secret_arn=None)
-    database = open_database(nowhere, endpoint_url=None, application_name="test")
+    database = open_database(nowhere, endpoint_url=None, application_name="test", role=None)
     database.close()
     with pytest.raises(ConfigurationError) as refusal:
         database.connection()

@@ -1,4 +1,4 @@
-"""The loader of ``queries.sql`` files, and that every such file loads."""
+"""The loader of ``queries.sql`` files, and a check that every such file can be loaded."""
 
 from pathlib import Path
 

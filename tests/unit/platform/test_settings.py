@@ -1,4 +1,4 @@
-"""Settings: everything that is wrong is said at once, and nothing that is secret."""
+"""Settings: all problems are reported at once, and no secret is shown."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def problems(from_environ: Callable[[dict[str, str]], Any], environ: dict[str, s
     return refusal.value.problems
 
 
-def test_what_is_not_set_has_a_default() -> None:
+def test_unset_variables_have_defaults() -> None:
     settings = RelaySettings.from_environ(RELAY)
     assert settings.subscription_queue_urls == {"signal_lab": "https://queues.example/ticks"}
     assert settings.cloud_endpoint_url is None
@@ -44,7 +44,7 @@ def test_what_is_not_set_has_a_default() -> None:
     assert settings.linger_seconds == 0
 
 
-def test_what_is_set_is_read() -> None:
+def test_set_variables_are_read() -> None:
     settings = RelaySettings.from_environ(
         RELAY
         | {
@@ -77,7 +77,7 @@ def test_ingestion_and_relay_have_the_same_breaker_defaults() -> None:
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "\t\n"])
-def test_an_empty_variable_is_an_absent_one(nothing: str) -> None:
+def test_an_empty_variable_counts_as_absent(nothing: str) -> None:
     empty = dict.fromkeys(
         ("DATABASE_SECRET_ARN", "CLOUD_ENDPOINT_URL", "MAX_DELIVERY_ATTEMPTS", "LEASE_SECONDS"), nothing
     )
@@ -164,7 +164,7 @@ def test_the_oldest_age_that_health_tolerates_has_bounds() -> None:
         "http://localhost:99999", "http:/localhost",
     ],
 )  # fmt: skip
-def test_what_is_no_url_is_said_to_be_none(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     (problem,) = problems(IngestionSettings.from_environ, INGESTION | {"MARKET_DATA_URL": url})
     assert problem == f"MARKET_DATA_URL is {url!r}: it must be an http:// or https:// URL"
 

@@ -39,12 +39,10 @@ def test_flush_writes_one_json_line_with_namespace_and_units(
     assert isinstance(line["_aws"]["Timestamp"], int)
 
 
-def test_once_the_function_has_a_name_every_metric_bears_it(
-    telemetry: Telemetry, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_metric_has_the_functions_name(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.is_of("stack-a-RelayFunction-1")
     for _ in range(2):
-        for value in range(100):  # so many that Powertools writes them out before it is asked to
+        for value in range(100):  # so many that Powertools writes them out before it is told to
             telemetry.count("PublishLatency", value)
         telemetry.count("EventsPublished", 1)
         lines = flushed(telemetry, capsys)

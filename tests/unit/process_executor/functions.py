@@ -1,4 +1,4 @@
-"""Function processes to test with: how they are started and invoked, and what they answer."""
+"""Starts and invokes function processes for tests."""
 
 import json
 import time

@@ -200,7 +200,7 @@ def test_a_crash_is_reported_and_the_next_invocation_works(start: Start, death: 
     assert answer(invoke(function)) != pid
 
 
-def test_a_process_that_dies_idle_is_replaced_and_its_output_kept(start: Start) -> None:
+def test_a_process_dying_idle_is_replaced_and_its_output_kept(start: Start) -> None:
     function = start("""
         import os, threading
         def die(): print("died idle"); os._exit(1)

@@ -1,19 +1,23 @@
 """How a function's processes end: timeouts, crashes, stops, and a killed executor."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
-from tests.unit.process_executor.functions import Start, answer, error, gone, invoke, until
+from tests.unit.process_executor.functions import ARN, LAMBDA_SETS, Start, answer, error, gone, invoke, until
 
+from process_executor import bootstrap
 from process_executor.environment import EnvironmentStoppedError
 
 SPAWNS_A_CHILD = """
@@ -31,7 +35,7 @@ SPAWNS_A_CHILD = """
 """
 
 
-def test_a_timeout_ends_the_whole_group_and_a_fresh_process_follows(start: Start) -> None:
+def test_a_timeout_ends_the_group_and_a_process_follows(start: Start) -> None:
     function = start(SPAWNS_A_CHILD, timeout_s=1)
     began = time.monotonic()
     outcome = invoke(function, "hang", request_id="req-5")
@@ -119,7 +123,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("state", ["idle", "busy"])
-def test_a_function_ends_with_its_children_when_the_executor_is_killed(tmp_path: Path, state: str) -> None:
+def test_killing_the_executor_ends_a_function_and_its_children(tmp_path: Path, state: str) -> None:
     (tmp_path / "app.py").write_text(textwrap.dedent(SPAWNS_A_CHILD))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
@@ -139,14 +143,70 @@ def test_a_function_ends_with_its_children_when_the_executor_is_killed(tmp_path:
     until(lambda: all(map(gone, pids)))
 
 
+@pytest.mark.parametrize("path", ["/invocation/next", "/response"], ids=["its event", "what its answer got"])
+def test_a_function_ends_with_its_children_amid_what_it_reads(tmp_path: Path, path: str) -> None:
+    """The executor is killed when a half of that is sent; the lifeline alone would end it, too, and is held open."""
+    (tmp_path / "app.py").write_text(textwrap.dedent(SPAWNS_A_CHILD) + "handler('', None)\n")
+
+    class Killed(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Lambda-Runtime-Aws-Request-Id", "1")
+            self.send_header("Lambda-Runtime-Trace-Id", "Root=1-2-3")
+            self.send_header("Lambda-Runtime-Deadline-Ms", "0")
+            self.send_header("Lambda-Runtime-Invoked-Function-Arn", ARN)
+            self.send_header("Content-Length", "3" if self.path.endswith(path) else "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    lifeline, held = os.pipe()
+    with HTTPServer(("127.0.0.1", 0), Killed) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        environment = os.environ | LAMBDA_SETS
+        environment |= {"LAMBDA_TASK_ROOT": str(tmp_path), "_HANDLER": "app.handler"}
+        environment |= {"AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{server.server_port}"}
+        function = subprocess.Popen(
+            [sys.executable, bootstrap.__file__, str(lifeline)],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(lifeline,),
+            start_new_session=True,
+        )
+        try:
+            assert function.wait(20) == -signal.SIGKILL
+            until(lambda: not [process for process in psutil.process_iter() if group_of(process) == function.pid])
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(function.pid, signal.SIGKILL)
+            server.shutdown()
+            thread.join()
+            os.close(lifeline)
+            os.close(held)
+
+
+def group_of(process: psutil.Process) -> int | None:
+    """The process group, of one that runs."""
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        return None if gone(process.pid) else os.getpgid(process.pid)
+    return None
+
+
 def test_a_stopped_executors_function_cannot_wait_for_ever(start: Start) -> None:
-    """The lifeline alone ends it: here the Runtime API is still there."""
+    """Only the lifeline ends it, because the Runtime API is still there in this test."""
     function = start("import os\ndef handler(event, context): return os.getpid()")
     pid = answer(invoke(function))
     os.close(os.dup(0))
     assert function._boot
     lifeline = function._boot.process._lifeline
     replacement = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(replacement, lifeline)  # closes our end; the number stays taken until the process has ended
+    os.dup2(replacement, lifeline)  # This closes our end; the number stays taken until the process has ended.
     os.close(replacement)
     until(lambda: gone(pid))

@@ -9,7 +9,7 @@ from tests.unit.process_executor.functions import Start, invoke, until
 from process_executor.process import MAX_LOG_BYTES, _Output
 
 
-def test_the_log_has_lambdas_lines_around_the_functions_output_in_order(start: Start) -> None:
+def test_the_log_has_lambdas_lines_around_the_functions_output(start: Start) -> None:
     function = start("""
         import os, subprocess, sys
         print("loading")
@@ -70,7 +70,7 @@ def test_much_output_neither_blocks_nor_is_lost(start: Start) -> None:
     assert lines[1:-2] == [f"line {n}" for n in range(50_000)]
 
 
-def test_output_that_only_the_pipe_holds_yet_belongs_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_still_in_the_pipe_belongs_to_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Output, "_pump", lambda self: None)
     reading, writing = os.pipe()
     output = _Output(reading)

@@ -1,4 +1,4 @@
-"""What of LocalStack's long list a function gets to see."""
+"""Which variables of LocalStack's long list a function gets to see."""
 
 from process_executor.process import function_environment
 
@@ -15,13 +15,13 @@ LISTED: dict[str, object] = {
 
 
 def seen(**declared: object) -> dict[str, str]:
-    """As LocalStack does, what the function declares is in its list too, and wins there."""
+    """Returns what a function sees; in LocalStack's list, too, the function's own variables come last and win."""
     return function_environment(
         LISTED | declared, declared=declared, endpoint_url="http://127.0.0.1:4566", runtime="python3.13"
     )
 
 
-def test_a_function_sees_what_lambda_sets_and_the_endpoint_and_no_more() -> None:
+def test_a_function_sees_only_lambdas_variables_and_the_endpoint() -> None:
     assert seen() == {
         "AWS_REGION": "eu-west-1",
         "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "128",
@@ -31,7 +31,7 @@ def test_a_function_sees_what_lambda_sets_and_the_endpoint_and_no_more() -> None
     }
 
 
-def test_what_a_function_declares_it_sees_as_text_even_if_empty() -> None:
+def test_a_function_sees_its_declared_variables_as_text() -> None:
     assert seen(N=5, EMPTY="", EDGE_PORT="mine").items() >= {"N": "5", "EMPTY": "", "EDGE_PORT": "mine"}.items()
 
 

@@ -68,9 +68,7 @@ def test_an_answer_to_another_invocation_is_refused(api: RuntimeApi, events: que
     assert events.empty()
 
 
-def test_an_init_error_is_heard_until_the_init_phase_is_over(
-    api: RuntimeApi, events: queue.SimpleQueue[object]
-) -> None:
+def test_an_init_error_is_accepted_until_init_ends(api: RuntimeApi, events: queue.SimpleQueue[object]) -> None:
     assert ask(api, "POST", "/init/error", b"{}")[0] == 202
     assert events.get(timeout=5) == InitFailed(b"{}")
     api.hand_over(FIRST)

@@ -133,7 +133,7 @@ def test_closed_connection_fails_the_send_even_if_accepted(
 def test_an_answer_that_cannot_be_read_mentions_no_entry(
     endpoint: QueueEndpoint, sqs: "SQSClient", answer: str
 ) -> None:
-    # boto3 takes half a body for a whole one that it cannot parse, and raises nothing.
+    # boto3 raises nothing for half a body: it takes it for a whole one that it cannot parse.
     endpoint.set(answer=answer)
     said = sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a"))
     assert "Successful" not in said
@@ -259,7 +259,7 @@ def test_the_endpoint_ends_with_its_block() -> None:
     client.close()
 
 
-def test_without_a_record_it_counts_only() -> None:
+def test_without_a_record_the_endpoint_only_counts() -> None:
     with serve(record=False, latency_ms=1) as endpoint:
         client = _client(endpoint.url)
         client.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))
@@ -286,7 +286,7 @@ def test_the_command_writes_its_port_once_it_is_open(tmp_path: Path) -> None:
 def test_nonsense_is_every_kind_in_turn(endpoint: QueueEndpoint, sqs: "SQSClient") -> None:
     endpoint.set("q", answer="nonsense", accepts="never")
     for _ in range(2 * len(NONSENSE)):
-        with suppress(Exception):  # boto3 raises whatever it trips over
+        with suppress(Exception):  # boto3 raises errors of any type
             sqs.send_message_batch(QueueUrl=endpoint.queue_url("q"), Entries=entries("a", "b"))
     assert [one.answer for one in endpoint.requests()] == 2 * list(NONSENSE)
     assert all(one.faulty for one in endpoint.requests())

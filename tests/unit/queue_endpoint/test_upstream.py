@@ -1,4 +1,4 @@
-"""The endpoint before another one's queues: what it accepts is passed on, what it fails is not."""
+"""The endpoint with an upstream: what it accepts is passed on, what it fails is not."""
 
 import threading
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def test_failed_entry_is_not_forwarded_but_its_neighbours_are(
     assert ids(behind) == ["a", "c"]
 
 
-def test_what_is_refused_reaches_no_queue(front: QueueEndpoint, behind: QueueEndpoint, sqs: "SQSClient") -> None:
+def test_refused_entries_reach_no_queue(front: QueueEndpoint, behind: QueueEndpoint, sqs: "SQSClient") -> None:
     front.set(answer="error")
     with pytest.raises(ClientError, match="InternalFailure"):
         sqs.send_message_batch(QueueUrl=front.queue_url("q"), Entries=entries("a"))
@@ -117,7 +117,7 @@ def test_held_answer_forwards_its_messages_before_or_after(
     assert ids(behind) == ["a"]
 
 
-def test_without_anything_behind_it_the_client_is_told_nothing(sqs: "SQSClient") -> None:
+def test_without_an_upstream_the_connection_is_closed(sqs: "SQSClient") -> None:
     with serve() as gone:
         pass
     with serve(upstream=gone.url) as front:
@@ -128,7 +128,7 @@ def test_without_anything_behind_it_the_client_is_told_nothing(sqs: "SQSClient")
         assert front.accepted() == []
 
 
-def test_it_stands_before_http_alone() -> None:
+def test_only_http_upstreams_are_supported() -> None:
     from queue_endpoint.upstream import Upstream
 
     with pytest.raises(ValueError, match="https://sqs"):

@@ -32,7 +32,7 @@ def test_a_name_that_code_or_queues_cannot_have_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["signal_lab", "relay", "market_ticks", "system_events", "events", "failed_invocations"]
 )
-def test_a_name_that_is_taken_is_refused_and_says_by_what(name: str) -> None:
+def test_a_taken_name_is_refused_naming_what_has_it(name: str) -> None:
     with pytest.raises(UsageError, match=f"The name {name} is taken: there is .* already"):
         new_consumer(ROOT, name, "system.events")
 
@@ -56,7 +56,7 @@ def test_a_migration_s_bad_name_is_refused(name: str) -> None:
         new_migration(ROOT, name)
 
 
-def test_a_migration_has_the_next_number_and_the_code_needs_it() -> None:
+def test_a_new_migration_raises_the_version_the_code_needs() -> None:
     count = len(list((ROOT / "db" / "migrations").glob("*.sql")))
     path, code = new_migration(ROOT, "for_this_test").items()
     assert path[0].name == f"{count + 1:04}_for_this_test.sql"
@@ -64,7 +64,7 @@ def test_a_migration_has_the_next_number_and_the_code_needs_it() -> None:
 
 
 def renamed(value: object, names: Names) -> object:
-    """What a resource of SignalLab's is with a consumer's names."""
+    """Returns what a resource of SignalLab's is called for a consumer with these names."""
     return json.loads(names.renamed(json.dumps(value)))
 
 
@@ -124,5 +124,5 @@ def test_an_example_that_cannot_be_made_up_is_named() -> None:
         text: Text
         things: list[str]
 
-    with pytest.raises(AcpError, match="No example can be made up of ODD_SEEN's things"):
+    with pytest.raises(AcpError, match="No example can be made up for ODD_SEEN's things"):
         sample.batch([Odd], "Queue")

@@ -1,10 +1,11 @@
-"""scripts/audit against a database of the test's own, and against none."""
+"""scripts/audit with a database of the test's own, and with none."""
 
 from __future__ import annotations
 
 import json
 import threading
 from contextlib import contextmanager
+from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+TODAY = date(2026, 1, 2)
 VULNERABLE = {
     "id": "PYSEC-0000-1",
     "summary": "made for a test",
@@ -32,7 +34,7 @@ VULNERABLE = {
 
 @contextmanager
 def osv(*, vulnerable: str | None = None, status: int = 200) -> Iterator[str]:
-    """A database that knows at most one vulnerable package."""
+    """Serves a database that knows at most one vulnerable package."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -68,6 +70,69 @@ def test_a_finding_fails_and_names_package_and_lock(capsys: pytest.CaptureFixtur
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("peewee ")
     assert line.endswith(": PYSEC-0000-1, mended in 99 (layers/market_data/requirements.txt)")
+
+
+@pytest.fixture
+def accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of acceptances, of the test's own."""
+    monkeypatch.setattr(audit, "ACCEPTED", tmp_path / "accepted.toml")
+    return tmp_path / "accepted.toml"
+
+
+def acceptance(*, id_: str = "PYSEC-0000-1", package: str = "peewee", until: str = "2026-02-01") -> str:
+    return f'[[accepted]]\nid = "{id_}"\npackage = "{package}"\nreason = "it is not called"\nuntil = {until}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "fails", "said"),
+    [
+        (acceptance(), False, "peewee 3: X; accepted until 2026-02-01: it is not called"),
+        (acceptance(id_="CVE-0"), False, "peewee 3: X; accepted until 2026-02-01: it is not called"),
+        (acceptance(until="2026-01-02"), False, "peewee 3: X; accepted until 2026-01-02: it is not called"),
+        (acceptance(until="2026-01-01"), True, "peewee 3: X; was accepted until 2026-01-01"),
+        (acceptance(id_="PYSEC-0000-2"), True, "peewee: PYSEC-0000-2 is accepted, and not found: take it out"),
+        (acceptance(package="other"), True, "other: PYSEC-0000-1 is accepted, and not found: take it out"),
+        ("", True, "peewee 3: X"),
+    ],
+    ids=["for a while", "by an alias", "its last day", "over", "another id", "another package", "not at all"],
+)
+def test_a_finding_may_be_accepted_until_a_day(text: str, fails: bool, said: str) -> None:
+    found = [audit.Finding("peewee 3: X", "peewee", frozenset({"PYSEC-0000-1", "CVE-0"}))]
+    lived_with, problems = audit.judge(found, audit.read_accepted(text, today=TODAY), today=TODAY)
+    assert said in (problems if fails else lived_with)
+    assert bool(problems) == fails
+
+
+def test_an_accepted_finding_is_told_and_passes(accepted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accepted.write_text(acceptance(until=str(datetime.now(UTC).date())))
+    with osv(vulnerable="peewee") as url:
+        assert audit.main(["--osv-url", url]) == 0
+    finding, summary = capsys.readouterr().out.splitlines()
+    assert finding.endswith(": it is not called")
+    assert summary == "No other known vulnerability. Locks scanned: 1."
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (acceptance(until="2999-01-01"), "are the most"),
+        (acceptance().replace("until = ", "until = '").rstrip() + "'\n", "until must be a day"),
+        (acceptance().replace("it is not called", " "), "has an id, a package, a reason and a day"),
+        (acceptance().replace('package = "peewee"\n', ""), "has an id, a package, a reason and a day"),
+        ("[[accepted", "accepted.toml: "),
+    ],
+    ids=["too long", "a text", "no reason", "no package", "no TOML"],
+)
+def test_an_acceptance_that_is_not_whole_is_refused(
+    accepted: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    accepted.write_text(text)
+    assert audit.main(["--if-reachable", "--osv-url", f"http://127.0.0.1:{free_port()}/"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_accepted_in_the_checkout_is_whole() -> None:
+    audit.read_accepted(audit.ACCEPTED.read_text(encoding="utf-8"), today=datetime.now(UTC).date())
 
 
 def test_no_finding_passes(capsys: pytest.CaptureFixture[str]) -> None:

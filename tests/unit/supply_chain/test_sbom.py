@@ -35,7 +35,7 @@ def test_it_is_valid_cyclonedx(document: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "version"), PACKAGES)
-def test_a_shipped_package_is_in_it_whole(components: dict[str, Any], name: str, version: str) -> None:
+def test_a_shipped_package_is_listed_completely(components: dict[str, Any], name: str, version: str) -> None:
     component = components[f"pkg:pypi/{name}@{version}"]
     assert (component["name"], component["version"]) == (name, version)
     assert component["purl"] == f"pkg:pypi/{name}@{version}"

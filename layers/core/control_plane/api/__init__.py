@@ -1,1 +1,1 @@
-"""The API: HTTP in front of what ops can tell. One module per concern, on `http` and `tokens`, which know of none."""
+"""The HTTP API in front of ``ops``: one module per route, built on ``http`` and ``tokens``, which know no route."""

@@ -1,7 +1,7 @@
-"""GET /health: open to all, so it says that something is wrong, and not what.
+"""GET /health: anybody may call it, so the answer says that something is wrong, but not what.
 
-As anybody may ask, an environment looks at the database at most every few seconds, and a look that takes long is not
-waited for.
+An environment reads the database at most every few seconds, however many callers there are, and no caller waits long
+for a slow read.
 """
 
 import time
@@ -18,9 +18,9 @@ from control_plane.platform.database import Database
 from control_plane.platform.function import database_failures
 
 PATIENCE_SECONDS: Final = 1.0
-"""How long somebody waits for a look at the database: connecting, checking and reading together."""
+"""How many seconds a caller waits at most for connecting, checking and reading together."""
 KEEP_SECONDS: Final = 5.0
-"""How long an answer is given again."""
+"""For how many seconds an answer is reused."""
 
 type Checks = Mapping[str, Mapping[str, Any]]
 
@@ -28,9 +28,10 @@ type Checks = Mapping[str, Mapping[str, Any]]
 class HealthReporter:
     """Answers /health from a look at the database that is at most ``keep_seconds`` old.
 
-    ``open_database`` makes the database of one look and those after it, with its URL already read: a secret has a
-    patience of its own. A look runs on a thread: neither a name server nor libpq, whose shortest time-out is two
-    seconds an address, ends in time. There is one at a time, and so one connection.
+    ``open_database`` makes the database that the looks use; it has already read its URL, because reading a secret has a
+    time limit of its own. A look runs on its own thread, because neither a name server nor libpq, whose shortest
+    time-out is two seconds per address, can be relied on to return in time. Only one look runs at a time, so there is
+    only one connection.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class HealthReporter:
         self._kept_at = float("-inf")
 
     def answer(self) -> Response:
-        """200 while all is ``ok``, or ``degraded`` because a breaker is open; 503 once something is ``failing``."""
+        """Returns 200 while all is ``ok`` or only a breaker is open (``degraded``); 503 if something is ``failing``."""
         if self._kept is not None and self._monotonic() - self._kept_at < self._keep_seconds:
             return self._kept
         try:
@@ -66,7 +67,7 @@ class HealthReporter:
         return answer
 
     def expire(self) -> None:
-        """Has the next answer looked for anew."""
+        """Makes the next answer look at the database again."""
         self._kept = None
 
     def close(self) -> None:
@@ -93,7 +94,7 @@ class HealthReporter:
             return _unavailable(self._late())
         response = self._look.result()
         if response.status != HTTPStatus.OK and "schema" not in (response.body or {})["checks"]:
-            self.close()  # the next look reads the URL again, for the secret may have been rotated
+            self.close()  # The next look reads the URL again, because the secret may have been rotated.
         return response
 
     def _late(self) -> DatabaseUnavailable:
@@ -115,17 +116,17 @@ class _Look:
         Thread(target=self._work, name="health", daemon=True).start()
 
     def is_over(self, within_seconds: float) -> bool:
-        """Waits for its end."""
+        """Waits until the look has ended, or the time is up; returns whether it has ended."""
         return self._over.wait(within_seconds)
 
     def abandon(self, database: Database) -> None:
-        """Has it close the connection once it ends."""
+        """Makes the look close its connection when it ends."""
         self._abandoned = database
-        if self._over.is_set():  # it ended just now, and may not have seen it
+        if self._over.is_set():  # The look ended just now and may not have seen that it was abandoned.
             database.close()
 
     def result(self) -> Response:
-        """Raises what the look raised."""
+        """Returns what the look read, or raises what it raised."""
         if self._error is not None:
             raise self._error
         assert self._response is not None, "it is over"
@@ -143,7 +144,7 @@ class _Look:
 
 
 def report_health(database: Database, *, max_pending_age_seconds: float) -> Response:
-    """200 while all is ``ok``, or ``degraded`` where a person should look; 503 once something is ``failing``."""
+    """Returns 200 while all is ``ok`` or a person should look (``degraded``); 503 once something is ``failing``."""
     try:
         with database_failures(), database.bounded() as connection:
             health = read_health(connection, max_processing_age_seconds=max_pending_age_seconds)

@@ -1,4 +1,4 @@
-"""Requests as API Gateway's REST proxy gives them, answers as it takes them; errors are problem documents, RFC 9457."""
+"""Requests and answers in the shape of API Gateway's REST proxy; errors are problem documents (RFC 9457)."""
 
 import json
 import re
@@ -27,26 +27,27 @@ class NotAProxyRequest(MalformedInvocation):
     """Raised when the function is invoked with something other than a request."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"the event is no request of a REST API, for {reason}: events/ops_api_health.json shows one")
+        super().__init__(f"the event is no request of a REST API, because {reason}: see events/ops_api_health.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, as routes and their guards read it."""
+    """One HTTP request, as routes and their guards read it."""
 
     method: str
     resource: str | None
-    """The route as API Gateway names it: ``/events/{event_id}``."""
+    """The route as API Gateway names it, such as ``/events/{event_id}``."""
     path: str
     path_parameters: Mapping[str, str]
     headers: Mapping[str, Sequence[str]]
-    """By name in lower case; one sent twice has two values."""
+    """Header values by lower-case name; a header that was sent twice has two values."""
     caller: str | None = None
-    """The address that API Gateway was asked from. No header says it: whoever asks could write that."""
+    """The client's address as API Gateway saw it. It is not read from a header, because a client can write any
+    header."""
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> "Request":
-        """Raises NotAProxyRequest."""
+        """Returns the request that an event describes. Raises NotAProxyRequest for an event of another shape."""
         method, path, resource = event.get("httpMethod"), event.get("path"), event.get("resource")
         if not isinstance(method, str) or not isinstance(path, str):
             raise NotAProxyRequest("it has no httpMethod and path")
@@ -75,7 +76,7 @@ class Request:
 
 
 def _mapping(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns an object of the event's, empty where it is null or absent."""
+    """Returns the object under ``name`` in an event; an empty one where that is null or absent."""
     value = event.get(name)
     if not isinstance(value, dict | None):
         raise NotAProxyRequest(f"its {name} is no object")
@@ -84,18 +85,18 @@ def _mapping(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer in JSON."""
+    """One HTTP answer, whose body is JSON."""
 
     status: HTTPStatus
     body: Mapping[str, Any] | None
-    """None: an answer without one."""
+    """The body as a JSON object; None for an answer without a body."""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     cause: Exception | None = None
     """The error that led to this answer, for the log."""
 
     def to_proxy(self, *, instance: str, with_body: bool = True) -> dict[str, Any]:
-        """As API Gateway takes it. A problem document names this ``instance`` of the problem."""
+        """Returns the answer as API Gateway expects it; a problem document names ``instance`` as its own id."""
         body = self.body
         if body is not None and self.content_type == _PROBLEM:
             body = {**body, "instance": instance}
@@ -112,7 +113,7 @@ class Response:
 def problem(
     status: HTTPStatus, detail: str, *, headers: Mapping[str, str] | None = None, cause: Exception | None = None
 ) -> Response:
-    """A problem document of no type of its own: its status says what it is about, ``detail`` what it means here."""
+    """Returns a problem document without a type of its own: its status names the problem, ``detail`` explains it."""
     body = {"type": "about:blank", "title": status.phrase, "status": int(status), "detail": detail}
     return Response(status, body, headers or {}, _PROBLEM, cause)
 
@@ -126,30 +127,33 @@ class Refused(Exception):
 
 
 type Guard = Callable[[Request], None]
-"""Raises Refused for whom it does not let in."""
+"""Checks a request before its route is called. Raises Refused for a client that may not call the route."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path of literal parts and ``{parameters}``, and what answers there. A GET route answers HEAD, too."""
+    """A path of literal parts and ``{parameters}``, with the function that answers it.
+
+    A GET route also answers HEAD.
+    """
 
     method: str
     path: str
     answer: Callable[[Mapping[str, str]], Response]
-    """Given the path's parameters. Raises Refused."""
+    """The function that answers, given the path's parameters. It may raise Refused."""
     is_open: bool = False
-    """Whether it answers anybody; otherwise the API's guard comes first."""
+    """Whether anybody may call this route; every other route asks the API's guard first."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods that it answers."""
+        """The HTTP methods that this route answers."""
         return (self.method, "HEAD") if self.method == "GET" else (self.method,)
 
     def parameters(self, request: Request) -> Mapping[str, str] | None:
-        """Returns the path's parameters of a request for this route; None for another.
+        """Returns the path's parameters if the request is for this route, otherwise None.
 
-        API Gateway names the route that it found, as ``resource``; an event without it is matched by its path. A
-        path may have a prefix, behind a domain of one's own.
+        API Gateway names the route that it found, as ``resource``; an event without ``resource`` is matched by its
+        path. A path may start with a prefix, behind a custom domain with a base path.
         """
         if request.resource is not None:
             if request.resource != self.path:
@@ -162,9 +166,9 @@ class Route:
 
 
 class Api:
-    """Its routes, and an answer to whatever comes.
+    """An HTTP API: a set of routes, and an answer to every request.
 
-    ``guard`` is asked before every route that does not say that it is open. Raises ValueError for two routes that could
+    ``guard`` is called before every route that is not marked as open. Raises ValueError for two routes that could
     answer the same request.
     """
 
@@ -177,7 +181,10 @@ class Api:
         self._telemetry = telemetry
 
     def answer(self, event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """To an event of API Gateway's REST proxy. Raises NotAProxyRequest alone: all else is answered, and logged."""
+        """Returns the answer to an event of API Gateway's REST proxy.
+
+        Raises only NotAProxyRequest; every other error is logged and becomes an answer.
+        """
         request = Request.from_event(event)
         instance = f"urn:uuid:{context.aws_request_id}"
         route, response = self._respond(request)
@@ -203,7 +210,7 @@ class Api:
         return answer
 
     def _respond(self, request: Request) -> tuple[Route | None, Response]:
-        """Returns the route, where there is one, and the answer."""
+        """Returns the route that the request is for (None if there is none) and the answer."""
         route, let_in = None, False
         try:
             there = self._at(request)
@@ -226,7 +233,7 @@ class Api:
             return route, failure(error, with_details=let_in)
 
     def _at(self, request: Request) -> Sequence[tuple[Route, Mapping[str, str]]]:
-        """Returns the routes at the request's place, whatever their method. Raises Refused where there is none."""
+        """Returns the routes that match the request's path, for any method. Raises Refused if there are none."""
         there = [(route, found) for route in self._routes if (found := route.parameters(request)) is not None]
         if not there:
             raise Refused(HTTPStatus.NOT_FOUND, "There is no such route.")
@@ -253,7 +260,10 @@ def _overlap(one: Route, other: Route) -> bool:
 
 
 def failure(error: Exception, *, with_details: bool) -> Response:
-    """What may be said of an error; all of it is in the log, under the instance's id."""
+    """Returns the answer to an unexpected error.
+
+    The client sees only what is safe; the log has all of it, with the instance's id.
+    """
     status = HTTPStatus.SERVICE_UNAVAILABLE
     match error:
         case DatabaseUnavailable():

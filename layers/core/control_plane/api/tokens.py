@@ -1,4 +1,7 @@
-"""The bearer token (RFC 6750) that guards a route. Checked here, as an emulator's gateway checks nothing."""
+"""The bearer token (RFC 6750) that guards a route.
+
+The function checks it itself, because local gateways check nothing.
+"""
 
 import hmac
 import json
@@ -13,15 +16,19 @@ from control_plane.model.errors import ConfigurationError, ControlPlaneError
 from control_plane.platform.settings import ApiTokenSettings
 
 MAX_AGE_SECONDS: Final = 300.0
-"""For so long at most a token that was replaced is still let in, whether or not the secret can be read."""
+"""A replaced token is accepted for at most so many seconds, whether or not the secret can be read."""
 REREAD_SECONDS: Final = 5.0
-"""One that does not match may be new. To look more often than this would let guesses hammer Secrets Manager."""
+"""The secret is read again at most this often (in seconds) for a token that does not match, since that token may be
+new. Without this limit, guessed tokens would cause a flood of requests to Secrets Manager."""
 
 _CHALLENGE: Final = 'Bearer realm="ai-control-plane"'
 
 
 class BearerToken:
-    """The one token, read when first needed and again from time to time, so that a rotated one is picked up."""
+    """The API's one token.
+
+    It is read when first needed, and again from time to time, so that a rotated token is noticed.
+    """
 
     def __init__(self, read: Callable[[], str], *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._read = read
@@ -34,7 +41,7 @@ class BearerToken:
         """When the token that is known was read."""
 
     def require(self, request: Request) -> None:
-        """Raises Refused for a request without the token; what ``read`` raises where the token cannot be had."""
+        """Raises Refused for a request without the token, and whatever ``read`` raises if the token cannot be read."""
         presented = _presented(request)
         if presented is None:
             raise Refused(
@@ -56,14 +63,14 @@ class BearerToken:
             self._refresh()
             if self._is_known(presented):
                 return True
-        if self._failure is not None:  # it may be a new token, which cannot be read
+        if self._failure is not None:  # The presented token may be the new one, but the secret cannot be read now.
             raise self._failure
         return False
 
     def _is_known(self, presented: str) -> bool:
         if self._digest is None or self._monotonic() - self._known_at >= MAX_AGE_SECONDS:
             return False
-        # Digests are of one length, so that not even that of the token shows.
+        # Digests have one length, so the comparison reveals not even the token's length.
         return hmac.compare_digest(_digest(presented), self._digest)
 
     def _refresh(self) -> None:
@@ -72,12 +79,15 @@ class BearerToken:
         try:
             self._digest, self._known_at = _digest(self._read()), self._read_at
         except ControlPlaneError as error:
-            # The token that is known stays: a stranger's wrong one, which has it read again, must lock nobody out.
+            # The known token is kept: a stranger's wrong token, which causes a new read, must not lock anybody out.
             self._failure = error
 
 
 def token_text(settings: ApiTokenSettings, read_secret: Callable[[str], str]) -> str:
-    """The token itself, or the secret's: as plain text, or JSON with a ``token``. Raises ConfigurationError."""
+    """Returns the token, given directly or by a secret: as plain text, or as JSON with a ``token``.
+
+    Raises ConfigurationError.
+    """
     if settings.token is not None:
         return settings.token
     assert settings.secret_arn is not None
@@ -96,7 +106,7 @@ def token_text(settings: ApiTokenSettings, read_secret: Callable[[str], str]) ->
 
 
 def _presented(request: Request) -> str | None:
-    """The token of a request that presents one; of two, neither can be meant."""
+    """Returns the token that the request presents; a request with two Authorization headers presents none."""
     values = request.headers.get("authorization", [])
     if len(values) != 1:
         return None

@@ -1,4 +1,4 @@
-"""Consuming one SQS message: parsing its event, applying its effect, logging and counting the outcome."""
+"""Consumes one SQS message: parses its event, applies its effect, logs and counts the outcome."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from control_plane.platform.telemetry import Telemetry
 def consume_batch(
     event: Mapping[str, Any], consume: Callable[[Mapping[str, Any]], None], *, subscription: str, telemetry: Telemetry
 ) -> dict[str, Any]:
-    """Hands each record of a batch to ``consume``, and names in ``batchItemFailures`` those that it raised for.
+    """Hands each record of a batch to ``consume``, and names in ``batchItemFailures`` the records for which it raised.
 
     A record without a messageId can be neither consumed nor sent back: it is counted and logged, and the others go on.
     Raises MalformedInvocation for an event that holds no list of records.
@@ -51,11 +51,11 @@ def consume_record(
 ) -> None:
     """Passes the event of an SQS record to ``consume``, and counts and logs the outcome once, with its trace_id.
 
-    ``consume`` is one transaction; it commits and returns whether it changed anything. It is called again if it
-    conflicts with another transaction. Its errors are raised again.
+    ``consume`` runs one transaction, commits it, and returns whether it changed anything. It is called again if its
+    transaction conflicts with another one. Errors that it raises are raised again here.
 
     ``record`` has Lambda's shape: ``messageId``, ``body``, ``messageAttributes``, ``attributes``. Until the body is
-    parsed, the trace_id is that of the message's attributes. Raises ContractViolation for a body that is no event.
+    parsed, the trace_id is read from the message's attributes. Raises ContractViolation for a body that is no event.
     """
     about: dict[str, Any] = {
         "subscription": subscription,
@@ -71,7 +71,7 @@ def consume_record(
         is_new = retry_conflicts(lambda: consume(event))
     except ControlPlaneError as error:
         telemetry.count("ConsumeFailures", 1)
-        telemetry.logger.error(  # noqa: TRY400 - its text says all; a trace of our own frames adds nothing
+        telemetry.logger.error(  # noqa: TRY400 - the error's text says everything
             type(error).__name__, state="failed", error=str(error), **about
         )
         raise
@@ -96,6 +96,6 @@ def _attribute(record: Mapping[str, Any], name: str) -> str | None:
 
 
 def _object(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns an object within another, empty where there is none."""
+    """Returns the object under a name within another object; an empty one where there is none."""
     value = given.get(name)
     return value if isinstance(value, dict) else {}

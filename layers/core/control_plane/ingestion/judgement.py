@@ -1,4 +1,4 @@
-"""Holds a source's answer against the contract: looks at what it observed, and what there is to say of the rest."""
+"""Judges a source's answer by the event contract: observations become looks, and what does not fit is reported."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,28 +25,28 @@ OVERLAP: Final = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a source was asked about one symbol."""
+    """What a source was asked about one symbol, and when."""
 
     symbol: str
     since: datetime | None
-    """From when on; None for the most recent hour."""
+    """The start of the requested time; None for the most recent hour."""
     asked_at: datetime
-    """When, by the run's clock; the looks' ``observed_at``."""
+    """The time of the request, by the run's clock; it becomes the looks' ``observed_at``."""
     trace_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """An answer's looks, each in the shape that the contract gives it."""
+    """The looks that an answer gives, each with a payload that the contract accepts."""
 
     observations: Sequence[Look] = ()
-    """What the contract accepts, in the answer's order."""
+    """The looks of the observations that the contract accepts, in the answer's order."""
     rejections: Sequence[Look] = ()
-    """One per observation that the contract refuses."""
+    """One look for each observation that the contract refuses."""
     notices: Sequence[Look] = ()
-    """That a fetch failed, or that the source no longer has what was asked for."""
+    """Looks that report a failed fetch, or a gap that the source can no longer fill."""
     repeated: int = 0
-    """How many observations a later one of the same answer and instant took the place of."""
+    """How many observations were dropped because a later one in the same answer has the same instant."""
 
 
 def judge(
@@ -57,11 +57,10 @@ def judge(
     event_types: EventTypes,
     raw_payload_id: UUID | None = None,
 ) -> Judgement:
-    """Returns what an answer says: the same whenever it is judged, so that a rebuild finds the same looks.
+    """Returns the judgement of an answer. It is the same at any time, so a rebuild finds the same looks.
 
-    Where an answer has two values for one instant, the last one stands: as two looks, each run would store both again.
-    Raises ContractViolation where what the source says of the entity or of an instant fits no event, and whatever its
-    ``describe`` raises.
+    Where an answer has two values for one instant, only the last one counts; otherwise each run would store both again.
+    Raises ContractViolation if the entity or an instant fits no event, and whatever the source's ``describe`` raises.
     """
     entity = source.describe(fetched)
 
@@ -106,7 +105,7 @@ def judge(
 def judge_failure(
     error: SourceError, question: Question, *, source: Source, raw_payload_id: UUID | None = None
 ) -> Judgement:
-    """Returns what there is to say of a symbol that could not be fetched."""
+    """Returns the look that reports that a symbol could not be fetched."""
     failure = SourceFetchFailed(symbol=question.symbol, kind=error.kind, reason=readable(error.reason) or error.kind)
     look = _valid_look(
         failure,
@@ -141,16 +140,16 @@ def _valid_look(
         series=series,
         raw_payload_id=raw_payload_id,
     )
-    # Storing makes an event of it beside many others, and one that could not become one would undo them all.
+    # This look is stored in one transaction with many others; if it did not fit the contract, none would be stored.
     look.to_event(revision=0, ingested_at=question.asked_at)
     return look
 
 
 def _gap_to_report(gap: Gap, question: Question, accepted: Iterable[Look]) -> Gap | None:
-    """Returns the gap as it is said; None where there is nothing to say of it yet.
+    """Returns the look that reports a gap, or None if there is nothing to report yet.
 
-    Where nothing newer than the newest stored observation is accepted, the next run asks from the same instant on. What
-    the source forgets meanwhile must not make each run say more: the gap's end is then said to the day.
+    While no newer observation is accepted, each run asks again from the same instant on, and the source meanwhile
+    forgets more. The end of such a gap is rounded to a day, so that not every run reports a new gap.
     """
     newest = question.asked_at if question.since is None else question.since + OVERLAP
     moves_on = any(look.occurred_at > newest for look in accepted)

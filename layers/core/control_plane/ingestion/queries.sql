@@ -29,9 +29,9 @@ FROM (
 ) AS ordered
 
 -- name: chain_heads
--- Per key the latest revision, its event, and when its instant was last looked at; a key without any is left out.
--- Returns the key's place among those given, from 1 on. Entities that are null are asked for apart, here and below:
--- neither IS NOT DISTINCT FROM nor an OR would use the index.
+-- For each key, the latest revision, its event, and when its instant was last looked at; a key without events is left
+-- out. Returns the key's position among those given, from 1 on. Entities that are null need a separate branch, here and
+-- below, because neither IS NOT DISTINCT FROM nor an OR would use the index.
 SELECT
     wanted.place,
     latest.revision,
@@ -90,7 +90,7 @@ CROSS JOIN LATERAL (
 ) AS latest
 
 -- name: raw_payloads_in_order
--- The answers about one entity in the order in which they were stored, after a place in it, so many at a time.
+-- The answers about one entity in the order in which they were stored, after a given one, so many at a time.
 SELECT seq, id, observed_at, window_since, trace_id, payload_json
 FROM raw_payloads
 WHERE source = %(source)s AND entity_id = %(entity_id)s AND seq > %(after)s
@@ -98,7 +98,7 @@ ORDER BY seq
 LIMIT %(limit)s
 
 -- name: insert_raw_payloads
--- All answers of a batch at once, in order.
+-- Stores all answers of a batch at once, in order.
 INSERT INTO raw_payloads (id, source, entity_id, observed_at, window_since, fetched_at, trace_id, payload_json)
 SELECT id, source, entity_id, observed_at, window_since, fetched_at, trace_id, payload_json
 FROM jsonb_to_recordset(%(raw_payloads)s::jsonb) AS raw (
@@ -107,13 +107,13 @@ FROM jsonb_to_recordset(%(raw_payloads)s::jsonb) AS raw (
 )
 
 -- name: insert_events
--- Events, their messages, and one pending delivery per message and subscription. Returns per topic how many messages have
--- no subscription.
+-- Stores events, their messages, and one pending delivery per message and subscription. Returns per topic how many
+-- messages have no subscription.
 SELECT topic, unsubscribed
 FROM insert_events(%(events)s::json)
 
 -- name: advance_repeated_looks
--- Notes for observations that were found unchanged when they were last looked at; a note never moves back.
+-- Records when observations were last looked at and found unchanged; a recorded instant never moves back.
 INSERT INTO repeated_looks AS kept (source, event_type, entity_id, series, occurred_at, observed_at)
 SELECT *
 FROM unnest(

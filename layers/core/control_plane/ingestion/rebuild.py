@@ -16,21 +16,21 @@ from control_plane.model.contract import EventTypes
 from control_plane.model.errors import SourceError
 
 _AT_A_TIME: Final = 50
-"""How many raw payloads are held in memory at a time; one can have megabytes."""
+"""How many raw payloads are held in memory at a time; one payload may have several megabytes."""
 
 logger: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """An observation as it was derived again."""
+    """One observation that was derived again from a raw payload."""
 
     look: Look
     revision: int
 
     @property
     def event_id(self) -> UUID:
-        """The id that its event had, and would have again."""
+        """The id that its event had; deriving it again gives the same id."""
         return self.look.event_id(self.revision)
 
 
@@ -40,8 +40,9 @@ def rebuild_observations(
     """Yields an entity's observations, revision by revision, in the order in which they were first stored.
 
     They have the ids of the events that ingestion stored, provided that all raw payloads of the entity are kept and
-    that ``source`` reads as it did then. What the contract refuses, and answers that cannot be read, yield nothing.
-    Nothing is changed; what is stored meanwhile is included or not. Raises psycopg.Error.
+    that ``source`` still reads them in the same way. Answers that cannot be read, and observations that the contract
+    refuses, yield nothing. Nothing is changed. Payloads that are stored during the call may be included or not. Raises
+    psycopg.Error.
     """
     chains = Chains()
     for raw_payload_id, question, stored in _answers(connection, source.name, entity_id):
@@ -50,9 +51,9 @@ def rebuild_observations(
             fetched = source.read(raw, symbol=question.symbol, since=question.since, asked_at=question.asked_at)
             judgement = judge(fetched, question, source=source, event_types=event_types, raw_payload_id=raw_payload_id)
         except SourceError:
-            continue  # the fetch failed, which is an event of its own
+            continue  # A failed fetch is an event of its own, and has no observations.
         except Exception:
-            # Ingestion could not judge it either, and stored that as an event.
+            # Ingestion could not judge this answer either, and stored that failure as an event.
             logger.exception("an answer cannot be judged, raw payload %s", raw_payload_id)
             continue
         for look in judgement.observations:
@@ -76,7 +77,7 @@ def _answers(connection: Connection[Any], source: str, entity_id: str) -> Iterat
 
 
 def from_stored_raw(stored: Json) -> Json:
-    """Returns the answer that ``to_stored_raw`` was given."""
+    """Returns the answer that was given to ``to_stored_raw``."""
     if isinstance(stored, dict) and stored.keys() == {"status", "content_type", "body"} and stored["status"] is None:
         answer: Json = json.loads(str(stored["body"]))
         return answer

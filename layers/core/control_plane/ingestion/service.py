@@ -1,4 +1,4 @@
-"""One ingestion run: fetch every symbol on its own, judge what came, store it with its messages."""
+"""One ingestion run: it fetches every symbol separately, judges the answers, and stores events with their messages."""
 
 import json
 import math
@@ -40,19 +40,21 @@ OUTAGE_KINDS: Final = frozenset({"rate_limited", "unreachable", "malformed"})
 BREAKER_OPEN: Final = "breaker_open"
 """The ``kind`` of the one event that says the source's breaker has opened; its symbol is ``*``."""
 STORING_SECONDS: Final = 15.0
-"""The time at the end of a run that is kept for storing; answers that come later are not waited for."""
+"""The seconds at the end of a run that are kept for storing; answers that arrive later are not used."""
 _LOOKS_PER_TRANSACTION: Final = 5_000
-"""Most looks that one transaction stores, unless one symbol alone has more: a symbol is stored whole."""
+"""The most looks that one transaction stores. A symbol is always stored whole, so a symbol with more looks exceeds
+it."""
 _STORE_EVERY_SECONDS: Final = 5.0
 _BYTES_PER_TRANSACTION: Final = 4 << 20
-"""Most bytes of answers that are held to be stored together, unless one answer alone has more."""
+"""The most bytes of answers that are collected for one transaction; a single larger answer gets a transaction of its
+own."""
 _EXPONENT: Final = re.compile(r"\de[+-]?\d")
 _DIGITS_OF_A_DOUBLE: Final = 330
 
 
 @dataclass(slots=True)
 class IngestionResult:
-    """What a run did. ``fetched`` counts observations: ingested + duplicates + stale + rejected."""
+    """The result of a run. ``fetched`` counts observations: ingested + duplicates + stale + rejected."""
 
     trace_id: str
     symbols: list[str]
@@ -70,7 +72,7 @@ class IngestionResult:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What became of one symbol."""
+    """One symbol's answer, or the error in its place."""
 
     question: Question
     fetched_at: datetime
@@ -79,7 +81,7 @@ class _Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """An answer with its judgement; an answer that could not be judged has become a SourceError."""
+    """An answer with its judgement. An answer that could not be judged holds a SourceError instead."""
 
     answer: _Answer
     judgement: Judgement
@@ -87,9 +89,9 @@ class _Judged:
 
 
 class _Clock:
-    """The run's clock: the database's time at the run's start, plus what has passed since by the monotonic clock.
+    """The run's clock: the database's time at the run's start, plus the seconds since then by the monotonic clock.
 
-    So the looks of all runs are in one order, whatever the clocks of their machines say.
+    All runs share the database's clock, so their looks have one order even if the clocks of their machines differ.
     """
 
     def __init__(self, connection: Connection[Any]) -> None:
@@ -140,32 +142,33 @@ class _Run:
             entity_ids=symbols,
         )
         # If the time is too short for all symbols, the order must change, so that it is not always the same ones that
-        # are left out. The trace_id is random, so it falls into step with no schedule.
+        # are left out. The trace_id is random, so this order never falls into step with a schedule.
         first = self.trace_id.int % len(symbols)
         pool = ThreadPoolExecutor(max_workers=min(len(symbols), MAX_PARALLEL_FETCHES), thread_name_prefix="fetch")
         try:
             for batch in _batches(self._answers(pool, (*symbols[first:], *symbols[:first]))):
                 self._store(connection, batch, probing=probing)
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # fetches that still hang are not waited for
+            pool.shutdown(wait=False, cancel_futures=True)  # The run does not wait for fetches that still hang.
 
     def skip(self, symbols: Sequence[str]) -> None:
-        """Skips symbols in this run; a later run fetches their bars, too, because its window overlaps this one's."""
+        """Skips symbols in this run. A later run fetches their bars, too, because its window overlaps this one's."""
         self.result.failed_symbols += symbols
 
     def fail(self, connection: Connection[Any], breakers: Breakers) -> Breaker:
-        """Counts the run as a failure of its source; where the breaker is open then, stores that it opened, once."""
+        """Counts the run as a failure of its source. If that opens the breaker, one event records the opening."""
         looks = []
         with connection.transaction():
             breaker = breakers.failed(self.source.name, str(self.outage))
             if breaker.opened_at is not None and breaker.held_by is None:
-                # Every failing run makes the same look, at the instant when the breaker opened, so one event is stored.
+                # Every failing run makes the same look, with the instant when the breaker opened, so only one event is
+                # stored.
                 looks.append(
                     Look(
                         SourceFetchFailed(
                             symbol="*",
                             kind=BREAKER_OPEN,
-                            reason="the source has no answer for any symbol: none is fetched until a probe has one",
+                            reason="the source answers for no symbol: nothing is fetched until a probe is answered",
                         ),
                         source=self.source.name,
                         entity_id=None,
@@ -180,9 +183,11 @@ class _Run:
         return breaker
 
     def report_markets(self) -> None:
-        """Counts the symbols whose markets are open, and how long the most silent of these markets has had no bar.
+        """Counts the symbols whose markets are open, and measures how long the most silent of these markets has had no
+        bar.
 
-        A market counts as silent only if none of its symbols has a new bar, since one symbol may just not be traded.
+        A market counts as silent only if none of its symbols has a new bar, since a single symbol may just not be
+        traded.
         """
         if self.answered:
             self.telemetry.count("OpenSymbols", sum(len(silences) for silences in self._silences.values()))
@@ -201,16 +206,16 @@ class _Run:
         except SourceError as error:
             outcome = error
         except Exception as error:
-            # A symbol that trips the source's client must not stop the others.
+            # A symbol whose answer breaks the source's client must not stop the other symbols.
             self.telemetry.logger.exception("the source's client failed", source=self.source.name, symbol=symbol)
             outcome = SourceError(symbol, "malformed", f"{type(error).__name__}: {error}")
         return _Answer(question, self._clock.now(), outcome)
 
     def _answers(self, pool: ThreadPoolExecutor, symbols: Sequence[str]) -> Iterator[_Answer | None]:
-        """Yields answers as they come and None where none came for a while; at the end of the time, an error for each
-        that is missing.
+        """Yields answers as they arrive, and None when none arrived for a while; at the end, an error for each missing
+        answer.
 
-        No more answers than can be fetched at a time wait to be yielded: each can be large.
+        At most as many answers wait to be yielded as are fetched at a time, because each can be large.
         """
         waiting = deque(symbols)
         missing: dict[Future[_Answer], str] = {}
@@ -233,14 +238,15 @@ class _Run:
         return _Answer(self._question(symbol), self._clock.now(), SourceError(symbol, "unreachable", reason))
 
     def _store(self, connection: Connection[Any], answers: Sequence[_Answer], *, probing: bool) -> None:
-        """Judges and stores a batch in one transaction; counts and reports it once that is committed."""
+        """Judges and stores a batch in one transaction; counts and reports it once it is committed."""
         judged = [self._judge(answer) for answer in answers]
         for one in judged:
             if isinstance(one.answer.outcome, SourceError) and one.answer.outcome.kind in OUTAGE_KINDS:
                 self.outage = one.answer.outcome
             else:
                 self.answered = True
-        # A failed probe is not stored: the event of the breaker's opening says it, and probes fail at each cool-down.
+        # A failed probe is not stored: the event of the breaker's opening already says so, and every cool-down ends
+        # with a probe.
         kept = judged if self.answered or not probing else []
         observations = [look for one in kept for look in one.judgement.observations]
         others = [look for one in kept for look in (*one.judgement.rejections, *one.judgement.notices)]
@@ -265,11 +271,11 @@ class _Run:
         self._report_stored([*observations, *others], stored, quiet=len(observations))
 
     def _judge(self, answer: _Answer) -> _Judged:
-        """Judges an answer; one that cannot be judged is a failure of its symbol."""
+        """Judges an answer; an answer that cannot be judged counts as a failure of its symbol."""
         question, outcome = answer.question, answer.outcome
         stored = to_stored_raw(outcome.raw)
         if jsonb_bytes(stored) > LARGEST_RAW_PAYLOAD:
-            reason = f"the answer is larger than the {LARGEST_RAW_PAYLOAD} bytes that are kept of one"
+            reason = f"the answer is larger than the {LARGEST_RAW_PAYLOAD} bytes that are kept of an answer"
             stored, outcome = None, SourceError(question.symbol, "malformed", reason)
         raw_payload = None if stored is None else self._raw_payload(answer, stored)
         raw_payload_id = None if raw_payload is None else raw_payload.id
@@ -283,7 +289,7 @@ class _Run:
                     raw_payload_id=raw_payload_id,
                 )
             except Exception as error:
-                # What one answer's own description or instants do to the judge must not stop the other symbols.
+                # An error because of one answer's metadata or instants must not stop the other symbols.
                 self.telemetry.logger.exception(
                     "an answer cannot be judged", source=self.source.name, symbol=question.symbol
                 )
@@ -329,8 +335,9 @@ class _Run:
         self.telemetry.count("StaleLooks", stale)
 
     def _report_stored(self, looks: Sequence[Look], stored: Stored, *, quiet: int = 0) -> None:
-        """Counts the events that were stored, and names topics that nobody subscribes to. Logs the events of all looks
-        but the first ``quiet`` ones, which are what a run is for.
+        """Counts and logs the stored events, and names topics that have no subscription.
+
+        The events of the first ``quiet`` looks, the run's ordinary observations, are not logged one by one.
         """
         self.telemetry.count("EventsIngested", len(stored.events))
         for look, one in list(zip(looks, stored.looks, strict=True))[quiet:]:
@@ -359,14 +366,16 @@ def ingest(
     event_types: EventTypes,
     remaining_seconds: Callable[[], float] = lambda: math.inf,
 ) -> IngestionResult:
-    """Fetches all symbols side by side from the overlap on, and stores what came, a symbol whole or not at all.
+    """Fetches all symbols in parallel, each from its overlap on, and stores each symbol's answer whole or not at all.
 
-    A symbol that fails becomes an event, and so does a bar that breaks the contract and a gap that cannot be filled.
-    A run in which every symbol fails by OUTAGE_KINDS is one failure of the source's breaker. While that is open
-    nothing is fetched; once a probe is due, one symbol is, and the others after it where the source has an answer.
-    A symbol that has no answer when ``remaining_seconds``, the time before the run is cut off, comes down to
-    STORING_SECONDS fails too: a source that hangs costs the others nothing. Each run starts with another symbol.
-    Raises psycopg.Error where the database refuses; what was not committed comes again with the next run's overlap.
+    A symbol that fails becomes an event, and so does a bar that breaks the contract and a gap that cannot be filled. A
+    run in which every symbol fails with one of OUTAGE_KINDS counts as one failure of the source's breaker. While the
+    breaker is open nothing is fetched. When a probe is due, one symbol is fetched first, and the others only if the
+    source answered.
+
+    ``remaining_seconds`` returns the time before the run is cut off. A symbol without an answer when only
+    STORING_SECONDS are left fails, too, so a request that hangs does not delay the others. Each run starts with another
+    symbol. Raises psycopg.Error if the database refuses; the next run's overlap fetches again what was not committed.
     """
     run = _Run(
         source,
@@ -382,7 +391,8 @@ def ingest(
     if before.is_closed:
         run.ingest(connection, symbols)
     elif before.probe_is_due and breakers.try_probe(source.name):
-        # Each probe takes another symbol: a symbol that fails by its own fault must not keep the breaker open for good.
+        # Each probe takes another symbol: one symbol that always fails by its own fault must not keep the breaker open
+        # for ever.
         probe = symbols[before.consecutive_failures % len(symbols)]
         others = [symbol for symbol in symbols if symbol != probe]
         run.ingest(connection, [probe], probing=True)
@@ -411,7 +421,7 @@ def ingest(
 
 
 def _batches(answers: Iterator[_Answer | None]) -> Iterator[list[_Answer]]:
-    """Yields answers in groups that one transaction can store, often a single one.
+    """Yields answers in groups that one transaction can store; a group is often a single answer.
 
     No answer waits long for its group, so that a run that is killed loses little.
     """
@@ -438,13 +448,16 @@ def _count_looks(answer: _Answer) -> int:
 
 
 def jsonb_bytes(stored: Json) -> int:
-    """Returns at least as many bytes as Postgres' text of this JSON has, which writes 1e300 out in digits."""
+    """Returns an upper bound for the bytes of this JSON as jsonb text.
+
+    Postgres writes 1e300 with all its digits there.
+    """
     text = json.dumps(stored, ensure_ascii=False)
     return len(text.encode("utf-8", "surrogatepass")) + _DIGITS_OF_A_DOUBLE * len(_EXPONENT.findall(text))
 
 
 def to_stored_raw(raw: Json) -> Json:
-    """Returns an answer as it is stored: as the text of its JSON where jsonb would refuse it (NaN, NUL, surrogates)."""
+    """Returns an answer as it is stored: where jsonb would refuse the value, its JSON text as a string."""
     try:
         stored: Json = storable(raw, field="raw")
     except ContractViolation:

@@ -1,4 +1,4 @@
-"""What the control plane asks of a source. A new source is one file that satisfies :class:`Source`."""
+"""What the control plane needs from a source. A new source is one file that satisfies :class:`Source`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ type Json = bool | int | float | str | list[Json] | dict[str, Json] | None
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One thing a source said about an instant, before it is judged against the contract."""
+    """One thing that a source said about an instant, before it is judged by the contract."""
 
     event_type: str
     occurred_at: datetime
-    """Aware; converted, never relabelled, from the source's own time zone."""
+    """Always with a time zone; converted from the source's own zone, never just relabelled."""
     payload: Mapping[str, Any]
-    """Domain data as the source gave it: may be incomplete or hold NaN, which the contract then refuses."""
+    """Domain data as the source gave it: it may be incomplete or hold NaN, which the contract then refuses."""
     series: str = ""
-    """What else tells two observations of one instant apart; of bars the interval."""
+    """What else tells two observations of one instant apart; for bars, their interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Entity:
 
     entity_id: str
     entity_type: str | None
-    """``equity``, ``etf``, ``index``, ``fx``, ``crypto``, or another in lower case; None where the source is silent."""
+    """``equity``, ``etf``, ``index``, ``fx``, ``crypto``, or another type in lower case; None if the source does not
+    say."""
     time_zone: str | None
     """IANA name of the exchange's time zone."""
 
@@ -54,18 +55,18 @@ class Fetched:
 
     symbol: str
     raw: Json
-    """What the source said, as it said it; wrapped as ``{status, content_type, body}`` where it is no JSON."""
+    """The source's answer, unchanged; an answer that is no JSON is wrapped as ``{status, content_type, body}``."""
     observations: tuple[Observation, ...]
     """In order of time; closed bars only; bars without a trade left out. Beside bars also what else was told."""
     gap: Gap | None = None
     session: TradingSession | None = None
-    """The one in progress; None where the market is closed, or the source does not say."""
+    """The session in progress; None while the market is closed, or if the source does not say."""
 
 
 class Source(Protocol):
-    """Asks about symbols, reads what was answered, and describes whom it is about.
+    """Fetches a symbol's observations, reads them from an answer, and describes the symbol's entity.
 
-    Asking and reading are apart: what was read once can be read again from the kept answer, with the same result.
+    Fetching and reading are separate, so that a kept answer can be read again with the same result.
     """
 
     @property
@@ -81,20 +82,21 @@ class Source(Protocol):
 
     @property
     def series(self) -> str:
-        """The series of its observations: of bars the interval, otherwise empty."""
+        """The ``series`` of all its observations: the interval for bars, otherwise empty."""
 
     def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
-        """Asks for all that is final from ``since`` on; where it is None, for the most recent hour that has any.
+        """Fetches all final observations from ``since`` on; None asks for the most recent hour that has any.
 
-        ``asked_at`` is the present by the run's clock, which is the source's only clock. All instants are aware.
-        Called from several threads at once, one symbol each. Raises :class:`~control_plane.model.errors.SourceError`.
+        ``asked_at`` is the present by the run's clock; the source must use no other clock. All instants have a time
+        zone. Called from several threads at once, one symbol each. Raises
+        :class:`~control_plane.model.errors.SourceError`.
         """
 
     def read(self, raw: Json, *, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
-        """Returns what :meth:`fetch` returned, or raises what it raised, from the answer that was kept.
+        """Returns what :meth:`fetch` returned, or raises what it raised, given the answer that was kept.
 
-        It depends on nothing but its arguments, and no call is made.
+        The result depends on the arguments alone, and no request is made.
         """
 
     def describe(self, fetched: Fetched) -> Entity:
-        """Returns the entity an answer is about, from the answer's own metadata; no call is made."""
+        """Returns the entity that an answer is about, from the answer's own metadata; no request is made."""

@@ -1,4 +1,7 @@
-"""Stores looks: what is new becomes events and messages. The caller opens the transaction and commits it."""
+"""Stores looks: each one that says something new becomes an event with messages.
+
+The caller opens and commits the transaction.
+"""
 
 import json
 from collections import Counter
@@ -20,7 +23,8 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 MAX_ENTITIES: Final = 500
-"""Most entities whose locks one transaction takes: each lock is a place in a table that Postgres sizes at its start."""
+"""The most entities that one transaction locks. Postgres sizes its table of locks at its start, so a transaction must
+not fill it."""
 
 
 LARGEST_RAW_PAYLOAD: Final = 16 << 20
@@ -37,7 +41,7 @@ class RawPayload:
     observed_at: datetime
     """When the source was asked."""
     window_since: datetime | None
-    """From when on it was asked; None for the most recent hour."""
+    """The start of the requested time; None for the most recent hour."""
     fetched_at: datetime
     trace_id: UUID
     payload: Json
@@ -59,11 +63,11 @@ class Look:
 
     @property
     def key(self) -> "Key":
-        """What it is a look at; looks of one key form a chain of revisions."""
+        """The key of the look's chain: looks with one key form a chain of revisions."""
         return Key(self.source, self.payload.event_type, self.entity_id, self.series, self.occurred_at)
 
     def event_id(self, revision: int) -> UUID:
-        """Returns the id of the event that this look is as the given revision. Raises ContractViolation."""
+        """Returns the id of the event that this look becomes as the given revision. Raises ContractViolation."""
         return derive_event_id(
             source=self.source,
             event_type=self.payload.event_type,
@@ -76,7 +80,7 @@ class Look:
         )
 
     def to_event(self, *, revision: int, ingested_at: datetime) -> Event:
-        """Returns the event that this look is as the given revision. Raises ContractViolation."""
+        """Returns the event that this look becomes as the given revision. Raises ContractViolation."""
         return new_event(
             self.payload,
             source=self.source,
@@ -93,7 +97,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is looked at: one instant of one entity's series."""
+    """What a look is about: one instant of one entity's series."""
 
     source: str
     event_type: str
@@ -122,12 +126,12 @@ class StoredLook:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a batch."""
+    """What became of a batch of looks."""
 
     looks: Sequence[StoredLook]
     """One per look, in order."""
     unsubscribed: Mapping[str, int]
-    """By topic, how many new messages have no subscription: nobody will get them."""
+    """By topic, how many new messages have no subscription: nobody will receive them."""
 
     @property
     def events(self) -> Sequence[Event]:
@@ -137,7 +141,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a chain: the latest revision, and when its instant was last looked at."""
+    """The end of a chain: its latest revision, and when its instant was last looked at."""
 
     revision: int
     event_id: UUID
@@ -146,17 +150,17 @@ class Head:
 
 @dataclass(slots=True)
 class Chains:
-    """The chains of revisions, as far as they are known; the one place that decides what a look says.
+    """The known chains of revisions; the only place that decides whether a look is new.
 
-    Storing reads their ends from the database, a rebuild begins with none.
+    When looks are stored, the ends of the chains come from the database; a rebuild begins with no chains.
     """
 
     heads: dict[Key, Head] = field(default_factory=dict)
     repeated: dict[Key, datetime] = field(default_factory=dict)
-    """When instants were last looked at that were found unchanged."""
+    """By key, when an instant was last looked at and found unchanged."""
 
     def add(self, look: Look) -> tuple[LookOutcome, int]:
-        """Returns what a look is compared with all before it, and the revision that it equals, becomes or misses."""
+        """Adds a look; returns its outcome, and the revision that it repeats, becomes or is too old for."""
         head = self.heads.get(look.key)
         if head is None:
             return self._extend(look, 0)
@@ -175,19 +179,20 @@ class Chains:
 
 
 def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload], looks: Sequence[Look]) -> Stored:
-    """Writes raw payloads and, of the looks that say anything new, events, outbox messages and pending deliveries.
+    """Stores raw payloads and, for each look that says something new, its event, outbox messages and pending
+    deliveries.
 
-    Never commits: all belong to the caller's transaction, in READ COMMITTED, and stand or fall with it. A look equal to
-    the latest revision is a duplicate, one that is older than the newest look is stale, any other is the next revision,
-    a return to an earlier value included. Looks at no more than MAX_ENTITIES entities. Raises psycopg.Error, and
-    ValueError outside a transaction.
+    Never commits: everything belongs to the caller's transaction, in READ COMMITTED, and is stored whole or not at all.
+    A look equal to the latest revision is a duplicate, one older than the newest look is stale, and any other is the
+    next revision, even a return to an earlier value. The looks are about no more than MAX_ENTITIES entities. Raises
+    psycopg.Error, and ValueError outside a transaction.
     """
     if connection.info.transaction_status is not TransactionStatus.INTRANS:
         raise ValueError("events are stored within a transaction: open one with connection.transaction()")
     if not raw_payloads and not looks:
         return Stored([], {})
-    # In another level, what others stored while this waited for its locks would stay unseen. Postgres refuses the
-    # statement where that is so and the transaction has read something already.
+    # In a stricter isolation level, this transaction would not see what others stored while it waited for its locks.
+    # Postgres refuses this statement if the level is stricter and the transaction has already read something.
     connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
     lock_entities(
         connection,
@@ -212,10 +217,10 @@ def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload]
 
 
 def lock_entities(connection: Connection[Any], entities: set[tuple[str, str | None]]) -> None:
-    """Makes whoever stores looks at one of these entities wait until this transaction ends.
+    """Makes every other transaction that stores looks at one of these entities wait until this transaction ends.
 
-    A statement of its own, before any chain is read: what the next statement sees is then no one else's to change. The
-    locks are taken in one order everywhere, so that no two transactions wait for each other in a circle.
+    It is a statement of its own, before any chain is read, so that the next statement sees chains that nobody else can
+    change. All callers take the locks in the same order, so no two transactions deadlock.
     """
     if len(entities) > MAX_ENTITIES:
         raise ValueError(f"{len(entities)} entities in one transaction: {MAX_ENTITIES} are the most")

@@ -1,1 +1,1 @@
-"""What is true without any I/O: the contract, ids, backoff, a delivery's outcomes. Imports no driver and no SDK."""
+"""Pure logic without any I/O: the contract, ids, backoff, a delivery's outcomes. It imports no driver and no SDK."""

@@ -1,4 +1,4 @@
-"""The event contract: docs/event_contract.md in code. What does not fit it raises ContractViolation."""
+"""The event contract of docs/event_contract.md in code; whatever breaks it raises ContractViolation."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from control_plane.model.text import has_invisible
 EVENT_TYPE_PATTERN: Final = r"^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$"
 SYSTEM_EVENTS: Final = "system.events"
 MAX_REVISION: Final = 2**31 - 1
-"""The largest that Postgres' integer holds."""
+"""The largest revision that Postgres' integer type holds."""
 
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
 
@@ -42,12 +42,12 @@ def _storable_text(text: str) -> str:
 
 def _visible_text(text: str) -> str:
     if has_invisible(_storable_text(text)):
-        raise PydanticCustomError("text", "holds a control character, a line's end or one that is not visible")
+        raise PydanticCustomError("text", "holds a control character, a line end or an invisible character")
     return text
 
 
 def _rfc_3339(value: object) -> object:
-    # Pydantic would take a number for seconds or milliseconds, whichever looks likely, and cut nanoseconds off.
+    # Pydantic would guess whether a number means seconds or milliseconds, and would cut nanoseconds off.
     if isinstance(value, str) and not _RFC_3339.fullmatch(value):
         raise PydanticCustomError(
             "instant", "is not an instant as in 2026-01-05T14:32:00Z, with a time zone and at most six decimals"
@@ -71,11 +71,11 @@ def _nonzero(trace_id: UUID) -> UUID:
 
 
 def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value  # JSON's 1.0 is its 1
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # to JSON, 1.0 and 1 are one number
 
 
 type Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_visible_text)]
-"""Of what is looked up by: Postgres indexes no text of more than about 2,700 bytes."""
+"""A text by which rows are looked up: Postgres indexes no text of more than about 2,700 bytes."""
 type Text = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_visible_text)]
 type FiniteNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 type WholeNumber = Annotated[int, Field(strict=True, ge=0, le=2**53 - 1), BeforeValidator(_whole)]
@@ -95,7 +95,7 @@ type Instant = Annotated[
 
 
 class Payload(BaseModel):
-    """What one (event_type, schema_version) states. A new one is a subclass that its domain lists."""
+    """What an event of one (event_type, schema_version) says. A domain defines and lists its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -107,7 +107,7 @@ class Payload(BaseModel):
 
 
 class SourceFetchFailed(Payload):
-    """A symbol could not be fetched; ``kind`` says whose fault it was (control_plane.model.errors.SourceError)."""
+    """A symbol could not be fetched; ``kind`` is the SourceError's kind."""
 
     event_type = "SOURCE_FETCH_FAILED"
     schema_version = 1
@@ -119,7 +119,10 @@ class SourceFetchFailed(Payload):
 
 
 class SignalRejected(Payload):
-    """An observation broke the contract: the field, the value as text, and why. The whole answer is in raw_payloads."""
+    """An observation broke the contract: the field, its value as text, and the reason.
+
+    The whole answer is in raw_payloads.
+    """
 
     event_type = "SIGNAL_REJECTED"
     schema_version = 1
@@ -133,7 +136,7 @@ class SignalRejected(Payload):
 
 
 class SourceGapDetected(Payload):
-    """The source no longer has what was missed between ``since`` and ``until``."""
+    """The source no longer has the observations between ``since`` and ``until``, which were never stored."""
 
     event_type = "SOURCE_GAP_DETECTED"
     schema_version = 1
@@ -145,11 +148,11 @@ class SourceGapDetected(Payload):
 
 
 PLATFORM_PAYLOADS: Final[tuple[type[Payload], ...]] = (SourceFetchFailed, SignalRejected, SourceGapDetected)
-"""What the control plane itself has to say, whatever the domain."""
+"""The payloads of the control plane's own events, which every deployment has."""
 
 
 class Event(BaseModel):
-    """One immutable fact. Compare two by ``event_id``: it is derived from what they say."""
+    """One immutable fact. Compare two events by ``event_id``, which is derived from what they say."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -196,7 +199,7 @@ class Event(BaseModel):
         return self
 
     def to_message(self) -> dict[str, Any]:
-        """The event as JSON, as stored in the outbox and sent to consumers."""
+        """Returns the event as JSON, as it is stored in the outbox and sent to consumers."""
         return self.model_dump(mode="json")
 
 
@@ -204,7 +207,7 @@ class EventTypes:
     """The event types that a deployment knows: the platform's own and those of its domains. Immutable."""
 
     def __init__(self, payloads: Iterable[type[Payload]]) -> None:
-        """Raises ValueError where two payloads claim one (event_type, schema_version)."""
+        """Raises ValueError if two payloads have the same (event_type, schema_version)."""
         self._payloads: dict[tuple[str, int], type[Payload]] = {}
         for payload in payloads:
             key = (payload.event_type, payload.schema_version)
@@ -217,7 +220,7 @@ class EventTypes:
         return iter(self._payloads.values())
 
     def find(self, event_type: str, schema_version: int) -> type[Payload]:
-        """Returns the model of a type and version. Raises ContractViolation where there is none."""
+        """Returns the model of a type and version. Raises ContractViolation if there is none."""
         model = self._payloads.get((event_type, schema_version))
         if model is None:
             raise ContractViolation(
@@ -228,7 +231,7 @@ class EventTypes:
         return model
 
     def newest(self, event_type: str) -> type[Payload]:
-        """Returns the model of a type's newest version. Raises ContractViolation where there is no such type."""
+        """Returns the model of a type's newest version. Raises ContractViolation if there is no such type."""
         versions = [version for known, version in self._payloads if known == event_type]
         if not versions:
             raise ContractViolation("no such type in this contract", field="event_type", value=event_type)
@@ -237,11 +240,12 @@ class EventTypes:
     def parse_event(self, message: str | bytes | Mapping[str, Any]) -> Event:
         """Returns the event that a message's body holds.
 
-        Raises ContractViolation, also where the body is no JSON, its type is unknown or its id is not its own.
+        Raises ContractViolation, also for a body that is no JSON, an unknown type, and an id that does not belong to
+        the content.
         """
         if isinstance(message, str | bytes):
             try:
-                message = json.loads(message)
+                message = json.loads(message, object_pairs_hook=_each_once)
             except (ValueError, RecursionError) as error:
                 raise ContractViolation(f"is not JSON ({error})", field="message", value=message) from error
         if not isinstance(message, Mapping):
@@ -251,10 +255,21 @@ class EventTypes:
         version = _whole(version)
         if isinstance(event_type, str) and isinstance(version, int) and isinstance(payload, Mapping):
             model = self.find(event_type, version)
-            # In the shape its model gives it, so that equal observations are equal events. What no JSON number or text
-            # holds is refused before, for the model would round an integer that a double cannot hold.
+            # The payload takes the shape that its model gives it, so that equal observations are equal events. Values
+            # that JSON cannot hold are refused first, because the model would round an integer that is too large for a
+            # double.
             data["payload"] = parse_payload(model, storable(payload)).model_dump(mode="json")
         return _validated(Event, data)
+
+
+def _each_once(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object of JSON. Raises ContractViolation for a field given twice: readers would differ over it."""
+    content = dict(fields)
+    if len(content) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ContractViolation("is given twice in one object", field=twice)
+    return content
 
 
 def new_event(
@@ -302,7 +317,10 @@ def new_event(
 
 
 def parse_payload[P: Payload](model: type[P], data: Mapping[str, Any]) -> P:
-    """A payload from what a source said. Raises ContractViolation that names the field and the value."""
+    """Returns the payload that a source's data describes.
+
+    Raises ContractViolation that names the field and the value.
+    """
     return _validated(model, dict(data), "payload")
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 
 class ControlPlaneError(Exception):
-    """Base of all errors raised on purpose. The text names the culprit and the remedy, and holds no secret."""
+    """Base of all errors raised on purpose. The text names the cause and the remedy, and holds no secret."""
 
 
 class ConfigurationError(ControlPlaneError):
-    """Raised at start when settings are missing or contradict each other; lists every problem at once."""
+    """Raised at start when settings are missing or contradict each other; it lists every problem at once."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -17,7 +17,7 @@ class ConfigurationError(ControlPlaneError):
 
 
 class MalformedInvocation(ControlPlaneError):
-    """Raised when a function is invoked with an event of another shape than its own; says which shape that is."""
+    """Raised when a function is invoked with an event that is not of its own shape; says which shape it expects."""
 
 
 class ContractViolation(ControlPlaneError):
@@ -35,10 +35,10 @@ class PlaybookFault(ControlPlaneError):
 
 
 class SourceError(ControlPlaneError):
-    """Raised by a source when one symbol could not be fetched. ``raw`` is the source's answer, if there was one.
+    """Raised by a source when a symbol could not be fetched; ``raw`` is the source's answer, if there was one.
 
-    ``kind`` is one of ``unknown_symbol``, ``rate_limited``, ``unreachable``, ``malformed``; all but the first
-    may heal by themselves.
+    ``kind`` is one of ``unknown_symbol``, ``rate_limited``, ``unreachable``, ``malformed``; all but the first may heal
+    by themselves.
     """
 
     def __init__(self, symbol: str, kind: str, reason: str, *, raw: Any = None) -> None:
@@ -72,6 +72,6 @@ class SchemaVersionMismatch(ControlPlaneError):
 def _shortened(value: object, limit: int = 200) -> str:
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, a value nested too deeply
+    except (ValueError, RecursionError):  # Raised for an integer of thousands of digits, or for deep nesting.
         text = f"a {type(value).__name__} too large to show"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

@@ -15,7 +15,7 @@ EVENT_NAMESPACE = UUID("31d75e86-4a2a-4b67-9c84-a98c9ae12e17")
 """The UUIDv5 namespace of every event_id; published in docs/event_contract.md, never changed."""
 
 MAX_DEPTH = 64
-"""How deep arrays and objects may be nested, the outermost counted."""
+"""How deep arrays and objects may be nested, counting the outermost one."""
 
 _LARGEST_EXACT_INTEGER = 2**53 - 1
 
@@ -95,7 +95,7 @@ def _storable_integer(value: int, field: str) -> int | float:
 
 
 def canonical_json(value: Any, *, field: str = "payload") -> bytes:
-    """Returns the RFC 8785 (JCS) form: key order, white space and the notation of numbers make no difference."""
+    """Returns the RFC 8785 (JCS) form; key order, white space and the spelling of numbers make no difference to it."""
     return rfc8785.dumps(storable(value, field=field))
 
 

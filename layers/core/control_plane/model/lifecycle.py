@@ -33,14 +33,14 @@ class Exhausted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The queue refused this message by itself, for a reason that may not hold at the next attempt."""
+    """The queue refused this single message, for a reason that may be gone at the next attempt."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class QueueFault:
-    """The queue accepted nothing, and no message is the reason: it throttled, denied access, or was not reached."""
+    """The queue accepted nothing, and no message caused it: the queue throttled, denied access, or was not reached."""
 
     reason: str
 
@@ -49,9 +49,9 @@ class QueueFault:
 class NoVerdict:
     """The message was sent, and no reliable answer says whether the queue accepted it.
 
-    Reasons are a time-out, a lost connection, an exception, or an answer that cannot be read, or that names the message
-    not at all or twice. It counts as an outage of the queue. But the message itself may be the cause, so it becomes
-    suspect.
+    Reasons are a time-out, a lost connection, an exception, an answer that cannot be read, and an answer that names the
+    message not at all or twice. It counts as an outage of the queue. But the message itself may be the cause, so it
+    becomes suspect.
     """
 
     reason: str
@@ -72,7 +72,7 @@ class Disposition(StrEnum):
     FAILED = "failed"
     DEAD_LETTERED = "dead_lettered"
     EXHAUSTED = "exhausted"
-    """Dead-lettered without a further attempt."""
+    """The message is dead-lettered without a further attempt."""
     RELEASED = "released"
 
 
@@ -85,7 +85,7 @@ class Settlement:
     error: str | None = None
     delay: timedelta = timedelta()
     is_suspect: bool = False
-    """Whether the message is sent alone and after the others from now on."""
+    """Whether the message is from now on sent alone, after the other messages."""
 
 
 def settle(  # noqa: PLR0911 - a return per row of the table

@@ -1,4 +1,4 @@
-"""Text that comes from elsewhere, made fit to be stored, logged and shown."""
+"""Makes text that comes from elsewhere fit to be stored, logged and shown."""
 
 import re
 from typing import Final
@@ -7,13 +7,16 @@ from unicodedata import category
 LONGEST = 1024
 
 INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's categories of characters that steer a terminal, end a line or have no shape of their own."""
+"""Unicode's categories of characters that control a terminal, end a line or have no visible shape."""
 
 _PRINTABLE_ASCII: Final = re.compile(r"[\x20-\x7e]*")
 
 
 def readable(text: str) -> str:
-    """At most LONGEST characters, a space for each that cannot be printed: NUL, a line's end, a lone surrogate."""
+    """Returns at most LONGEST characters of a text, with a space for each one that cannot be printed.
+
+    Such characters are NUL, line ends and lone surrogates, for example.
+    """
     return "".join(character if character.isprintable() else " " for character in text[:LONGEST])
 
 
@@ -25,7 +28,7 @@ def has_invisible(text: str) -> bool:
 def visible(text: str) -> str:
     r"""Returns the text with each character of the INVISIBLE categories written out: ``\x1b``, ``\n``, ``\u202e``.
 
-    What it returns is one line that neither a terminal nor a reader of log lines can take for anything but text.
+    The result is one line that neither a terminal nor a log reader can mistake for anything but text.
     """
     if not has_invisible(text):
         return text

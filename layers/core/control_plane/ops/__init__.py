@@ -1,1 +1,1 @@
-"""What people and their tools ask of the control plane: migrate, how is it, what became of this event."""
+"""Operations for people and their tools: migrations, status and health, timelines, dead letters, maintenance."""

@@ -26,11 +26,11 @@ class DeadLetterFilter:
     ids: Sequence[int] | None = None
     subscription: str | None = None
     reason: str | None = None
-    """A part of the reason, in upper or lower case."""
+    """A part of the reason; upper and lower case are equal."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether the filter has no condition, and so fits every dead letter."""
+        """Whether the filter has no condition, and so selects every dead letter."""
         return self.ids is None and self.subscription is None and self.reason is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class DeadLetter:
     reason: str
     dead_lettered_at: datetime
     age_seconds: float
-    """How long ago the message was dead-lettered."""
+    """For how long the message has been a dead letter."""
     resolution: str | None
     """``redriven`` or ``discarded``; None while it is open."""
     resolved_at: datetime | None
@@ -80,13 +80,13 @@ class RedriveReport:
     redriven: Mapping[str, int] = field(default_factory=dict)
     """How many dead letters of each subscription are pending again."""
     refused: Mapping[str, int] = field(default_factory=dict)
-    """How many stay as they are because their subscription is not active, by subscription."""
+    """How many dead letters of each subscription stay as they are because the subscription is not active."""
     not_open: Sequence[int] = ()
     """Requested ids that belong to no open dead letter, or to one that the filter excludes."""
 
     @property
     def complaints(self) -> Sequence[str]:
-        """What was not redriven and the remedy, one sentence each."""
+        """One sentence for each thing that was not redriven, with the remedy."""
         inactive = [
             f"{count} dead {'letter' if count == 1 else 'letters'} of subscription {name} "
             f"{'stays' if count == 1 else 'stay'}: it is not active. Deploy a template that has it, run "
@@ -97,7 +97,7 @@ class RedriveReport:
         return [*inactive, *unknown]
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON, but for ``operation_id``, which is a UUID."""
+        """Returns the report as JSON values, except ``operation_id``, which is a UUID."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Whether all is well, at a cost that hardly grows with what is not."""
+"""Reads whether all is well, at a cost that hardly grows with the number of problems."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +11,7 @@ from control_plane.platform.backlog import limit_statements, oldest_pending_age
 from control_plane.platform.breakers import read_breakers
 
 STATEMENT_TIMEOUT_SECONDS: Final = 2.0
-"""Somebody waits for the answer, and a database that takes longer is not well."""
+"""How long a statement may take: a caller waits for the answer, and a database that takes longer is not healthy."""
 MOST_COUNTED: Final = 1000
 """How many dead letters, and how many of the newest messages, health looks at."""
 
@@ -23,7 +23,7 @@ class Health:
     oldest_pending_age_seconds: float
     """The age of the oldest pending delivery, by its promise."""
     open_breakers: int
-    """How many breakers are not closed, of those that somebody guards with."""
+    """How many breakers that are in use are not closed."""
     dead_letters: int
     """How many dead letters are open, counted up to :data:`MOST_COUNTED`."""
     late_consumers: int
@@ -31,9 +31,9 @@ class Health:
 
 
 def read_health(connection: Connection[Any], *, max_processing_age_seconds: float = 300) -> Health:
-    """Reads health; a consumer is late with what was delivered longer ago than that.
+    """Reads health; a consumer is late if it has not processed a message this long after its delivery.
 
-    Raises psycopg.errors.QueryCanceled where the database takes too long to answer.
+    Raises psycopg.errors.QueryCanceled if the database takes too long to answer.
     """
     with connection.transaction():
         limit_statements(connection, STATEMENT_TIMEOUT_SECONDS)

@@ -24,7 +24,7 @@ class HorizonHolder:
     username: str | None
     application: str | None
     age_seconds: float | None
-    """None for a slot, and for a session of another role where pg_read_all_stats is not granted."""
+    """None for a replication slot, and for a session of another role if pg_read_all_stats is not granted."""
     transactions: int
     """How many transactions have begun since."""
 
@@ -44,7 +44,7 @@ def pinned_horizon(
     seconds: float = PINNED_AFTER_SECONDS,
     transactions: int = PINNED_AFTER_TRANSACTIONS,
 ) -> HorizonHolder | None:
-    """Returns the oldest holder of the horizon, or None if none has held it for that long."""
+    """Returns the oldest holder of the horizon, or None if nothing has held it for too long."""
     with connection.cursor(row_factory=class_row(HorizonHolder)) as cursor:
         return cursor.execute(
             QUERIES["horizon_holder"].sql, {"seconds": seconds, "transactions": transactions}

@@ -1,4 +1,4 @@
-"""Forgets what is old, where asked to, in small transactions; the database's own functions delete."""
+"""Deletes data beyond its retention, in small transactions; the database's own functions do the deleting."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,25 +11,25 @@ from control_plane.ops.timeline import QUERIES
 from control_plane.platform.telemetry import Telemetry
 
 BATCH_SIZE: Final = 1000
-"""Rows per transaction: a few tens of milliseconds, so that nobody waits for long and little is lost by a crash."""
+"""Rows per transaction: this takes some ten milliseconds, so nobody waits for long and a crash loses little."""
 
 RESERVE_SECONDS: Final = 10.0
 """No batch starts when less time than this is left."""
 
 REPEATED_LOOK_RETENTION_DAYS: Final = 31
-"""How long repeated looks are kept. No source lets an older instant be fetched again, so nothing asks for them."""
+"""For how many days repeated looks are kept. No source serves older instants, so older notes are never needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
-    """What a run did, in rows; all of it is committed."""
+    """What a run deleted, in rows; all of it is committed."""
 
     deleted_events: int
     """Deleted events; their messages, deliveries and processed_events rows are deleted with them."""
     deleted_raw_payloads: int
     deleted_repeated_looks: int
     finished: bool
-    """False if time ran out; the next run continues."""
+    """False if time ran out before all was deleted; the next run continues."""
     pinned_horizon: HorizonHolder | None
 
     def to_dict(self) -> dict[str, Any]:

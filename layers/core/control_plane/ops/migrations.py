@@ -1,4 +1,4 @@
-"""Applies the numbered SQL files of db/migrations (docs/decisions/0003 says why this is no library)."""
+"""Applies the numbered SQL files of db/migrations; docs/decisions/0003 says why this uses no library."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from control_plane.model.errors import ControlPlaneError
 from control_plane.platform.database import OLDER_LAYOUT, REFUSED_LAYOUT
 
 _FILE_NAME = re.compile(r"^(\d{4})_([a-z0-9_]+)\.sql$")
-_LOCK_KEY = 0x6163_705F_6462  # "acp_db" in ASCII; it only matters that all runners use the same number
+_LOCK_KEY = 0x6163_705F_6462  # "acp_db" in ASCII; all that matters is that every runner uses the same number
 
 
 class MigrationError(ControlPlaneError):
@@ -59,8 +59,8 @@ def read_migrations(directory: Path) -> Sequence[Migration]:
 def migrate(connection: Connection[Any], migrations: Sequence[Migration]) -> MigrationReport:
     """Applies the missing migrations, each in a transaction of its own; a second run changes nothing.
 
-    ``connection`` is the owner's, in autocommit mode. Concurrent runs wait for each other. Raises MigrationError if
-    the database has an older layout or an applied file was edited, and psycopg.Error if a file fails; that file is
+    ``connection`` is the owner's, in autocommit mode. Concurrent runs wait for each other. Raises MigrationError if the
+    database has an older layout or if an applied file was edited. Raises psycopg.Error if a file fails; that file is
     rolled back.
     """
     applied = []
@@ -76,7 +76,8 @@ def migrate(connection: Connection[Any], migrations: Sequence[Migration]) -> Mig
                     "INSERT INTO schema_migrations (version, name, checksum) VALUES (%s, %s, %s)",
                     [migration.version, migration.name, migration.checksum],
                 )
-                # Every function compares the version with its own, also where its grants are yet to come.
+                # Every function reads this table to compare the schema's version with its own, even before the
+                # migration of the roles.
                 connection.execute("GRANT SELECT ON schema_migrations TO PUBLIC")
                 applied.append(migration.version)
             elif checksum != migration.checksum:
@@ -90,7 +91,7 @@ def migrate(connection: Connection[Any], migrations: Sequence[Migration]) -> Mig
 
 
 def _applied(connection: Connection[Any], version: int) -> tuple[str, str] | None:
-    """Returns the name and checksum of an applied migration, None where it is not applied."""
+    """Returns the name and checksum of an applied migration, or None if it is not applied."""
     connection.execute(
         """
         CREATE TABLE IF NOT EXISTS schema_migrations (

@@ -50,7 +50,7 @@ SELECT
     ) AS processing
 FROM events AS event
 LEFT JOIN LATERAL (
-    -- Its size is asked first: a payload that is too large for an answer is not read, and that is said.
+    -- The size is read first: a payload that is too large for an answer is not read, and the timeline says so.
     SELECT
         CASE
             WHEN size.bytes <= %(largest_payload)s THEN to_jsonb(stored)
@@ -104,8 +104,8 @@ LEFT JOIN operations AS operation ON operation.operation_id = delivery.operation
 ORDER BY message.id, delivery.subscription, operation.requested_at NULLS FIRST
 
 -- name: deliveries_by_state
--- How many deliveries of each subscription are in each state, with the age in seconds of the oldest promise; that is null
--- once they are delivered. The topic is null where the table does not know the subscription.
+-- How many deliveries of each subscription are in each state, with the age in seconds of the oldest promise; the age is
+-- null for delivered ones. The topic is null if the table subscriptions does not have the subscription.
 SELECT
     delivery.subscription,
     subscriptions.topic,
@@ -118,7 +118,7 @@ GROUP BY delivery.subscription, subscriptions.topic, delivery.state
 ORDER BY delivery.subscription, delivery.state
 
 -- name: stranded_deliveries
--- What is pending for subscriptions that the table does not know, or that were removed: no relay delivers it.
+-- The pending deliveries of subscriptions that the table does not have, or that were removed: no relay delivers them.
 SELECT
     pending.subscription,
     count(*),
@@ -130,8 +130,9 @@ GROUP BY pending.subscription
 ORDER BY pending.subscription
 
 -- name: unprocessed_deliveries
--- Of the newest messages' deliveries, those that the subscription's consumer has not processed: how many, the oldest's age
--- in seconds and its event. A subscription whose consumer has recorded nothing yet is left out: it may keep no record.
+-- Which of the newest messages' deliveries the subscription's consumer has not processed: how many, the oldest one's
+-- age in seconds, and its event. A subscription whose consumer has recorded nothing yet is left out, because it may
+-- keep no record.
 SELECT
     delivery.subscription,
     count(*),
@@ -175,13 +176,14 @@ GROUP BY consumer
 ORDER BY consumer
 
 -- name: lingering_relay
--- The relay that lingers, and since when. One that was killed stays until the next one comes, or longer than any lingers.
+-- The relay that lingers, and since when. After a relay was killed, its row stays until the next one comes; it is
+-- ignored once it is older than any relay can linger.
 SELECT name, since
 FROM relay_handover
 WHERE since > now() - interval '15 minutes'
 
 -- name: dead_letters
--- Dead letters that a filter names, newest first, with their messages; a null in the filter stands for any.
+-- The dead letters that a filter selects, newest first, with their messages; a null in the filter selects any value.
 SELECT
     letter.id,
     letter.subscription,
@@ -207,8 +209,9 @@ ORDER BY letter.id DESC
 LIMIT %(limit)s
 
 -- name: lock_dead_letters
--- The open dead letters that a filter names, per subscription, locked until the transaction ends: whoever else wants one of
--- them waits, and finds it resolved. Whether the subscription is active is read under a lock of its row, too.
+-- The open dead letters that a filter selects, per subscription, locked until the transaction ends. Another transaction
+-- that wants one of them waits, and then finds it resolved. Whether the subscription is active is also read under a
+-- lock of its row.
 WITH active AS MATERIALIZED (
     SELECT name FROM subscriptions WHERE removed_at IS NULL FOR SHARE
 ),
@@ -231,15 +234,15 @@ GROUP BY letter.subscription
 ORDER BY letter.subscription
 
 -- name: record_redrive
--- A redrive that is done with the transaction that it is recorded in.
+-- Records a redrive as finished, because it happens in the same transaction as this record.
 INSERT INTO operations (operation_id, kind, filter, state, progress, requested_by, reason, started_at, finished_at)
 VALUES (
     %(operation_id)s, 'redrive', %(filter)s::jsonb, 'done', %(progress)s::jsonb, %(requested_by)s, %(reason)s, now(), now()
 )
 
 -- name: redrive_dead_letters
--- Promises these letters' messages anew under an operation, with a fresh budget of attempts, and marks them resolved. Two
--- letters of one message and subscription become one delivery. Returns how many deliveries there are now.
+-- Makes these letters' messages pending again under an operation, with all their attempts, and marks the letters as
+-- redriven. Two letters of one message and subscription become one delivery. Returns how many deliveries were made.
 WITH resolved AS (
     UPDATE dead_letters
     SET
@@ -258,21 +261,50 @@ promised AS (
 )
 SELECT count(*) FROM promised
 
+-- name: promise_lost_deliveries
+-- Promises anew under an operation what active subscriptions' queues have accepted and their consumers have not processed,
+-- unless it is pending already. A subscription whose consumer has recorded nothing is left out: it may keep no record.
+-- Returns how many deliveries each subscription has been promised.
+WITH promised AS (
+    INSERT INTO pending_deliveries (outbox_id, subscription, operation_id)
+    SELECT DISTINCT delivery.outbox_id, delivery.subscription, %(operation_id)s::uuid
+    FROM deliveries AS delivery
+    JOIN outbox AS message ON message.id = delivery.outbox_id
+    JOIN subscriptions ON subscriptions.name = delivery.subscription AND subscriptions.removed_at IS NULL
+    WHERE EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscription)
+        AND NOT EXISTS (
+            SELECT
+            FROM processed_events AS processed
+            WHERE processed.consumer = delivery.subscription AND processed.event_id = message.event_id
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM pending_deliveries AS pending
+            WHERE pending.outbox_id = delivery.outbox_id AND pending.subscription = delivery.subscription
+        )
+    RETURNING subscription
+)
+SELECT subscription, count(*)
+FROM promised
+GROUP BY subscription
+ORDER BY subscription
+
 -- name: delete_expired_events
--- A batch of the oldest events beyond their retention, with all that belongs to them. Returns how many are gone.
+-- Deletes a batch of the oldest events beyond their retention, with all that belongs to them. Returns how many.
 SELECT delete_expired_events(%(retention_days)s, %(batch_size)s)
 
 -- name: delete_expired_raw_payloads
--- A batch of the oldest raw payloads beyond their retention that no event needs. Returns how many are gone.
+-- Deletes a batch of the oldest raw payloads beyond their retention that no event needs. Returns how many.
 SELECT delete_expired_raw_payloads(%(retention_days)s, %(batch_size)s)
 
 -- name: delete_repeated_looks
--- A batch of the oldest notes of repeated looks. Returns how many are gone.
+-- Deletes a batch of the oldest repeated looks. Returns how many.
 SELECT delete_repeated_looks(%(retention_days)s, %(batch_size)s)
 
 -- name: horizon_holder
--- Who has kept vacuum from removing dead rows of this database for too long: the oldest, if any. Of a stranger's session
--- a role without pg_read_all_stats sees no start, and a slot has none: both count by transactions instead of seconds.
+-- The oldest holder that has kept vacuum from removing dead rows of this database for too long, if any. A role without
+-- pg_read_all_stats cannot see since when another role's session holds it, and a slot has no start: both are judged by
+-- the number of transactions instead of seconds.
 SELECT kind, name, username, application, age_seconds, transactions
 FROM (
     SELECT
@@ -307,25 +339,24 @@ ORDER BY transactions DESC, age_seconds DESC NULLS LAST
 LIMIT 1
 
 -- name: lock_out_new_messages
--- Waits for whoever is storing messages or brings subscriptions in line, and makes the next one wait until this
--- transaction ends.
+-- Waits for transactions that store messages or change subscriptions, and makes later ones wait until this one ends.
 LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE
 
 -- name: subscriptions
--- Every subscription there ever was: name, topic, whether it is active.
+-- Every subscription that ever existed: its name, its topic, and whether it is active.
 SELECT name, topic, removed_at IS NULL
 FROM subscriptions
 ORDER BY name
 
 -- name: add_subscription
--- A new subscription, or one that is back.
+-- Adds a subscription, or makes a removed one active again.
 INSERT INTO subscriptions (name, topic)
 VALUES (%(name)s, %(topic)s)
 ON CONFLICT (name) DO UPDATE SET removed_at = NULL
 
 -- name: backfill_subscription
--- Promises a new subscription every message of its topic that the outbox still holds, as an operation of its own: what it
--- missed is as old as its subscription, and does not stand before anybody's live deliveries. Returns how many.
+-- Makes every message of its topic that the outbox still holds pending for a new subscription. They belong to an
+-- operation of their own, so that they do not delay live deliveries. Returns how many there are.
 WITH operation AS (
     INSERT INTO operations (operation_id, kind, filter, state, requested_by, reason, started_at, finished_at)
     VALUES (
@@ -345,7 +376,7 @@ promised AS (
 SELECT count(*) FROM promised
 
 -- name: remove_subscription
--- It gets no further messages.
+-- Removes a subscription: it gets no further messages.
 UPDATE subscriptions SET removed_at = now() WHERE name = %(name)s
 
 -- name: lock_out_settlements
@@ -353,7 +384,7 @@ UPDATE subscriptions SET removed_at = now() WHERE name = %(name)s
 LOCK TABLE pending_deliveries IN EXCLUSIVE MODE
 
 -- name: dead_letter_pending
--- What is pending for these subscriptions becomes dead letters.
+-- Turns the pending deliveries of these subscriptions into dead letters.
 WITH gone AS (
     DELETE FROM pending_deliveries
     WHERE subscription = ANY (%(names)s::text[])

@@ -1,4 +1,4 @@
-"""How the pipeline is: the counts and ages that the metrics would show, and what waits for a person."""
+"""The pipeline's status: the counts and ages that the metrics would show, and what a person has to deal with."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,33 +15,33 @@ from control_plane.platform.breakers import Breaker, read_breakers
 
 OPEN_STATES: Final = frozenset({"pending", "in_flight", "retrying"})
 NEWEST_DEAD_LETTERS: Final = 5
-"""How many dead letters the status names; `acp dead-letters` lists them all."""
+"""How many dead letters the status names; `acp dead-letters` lists all."""
 NEWEST_MESSAGES: Final = 10_000
-"""How many messages are looked through for deliveries that no consumer has processed."""
+"""How many of the newest messages are searched for deliveries that no consumer has processed."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCount:
-    """Deliveries of one subscription in one state."""
+    """How many deliveries of one subscription are in one state."""
 
     subscription: str
     topic: str | None
-    """None where the table of subscriptions does not know the subscription."""
+    """None if the table ``subscriptions`` does not have the subscription."""
     state: str
     """``pending``, ``in_flight``, ``retrying``, ``delivered``, ``dead_lettered``, ``redriven``, ``discarded``."""
     count: int
     oldest_age_seconds: float | None
-    """The age of the oldest promise; None for ``delivered``."""
+    """The age of the oldest of them since it was promised; None for ``delivered``."""
 
 
 @dataclass(frozen=True, slots=True)
 class StrandedDeliveries:
-    """What is pending for a subscription that is not active: no relay delivers it."""
+    """Pending deliveries of a subscription that is not active: no relay delivers them."""
 
     subscription: str
     count: int
     was_removed: bool
-    """Whether the subscription was removed; otherwise the table has never had it."""
+    """True if the subscription was removed; False if the table never had it."""
 
     def __str__(self) -> str:
         why = "was removed" if self.was_removed else "is not in the table of subscriptions"
@@ -53,18 +53,18 @@ class StrandedDeliveries:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerLag:
-    """What was delivered to a subscription and its consumer has not processed, of the newest messages."""
+    """Deliveries that a subscription's consumer has not processed, among those of the newest messages."""
 
     subscription: str
     count: int
     oldest_age_seconds: float
-    """Since the oldest of them was delivered."""
+    """The seconds since the oldest of them was delivered."""
     oldest_event_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
 class EventCount:
-    """Stored events of one source and type."""
+    """How many events of one source and type are stored."""
 
     source: str
     event_type: str
@@ -74,7 +74,7 @@ class EventCount:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerCount:
-    """Events one consumer has processed."""
+    """How many events one consumer has processed."""
 
     consumer: str
     count: int
@@ -83,7 +83,7 @@ class ConsumerCount:
 
 @dataclass(frozen=True, slots=True)
 class LingeringRelay:
-    """A lingering relay, by its name in claims and failures: its log stream."""
+    """A lingering relay; ``name`` is what claims and failures call it: its log stream."""
 
     name: str
     since: datetime
@@ -91,35 +91,35 @@ class LingeringRelay:
 
 @dataclass(frozen=True, slots=True)
 class PipelineStatus:
-    """Everything Postgres knows of the pipeline's state at one moment."""
+    """Everything that Postgres knows about the pipeline at one moment."""
 
     deliveries: Sequence[DeliveryCount]
     events: Sequence[EventCount]
     consumers: Sequence[ConsumerCount]
     consumer_lag: Sequence[ConsumerLag] = ()
-    """Of subscriptions whose consumer records what it has processed; none of one that has processed everything."""
+    """One entry for each subscription whose consumer keeps a record and has unprocessed deliveries."""
     stranded: Sequence[StrandedDeliveries] = ()
     dead_letters: Sequence[DeadLetter] = ()
-    """The newest open ones."""
+    """The newest open dead letters."""
     pinned_horizon: HorizonHolder | None = None
     breakers: Sequence[Breaker] = ()
-    """Those that ever failed or were held; most are closed again, and some are guarded with no longer."""
+    """The breakers that ever failed or were held; most are closed again, and some are no longer in use."""
     lingering_relay: LingeringRelay | None = None
-    """The relay that lingers; None where relays only drain, or between two of them."""
+    """The relay that lingers; None if relays only drain the outbox, or between two lingering relays."""
 
     @property
     def pending(self) -> int:
-        """How many deliveries are open: what OutboxPending would show."""
+        """How many deliveries are open; the metric OutboxPending reports the same number."""
         return sum(row.count for row in self.deliveries if row.state in OPEN_STATES)
 
     @property
     def oldest_pending_age_seconds(self) -> float:
-        """The age of the oldest open delivery, 0 where there is none: what OldestPendingAge would show."""
+        """The age of the oldest open delivery, 0 if there is none; the metric OldestPendingAge reports the same."""
         return max((row.oldest_age_seconds or 0.0 for row in self.deliveries if row.state in OPEN_STATES), default=0.0)
 
     @property
     def open_breakers(self) -> Sequence[Breaker]:
-        """The breakers that are not closed, of those that somebody guards with."""
+        """The breakers that are in use and not closed."""
         return [breaker for breaker in self.breakers if breaker.is_guarded and not breaker.is_closed]
 
     def count(self, state: str, subscription: str | None = None) -> int:
@@ -129,7 +129,7 @@ class PipelineStatus:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the status as JSON, but for instants and ids, which are datetimes and UUIDs."""
+        """Returns the status as JSON values, except instants and ids, which are datetimes and UUIDs."""
         return asdict(self) | {
             "pending": self.pending,
             "oldest_pending_age_seconds": self.oldest_pending_age_seconds,
@@ -137,7 +137,7 @@ class PipelineStatus:
 
 
 def read_consumer_lag(connection: Connection[Any], *, newest: int = NEWEST_MESSAGES) -> list[ConsumerLag]:
-    """Reads what consumers have not processed of the deliveries of so many newest messages."""
+    """Reads which deliveries of the newest messages their consumers have not processed."""
     with connection.cursor(row_factory=lambda _cursor: lambda values: ConsumerLag(*values)) as cursor:
         return cursor.execute(QUERIES["unprocessed_deliveries"].sql, {"limit": newest}).fetchall()
 

@@ -1,4 +1,4 @@
-"""Subscriptions: this brings their table in line with the template."""
+"""Brings the table ``subscriptions`` in line with the template."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

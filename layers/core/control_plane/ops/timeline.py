@@ -1,4 +1,4 @@
-"""What became of an event (guarantee *readable*): one call returns its whole timeline."""
+"""Reads what became of an event (the guarantee *readable*): one call returns its whole timeline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from control_plane.platform.queries import load_queries
 QUERIES: Final = load_queries(__package__)
 
 LARGEST_SHOWN_PAYLOAD: Final = 1 << 20
-"""Bytes of a raw payload, as JSON text, beyond which a timeline leaves it out: Lambda answers with 6 MB at most."""
+"""The size in bytes, as JSON text, beyond which a timeline omits a raw payload: Lambda's answers have at most 6 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,14 @@ class EventTimeline:
     event: Mapping[str, Any]
     """The columns of ``events``, with ``payload`` in the place of ``payload_json``."""
     raw_payload: Mapping[str, Any] | None
-    """The columns of ``raw_payloads``; None where the source said nothing.
-
-    Where the payload is larger than LARGEST_SHOWN_PAYLOAD, ``payload_json`` is None and ``omitted`` says so.
-    """
+    """The columns of ``raw_payloads``; None for an event without a raw payload. Where the payload is larger than
+    LARGEST_SHOWN_PAYLOAD, ``payload_json`` is None and ``omitted`` says so."""
     deliveries: Sequence[Mapping[str, Any]]
-    """The columns of ``outbox_states``, one object per message, subscription and operation, oldest promise first.
-
-    Each has ``failures``, its failed attempts (``attempt``, ``failed_at``, ``claimed_by``, ``error``), and what is null
-    but for a dead letter: ``dead_letter_id`` and, once it is resolved, ``resolution``, ``resolved_at``, ``resolved_by``
-    and ``redriven_by``, the ``operation_id`` of the delivery that succeeds it.
-    """
+    """The columns of ``outbox_states``, one object per message, subscription and operation, oldest promise first. Each
+    object also has ``failures``, its failed attempts (``attempt``, ``failed_at``, ``claimed_by``, ``error``), and some
+    fields that are null except for dead letters: ``dead_letter_id`` and, once the letter is resolved, ``resolution``,
+    ``resolved_at``, ``resolved_by`` and ``redriven_by``. The last is the ``operation_id`` of the delivery that replaces
+    it."""
     processing: Sequence[Mapping[str, Any]]
     """``consumer`` and ``processed_at`` of each consumer that has acted on it."""
 
@@ -43,7 +40,7 @@ class EventTimeline:
 
 
 def read_timeline(connection: Connection[Any], event_id: UUID) -> EventTimeline | None:
-    """Returns the timeline of an event, or None where there is no such event."""
+    """Returns the timeline of an event, or None if there is no such event."""
     with connection.cursor(row_factory=class_row(EventTimeline)) as cursor:
         return cursor.execute(
             QUERIES["event_timeline"].sql,
@@ -52,6 +49,6 @@ def read_timeline(connection: Connection[Any], event_id: UUID) -> EventTimeline 
 
 
 def recent_messages(connection: Connection[Any], *, limit: int) -> Sequence[Mapping[str, Any]]:
-    """Returns the newest messages with their events, deliveries and who has processed them, newest last."""
+    """Returns the newest messages, newest last, each with its event, its deliveries and who has processed it."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(QUERIES["recent_messages"].sql, {"limit": limit}).fetchall()

@@ -1,4 +1,4 @@
-"""Reads SQS's answers to SendMessageBatch: each entry is believed by itself, and only where it makes sense.
+"""Reads SQS's answers to SendMessageBatch entry by entry; an entry counts only if what it says makes sense.
 
 Both publishers read their answers here. :class:`control_plane.outbox.publisher.Publisher` says what an outcome means.
 """
@@ -34,7 +34,7 @@ _QUEUE_FAULTS: Final = frozenset(
         "InvalidClientTokenId",
         "InvalidSecurity",
         "InvalidSignatureException",
-        # Every request has the same shape: one that lacks a parameter asks a queue of another kind, such as FIFO.
+        # Every request has the same shape. So if a parameter is missing, the queue is of another kind, such as FIFO.
         "MissingParameter",
         "MissingAuthenticationToken",
         "MissingAuthenticationTokenException",
@@ -60,16 +60,17 @@ _CONTENT_FAULTS: Final = frozenset({"BatchRequestTooLong", "InvalidMessageConten
 _BATCH_FAULTS: Final = frozenset(
     {"BatchEntryIdsNotDistinct", "EmptyBatchRequest", "InvalidBatchEntryId", "TooManyEntriesInBatchRequest"}
 )
-"""What is said of a batch, and cannot be true of a message that is sent by itself."""
+"""Errors that can only concern a whole batch, never a message that is sent alone."""
 _ACCESS_STATUSES: Final = frozenset({401, 403, 407, 429})
 
 
 def read_answer(
     answer: Answer, publisher: Publisher, queue_url: str, messages: Sequence[Message], *, start_before: float
 ) -> Sequence[Outcome]:
-    """Returns one outcome per message that was sent; their entries' ids were their places, from "0" on.
+    """Returns one outcome per message. Each message was sent as the entry whose id is its position, from "0" on.
 
-    A batch that was refused for its content is sent again by ``publisher``, one by one: the answer did not say whose.
+    If the batch was refused for its content, ``publisher`` sends its messages one by one, because the answer did not
+    say which message caused the refusal.
     """
     if answer.status == 200:
         return _verdicts(answer.body, len(messages))
@@ -93,8 +94,8 @@ def one_by_one(
 def _verdicts(body: bytes, count: int) -> list[Outcome]:
     """Returns what an answer of status 200 says of each of ``count`` entries.
 
-    An entry that is named once, by exactly the id that it was sent under, is believed whatever else the answer holds:
-    an id that was not asked for says nothing of the others. What it leaves out, names twice or words as SQS never
+    An entry that is named exactly once, by the id that it was sent under, is believed whatever else the answer holds.
+    An unknown id says nothing about the known entries. An entry that is missing, named twice, or described as SQS never
     would is NoVerdict.
     """
     said = _parsed(body)
@@ -113,7 +114,7 @@ def _verdicts(body: bytes, count: int) -> list[Outcome]:
                 continue
             outcomes[place] = read(entry) if outcomes[place] is None else _DOUBLED
     if None not in outcomes:
-        return outcomes  # type: ignore[return-value]  # it has just been looked for
+        return outcomes  # type: ignore[return-value]  # the line above excludes None
     missing = NoVerdict(f"the queue's answer does not name this entry: {_quoted(body)}")
     return [outcome or missing for outcome in outcomes]
 
@@ -135,19 +136,20 @@ def _success(entry: Mapping[str, Any]) -> Outcome:
         and not message_id.isspace()
     ):
         return Accepted(message_id)
-    return NoVerdict(f"the queue took this entry under no message id that can be one: {str(message_id)[:100]!r}")
+    return NoVerdict(f"the queue accepted this entry with an invalid message id: {str(message_id)[:100]!r}")
 
 
 def _failure(entry: Mapping[str, Any]) -> Outcome:
     code, is_senders = _code(entry.get("Code")), entry.get("SenderFault")
     if code is None or not isinstance(is_senders, bool | None):
-        return NoVerdict(f"the queue says of this entry that it failed, and not why: {str(entry)[:_QUOTED_CHARACTERS]}")
+        return NoVerdict(f"the queue says that this entry failed, but not why: {str(entry)[:_QUOTED_CHARACTERS]}")
     reason = _reason(code, entry.get("Message"))
     if _is_queue_fault(code):
         return QueueFault(reason)
-    if is_senders or code in _CONTENT_FAULTS:  # LocalStack says SenderFault: false of such a code
+    if is_senders or code in _CONTENT_FAULTS:  # LocalStack sends SenderFault: false with such a code.
         return MessageFault(reason)
-    # An internal error, too: a queue that answers is there, and an entry it trips over is one to give up on in the end.
+    # This includes internal errors: the queue answers, so an entry on which it always fails has to be given up
+    # eventually.
     return Failed(reason)
 
 
@@ -155,10 +157,11 @@ _READERS: Final = (("Successful", _success), ("Failed", _failure))
 
 
 def _refusal(answer: Answer, *, is_batch: bool) -> Outcome:
-    """Returns what a refused request means for each of its messages; MessageFault where its content was the reason.
+    """Returns what a refused request means for each of its messages; MessageFault if their content was the reason.
 
-    Only the queue's own words, an error code, make it the queue's fault or the message's. All else was sent, and has no
-    verdict: a proxy's page, an internal error, a code that nobody knows. One message may be what draws it.
+    Only an error code that the queue itself gives shows a fault of the queue or of a message. In all other cases (a
+    proxy's page, an internal error, an unknown code) the messages were sent and have no verdict, because one of them
+    may be the cause.
     """
     said = _parsed(answer.body)
     said = said if isinstance(said, dict) else {}
@@ -177,7 +180,7 @@ def _refusal(answer: Answer, *, is_batch: bool) -> Outcome:
 
 
 def _parsed(body: bytes) -> Any:
-    """Returns the JSON value, or None where there is none."""
+    """Returns the JSON value, or None if the body is no JSON."""
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
@@ -187,7 +190,7 @@ def _parsed(body: bytes) -> Any:
 def _code(said: object) -> str | None:
     """Returns an error's code without its prefix, ``AWS.SimpleQueueService.`` or ``com.amazonaws.sqs#``.
 
-    None where it is no code: what SQS and AWS say is a word of ASCII, with dots at most.
+    Returns None for a text that is no code: codes of SQS and AWS are ASCII words, which may have dots.
     """
     code = said.removeprefix("AWS.SimpleQueueService.").rpartition("#")[2] if isinstance(said, str) else ""
     return code if _CODE.fullmatch(code) else None

@@ -1,4 +1,4 @@
-"""Claims: a claim takes due deliveries under a token and a lease, and returns typed rows that become messages."""
+"""Claims due deliveries under a token and a lease, as typed rows from which messages are made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,16 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 BEGINNING: Final = datetime.fromtimestamp(0, UTC)
-"""An instant before any delivery was due."""
+"""An instant that is earlier than any delivery's due time."""
 LEASE_RAN_OUT: Final = "the lease ran out: the relay did not report what became of this attempt"
 LEASES_PER_ATTEMPT: Final = 4
-"""How many lost leases of a suspect count as one attempt.
-
-So ten relays that are killed while they hold a message cost it two of its five attempts.
-"""
+"""How many lost leases of a suspect count as one attempt. With this value, ten relays that are killed while they hold a
+message cost it two of its five attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """How much of one subscription to claim, and from where on."""
+    """How much of one subscription to claim, and from which instant on."""
 
     row_limit: int
     byte_limit: int
@@ -59,7 +57,7 @@ class ClaimedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """Rows taken under one token."""
+    """The rows that were taken under one token."""
 
     token: UUID
     rows: Sequence[ClaimedRow] = ()
@@ -68,14 +66,15 @@ class Claim:
     def deliveries(self) -> Sequence["ClaimedDelivery"]:
         """The deliveries that this claim has to settle.
 
-        They are made when first asked for, so that the deciding thread makes them and not the one for Postgres.
+        They are made on first use, so that the deciding thread makes them instead of the thread that speaks with
+        Postgres.
         """
         return [_delivery(row, self.token) for row in self.rows if row.fate != "lost"]
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
-    """A claimed message, with the reason why it is not to be sent, if there is one."""
+    """A claimed message; ``verdict`` is set if it must not be sent, and says why."""
 
     message: Message
     verdict: MessageFault | Exhausted | None
@@ -97,7 +96,7 @@ def claim(
     lease_seconds: float,
     max_attempts: int,
 ) -> Claim:
-    """Claims due deliveries of the subscriptions named; committed when this returns.
+    """Claims due deliveries of the given subscriptions; the claim is committed when this returns.
 
     ``connection`` is in autocommit mode. Raises psycopg.Error.
     """
@@ -149,7 +148,7 @@ def _delivery(row: ClaimedRow, token: UUID) -> ClaimedDelivery:
 
 
 def _message(row: ClaimedRow, token: UUID) -> tuple[Message, MessageFault | None]:
-    """Returns the row's message; where none can be made of it, a message without a body and the reason."""
+    """Returns the row's message; if none can be made of the row, a message without a body, and the reason."""
     if row.fate == "claimed" and row.body is None:
         return _bodiless(row, token), MessageFault("its message is not in the outbox")
     try:

@@ -1,4 +1,4 @@
-"""Handover between lingering relays: a new one takes over, and the one before it ends within a second."""
+"""Handover between lingering relays: when a new one takes over, the one before it ends within a second."""
 
 from typing import Any
 from uuid import UUID

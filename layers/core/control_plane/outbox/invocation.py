@@ -28,7 +28,8 @@ SURVEY_SECONDS: Final = 5.0
 QUEUE_FAULT_DELAY: Final = timedelta(seconds=2)
 """How long a message waits after its queue failed, while the queue's breaker is still closed."""
 POLL_SECONDS: Final = (0.005, 0.1)
-"""The shortest and the longest pause of a lingering relay that finds nothing; each empty look doubles it."""
+"""The shortest and the longest pause of a lingering relay that finds nothing; the pause doubles after each empty
+look."""
 
 type HandOut = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 """Gives a job to another thread; the deciding thread then calls the second function with the job's result."""
@@ -36,7 +37,7 @@ type HandOut = Callable[[Callable[[], Any], Callable[[Any], None]], None]
 
 @dataclass(slots=True)
 class RelayResult:
-    """What an invocation did, in deliveries: claimed = published + failed + dead_lettered + released."""
+    """The result of an invocation, in deliveries: claimed = published + failed + dead_lettered + released."""
 
     claimed: int = 0
     published: int = 0
@@ -82,7 +83,8 @@ class Invocation:
     is_drained: bool = False
     """Whether the look right after such a survey found nothing: no work is left."""
     handed_over: bool = False
-    """Whether another lingering relay has taken over: this one settles what is in flight and claims nothing more."""
+    """Whether another lingering relay has taken over. This one then settles what is in flight, and claims nothing
+    more."""
 
     def run(self) -> None:
         """Hands out all jobs that can start now and deals with their results, until there is neither job nor result."""
@@ -156,7 +158,7 @@ class Invocation:
             self.telemetry.count("UnknownSubscriptions", len(unknown))
             self.telemetry.logger.warning(
                 "unknown_subscriptions",
-                error=f"deliveries wait for {', '.join(unknown)}: no queue of this relay is theirs. Add them to "
+                error=f"deliveries wait for {', '.join(unknown)}, for which this relay has no queue. Add them to "
                 "SUBSCRIPTION_QUEUE_URLS, or deploy the newer template again",
             )
 

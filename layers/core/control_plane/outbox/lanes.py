@@ -1,6 +1,6 @@
-"""Lanes: each lane is a relay's view of one subscription.
+"""Lanes: a lane is a relay's view of one subscription.
 
-A lane has its own room, threads and breaker, so that none waits for another.
+Each lane has its own room, threads and breaker, so that no lane waits for another.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,15 +14,11 @@ from control_plane.outbox.queue_health import QueueHealth
 from control_plane.outbox.workers import Workers
 
 LATE_COMMIT: Final = timedelta(seconds=30)
-"""How far back a claim looks where a survey found nothing pending.
-
-Transactions that were under way at the survey commit rows that are dated before it.
-"""
+"""How far back a claim looks after a survey found nothing pending. Transactions that were under way during the survey
+commit rows that are dated before it."""
 OVERLAP: Final = timedelta(seconds=2)
-"""How far back a claim looks where the one before it took all that was due.
-
-A transaction dates its rows by its start, and commits them later.
-"""
+"""How far back a claim looks if the previous claim took everything that was due. A transaction dates its rows by its
+start, and commits them later."""
 
 
 @dataclass(slots=True)
@@ -32,13 +28,13 @@ class Lane:
     subscription: str
     queue_url: str
     claim_size: int
-    """Most messages that one claim takes; no more are claimed while so many are in flight."""
+    """The most messages that one claim takes; no more are claimed while this many are in flight."""
     byte_room: int
-    """Most bytes of bodies that may be claimed and not settled. A claim's first message may be larger than that."""
+    """The most bytes of bodies that may be claimed and not settled. A claim's first message may be larger than that."""
     claim_bytes: int
-    """Most bytes of bodies that one claim takes. It is limited because no other lane claims while they are read."""
+    """The most bytes of bodies that one claim takes. It is limited because no other lane claims while they are read."""
     suspect_room: int
-    """Most suspect messages that may be claimed and not settled."""
+    """The most suspect messages that may be claimed and not settled."""
     health: QueueHealth
     make_workers: Callable[[str], Workers]
     cursor: datetime = BEGINNING

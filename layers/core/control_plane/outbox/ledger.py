@@ -1,4 +1,4 @@
-"""The ledger does everything that the relay does in Postgres, one job at a time, on a thread of its own."""
+"""The ledger does all of the relay's work in Postgres, one job at a time, on a thread of its own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Backlog:
     """The deliveries that are pending when an invocation ends."""
 
     pending: int | None
-    """None where there are too many to count in time."""
+    """None if there are too many to count in time."""
     oldest_age_seconds: float
 
 
@@ -90,9 +90,9 @@ class Ledger:
             )
 
     def close(self, *, lingered: bool) -> Backlog | None:
-        """Ends an invocation and returns what is pending, or None where Postgres does not answer.
+        """Ends an invocation and returns what is pending, or None if Postgres does not answer.
 
-        A failure here is only logged: the invocation's work is committed already.
+        A failure here is only logged, because the invocation's work is committed already.
         """
         try:
             connection = self._session.connection()
@@ -153,7 +153,7 @@ class Ledger:
         )
 
     def is_sound(self, subscription: str) -> bool:
-        """Whether the breaker is closed and counts no failure, so that it need not be told of a success.
+        """Whether the breaker is closed and counts no failure, so that a success need not be reported.
 
         Any thread may ask.
         """

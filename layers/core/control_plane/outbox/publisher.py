@@ -1,4 +1,4 @@
-"""What the relay asks of a publisher. A new kind of queue is one file that satisfies :class:`Publisher`."""
+"""What the relay needs from a publisher. A new kind of queue is one file that satisfies :class:`Publisher`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from control_plane.model.trace import traceparent
 
 MAX_BATCH_ENTRIES: Final = 10
 MAX_BATCH_BYTES: Final = 1_048_576
-"""SQS: of one message, and of all messages of one batch together, attributes counted
-(AWS, *Amazon SQS message quotas*, since 4 August 2025)."""
+"""SQS's limit for one message, and for all messages of one batch together, attributes included (AWS, *Amazon SQS
+message quotas*, since 4 August 2025)."""
 _BYTES_OF_TYPE: Final = len("String")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One delivery's message as it goes out, with the claim that it is sent under."""
+    """One delivery's message as it is sent, with the claim that it is sent under."""
 
     outbox_id: int
     subscription: str
@@ -25,17 +25,17 @@ class Message:
     """The redrive or replay that the delivery belongs to; None for a live one."""
     claim_token: UUID
     event_id: str
-    """As Postgres renders a uuid: lower case, with hyphens."""
+    """Text as Postgres writes a uuid: lower case, with hyphens."""
     trace_id: str
     topic: str
     attempt: int
     is_suspect: bool
-    """An earlier send of it had no verdict: it is sent alone."""
+    """Whether an earlier send of it had no verdict; such a message is sent alone."""
     body: str
     """The body as the database stored it."""
     attributes: Mapping[str, str]
     size: int
-    """Bytes as SQS counts them: the body, and each attribute's name, type and value."""
+    """Its bytes as SQS counts them: the body, and each attribute's name, type and value."""
 
 
 def make_message(
@@ -53,7 +53,7 @@ def make_message(
     is_suspect: bool,
     body: str,
 ) -> Message:
-    """Returns the message with its attributes and its size; the ids are text as Postgres renders a uuid."""
+    """Returns the message with its attributes and its size; the ids are text as Postgres writes a uuid."""
     attributes = {
         "event_id": event_id,
         "event_type": event_type,
@@ -92,32 +92,31 @@ def _bytes_of(text: str) -> int:
 
 
 class Publisher(Protocol):
-    """Sends a batch to a queue and says of each entry what became of it.
+    """Sends a batch to a queue and reports what became of each entry. An outcome is never guessed.
 
-    An outcome is never guessed:
-
-    - Accepted, MessageFault and Failed are the entry's own verdict: the answer named it, once, and made sense.
-    - A whole request that is refused for its content is sent again one by one, so that each message gets its own.
-    - QueueFault means that nothing was accepted: the queue or the access to it is at fault and said so, or nothing was
-      sent at all (no credentials, no name, no connection, no trust).
-    - NoVerdict means that it was sent, and nothing that can be trusted was said of the entry: a time-out, a lost
-      connection, an internal error, an answer that cannot be read, that leaves the entry out or names it twice.
+    - Accepted, MessageFault and Failed are the entry's own verdict: the answer named the entry once and made sense.
+    - A whole request that is refused for its content is sent again one by one, so that each message gets a verdict.
+    - QueueFault means that nothing was accepted. Either the queue refused access or said that it is at fault, or
+      nothing was sent (no credentials, no address, no connection, no trusted certificate).
+    - NoVerdict means that the entry was sent, and nothing reliable was said of it: a time-out, a lost connection, an
+      internal error, an answer that cannot be read, or one that omits the entry or names it twice.
     - NotSent means that the time was up before the send could start.
     """
 
     @property
     def send_timeout_seconds(self) -> float:
-        """The longest that one send may take; none is started that could outlive its lease."""
+        """The longest that one send may take; no send starts that could outlive its lease."""
 
     def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
-        """Returns one outcome per message, in order. ``messages`` fit one batch; what the queue does raises nothing.
+        """Returns one outcome per message, in order.
 
-        ``start_before`` is an instant of ``time.monotonic()`` after which no send may start: what is left is NotSent.
+        ``messages`` fit one batch. No behaviour of the queue raises an error. ``start_before`` is an instant of
+        ``time.monotonic()`` after which no send may start: the messages that are left are NotSent.
         """
 
 
 def batches(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """Splits messages of one queue, in order, into what one send holds. None of them is over MAX_BATCH_BYTES."""
+    """Splits messages of one queue, in order, into batches. No batch of several messages exceeds MAX_BATCH_BYTES."""
     batch: list[Message] = []
     size = 0
     for message in messages:

@@ -1,6 +1,6 @@
 -- name: open_subscriptions
--- The database's time, and the subscriptions that have pending deliveries: one probe of each of the two indexes per
--- subscription.
+-- The database's time, and the subscriptions that have pending deliveries. This costs one probe of each of the two
+-- indexes per subscription.
 WITH RECURSIVE ordinary AS (
     (
         SELECT subscription
@@ -60,8 +60,8 @@ FROM claim_deliveries(
 )
 
 -- name: settle
--- Records outcomes, of one claim or of several, and returns those that took effect: what another claim has taken over is
--- left out. Returns key, disposition and the age in seconds since the promise.
+-- Records outcomes, of one claim or of several, and returns those that took effect. A delivery that another claim has
+-- taken over is left out. Returns key, disposition and the age in seconds since the promise.
 SELECT outbox_id, subscription, operation_id, disposition, age_seconds
 FROM settle_deliveries(
     %(settled_by)s, %(outbox_ids)s::bigint[], %(subscriptions)s::text[], %(operation_ids)s::uuid[],
@@ -70,8 +70,8 @@ FROM settle_deliveries(
 )
 
 -- name: settled_before
--- Which of these messages are delivered under the very ids that the queue gave them: where the answer to a settlement
--- was lost. Returns as settle does.
+-- Finds which of these messages are delivered under the ids that the queue gave them, for a settlement whose answer was
+-- lost. Returns the same columns as settle.
 SELECT
     deliveries.outbox_id, deliveries.subscription, deliveries.operation_id, 'published',
     extract(epoch FROM delivered_at - created_at)::double precision
@@ -88,7 +88,7 @@ JOIN outbox ON outbox.id = deliveries.outbox_id
 SELECT coalesce(others_were_delivered(%(outbox_id)s, %(subscription)s, %(claim_token)s), false)
 
 -- name: take_over
--- Makes this relay the one that lingers, in the place of whoever did.
+-- Makes this relay the one that lingers, in place of any other.
 INSERT INTO relay_handover AS handover (token, name)
 VALUES (%(token)s, %(name)s)
 ON CONFLICT (only_one) DO UPDATE
@@ -101,6 +101,6 @@ FROM relay_handover
 WHERE token = %(token)s
 
 -- name: leave
--- Takes this relay's name away, if no other has taken over.
+-- Removes this relay's name, if no other relay has taken over.
 DELETE FROM relay_handover
 WHERE token = %(token)s

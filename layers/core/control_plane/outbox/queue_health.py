@@ -4,7 +4,10 @@ from control_plane.platform.breakers import Breaker
 
 
 class QueueHealth:
-    """One lane's view of its breaker. Any thread may read it and note a fault; the rest is the deciding thread's."""
+    """One lane's view of its breaker.
+
+    Any thread may read it and note a fault; only the deciding thread changes the rest.
+    """
 
     def __init__(self, name: str, *, failure_threshold: int) -> None:
         self._failure_threshold = failure_threshold
@@ -19,7 +22,7 @@ class QueueHealth:
 
     @property
     def shut_reason(self) -> str | None:
-        """Why nothing more is to be sent, or None."""
+        """The reason why nothing more may be sent, or None."""
         return self._reason if self._is_shut else None
 
     @property
@@ -35,12 +38,12 @@ class QueueHealth:
             self._is_shut = True
 
     def refresh(self, breaker: Breaker, now: float) -> None:
-        """Takes the breaker as just read, unless this view counts failures that are not stored yet and is newer."""
+        """Takes over the breaker as just read, unless this view is newer because it counts unstored failures."""
         if not self._unstored_faults:
             self.replace(breaker, now)
 
     def replace(self, breaker: Breaker, now: float) -> None:
-        """Takes the breaker as the database returned it after this relay's own report."""
+        """Takes over the breaker as the database returned it after this relay's own report."""
         self.breaker = breaker
         self._unstored_faults = 0
         self._probe_at = None if breaker.retry_in_seconds is None else now + breaker.retry_in_seconds

@@ -22,9 +22,9 @@ from control_plane.outbox.workers import Results, Workers
 from control_plane.platform.telemetry import Telemetry
 
 CLAIM_BYTES: Final = 8 * MAX_BATCH_BYTES
-"""Most bytes of message bodies that may be claimed and not yet settled at a time, shared evenly among the lanes."""
+"""The most bytes of message bodies that may be claimed and not yet settled at a time, shared evenly among the lanes."""
 SETTLE_SECONDS: Final = 2.0
-"""Time kept free at the end of an invocation, to settle what is in flight."""
+"""Seconds kept free at the end of an invocation, to settle what is in flight."""
 
 
 class Relay:
@@ -48,7 +48,7 @@ class Relay:
                 [
                     (
                         f"LEASE_SECONDS is {policy.lease_seconds:g}: it must be more than the "
-                        f"{publisher.send_timeout_seconds:g} seconds a send may take, for none may outlive its lease"
+                        f"{publisher.send_timeout_seconds:g} seconds a send may take: no send may outlive its lease"
                     )
                 ]
             )
@@ -67,8 +67,8 @@ class Relay:
         """Publishes what is due. With ``linger_seconds``, it polls that long, or until another lingering relay starts.
 
         ``remaining_seconds`` returns the time that the invocation has left. The relay stops claiming early enough to
-        settle, and gives back what it has not sent by then. Raises psycopg.Error where the database fails; the rows it
-        had claimed become due again when their lease ends.
+        settle, and gives back what it has not sent by then. Raises psycopg.Error if the database fails; the rows it had
+        claimed become due again when their lease ends.
         """
         started = self._monotonic()
         remaining = remaining_seconds()

@@ -17,7 +17,7 @@ class Sent:
     messages: Sequence[Message]
     outcomes: Sequence[Outcome]
     began_at: float
-    """By ``time.monotonic()``, like ``ended_at``."""
+    """The start of the send, by ``time.monotonic()``, like ``ended_at``."""
     ended_at: float
     was_sent: bool
     """Whether a request was made to the queue."""
@@ -55,12 +55,13 @@ def send(
                 batch
             )
     except Exception as error:
-        # If this were raised, every other batch would stay unsettled and be sent twice.
+        # An exception that left this function would leave every other batch unsettled, to be sent twice.
         telemetry.logger.exception("the publisher failed", subscription=batch[0].subscription)
         outcomes = [NoVerdict(f"{type(error).__name__}: {error}")] * len(batch)
     was_sent = not all(isinstance(outcome, NotSent) for outcome in outcomes)
     sent = Sent(batch, outcomes, began_at, monotonic(), was_sent)
-    # Noted at once, so that waiting batches are not sent to a queue that is down. A suspect's fault may be its own.
+    # The fault is noted at once, so that waiting batches are not sent to a queue that is down. A suspect's fault is not
+    # noted, because the suspect itself may be the cause.
     if sent.fault is not None and not batch[0].is_suspect:
         health.note_fault(sent.fault.reason)
     return sent

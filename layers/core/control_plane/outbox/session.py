@@ -1,4 +1,7 @@
-"""The relay's session with Postgres: reconnects while a database restarts, gives up before the invocation ends."""
+"""The relay's session with Postgres.
+
+It reconnects while a database restarts, and gives up before the invocation ends.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +19,8 @@ RECONNECT_SECONDS: Final = 5.0
 """How long a relay tries to reconnect to a database that it has lost."""
 RECONNECT_PAUSE_SECONDS: Final = 0.2
 LAST_SECONDS: Final = 0.5
-"""The end of an invocation, in which it no longer waits for Postgres, so that there is time to report that."""
+"""The seconds at the end of an invocation in which it no longer waits for Postgres, so that there is time to report
+that."""
 
 _TOO_LATE: Final = (
     "Postgres did not answer before the invocation's time was over: is it overloaded, or does somebody hold a lock on "
@@ -57,7 +61,7 @@ class Session:
 
     @contextmanager
     def ends_in(self, seconds: float) -> Iterator[None]:
-        """Inside the block, a statement that still runs when the time is nearly up raises DatabaseUnavailable.
+        """Makes a statement in the block raise DatabaseUnavailable if it still runs when the time is nearly up.
 
         Without this, a lock that somebody holds on the table would keep the invocation waiting until Lambda kills it,
         and nothing would be logged. Opening a connection has a time limit of its own.
@@ -72,10 +76,10 @@ class Session:
             timer.join()
 
     def execute[T](self, work: Callable[[Connection[Any]], T]) -> T:
-        """Runs ``work``, and runs it again on a new connection if the old one breaks, for RECONNECT_SECONDS.
+        """Runs ``work``; if the connection breaks, runs it again on new connections, for RECONNECT_SECONDS.
 
-        ``work`` must be safe to run twice, as all of the relay's is: settlements are fenced, a claim whose answer was
-        lost comes back when its lease ends, and a breaker that counts a failure twice only opens sooner. Raises
+        ``work`` must be safe to run twice, as all of the relay's work is. Settlements are fenced; a claim whose answer
+        was lost comes back when its lease ends; and a breaker that counts a failure twice only opens sooner. Raises
         psycopg.Error, DatabaseUnavailable.
         """
         give_up_at = self._monotonic() + RECONNECT_SECONDS

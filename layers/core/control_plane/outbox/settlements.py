@@ -21,7 +21,7 @@ class Report:
     known_at: float
     """When the outcome was known, by ``time.monotonic()``."""
     send_seconds: float | None = None
-    """How long the send took; None where the message was not sent."""
+    """How long the send took; None if the message was not sent."""
     silence_is_its_own: bool = False
     """Whether the message is charged for the outcome NoVerdict, since other messages got verdicts meanwhile."""
 
@@ -33,7 +33,7 @@ class SettledRow(NamedTuple):
     subscription: str
     operation_id: UUID | None
     disposition: str
-    """A Disposition's value."""
+    """The value of a Disposition."""
     age_seconds: float
     """How long the delivery has been pending, by the database's clock."""
 
@@ -67,7 +67,7 @@ def settle(
 def settled_before(
     connection: Connection[Any], settlements: Sequence[tuple[Message, Settlement]]
 ) -> Sequence[SettledRow]:
-    """Returns the messages that an earlier settlement recorded as delivered, found by the message ids of the queue."""
+    """Returns the messages that an earlier settlement recorded as delivered, found by their queues' message ids."""
     accepted = [(message, settlement.message_id) for message, settlement in settlements if settlement.message_id]
     with connection.cursor(row_factory=lambda _: SettledRow._make) as cursor:
         return cursor.execute(

@@ -1,7 +1,7 @@
 """Signs the one request that is sent to SQS, with AWS's Signature Version 4.
 
-botocore's signer takes any request apart again each time. Here all but the body, the time and the credentials is always
-the same. Source: AWS, *Create a signed AWS API request*; a test holds the result against botocore's.
+botocore's signer analyses the whole request again each time. Here only the body, the time and the credentials differ
+between requests. Source: AWS, *Create a signed AWS API request*. A test compares the result with botocore's.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ _TOKEN: Final = "x-amz-security-token"  # noqa: S105  a header's name
 
 
 class _Prepared(NamedTuple):
-    """What is the same for every request of one second."""
+    """The parts that are the same for every request of one second."""
 
     credentials: "ReadOnlyCredentials"
     second: int
     day: str
     key: bytes
     canonical: bytes
-    """The canonical request up to the body's hash."""
+    """The canonical request, up to the body's hash."""
     to_sign: bytes
-    """The string to sign up to the canonical request's hash."""
+    """The string to sign, up to the canonical request's hash."""
     headers: bytes
     """The headers that signing adds, up to the signature."""
 
@@ -40,7 +40,7 @@ class _Prepared(NamedTuple):
 class Signer:
     """Makes the headers that sign a POST of ``headers`` and a body to ``path`` of ``host``.
 
-    ``headers`` are those to be signed beside the host, whose values hold no more than single spaces.
+    ``headers`` are the headers to sign besides the host; their values hold only single spaces.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Signer:
         self._prepared: _Prepared | None = None
 
     def headers(self, body: bytes) -> bytes:
-        """Returns the lines of X-Amz-Date, X-Amz-Security-Token where there is one, and Authorization.
+        """Returns the header lines X-Amz-Date, Authorization and, if there is a session token, X-Amz-Security-Token.
 
         Raises whatever botocore's credential providers raise, and ValueError for credentials that no header can hold.
         """
@@ -104,7 +104,7 @@ class Signer:
         )
 
     def _key(self, secret_key: str, day: str) -> bytes:
-        """Returns the key of a day, a region and a service."""
+        """Returns the signing key for a day, a region and a service."""
         return reduce(
             lambda key, part: hmac.digest(key, part.encode(), "sha256"),
             (day, self._region, _SERVICE, "aws4_request"),

@@ -27,18 +27,18 @@ READ_TIMEOUT_SECONDS: Final = 8.0
 
 
 class _TooLateError(Exception):
-    """Raised in the midst of botocore's call when the time was up before anything was sent."""
+    """Raised within botocore's call when the time was up before anything was sent."""
 
 
 class _Call(threading.local):
-    """How far this thread's call of botocore has come: its events tell, its exceptions do not."""
+    """How far the current thread's call of botocore has come. Its events tell that; its exceptions do not."""
 
     may_start: Callable[[], bool] = staticmethod(lambda: True)
     was_sent = False
     answer: Answer | None = None
 
     def begin(self, may_start: Callable[[], bool]) -> None:
-        """Forgets the call before."""
+        """Forgets the previous call."""
         self.may_start = may_start
         self.was_sent = False
         self.answer = None
@@ -50,8 +50,8 @@ _call = _Call()
 class SqsPublisher:
     """Sends with boto3's ``SendMessageBatch`` and reads the answer entry by entry.
 
-    ``client`` must neither retry nor outwait ``send_timeout_seconds``: a send that may have been accepted is not
-    repeated here, but by the delivery's next attempt.
+    ``client`` must not retry, and must not wait longer than ``send_timeout_seconds``. A send that may have been
+    accepted is not repeated here, but by the delivery's next attempt.
     """
 
     send_timeout_seconds = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
@@ -83,7 +83,7 @@ class SqsPublisher:
             )
         except _TooLateError:
             return [NotSent()] * len(messages)
-        except ParamValidationError as error:  # botocore itself refuses a message: nothing was sent
+        except ParamValidationError as error:  # botocore itself refuses a message, so nothing was sent.
             if len(messages) > 1:
                 return one_by_one(self, queue_url, messages, start_before=start_before)
             return [MessageFault(described(error))]
@@ -91,7 +91,7 @@ class SqsPublisher:
             if _call.answer is None:
                 outcome = NoVerdict if _call.was_sent and not _could_not_connect(error) else QueueFault
                 return [outcome(described(error))] * len(messages)
-        # botocore's own reading of it takes a lone entry for a list, and any status below 300 for a success.
+        # botocore's own parser takes a single entry for a list, and any status below 300 for a success.
         answer = _call.answer
         if answer is None or len(answer.body) > MAX_ANSWER_BYTES:
             return [NoVerdict("the queue's answer is missing or too long")] * len(messages)
@@ -99,27 +99,27 @@ class SqsPublisher:
 
 
 def described(error: Exception) -> str:
-    """Returns an exception in a line: its type and its words."""
+    """Returns an exception as one line: its type and its text."""
     return f"{type(error).__name__}: {error}"
 
 
 def _note_sending(**_: Any) -> None:
-    """Hears botocore's event that the request is signed and is about to be sent."""
+    """Handles botocore's event that the request is signed and is about to be sent."""
     if not _call.may_start():
         raise _TooLateError
     _call.was_sent = True
 
 
 def _keep_answer(response_dict: dict[str, Any], **_: Any) -> None:
-    """Hears botocore's event that an answer is there and is about to be parsed."""
+    """Handles botocore's event that an answer is there and is about to be parsed."""
     headers = {name.lower(): value for name, value in response_dict["headers"].items()}
     _call.answer = Answer(response_dict["status_code"], headers, response_dict["body"])
 
 
 def _could_not_connect(error: Exception) -> bool:
-    """Tells whether no connection came about: unknown name, refused, timed out, or not to be trusted."""
+    """Whether no connection was made: unknown name, refused, timed out, or an untrusted certificate."""
     if isinstance(error, SSLError):
-        # Past the handshake, a connection that is lost is an SSL error, too.
+        # A connection that is lost after the handshake is an SSL error, too.
         cause = error.kwargs.get("error")
         return not any(isinstance(argument, ssl.SSLEOFError) for argument in (cause, *getattr(cause, "args", ())))
     return isinstance(error, ConnectTimeoutError | EndpointConnectionError | ProxyConnectionError)

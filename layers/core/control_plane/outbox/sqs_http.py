@@ -1,8 +1,8 @@
-"""Publishes to SQS without boto3's client on the hot path: the same request for a tenth of the processor time.
+"""Publishes to SQS without boto3's client: the same request for a tenth of the processor time.
 
 boto3's client builds, validates and parses each call by its service model. The request of ``SendMessageBatch`` is the
-same every time, so it is written here directly, signed and sent over kept-alive connections. Credentials, region,
-endpoint and certificate authorities are those that botocore finds. The decision: docs/decisions/0009.
+same every time, so it is written here directly, signed, and sent over kept-alive connections. botocore still finds the
+credentials, region, endpoint and certificate authorities. See docs/decisions/0009.
 """
 
 import time
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
 _SIGNED_HEADERS: Final = {
     "Content-Type": "application/x-amz-json-1.0",
     "X-Amz-Target": "AmazonSQS.SendMessageBatch",
-    # SQS names an error as it did before its JSON protocol, too.
+    # This header makes SQS also send the error code of its older protocol, in a header.
     "X-Amzn-Query-Mode": "true",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class SqsEndpoint:
-    """Where SQS is and who asks, as botocore found it."""
+    """SQS's address and our credentials, as botocore found them."""
 
     url: str
     region: str
     credentials: "Credentials | None"
-    """Refreshed by botocore as needed; None sends unsigned."""
+    """botocore refreshes them as needed; None sends requests unsigned."""
     ca_bundle: str | None
 
 
 class SqsHttpPublisher:
-    """Sends with ``SendMessageBatch``, once, and reads the answer entry by entry.
+    """Sends a batch once with ``SendMessageBatch``, and reads the answer entry by entry.
 
-    ``endpoint`` is called before the first send, not at start: it costs more than a first claim.
+    ``endpoint`` is called before the first send and not at start, because it takes longer than a first claim.
     """
 
     send_timeout_seconds = CONNECT_TIMEOUT_SECONDS + READ_TIMEOUT_SECONDS
@@ -59,14 +59,14 @@ class SqsHttpPublisher:
         self._found: _Transport | None = None
 
     def prepare(self) -> None:
-        """Finds the endpoint ahead of the first send."""
+        """Finds the endpoint before the first send."""
         self._transport()
 
     def publish(self, queue_url: str, messages: Sequence[Message], *, start_before: float) -> Sequence[Outcome]:
         """See :class:`control_plane.outbox.publisher.Publisher`."""
         try:
             body = _body(queue_url, messages)
-        except (AttributeError, TypeError, ValueError) as error:  # no text, or text that UTF-8 does not have
+        except (AttributeError, TypeError, ValueError) as error:  # not a text, or one that UTF-8 cannot encode
             if len(messages) > 1:
                 return one_by_one(self, queue_url, messages, start_before=start_before)
             return [MessageFault(described(error))]
@@ -76,7 +76,7 @@ class SqsHttpPublisher:
             connection = transport.connections.take()
         except Exception as error:  # noqa: BLE001  botocore's credential providers raise anything; nothing was sent
             return [QueueFault(described(error))] * len(messages)
-        # Not before: to find the endpoint, to sign and to connect takes its time.
+        # This check comes last, because finding the endpoint, signing and connecting take time.
         if self._monotonic() >= start_before:
             transport.connections.give_back(connection)
             return [NotSent()] * len(messages)
@@ -94,7 +94,7 @@ class SqsHttpPublisher:
 
 
 class _Transport:
-    """Signed requests, and the connections that they go over."""
+    """Signs requests, and keeps the connections over which they are sent."""
 
     def __init__(self, endpoint: SqsEndpoint) -> None:
         parts = urlsplit(endpoint.url)
@@ -122,12 +122,12 @@ class _Transport:
         return b"%b%bContent-Length: %d\r\n\r\n%b" % (self._head, signed, len(body), body)
 
     def exchange(self, connection: socket, request: bytes) -> Answer:
-        """Returns the answer. Sent once: a send that may have been accepted is not repeated."""
+        """Returns the answer. The request is sent once: a send that may have been accepted is not repeated."""
         return self.connections.exchange(connection, request, ends=time.monotonic() + READ_TIMEOUT_SECONDS)
 
 
 def _host(url: str) -> str:
-    """Returns the Host header of a URL: lower case, without the scheme's own port."""
+    """Returns the Host header for a URL: lower case, without the scheme's default port."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
@@ -136,7 +136,7 @@ def _host(url: str) -> str:
 
 
 def _body(queue_url: str, messages: Sequence[Message]) -> bytes:
-    """Returns SendMessageBatch's body, joined from its parts: `json.dumps` takes three times as long."""
+    """Returns SendMessageBatch's body, joined from parts, because `json.dumps` takes three times as long."""
     entries = [
         f'{{"Id":"{index}","MessageBody":{quoted(message.body)},"MessageAttributes":{_attributes(message.attributes)}}}'
         for index, message in enumerate(messages)
@@ -150,5 +150,5 @@ def _attributes(attributes: Mapping[str, str]) -> str:
 
 @lru_cache(maxsize=64)
 def _typed(name: str) -> str:
-    """Returns an attribute up to its value; there are half a dozen names."""
+    """Returns the part of an attribute before its value; it is cached, because there are only about six names."""
     return f'{quoted(name)}:{{"DataType":"String","StringValue":'

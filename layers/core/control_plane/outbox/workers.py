@@ -1,4 +1,4 @@
-"""Worker threads do the jobs that a deciding thread hands out; it deals with their results one after another."""
+"""Worker threads run the jobs that a deciding thread hands out; it deals with their results one after another."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ class Results:
         self._awaited = 0
 
     def __bool__(self) -> bool:
-        """Whether any job's result is not dealt with yet."""
+        """Whether there is a job whose result is not dealt with yet."""
         return self._awaited > 0
 
     def expect(self) -> None:
@@ -22,11 +22,14 @@ class Results:
         self._awaited += 1
 
     def put(self, call: Callable[[], None]) -> None:
-        """Adds a result, as the call that deals with it. Any thread may do so."""
+        """Adds a result, as the call that deals with it. Any thread may call this."""
         self._calls.put(call)
 
     def take(self, timeout: float) -> None:
-        """Waits up to ``timeout`` seconds for a result and deals with all that are there. Raises what a job raised."""
+        """Waits up to ``timeout`` seconds for a result, and deals with all results that are there.
+
+        Raises what a job raised.
+        """
         try:
             call = self._calls.get(timeout=timeout)
             while True:

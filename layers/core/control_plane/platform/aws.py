@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
 _SECRET_REMEDIES: Final = {
     "ResourceNotFoundException": (
-        "There is none of this name in this account and region: give the stack the ARN of one that is there, as "
+        "This account and region have no secret of this name: give the stack the ARN of an existing one, as "
         "…DatabaseSecretArn, DatabaseOwnerSecretArn or ApiTokenSecretArn"
     ),
     "AccessDeniedException": (
-        "The function's role may read what the stack's parameter names: give the whole ARN, its last six characters "
-        "included. A secret under a KMS key of your own needs the key's ARN, too, as SecretsKeyArn"
+        "The function's role may only read the ARN in the stack's parameter: give the whole ARN, its last six "
+        "characters included. A secret under a KMS key of your own needs the key's ARN, too, as SecretsKeyArn"
     ),
     "DecryptionFailure": (
-        "The key that encrypts it must be enabled, and one of your own be named by the stack's parameter SecretsKeyArn"
+        "The key that encrypts the secret must be enabled. If it is your own, name it in the parameter SecretsKeyArn"
     ),
-    "InvalidRequestException": "Is it to be deleted? Restore it: aws secretsmanager restore-secret",
+    "InvalidRequestException": "It may be scheduled for deletion. Restore it: aws secretsmanager restore-secret",
 }
 
 
@@ -47,7 +47,7 @@ class SecretUnavailable(ControlPlaneError):
 def sqs_client(
     endpoint_url: str | None, *, connect_timeout: float, read_timeout: float, connections: int
 ) -> "SQSClient":
-    """A client that sends once: whether to send again is decided where it is known what may have been accepted."""
+    """Returns a client that sends once; its caller decides whether to send again, knowing what may be accepted."""
     return boto3.client(
         "sqs",
         endpoint_url=endpoint_url,
@@ -61,7 +61,7 @@ def sqs_client(
 
 
 def find_sqs(endpoint_url: str | None) -> tuple[str, str, "Credentials | None", str | None]:
-    """SQS's URL and region, the credentials and the CA bundle, as botocore resolves them for a client."""
+    """Returns SQS's URL and region, the credentials and the CA bundle, as botocore resolves them for a client."""
     session = botocore.session.get_session()
     client = session.create_client("sqs", endpoint_url=endpoint_url)
     return (
@@ -73,9 +73,9 @@ def find_sqs(endpoint_url: str | None) -> tuple[str, str, "Credentials | None", 
 
 
 def read_secret(arn: str, *, endpoint_url: str | None, patience_seconds: float = 15.0) -> str:
-    """The text of a secret. Raises SecretUnavailable, within ``patience_seconds``, whatever answers there.
+    """Returns the text of a secret. Raises SecretUnavailable, within ``patience_seconds``, whatever the server does.
 
-    botocore's own transport waits anew for every byte, and reads an answer of any length: ours takes its place.
+    botocore's own transport restarts its time-out with every byte and reads answers of any length, so ours replaces it.
     """
     try:
         client: Any = boto3.client(
@@ -98,7 +98,8 @@ def read_secret(arn: str, *, endpoint_url: str | None, patience_seconds: float =
     except NoRegionError as error:
         raise SecretUnavailable(f"the secret {arn} cannot be read: no region is known. Set AWS_REGION") from error
     except Exception as error:  # noqa: BLE001 - botocore's parsers and credential providers raise anything
-        # What could not be parsed may hold the secret: the error's kind is told, and neither its words nor its chain.
+        # Text that could not be parsed may hold the secret. So the error names its own kind, and neither its text nor
+        # its cause.
         kind = type(error).__name__
         told = kind if isinstance(error, _UNREADABLE) else f"{kind}: {error}"
         raise SecretUnavailable(f"the secret {arn} cannot be read: {readable(told)}") from None
@@ -112,7 +113,7 @@ _UNREADABLE: Final = (ResponseParserError, AttributeError, KeyError, TypeError, 
 
 
 class _Transport:
-    """Takes the place of botocore's URLLib3Session: all is over at ``ends``, and no answer is read without bounds."""
+    """Replaces botocore's URLLib3Session: every request ends by the instant ``ends``, and answers have a size limit."""
 
     def __init__(self, ends: float) -> None:
         self._ends = ends
@@ -122,7 +123,7 @@ class _Transport:
         return send_bounded(request, service="secretsmanager", ends=self._ends)
 
     def close(self) -> None:
-        """Has nothing to close: no connection is kept."""
+        """Does nothing, because no connection is kept."""
 
 
 def send_bounded(
@@ -162,13 +163,13 @@ def send_bounded(
 
 
 class _Body:
-    """The body of an answer, as botocore asks for it."""
+    """An answer's body with the methods that botocore calls."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
 
     def stream(self, **_: Any) -> Iterator[bytes]:
-        """Yields it whole."""
+        """Yields the whole body."""
         yield self._body
 
 
@@ -178,5 +179,8 @@ def ca_bundle() -> str | None:
 
 
 def _ca_bundle(session: botocore.session.Session) -> str | None:
-    """As botocore's clients: AWS_CA_BUNDLE or the profile's, and then what requests goes by."""
+    """Returns the CA bundle that botocore's clients use.
+
+    It is AWS_CA_BUNDLE or the profile's, else the one that requests uses.
+    """
     return session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or None

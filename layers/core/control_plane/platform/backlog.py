@@ -1,4 +1,4 @@
-"""The backlog of pending deliveries, measured for the relay and for health at a cost that hardly grows with it."""
+"""Measures the backlog of pending deliveries, for the relay and for health, at a cost that hardly grows with it."""
 
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ QUERIES: Final = load_queries(__package__)
 
 
 def oldest_pending_age(connection: Connection[Any]) -> float:
-    """Returns how many seconds the oldest pending delivery has been pending; 0 where none is."""
+    """Returns for how many seconds the oldest pending delivery has been pending; 0 if none is."""
     row = connection.execute(QUERIES["oldest_pending_age"].sql).fetchone()
     assert row is not None, "an aggregate has a row"
     return float(row[0])
@@ -32,6 +32,6 @@ def count_pending(connection: Connection[Any], *, timeout_seconds: float) -> int
 
 
 def limit_statements(connection: Connection[Any], seconds: float) -> None:
-    """Makes Postgres cancel each further statement of this transaction after so many seconds."""
-    milliseconds = max(1, round(seconds * 1000))  # 0 would stand for no limit
+    """Makes Postgres cancel each further statement of this transaction after this many seconds."""
+    milliseconds = max(1, round(seconds * 1000))  # 0 would mean no limit.
     connection.execute(QUERIES["limit_statements"].sql, {"milliseconds": str(milliseconds)})

@@ -1,10 +1,9 @@
 """Circuit breakers: one per subscription and per source, kept in Postgres, shared by all functions and by people.
 
-A breaker has the name of the subscription or source that it guards. A closed one opens after
-so many outage-class failures in a row. A cool-down later it lets one caller probe (half-open); the probe's outcome
-closes it or opens it again. A person may hold one open. All times are by the database's clock.
-
-Nothing here commits: on an autocommit connection each call is a transaction of its own.
+A breaker has the name of the subscription or source that it guards. A closed one opens after a number of consecutive
+failures that count as an outage. After a cool-down it lets one caller probe (half-open); the probe's outcome closes it
+or opens it again. A person may hold a breaker open. All times are by the database's clock. Nothing here commits: on an
+autocommit connection each call is a transaction of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +25,14 @@ class BreakerPolicy:
     """When a breaker opens, and how long it stays open before a probe."""
 
     failure_threshold: int
-    """Outage-class failures in a row; 1 or more."""
+    """The number of consecutive outage failures that opens it; 1 or more."""
     cool_down_seconds: float
-    """Also how long a caller has for its probe before another may probe instead."""
+    """Seconds; also how long a caller has for its probe before another caller may probe instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Breaker:
-    """A breaker as it was when it was read."""
+    """A breaker's state at the moment when it was read."""
 
     name: str
     state: str = "closed"
@@ -49,6 +48,8 @@ class Breaker:
     """The text of the latest failure; None again once the breaker closes."""
     is_guarded: bool = True
     """Whether a function has used the breaker lately; one that no function uses counts no longer as open."""
+    held_reason: str | None = None
+    """Why the person holds it; None where they did not say."""
 
     @property
     def is_closed(self) -> bool:
@@ -62,7 +63,7 @@ class Breaker:
 
 
 class Breakers:
-    """The breakers as a function uses them: it reads them before its work and reports the outcome after it."""
+    """A function's breakers: it reads them before its work and reports the outcome after it."""
 
     def __init__(self, connection: Callable[[], Connection[Any]], policy: BreakerPolicy) -> None:
         self._connection = connection
@@ -135,16 +136,18 @@ def read_breakers(connection: Connection[Any], names: Sequence[str] | None = Non
         return cursor.execute(QUERIES["breakers"].sql, {"names": None if names is None else list(names)}).fetchall()
 
 
-def hold(connection: Connection[Any], name: str, *, by: str, force: bool = False) -> str | None:
-    """Holds a breaker open, whatever succeeds or fails, until it is resumed.
+def hold(connection: Connection[Any], name: str, *, by: str, reason: str = "", force: bool = False) -> str | None:
+    """Holds a breaker open, whatever succeeds or fails, until it is resumed; ``reason`` is kept with the hold.
 
-    Returns None, or who holds it already: another person's hold is replaced only with ``force``.
+    Returns None, or who holds it already: another person's hold is replaced only with ``force``. One's own hold is
+    renewed, with the new reason.
     """
-    parameters = {"name": name, "held_by": readable(by), "force": force}
+    held_reason = readable(reason.strip()) or None
+    parameters = {"name": name, "held_by": readable(by), "held_reason": held_reason, "force": force}
     if connection.execute(QUERIES["hold_breaker"].sql, parameters).fetchone() is not None:
         return None
     breaker = next(iter(read_breakers(connection, [name])), None)
-    # It may have been let go since.
+    # The holder may have resumed it since then.
     return breaker.held_by if breaker is not None and breaker.held_by is not None else "somebody else"
 
 

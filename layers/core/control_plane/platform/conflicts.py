@@ -16,7 +16,7 @@ CONFLICTS: Final = (
 
 ATTEMPTS: Final = 4
 PAUSE_SECONDS: Final = 0.05
-"""The pause before the second attempt; it doubles each time, with jitter so that both do not conflict again."""
+"""The pause before the second attempt; it doubles each time, with jitter so that the two do not conflict again."""
 
 
 def retry_conflicts[T](

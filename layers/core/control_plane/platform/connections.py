@@ -1,6 +1,6 @@
-"""HTTP/1.1 connections that are kept alive, for requests that are written whole and answers that are short.
+"""Kept-alive HTTP/1.1 connections, for requests that are written whole and answers that are short.
 
-Python's http.client parses each head as if it were a mail, which costs more than all else that is done for a batch.
+Python's http.client parses each head like a mail's, which costs more than all other work for a batch.
 """
 
 import re
@@ -21,9 +21,9 @@ from urllib3.util.ssltransport import SSLTransport
 from urllib3.util.wait import wait_for_read
 
 MAX_ANSWER_BYTES: Final = 1_048_576
-"""An answer of SQS or Secrets Manager is some kilobytes long. What is longer than this is not read."""
+"""An answer of SQS or Secrets Manager has some kilobytes. A longer one is not read."""
 IDLE_SECONDS: Final = 20.0
-"""How long a connection may have been idle to be used again."""
+"""How long a connection may have been idle and still be used again."""
 _MAX_HEAD_BYTES: Final = 65_536
 _PIECE_BYTES: Final = 65_536
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: .*)?")
@@ -32,11 +32,11 @@ _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer that arrived whole."""
+    """A complete HTTP answer."""
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case name."""
+    """Values by lower-case name."""
     body: bytes
 
 
@@ -49,16 +49,17 @@ class Proxy:
     port: int
     uses_tls: bool
     headers: Mapping[str, str]
-    """What the proxy asks for beside the request: Proxy-Authorization, or nothing."""
+    """Headers that the proxy needs besides the request's own: Proxy-Authorization, or none."""
 
     def __repr__(self) -> str:
         return f"the proxy {self.host}:{self.port} of {self.variable}"
 
 
 def find_proxy(url: str) -> Proxy | None:
-    """Returns the environment's proxy for a URL, as botocore finds it; None where there is none or NO_PROXY names it.
+    """Returns the environment's proxy for a URL, as botocore finds it; None if there is none or NO_PROXY excludes the
+    URL.
 
-    Raises ValueError, without the URL's password, for one that is no http:// or https:// URL.
+    Raises ValueError, without the URL's password, for a proxy that is no http:// or https:// URL.
     """
     configuration = ProxyConfiguration(get_environ_proxies(url))
     found = configuration.proxy_url_for(url)
@@ -69,7 +70,7 @@ def find_proxy(url: str) -> Proxy | None:
         parts = urlsplit(found)
         host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
         headers = configuration.proxy_headers_for(found)
-    except ValueError:  # a port that is none, a password beyond ASCII
+    except ValueError:  # A port that is no number, a password beyond ASCII.
         host = None
     if "://" in found.partition("://")[2] or not host or not "".join(headers.values()).isprintable():
         raise ValueError(f"{variable} is no URL of a proxy, such as http://user:password@proxy.internal:3128")
@@ -77,15 +78,15 @@ def find_proxy(url: str) -> Proxy | None:
 
 
 class UnreachableError(OSError):
-    """Raised when no connection came about."""
+    """Raised when no connection could be made."""
 
 
 class UnreadableError(Exception):
-    """Raised when what was answered is no HTTP/1.1, is too long, or ends before its end."""
+    """Raised when an answer is no HTTP/1.1, is too long, or ends too early."""
 
 
 class Connections:
-    """Connections to one URL of an AWS service. Every thread that sends at a time has one to itself."""
+    """Connections to one URL of an AWS service. Each sending thread uses a connection of its own."""
 
     def __init__(self, url: str, *, service: str, ca_bundle: str | None, connect_timeout: float) -> None:
         parts = urlsplit(url)
@@ -99,17 +100,17 @@ class Connections:
         self._ca_bundle = ca_bundle
         self._connect_timeout = connect_timeout
         self._idle: deque[tuple[socket.socket, float]] = deque()
-        """With the time since when."""
+        """Each with the time since which it has been idle."""
         weakref.finalize(self, _close, self._idle)
 
     @property
     def target_prefix(self) -> str:
-        """What stands before the path in a request's first line: nothing, or, to a proxy in plain HTTP, the origin."""
+        """The text before the path in a request's first line: nothing, or the origin for a proxy in plain HTTP."""
         return "" if self._proxy is None or self._uses_tls else f"http://{self._authority}"
 
     @property
     def added_headers(self) -> Mapping[str, str]:
-        """Headers of every request that are for the proxy; over TLS it gets them once, when connecting."""
+        """Headers for the proxy that every request carries; with TLS the proxy gets them once, when connecting."""
         return {} if self._proxy is None or self._uses_tls else self._proxy.headers
 
     @property
@@ -118,16 +119,16 @@ class Connections:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def take(self) -> socket.socket:
-        """Returns a connection that is open.
+        """Returns an open connection.
 
-        One that was idle for long may be gone without a word, as after Lambda froze this process. The time of day tells
-        how long, for a monotonic clock may stand still meanwhile. A connection that the other side has
-        closed shows as something to read. Raises OSError: nothing was sent.
+        A connection that was idle for long may be gone without notice, as after Lambda froze this process. The time of
+        day measures that, because a monotonic clock may stand still meanwhile. A connection that the other side has
+        closed has something to read. Raises OSError, in which case nothing was sent.
         """
         while self._idle:
             try:
                 connection, idle_since = self._idle.pop()
-            except IndexError:  # another thread was faster
+            except IndexError:  # Another thread took the last one.
                 break
             if 0 <= time.time() - idle_since < IDLE_SECONDS and not wait_for_read(connection, timeout=0):
                 return connection
@@ -135,18 +136,18 @@ class Connections:
         return self._opened()
 
     def give_back(self, connection: socket.socket) -> None:
-        """Keeps a connection, on which nothing is under way, for the next send."""
+        """Keeps a connection on which nothing is under way, for the next send."""
         self._idle.append((connection, time.time()))
 
     def exchange(self, connection: socket.socket, request: bytes, *, ends: float) -> Answer:
-        """Sends a whole request, once, and returns the answer; keeps the connection or closes it.
+        """Sends a whole request once and returns the answer; then keeps the connection or closes it.
 
-        Both are over at ``ends``, an instant of ``time.monotonic()``, however slowly the bytes come or go. Raises
-        OSError and UnreadableError, when it may have been received.
+        Sending and receiving must end by ``ends``, an instant of ``time.monotonic()``, however slowly the bytes come or
+        go. Raises OSError and UnreadableError; the request may then have been received.
         """
         try:
             _set_timeout(connection, ends)
-            connection.sendall(request)  # its time-out holds for the whole, unlike that of receiving
+            connection.sendall(request)  # sendall's time-out covers the whole call, unlike recv's.
             answer, is_last = _Reader(connection, ends).answer()
         except BaseException:
             connection.close()
@@ -162,23 +163,20 @@ class Connections:
         ends = time.monotonic() + self._connect_timeout
         address = self._address if proxy is None else (proxy.host, proxy.port)
         try:
-            connection = socket.create_connection(address, timeout=self._connect_timeout)
+            connection = _connected(address, ends)
         except OSError as error:
             raise self._unreachable(error) from error
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if proxy is not None and proxy.uses_tls:
-                connection = self._tls.wrap_socket(connection, server_hostname=proxy.host)
+                connection = self._secured(connection, proxy.host, ends)
             if proxy is not None and self._uses_tls:
                 self._open_tunnel(connection, proxy, ends)
-                if proxy.uses_tls:  # TLS within TLS, which ssl's own sockets do not do
-                    _set_timeout(connection, ends)
-                    return cast("socket.socket", SSLTransport(connection, self._tls, self._address[0]))
             if self._uses_tls:
-                return self._tls.wrap_socket(connection, server_hostname=self._address[0])
+                return self._secured(connection, self._address[0], ends)
         except ssl.SSLError:
             connection.close()
-            raise  # it is there, and not to be trusted
+            raise  # The server answers, but its certificate is not trusted.
         except OSError as error:
             connection.close()
             raise self._unreachable(error) from error
@@ -187,26 +185,36 @@ class Connections:
             raise
         return connection
 
+    def _secured(self, connection: socket.socket, host: str, ends: float) -> socket.socket:
+        """Has TLS begin on the connection, which may be within TLS already. Raises OSError."""
+        _set_timeout(connection, ends, late="no connection in time")
+        if not isinstance(connection, ssl.SSLSocket):
+            return self._tls.wrap_socket(connection, server_hostname=host)  # the time-out holds for the whole handshake
+        # TLS within TLS, which ssl's own sockets do not do.
+        outer = cast("socket.socket", _Handshake(connection, ends))
+        transport = SSLTransport(outer, self._tls, host)
+        transport.socket = connection
+        return cast("socket.socket", transport)
+
     def _open_tunnel(self, connection: socket.socket, proxy: Proxy, ends: float) -> None:
-        """Has the proxy connect to the server: all that follows is between it and us. Raises OSError."""
+        """Asks the proxy to connect to the server; all later bytes are between the server and us. Raises OSError."""
         headers = "".join(f"{name}: {value}\r\n" for name, value in proxy.headers.items())
         request = f"CONNECT {self._authority} HTTP/1.1\r\nHost: {self._authority}\r\n{headers}\r\n"
         try:
-            _set_timeout(connection, ends)
+            _set_timeout(connection, ends, late="no connection in time")
             connection.sendall(request.encode("ascii"))
             status = _Reader(connection, ends).tunnel()
         except UnreadableError as error:
             raise OSError(f"its answer cannot be read: {error}") from error
         if not 200 <= status < 300:
             raise OSError(f"it answers HTTP {status} to CONNECT {self._authority}")
-        connection.settimeout(max(0.001, ends - time.monotonic()))
 
     def _unreachable(self, error: OSError) -> UnreachableError:
         if self._proxy is None:
             return UnreachableError(f"no connection to {self._url}: {error}. {vpc_hint(self._service)}")
         return UnreachableError(
-            f"no connection to {self._url} by {self._proxy}: {error}. Does it run, let us in and lead there? What is "
-            "to be reached without it belongs into NO_PROXY"
+            f"no connection to {self._url} by {self._proxy}: {error}. Is it running, does it accept us, and can it "
+            "reach that host? Put hosts that need no proxy into NO_PROXY"
         )
 
     @cached_property
@@ -215,7 +223,7 @@ class Connections:
 
 
 def vpc_hint(service: str) -> str:
-    """Why AWS itself cannot be reached: nearly always this."""
+    """Explains the usual reason why AWS itself cannot be reached."""
     return (
         f"A function in a VPC needs an interface endpoint for {service} there, whose security group lets it in on port "
         "443, or a NAT gateway; a public subnet is not enough"
@@ -227,16 +235,56 @@ def _close(connections: Iterable[tuple[socket.socket, float]]) -> None:
         connection.close()
 
 
-def _set_timeout(connection: socket.socket, ends: float) -> None:
+def _connected(address: tuple[str, int], ends: float) -> socket.socket:
+    """Returns a connection to the first of the address's hosts that answers, each asked for its share of what is left.
+
+    Raises OSError. ``socket.create_connection`` gives the whole time-out to every one of them.
+    """
+    hosts = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+    failure: OSError = OSError("the name has no address")
+    for place, (family, kind, protocol, _, host) in enumerate(hosts):
+        now = time.monotonic()
+        connection = socket.socket(family, kind, protocol)
+        try:
+            _set_timeout(connection, now + (ends - now) / (len(hosts) - place), late="no connection in time")
+            connection.connect(host)
+        except OSError as error:
+            connection.close()
+            failure = error
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise failure
+
+
+class _Handshake:
+    """A connection for the many reads and writes of a handshake that must be over, all together, at an instant."""
+
+    def __init__(self, connection: socket.socket, ends: float) -> None:
+        self._connection = connection
+        self._ends = ends
+
+    def recv(self, size: int) -> bytes:
+        _set_timeout(self._connection, self._ends, late="no connection in time")
+        return self._connection.recv(size)
+
+    def sendall(self, data: bytes) -> None:
+        _set_timeout(self._connection, self._ends, late="no connection in time")
+        self._connection.sendall(data)
+
+
+def _set_timeout(connection: socket.socket, ends: float, *, late: str = "the answer was not whole in time") -> None:
     """Lets the next call of the socket take what is left; its own time-out counts anew for every call."""
     remaining = ends - time.monotonic()
     if remaining <= 0:
-        raise TimeoutError("the answer was not whole in time")
+        raise TimeoutError(late)
     connection.settimeout(remaining)
 
 
 class _Reader:
-    """Reads one answer off a connection, within limits of time and size."""
+    """Reads one answer from a connection, within limits of time and size."""
 
     def __init__(self, connection: socket.socket, ends: float) -> None:
         self._connection = connection
@@ -244,16 +292,16 @@ class _Reader:
         self._received = b""
 
     def answer(self) -> tuple[Answer, bool]:
-        """Returns the answer, and whether it is the last on its connection."""
+        """Returns the answer, and whether it is the last one on its connection."""
         status, says_close, headers = self._head()
-        while status < 200:  # an interim answer: the real one follows
+        while status < 200:  # This is an interim answer; the real one follows.
             status, says_close, headers = self._head()
         body, is_delimited = self._body(status, headers)
-        # Whatever follows unasked would be taken for the answer to the next request.
+        # Extra bytes would be taken for the answer to the next request.
         return Answer(status, headers, body), says_close or not is_delimited or bool(self._received)
 
     def tunnel(self) -> int:
-        """Returns the status of the answer to CONNECT. After one that agrees, the server's bytes follow at once."""
+        """Returns the status of the answer to CONNECT. If it is a success, the server's bytes follow at once."""
         status, _, _ = self._head()
         while status < 200:
             status, _, _ = self._head()
@@ -265,7 +313,7 @@ class _Reader:
         """Returns the status, whether the connection is to be closed after this answer, and the headers."""
         lines = self._until(b"\r\n\r\n").split(b"\r\n")
         found = _STATUS_LINE.fullmatch(lines[0])
-        if found is None or found[2] == b"101":  # nobody asked to switch protocols
+        if found is None or found[2] == b"101":  # Nobody asked for another protocol.
             raise UnreadableError(f"an answer that begins with {lines[0][:100]!r}")
         headers: dict[str, str] = {}
         for line in lines[1:]:
@@ -277,14 +325,14 @@ class _Reader:
         return int(found[2]), says_close, headers
 
     def _body(self, status: int, headers: Mapping[str, str]) -> tuple[bytes, bool]:
-        """Returns the body, and whether its end was told otherwise than by the connection's."""
+        """Returns the body, and whether its end was marked by anything but the end of the connection."""
         coding, length = headers.get("transfer-encoding"), headers.get("content-length")
         if status in {204, 304}:
             return b"", True
         if coding is not None:
             if coding.lower() != "chunked":
                 raise UnreadableError(f"an answer in the transfer encoding {coding[:100]!r}")
-            # With a length beside it, nobody knows where the answer ends.
+            # With a length in addition, the end of the answer is ambiguous.
             return self._chunks(), length is None
         if length is None:
             return self._rest(), False
@@ -338,7 +386,7 @@ class _Reader:
             raise UnreadableError("the connection was closed before the answer was whole")
 
     def _receive(self) -> bool:
-        """Receives a piece; returns False where no more will come."""
+        """Receives some bytes; returns False if no more will come."""
         _set_timeout(self._connection, self._ends)
         piece = self._connection.recv(_PIECE_BYTES)
         self._received += piece

@@ -1,4 +1,4 @@
-"""Where Postgres is, and how its certificate is verified: from a URL, or from a secret."""
+"""Finds out where Postgres is and how its certificate is verified, from a URL or from a secret."""
 
 import atexit
 import json
@@ -19,7 +19,7 @@ from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import DatabaseSettings
 
 RDS_BUNDLE: Final = Path(__file__).with_name("rds-global-bundle.pem")
-"""The certificate authorities of RDS, as AWS publishes them; docs/decisions/0016 says where it comes from."""
+"""The certificate authorities of RDS, as AWS publishes them; docs/decisions/0016 says where the file comes from."""
 
 _RDS_HOST: Final = re.compile(r"\.rds\.(amazonaws\.com|([a-z0-9-]+\.)?amazonaws\.com\.cn)$")
 _CONTAINERS_HOST: Final = frozenset({"host.docker.internal", "gateway.docker.internal", "host.containers.internal"})
@@ -27,12 +27,16 @@ _VERIFIES_THE_AUTHORITY: Final = frozenset({"verify-ca", "verify-full"})
 
 
 def parse_url(url: str, *, name: str = "the database URL") -> dict[str, Any]:
-    """The connection's parameters. Raises ConfigurationError, which names ``name`` and shows nothing of the URL."""
+    """Returns the connection's parameters.
+
+    Raises ConfigurationError, which calls the URL ``name`` and shows none of it.
+    """
     try:
         parameters = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         parameters = None
-    # An @ or / of a password that is not percent-encoded shifts the rest of it into the host's or the database's place.
+    # If an @ or / in the password is not percent-encoded, the rest of the password is parsed as the host or the
+    # database.
     if parameters is None or any("@" in str(parameters.get(part, "")) for part in ("host", "dbname")):
         raise ConfigurationError(
             [
@@ -48,11 +52,12 @@ def parse_url(url: str, *, name: str = "the database URL") -> dict[str, Any]:
 
 
 def database_url(settings: DatabaseSettings, read_secret: Callable[[str], str]) -> str:
-    """The URL itself, or what the secret holds. Raises ConfigurationError, which shows nothing of either.
+    """Returns the URL itself, or the one that the secret holds. Raises ConfigurationError, which shows nothing of
+    either.
 
-    A secret is a URL as plain text, or JSON: with a ``url``; or in RDS's own shape, with ``username``, ``password``,
-    ``host``, ``port`` and ``dbname``. JSON may add a ``ca``: the PEM of the authority that the server's certificate is
-    verified by.
+    A secret is a URL as plain text, or JSON. JSON has a ``url``, or RDS's own fields ``username``, ``password``,
+    ``host``, ``port`` and ``dbname``. It may add a ``ca``: the PEM of the authority that verifies the server's
+    certificate.
     """
     if settings.url is not None:
         parse_url(settings.url, name="DATABASE_URL")
@@ -66,7 +71,7 @@ def database_url(settings: DatabaseSettings, read_secret: Callable[[str], str]) 
     try:
         fields = json.loads(secret)
     except ValueError:
-        fields = None  # the error itself holds the secret: it must not become the context of ours
+        fields = None  # The caught error holds the secret, so it must not become the context of ours.
     if fields is None:
         raise ConfigurationError([f"{name} begins like JSON and is none: store a postgresql:// URL or a JSON object"])
     conninfo = _url_of(fields, name) if "url" in fields else _rds_shape(fields, name)
@@ -76,20 +81,24 @@ def database_url(settings: DatabaseSettings, read_secret: Callable[[str], str]) 
 
 
 def tls_defaults(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """What a URL leaves open about TLS: verified in full, except on this very machine. What it says stands."""
+    """Returns the TLS parameters that a URL leaves open: full verification, except on this very machine.
+
+    Parameters that the URL sets are kept.
+    """
     hosts = _hosts(parameters)
     mode = parameters.get("sslmode") or (None if all(map(_is_this_machine, hosts)) else "verify-full")
     if mode is None:
         return {}
     defaults = {"sslmode": str(mode)}
-    # psycopg's wheel brings an OpenSSL whose own folder of certificates, libpq's `system`, does not exist.
+    # The OpenSSL in psycopg's wheel has no certificates of its own: the folder that libpq calls `system` does not exist
+    # there.
     if mode in _VERIFIES_THE_AUTHORITY and parameters.get("sslrootcert") in {None, "", "system"}:
         defaults["sslrootcert"] = str(RDS_BUNDLE) if all(map(_has_rds_certificate, hosts)) else certifi.where()
     return defaults
 
 
 def weakens_rds(parameters: Mapping[str, Any]) -> bool:
-    """Whether the URL asks for less than RDS offers: a certificate that can be verified."""
+    """Whether the URL asks for less verification than RDS offers."""
     mode = parameters.get("sslmode")
     return bool(mode) and mode != "verify-full" and any(_RDS_HOST.search(host) for host in _hosts(parameters))
 
@@ -100,7 +109,7 @@ def _hosts(parameters: Mapping[str, Any]) -> list[str]:
 
 
 def _is_this_machine(host: str) -> bool:
-    """A socket, loopback, or the host of a container as container engines name it."""
+    """Whether the host is a socket, loopback, or the name by which containers call their host."""
     if host.startswith(("/", "@")) or host == "localhost" or host.endswith(".localhost") or host in _CONTAINERS_HOST:
         return True
     try:
@@ -110,7 +119,10 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _has_rds_certificate(host: str) -> bool:
-    """RDS and Aurora, but not RDS Proxy, whose certificates come from a public authority (AWS Certificate Manager)."""
+    """Whether RDS's own authorities sign the host's certificate, as for RDS and Aurora.
+
+    RDS Proxy's certificates come from a public authority (AWS Certificate Manager).
+    """
     labels = host.split(".")
     return bool(_RDS_HOST.search(host)) and not any(label.startswith("proxy-") for label in labels[1:])
 
@@ -168,7 +180,7 @@ def _checked_ca(pem: object, name: str) -> str:
 
 @cache
 def _file_of(pem: str) -> str:
-    """Libpq reads certificates from files alone; this one goes when the process does."""
+    """Returns a file with this text, since libpq reads certificates only from files; it is deleted at exit."""
     with tempfile.NamedTemporaryFile("w", prefix="postgres-ca-", suffix=".pem", delete=False) as file:
         atexit.register(Path(file.name).unlink, missing_ok=True)
         file.write(pem)

@@ -1,4 +1,7 @@
-"""The connection: one per warm environment, opened when first needed, checked and reopened when stale."""
+"""The connection: one per warm environment.
+
+It is opened when first needed, checked before use, and reopened when stale.
+"""
 
 import logging
 import os
@@ -13,8 +16,14 @@ from psycopg import Connection, IsolationLevel
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import TransactionStatus
 
-from control_plane.model.errors import ControlPlaneError, DatabaseUnavailable, SchemaVersionMismatch
+from control_plane.model.errors import (
+    ConfigurationError,
+    ControlPlaneError,
+    DatabaseUnavailable,
+    SchemaVersionMismatch,
+)
 from control_plane.platform.conninfo import parse_url, tls_defaults, weakens_rds
+from control_plane.platform.queries import load_queries
 from control_plane.platform.refusals import Attempt, explain, refuses_password
 from control_plane.platform.session import SESSION_LOST, TRACKED, check_session, refuses_options, startup_options
 
@@ -32,15 +41,18 @@ REFUSED_LAYOUT: Final = (
 
 CONNECT_TIMEOUT_SECONDS = 5
 
+QUERIES: Final = load_queries(__package__)
+
 logger: Final = logging.getLogger(__name__)
 
 
 class Database:
-    """The functions' way to Postgres.
+    """A function's access to Postgres.
 
     ``url`` is called at each opening, so that a rotated secret is picked up; ``origin`` names in errors what it reads.
     The connection is in autocommit mode: a transaction is visible where the caller opens it.
 
+    ``role`` is the role of the control plane whose work this is, which the session's own must be or be a member of.
     ``patience_seconds`` is for where somebody waits for the answer: neither opening the connection nor checking it, nor
     the work in :meth:`bounded`, takes longer, whatever has become of the server or of the way to it.
     """
@@ -52,19 +64,22 @@ class Database:
         application_name: str,
         origin: str = "the database URL",
         check_schema: bool = True,
+        role: str | None = None,
         patience_seconds: int | None = None,
     ) -> None:
         self._url = url
         self._origin = origin
+        self._role = role
         self._application_name = application_name
         self._check_schema = check_schema
         self._patience_seconds = patience_seconds
         self._connection: Connection[tuple[Any, ...]] | None = None
 
     def connection(self) -> Connection[tuple[Any, ...]]:
-        """A session that just answered, takes writes and is as our SQL needs it; not for use within a transaction.
+        """Returns a session that just answered, takes writes and has the settings that our SQL needs.
 
-        Raises DatabaseUnavailable, UnsuitableDatabase, SchemaVersionMismatch, ConfigurationError.
+        Do not call this within a transaction. Raises DatabaseUnavailable, UnsuitableDatabase, SchemaVersionMismatch,
+        ConfigurationError.
         """
         if self._connection is not None and not self._is_usable(self._connection):
             self._connection.close()
@@ -75,15 +90,17 @@ class Database:
                 try:
                     with self._patience(connection):
                         check_schema(connection)
+                        if self._role is not None:
+                            check_role(connection, self._role, origin=self._origin)
                 except BaseException:
-                    connection.close()  # kept, it would pass for checked at the next call
+                    connection.close()  # If it were kept, the next call would take it for checked.
                     raise
             self._connection = connection
         return self._connection
 
     @contextmanager
     def bounded(self) -> Iterator[Connection[tuple[Any, ...]]]:
-        """:meth:`connection` for work that is cut off once patience ends; raises DatabaseUnavailable then."""
+        """Yields :meth:`connection` for work that must end within the patience, or raises DatabaseUnavailable."""
         connection = self.connection()
         with self._patience(connection):
             yield connection
@@ -99,7 +116,7 @@ class Database:
         try:
             return self._connect(url)
         except DatabaseUnavailable as error:
-            # The secret may have been rotated between the reading and the knocking.
+            # The secret may have been rotated after it was read and before the login.
             if not error.password_refused or (newer := self._url()) == url:
                 raise
         return self._connect(newer)
@@ -113,15 +130,15 @@ class Database:
         )
 
     def _is_usable(self, connection: Connection[Any]) -> bool:
-        # A frozen environment loses its sockets without either side noticing; what was the writer becomes a replica;
-        # an invocation that was cut short leaves its transaction open.
+        # A frozen environment loses its sockets without either side noticing; a former writer becomes a replica; and an
+        # invocation that was cut short leaves its transaction open.
         if connection.info.transaction_status is not TransactionStatus.IDLE:
             return False
         try:
             with self._patience(connection):
                 check_session(connection)
         except (psycopg.Error, ControlPlaneError):
-            return False  # what is wrong shows when a new one is opened, if it is wrong there too
+            return False  # Any problem shows again when a new connection is opened.
         return True
 
     def _patience(self, connection: Connection[Any]) -> AbstractContextManager[None]:
@@ -130,9 +147,9 @@ class Database:
 
 @contextmanager
 def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]:
-    """Ends the connection under work that takes longer, and raises DatabaseUnavailable.
+    """Breaks the connection under work that takes too long, and raises DatabaseUnavailable.
 
-    A server's own timeouts do not help where it is the server that hangs, or its packets that are lost.
+    A server's own timeouts do not help if the server hangs or its packets are lost.
     """
     late = Event()
 
@@ -152,11 +169,14 @@ def cut_off(connection: Connection[Any], after_seconds: float) -> Iterator[None]
         raise
     finally:
         timer.cancel()
-        timer.join()  # lest it cuts what the file descriptor belongs to next
+        timer.join()  # A late timer could break a later user of the file descriptor.
 
 
 def hang_up(connection: Connection[Any]) -> None:
-    """Breaks the connection under whoever waits for its answer. Any thread may, while nobody closes it."""
+    """Breaks the connection, so that a thread that waits for an answer stops waiting.
+
+    Any thread may call this, unless another thread is closing the connection.
+    """
     with suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(connection.fileno())) as twin:
         twin.shutdown(socket.SHUT_RDWR)
 
@@ -168,15 +188,15 @@ def connect(
     origin: str = "the database URL",
     timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
 ) -> Connection[tuple[Any, ...]]:
-    """An autocommit session on a server that takes writes, its certificate verified unless ``url`` says otherwise.
+    """Returns an autocommit session on a server that takes writes.
 
-    Its settings are those that our SQL takes for granted, and its transactions READ COMMITTED. Raises
-    DatabaseUnavailable, UnsuitableDatabase or ConfigurationError; none holds the password. ``origin`` is what they tell
-    to mend.
+    The server's certificate is verified unless ``url`` says otherwise. The session has the settings that our SQL takes
+    for granted, and its transactions are READ COMMITTED. Raises DatabaseUnavailable, UnsuitableDatabase or
+    ConfigurationError; none shows the password. They name ``origin`` as the thing to correct.
     """
     parameters = parse_url(url, name=origin)
     defaults = tls_defaults(parameters)
-    # A replica, or after a failover the writer that was, is found out at once; costs nothing from version 14 on.
+    # This finds a replica at once, or after a failover the former writer; it costs nothing from version 14 on.
     defaults["target_session_attrs"] = parameters.get("target_session_attrs") or "read-write"
     defaults["client_encoding"] = "UTF8"
     if weakens_rds(parameters):
@@ -196,9 +216,9 @@ def connect(
         except psycopg.OperationalError as error:
             if not refuses_options(error):
                 raise
-            # A pooler: the check finds out whether its sessions are as they must be.
+            # This is a pooler. The check finds out whether its sessions have the settings that we need.
             connection = _open(make_conninfo(url, **defaults), application_name, timeout_seconds)
-    except (psycopg.OperationalError, UnicodeError) as error:  # a host that is no name: psycopg lets the codec's out
+    except (psycopg.OperationalError, UnicodeError) as error:  # The host is no name: psycopg raises the codec's error.
         text = explain(error, Attempt(parameters | defaults, origin))
         raise DatabaseUnavailable(text, password_refused=refuses_password(error)) from error
     try:
@@ -219,19 +239,33 @@ def _open(conninfo: str, application_name: str, timeout_seconds: int) -> Connect
         autocommit=True,
         connect_timeout=timeout_seconds,
         application_name=application_name,
-        # A transaction pooler hands each transaction to another session, which does not know what was prepared.
+        # A transaction pooler gives each transaction another session, which does not know the prepared statements.
         prepare_threshold=None,
         keepalives_idle=30,
         keepalives_interval=5,
         keepalives_count=3,
-        tcp_user_timeout=10_000,  # keepalives say nothing while data is unacknowledged; ignored off Linux
+        # Keepalives detect nothing while sent data is unacknowledged; this time-out does, on Linux.
+        tcp_user_timeout=10_000,
     )
     connection.isolation_level = IsolationLevel.READ_COMMITTED
     return connection
 
 
+def check_role(connection: Connection[Any], role: str, *, origin: str) -> None:
+    """Raises ConfigurationError where the session may not do all that ``role`` may: its URL is another function's."""
+    row = connection.execute(QUERIES["session_role"].sql, {"role": role}).fetchone()
+    assert row is not None
+    found, may_work = row
+    if not may_work:
+        problem = (
+            f"{origin} is for another role: this function works as {role}, and was given {found}. Put {role}'s URL "
+            f"there; a role of another name must be granted {role} (docs/deploy.md)"
+        )
+        raise ConfigurationError([problem])
+
+
 def check_schema(connection: Connection[Any]) -> None:
-    """Raises SchemaVersionMismatch where the schema is older than this code; one that is ahead is welcome."""
+    """Raises SchemaVersionMismatch if the schema is older than this code; a newer schema is accepted."""
     try:
         row = connection.execute(
             "SELECT coalesce(max(version), 0), coalesce(bool_or(version = 1 AND name = %s), false)"

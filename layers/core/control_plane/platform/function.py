@@ -1,4 +1,4 @@
-"""The edge of a Lambda function: its environment, its database, one log line for what went wrong."""
+"""The edge of a Lambda function: its environment, its database, and the one log line for an error."""
 
 import functools
 import os
@@ -25,16 +25,17 @@ class LambdaContext(Protocol):
     log_stream_name: str
 
     def get_remaining_time_in_millis(self) -> int:
-        """Until the invocation is cut off."""
+        """Returns the milliseconds until the invocation is cut off."""
 
 
 type Handler[R] = Callable[[dict[str, Any], LambdaContext], R]
 
 
 def environ() -> Mapping[str, str]:
-    """The process's environment, read here alone.
+    """Returns the process's environment; only this function reads it.
 
-    Empty AWS_* variables are removed from it first: botocore would take an empty AWS_ENDPOINT_URL for the real AWS.
+    Empty AWS_* variables are removed from it first, because botocore would take an empty AWS_ENDPOINT_URL for the real
+    AWS.
     """
     for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
         del os.environ[name]
@@ -46,27 +47,33 @@ def open_database(
     *,
     endpoint_url: str | None,
     application_name: str,
+    role: str | None,
     check_schema: bool = True,
     patience_seconds: int | None = None,
 ) -> Database:
-    """The function's database; nothing is opened or read before its first use."""
+    """The function's database; nothing is opened or read before its first use.
+
+    ``role`` is the database role whose work the function does: the session must be that one's or a member's. It is
+    None for the owner, who may have any name.
+    """
     return Database(
         lambda: database_url(settings, functools.partial(read_secret, endpoint_url=endpoint_url)),
         application_name=application_name,
         origin=origin_of(settings),
         check_schema=check_schema,
+        role=role,
         patience_seconds=patience_seconds,
     )
 
 
 def origin_of(settings: DatabaseSettings) -> str:
-    """Names in errors what the database's URL is read from."""
+    """Returns what the database's URL is read from, for use in errors."""
     return "DATABASE_URL" if settings.secret_arn is None else f"the secret {settings.secret_arn}"
 
 
 @contextmanager
 def database_failures() -> Iterator[None]:
-    """Says what a database lost in the middle of the work means, once the driver has said what it met."""
+    """Turns the loss of the database in the middle of the work into DatabaseUnavailable."""
     try:
         yield
     except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -83,16 +90,16 @@ def database_failures() -> Iterator[None]:
 
 
 def log_failure(telemetry: Telemetry, error: Exception) -> None:
-    """The one line for what went wrong, written at the boundary."""
+    """Logs the one line for an error, at the boundary of the function."""
     if isinstance(error, ControlPlaneError):
-        # Its text names the culprit and the remedy; a trace of our own frames adds nothing.
+        # The text of such an error names the cause and the remedy; a stack trace adds nothing.
         telemetry.logger.error(type(error).__name__, error=str(error))
     else:
         telemetry.logger.error(type(error).__name__, error=str(error), exc_info=error)
 
 
 def _check_is_object(event: object, sample: str) -> None:
-    """Raises MalformedInvocation for another JSON value; names its kind, and not its content."""
+    """Raises MalformedInvocation for a JSON value that is no object; the error names its kind, and not its content."""
     if not isinstance(event, dict):
         names = {type(None): "null", bool: "a boolean", str: "a string", list: "a list"}
         kind = names.get(type(event), "a number")
@@ -109,7 +116,7 @@ def function[R](telemetry: Telemetry, *, sample: str = "a file in events/") -> C
     def wrap(handler: Handler[R]) -> Handler[R]:
         @functools.wraps(handler)
         def invoke(event: dict[str, Any], context: LambdaContext) -> R:
-            telemetry.logger.clear_state()  # an earlier invocation's trace_id is not this one's
+            telemetry.logger.clear_state()  # This removes the trace_id of an earlier invocation.
             telemetry.logger.append_keys(function_request_id=context.aws_request_id)
             telemetry.is_of(context.function_name)
             try:

@@ -1,6 +1,7 @@
-"""The environment variables that Powertools reads when it is imported or a logger is made.
+"""Checks the environment variables that Powertools reads when it is imported or a logger is made.
 
-One that it cannot read is a bare ValueError there, before any handler could log it. So each is looked at first.
+Powertools raises a bare ValueError for a value that it cannot read, before any handler could log it. So each variable
+is checked first.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
@@ -42,7 +43,7 @@ _NEEDS: Final[Mapping[str, tuple[Callable[[str], bool], str]]] = {
 def take_out_unreadable(environ: MutableMapping[str, str]) -> tuple[str, ...]:
     """Removes each variable that Powertools could not read, and returns what is wrong with it.
 
-    An empty one is removed, too: it means no value.
+    An empty variable is removed, too, because it means no value.
     """
     problems = []
     for name, (is_readable, wanted) in _NEEDS.items():

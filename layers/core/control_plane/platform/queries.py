@@ -1,4 +1,4 @@
-"""SQL lives in ``queries.sql`` files, as named, described queries; each is PREPAREd against Postgres by a test.
+"""Loads the ``queries.sql`` files: named, described queries, each of which a test PREPAREs on Postgres.
 
 A query starts with a line ``-- name: <name>``; the comment lines after it describe it.
 """
@@ -23,7 +23,10 @@ class Query:
 
 
 def load_queries(package: str) -> Mapping[str, Query]:
-    """The queries of ``<package>/queries.sql`` by name. Raises ValueError for a name given twice or left empty."""
+    """Returns the queries of ``<package>/queries.sql`` by name.
+
+    Raises ValueError for a name that is given twice or has no SQL.
+    """
     parts = _HEADER.split(resources.files(package).joinpath("queries.sql").read_text(encoding="utf-8"))
     queries: dict[str, Query] = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
@@ -34,7 +37,7 @@ def load_queries(package: str) -> Mapping[str, Query]:
         if len(comment) == len(lines):
             raise ValueError(f"{package}/queries.sql: {name} has no statement")
         description = " ".join(line.removeprefix("--").strip() for line in comment)
-        # The text ships with the code, as a literal in it would.
+        # The text ships with the code, so it is as trustworthy as a literal.
         sql: LiteralString = "\n".join(lines[len(comment) :])
         queries[name] = Query(name, description, sql)
     return queries

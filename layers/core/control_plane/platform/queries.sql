@@ -1,5 +1,5 @@
 -- name: session
--- What this session is like: its settings, null where the server has none of that name, and where its search_path leads.
+-- This session's settings, null if the server has none of that name, and the schemas of its search_path.
 SELECT name, CASE name WHEN 'current_schema' THEN pg_catalog.current_schema() ELSE pg_catalog.current_setting(name, true) END
 FROM pg_catalog.unnest(ARRAY[
     'datestyle', 'timezone', 'client_encoding', 'server_encoding', 'intervalstyle', 'extra_float_digits',
@@ -14,6 +14,10 @@ FROM pg_catalog.unnest(ARRAY[
 SELECT name, set_config(name, value, false)
 FROM unnest(%(names)s::text[], %(values)s::text[]) AS setting (name, value)
 
+-- name: session_role
+-- Who this session is, and whether it may do all that a role of the control plane may; null where there is no such role.
+SELECT current_user::text, (SELECT pg_has_role(oid, 'usage') FROM pg_roles WHERE rolname = %(role)s)
+
 -- name: breakers
 -- The breakers of these names, or all where names is null; one that never failed and was never held has no row.
 SELECT
@@ -23,6 +27,7 @@ SELECT
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
+    held_reason,
     last_error,
     guarded_at > now() - interval '15 minutes' AS is_guarded
 FROM circuit_breakers
@@ -30,7 +35,8 @@ WHERE %(names)s::text[] IS NULL OR name = ANY (%(names)s::text[])
 ORDER BY name
 
 -- name: guard_breakers
--- The breakers of these names, as breakers returns them, stamped as guarded with, at most once a minute each.
+-- The breakers of these names, with the columns of the query breakers; each is stamped as in use, at most once a
+-- minute.
 WITH stamped AS (
     UPDATE circuit_breakers
     SET guarded_at = now()
@@ -43,28 +49,29 @@ SELECT
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
+    held_reason,
     last_error,
     true AS is_guarded
 FROM circuit_breakers
 WHERE name = ANY (%(names)s::text[])
 
 -- name: probe_breaker
--- Returns a row to the one caller that may probe now. Whoever waited for its lock finds retry_at moved on, and nothing
--- to update; it comes due again a cool-down later, should the prober not report back.
+-- Returns a row to the one caller that may probe now. A caller that waited for the row's lock finds retry_at moved on,
+-- and updates nothing. If the prober does not report back, a probe is due again a cool-down later.
 UPDATE circuit_breakers
 SET state = 'half_open', retry_at = now() + make_interval(secs => %(cool_down_seconds)s)
 WHERE name = %(name)s AND state <> 'closed' AND held_by IS NULL AND retry_at <= now()
 RETURNING name
 
 -- name: give_back_probe
--- Makes a probe that was won and not made due again; a person's hold stands.
+-- Makes a probe due again that was won and not made. A person's hold stays.
 UPDATE circuit_breakers
 SET retry_at = now()
 WHERE name = %(name)s AND state = 'half_open' AND held_by IS NULL
 
 -- name: close_breaker
--- Closes a breaker and forgets its failures; without effect on one that a person holds, that has none, or that opened
--- after the work that succeeded had begun.
+-- Closes a breaker and forgets its failures. This has no effect on a breaker that a person holds, that has no failures,
+-- or that opened after the successful work had begun.
 UPDATE circuit_breakers
 SET state = 'closed', consecutive_failures = 0, opened_at = NULL, retry_at = NULL, last_error = NULL
 WHERE name = %(name)s
@@ -75,8 +82,8 @@ WHERE name = %(name)s
     )
 
 -- name: count_failure
--- Counts a failure and returns the breaker after it: open at the threshold, or at once where it was a probe that failed.
--- One that is open already keeps its retry_at, lest sends that were out when it opened put the probe off.
+-- Counts a failure and returns the breaker after it: open at the threshold, or at once after a failed probe. A breaker
+-- that is open already keeps its retry_at, so that failures of sends that began before do not delay the probe.
 INSERT INTO circuit_breakers AS breaker (name, state, consecutive_failures, opened_at, retry_at, last_error)
 SELECT
     %(name)s,
@@ -107,23 +114,28 @@ RETURNING
     opened_at,
     extract(epoch FROM retry_at - now())::double precision AS retry_in_seconds,
     held_by,
+    held_reason,
     last_error,
     true AS is_guarded
 
 -- name: hold_breaker
 -- Opens a breaker until a person lets it go; one that was open already stays open since then. Returns no row where somebody
 -- else holds it.
-INSERT INTO circuit_breakers AS breaker (name, state, opened_at, held_by)
-VALUES (%(name)s, 'open', now(), %(held_by)s)
+INSERT INTO circuit_breakers AS breaker (name, state, opened_at, held_by, held_reason)
+VALUES (%(name)s, 'open', now(), %(held_by)s, %(held_reason)s)
 ON CONFLICT (name) DO UPDATE
-SET state = 'open', opened_at = coalesce(breaker.opened_at, now()), retry_at = NULL, held_by = excluded.held_by
+SET state = 'open',
+    opened_at = coalesce(breaker.opened_at, now()),
+    retry_at = NULL,
+    held_by = excluded.held_by,
+    held_reason = excluded.held_reason
 WHERE breaker.held_by IS NULL OR breaker.held_by = excluded.held_by OR %(force)s
 RETURNING name
 
 -- name: resume_breaker
--- Lets go of a breaker that is held, and cuts short the cool-down of one that is not: its probe is due at once.
+-- Ends a hold, and the cool-down of a breaker that is not held: its probe is due at once.
 UPDATE circuit_breakers
-SET state = 'half_open', retry_at = now(), held_by = NULL
+SET state = 'half_open', retry_at = now(), held_by = NULL, held_reason = NULL
 WHERE name = %(name)s AND (held_by IS NOT NULL OR state = 'open')
 RETURNING name
 
@@ -134,8 +146,8 @@ WHERE name = %(name)s
 RETURNING name
 
 -- name: oldest_pending_age
--- The age in seconds of the oldest pending delivery, 0 where there is none. Live ones are promised in about the order of
--- their messages' ids, so the lowest ids hold the oldest; those of an operation have an index of their own.
+-- The age in seconds of the oldest pending delivery, 0 if there is none. Live deliveries are promised roughly in the
+-- order of their messages' ids, so the lowest ids include the oldest; those of an operation have an index of their own.
 SELECT
     coalesce(
         extract(
@@ -157,7 +169,7 @@ SELECT
     )::double precision
 
 -- name: limit_statements
--- Further statements of this transaction are cancelled after so many milliseconds.
+-- Makes Postgres cancel further statements of this transaction after so many milliseconds.
 SELECT set_config('statement_timeout', %(milliseconds)s, true)
 
 -- name: count_pending

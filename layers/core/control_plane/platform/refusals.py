@@ -1,4 +1,4 @@
-"""Why Postgres was not reached or did not let us in, and what to change."""
+"""Explains why Postgres was not reached or refused the login, and what to change."""
 
 import re
 import socket
@@ -29,11 +29,11 @@ class Attempt:
 
     @property
     def target(self) -> str:
-        """``user@host:port/database``."""
+        """The connection's target: ``user@host:port/database``."""
         return f"{self.of('user')}@{self.of('host')}:{self.of('port')}/{self.of('dbname')}"
 
     def of(self, name: str) -> str:
-        """A parameter as libpq would have it; ``?`` where only libpq knows."""
+        """Returns a parameter's effective value; ``?`` if only libpq knows it."""
         given = dict(self.parameters)
         defaults = {
             "host": given.get("hostaddr"),
@@ -44,7 +44,8 @@ class Attempt:
         return str(given.get(name) or defaults.get(name) or "?")
 
 
-# What libpq and the server say, first match first. In English: the server's part follows its lc_messages.
+# Messages of libpq and the server with their explanations; the first match counts. They match English, and the language
+# of the server's part follows its lc_messages.
 _REMEDIES: Final = [
     (
         _PASSWORD_REFUSED,
@@ -109,7 +110,7 @@ _CERTIFICATE_REMEDIES: Final = [
 
 
 def explain(error: Exception, attempt: Attempt) -> str:
-    """The text of an error that says where, why and what to change."""
+    """Returns an error's text: which connection failed, why, and what to change."""
     reason = _reason(error)
     remedies = _REMEDIES
     if "SSL error" in reason and (found := _look_at_certificate(attempt)):
@@ -120,9 +121,10 @@ def explain(error: Exception, attempt: Attempt) -> str:
 
 
 def refuses_password(error: psycopg.Error | UnicodeError) -> bool:
-    """Whether another password might do: said so in English, or, a password having been sent, in no words known here.
+    """Whether another password might help.
 
-    Libpq hands no SQLSTATE on from a refused connection.
+    That is so if the message says it in English, or if a password was sent and the message is in words not known here.
+    Libpq gives no SQLSTATE for a refused connection.
     """
     text = str(error)
     if _PASSWORD_REFUSED.search(text):
@@ -132,14 +134,14 @@ def refuses_password(error: psycopg.Error | UnicodeError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Libpq's words in one line: one part per address that was tried, without its guesses."""
+    """Returns libpq's message in one line: a part for each address that was tried, without libpq's guesses."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
     said = "; ".join(dict.fromkeys(lines)).removeprefix("connection failed: ").rstrip(".")
     return readable(said or type(error).__name__)
 
 
 def _look_at_certificate(attempt: Attempt) -> str | None:
-    """What is wrong with it, which libpq does not tell; None where a second look finds nothing."""
+    """Returns what is wrong with the server's certificate, found by a second look, since libpq does not say it."""
     host, address = (attempt.of(name).partition(",")[0] for name in ("host", "hostaddr"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

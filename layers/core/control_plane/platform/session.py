@@ -1,4 +1,4 @@
-"""The settings that our SQL relies on: they are requested when a session opens, and checked before each use.
+"""The settings that our SQL relies on: requested when a session opens, and checked before each use.
 
 docs/deploy.md lists every setting with what is done about it; docs/decisions/0021 says why it is done this way.
 """
@@ -36,13 +36,13 @@ STARTUP: Final = {
     "default_transaction_isolation": "read committed",
     "statement_timeout": "0",
     "lock_timeout": "0",
-    # A function that vanished in the middle of a transaction must not keep its locks until TCP notices, hours later.
+    # The locks of a function that vanished in a transaction must not last until TCP notices that, hours later.
     "idle_in_transaction_session_timeout": "60s",
     "idle_session_timeout": "0",
     "exit_on_error": "off",
     "jit": "off",
     "control_plane.retention": "off",
-    # By this the check sees that the options arrived, so that no pooler shares the session with other clients.
+    # If the check finds this name, the options have arrived; then no pooler shares the session with other clients.
     "control_plane.session": "own",
 }
 """Sent as ``options`` when a session is opened, which costs no round trip and outlives RESET and DISCARD."""
@@ -74,7 +74,7 @@ def _is(*values: str) -> Callable[[str], bool]:
 
 
 def _leaves_time(timeout: str) -> bool:
-    """Whether a timeout, as Postgres shows it, is off (0) or long enough to interrupt no healthy work."""
+    """Whether a timeout, as Postgres shows it, is off (0) or so long that it interrupts no healthy work."""
     match = re.fullmatch(r"(\d+)(us|ms|s|min|h|d)?", timeout)
     return match is not None and (
         match[1] == "0" or int(match[1]) * _SECONDS[match[2] or "ms"] >= _LEAST_TIMEOUT_SECONDS
@@ -145,7 +145,7 @@ def _unsuitable(values: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
         for name, need in NEEDS.items()
         if (value := values[name]) is not None and not need.suits(value)
     }
-    # It is null if the role may use no schema of the search_path yet, as before the first migration.
+    # The value is null if the role may use no schema of the search_path yet, as before the first migration.
     if (schema := values["current_schema"]) not in {"public", None}:
         unsuitable["search_path"] = (f"one that leads to schema {schema}", "public")
     return unsuitable

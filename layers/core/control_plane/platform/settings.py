@@ -1,6 +1,6 @@
-"""Settings: one frozen class per function, read once from the environment, every problem reported in one error.
+"""Settings: one frozen class per function, read once from the environment, with all problems in one error.
 
-An empty variable is an absent one: an emulator or a template that declares a variable without a value means no value.
+An empty variable counts as absent, because an emulator or a template may declare a variable without a value.
 """
 
 import json
@@ -28,11 +28,11 @@ class EnvironReader:
         self._problems.append(text)
 
     def text(self, name: str) -> str | None:
-        """The variable's value, or None where it is absent or empty."""
+        """Returns the variable's value, or None if it is absent or empty."""
         return self._environ.get(name)
 
     def number(self, name: str, default: float, *, minimum: float, maximum: float) -> float:
-        """A number within bounds, ``default`` where absent."""
+        """Returns a number within bounds, or ``default`` if the variable is absent."""
         text = self.text(name)
         if text is None:
             return default
@@ -46,7 +46,7 @@ class EnvironReader:
         return value
 
     def integer(self, name: str, default: int, *, minimum: int, maximum: int) -> int:
-        """A whole number within bounds, ``default`` where absent."""
+        """Returns a whole number within bounds, or ``default`` if the variable is absent."""
         value = self.number(name, default, minimum=minimum, maximum=maximum)
         if value != int(value):
             self.problem(f"{name} is {self.text(name)!r}: it must be a whole number")
@@ -54,14 +54,14 @@ class EnvironReader:
         return int(value)
 
     def url(self, name: str) -> str | None:
-        """An http or https URL without a trailing slash."""
+        """Returns an http or https URL without a trailing slash."""
         text = self.text(name)
         if text is None:
             return None
         try:
             parts = urlsplit(text)
             usable = parts.scheme in {"http", "https"} and parts.hostname is not None and parts.port != 0
-        except ValueError:  # brackets without an IPv6 address, a port that is no number
+        except ValueError:  # Brackets without an IPv6 address, or a port that is no number.
             usable = False
         if not usable:
             self.problem(f"{name} is {text!r}: it must be an http:// or https:// URL")
@@ -75,7 +75,7 @@ class EnvironReader:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:
-    """Where Postgres is: exactly one of the two is set."""
+    """Where Postgres is: exactly one of the two fields is set."""
 
     url: str | None
     secret_arn: str | None
@@ -85,7 +85,7 @@ class DatabaseSettings:
 
     @classmethod
     def read(cls, reader: EnvironReader) -> "DatabaseSettings":
-        """From DATABASE_URL or DATABASE_SECRET_ARN."""
+        """Reads DATABASE_URL or DATABASE_SECRET_ARN."""
         url, secret_arn = reader.text("DATABASE_URL"), reader.text("DATABASE_SECRET_ARN")
         if url and secret_arn:
             reader.problem(
@@ -98,14 +98,14 @@ class DatabaseSettings:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFunctionSettings:
-    """Settings of a function that needs Postgres alone, such as SignalLab."""
+    """Settings of a function that needs only Postgres, such as SignalLab."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "DatabaseFunctionSettings":
-        """Raises ConfigurationError."""
+        """Returns the settings. Raises ConfigurationError."""
         return _read(environ, lambda reader: cls(DatabaseSettings.read(reader), reader.url("CLOUD_ENDPOINT_URL")))
 
 
@@ -144,7 +144,7 @@ class DecisionSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApiTokenSettings:
-    """Where the API's bearer token is: exactly one of the two is set."""
+    """Where the API's bearer token is: exactly one of the two fields is set."""
 
     token: str | None
     secret_arn: str | None
@@ -154,7 +154,7 @@ class ApiTokenSettings:
 
     @classmethod
     def read(cls, reader: EnvironReader) -> "ApiTokenSettings":
-        """From API_TOKEN or API_TOKEN_SECRET_ARN."""
+        """Reads API_TOKEN or API_TOKEN_SECRET_ARN."""
         token, secret_arn = reader.text("API_TOKEN"), reader.text("API_TOKEN_SECRET_ARN")
         if token and secret_arn:
             reader.problem(
@@ -175,11 +175,11 @@ class OpsApiSettings:
     cloud_endpoint_url: str | None
     api_token: ApiTokenSettings
     health_max_pending_age_seconds: float
-    """The age of the oldest pending delivery from which on /health says that the pipeline is failing."""
+    """The age of the oldest pending delivery from which /health reports that the pipeline is failing."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "OpsApiSettings":
-        """Raises ConfigurationError."""
+        """Returns the settings. Raises ConfigurationError."""
         return _read(
             environ,
             lambda reader: cls(
@@ -200,11 +200,11 @@ class MigrationSettings:
     database: DatabaseSettings
     cloud_endpoint_url: str | None
     subscriptions: Mapping[str, Subscription] | None
-    """The subscriptions that there are to be, by name; None changes none."""
+    """The wanted subscriptions by name; None leaves the subscriptions as they are."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "MigrationSettings":
-        """Raises ConfigurationError."""
+        """Returns the settings. Raises ConfigurationError."""
         return _read(
             environ,
             lambda reader: cls(DatabaseSettings.read(reader), reader.url("CLOUD_ENDPOINT_URL"), _subscriptions(reader)),
@@ -218,14 +218,15 @@ class MaintenanceSettings:
     database: DatabaseSettings
     cloud_endpoint_url: str | None
     event_retention_days: int | None
-    """None: events are kept for ever."""
+    """None keeps events for ever."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "MaintenanceSettings":
-        """Raises ConfigurationError."""
+        """Returns the settings. Raises ConfigurationError."""
 
         def build(reader: EnvironReader) -> MaintenanceSettings:
-            # Longer than SQS keeps a message, a redrive included: what forgets an event forgets that it was processed.
+            # The minimum is longer than SQS keeps a message, even with a redrive: deleting an event also deletes the
+            # record that it was processed.
             event_days = reader.integer("EVENT_RETENTION_DAYS", 0, minimum=30, maximum=36_500)
             return cls(
                 database=DatabaseSettings.read(reader),
@@ -249,7 +250,7 @@ class IngestionSettings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "IngestionSettings":
-        """Raises ConfigurationError."""
+        """Returns the settings. Raises ConfigurationError."""
 
         def build(reader: EnvironReader) -> IngestionSettings:
             symbols: tuple[str, ...] = ()
@@ -287,7 +288,7 @@ class RelaySettings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "RelaySettings":
-        """Raises ConfigurationError."""
+        """Returns the settings. Raises ConfigurationError."""
         return _read(
             environ,
             lambda reader: cls(
@@ -412,7 +413,10 @@ def _price(reader: EnvironReader) -> tuple[int, int] | None:
 
 
 def parse_symbols(given: object, *, name: str) -> tuple[str, ...]:
-    """Symbols in upper case, each once, in the order given. Raises ConfigurationError naming the odd one."""
+    """Returns symbols in upper case, each once, in the given order.
+
+    Raises ConfigurationError that names the first bad one.
+    """
     if not isinstance(given, list | tuple) or not all(isinstance(symbol, str) for symbol in given):
         raise ConfigurationError([f"{name} is {given!r}: it must be a list of symbols"])
     symbols = tuple(dict.fromkeys(symbol.strip().upper() for symbol in given if symbol.strip()))
@@ -502,7 +506,7 @@ def _read[S](environ: Mapping[str, str], build: Callable[[EnvironReader], S]) ->
 
 
 def parse_linger_seconds(given: object, *, default: float) -> float:
-    """The event's own linger_seconds, or the default. Raises ConfigurationError."""
+    """Returns the event's own linger_seconds, or the default. Raises ConfigurationError."""
     if given is None:
         return default
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= MAX_LINGER_SECONDS:

@@ -1,4 +1,4 @@
-"""Structured logs and EMF metrics of one function. Metrics are counted only once the state they report is committed."""
+"""Structured logs and EMF metrics of one function. A metric is counted only once the state it reports is committed."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ NAMESPACE: Final = "ControlPlane"
 
 FLUSH_SECONDS: Final = 1.0
 MOST_VALUES: Final = 100
-"""Of one metric in one line: EMF's limit."""
+"""The most values of one metric in one line: EMF's limit."""
 
 METRICS: Final = {
     "EventsIngested": MetricUnit.Count,
@@ -64,7 +64,7 @@ class Telemetry:
 
     def __init__(self, service: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.logger = Logger(service=service)
-        # What the package logs without a telemetry of its own reads like the function's lines.
+        # Lines that the package logs without a telemetry of its own look like the function's lines.
         package = logging.getLogger("control_plane")
         package.handlers, package.propagate = self.logger.handlers, False
         self._metrics = Metrics(namespace=NAMESPACE, service=service)
@@ -75,23 +75,23 @@ class Telemetry:
         self._flushed_at = monotonic()
 
     def check_environment(self) -> None:
-        """Raises ConfigurationError where a variable of Powertools' was set to what it cannot be."""
+        """Raises ConfigurationError if a variable that Powertools reads has an impossible value."""
         if ENVIRONMENT_PROBLEMS:
             raise ConfigurationError(ENVIRONMENT_PROBLEMS)
 
     def is_of(self, function_name: str) -> None:
-        """Names the deployed function in every metric: two stacks in one account are told apart by it."""
+        """Names the deployed function in every metric, so that two stacks in one account can be told apart."""
         self._function_name = function_name
 
     def count(self, name: str, value: float) -> None:
-        """Adds ``value``, in the unit METRICS gives it, to the next flush: counts as their sum, the rest one by one."""
+        """Adds ``value`` to the next flush, in the unit of METRICS. Counts are summed; other values are all kept."""
         if METRICS[name] is MetricUnit.Count:
             self._counts[name] = self._counts.get(name, 0) + value
         else:
             self._measures.setdefault(name, []).append(value)
 
     def flush_at_times(self) -> None:
-        """Flushes where that was not done for a second: for work that goes on long."""
+        """Flushes if the last flush was more than a second ago; for work that goes on for long."""
         if self._monotonic() - self._flushed_at >= FLUSH_SECONDS:
             self.flush()
 
@@ -100,21 +100,21 @@ class Telemetry:
         self._flushed_at = self._monotonic()
         counts, self._counts = self._counts, {}
         measures, self._measures = self._measures, {}
-        if self._function_name:  # Powertools forgets it at each flush
+        if self._function_name:  # Powertools forgets it at each flush.
             self._metrics.add_dimension(name="function_name", value=self._function_name)
         for name, value in counts.items():
             self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
         for name, values in measures.items():
             for value in _spread(values):
                 self._metrics.add_metric(name=name, unit=METRICS[name], value=value)
-        if self._metrics.metric_set:  # empty also after the flush that Powertools makes by itself at 100 values
+        if self._metrics.metric_set:  # It is also empty after Powertools flushed by itself, at 100 values.
             self._metrics.flush_metrics()
         else:
-            self._metrics.clear_metrics()  # of the dimensions, which that flush leaves
+            self._metrics.clear_metrics()  # This removes dimensions that such a flush leaves.
 
 
 def _spread(values: list[float]) -> list[float]:
-    """All values, or MOST_VALUES of them from the least to the greatest, evenly: percentiles stay what they are."""
+    """Returns all values, or MOST_VALUES of them in order of size, evenly chosen, so that percentiles stay the same."""
     if len(values) <= MOST_VALUES:
         return values
     ordered = sorted(values)

@@ -1,4 +1,4 @@
-"""The events of finance."""
+"""The event types of the domain finance."""
 
 from collections.abc import Mapping
 from typing import Annotated, Final
@@ -26,7 +26,7 @@ type Part = Annotated[FiniteNumber, Field(ge=1e-6, le=1e6)]
 class MarketTick(Payload):
     """One closed bar of one instrument; prices are in ``currency``, and ``price`` is the close.
 
-    The event's ``series`` is the bar's ``interval``: a 1m and a 1d bar of one midnight are two observations.
+    The event's ``series`` is the bar's ``interval``, so a 1m and a 1d bar of the same midnight are two observations.
     """
 
     event_type = "MARKET_TICK_INGESTED"

@@ -88,7 +88,7 @@ SET
 WHERE excluded.revision > kept.revision
 
 -- name: keep_latest_price
--- An older tick never overwrites a newer one, nor an earlier revision a later one.
+-- Keeps the latest price: an older tick never overwrites a newer one, nor an earlier revision a later one.
 INSERT INTO signal_lab_latest_prices AS kept (
     source, entity_id, price, currency, occurred_at, series, revision, event_id
 )

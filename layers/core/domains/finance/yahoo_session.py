@@ -1,4 +1,4 @@
-"""What yfinance sends its requests with: it decides whom to ask, for how long, and how much of an answer to read."""
+"""The HTTP session of yfinance: it decides which hosts to ask, for how long, and how much of an answer to read."""
 
 import re
 from typing import Any, Final, Literal
@@ -10,10 +10,10 @@ from curl_cffi.requests.exceptions import ConnectionError as CurlConnectionError
 from curl_cffi.requests.exceptions import RequestException
 
 COOKIE_TIMEOUT = 3.0
-"""Seconds. yfinance asks for cookie and crumb under one lock, and the chart comes without them too."""
+"""Seconds. yfinance fetches cookie and crumb under one lock, and charts can be fetched without either."""
 
 LARGEST_ANSWER: Final = 2 << 20
-"""Most bytes of one answer, decompressed. Seven days of one-minute bars, day and night, are half of it."""
+"""The most bytes of one answer, decompressed. Seven days of one-minute bars, day and night, take half of it."""
 
 MOST_REDIRECTS: Final = 5
 
@@ -31,14 +31,14 @@ class RefusedRequest(Exception):
 
 
 class TooLargeAnswer(Exception):
-    """An answer was larger than LARGEST_ANSWER, and was given up on."""
+    """Raised when an answer is larger than LARGEST_ANSWER; the rest of it is not read."""
 
     def __init__(self) -> None:
         super().__init__(f"the answer is larger than {LARGEST_ANSWER} bytes, and was read no further")
 
 
 class _Body:
-    """An answer's body as it comes in, decompressed; it ends the request where it gets too large."""
+    """An answer's body as it arrives, decompressed; it ends the request when it becomes too large."""
 
     def __init__(self) -> None:
         self.content = bytearray()
@@ -53,9 +53,9 @@ class _Body:
 
 
 class YahooSession(Session[Response]):
-    """What yfinance sends its requests with: bounded in time and size, and in whom it asks.
+    """The HTTP session of yfinance, with limits for time, size and hosts.
 
-    If ``confined``, that is the chart API alone, and no redirect is followed; otherwise Yahoo's hosts, by https.
+    If ``confined``, only the chart API is asked and no redirect is followed; otherwise only Yahoo's hosts, by https.
     """
 
     def __init__(self, chart_url: str, *, timeout: float, confined: bool) -> None:
@@ -70,13 +70,13 @@ class YahooSession(Session[Response]):
         url: str,
         **kwargs: Any,
     ) -> Response:
-        """Sends a request, and follows where Yahoo sends it on to Yahoo. Raises RefusedRequest and TooLargeAnswer."""
+        """Sends a request, and follows redirects from Yahoo to Yahoo. Raises RefusedRequest and TooLargeAnswer."""
         is_chart = url.startswith(self._chart_url)
         if self._confined and not is_chart:
             raise CurlConnectionError(f"{urlsplit(url).netloc} is not asked: MARKET_DATA_URL is set")
         kwargs["timeout"] = self._longest if is_chart else min(self._longest, COOKIE_TIMEOUT)
         kwargs["allow_redirects"] = False
-        # A consent page names in its form where to send the consent, so it is not redirects alone that lead astray.
+        # A consent page's form names where to send the consent, so not only redirects can lead to another host.
         if not is_chart and not _is_yahoo(url):
             raise CurlConnectionError("a host that is not Yahoo's is not asked")
         for _ in range(MOST_REDIRECTS + 1):
@@ -95,10 +95,10 @@ class YahooSession(Session[Response]):
                 method = "GET"
                 kwargs = {name: value for name, value in kwargs.items() if name not in {"data", "json", "params"}}
             else:
-                kwargs.pop("params", None)  # the new address has them already
+                kwargs.pop("params", None)  # The new address already includes them.
         if response.status_code in REDIRECTS:
             raise RefusedRequest(response)
-        # yfinance sends every refused request again with another cookie. That can help where access was denied only.
+        # yfinance repeats every refused request with another cookie. That can help only where access was denied.
         if is_chart and response.status_code >= 400 and response.status_code not in {401, 403}:
             raise RefusedRequest(response)
         return response
@@ -121,5 +121,6 @@ def _is_yahoo(url: str) -> bool:
         port = parts.port
     except ValueError:
         return False
-    # What another parser of URLs might read as another host, a backslash or a user's name, is no host of Yahoo's.
+    # A URL with a backslash or a user's name may be read differently by another parser, so it is not accepted as
+    # Yahoo's.
     return parts.scheme == "https" and port in {None, 443} and _YAHOO_HOST.fullmatch(parts.netloc.lower()) is not None

@@ -30,34 +30,37 @@ INTERVAL = timedelta(minutes=1)
 SERIES: Final = "1m"
 
 ALWAYS_CLOSED = timedelta(minutes=30)
-"""So long after its end a bar counts as closed, whatever the source's clock says: it stands still between trades."""
+"""A bar counts as closed this long after its end whatever the source's clock says, because that clock stands still
+between trades."""
 
 GREATEST_LEAD = timedelta(minutes=5)
-"""A source's clock that is further ahead than this is wrong."""
+"""A source's clock that is ahead of ours by more than this is wrong."""
 
 WINDOW = timedelta(days=7)
-"""Asked for at a time. Yahoo: "Only 8 days worth of 1m granularity data are allowed to be fetched per request"."""
+"""The time span of one request. Yahoo: "Only 8 days worth of 1m granularity data are allowed to be fetched per
+request"."""
 
 HISTORY = timedelta(days=29)
-"""How far back to ask. Yahoo: "The requested range must be within the last 30 days", and it refuses 30 days sharp."""
+"""How far back to ask. Yahoo: "The requested range must be within the last 30 days", and it refuses exactly 30 days."""
 
 HOUR = timedelta(hours=1)
 FIRST_WINDOW = 2 * HOUR
-"""Where the most recent hour is searched for first; where a market is open it holds that hour whole."""
+"""The time span in which the most recent hour is searched first; while a market is open, it contains that whole
+hour."""
 
 SHORTEST_DAY = timedelta(hours=20)
-"""A session at least this long never closes: crypto, currencies. (Yahoo ends those at 23:59, one bar early.)"""
+"""A session of at least this length never closes: crypto, currencies. (Yahoo ends those at 23:59, one bar early.)"""
 
 MOST_VALUES: Final = 200_000
-"""Most values in one answer, for each takes far more memory than text. Those seven days have a third of it."""
+"""The most values in one answer, because each takes far more memory than its text. WINDOW has a third of that."""
 
 KEPT_OF_REFUSED: Final = 64 << 10
-"""Bytes that are kept of an answer that is no chart: enough to see what it was."""
+"""How many bytes are kept of an answer that is no chart: enough to see what it was."""
 
 COLUMNS = ("open", "high", "low", "close", "volume")
 
 ENTITY_TYPES = {"currency": "fx", "cryptocurrency": "crypto"}
-"""Yahoo's instrument types, in lower case, that have another name here."""
+"""Names for those of Yahoo's instrument types, in lower case, that are called differently here."""
 
 
 class YFinanceSource:
@@ -71,10 +74,9 @@ class YFinanceSource:
     price into the last bar, writes 0 for a missing volume, ends crypto's day a minute early, hides the answer, keeps
     answers in the process so that a correction goes unseen, and asks once more per symbol for its time zone.
 
-    yfinance holds one HTTP session for the whole process, so a process uses one source at a time, from any number of
-    threads. ``market_data_url`` names another host that speaks Yahoo's chart API; nothing is sent anywhere else then.
-    ``timeout`` (seconds) bounds each request, LARGEST_ANSWER each answer. Redirects are followed to Yahoo's own hosts,
-    by https, and nowhere else. Nothing is written to disk.
+    ``market_data_url`` names another host that speaks Yahoo's chart API; then nothing is sent anywhere else.
+    ``timeout`` (seconds) limits each request, LARGEST_ANSWER each answer. Redirects are followed only to Yahoo's own
+    hosts, by https. Nothing is written to disk.
     """
 
     event_type = MarketTick.event_type
@@ -89,15 +91,15 @@ class YFinanceSource:
         self._chart_url = (market_data_url or YAHOO_URL).rstrip("/") + CHART_PATH
         self._timeout = timeout
         self._session = YahooSession(self._chart_url, timeout=timeout, confined=bool(market_data_url))
-        # It logs at ERROR what it also raises, and at WARNING that it could not get a cookie.
+        # yfinance logs at ERROR what it also raises, and at WARNING that it could not get a cookie.
         logging.getLogger("yfinance").setLevel(logging.CRITICAL)
-        # Where no folder can be, it goes without the cookie cache that it would unpickle from there. A process
-        # remembers its cookie anyway, and a function's disk lives no longer than its process.
+        # Where no folder can be made, yfinance does without its cookie cache, which it would unpickle from there. A
+        # process remembers its cookie anyway, and a function's disk lives no longer than its process.
         yfinance.set_tz_cache_location(os.devnull)
 
     def fetch(self, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         """See :class:`~control_plane.ingestion.source.Source`; ``raw`` is a list unless one window was enough."""
-        now = asked_at.astimezone(UTC)  # a local time's arithmetic is off by an hour where clocks change
+        now = asked_at.astimezone(UTC)  # In local time, differences are off by an hour where clocks change.
         answers: list[Json] = []
         if since is None:
             for start, end in _windows_backwards(now):
@@ -108,7 +110,7 @@ class YFinanceSource:
         else:
             for start, end in _windows(max(since.astimezone(UTC), now - HISTORY), now):
                 answers.append(self._ask(symbol, start, end))
-                _read(symbol, answers[-1])  # the first answer that is an error ends it
+                _read(symbol, answers[-1])  # The first answer that is an error ends the loop.
         raw = answers[0] if len(answers) == 1 else answers
         return self.read(raw, symbol=symbol, since=since, asked_at=asked_at)
 
@@ -121,7 +123,8 @@ class YFinanceSource:
         if since is None:
             bars = _closed_bars(charts, since=oldest, now=now)
             if not bars:
-                # A market that is closed has bars from before it closed. A symbol without any would seem well for ever.
+                # A closed market still has bars from before it closed. A symbol without any would otherwise look
+                # healthy for ever.
                 reason = f"the chart is empty: not one bar in {HISTORY.days} days"
                 raise SourceError(symbol, "malformed", reason, raw=raw)
             bars = [bar for bar in bars if bar.start > bars[-1].start - HOUR]
@@ -177,7 +180,7 @@ class YFinanceSource:
         except RequestException as error:
             raise SourceError(symbol, "unreachable", f"the source could not be reached: {error}") from error
         except Exception as error:
-            # An odd cookie or consent page makes yfinance raise whatever its parsing of it happens to raise.
+            # An odd cookie or consent page makes yfinance's parsers raise errors of any type.
             reason = f"yfinance failed before it had an answer: {type(error).__name__}: {error}"
             raise SourceError(symbol, "unreachable", reason) from error
         return _kept(cast("Response", response))
@@ -192,9 +195,9 @@ class _Bar:
 @dataclass(frozen=True, slots=True)
 class _Chart:
     bars: tuple[_Bar, ...] = ()
-    """Bars as answered, the one in progress included; Yahoo's live price is left out."""
+    """The bars of an answer, including the bar in progress, but without Yahoo's live price."""
     clock: datetime | None = None
-    """When the newest trade that the answer knows of was made; None where it does not say."""
+    """The time of the newest trade that the answer knows of; None if it does not say."""
     sessions: tuple[TradingSession, ...] = ()
     """The exchange's sessions, as far as the answer tells."""
     actions: tuple[Observation, ...] = ()
@@ -209,7 +212,7 @@ def _windows(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetim
 
 
 def _windows_backwards(now: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """Yields the newest window, then ever older ones; any hour lies wholly within one of them."""
+    """Yields the newest window, then ever older ones; every hour lies completely within one of them."""
     yield now - FIRST_WINDOW, now
     oldest = now - HISTORY
     end = now
@@ -222,7 +225,8 @@ def _windows_backwards(now: datetime) -> Iterator[tuple[datetime, datetime]]:
 def _closed_bars(charts: Iterable[_Chart], *, since: datetime, now: datetime) -> list[_Bar]:
     """Returns the charts' closed bars from ``since`` on, in order.
 
-    Each chart is judged by its own clock and bars: what a later answer knows says nothing of an earlier one's bars.
+    Each chart is judged by its own clock and bars, because a later answer says nothing about the bars of an earlier
+    one.
     """
     bars: dict[datetime, _Bar] = {}
     for chart in charts:
@@ -240,9 +244,10 @@ def _in_order(bars: Iterable[Observation], actions: Iterable[Observation]) -> tu
 
 
 def _is_closed(end: datetime, *, clock: datetime | None, newest: datetime, now: datetime) -> bool:
-    """Returns whether a bar is final. The exchange's clock decides, not ours: its prices may be delayed.
+    """Returns whether a bar is final.
 
-    ``clock`` is the time of the newest trade, ``newest`` the start of the newest bar, both of the bar's own answer.
+    The exchange's clock decides, not ours, because its prices may be delayed. ``clock`` is the time of the newest trade
+    and ``newest`` the start of the newest bar, both of the bar's own answer.
     """
     if end > now:
         return False
@@ -251,7 +256,7 @@ def _is_closed(end: datetime, *, clock: datetime | None, newest: datetime, now: 
 
 
 def _read(symbol: str, kept: Json) -> _Chart:
-    """Returns what an answer says, or raises the SourceError that it is."""
+    """Returns what an answer says; for an answer that reports an error, raises the SourceError."""
     status, document, text = _unwrapped(kept)
 
     def failure(kind: str, reason: str) -> SourceError:
@@ -266,7 +271,7 @@ def _read(symbol: str, kept: Json) -> _Chart:
     if refusal is not None:
         raise failure(*refusal)
     if str(description).startswith("Data doesn't exist for startDate"):
-        return _Chart()  # how Yahoo says that a window lies before a symbol's first bar
+        return _Chart()  # Yahoo says this for a window before a symbol's first bar.
     if error or status >= 400:
         raise failure("malformed", f"the source refused the request (HTTP {status}){said}")
     if not isinstance(document, dict):
@@ -278,7 +283,7 @@ def _read(symbol: str, kept: Json) -> _Chart:
 
 
 def _refusal(status: int, code: object, said: str) -> tuple[str, str] | None:
-    """Returns the kind of refusal that an HTTP status or Yahoo's code stands for, and its reason."""
+    """Returns the kind of error that an HTTP status or Yahoo's error code means, and its reason."""
     if status in REDIRECTS:
         return "malformed", f"the source redirects elsewhere (HTTP {status}), which is not followed"
     if status == 429:
@@ -301,7 +306,7 @@ def _chart(symbol: str, document: Any) -> _Chart:
 
 
 def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:
-    """Returns every row that stands for a minute in which something was traded, numbers as they came."""
+    """Returns every row in whose minute something was traded, with its numbers unchanged."""
     currency = meta.get("currency")
     starts = result.get("timestamp") or []
     if not starts:
@@ -311,13 +316,14 @@ def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:
     closing_times = _closing_times(meta)
     bars: dict[datetime, _Bar] = {}
     for timestamp, (open_, high, low, close, volume) in zip(starts, rows, strict=True):
-        # Yahoo appends its live price under the second it was seen in, and at the closing time once trading ended.
+        # Yahoo adds its live price as a row, under the second of the request; after trading ended, under the closing
+        # time.
         if timestamp % INTERVAL.total_seconds() or timestamp in closing_times:
             continue
         if open_ is high is low is close is None and not volume:
             continue
         if all(_is_zero(price) for price in (open_, high, low, close)):
-            continue  # so a halted symbol is told: nothing is traded for nothing
+            continue  # Yahoo shows a halted symbol with prices of zero.
         start = datetime.fromtimestamp(timestamp, UTC)
         payload = {
             "price": close,
@@ -333,7 +339,7 @@ def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:
 
 
 def _clock(meta: Mapping[str, Any]) -> datetime | None:
-    """Returns the time of the newest trade; None where what is said is no instant."""
+    """Returns the time of the newest trade; None if the field is no instant."""
     seconds = meta.get("regularMarketTime")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         return None
@@ -348,7 +354,7 @@ def _is_zero(price: object) -> bool:
 
 
 def _sessions(meta: Mapping[str, Any]) -> Iterator[TradingSession]:
-    """Yields the sessions with bars, and the day's own. On a Saturday both are Friday's, even those of currencies."""
+    """Yields the sessions with bars, and today's. On a Saturday both are Friday's, even those of currencies."""
     for start, end in _periods(meta):
         with contextlib.suppress(ValueError, OverflowError, OSError):
             yield TradingSession(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
@@ -359,14 +365,14 @@ def _closing_times(meta: Mapping[str, Any]) -> frozenset[float]:
 
 
 def _periods(meta: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """Yields the regular sessions, each as its seconds since 1970, in whatever shape the answer has them.
+    """Yields the regular sessions as pairs of seconds since 1970, whichever shape the answer has.
 
-    Yahoo has told them as lists of days, as one flat list, and as an object that has them under "regular". No bar is
-    worth less because this is told in another shape.
+    Yahoo has sent them as lists of days, as one flat list, and as an object with the key "regular". An unknown shape
+    must not cost the bars.
     """
     current = meta.get("currentTradingPeriod")
     told: list[object] = [meta.get("tradingPeriods"), current.get("regular") if isinstance(current, dict) else None]
-    for _ in range(3):  # a flat list has sessions at the second level, an object of days at the fourth
+    for _ in range(3):  # A flat list has sessions at level two, an object of days at four.
         told = [part for whole in told for part in _parts(whole)]
     for session in told:
         if isinstance(session, dict):
@@ -376,7 +382,7 @@ def _periods(meta: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
 
 
 def _parts(whole: object) -> list[object]:
-    """Returns what a list or an object of periods holds; a session stays itself."""
+    """Returns the items of a list or an object of periods; a session stays as it is."""
     if isinstance(whole, list):
         return whole
     if not isinstance(whole, dict):
@@ -389,11 +395,11 @@ def _is_seconds(value: object) -> TypeGuard[float]:
 
 
 def _kept(response: Response) -> Json:
-    r"""Returns what to keep of an answer, which is also all that is read of it.
+    r"""Returns the part of an answer that is kept, which is also the only part that is read.
 
-    It is the JSON object itself where that came with HTTP 200 and Postgres' jsonb takes it: jsonb refuses NaN,
-    Infinity, U+0000 and lone surrogates. Anything else is kept as ``{status, content_type, body}``. In ``body``, bytes
-    that are no UTF-8 and U+0000 are written as ``\xNN``, and what is beyond KEPT_OF_REFUSED is left out.
+    It is the JSON object itself if that came with HTTP 200 and Postgres' jsonb accepts it: jsonb refuses NaN, Infinity,
+    U+0000 and lone surrogates. Anything else is kept as ``{status, content_type, body}``. In ``body``, U+0000 and bytes
+    that are no UTF-8 are written as ``\xNN``, and only the first KEPT_OF_REFUSED bytes are kept.
     """
     content = response.content
     has_many_values = sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES
@@ -420,7 +426,7 @@ _ESCAPED_NULL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _unwrapped(kept: Json) -> tuple[int, Any, str]:
-    """Returns the answer's HTTP status, its document (None where it is no JSON), and what it is called."""
+    """Returns the answer's HTTP status, its document (None if it is no JSON), and its content type."""
     if not isinstance(kept, dict) or kept.keys() != _WRAPPER:
         return 200, kept, "JSON"
     body = str(kept["body"])
