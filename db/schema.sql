@@ -299,7 +299,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.check_retention(retention_days integer) RETURNS void
+CREATE FUNCTION public.check_retention(retention_days integer, batch_size integer) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     AS $$
 BEGIN
@@ -1211,7 +1211,7 @@ CREATE FUNCTION public.write_events(given_events json) RETURNS TABLE(topic text,
     AS $$
 #variable_conflict use_column
 BEGIN
-    -- json keeps what the columns of events do not show: further fields, and a field given twice.
+    -- The json text may hold more than the columns of events show: further fields, or a field given twice.
     PERFORM
     FROM json_array_elements(given_events) AS given (event)
     WHERE ARRAY(SELECT field FROM json_object_keys(given.event -> 'message') AS field ORDER BY field COLLATE "C") <> ARRAY[

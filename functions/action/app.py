@@ -1,12 +1,9 @@
 """ActionFunction: executes released actions on the paper account, from the client.actions queue."""
 
-from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from control_plane.consumers.messages import consume_batch, consume_record
-from control_plane.model.contract import Event
-from control_plane.model.errors import DatabaseUnavailable
+from control_plane.consumers.function import consume_messages
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseFunctionSettings
@@ -19,36 +16,21 @@ telemetry = Telemetry("action")
 
 @cache
 def database() -> Database:
-    """One connection per environment."""
+    """Returns the environment's one connection."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-action")
-
-
-def batch_consumer() -> Callable[[Mapping[str, Any]], None]:
-    """Consumes the messages of one batch. What it raises sends that message back to its queue, in the end to its DLQ.
-
-    Once Postgres cannot be reached, the batch's other messages fail without waiting for it again.
-    """
-    unavailable: DatabaseUnavailable | None = None
-
-    def consume(event: Event) -> bool:
-        nonlocal unavailable
-        if unavailable is not None:
-            raise unavailable
-        try:
-            connection = database().connection()
-        except DatabaseUnavailable as error:
-            unavailable = error
-            raise
-        return paper_account.consume(connection, event)
-
-    return lambda record: consume_record(
-        record, consume, subscription=paper_account.CONSUMER, event_types=EVENT_TYPES, telemetry=telemetry
+    return open_database(
+        settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-action", role="acp_action"
     )
 
 
 @function(telemetry, sample="events/actions.json")
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
-    """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
-    database().connection()  # without Postgres the batch fails as one, visibly
-    return consume_batch(event, batch_consumer(), subscription=paper_account.CONSUMER, telemetry=telemetry)
+    """Consumes a batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
+    return consume_messages(
+        event,
+        paper_account.consume,
+        database=database(),
+        subscription=paper_account.CONSUMER,
+        event_types=EVENT_TYPES,
+        telemetry=telemetry,
+    )

@@ -35,7 +35,9 @@ def settings() -> AgentSettings:
 @cache
 def database() -> Database:
     """One connection per environment."""
-    return open_database(settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-agent")
+    return open_database(
+        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-agent", role="acp_agent"
+    )
 
 
 @cache
@@ -92,7 +94,7 @@ def _tell(report: CallReport) -> None:
     )
 
 
-@function(telemetry, sample="events/agent.json")
+@function(telemetry, sample="events/agents.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
     agents()  # settings that are wrong fail the batch as one, visibly

@@ -1,14 +1,14 @@
 """DecisionFunction: carries decisions on, from the queue of whatever moves one."""
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
-from control_plane.consumers.messages import consume_batch, consume_record
+from control_plane.consumers.function import consume_messages
 from control_plane.decisions.engine import Engine
+from control_plane.decisions.models.model_agent import with_model
+from control_plane.decisions.models.providers import connect_model
 from control_plane.decisions.steps import EnginePolicy
-from control_plane.model.contract import Event
-from control_plane.model.errors import DatabaseUnavailable
+from control_plane.platform.aws import read_secret
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DecisionSettings
@@ -30,7 +30,10 @@ def settings() -> DecisionSettings:
 def database() -> Database:
     """One connection per environment."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-decision"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-decision",
+        role="acp_decide",
     )
 
 
@@ -38,7 +41,10 @@ def database() -> Database:
 def engine(name: str) -> Engine:
     """One engine per environment, named by its log stream, which leases then lead back to."""
     return Engine(
-        load_deciding(),
+        with_model(
+            load_deciding(),
+            connect_model(settings().model, partial(read_secret, endpoint_url=settings().cloud_endpoint_url)),
+        ),
         policy=EnginePolicy(
             lease_seconds=settings().lease_seconds,
             daily_budget_micros=settings().daily_budget_micros,
@@ -50,31 +56,14 @@ def engine(name: str) -> Engine:
     )
 
 
-def batch_consumer(name: str) -> Callable[[Mapping[str, Any]], None]:
-    """Acts on the messages of one batch. What it raises sends that message back to its queue, in the end to its DLQ.
-
-    Once Postgres cannot be reached, the batch's other messages fail without waiting for it again.
-    """
-    unavailable: DatabaseUnavailable | None = None
-
-    def consume(event: Event) -> bool:
-        nonlocal unavailable
-        if unavailable is not None:
-            raise unavailable
-        try:
-            connection = database().connection()
-        except DatabaseUnavailable as error:
-            unavailable = error
-            raise
-        return engine(name).consume(connection, event)
-
-    return lambda record: consume_record(
-        record, consume, subscription=SUBSCRIPTION, event_types=EVENT_TYPES, telemetry=telemetry
-    )
-
-
 @function(telemetry, sample="events/decisions.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
-    database().connection()  # without Postgres the batch fails as one, visibly
-    return consume_batch(event, batch_consumer(context.log_stream_name), subscription=SUBSCRIPTION, telemetry=telemetry)
+    return consume_messages(
+        event,
+        engine(context.log_stream_name).consume,
+        database=database(),
+        subscription=SUBSCRIPTION,
+        event_types=EVENT_TYPES,
+        telemetry=telemetry,
+    )

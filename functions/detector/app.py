@@ -18,7 +18,9 @@ telemetry = Telemetry("detector")
 def database() -> Database:
     """One connection per environment."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-detector")
+    return open_database(
+        settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-detector", role="acp_detect"
+    )
 
 
 @function(telemetry, sample="events/detector.json")

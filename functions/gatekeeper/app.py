@@ -1,18 +1,17 @@
 """GatekeeperFunction: judges proposals, and alone releases actions, from the queue of requests for a verdict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
 from psycopg import Connection
 
-from control_plane.consumers.messages import consume_batch, consume_record
+from control_plane.consumers.function import consume_messages
 from control_plane.decisions.gatekeeper import judge, read_decision
 from control_plane.model.contract import Event, parse_payload
 from control_plane.model.deciding import Gate
 from control_plane.model.decision_events import VerdictRequested
-from control_plane.model.errors import DatabaseUnavailable
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseFunctionSettings
@@ -28,7 +27,12 @@ telemetry = Telemetry("gatekeeper")
 def database() -> Database:
     """One connection per environment."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-gatekeeper")
+    return open_database(
+        settings.database,
+        endpoint_url=settings.cloud_endpoint_url,
+        application_name="acp-gatekeeper",
+        role="acp_gatekeeper",
+    )
 
 
 @cache
@@ -72,31 +76,14 @@ def give_verdict(connection: Connection[Any], event: Event) -> bool:
     return True
 
 
-def batch_consumer() -> Callable[[Mapping[str, Any]], None]:
-    """Judges the messages of one batch. What it raises sends that message back to its queue, in the end to its DLQ.
-
-    Once Postgres cannot be reached, the batch's other messages fail without waiting for it again.
-    """
-    unavailable: DatabaseUnavailable | None = None
-
-    def consume(event: Event) -> bool:
-        nonlocal unavailable
-        if unavailable is not None:
-            raise unavailable
-        try:
-            connection = database().connection()
-        except DatabaseUnavailable as error:
-            unavailable = error
-            raise
-        return give_verdict(connection, event)
-
-    return lambda record: consume_record(
-        record, consume, subscription=SUBSCRIPTION, event_types=EVENT_TYPES, telemetry=telemetry
-    )
-
-
 @function(telemetry, sample="events/gatekeeper.json")
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
-    database().connection()  # without Postgres the batch fails as one, visibly
-    return consume_batch(event, batch_consumer(), subscription=SUBSCRIPTION, telemetry=telemetry)
+    return consume_messages(
+        event,
+        give_verdict,
+        database=database(),
+        subscription=SUBSCRIPTION,
+        event_types=EVENT_TYPES,
+        telemetry=telemetry,
+    )

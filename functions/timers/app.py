@@ -16,7 +16,9 @@ telemetry = Telemetry("timers")
 def database() -> Database:
     """One connection per environment."""
     settings = DatabaseFunctionSettings.from_environ(environ())
-    return open_database(settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-timers")
+    return open_database(
+        settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-timers", role="acp_decide"
+    )
 
 
 @function(telemetry, sample="events/timers.json")

@@ -122,6 +122,8 @@ def up(
         raise UsageError(msg)
     parameters = _parameters(symbols, IngestionSchedule=ingestion_schedule, RelaySchedule=relay_schedule, linger=linger)
     options = UpOptions(market, cloud_name, stack, parameters, from_day)
+    from drills import mending  # noqa: PLC0415 - slow to import, and not needed by a command that is refused
+
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
         mending.mend_what_was_left(cloud, run, progress.say)

@@ -41,6 +41,10 @@ def person_url(server: PostgresServer, run: RunState, person: str) -> str:
 
     What they do is on record under it. Elsewhere an administrator makes such logins: docs/deploy.md.
     """
+    # Slow to import, and not needed by whoever asks for a URL alone.
+    import psycopg  # noqa: PLC0415
+    from psycopg import sql  # noqa: PLC0415
+
     login = f"person_{person}"[:63]
     password = hmac.new(run.role_passwords[OWNER].encode(), login.encode(), "sha256").hexdigest()
     with psycopg.connect(server.url(), autocommit=True) as connection:

@@ -56,6 +56,8 @@ def actions(symbol: str) -> Mapping[int, tuple[Action, ...]]:
     Dividends are derived from the adjusted closes, which have two decimals: those that are more than their rounding, to
     within a few cents.
     """
+    from bokeh_sampledata import stocks  # noqa: PLC0415 - as above
+
     days = getattr(stocks, symbol)
     found: dict[int, tuple[Action, ...]] = {}
     closes, adjusted = days["close"], days["adj_close"]
@@ -145,6 +147,8 @@ def bar_at(symbol: str, minute: int) -> Bar:
 @cache
 def trading_days() -> tuple[str, ...]:
     """The dates of the longest series; every other one has the last of them."""
+    from bokeh_sampledata import stocks  # noqa: PLC0415 - as above
+
     return max((tuple(getattr(stocks, symbol)["date"]) for symbol in SYMBOLS), key=len)
 
 

@@ -123,6 +123,8 @@ class DecisionSettings:
     """How long an agent's call may wait for its agent before its own time begins."""
     shadow_playbooks: frozenset[str]
     """Playbooks whose decisions are judged and never released."""
+    model: "ModelSettings"
+    """The model behind agents, as AgentFunction has it: what a call may cost is reserved here."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "DecisionSettings":
@@ -138,6 +140,7 @@ class DecisionSettings:
                 shadow_playbooks=frozenset(
                     name for name in map(str.strip, (reader.text("SHADOW_PLAYBOOKS") or "").split(",")) if name
                 ),
+                model=ModelSettings.read(reader),
             ),
         )
 
