@@ -40,11 +40,9 @@ def database() -> Database:
 @cache
 def engine(name: str) -> Engine:
     """One engine per environment, named by its log stream, which leases then lead back to."""
+    model = connect_model(settings().model, partial(read_secret, endpoint_url=settings().cloud_endpoint_url))
     return Engine(
-        with_model(
-            load_deciding(),
-            connect_model(settings().model, partial(read_secret, endpoint_url=settings().cloud_endpoint_url)),
-        ),
+        with_model(load_deciding(), model),
         policy=EnginePolicy(
             lease_seconds=settings().lease_seconds,
             daily_budget_micros=settings().daily_budget_micros,
