@@ -1,8 +1,8 @@
 """Decides, and is killed: a process of its own that forks one child per decision, each to be killed at another point.
 
-``python -m tests.reliability.decision_host URL SCENARIO FOLDER LABELS`` prints, as JSON, the points that its children
-were killed at. A point is before a transaction, before its commit, after its commit, and on either side of a call. Nothing
-in production knows of them: the connections and the agents are wrapped here. Labels are points to be left out.
+``python -m tests.reliability.decision_host URL SCENARIO FOLDER LABELS`` prints the points that its children were
+killed at, as JSON. A point is before a transaction, before its commit, after its commit, and on either side of a call.
+Nothing in production knows of them: the connections and the agents are wrapped here. LABELS are to be left out.
 """
 
 import json

@@ -114,7 +114,8 @@ class World:
 
     @property
     def decide(self) -> Connection[Any]:
-        return self.as_role["acp_decide"]
+        connection: Connection[Any] = self.as_role["acp_decide"]
+        return connection
 
     # What is delivered
 
