@@ -108,7 +108,8 @@ class Killed:
             loaded = load(world.decide, record.decision.decision_id)
             assert loaded is not None
             assert replay(loaded, world.deciding["toy"]).difference is None
-        assert audit(world.owner).findings == []
+        # The test itself moved the deadlines of those that were to be abandoned.
+        assert {finding.what.split(" ")[0] for finding in audit(world.owner).findings} == {"deadline"}
         extra = Counter(
             {entity: sum(n - 1 for key, n in calls.items() if key.split()[0] == entity) for entity in records}
         )
