@@ -8,13 +8,12 @@ import os
 import select
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TextIO
-
-    from _typeshed import ReadableBuffer
 
 _PLAIN = {
     "✓": "ok",
@@ -92,33 +91,52 @@ def _discard(output: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
-class _Output(io.FileIO):
-    def write(self, data: ReadableBuffer, /) -> int:
+class _Output(io.TextIOWrapper):
+    """Text whose reader may go.
+
+    The bytes below are written by C alone: an interrupt that was raised between a write and its return would have the
+    buffer write the same bytes once more.
+    """
+
+    def write(self, text: str, /) -> int:
         try:
-            return super().write(data)
+            return super().write(text)
+        except BrokenPipeError:
+            _discard(self.fileno())
+            raise ReaderGone from None
+
+    def flush(self) -> None:
+        try:
+            super().flush()
         except BrokenPipeError:
             _discard(self.fileno())
             raise ReaderGone from None
 
 
 class _Progress(_Output):
-    def write(self, data: ReadableBuffer, /) -> int:
+    """Text that is written for whoever reads it, and for nobody where they have gone."""
+
+    def write(self, text: str, /) -> int:
         try:
-            return super().write(data)
+            return super().write(text)
         except ReaderGone:
-            return memoryview(data).nbytes
+            return len(text)
+
+    def flush(self) -> None:
+        with suppress(ReaderGone):
+            super().flush()
 
 
-def _stream(stream: TextIO | None, encoding: str | None, raw: type[_Output]) -> TextIO:
+def _stream(stream: TextIO | None, encoding: str | None, kind: type[_Output]) -> TextIO:
     if stream is None:
         # The stream was closed before we began.
         return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  for as long as the process lives
     stream.flush()
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw(stream.fileno(), "w", closefd=False)),
+    return kind(
+        io.BufferedWriter(io.FileIO(stream.fileno(), "w", closefd=False)),
         encoding=encoding or stream.encoding,
         errors=_ERRORS,
-        line_buffering=stream.isatty() or raw is _Progress,
+        line_buffering=stream.isatty() or kind is _Progress,
     )
 
 
