@@ -86,6 +86,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration", "OpenSymbols", "MarketSilence",
         "EventsConsumed", "DuplicateDeliveries", "ConsumeFailures", "MigrationsApplied",
         "StaleLooks", "UnsubscribedMessages", "UnknownSubscriptions", "UnauthorizedRequests",
+        "DecisionsOpened", "DecisionsClosed", "DecisionsAbandoned", "DecisionDuration", "AgentCallsLost",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)
