@@ -75,7 +75,8 @@ class CrashWorld(World):
     def help_on_all(self, which: str, *given: Any) -> int:
         """Does what people and the clock do for open decisions; returns how many are open."""
         rows = self.rows(
-            f"SELECT decision_id, split_part(entity_id, '-', 1), state FROM decisions WHERE closed_at IS NULL AND {which}",
+            "SELECT decision_id, split_part(entity_id, '-', 1), state FROM decisions "
+            f"WHERE closed_at IS NULL AND {which}",
             *given,
         )
         for decision_id, scenario, state in rows:
