@@ -24,7 +24,6 @@ from tests.integration.decisions.world import World, anomaly
 
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.model.contract import Event
-from control_plane.model.deciding import Record
 
 WRITES = ("claim_decision(", "leave_decision(", "set_timer(", "answer_call(", "claim_call(", "end_lost_calls(")
 LEASE_SECONDS = 2.0
@@ -73,20 +72,23 @@ class CrashWorld(World):
         ((entity,),) = self.rows("SELECT entity_id FROM decisions WHERE decision_id = %s", decision_id)
         return str(entity).partition("-")[0]
 
-    def help_on(self, record: Record) -> None:
-        """Does what people and the clock do."""
-        decision = record.decision
-        match decision.entity_id.partition("-")[0], decision.state:
-            case ("approved" | "denied") as what, "awaiting_approval":
-                self.approve(decision.decision_id, gives=what == "approved")
-            case "abandoned", "proposed":
-                self.owner.execute(
-                    "UPDATE decisions SET deadline = clock_timestamp() WHERE decision_id = %s", [decision.decision_id]
-                )
-                self.owner.execute(
+    def help_on_all(self, which: str, *given: Any) -> int:
+        """Does what people and the clock do for open decisions; returns how many are open."""
+        rows = self.rows(
+            "SELECT decision_id, split_part(entity_id, '-', 1), state FROM decisions "
+            f"WHERE closed_at IS NULL AND {which}",
+            *given,
+        )
+        for decision_id, scenario, state in rows:
+            if scenario in ("approved", "denied") and state == "awaiting_approval":
+                self.approve(decision_id, gives=scenario == "approved")
+            if scenario == "abandoned" and state == "proposed":
+                for statement in (
+                    "UPDATE decisions SET deadline = clock_timestamp() WHERE decision_id = %s",
                     "UPDATE timers SET due_at = clock_timestamp() WHERE kind = 'deadline' AND decision_id = %s",
-                    [decision.decision_id],
-                )
+                ):
+                    self.owner.execute(statement, [decision_id])
+        return len(rows)
 
 
 def crash_world(url: str, folder: Path) -> CrashWorld:
@@ -177,10 +179,8 @@ def decide(url: str, scenario: str, folder: Path, at: int) -> list[str]:
     world.new_messages = of_this_decision  # type: ignore[method-assign]
     for _ in range(60):
         world.run(times=1)
-        (record,) = [one for one in world.records() if one.decision.entity_id == entity]
-        if record.decision.state in ("scored", "abandoned", "recorded"):
+        if world.help_on_all("entity_id = %s", entity) == 0:
             break
-        world.help_on(record)
         time.sleep(0.05)
         world.wake()
     world.close()

@@ -12,9 +12,10 @@ import pytest
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly, kinds, last_body
 
-from control_plane.decisions.record import load
+from control_plane.decisions.engine import Engine
+from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.replay import replay
-from control_plane.decisions.steps import EnginePolicy
+from control_plane.decisions.steps import EnginePolicy, Hold
 from control_plane.model.contract import Event
 from control_plane.model.deciding import AgentResult
 from control_plane.model.decision_events import AGENT_WORK, DECISION_WORK, GATEKEEPER_WORK
@@ -398,6 +399,23 @@ def test_a_message_that_finds_it_held_has_its_holder_look_again(world: World) ->
     world.run()
     assert woken == [False]
     assert world.rows("SELECT wake_seq > 0 FROM decisions") == [(True,)]
+    assert world.record().decision.state == "scored"
+
+
+def test_a_message_just_before_the_holder_leaves_is_not_lost(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave, left, is_interrupted = Engine._leave, list[bool](), list[bool]()
+
+    def interrupted(engine: Engine, connection: Any, hold: Hold, loaded: Loaded) -> bool:
+        if not is_interrupted:
+            is_interrupted.append(True)
+            world.another_engine("other").advance(world.as_role["acp_decide2"], hold.decision_id)
+        left.append(leave(engine, connection, hold, loaded))
+        return left[-1]
+
+    monkeypatch.setattr(Engine, "_leave", interrupted)
+    world.detect(anomaly())
+    world.run()
+    assert left[:2] == [False, True]  # the other found it held, and had the holder look again
     assert world.record().decision.state == "scored"
 
 

@@ -149,7 +149,7 @@ class World:
             case "gatekeeper.work":
                 self.judge(UUID(event.payload["decision_id"]), event.payload["nth"])
             case "client.actions":
-                self.execute(UUID(event.payload["action_id"]), UUID(event.payload["decision_id"]))
+                self.execute(UUID(event.payload["action_id"]), UUID(event.payload["decision_id"]), event.entity_id)
 
     def wake(self) -> int:
         return wake_due(self.decide)
@@ -310,13 +310,13 @@ class World:
         assert row is not None
         return str(row[0])
 
-    def execute(self, action_id: UUID, decision_id: UUID) -> None:
+    def execute(self, action_id: UUID, decision_id: UUID, entity_id: str | None) -> None:
         connection = self.as_role["acp_action"]
         with connection.transaction():
             row = connection.execute("SELECT begin_execution(%s)", [action_id]).fetchone()
             if row == ("ready",):
                 said = ActionExecuted(decision_id=str(decision_id), action_id=str(action_id))
-                told = self.about(said, (decision_id, uuid4(), "W"), "execution")
+                told = self.about(said, (decision_id, uuid4(), entity_id), "execution")
                 connection.execute(
                     "SELECT record_execution(%s, 'executed', '', %s, %s::json)",
                     [action_id, Jsonb({"by": 1}), one_as_json(told)],
