@@ -297,8 +297,9 @@ def test_threads_never_see_each_others_answers(market: Market) -> None:
             fetched = source.fetch(symbol, market.clock.now - timedelta(minutes=10), market.clock.now)
         except SourceError as error:
             return symbol, error.symbol, [], []
-        closes = [bar_at(symbol, minute_of(observation.occurred_at)).close for observation in fetched.observations]
-        return symbol, source.describe(fetched).entity_id, [bar["price"] for bar in payloads(fetched)], closes
+        bars = [one for one in fetched.observations if one.event_type == MarketTick.event_type]
+        closes = [bar_at(symbol, minute_of(bar.occurred_at)).close for bar in bars]
+        return symbol, source.describe(fetched).entity_id, [bar.payload["price"] for bar in bars], closes
 
     with ThreadPoolExecutor(12) as pool:
         for symbol, about, prices, closes in pool.map(fetch, jobs):

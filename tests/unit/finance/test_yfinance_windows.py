@@ -21,9 +21,7 @@ from market_replay.prices import bar_at
 def test_without_a_beginning_the_newest_hour_is_fetched(market: Market) -> None:
     fetched = market.fetch("IBM", None)
     newest = market.clock.now.replace(second=0) - MINUTE
-    assert [observation.occurred_at for observation in fetched.observations] == [
-        newest - (59 - n) * MINUTE for n in range(60)
-    ]
+    assert [bar.occurred_at for bar in bars(fetched)] == [newest - (59 - n) * MINUTE for n in range(60)]
     assert len(market.requests) == 1
 
 
@@ -58,7 +56,7 @@ def test_more_than_a_week_is_fetched_in_windows_without_gaps(market: Market) -> 
     fetched = market.fetch("AAPL", since)
     first = since.replace(second=0) + MINUTE
     newest = market.clock.now.replace(second=0) - MINUTE
-    starts = [observation.occurred_at for observation in fetched.observations]
+    starts = [bar.occurred_at for bar in bars(fetched)]
     assert starts == [first + n * MINUTE for n in range(16 * 24 * 60 - 1)]
     assert starts[-1] == newest
     assert isinstance(fetched.raw, list)
@@ -120,13 +118,18 @@ def test_an_instant_stays_the_same_instant_whatever_the_clocks_do(
     now = instant.replace(tzinfo=UTC)
     market.clock.now = now.astimezone(zone)
     since = (now - timedelta(hours=hours)).astimezone(zone)
-    observations = market.fetch("MSFT", since).observations
+    observations = bars(market.fetch("MSFT", since))
     assert len(observations) in {hours * 60 - 1, hours * 60}
     minutes = [minute_of(observation.occurred_at) for observation in observations]
     assert minutes == list(range(minutes[0], minutes[0] + len(minutes)))
     assert since <= observations[0].occurred_at < since.astimezone(UTC) + MINUTE
     assert observations[-1].occurred_at + MINUTE <= now < observations[-1].occurred_at + 2 * MINUTE
     assert [bar["price"] for bar in payloads_of(observations)] == [bar_at("MSFT", minute).close for minute in minutes]
+
+
+def bars(fetched: Fetched) -> tuple[Observation, ...]:
+    """The bars among what was fetched: now and then there is a dividend, too."""
+    return tuple(one for one in fetched.observations if one.event_type == MarketTick.event_type)
 
 
 def payloads_of(observations: tuple[Any, ...]) -> list[dict[str, Any]]:

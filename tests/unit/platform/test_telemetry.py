@@ -84,7 +84,8 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "LeaseLost", "BreakerOpen", "DeliveryRetries", "RelayDuration", "OpenSymbols", "MarketSilence",
         "EventsConsumed", "DuplicateDeliveries", "ConsumeFailures", "MigrationsApplied",
         "StaleLooks", "UnsubscribedMessages", "UnknownSubscriptions", "UnauthorizedRequests",
-        "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
+        "DecisionsOpened", "DecisionsClosed", "DecisionsAbandoned", "DecisionDuration", "AgentCallsLost", "AgentCalls",
+        "AgentCallFailures", "AgentCostMicros", "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)
