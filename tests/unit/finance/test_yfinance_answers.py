@@ -16,6 +16,7 @@ from control_plane.ingestion.source import Entity, Fetched
 from control_plane.model.errors import ConfigurationError, SourceError
 from domains.finance import yahoo_session
 from domains.finance import yfinance_source as module
+from domains.finance.events import MarketTick
 from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Fault, serve
 from market_replay.prices import SYMBOLS, bar_at

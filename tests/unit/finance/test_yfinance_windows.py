@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.unit.finance.market import MINUTE, Market, minute_of, yahoo
 
-from control_plane.ingestion.source import Gap
+from control_plane.ingestion.source import Fetched, Gap, Observation
 from domains.finance import yfinance_source as module
+from domains.finance.events import MarketTick
 from market_replay import server as replay_server
 from market_replay.chart import chart
 from market_replay.prices import bar_at

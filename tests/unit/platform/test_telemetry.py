@@ -85,13 +85,14 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "EventsConsumed", "DuplicateDeliveries", "ConsumeFailures", "MigrationsApplied",
         "StaleLooks", "UnsubscribedMessages", "UnknownSubscriptions", "UnauthorizedRequests",
         "DecisionsOpened", "DecisionsClosed", "DecisionsAbandoned", "DecisionDuration", "AgentCallsLost", "AgentCalls",
-        "AgentCallFailures", "AgentCostMicros", "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
+        "AgentCallFailures", "AgentCostMicros",
+        "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)
     (line,) = flushed(telemetry, capsys)
     units = {metric["Name"]: metric["Unit"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
-    latencies = {"PublishLatency", "CommitToPublishLatency", "RelayDuration"}
+    latencies = {"PublishLatency", "CommitToPublishLatency", "RelayDuration", "DecisionDuration"}
     assert {name for name, unit in units.items() if unit == "Milliseconds"} == latencies
     ages = {"OldestPendingAge", "MarketSilence"}
     assert {name for name, unit in units.items() if unit == "Seconds"} == ages
