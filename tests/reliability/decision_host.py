@@ -96,7 +96,7 @@ def crash_world(url: str, folder: Path) -> CrashWorld:
     database = TestDatabase("", url.replace("ROLE", "acp_test"), url.replace("ROLE", "acp_owner"), "")
     plug_ins = toy.deciding()
     CrashWorld.folder = folder
-    world = CrashWorld(database, plug_ins, EnginePolicy(lease_seconds=LEASE_SECONDS, daily_budget_micros=10**6))
+    world = CrashWorld(database, plug_ins, EnginePolicy(lease_seconds=LEASE_SECONDS, call_wait_seconds=900))
     for agent in plug_ins["toy"].agents:
         _watch(agent, world)
     return world

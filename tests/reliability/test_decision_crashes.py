@@ -12,14 +12,15 @@ from pathlib import Path
 import psycopg
 import pytest
 from tests.conftest import PASSWORD, TEMPLATE
-from tests.reliability.decision_host import LEASE_SECONDS, SCENARIOS, crash_world
+from tests.reliability.decision_host import SCENARIOS, CrashWorld, crash_world
 
 from control_plane.decisions.audit import audit
 from control_plane.decisions.record import load
 from control_plane.decisions.replay import replay
 from local_cloud.postgres import PostgresServer
 
-RESUMED_WITHIN = LEASE_SECONDS + 70
+RESUMED_WITHIN = 200
+"""Seconds for all of them, one after another, on a busy machine; what is stuck waits for a call's 900."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Killed:
         began = time.monotonic()
         world.run(times=1)
         while (open_ones := world.help_on_all("true")) or world.wake():
-            assert time.monotonic() < began + RESUMED_WITHIN, f"{open_ones} are still open"
+            assert time.monotonic() < began + RESUMED_WITHIN, _still_open(world)
             world.wake()
             world.run(times=1)
             time.sleep(0.1)
@@ -135,7 +136,7 @@ class Killed:
         return [entity for (entity,) in rows]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("restarts", [False, True], ids=["and it goes on", "and Postgres crashes"])
 def test_killed_anywhere_a_decision_is_resumed_and_done_once(
     killed_world: Callable[[], Killed], restarts: bool
@@ -155,3 +156,12 @@ def test_killed_anywhere_a_decision_is_resumed_and_done_once(
         "recorded",
     }  # fmt: skip
     sys.stdout.write(f"{figures}\n")
+
+
+def _still_open(world: CrashWorld) -> str:
+    rows = world.rows(
+        "SELECT entity_id, state, held_by, lease_until < now(), ARRAY("
+        "SELECT concat_ws(' ', agent, attempt, outcome) FROM agent_calls WHERE decision_id = decisions.decision_id"
+        ") FROM decisions WHERE closed_at IS NULL"
+    )
+    return "\n".join(map(str, rows))

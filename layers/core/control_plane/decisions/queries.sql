@@ -360,7 +360,7 @@ UNION
 SELECT 'agent_scores', decision_id FROM agent_scores WHERE decision_id NOT IN (SELECT decision_id FROM decisions)
 
 -- name: audited_anchors
--- All anchors in order.
+-- Every anchor of chains' heads, in the order they were made.
 SELECT anchor_id, anchored_at, prev_root, heads, root FROM anchors ORDER BY anchor_id
 
 -- name: audited_budgets
