@@ -365,7 +365,7 @@ FORGERIES = [
     only("SELECT set_timer(gen_random_uuid(), 1, 'retry', now())", DECIDE),
     only("SELECT intend_call(gen_random_uuid(), 1, gen_random_uuid(), 0, 'a', '1', 1, '', 0, now(), 'all', 0)", DECIDE),
     only("SELECT end_lost_calls(gen_random_uuid(), 1)", DECIDE),
-    only("SELECT record_verdict(gen_random_uuid(), gen_random_uuid(), 0, NULL, 'refused', false, NULL, NULL, NULL,"
+    only("SELECT record_verdict(gen_random_uuid(), gen_random_uuid(), 0, NULL, 'refused', false, NULL, NULL, NULL, NULL,"
          " '[]', '[]')", GATEKEEPER),
     only("SELECT set_switch('all', true, '', '{}')", COMMAND),
     only("SELECT record_execution(gen_random_uuid(), 'failed', '', '{}', '{}')", ACTION),
@@ -377,7 +377,9 @@ FORGERIES = [
     only("SELECT claim_decision(gen_random_uuid(), 'me', 30)", DECIDE),
     only("SELECT leave_decision(gen_random_uuid(), 1, 1)", DECIDE),
     only("SELECT end_call(gen_random_uuid(), 'failed', 'x', NULL, NULL, 0, 0, 0, NULL)"),
-    only("SELECT settle_reservation(gen_random_uuid(), 0, NULL)"),
+    only("SELECT settle_reservation(gen_random_uuid(), 0, NULL, now())"),
+    only("SELECT lock_decision(gen_random_uuid())", GATEKEEPER),
+    only("SELECT join_decision(gen_random_uuid(), gen_random_uuid(), false, '{}')", DECIDE),
     only("SELECT * FROM claim_call(gen_random_uuid(), 'me', 30)", AGENT),
     only("SELECT answer_call(gen_random_uuid(), 1, 'failed', NULL, NULL, 0, 0, 0, NULL, '{}')", AGENT),
     only("SELECT model_is_off('x')", AGENT),

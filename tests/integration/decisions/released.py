@@ -69,8 +69,15 @@ def release(database: TestDatabase, order: dict[str, Any] | None = None, *, expi
     with connect(database.url("acp_gatekeeper"), application_name="test") as gatekeeper, gatekeeper.transaction():
         action = keep(gatekeeper, body, "action")
         gatekeeper.execute(
-            "SELECT record_verdict(%s, %s, 5, %s, 'permitted', false, NULL, %s, %s, '[]', '[]')",
-            (verdict_id, decision_id, action, keep(gatekeeper, b"p", "policy"), keep(gatekeeper, b"r", "request")),
+            "SELECT record_verdict(%s, %s, 5, %s, 'permitted', false, NULL, %s, %s, %s, '[]', '[]')",
+            (
+                verdict_id,
+                decision_id,
+                action,
+                keep(gatekeeper, b"p", "policy"),
+                keep(gatekeeper, b"s", "schema"),
+                keep(gatekeeper, b"r", "request"),
+            ),
         )
         released = message(
             ActionReleased(
