@@ -365,8 +365,8 @@ FORGERIES = [
     only("SELECT set_timer(gen_random_uuid(), 1, 'retry', now())", DECIDE),
     only("SELECT intend_call(gen_random_uuid(), 1, gen_random_uuid(), 0, 'a', '1', 1, '', 0, now(), 'all', 0)", DECIDE),
     only("SELECT end_lost_calls(gen_random_uuid(), 1)", DECIDE),
-    only("SELECT record_verdict(gen_random_uuid(), gen_random_uuid(), 0, NULL, 'refused', false, NULL, NULL, NULL, NULL,"
-         " '[]', '[]')", GATEKEEPER),
+    only("SELECT record_verdict(gen_random_uuid(), gen_random_uuid(), 0, NULL, 'refused', false, NULL, NULL,"
+         " NULL, NULL, '[]', '[]')", GATEKEEPER),
     only("SELECT set_switch('all', true, '', '{}')", COMMAND),
     only("SELECT record_execution(gen_random_uuid(), 'failed', '', '{}', '{}')", ACTION),
     only("SELECT check_fence(gen_random_uuid(), 1)"),

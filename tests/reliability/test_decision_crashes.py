@@ -84,7 +84,7 @@ class Killed:
                 world._seen.add(number)
         began = time.monotonic()
         world.run(times=1)
-        while (open_ones := world.help_on_all("true")) or world.wake():
+        while world.help_on_all("true") or world.wake():
             assert time.monotonic() < began + RESUMED_WITHIN, _still_open(world)
             world.wake()
             world.run(times=1)
