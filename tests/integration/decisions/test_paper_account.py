@@ -61,7 +61,7 @@ def holdings(owner: Connection[Any]) -> tuple[int, int]:
 def switch(database: TestDatabase, scope: str, *, off: bool) -> None:
     event = tick().model_copy()
     told = message(
-        SwitchSet(scope=scope, is_off=off, set_by="kim", reason=""),
+        SwitchSet(scope=scope, is_off=off, set_by="acp_command", reason=""),
         entity_id=None, series=scope, at=event.occurred_at, trace_id=event.trace_id, revision=int(off),
     )  # fmt: skip
     with connect(database.url("acp_command"), application_name="test") as person:
