@@ -92,10 +92,10 @@ def _discard(output: int) -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Text whose reader may go.
+    """A text stream whose reader may have gone.
 
-    The bytes below are written by C alone: an interrupt that was raised between a write and its return would have the
-    buffer write the same bytes once more.
+    Its raw file is a plain ``FileIO``. If that had a ``write`` in Python, an interrupt between the write and its return
+    would make the buffer write the same bytes again.
     """
 
     def write(self, text: str, /) -> int:
@@ -114,7 +114,7 @@ class _Output(io.TextIOWrapper):
 
 
 class _Progress(_Output):
-    """Text that is written for whoever reads it, and for nobody where they have gone."""
+    """A text stream that drops what it is given once its reader has gone."""
 
     def write(self, text: str, /) -> int:
         try:

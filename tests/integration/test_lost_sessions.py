@@ -151,9 +151,7 @@ def fail_over(writer: PostgresServer, standby: PostgresServer) -> None:
         ((written,),) = old.execute("SELECT pg_current_wal_lsn()")
         wait_until(lambda: new.execute("SELECT pg_last_wal_replay_lsn() >= %s", [written]).fetchone() == (True,))
         assert new.execute("SELECT pg_promote()").fetchone() == (True,)
-        old.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        old.execute("SELECT pg_reload_conf()")
-        wait_until(lambda: old.execute("SHOW default_transaction_read_only").fetchone() == ("on",))
+    set_read_only(writer, "on")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -204,18 +202,27 @@ def test_only_node_read_only_fails_until_it_writes_again(
     writer, _ = pair
     handle = start("signal_lab", writer.url("acp_test", "control_plane", PASSWORD))
     assert handle.consume(tick("BEFORE")) == []
-    with psycopg.connect(writer.url(), autocommit=True) as admin:
-        set_read_only(admin, "on")
-        with pytest.raises(DatabaseUnavailable, match="read-only"):
-            handle.consume(tick("MEANWHILE"))
-        set_read_only(admin, "off")
+    set_read_only(writer, "on")
+    with pytest.raises(DatabaseUnavailable, match="read-only"):
+        handle.consume(tick("MEANWHILE"))
+    set_read_only(writer, "off")
     assert handle.consume(tick("MEANWHILE")) == []
 
 
-def set_read_only(admin: Connection[Any], value: str) -> None:
-    admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}".encode())
-    admin.execute("SELECT pg_reload_conf()")
-    wait_until(lambda: admin.execute("SHOW default_transaction_read_only").fetchone() == (value,))
+def set_read_only(server: PostgresServer, value: str) -> None:
+    """Makes every session of the server start its next transaction so, those that are open included."""
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}".encode())
+        admin.execute("SELECT pg_reload_conf()")
+    # The server tells its sessions one after the other, and starts a new one only after it has told them all.
+    wait_until(lambda: setting_of_new_session(server) == value)
+
+
+def setting_of_new_session(server: PostgresServer) -> str:
+    with psycopg.connect(server.url(), autocommit=True) as session:
+        row = session.execute("SHOW default_transaction_read_only").fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 # Between two uses, and in the middle
