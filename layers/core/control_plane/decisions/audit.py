@@ -159,7 +159,12 @@ class _Auditor:
                 elif hashlib.sha256(found[name]).digest() != name:
                     self._findings.append(Finding("artifacts", f"{name.hex()} has other bytes", decision_id))
                 elif name in pins:
-                    named |= dict.fromkeys(map(bytes.fromhex, json.loads(found[name])["sources"].values()), decision_id)
+                    try:
+                        sources = [bytes.fromhex(text) for text in json.loads(found[name])["sources"].values()]
+                    except (AttributeError, KeyError, TypeError, ValueError):
+                        self._findings.append(Finding("artifacts", f"{name.hex()} is no list of pins", decision_id))
+                    else:
+                        named |= dict.fromkeys(sources, decision_id)
 
     def _audit_budgets(self) -> Iterator[Finding]:
         for scope, day, *sums in self._select("audited_budgets"):
