@@ -285,6 +285,21 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
 SELECT decision_id, reason, trace_id, entity_id, clock_timestamp() FROM fire_timers(%(most)s)
 
+-- name: expired_actions
+-- Released actions that nobody has executed before they expired. Their decisions are open, which bounds what is read.
+SELECT action_id, decision_id, expires_at, decision.trace_id, decision.entity_id
+FROM decisions AS decision
+JOIN actions AS action USING (decision_id)
+WHERE decision.closed_at IS NULL
+    AND expires_at <= clock_timestamp()
+    AND NOT EXISTS (SELECT FROM executions WHERE executions.action_id = action.action_id)
+ORDER BY expires_at
+LIMIT %(most)s
+
+-- name: expire_action
+-- Fails an action that nobody has executed before it expired, once; false where somebody holds or has executed it.
+SELECT expire_action(%(action_id)s, %(reason)s, %(wake_event)s::json)
+
 -- name: anchor_heads
 -- Anchors the heads of the chains that grew; returns the line that belongs into the log, or no row.
 SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)

@@ -55,6 +55,7 @@ METRICS: Final = {
     "VerdictErrors": MetricUnit.Count,
     "ApprovalsRequested": MetricUnit.Count,
     "ActionsReleased": MetricUnit.Count,
+    "ActionsExpired": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 
