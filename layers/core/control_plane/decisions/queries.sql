@@ -300,6 +300,22 @@ LIMIT %(most)s
 -- Fails an action that nobody has executed before it expired, once; false where somebody holds or has executed it.
 SELECT expire_action(%(action_id)s, %(reason)s, %(wake_event)s::json)
 
+-- name: approvals_waiting
+-- How many requests for an approval can still be answered and are not, and for how many seconds the oldest has waited.
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(request.requested_at)), 0)::float8
+FROM decisions AS decision
+JOIN approval_requests AS request USING (decision_id)
+WHERE decision.closed_at IS NULL
+    AND decision.state IN ('proposed', 'awaiting_approval')
+    AND request.expires_at > clock_timestamp()
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+
+-- name: budget_used
+-- How many per cent of the day's tightest budget are spent or reserved.
+SELECT coalesce(max(100.0 * (reserved_micros + spent_micros) / greatest(limit_micros, 1)), 0)::float8
+FROM budgets
+WHERE day = (clock_timestamp() AT TIME ZONE 'UTC')::date
+
 -- name: anchor_heads
 -- Anchors the heads of the chains that grew; returns the line that belongs into the log, or no row.
 SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)

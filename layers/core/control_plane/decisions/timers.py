@@ -39,12 +39,28 @@ class TimersReport:
 
 
 def run_timers(connection: Connection[Any], telemetry: Telemetry) -> TimersReport:
-    """Fails expired actions, wakes every decision that is due, and anchors every new head. Raises psycopg.Error."""
-    return TimersReport(
+    """Fails expired actions, wakes every decision that is due, anchors every new head, and measures what people watch.
+
+    Raises psycopg.Error; a run that fails measures nothing, so that its alarm tells a missing run.
+    """
+    report = TimersReport(
         expired=expire_actions(connection, telemetry),
         woken=wake_due(connection),
         anchored=anchor(connection, telemetry),
     )
+    measure(connection, telemetry)
+    return report
+
+
+def measure(connection: Connection[Any], telemetry: Telemetry) -> None:
+    """Reports how many approvals wait, for how long, and how much of the day's budget is used. Raises psycopg.Error."""
+    waiting = connection.execute(QUERIES["approvals_waiting"].sql).fetchone()
+    used = connection.execute(QUERIES["budget_used"].sql).fetchone()
+    assert waiting is not None, "an aggregate always has a row"
+    assert used is not None, "an aggregate always has a row"
+    telemetry.count("ApprovalsWaiting", waiting[0])
+    telemetry.count("OldestApprovalAge", waiting[1])
+    telemetry.count("BudgetUsed", used[0])
 
 
 def expire_actions(connection: Connection[Any], telemetry: Telemetry) -> int:

@@ -56,6 +56,9 @@ METRICS: Final = {
     "ApprovalsRequested": MetricUnit.Count,
     "ActionsReleased": MetricUnit.Count,
     "ActionsExpired": MetricUnit.Count,
+    "ApprovalsWaiting": MetricUnit.Count,
+    "OldestApprovalAge": MetricUnit.Seconds,
+    "BudgetUsed": MetricUnit.Percent,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 
