@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import footprint, latency, storage, throughput
+from bench import deciding, footprint, latency, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -31,4 +31,6 @@ SCENARIOS: Mapping[str, Scenario] = {
     "memory": footprint.memory,
     "idle": footprint.idle,
     "relays": throughput.relays,
+    "deciding": deciding.deciding,
+    "decisions": deciding.decisions,
 }
