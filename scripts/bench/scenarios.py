@@ -28,6 +28,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "latency": latency.latency,
     "neighbours": latency.neighbours,
     "cold-start": footprint.cold_start,
+    "cold-start-deciding": footprint.cold_start_deciding,
     "memory": footprint.memory,
     "idle": footprint.idle,
     "relays": throughput.relays,
