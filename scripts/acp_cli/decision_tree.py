@@ -21,7 +21,9 @@ COLOURS = {
 }  # fmt: skip
 """By a decision's state, or a verdict."""
 _WIDTH = 78
-_PROSE_LINES = 4
+_LINES = 2
+"""Most lines of a value; of prose there are more."""
+_PROSE_LINES = 5
 _PROSE = frozenset({"text", "why", "summary", "reason", "problem"})
 _BELOW = frozenset({"call_intended", "call_answered", "agent_failed", "budget_exhausted"})
 """Kinds of steps that hang below the round of calls that they belong to."""
@@ -134,13 +136,14 @@ def _field(name: str, value: Any, width: int) -> Iterator[str]:
         for one in value:
             title = next((str(one[key]) for key in ("name", "event", "hypothesis", "kind") if key in one), "")
             rest = {key: inner for key, inner in one.items() if inner != title}
-            yield _cut("  " + f"{title} {_value('', rest)}".strip(), width)
+            yield _cut(f"  {title} {_value('', rest)}".rstrip().replace("   ", "  "), width)
     elif isinstance(value, str) and name in _PROSE:
         yield from textwrap.wrap(
             f"{_label(name)}: {value}", width, subsequent_indent="  ", max_lines=_PROSE_LINES, placeholder=" …"
         )
     else:
-        yield _cut(f"{_label(name)}: {_value(name, value)}", width)
+        text = f"{_label(name)}: {_value(name, value)}"
+        yield from textwrap.wrap(text, width, subsequent_indent="  ", max_lines=_LINES, placeholder=" …")
 
 
 def _value(name: str, value: Any) -> str:
@@ -152,6 +155,8 @@ def _value(name: str, value: Any) -> str:
             return _number(name, value)
         case dict():
             known = {key: inner for key, inner in value.items() if inner is not None and not _is_hidden(key)}
+            # What is short comes first, for the end may be cut off.
+            known = dict(sorted(known.items(), key=lambda field: isinstance(field[1], dict | list)))
             return ", ".join(f"{_label(key)} {_value(key, inner)}" for key, inner in known.items())
         case list():
             is_long = len(value) > 4 or any(isinstance(one, dict | list) for one in value)
