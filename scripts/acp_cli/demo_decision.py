@@ -162,7 +162,10 @@ def _why_none(look: Look, start: StartDay) -> Sequence[str]:
     explained = [anomaly for anomaly in look.anomalies if anomaly["state"] == "explained"]
     if not explained:
         return [f"Nothing was unusual on {start.day} and the day after, so that there is nothing to decide."]
-    lines = ["Nothing was decided, because what looks like a fall is none:"]
+    lines = [
+        "Prices came in, and each was held against those before it.",
+        "Nothing was decided, because what looks like a fall is none:",
+    ]
     for anomaly in explained:
         lines += [
             f"on {shown(real_day(start, anomaly['occurred_at']))}, which is the minute below,",

@@ -6,9 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from acp_cli.demo_decision import Look
+from acp_cli import demo_command
+from acp_cli.demo_decision import DEFAULT_DAY, Look, _why_none
 from control_plane.decisions.reading import DecisionSummary
-from local_cloud.market import StartDay, real_day
+from local_cloud.market import Market, MarketChoice, StartDay, real_day
+from local_cloud.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,3 +59,25 @@ def test_an_explained_bar_needs_no_decision() -> None:
 def test_a_minute_has_its_real_day() -> None:
     start = StartDay("2008-09-26", SINCE.isoformat())
     assert [real_day(start, SINCE + n * MINUTE) for n in (-1, 0, 1)] == ["2008-09-25", "2008-09-26", "2008-09-29"]
+
+
+def test_a_split_says_why_nothing_is_decided() -> None:
+    action = {"kind": "split", "ratio_ppm": 2_000_000}
+    details = {"return_ppm": 8_000, "as_traded_ppm": -496_000, "corporate_actions": [action]}
+    market = {"entities": 4, "fell": 2, "market_return": 0.003, "told_event_id": None}
+    explained = {**anomaly("AAPL", score=0.15, state="explained"), "details": details, **market}
+    lines = "\n".join(_why_none(look(explained), StartDay("2005-02-25", SINCE.isoformat())))
+    assert "Nothing was decided" in lines
+    assert "on 2005-02-28" in lines
+    assert "a split, 2 for 1: -49.6% as traded, +0.8% adjusted" in lines
+    nothing = "\n".join(_why_none(look(), StartDay("2005-02-25", SINCE.isoformat())))
+    assert nothing.startswith("Nothing was unusual on 2005-02-25")
+
+
+@pytest.mark.parametrize(("market", "day"), [("replay", DEFAULT_DAY), ("yahoo", None)])
+def test_a_day_is_replayed_where_yahoo_is_out_of_reach(
+    market: str, day: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_command, "choose", lambda _: Market(MarketChoice(market), "so it is"))
+    assert demo_command._day_without_yahoo(Progress()) == day
+    assert ("Yahoo is out of reach" in capsys.readouterr().err) is (day is not None)
