@@ -125,6 +125,8 @@ def _details(step: TreeStep, width: int) -> Iterator[str]:
         told = {"error": step.body.get("error")} | _parsed(step.output)
     if step.kind == "proposal":
         told = {"action": _parsed(step.output)} | told
+    if step.kind == "outcome" and "scores" in told:
+        told.pop("forecasts", None)  # the scores name them
     for name, value in told.items():
         if value not in (None, [], {}, "") and not _is_hidden(name):
             yield from _field(name, value, width)
@@ -134,7 +136,7 @@ def _field(name: str, value: Any, width: int) -> Iterator[str]:
     if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
         yield f"{_label(name)}:"
         for one in value:
-            title = next((str(one[key]) for key in ("name", "event", "hypothesis", "kind") if key in one), "")
+            title = next((str(one[key]) for key in ("name", "agent", "event", "hypothesis", "kind") if key in one), "")
             rest = {key: inner for key, inner in one.items() if inner != title}
             yield _cut(f"  {title} {_value('', rest)}".rstrip().replace("   ", "  "), width)
     elif isinstance(value, str) and name in _PROSE:

@@ -91,7 +91,7 @@ class Look:
             return f"{decision.entity_id} {decision.anomaly_kind}: {decision.state}"
         if not self.is_seen:
             return f"the bars until {self.since + _MINUTE:%H:%M} UTC are awaited"
-        return f"{len(self.detected)} anomalies, no decision"
+        return f"no decision on {len(self.detected)} anomalies yet" if self.detected else "there is nothing to decide"
 
 
 def show_decision(cloud: Cloud, run: RunState, progress: Progress, *, stays: bool) -> None:
