@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 from psycopg.rows import dict_row
@@ -48,7 +48,7 @@ is on record."""
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the database says of the replayed days at one moment."""
+    """What the database says of the first two replayed days at one moment."""
 
     since: datetime
     """The minute that has the first of these days."""
@@ -58,6 +58,25 @@ class Look:
     """Events that the detector is still to see."""
     anomalies: Sequence[Mapping[str, Any]]
     decisions: Sequence[DecisionSummary]
+
+    @classmethod
+    def within(
+        cls,
+        since: datetime,
+        newest: datetime | None,
+        unseen: int,
+        anomalies: Sequence[Mapping[str, Any]],
+        decisions: Sequence[DecisionSummary],
+    ) -> Self:
+        """Leaves out other days: what is shown would otherwise depend on when it is looked."""
+        last = since + _MINUTE
+        return cls(
+            since,
+            newest,
+            unseen,
+            [one for one in anomalies if since <= one["occurred_at"] <= last],
+            [one for one in decisions if since <= one.occurred_at <= last],
+        )
 
     @property
     def is_seen(self) -> bool:
@@ -149,13 +168,7 @@ def _look(connection: psycopg.Connection[Any], since: datetime) -> Look:
         assert seen is not None, "an aggregate has a row"
         anomalies = cursor.execute(QUERIES["anomalies"].sql, {"limit": _MOST}).fetchall()
     decisions = list_decisions(connection, limit=_MOST)
-    return Look(
-        since,
-        seen["newest"],
-        seen["unseen"],
-        [one for one in anomalies if one["occurred_at"] >= since],
-        [one for one in decisions if one.occurred_at >= since],
-    )
+    return Look.within(since, seen["newest"], seen["unseen"], anomalies, decisions)
 
 
 def _why_none(look: Look, start: StartDay) -> Sequence[str]:

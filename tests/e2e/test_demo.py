@@ -53,8 +53,8 @@ def test_it_shows_a_decision_and_stays_up_until_ctrl_c(command: list[str], tmp_p
             wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=500, what="the hint where to look")
             assert demo.poll() is None
             shown = output.read_text()
-            assert "is that of 2008-09-29." in shown
-            assert "a person is asked to approve" in shown
+            assert "is that of 2008-09-29." in shown, shown
+            assert "a person is asked to approve" in shown, shown
             # At Ctrl-C a terminal signals the whole foreground process group.
             os.killpg(demo.pid, signal.SIGINT)
             assert demo.wait(60) == 0, output.read_text()

@@ -31,7 +31,7 @@ def decision(entity: str, state: str) -> DecisionSummary:
 
 def look(*found: Any, newest: datetime | None = SINCE + MINUTE, unseen: int = 0) -> Look:
     anomalies = [one for one in found if not isinstance(one, DecisionSummary)]
-    return Look(SINCE, newest, unseen, anomalies, [one for one in found if isinstance(one, DecisionSummary)])
+    return Look.within(SINCE, newest, unseen, anomalies, [one for one in found if isinstance(one, DecisionSummary)])
 
 
 @pytest.mark.parametrize("given", [{"newest": None}, {"newest": SINCE}, {"unseen": 1}])
@@ -47,6 +47,14 @@ def test_the_most_unusual_bar_is_shown_once_it_rests() -> None:
     assert done.is_done
     assert done.decision is not None
     assert done.decision.entity_id == "A"
+
+
+def test_other_days_are_left_out() -> None:
+    later = {**anomaly("B", score=-20.0), "occurred_at": SINCE + 2 * MINUTE}
+    earlier = {**anomaly("C", score=-20.0), "occurred_at": SINCE - MINUTE}
+    found = look(earlier, later, anomaly("A"), decision("A", "refused"))
+    assert [one["entity_id"] for one in found.detected] == ["A"]
+    assert found.is_done
 
 
 def test_an_explained_bar_needs_no_decision() -> None:
