@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_DAY = "2008-09-26"
 """The day before all symbols fell at once."""
 _MINUTE = timedelta(minutes=1)
-_LIMIT = timedelta(seconds=180)
+_LIMIT = timedelta(seconds=300)
 """How long after its bars are closed a day's decision may take to come to rest."""
 _PUSH_SECONDS = 15.0
 _MOST = 1_000

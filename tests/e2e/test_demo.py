@@ -50,7 +50,7 @@ def test_it_shows_a_decision_and_stays_up_until_ctrl_c(command: list[str], tmp_p
         ) as demo,
     ):
         try:
-            wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=500, what="the hint where to look")
+            wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=560, what="the hint where to look")
             assert demo.poll() is None
             shown = output.read_text()
             assert "is that of 2008-09-29." in shown, shown
