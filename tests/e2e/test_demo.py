@@ -57,7 +57,7 @@ def test_it_shows_a_decision_and_stays_up_until_ctrl_c(command: list[str], tmp_p
             assert "a person is asked to approve" in shown, shown
             # At Ctrl-C a terminal signals the whole foreground process group.
             os.killpg(demo.pid, signal.SIGINT)
-            assert demo.wait(60) == 0, output.read_text()
+            assert demo.wait(180) == 0, output.read_text()
         finally:
             if demo.poll() is None:
                 os.killpg(demo.pid, signal.SIGTERM)
