@@ -50,14 +50,14 @@ def anomalies(
         return
     console = Terminal()
     for anomaly in found[:limit]:
-        console.print(_described(anomaly), soft_wrap=True)
+        console.print(described(anomaly), soft_wrap=True)
     if len(found) > limit:
         Progress().say(f"These are the newest {limit}; --limit shows more.")
     if not found:
         Progress().say("No anomalies.")
 
 
-def _described(anomaly: Mapping[str, Any]) -> str:
+def described(anomaly: Mapping[str, Any]) -> str:
     """An anomaly as rich markup: a line of facts, the market, what explains it."""
     details, state = anomaly["details"], anomaly["state"]
     figure = details.get("return_ppm", details.get("beyond_ppm"))

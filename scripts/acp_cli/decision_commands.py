@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
+from acp_cli.decision_tree import COLOURS, rendered
 from control_plane.decisions.offline import network_off
 from control_plane.decisions.reading import find_decisions, list_decisions, read_tree
 from control_plane.decisions.record import load
@@ -26,19 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from uuid import UUID
 
-    from control_plane.decisions.reading import DecisionSummary, DecisionTree, TreeStep
+    from control_plane.decisions.reading import DecisionSummary
     from control_plane.decisions.replay import Replayed
     from local_cloud.cloud import Cloud
 
 PANEL = "Decisions"
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{3,35}")
-_COLOURS = {
-    "executed": "green", "scored": "green", "released": "green", "observing": "green",
-    "refused": "yellow", "denied": "yellow", "expired": "yellow", "awaiting_approval": "cyan",
-    "failed": "red", "abandoned": "red",
-}  # fmt: skip
-_HIDDEN = frozenset({"decision_id", "call_id", "fence", "claimed_by", "lease_until", "intended_at", "ended_at"})
-"""Of a step's body: what tells nothing to a reader."""
 _SHORT = 60
 """Most characters of a value that is shown."""
 
@@ -98,7 +92,7 @@ def decision(
         _print_json({"decision": tree.facts, "steps": [dataclasses.asdict(step) for step in tree.steps]})
         return
     console = Terminal()
-    for line in _rendered(tree):
+    for line in rendered(tree):
         console.print(line, soft_wrap=True)
 
 
@@ -177,7 +171,7 @@ def _found(connection: psycopg.Connection[Any], text: str) -> UUID:
 
 
 def _line(one: DecisionSummary) -> str:
-    colour = _COLOURS.get(one.state, "default")
+    colour = COLOURS.get(one.state, "default")
     about = f"{shown(one.entity_id)} {shown(one.anomaly_kind)}"
     shadow = " (shadow)" if one.is_shadow else ""
     action = f" · {shown(one.action_type)}" if one.action_type else ""
@@ -185,84 +179,6 @@ def _line(one: DecisionSummary) -> str:
         f"[bold]{str(one.decision_id)[:8]}[/]  {one.occurred_at:%Y-%m-%d %H:%M}  {about:<24} "
         f"[{colour}]{one.state}[/]{shadow}{action}"
     )
-
-
-def _rendered(tree: DecisionTree) -> Iterator[str]:
-    """The tree as lines of markup."""
-    facts = tree.facts
-    colour = _COLOURS.get(facts["state"], "default")
-    yield f"[bold]{facts['decision_id']}[/]"
-    yield (
-        f"{shown(facts['entity_id'])} {shown(facts['anomaly_kind'])}, {facts['occurred_at']:%Y-%m-%d %H:%M} UTC, "
-        f"by {shown(facts['playbook'])} {shown(facts['playbook_version'])}: [{colour}]{facts['state']}[/]"
-        + (" (shadow: nothing is released)" if facts["is_shadow"] else "")
-    )
-    cost = sum(step.cost_micros for step in tree.steps)
-    yield f"[dim]{len(tree.steps)} steps, agents cost {_usd(cost)} of at most {_usd(facts['budget_micros'])}[/]"
-    yield from _branch(tree, None, "", facts["opened_at"])
-
-
-def _branch(tree: DecisionTree, parent: int | None, indent: str, opened_at: datetime) -> Iterator[str]:
-    steps = tree.below(parent)
-    for place, step in enumerate(steps):
-        is_last = place == len(steps) - 1
-        yield f"{indent}{'└' if is_last else '├'} {_step(step, opened_at)}"
-        below = indent + ("  " if is_last else "│ ")
-        for detail in _details(step):
-            yield f"{below}  [dim]{detail}[/]"
-        yield from _branch(tree, step.seq, below, opened_at)
-
-
-def _step(step: TreeStep, opened_at: datetime) -> str:
-    seconds = max((step.at - opened_at).total_seconds(), 0.0)
-    cost = f"  {_usd(step.cost_micros)}" if step.cost_micros else ""
-    body = step.body
-    match step.kind:
-        case "call_answered":
-            what = f"{shown(body.get('agent', ''))} {shown(body.get('outcome', ''))}"
-        case "verdict":
-            what = f"verdict: [bold]{shown(body.get('verdict', ''))}[/]"
-        case "execution":
-            what = f"execution: {shown(body.get('outcome', ''))}"
-        case "approval":
-            given = "approved" if body.get("is_given") else "denied"
-            what = f"{given} by {shown(body.get('decided_by', ''))}"
-        case kind:
-            what = kind.replace("_", " ")
-    return f"{what}{cost}  [dim]+{seconds:.1f} s[/]"
-
-
-def _details(step: TreeStep) -> Iterator[str]:
-    """What the step says, in lines that are short enough for 80 columns."""
-    told = {name: value for name, value in step.body.items() if name not in _HIDDEN and value not in (None, [], {}, "")}
-    match step.kind:
-        case "opened":
-            told = {name: told[name] for name in ("deadline",) if name in told}
-        case "call_answered":
-            told = {name: told[name] for name in ("error",) if name in told} | _parsed(step.output)
-        case "verdict":
-            told = {name: told[name] for name in ("reasons", "errors") if name in told}
-        case "released":
-            told = {name: told[name] for name in ("action_type", "account", "expires_at") if name in told}
-        case "execution":
-            told = {name: told[name] for name in ("reason", "effect") if name in told}
-        case "approval" | "approval_asked":
-            told = {name: told[name] for name in ("reason", "expires_at") if name in told}
-    for name, value in told.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield shown(f"{name}: {_short(text)}")
-
-
-def _parsed(output: str | None) -> dict[str, Any]:
-    try:
-        answer = json.loads(output) if output else {}
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}
-
-
-def _usd(micros: int) -> str:
-    return f"${micros / 1_000_000:.6f}".rstrip("0").rstrip(".") if micros else "$0"
 
 
 def _print_json(value: object) -> None:

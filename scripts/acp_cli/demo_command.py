@@ -14,6 +14,7 @@ import typer
 from psycopg.rows import class_row
 
 from acp_cli.cloud_commands import PANEL, CloudOption, FromOption, MarketOption
+from acp_cli.demo_decision import DEFAULT_DAY, show_decision
 from acp_cli.output import ReaderGone
 from acp_cli.pipeline_commands import QUERIES
 from acp_cli.timeline import render_timeline
@@ -23,7 +24,7 @@ from local_cloud.cloud import Cloud, UpOptions
 from local_cloud.errors import AcpError
 from local_cloud.functions import function_name
 from local_cloud.interrupts import uninterrupted
-from local_cloud.market import MarketChoice
+from local_cloud.market import MarketChoice, choose
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal
 from local_cloud.workspace import locked
@@ -38,8 +39,11 @@ _HELP = """Where to look, in another terminal:
   scripts/acp watch           events and their deliveries, live
   scripts/acp status          counts and ages
   scripts/acp trace EVENT_ID  an event's timeline
+  scripts/acp decisions       what was decided; anomalies: what was unusual
   scripts/acp logs relay -f   a function's log
   scripts/acp db shell        psql"""
+
+_DECISION_HINT = f"To see an unusual day decided on: Ctrl-C, then scripts/demo --from {DEFAULT_DAY}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ def demo(
 ) -> None:
     """Bring everything up, start a first run, watch signals arrive, and follow one along its timeline.
 
+    With --from it then shows what was decided about that day; so it does for 2008-09-26 where Yahoo is out of reach.
     Stays up until Ctrl-C, then takes everything down. With --once it waits for the schedules alone.
     """
     cloud = ctx.obj
@@ -93,20 +98,33 @@ def demo(
                 if state.exists():
                     msg = f"There is a local cloud already, or what is left of one, in {state}."
                     raise AcpError(msg, remedy="The demo takes everything down at its end: run scripts/acp down first.")
+                if from_day is None and market is MarketChoice.AUTO and not once:
+                    from_day = _day_without_yahoo(progress)
                 # From here on, what runs was started by this demo, so the demo has to take it down.
                 at_the_end.push(functools.partial(_take_down, cloud, progress))
                 run = cloud.up(UpOptions(market, cloud_name, from_day=from_day, containers=False), progress)
             if not once:
                 _start_first_run(cloud, run, progress)
             _show(cloud, run, progress)
+            if run.market_from is not None:
+                show_decision(cloud, run, progress, stays=not once)
             if not once:
                 staying = True
-                progress.say(f"\n{_HELP}\n\nIt stays up until Ctrl-C.")
+                hint = "" if run.market_from is not None else f"\n\n{_DECISION_HINT}"
+                progress.say(f"\n{_HELP}{hint}\n\nIt stays up until Ctrl-C.")
                 _stay(cloud)
         except KeyboardInterrupt:
             progress.say("Stopping …")
             if not staying:
                 raise
+
+
+def _day_without_yahoo(progress: Progress) -> str | None:
+    """Returns the day to replay where Yahoo is out of reach, so that whoever just tries it sees a decision."""
+    if choose(MarketChoice.AUTO).source is not MarketChoice.REPLAY:
+        return None
+    progress.say(f"Yahoo is out of reach: the demo replays real prices from {DEFAULT_DAY} on.")
+    return DEFAULT_DAY
 
 
 def _take_down(

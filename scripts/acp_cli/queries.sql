@@ -85,3 +85,13 @@ LEFT JOIN LATERAL (
 ) AS market ON true
 ORDER BY anomaly.occurred_at DESC, anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind
 LIMIT %(limit)s
+
+-- name: demo_detector
+-- How far the detector has come: the newest bar that it has seen, and how many events it is still to see.
+SELECT
+    (SELECT max(occurred_at) FROM detector_bars) AS newest,
+    count(*) FILTER (WHERE processed.event_id IS NULL) AS unseen
+FROM outbox_states AS delivery
+LEFT JOIN processed_events AS processed
+    ON processed.event_id = delivery.event_id AND processed.consumer = delivery.subscription
+WHERE delivery.subscription = 'detector'

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.net import free_port, port_is_free
-from market_replay.prices import SYMBOLS, listed_on
+from market_replay.prices import SYMBOLS, Replay, listed_on
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,6 +87,12 @@ def start_day(day: str) -> StartDay:
         msg = f"The replay cannot start at {day!r}: {error}."
         raise UsageError(msg, remedy="--from takes a date, such as 2008-09-26.") from error
     return StartDay(day, (datetime.now(UTC) + timedelta(minutes=1)).isoformat(timespec="seconds"))
+
+
+def real_day(start: StartDay, at: datetime) -> str:
+    """Return the real day whose bar a minute has in a replay that started so."""
+    first = int(datetime.fromisoformat(start.at).timestamp() // 60)
+    return Replay.from_day(date.fromisoformat(start.day), first).day(int(at.timestamp() // 60))
 
 
 def symbols_from(day: str) -> str:

@@ -36,12 +36,12 @@ def test_once_shows_an_events_timeline_and_leaves_nothing(command: list[str], tm
     assert not state.exists()
 
 
-def test_it_stays_up_until_ctrl_c_which_ends_it_clean(command: list[str], tmp_path: Path) -> None:
+def test_it_shows_a_decision_and_stays_up_until_ctrl_c(command: list[str], tmp_path: Path) -> None:
     state, output = tmp_path / "state", tmp_path / "output"
     with (
         output.open("w") as file,
         subprocess.Popen(
-            command,
+            [*command, "--from", "2008-09-26"],
             env=environ(state),
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -50,11 +50,14 @@ def test_it_stays_up_until_ctrl_c_which_ends_it_clean(command: list[str], tmp_pa
         ) as demo,
     ):
         try:
-            wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=400, what="the hint where to look")
+            wait_for(lambda: "scripts/acp watch" in output.read_text(), seconds=560, what="the hint where to look")
             assert demo.poll() is None
+            shown = output.read_text()
+            assert "is that of 2008-09-29." in shown, shown
+            assert "a person is asked to approve" in shown, shown
             # At Ctrl-C a terminal signals the whole foreground process group.
             os.killpg(demo.pid, signal.SIGINT)
-            assert demo.wait(60) == 0, output.read_text()
+            assert demo.wait(180) == 0, output.read_text()
         finally:
             if demo.poll() is None:
                 os.killpg(demo.pid, signal.SIGTERM)

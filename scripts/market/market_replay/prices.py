@@ -114,6 +114,11 @@ class Replay:
         """Whether there is the symbol yet."""
         return symbol in SYMBOLS and (self.start is None or self._day(minute) >= _days_before(symbol))
 
+    def day(self, minute: int) -> str:
+        """The date of the real day that a minute has; empty in the seam and before the warm-up."""
+        place = self._day(minute)
+        return trading_days()[place] if 0 <= place < len(trading_days()) else ""
+
     def _day(self, minute: int) -> int:
         """The place of a minute's day among the longest series'; beyond them in the seam, -1 before the warm-up."""
         assert self.start is not None

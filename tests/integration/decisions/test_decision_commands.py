@@ -87,3 +87,15 @@ def test_the_network_comes_back_after_a_replay() -> None:
     assert refused == ["socket.getaddrinfo"]
     with socket.socket():
         pass
+
+
+def test_the_tree_reads_within_eighty_columns(cloud: RunningCloud, decided: str) -> None:
+    shown = run(cloud, "decision", decided).stdout
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    asked, answered, verdict = (
+        shown.index(text) for text in ("├ asked: namer, checker", "│ └ checker answered", "├ verdict: permitted")
+    )
+    assert asked < answered < verdict
+    assert "sha256" not in shown
+    assert "has not answered yet" not in shown
+    assert shown.splitlines()[-1].strip()
