@@ -1190,20 +1190,26 @@ CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, pare
 CREATE FUNCTION public.switched_off(of_decision uuid, of_action_type text) RETURNS text[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    AS $$
+    AS $_$
 BEGIN
     PERFORM FROM switch_lock FOR SHARE;
     RETURN ARRAY(
         SELECT scope
         FROM switches
         JOIN decisions AS decision ON decision.decision_id = of_decision
-        WHERE is_off AND scope IN (
-            'all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type
+        WHERE is_off AND (
+            scope IN ('all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type)
+            OR EXISTS (
+                SELECT FROM agent_calls AS call
+                WHERE call.decision_id = of_decision AND coalesce(call.outcome, 'answered') = 'answered'
+                    -- A version names the model behind its agent: 1+MODEL.
+                    AND scope IN ('agent:' || call.agent, 'model:' || substring(call.agent_version FROM '[+](.*)$'))
+            )
         )
         ORDER BY scope
     );
 END
-$$;
+$_$;
 
 CREATE FUNCTION public.write_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
     LANGUAGE plpgsql

@@ -670,7 +670,8 @@ BEGIN
 END
 $$;
 
--- The scopes that are off among those that an action falls under; takes the lock that a change of a switch waits for.
+-- The scopes that are off among those that an action falls under: its domain, playbook and type, every agent whose answer
+-- it may rest on, and the models behind them. Takes the lock that a change of a switch waits for.
 CREATE FUNCTION switched_off(of_decision uuid, of_action_type text) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -681,8 +682,14 @@ BEGIN
         SELECT scope
         FROM switches
         JOIN decisions AS decision ON decision.decision_id = of_decision
-        WHERE is_off AND scope IN (
-            'all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type
+        WHERE is_off AND (
+            scope IN ('all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type)
+            OR EXISTS (
+                SELECT FROM agent_calls AS call
+                WHERE call.decision_id = of_decision AND coalesce(call.outcome, 'answered') = 'answered'
+                    -- A version names the model behind its agent: 1+MODEL.
+                    AND scope IN ('agent:' || call.agent, 'model:' || substring(call.agent_version FROM '[+](.*)$'))
+            )
         )
         ORDER BY scope
     );

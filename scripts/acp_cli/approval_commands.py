@@ -15,6 +15,7 @@ from rich.table import Table
 from acp_cli.status import duration
 from control_plane.decisions import approvals as asked
 from control_plane.decisions import switches as switched
+from domains import load_deciding
 from local_cloud import database
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
@@ -106,6 +107,7 @@ def switch(
         raise UsageError(msg, remedy="all, domain:NAME, playbook:NAME, agent:NAME, action:TYPE or model:NAME")
     cloud, run = _running(ctx)
     with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+        _check_scope(connection, scope, state)
         who = switched.set_switch(connection, scope, off=state is State.off, reason=reason)
     said = f"until scripts/acp switch on {scope}" if state is State.off else "again"
     Progress().say(f"{scope} is {state} {said} (by {who}).")
@@ -140,6 +142,18 @@ def switches(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonOp
         since = f"{each.set_at.astimezone(UTC):%m-%d %H:%M}Z"
         table.add_row(shown(each.scope), state, since, shown(each.set_by), shown(each.reason))
     Terminal().print(table)
+
+
+def _check_scope(connection: psycopg.Connection[Any], scope: str, state: State) -> None:
+    """Raises UsageError for what no plug-in is called; what was ever switched can be switched on again."""
+    if scope.startswith("model:"):
+        Progress().say("Models are known to their provider alone: check that its name is right.")
+        return
+    known = switched.scopes_of(load_deciding())
+    if scope in known or (state is State.on and scope in {one.scope for one in switched.list_switches(connection)}):
+        return
+    msg = f"There is nothing called {scope} here."
+    raise UsageError(msg, remedy=f"One of {', '.join(known)}, or model:NAME")
 
 
 def _answer(ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str) -> None:

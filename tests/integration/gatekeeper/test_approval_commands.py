@@ -8,6 +8,7 @@ from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
 
+from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud import database as local_database
 from local_cloud.postgres import PostgresServer
@@ -83,6 +84,23 @@ def test_what_is_no_scope_is_refused(cloud: RunningCloud, scope: str) -> None:
     result = run(cloud, "switch", "off", scope)
     assert result.exit_code == 2
     assert "is no scope" in result.stderr
+
+
+@pytest.mark.parametrize("scope", ["action:hedge", "playbook:unusal_bar", "agent:nobody", "domain:Finance"])
+def test_a_scope_that_nothing_has_is_refused(cloud: RunningCloud, scope: str) -> None:
+    result = run(cloud, "switch", "off", scope)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 2
+    assert f"There is nothing called {scope} here." in said
+    assert all(one in said for one in ("playbook:unusual_bar", "agent:hypotheses", "action:HEDGE", "model:NAME"))
+    assert "Nothing was ever switched off." in run(cloud, "switches").stderr
+
+
+def test_what_is_gone_can_be_switched_on(cloud: RunningCloud, world: World) -> None:
+    set_switch(world.owner, "playbook:gone", off=True)
+    assert run(cloud, "switch", "on", "playbook:gone").exit_code == 0
+    assert run(cloud, "switch", "on", "playbook:other").exit_code == 2
+    assert run(cloud, "switch", "off", "model:any/name").exit_code == 0
 
 
 # Policies

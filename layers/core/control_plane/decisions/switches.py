@@ -1,7 +1,7 @@
 """Switches: what a person turns off, all of it or a domain, a playbook, an agent, a type of action, a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,6 +11,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from control_plane.decisions.emit import message
+from control_plane.model.deciding import Deciding
 from control_plane.model.decision_events import SwitchSet
 from control_plane.platform.messages import one_as_json
 from control_plane.platform.queries import load_queries
@@ -35,6 +36,17 @@ class Switch:
 def is_scope(text: str) -> bool:
     """Whether a text names what can be switched off."""
     return SCOPE.fullmatch(text) is not None
+
+
+def scopes_of(deciding: Mapping[str, Deciding]) -> Sequence[str]:
+    """Returns every scope that the domains' plug-ins have; models are settings, and not among them."""
+    found = ["all"]
+    for domain, plug_ins in deciding.items():
+        found.append(f"domain:{domain}")
+        found += (f"playbook:{playbook.name}" for playbook in plug_ins.playbooks)
+        found += (f"agent:{agent.name}" for agent in plug_ins.agents)
+        found += (f"action:{action_type}" for action_type in plug_ins.gate.action_types)
+    return list(dict.fromkeys(found))
 
 
 def list_switches(connection: Connection[Any]) -> Sequence[Switch]:
