@@ -638,8 +638,11 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
+    -- Given in time, it stands as long as its decision does: one in the last second is judged again like any other.
     INSERT INTO approvals (approval_id, decision_id, action_sha256, is_given, decided_by, reason, expires_at)
-    VALUES (of_approval, asked.decision_id, action, gives, session_user, because, asked.expires_at)
+    SELECT of_approval, decision_id, action, gives, session_user, because, deadline
+    FROM decisions
+    WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
     PERFORM append_step(asked.decision_id, 'approval', 'person', NULL, as_body(to_jsonb(answered)), NULL, action);
     PERFORM insert_decision_events(json_build_array(wake_event));
