@@ -7,6 +7,7 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import psycopg
 import typer
@@ -33,7 +34,10 @@ _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 _ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept on record.")]
 _ByOption = Annotated[str, typer.Option("--by", envvar="USER", help="Who you are: your login at the database.")]
 _IdArgument = Annotated[
-    str, typer.Argument(metavar="ID", help="As `acp approvals` lists it; its beginning will do.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="ID", help="As `acp approvals` lists it; its first 8 characters will do.", show_default=False
+    ),
 ]
 
 
@@ -75,17 +79,28 @@ def approvals(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonO
 
 
 def approve(
-    ctx: typer.Context, request_id: _IdArgument, *, reason: _ReasonOption = "", by: _ByOption = "somebody"
+    ctx: typer.Context,
+    request_id: _IdArgument,
+    *,
+    reason: _ReasonOption = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, for scripts; takes the whole ID.")] = False,
+    by: _ByOption = "somebody",
 ) -> None:
-    """Approve exactly the action that is shown. It is judged again, and released if nothing speaks against it now."""
-    _answer(ctx, request_id, gives=True, reason=reason, by=by)
+    """Show an action and, once you confirm it, approve exactly that.
+
+    It is judged again, and released if nothing speaks against it now.
+    """
+    if yes and not _is_whole(request_id):
+        msg = f"{request_id!r} is not a whole id, and with --yes nobody is asked whether it is the right one."
+        raise UsageError(msg, remedy="scripts/acp approvals --json has whole ids.")
+    _answer(ctx, request_id, gives=True, reason=reason, by=by, confirm=not yes)
 
 
 def deny(
     ctx: typer.Context, request_id: _IdArgument, *, reason: _ReasonOption = "", by: _ByOption = "somebody"
 ) -> None:
     """Deny an action, for good."""
-    _answer(ctx, request_id, gives=False, reason=reason, by=by)
+    _answer(ctx, request_id, gives=False, reason=reason, by=by, confirm=False)
 
 
 def switch(
@@ -156,11 +171,13 @@ def _check_scope(connection: psycopg.Connection[Any], scope: str, state: State) 
     raise UsageError(msg, remedy=f"One of {', '.join(known)}, or model:NAME")
 
 
-def _answer(ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str) -> None:
+def _answer(ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str, confirm: bool) -> None:
     cloud, run = _running(ctx)
     with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
         request = _found(asked.find_requests(connection, request_id), request_id)
         Terminal().print(_indented(request.shown), soft_wrap=True)
+        if confirm:
+            _confirm()
         answered = asked.answer(connection, request, action_sha256=request.action_sha256, gives=gives, reason=reason)
     if not answered.counts:
         msg = f"This {'approval' if gives else 'denial'} does not count: {asked.WHY_NOT[answered.outcome]}."
@@ -171,10 +188,31 @@ def _answer(ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by
         Progress().say(f"Denied by {answered.by}.")
 
 
+def _confirm() -> None:
+    """Asks whoever sits at the terminal whether they approve what they were just shown."""
+    if not _is_terminal():
+        msg = "Nothing was approved: nobody is there to confirm it."
+        raise UsageError(msg, remedy="Run it in a terminal, or with the whole id and --yes.")
+    if not typer.confirm("Approve exactly this?", err=True):
+        Progress().say("Nothing was answered: it waits on, until its time is over.")
+        raise typer.Exit(1)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _is_whole(request_id: str) -> bool:
+    try:
+        return str(UUID(request_id)) == request_id.lower()
+    except ValueError:
+        return False
+
+
 def _found(requests: Sequence[ApprovalRequest], request_id: str) -> ApprovalRequest:
     if len(requests) == 1:
         return requests[0]
-    said = "could be several requests" if requests else "is no request's id"
+    said = "could be several requests" if requests else "is no request's id, nor 8 or more characters of an open one's"
     msg = f"{request_id!r} {said}."
     raise UsageError(msg, remedy="scripts/acp approvals lists them.")
 

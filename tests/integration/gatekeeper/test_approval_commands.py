@@ -8,6 +8,7 @@ from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
 
+from acp_cli import approval_commands
 from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud import database as local_database
@@ -21,7 +22,9 @@ def cloud(postgres: PostgresServer, world: World, tmp_path: Path, monkeypatch: p
     return RunningCloud(tmp_path, postgres)
 
 
-def test_a_person_approves_what_is_shown_as_themselves(cloud: RunningCloud, world: World) -> None:
+def test_a_person_approves_what_is_shown_as_themselves(
+    cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proposed = world.propose(market_wide_case())
     proposed.judge()
     listed = run(cloud, "approvals")
@@ -31,14 +34,15 @@ def test_a_person_approves_what_is_shown_as_themselves(cloud: RunningCloud, worl
     [request] = json.loads(run(cloud, "approvals", "--json").stdout)
     assert request["decision_id"] == str(proposed.decision_id)
 
-    approved = run(cloud, "approve", request["approval_id"][:8], "--reason", "it is small")
+    monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+    approved = run(cloud, "approve", request["approval_id"][:8], "--reason", "it is small", typed="y\n")
     assert approved.exit_code == 0, approved.output
     assert "Approved by person_grace" in approved.stderr
     assert proposed.rows("SELECT is_given, decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [
         (True, "person_grace", "it is small")
     ]
     assert "Nothing waits for an approval." in run(cloud, "approvals").stderr
-    again = run(cloud, "approve", request["approval_id"])
+    again = run(cloud, "approve", request["approval_id"], "--yes")
     assert again.exit_code == 1
     assert "does not count: it was answered before" in again.stderr
 
@@ -55,11 +59,40 @@ def test_a_person_denies_it(cloud: RunningCloud, world: World) -> None:
     assert proposed.messages()["APPROVAL_DENIED"] == {"decisions.events", "decisions.work"}
 
 
-@pytest.mark.parametrize("given", ["nope", "%", "00000000-0000-0000-0000-000000000000"])
-def test_an_id_that_is_none_is_refused_with_where_to_look(cloud: RunningCloud, given: str) -> None:
+@pytest.mark.parametrize("typed", [None, "", "\n", "n\n"])
+def test_nothing_is_approved_unless_it_is_confirmed(
+    cloud: RunningCloud, world: World, typed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    if typed is not None:
+        monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+    result = run(cloud, "approve", str(approval_id), typed=typed)
+    assert result.exit_code == (2 if typed is None else 1)
+    assert "HEDGE: sell" in result.stdout
+    assert run(cloud, "approve", str(approval_id)[:8], "--yes").exit_code == 2
+    assert proposed.rows("SELECT FROM approvals WHERE decision_id = %(id)s") == []
+
+
+def test_a_beginning_names_open_requests_alone(cloud: RunningCloud, world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    assert run(cloud, "deny", str(approval_id)[:7]).exit_code == 2
+    assert run(cloud, "deny", str(approval_id)[:8].upper()).exit_code == 0
+    assert run(cloud, "deny", str(approval_id)[:8]).exit_code == 2
+    assert "does not count: it was answered before" in run(cloud, "deny", str(approval_id)).stderr
+
+
+@pytest.mark.parametrize(
+    "given", ["nope", "", "%", "________", "0", "%%%%%%%%", "00000000-0000-0000-0000-000000000000"]
+)
+def test_an_id_that_is_none_is_refused_with_where_to_look(cloud: RunningCloud, world: World, given: str) -> None:
+    world.propose(market_wide_case()).judge()
     result = run(cloud, "approve", given)
     assert result.exit_code == 2
-    assert "is no request's id" in result.stderr
+    assert "is no request's id" in " ".join(result.stderr.split())
     assert "scripts/acp approvals" in result.stderr
 
 
@@ -152,7 +185,7 @@ def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, 
     proposed = world.propose(market_wide_case(quantity_micros=20 * MILLION))
     proposed.judge()
     [request] = json.loads(run(cloud, "approvals", "--json").stdout)
-    run(cloud, "approve", request["approval_id"])
+    assert run(cloud, "approve", request["approval_id"], "--yes").exit_code == 0
     proposed.move("awaiting_approval", "approved")
     assert proposed.judge(nth=1).is_released
     file = tmp_path / "nothing.cedar"
