@@ -434,6 +434,7 @@ FORGERIES = [
     only("SELECT answer_approval(gen_random_uuid(), '', true, '', '{}')", COMMAND),
     only("SELECT begin_execution(gen_random_uuid())", ACTION),
     only("SELECT * FROM fire_timers(1)", DECIDE),
+    only("SELECT expire_action(gen_random_uuid(), '', '{}')", DECIDE),
     only("SELECT * FROM anchor_heads(1)", DECIDE),
     only("SELECT * FROM insert_events('[]')", INGEST),
     only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),

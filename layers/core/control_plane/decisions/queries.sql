@@ -291,6 +291,37 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
 SELECT decision_id, reason, trace_id, entity_id, clock_timestamp() FROM fire_timers(%(most)s)
 
+-- name: expired_actions
+-- Released actions that nobody has executed before they expired. Their decisions are open, which bounds what is read.
+SELECT action_id, decision_id, expires_at, decision.trace_id, decision.entity_id
+FROM decisions AS decision
+JOIN actions AS action USING (decision_id)
+WHERE decision.closed_at IS NULL
+    AND expires_at <= clock_timestamp()
+    AND NOT EXISTS (SELECT FROM executions WHERE executions.action_id = action.action_id)
+ORDER BY expires_at
+LIMIT %(most)s
+
+-- name: expire_action
+-- Fails an action that nobody has executed before it expired, once; false where somebody holds or has executed it.
+SELECT expire_action(%(action_id)s, %(reason)s, %(wake_event)s::json)
+
+-- name: approvals_waiting
+-- How many requests for an approval can still be answered and are not, and for how many seconds the oldest has waited.
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(request.requested_at)), 0)::float8
+FROM decisions AS decision
+JOIN approval_requests AS request USING (decision_id)
+WHERE decision.closed_at IS NULL
+    AND decision.state IN ('proposed', 'awaiting_approval')
+    AND request.expires_at > clock_timestamp()
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+
+-- name: budget_used
+-- How many per cent of the day's tightest budget are spent or reserved.
+SELECT coalesce(max(100.0 * (reserved_micros + spent_micros) / greatest(limit_micros, 1)), 0)::float8
+FROM budgets
+WHERE day = (clock_timestamp() AT TIME ZONE 'UTC')::date
+
 -- name: anchor_heads
 -- Anchors the heads of the chains that grew; returns the line that belongs into the log, or no row.
 SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)
