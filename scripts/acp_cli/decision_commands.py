@@ -256,7 +256,7 @@ def _details(step: TreeStep) -> Iterator[str]:
 def _parsed(output: str | None) -> dict[str, Any]:
     try:
         answer = json.loads(output) if output else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
 
@@ -266,7 +266,8 @@ def _usd(micros: int) -> str:
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_as_text) + "\n")
+    # In ASCII: what a model answered may hold what controls a terminal.
+    sys.stdout.write(json.dumps(value, indent=2, default=_as_text) + "\n")
 
 
 def _as_text(value: object) -> str:

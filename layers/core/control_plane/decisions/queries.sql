@@ -192,7 +192,8 @@ SELECT
     step.cost_micros,
     convert_from(step.body, 'UTF8') AS body,
     encode(step.output_sha256, 'hex') AS output_sha256,
-    CASE WHEN octet_length(output.bytes) <= 65536 THEN convert_from(output.bytes, 'UTF8') END AS output
+    -- As bytes: an answer that was refused may be no text, and must not hide its decision.
+    CASE WHEN octet_length(output.bytes) <= 65536 THEN output.bytes END AS output
 FROM decision_steps AS step
 LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
 WHERE step.decision_id = %(decision_id)s
