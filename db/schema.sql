@@ -1072,7 +1072,9 @@ CREATE FUNCTION public.set_switch(of_scope text, off boolean, because text, told
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM FROM switch_lock FOR UPDATE;
+    -- The table's lock and not a row's: whoever wants to share it queues behind this. And no advisory lock, which any role
+    -- could take, and keep the switch from being set.
+    LOCK TABLE switch_lock IN EXCLUSIVE MODE;
     INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because)
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
@@ -1221,7 +1223,9 @@ CREATE FUNCTION public.switched_off(of_decision uuid, of_action_type text) RETUR
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $_$
 BEGIN
-    PERFORM FROM switch_lock FOR SHARE;
+    LOCK TABLE switch_lock IN ROW SHARE MODE;
+    -- A function that froze in its transaction holds up a switch no longer than that.
+    PERFORM set_config('idle_in_transaction_session_timeout', '2s', true);
     RETURN ARRAY(
         SELECT scope
         FROM switches
@@ -2272,7 +2276,7 @@ CREATE TABLE public.switch_lock (
     CONSTRAINT switch_lock_only_one_check CHECK (only_one)
 );
 
-COMMENT ON TABLE public.switch_lock IS 'One row: releases and executions share its lock, a change of a switch takes it alone, so that nothing passes a switch that is off.';
+COMMENT ON TABLE public.switch_lock IS 'Releases and executions share the lock of this table, a change of a switch takes it alone, so that nothing passes a switch that is off.';
 
 CREATE TABLE public.timers (
     decision_id uuid NOT NULL,

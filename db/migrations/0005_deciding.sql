@@ -651,13 +651,16 @@ END
 $$;
 
 
--- Switches a scope off or on. Waits for releases and executions that are under way; none begins before it is committed.
+-- Switches a scope off or on. Waits for releases and executions that are under way; none begins before it is committed,
+-- so they cannot starve it.
 CREATE FUNCTION set_switch(of_scope text, off boolean, because text, told_event json) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM FROM switch_lock FOR UPDATE;
+    -- The table's lock and not a row's: whoever wants to share it queues behind this. And no advisory lock, which any role
+    -- could take, and keep the switch from being set.
+    LOCK TABLE switch_lock IN EXCLUSIVE MODE;
     INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because)
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
@@ -680,7 +683,9 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM FROM switch_lock FOR SHARE;
+    LOCK TABLE switch_lock IN ROW SHARE MODE;
+    -- A function that froze in its transaction holds up a switch no longer than that.
+    PERFORM set_config('idle_in_transaction_session_timeout', '2s', true);
     RETURN ARRAY(
         SELECT scope
         FROM switches

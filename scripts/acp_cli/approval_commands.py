@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from local_cloud.run_state import RunState
 
 PANEL = "Decisions"
+QUIET_SECONDS = 1.0
+"""How long a switch waits for releases and executions before the command says that it does."""
+MOST_SECONDS = 30.0
+"""How long it waits in all; those that are frozen are ended by Postgres well before."""
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 _ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept on record.")]
 _ByOption = Annotated[str, typer.Option("--by", envvar="USER", help="Who you are: your login at the database.")]
@@ -123,7 +127,7 @@ def switch(
     cloud, run = _running(ctx)
     with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
         _check_scope(connection, scope, state)
-        who = switched.set_switch(connection, scope, off=state is State.off, reason=reason)
+        who = _set_switch(connection, scope, state, reason)
     said = f"until scripts/acp switch on {scope}" if state is State.off else "again"
     Progress().say(f"{scope} is {state} {said} (by {who}).")
 
@@ -157,6 +161,20 @@ def switches(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonOp
         since = f"{each.set_at.astimezone(UTC):%m-%d %H:%M}Z"
         table.add_row(shown(each.scope), state, since, shown(each.set_by), shown(each.reason))
     Terminal().print(table)
+
+
+def _set_switch(connection: psycopg.Connection[Any], scope: str, state: State, reason: str) -> str:
+    """Sets a switch, and says so where that has to wait; returns the login that set it."""
+    is_off = state is State.off
+    try:
+        return switched.set_switch(connection, scope, off=is_off, reason=reason, most_seconds=QUIET_SECONDS)
+    except psycopg.errors.LockNotAvailable:
+        Progress().say("Waiting for releases and executions that are under way. No other begins meanwhile.")
+    try:
+        return switched.set_switch(connection, scope, off=is_off, reason=reason, most_seconds=MOST_SECONDS)
+    except psycopg.errors.LockNotAvailable:
+        msg = f"{scope} was not switched {state}: something has held the switches' lock for {MOST_SECONDS:.0f} s."
+        raise AcpError(msg, remedy="Run it again. Who holds it: docs/operations.md, Approvals and switches") from None
 
 
 def _check_scope(connection: psycopg.Connection[Any], scope: str, state: State) -> None:

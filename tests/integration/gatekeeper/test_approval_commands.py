@@ -136,6 +136,20 @@ def test_what_is_gone_can_be_switched_on(cloud: RunningCloud, world: World) -> N
     assert run(cloud, "switch", "off", "model:any/name").exit_code == 0
 
 
+def test_a_switch_says_that_it_waits(cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approval_commands, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(approval_commands, "MOST_SECONDS", 0.2)
+    with world.gatekeeper.transaction():
+        world.gatekeeper.execute("SELECT switched_off(gen_random_uuid(), 'HEDGE')")
+        world.gatekeeper.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        result = run(cloud, "switch", "off", "all")
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 1
+    assert "Waiting for releases and executions that are under way." in said
+    assert "all was not switched off: something has held the switches' lock" in said
+    assert run(cloud, "switch", "off", "all").exit_code == 0
+
+
 # Policies
 
 

@@ -55,13 +55,17 @@ def list_switches(connection: Connection[Any]) -> Sequence[Switch]:
         return cursor.execute(QUERIES["switches"].sql).fetchall()
 
 
-def set_switch(connection: Connection[Any], scope: str, *, off: bool, reason: str = "") -> str:
+def set_switch(
+    connection: Connection[Any], scope: str, *, off: bool, reason: str = "", most_seconds: float = 30.0
+) -> str:
     """Switches a scope off or on, as a role of acp_command; returns the login that is on record for it.
 
     Waits for releases and executions that are under way; once it returns, none that the scope covers is committed any
-    more. Raises psycopg.Error.
+    more. Raises psycopg.errors.LockNotAvailable where they take longer than ``most_seconds``: nothing is switched then,
+    and psycopg.Error.
     """
     with connection.transaction():
+        connection.execute(QUERIES["limit_lock_waits"].sql, {"lock_timeout": f"{max(int(most_seconds * 1000), 1)}ms"})
         row = connection.execute(QUERIES["who_asks"].sql).fetchone()
         assert row is not None
         who, now = row
