@@ -103,9 +103,14 @@ BEGIN
     THEN
         RETURN 'expired';
     END IF;
+    -- Not by name alone: whoever may become the login that proposed, or a function's role, may have proposed it.
     IF gives AND (
         asked.proposed_by = session_user
-        OR session_user IN ('acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
+        OR EXISTS (
+            SELECT FROM pg_roles
+            WHERE rolname IN (asked.proposed_by, 'acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
+                AND pg_has_role(session_user, oid, 'MEMBER')
+        )
     ) THEN
         RETURN 'own';
     END IF;

@@ -141,12 +141,22 @@ def test_an_approval_that_has_expired_releases_nothing(world: World, asked: Prop
 
 
 def test_whoever_proposed_may_not_approve(world: World) -> None:
-    url = make_person(world, "person_eve", "acp_decide")
+    url = make_person(world, "person_who_decides", "acp_decide")
     with connect(url, application_name="test") as connection:
         proposed = world.propose(market_wide_case(), opened_by=connection)
         assert proposed.judge().verdict == "needs_approval"
         assert Person(connection).answer(proposed) == "own"
+    alias = make_person(world, "person_alias", "person_who_decides")
+    with connect(alias, application_name="test") as connection:
+        assert Person(connection).answer(proposed) == "own"
         assert Person(connection).answer(proposed, gives=False) == "denied"
+
+
+@pytest.mark.parametrize("role", ["acp_detect", "acp_decide", "acp_agent", "acp_gatekeeper", "acp_action"])
+def test_a_person_in_a_functions_role_may_not_approve(world: World, asked: Proposed, ada: Person, role: str) -> None:
+    with connect(make_person(world, f"person_in_{role}", role), application_name="test") as connection:
+        assert Person(connection).answer(asked) == "own"
+    assert ada.answer(asked) == "given"
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "acp_command"])

@@ -25,7 +25,7 @@ WHY_NOT: Final = {
     "answered": "it was answered before; an answer stands",
     "changed": "the action is not the one that was shown",
     "expired": "its time is over, which is a no",
-    "own": "whoever proposed it, and a function's role, may not approve it",
+    "own": "whoever proposed it, or could act as that login or as a function's role, may not approve it",
 }
 """What answer_approval in the database returns for an answer that does not count, and why."""
 
