@@ -130,7 +130,7 @@ BEGIN
     WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
     PERFORM append_step(asked.decision_id, 'approval', 'person', NULL, as_body(to_jsonb(answered)), NULL, action);
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN CASE WHEN gives THEN 'given' ELSE 'denied' END;
 END
 $$;
@@ -160,7 +160,7 @@ BEGIN
         of_call, how, 'agent', answer, because,
         CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
     );
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -719,7 +719,7 @@ BEGIN
     END IF;
     INSERT INTO executions (action_id, outcome, reason) VALUES (of_action, 'failed', because) RETURNING * INTO recorded;
     PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -777,18 +777,32 @@ CREATE FUNCTION public.insert_decision_events(given_events json) RETURNS TABLE(t
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    foreign_type text;
 BEGIN
-    PERFORM
-    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], message json)
-    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
-    WHERE wanted.topic IS NULL
-        OR wanted.topic !~ '^(decisions|agents|gatekeeper|client)\.'
-        OR given.message ->> 'source' IS DISTINCT FROM 'decisions';
+    SELECT coalesce(given.message ->> 'event_type', 'none') INTO foreign_type
+    FROM json_to_recordset(given_events) AS given (message json)
+    WHERE session_user <> current_user -- the owner's
+        AND NOT EXISTS (
+            SELECT
+            FROM (
+                VALUES
+                ('acp_detect', ARRAY['ANOMALY_DETECTED']),
+                ('acp_decide', ARRAY[
+                    'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                ]),
+                ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
+            ) AS tells (role_name, event_types)
+            JOIN pg_roles ON rolname = role_name
+            WHERE given.message ->> 'event_type' = ANY (event_types) AND pg_has_role(session_user, pg_roles.oid, 'MEMBER')
+        )
+    LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'a message refused: decisions'' events have source decisions and topics of deciding alone'
+        RAISE EXCEPTION 'an event refused: % is not for % to tell', foreign_type, session_user
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    RETURN QUERY SELECT * FROM write_events(given_events);
+    RETURN QUERY SELECT * FROM write_decision_events(given_events);
 END
 $$;
 
@@ -1017,7 +1031,7 @@ BEGIN
         RAISE EXCEPTION 'the event is not about this action''s decision' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM append_step(in_decision, 'execution', 'client', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -1091,7 +1105,7 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
-    PERFORM insert_decision_events(json_build_array(told_event));
+    PERFORM write_decision_events(json_build_array(told_event));
 END
 $$;
 
@@ -1248,6 +1262,25 @@ BEGIN
     );
 END
 $_$;
+
+CREATE FUNCTION public.write_decision_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM
+    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], message json)
+    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
+    WHERE wanted.topic IS NULL
+        OR wanted.topic !~ '^(decisions|agents|gatekeeper|client)\.'
+        OR given.message ->> 'source' IS DISTINCT FROM 'decisions';
+    IF FOUND THEN
+        RAISE EXCEPTION 'a message refused: decisions'' events have source decisions and topics of deciding alone'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN QUERY SELECT * FROM write_events(given_events);
+END
+$$;
 
 CREATE FUNCTION public.write_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
     LANGUAGE plpgsql
@@ -2817,6 +2850,8 @@ REVOKE ALL ON FUNCTION public.step_hash(prev bytea, of_decision uuid, seq intege
 
 REVOKE ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) TO acp_gatekeeper;
+
+REVOKE ALL ON FUNCTION public.write_decision_events(given_events json) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.write_events(given_events json) FROM PUBLIC;
 

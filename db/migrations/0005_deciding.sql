@@ -59,9 +59,10 @@ $$;
 CREATE FUNCTION as_body(row_json jsonb) RETURNS bytea LANGUAGE sql IMMUTABLE RETURN convert_to(row_json::text, 'UTF8');
 
 
--- The events of deciding: their topics are decisions', agents', the gatekeeper's and clients', and no source's.
-CREATE FUNCTION insert_decision_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+-- The events of deciding: their topics are decisions', agents', the gatekeeper's and clients', and no source's. For the
+-- owner's functions, which have checked what each says.
+CREATE FUNCTION write_decision_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
@@ -76,6 +77,40 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN QUERY SELECT * FROM write_events(given_events);
+END
+$$;
+
+-- The events of deciding that a role's own functions tell; no role tells what another did.
+CREATE FUNCTION insert_decision_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    foreign_type text;
+BEGIN
+    SELECT coalesce(given.message ->> 'event_type', 'none') INTO foreign_type
+    FROM json_to_recordset(given_events) AS given (message json)
+    WHERE session_user <> current_user -- the owner's
+        AND NOT EXISTS (
+            SELECT
+            FROM (
+                VALUES
+                ('acp_detect', ARRAY['ANOMALY_DETECTED']),
+                ('acp_decide', ARRAY[
+                    'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                ]),
+                ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
+            ) AS tells (role_name, event_types)
+            JOIN pg_roles ON rolname = role_name
+            WHERE given.message ->> 'event_type' = ANY (event_types) AND pg_has_role(session_user, pg_roles.oid, 'MEMBER')
+        )
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'an event refused: % is not for % to tell', foreign_type, session_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN QUERY SELECT * FROM write_decision_events(given_events);
 END
 $$;
 
@@ -522,7 +557,7 @@ BEGIN
         of_call, how, 'agent', answer, because,
         CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
     );
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -650,7 +685,7 @@ BEGIN
     WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
     PERFORM append_step(asked.decision_id, 'approval', 'person', NULL, as_body(to_jsonb(answered)), NULL, action);
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN CASE WHEN gives THEN 'given' ELSE 'denied' END;
 END
 $$;
@@ -677,7 +712,7 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
-    PERFORM insert_decision_events(json_build_array(told_event));
+    PERFORM write_decision_events(json_build_array(told_event));
 END
 $$;
 
@@ -806,7 +841,7 @@ BEGIN
         RAISE EXCEPTION 'the event is not about this action''s decision' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM append_step(in_decision, 'execution', 'client', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -836,7 +871,7 @@ BEGIN
     END IF;
     INSERT INTO executions (action_id, outcome, reason) VALUES (of_action, 'failed', because) RETURNING * INTO recorded;
     PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -929,7 +964,7 @@ $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 
--- DetectorFunction; its own tables are the domain's. It emits ANOMALY_DETECTED and nothing else can come of it.
+-- DetectorFunction; its own tables are the domain's. It tells ANOMALY_DETECTED alone.
 GRANT SELECT (event_id), INSERT (consumer, event_id) ON processed_events TO acp_detect, acp_action;
 GRANT EXECUTE ON FUNCTION insert_decision_events TO acp_detect, acp_decide, acp_gatekeeper;
 
