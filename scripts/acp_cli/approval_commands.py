@@ -16,6 +16,7 @@ from rich.table import Table
 from acp_cli.status import duration
 from control_plane.decisions import approvals as asked
 from control_plane.decisions import switches as switched
+from control_plane.platform.database import Database
 from domains import load_deciding
 from local_cloud import database
 from local_cloud.cloud import Cloud
@@ -25,9 +26,9 @@ from local_cloud.visible import Terminal, shown, shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from control_plane.decisions.approvals import ApprovalRequest
-    from local_cloud.run_state import RunState
 
 PANEL = "Decisions"
 QUIET_SECONDS = 1.0
@@ -37,6 +38,16 @@ MOST_SECONDS = 30.0
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 _ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept on record.")]
 _ByOption = Annotated[str, typer.Option("--by", envvar="USER", help="Who you are: your login at the database.")]
+_UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        envvar="ACP_DATABASE_URL",
+        metavar="URL",
+        help="A deployed database, by your own login there; --by counts locally.",
+        show_default=False,
+    ),
+]
 _IdArgument = Annotated[
     str,
     typer.Argument(
@@ -61,10 +72,11 @@ def register(app: typer.Typer) -> None:
     app.command("switches", rich_help_panel=PANEL)(switches)
 
 
-def approvals(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonOption = False) -> None:
+def approvals(
+    ctx: typer.Context, *, by: _ByOption = "somebody", url: _UrlOption = None, as_json: _JsonOption = False
+) -> None:
     """List the actions that people are asked to approve, the most urgent first. Silence is a no."""
-    cloud, run = _running(ctx)
-    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+    with _connected(ctx, by, url) as connection:
         requests = asked.open_requests(connection)
     if as_json:
         sys.stdout.write(json.dumps([_as_json(request) for request in requests], indent=2) + "\n")
@@ -89,6 +101,7 @@ def approve(
     reason: _ReasonOption = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, for scripts; takes the whole ID.")] = False,
     by: _ByOption = "somebody",
+    url: _UrlOption = None,
 ) -> None:
     """Show an action and, once you confirm it, approve exactly that.
 
@@ -97,14 +110,19 @@ def approve(
     if yes and not _is_whole(request_id):
         msg = f"{request_id!r} is not a whole id, and with --yes nobody is asked whether it is the right one."
         raise UsageError(msg, remedy="scripts/acp approvals --json has whole ids.")
-    _answer(ctx, request_id, gives=True, reason=reason, by=by, confirm=not yes)
+    _answer(ctx, request_id, gives=True, reason=reason, by=by, url=url, confirm=not yes)
 
 
 def deny(
-    ctx: typer.Context, request_id: _IdArgument, *, reason: _ReasonOption = "", by: _ByOption = "somebody"
+    ctx: typer.Context,
+    request_id: _IdArgument,
+    *,
+    reason: _ReasonOption = "",
+    by: _ByOption = "somebody",
+    url: _UrlOption = None,
 ) -> None:
     """Deny an action, for good."""
-    _answer(ctx, request_id, gives=False, reason=reason, by=by, confirm=False)
+    _answer(ctx, request_id, gives=False, reason=reason, by=by, url=url, confirm=False)
 
 
 def switch(
@@ -119,23 +137,24 @@ def switch(
     *,
     reason: _ReasonOption = "",
     by: _ByOption = "somebody",
+    url: _UrlOption = None,
 ) -> None:
     """Switch a scope off, or on again. Once it returns, nothing that the scope covers is released or executed."""
     if not switched.is_scope(scope):
         msg = f"{scope!r} is no scope."
         raise UsageError(msg, remedy="all, domain:NAME, playbook:NAME, agent:NAME, action:TYPE or model:NAME")
-    cloud, run = _running(ctx)
-    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+    with _connected(ctx, by, url) as connection:
         _check_scope(connection, scope, state)
         who = _set_switch(connection, scope, state, reason)
     said = f"until scripts/acp switch on {scope}" if state is State.off else "again"
     Progress().say(f"{scope} is {state} {said} (by {who}).")
 
 
-def switches(ctx: typer.Context, *, by: _ByOption = "somebody", as_json: _JsonOption = False) -> None:
+def switches(
+    ctx: typer.Context, *, by: _ByOption = "somebody", url: _UrlOption = None, as_json: _JsonOption = False
+) -> None:
     """List what was ever switched, what is off first."""
-    cloud, run = _running(ctx)
-    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+    with _connected(ctx, by, url) as connection:
         found = switched.list_switches(connection)
     if as_json:
         rows = [
@@ -189,9 +208,10 @@ def _check_scope(connection: psycopg.Connection[Any], scope: str, state: State) 
     raise UsageError(msg, remedy=f"One of {', '.join(known)}, or model:NAME")
 
 
-def _answer(ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str, confirm: bool) -> None:
-    cloud, run = _running(ctx)
-    with psycopg.connect(_url(cloud, run, by), autocommit=True) as connection:
+def _answer(
+    ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str, url: str | None, confirm: bool
+) -> None:
+    with _connected(ctx, by, url) as connection:
         request = _found(asked.find_requests(connection, request_id), request_id)
         Terminal().print(_indented(request.shown), soft_wrap=True)
         if confirm:
@@ -258,14 +278,15 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in shown_lines(text).split("\n"))
 
 
-def _url(cloud: Cloud, run: RunState, by: str) -> str:
+def _connected(ctx: typer.Context, by: str, url: str | None) -> AbstractContextManager[psycopg.Connection[Any]]:
+    """A session as a person: at the database that is named, or else at the local cloud's, by a login that it makes."""
+    if url is not None:
+        given = Database(lambda: url, application_name="acp", origin="--database-url", role="acp_command")
+        return given.connection()
     if not by.strip():
         msg = "--by is empty: say who you are."
         raise UsageError(msg)
-    return database.person_url(cloud.postgres(run), run, by.strip())
-
-
-def _running(ctx: typer.Context) -> tuple[Cloud, RunState]:
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
-    return cloud, cloud.running()
+    run = cloud.running()
+    return psycopg.connect(database.person_url(cloud.postgres(run), run, by.strip()), autocommit=True)

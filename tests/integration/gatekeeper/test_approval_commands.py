@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.integration.gatekeeper.test_gatekeeper_approvals import make_person
 from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
@@ -12,7 +13,9 @@ from acp_cli import approval_commands
 from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud import database as local_database
+from local_cloud.cloud import Cloud
 from local_cloud.postgres import PostgresServer
+from local_cloud.workspace import CHECKOUT, Workspace
 
 
 @pytest.fixture
@@ -148,6 +151,25 @@ def test_a_switch_says_that_it_waits(cloud: RunningCloud, world: World, monkeypa
     assert "Waiting for releases and executions that are under way." in said
     assert "all was not switched off: something has held the switches' lock" in said
     assert run(cloud, "switch", "off", "all").exit_code == 0
+
+
+def test_a_deployed_database_is_used_by_ones_own_login(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    url = make_person(world, "person_remote")
+    assert run(nowhere, "approvals").exit_code == 3
+    assert str(approval_id) in run(nowhere, "approvals", "--database-url", url).stdout
+    monkeypatch.setenv("ACP_DATABASE_URL", url)
+    assert "Approved by person_remote" in run(nowhere, "approve", str(approval_id), "--yes").stderr
+    assert "(by person_remote)" in run(nowhere, "switch", "off", "all").stderr
+    assert "person_remote" in run(nowhere, "switches").stdout
+    refused = run(nowhere, "switches", "--database-url", world.database.url("acp_reader"))
+    assert refused.exit_code == 1
+    assert "works as acp_command, and was given acp_reader" in " ".join(refused.stderr.split())
 
 
 # Policies

@@ -1,5 +1,6 @@
 """How long a person waits for a switch: no stream of releases starves it, and what froze holds it up but briefly."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import Connection, errors
+from tests.checkout import ROOT
 from tests.conftest import ROLES
 from tests.integration import seeds
 from tests.integration.gatekeeper.world import World
@@ -80,3 +82,16 @@ def test_a_switch_that_waits_too_long_is_not_set(world: World) -> None:
         with pytest.raises(psycopg.errors.LockNotAvailable):
             set_switch(world.owner, "all", off=True, most_seconds=0.05)
     assert world.owner.execute("SELECT FROM switches").fetchall() == []
+
+
+def test_the_documented_statements_switch_all_off(world: World) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    [off, holders] = re.findall(r"```sql\n([^`]*switch_lock[^`]*)```", page)
+    world.owner.execute(off.encode())
+    assert world.propose().judge().reasons == ("switch: all is switched off",)
+    with world.gatekeeper.transaction():
+        share(world.gatekeeper)
+        [(pid, role, *_)] = world.owner.execute(holders.encode()).fetchall()
+    assert (pid, role) == (world.gatekeeper.info.backend_pid, "acp_gatekeeper")
+    set_switch(world.owner, "all", off=False)
+    assert world.propose(entity="MSFT").judge().is_released
