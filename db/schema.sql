@@ -103,9 +103,14 @@ BEGIN
     THEN
         RETURN 'expired';
     END IF;
+    -- Not by name alone: whoever may become the login that proposed, or a function's role, may have proposed it.
     IF gives AND (
         asked.proposed_by = session_user
-        OR session_user IN ('acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
+        OR EXISTS (
+            SELECT FROM pg_roles
+            WHERE rolname IN (asked.proposed_by, 'acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
+                AND pg_has_role(session_user, oid, 'MEMBER')
+        )
     ) THEN
         RETURN 'own';
     END IF;
@@ -118,11 +123,14 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
+    -- Given in time, it stands as long as its decision does: one in the last second is judged again like any other.
     INSERT INTO approvals (approval_id, decision_id, action_sha256, is_given, decided_by, reason, expires_at)
-    VALUES (of_approval, asked.decision_id, action, gives, session_user, because, asked.expires_at)
+    SELECT of_approval, decision_id, action, gives, session_user, because, deadline
+    FROM decisions
+    WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
     PERFORM append_step(asked.decision_id, 'approval', 'person', NULL, as_body(to_jsonb(answered)), NULL, action);
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN CASE WHEN gives THEN 'given' ELSE 'denied' END;
 END
 $$;
@@ -152,7 +160,7 @@ BEGIN
         of_call, how, 'agent', answer, because,
         CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
     );
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -711,7 +719,7 @@ BEGIN
     END IF;
     INSERT INTO executions (action_id, outcome, reason) VALUES (of_action, 'failed', because) RETURNING * INTO recorded;
     PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -769,18 +777,32 @@ CREATE FUNCTION public.insert_decision_events(given_events json) RETURNS TABLE(t
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    foreign_type text;
 BEGIN
-    PERFORM
-    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], message json)
-    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
-    WHERE wanted.topic IS NULL
-        OR wanted.topic !~ '^(decisions|agents|gatekeeper|client)\.'
-        OR given.message ->> 'source' IS DISTINCT FROM 'decisions';
+    SELECT coalesce(given.message ->> 'event_type', 'none') INTO foreign_type
+    FROM json_to_recordset(given_events) AS given (message json)
+    WHERE session_user <> current_user -- the owner's
+        AND NOT EXISTS (
+            SELECT
+            FROM (
+                VALUES
+                ('acp_detect', ARRAY['ANOMALY_DETECTED']),
+                ('acp_decide', ARRAY[
+                    'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                ]),
+                ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
+            ) AS tells (role_name, event_types)
+            JOIN pg_roles ON rolname = role_name
+            WHERE given.message ->> 'event_type' = ANY (event_types) AND pg_has_role(session_user, pg_roles.oid, 'MEMBER')
+        )
+    LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'a message refused: decisions'' events have source decisions and topics of deciding alone'
+        RAISE EXCEPTION 'an event refused: % is not for % to tell', foreign_type, session_user
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    RETURN QUERY SELECT * FROM write_events(given_events);
+    RETURN QUERY SELECT * FROM write_decision_events(given_events);
 END
 $$;
 
@@ -1009,7 +1031,7 @@ BEGIN
         RAISE EXCEPTION 'the event is not about this action''s decision' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM append_step(in_decision, 'execution', 'client', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -1069,7 +1091,9 @@ CREATE FUNCTION public.set_switch(of_scope text, off boolean, because text, told
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM FROM switch_lock FOR UPDATE;
+    -- The table's lock and not a row's: whoever wants to share it queues behind this. And no advisory lock, which any role
+    -- could take, and keep the switch from being set.
+    LOCK TABLE switch_lock IN EXCLUSIVE MODE;
     INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because)
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
@@ -1081,7 +1105,7 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
-    PERFORM insert_decision_events(json_build_array(told_event));
+    PERFORM write_decision_events(json_build_array(told_event));
 END
 $$;
 
@@ -1216,18 +1240,45 @@ CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, pare
 CREATE FUNCTION public.switched_off(of_decision uuid, of_action_type text) RETURNS text[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    AS $$
+    AS $_$
 BEGIN
-    PERFORM FROM switch_lock FOR SHARE;
+    LOCK TABLE switch_lock IN ROW SHARE MODE;
+    -- A function that froze in its transaction holds up a switch no longer than that.
+    PERFORM set_config('idle_in_transaction_session_timeout', '2s', true);
     RETURN ARRAY(
         SELECT scope
         FROM switches
         JOIN decisions AS decision ON decision.decision_id = of_decision
-        WHERE is_off AND scope IN (
-            'all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type
+        WHERE is_off AND (
+            scope IN ('all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type)
+            OR EXISTS (
+                SELECT FROM agent_calls AS call
+                WHERE call.decision_id = of_decision AND coalesce(call.outcome, 'answered') = 'answered'
+                    -- A version names the model behind its agent: 1+MODEL.
+                    AND scope IN ('agent:' || call.agent, 'model:' || substring(call.agent_version FROM '[+](.*)$'))
+            )
         )
         ORDER BY scope
     );
+END
+$_$;
+
+CREATE FUNCTION public.write_decision_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM
+    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], message json)
+    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
+    WHERE wanted.topic IS NULL
+        OR wanted.topic !~ '^(decisions|agents|gatekeeper|client)\.'
+        OR given.message ->> 'source' IS DISTINCT FROM 'decisions';
+    IF FOUND THEN
+        RAISE EXCEPTION 'a message refused: decisions'' events have source decisions and topics of deciding alone'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN QUERY SELECT * FROM write_events(given_events);
 END
 $$;
 
@@ -2263,7 +2314,7 @@ CREATE TABLE public.switch_lock (
     CONSTRAINT switch_lock_only_one_check CHECK (only_one)
 );
 
-COMMENT ON TABLE public.switch_lock IS 'One row: releases and executions share its lock, a change of a switch takes it alone, so that nothing passes a switch that is off.';
+COMMENT ON TABLE public.switch_lock IS 'Releases and executions share the lock of this table, a change of a switch takes it alone, so that nothing passes a switch that is off.';
 
 CREATE TABLE public.timers (
     decision_id uuid NOT NULL,
@@ -2799,6 +2850,8 @@ REVOKE ALL ON FUNCTION public.step_hash(prev bytea, of_decision uuid, seq intege
 
 REVOKE ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) TO acp_gatekeeper;
+
+REVOKE ALL ON FUNCTION public.write_decision_events(given_events json) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.write_events(given_events json) FROM PUBLIC;
 

@@ -226,7 +226,7 @@ CREATE TRIGGER approvals_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON ap
 
 CREATE TABLE switch_lock (only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one));
 INSERT INTO switch_lock DEFAULT VALUES;
-COMMENT ON TABLE switch_lock IS 'One row: releases and executions share its lock, a change of a switch takes it alone, so that nothing passes a switch that is off.';
+COMMENT ON TABLE switch_lock IS 'Releases and executions share the lock of this table, a change of a switch takes it alone, so that nothing passes a switch that is off.';
 
 CREATE TABLE switches (
     scope  text        PRIMARY KEY CHECK (scope ~ '^(all|(domain|playbook|agent|action|model):[A-Za-z0-9_.:/-]{1,128})$'),

@@ -59,9 +59,10 @@ $$;
 CREATE FUNCTION as_body(row_json jsonb) RETURNS bytea LANGUAGE sql IMMUTABLE RETURN convert_to(row_json::text, 'UTF8');
 
 
--- The events of deciding: their topics are decisions', agents', the gatekeeper's and clients', and no source's.
-CREATE FUNCTION insert_decision_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+-- The events of deciding: their topics are decisions', agents', the gatekeeper's and clients', and no source's. For the
+-- owner's functions, which have checked what each says.
+CREATE FUNCTION write_decision_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
@@ -76,6 +77,40 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN QUERY SELECT * FROM write_events(given_events);
+END
+$$;
+
+-- The events of deciding that a role's own functions tell; no role tells what another did.
+CREATE FUNCTION insert_decision_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    foreign_type text;
+BEGIN
+    SELECT coalesce(given.message ->> 'event_type', 'none') INTO foreign_type
+    FROM json_to_recordset(given_events) AS given (message json)
+    WHERE session_user <> current_user -- the owner's
+        AND NOT EXISTS (
+            SELECT
+            FROM (
+                VALUES
+                ('acp_detect', ARRAY['ANOMALY_DETECTED']),
+                ('acp_decide', ARRAY[
+                    'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                ]),
+                ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
+            ) AS tells (role_name, event_types)
+            JOIN pg_roles ON rolname = role_name
+            WHERE given.message ->> 'event_type' = ANY (event_types) AND pg_has_role(session_user, pg_roles.oid, 'MEMBER')
+        )
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'an event refused: % is not for % to tell', foreign_type, session_user
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN QUERY SELECT * FROM write_decision_events(given_events);
 END
 $$;
 
@@ -522,7 +557,7 @@ BEGIN
         of_call, how, 'agent', answer, because,
         CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
     );
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -623,9 +658,14 @@ BEGIN
     THEN
         RETURN 'expired';
     END IF;
+    -- Not by name alone: whoever may become the login that proposed, or a function's role, may have proposed it.
     IF gives AND (
         asked.proposed_by = session_user
-        OR session_user IN ('acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
+        OR EXISTS (
+            SELECT FROM pg_roles
+            WHERE rolname IN (asked.proposed_by, 'acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
+                AND pg_has_role(session_user, oid, 'MEMBER')
+        )
     ) THEN
         RETURN 'own';
     END IF;
@@ -638,23 +678,29 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
+    -- Given in time, it stands as long as its decision does: one in the last second is judged again like any other.
     INSERT INTO approvals (approval_id, decision_id, action_sha256, is_given, decided_by, reason, expires_at)
-    VALUES (of_approval, asked.decision_id, action, gives, session_user, because, asked.expires_at)
+    SELECT of_approval, decision_id, action, gives, session_user, because, deadline
+    FROM decisions
+    WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
     PERFORM append_step(asked.decision_id, 'approval', 'person', NULL, as_body(to_jsonb(answered)), NULL, action);
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN CASE WHEN gives THEN 'given' ELSE 'denied' END;
 END
 $$;
 
 
--- Switches a scope off or on. Waits for releases and executions that are under way; none begins before it is committed.
+-- Switches a scope off or on. Waits for releases and executions that are under way; none begins before it is committed,
+-- so they cannot starve it.
 CREATE FUNCTION set_switch(of_scope text, off boolean, because text, told_event json) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM FROM switch_lock FOR UPDATE;
+    -- The table's lock and not a row's: whoever wants to share it queues behind this. And no advisory lock, which any role
+    -- could take, and keep the switch from being set.
+    LOCK TABLE switch_lock IN EXCLUSIVE MODE;
     INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because)
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
@@ -666,23 +712,32 @@ BEGIN
     THEN
         RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
-    PERFORM insert_decision_events(json_build_array(told_event));
+    PERFORM write_decision_events(json_build_array(told_event));
 END
 $$;
 
--- The scopes that are off among those that an action falls under; takes the lock that a change of a switch waits for.
+-- The scopes that are off among those that an action falls under: its domain, playbook and type, every agent whose answer
+-- it may rest on, and the models behind them. Takes the lock that a change of a switch waits for.
 CREATE FUNCTION switched_off(of_decision uuid, of_action_type text) RETURNS text[]
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM FROM switch_lock FOR SHARE;
+    LOCK TABLE switch_lock IN ROW SHARE MODE;
+    -- A function that froze in its transaction holds up a switch no longer than that.
+    PERFORM set_config('idle_in_transaction_session_timeout', '2s', true);
     RETURN ARRAY(
         SELECT scope
         FROM switches
         JOIN decisions AS decision ON decision.decision_id = of_decision
-        WHERE is_off AND scope IN (
-            'all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type
+        WHERE is_off AND (
+            scope IN ('all', 'domain:' || decision.domain, 'playbook:' || decision.playbook, 'action:' || of_action_type)
+            OR EXISTS (
+                SELECT FROM agent_calls AS call
+                WHERE call.decision_id = of_decision AND coalesce(call.outcome, 'answered') = 'answered'
+                    -- A version names the model behind its agent: 1+MODEL.
+                    AND scope IN ('agent:' || call.agent, 'model:' || substring(call.agent_version FROM '[+](.*)$'))
+            )
         )
         ORDER BY scope
     );
@@ -786,7 +841,7 @@ BEGIN
         RAISE EXCEPTION 'the event is not about this action''s decision' USING ERRCODE = 'check_violation';
     END IF;
     PERFORM append_step(in_decision, 'execution', 'client', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -816,7 +871,7 @@ BEGIN
     END IF;
     INSERT INTO executions (action_id, outcome, reason) VALUES (of_action, 'failed', because) RETURNING * INTO recorded;
     PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
-    PERFORM insert_decision_events(json_build_array(wake_event));
+    PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
 $$;
@@ -909,7 +964,7 @@ $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 
--- DetectorFunction; its own tables are the domain's. It emits ANOMALY_DETECTED and nothing else can come of it.
+-- DetectorFunction; its own tables are the domain's. It tells ANOMALY_DETECTED alone.
 GRANT SELECT (event_id), INSERT (consumer, event_id) ON processed_events TO acp_detect, acp_action;
 GRANT EXECUTE ON FUNCTION insert_decision_events TO acp_detect, acp_decide, acp_gatekeeper;
 

@@ -182,7 +182,8 @@ def _line(one: DecisionSummary) -> str:
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_as_text) + "\n")
+    # In ASCII: what a model answered may hold what controls a terminal.
+    sys.stdout.write(json.dumps(value, indent=2, default=_as_text) + "\n")
 
 
 def _as_text(value: object) -> str:

@@ -194,7 +194,7 @@ def _cut(text: str, width: int) -> str:
 def _parsed(output: str | None) -> dict[str, Any]:
     try:
         answer = json.loads(output) if output else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
 

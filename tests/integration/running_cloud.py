@@ -43,9 +43,9 @@ class RunningCloud(Cloud):
         return self._server
 
 
-def run(cloud: Cloud, *arguments: str) -> Result:
-    """Runs a command and returns its result; a traceback fails the test."""
-    result = CliRunner().invoke(acp, arguments, obj=cloud)
+def run(cloud: Cloud, *arguments: str, typed: str | None = None) -> Result:
+    """Runs a command and returns its result; a traceback fails the test. ``typed`` is what its standard input holds."""
+    result = CliRunner().invoke(acp, arguments, obj=cloud, input=typed)
     assert result.exception is None or isinstance(result.exception, SystemExit), "a traceback"
     return result
 

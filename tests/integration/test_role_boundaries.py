@@ -1,11 +1,14 @@
 """What a function meets at its role's bounds: another role's URL, and a batch of retention without a size."""
 
+import json
 from contextlib import closing
+from typing import Any
 
 import pytest
-from psycopg import errors
+from psycopg import Connection, errors
 from tests.conftest import PASSWORD, ROLES, TestDatabase
 
+from control_plane.model.decision_events import DECISION_PAYLOADS
 from control_plane.model.errors import ConfigurationError
 from control_plane.platform.database import Database, connect
 
@@ -45,3 +48,32 @@ def test_a_batch_without_a_size_is_refused(database: TestDatabase, function: str
         with pytest.raises(errors.InvalidParameterValue, match="a batch of"):
             connection.execute(f"SELECT {function}(30, {size})".encode())
         connection.execute(f"SELECT {function}(30, 1)".encode())
+
+
+TOLD_BY = {
+    "acp_detect": {"ANOMALY_DETECTED"},
+    "acp_decide": {
+        "DECISION_OPENED", "AGENT_CALL_REQUESTED", "HYPOTHESIS_PROPOSED", "IMPACT_SIMULATED", "DECISION_PROPOSED",
+        "VERDICT_REQUESTED", "APPROVAL_EXPIRED", "OUTCOME_OBSERVED", "DECISION_ABANDONED", "DECISION_WOKEN",
+    },
+    "acp_gatekeeper": {"ACTION_REFUSED", "APPROVAL_REQUESTED", "ACTION_RELEASED"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", TOLD_BY)
+def test_a_role_tells_its_own_events_alone(database: TestDatabase, role: str) -> None:
+    """APPROVAL_GIVEN, SWITCH_SET and the like are told by the owner's functions, which do what they say."""
+    types = ["", "MARKET_TICK", *(payload.event_type for payload in DECISION_PAYLOADS)]
+    with connect(database.url(role), application_name="test") as connection:
+        said = {event_type: refusal(connection, event_type) for event_type in types}
+    assert {one for one, reason in said.items() if "not those of an event" in reason} == TOLD_BY[role]
+    others = set(types) - TOLD_BY[role]
+    assert all(f"is not for {role} to tell" in said[one] for one in others)
+
+
+def refusal(connection: Connection[Any], event_type: str) -> str:
+    """Why the database refuses an event of this type that is not whole."""
+    given = [{"topic": "decisions.events", "message": {"event_type": event_type, "source": "decisions"}}]
+    with pytest.raises((errors.InsufficientPrivilege, errors.CheckViolation)) as refused:
+        connection.execute("SELECT * FROM insert_decision_events(%s::json)", [json.dumps(given)])
+    return str(refused.value)

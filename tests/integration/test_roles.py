@@ -405,6 +405,7 @@ FORGERIES = [
     # The owner's functions
     only("SELECT * FROM write_events('[]')"),
     only("SELECT * FROM insert_decision_events('[]')", DETECT, DECIDE, GATEKEEPER),
+    only("SELECT * FROM write_decision_events('[]')"),
     only("SELECT open_decision(gen_random_uuid(), 'd', 'p', '1', '', 'k', 's', 'e', '', now(), gen_random_uuid(),"
          " gen_random_uuid(), false, now(), 0)", DECIDE),
     only("SELECT advance_decision(gen_random_uuid(), 1, 'note', NULL, '{}', NULL, NULL, NULL, 30)", DECIDE),

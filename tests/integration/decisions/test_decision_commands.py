@@ -2,17 +2,21 @@
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from tests.conftest import TestDatabase
+from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly
 from tests.integration.running_cloud import RunningCloud, run
 
 from acp_cli import decision_commands
 from control_plane.decisions.offline import NetworkRefused, network_off
+from control_plane.model.deciding import AgentResult
+from control_plane.model.text import has_invisible
 from local_cloud import database as local_database
 from local_cloud.postgres import PostgresServer
 
@@ -99,3 +103,34 @@ def test_the_tree_reads_within_eighty_columns(cloud: RunningCloud, decided: str)
     assert "sha256" not in shown
     assert "has not answered yet" not in shown
     assert shown.splitlines()[-1].strip()
+
+
+HOSTILE = {
+    "raw NUL": b'{"hypothesis": "\x00"}',
+    "a lone surrogate": '{"hypothesis": "\ud800"}'.encode("utf-8", "surrogatepass"),
+    "no UTF-8": b"\xff\xfe",
+    "a control sequence": '{"hypothesis": "\u009b2J\u202e\x1b[31m"}'.encode(),
+    "nested without end": b"[" * 60_000,
+    "a number without end": b'{"chance_ppm": ' + b"9" * 60_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_answer_is_shown_and_steers_nothing(
+    make_world: Callable[..., World],
+    postgres: PostgresServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    refused = AgentResult("invalid", HOSTILE[name], "it is hostile")
+    world = make_world(deciding=toy.deciding(namer={"gives": lambda attempt: refused if attempt == 1 else None}))
+    monkeypatch.setattr(local_database, "NAME", world.database.name)
+    world.detect(anomaly())
+    world.run()
+    cloud, decision_id = RunningCloud(tmp_path, postgres), str(world.record().decision.decision_id)
+    for arguments in ((), ("--json",)):
+        result = run(cloud, "decision", decision_id, *arguments)
+        assert result.exit_code == 0, result.output
+        assert not has_invisible(result.stdout.replace("\n", ""))
+        assert "it is hostile" in result.stdout

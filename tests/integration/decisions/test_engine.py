@@ -127,6 +127,34 @@ def test_silence_is_a_no(make_world: MakeWorld) -> None:
     assert world.events().count("APPROVAL_EXPIRED") == 1
 
 
+@pytest.mark.parametrize("answer", [None, False])
+def test_a_no_is_scored_even_past_the_deadline(make_world: MakeWorld, answer: bool | None) -> None:
+    world = make_world(verdict="needs_approval", approval_seconds=0 if answer is None else 300)
+
+    def pass_deadline(topic: str, event: Event) -> None:
+        if event.event_type == "APPROVAL_REQUESTED" and topic == DECISION_WORK:
+            if answer is not None:
+                world.approve(world.record().decision.decision_id, gives=answer)
+            world.pass_deadline()
+
+    world.detect(anomaly())
+    world.run(before=pass_deadline)
+    how = "expired" if answer is None else "denied"
+    assert path(world) == ["awaiting_approval", how, "scored"]
+    assert f"APPROVAL_{how.upper()}" in world.events()
+    assert world.rows("SELECT count(*) FROM agent_scores") == [(1,)]
+
+
+def test_an_approval_past_the_deadline_is_abandoned(make_world: MakeWorld) -> None:
+    world = make_world(verdict="needs_approval")
+    world.detect(anomaly())
+    world.run()
+    world.approve(world.record().decision.decision_id)
+    world.pass_deadline()
+    world.run()
+    assert path(world) == ["awaiting_approval", "abandoned"]
+
+
 def test_a_horizon_that_is_not_over_is_looked_at_again(make_world: MakeWorld) -> None:
     playbook = toy.Nudging(observed=None)
     world = make_world(deciding=toy.deciding(playbook), policy=EnginePolicy(observe_seconds=0.2))

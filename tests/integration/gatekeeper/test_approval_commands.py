@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.integration.gatekeeper.test_gatekeeper_approvals import make_person
 from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
 
+from acp_cli import approval_commands
+from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud import database as local_database
+from local_cloud.cloud import Cloud
 from local_cloud.postgres import PostgresServer
+from local_cloud.workspace import CHECKOUT, Workspace
 
 
 @pytest.fixture
@@ -20,7 +25,9 @@ def cloud(postgres: PostgresServer, world: World, tmp_path: Path, monkeypatch: p
     return RunningCloud(tmp_path, postgres)
 
 
-def test_a_person_approves_what_is_shown_as_themselves(cloud: RunningCloud, world: World) -> None:
+def test_a_person_approves_what_is_shown_as_themselves(
+    cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     proposed = world.propose(market_wide_case())
     proposed.judge()
     listed = run(cloud, "approvals")
@@ -30,14 +37,15 @@ def test_a_person_approves_what_is_shown_as_themselves(cloud: RunningCloud, worl
     [request] = json.loads(run(cloud, "approvals", "--json").stdout)
     assert request["decision_id"] == str(proposed.decision_id)
 
-    approved = run(cloud, "approve", request["approval_id"][:8], "--reason", "it is small")
+    monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+    approved = run(cloud, "approve", request["approval_id"][:8], "--reason", "it is small", typed="y\n")
     assert approved.exit_code == 0, approved.output
     assert "Approved by person_grace" in approved.stderr
     assert proposed.rows("SELECT is_given, decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [
         (True, "person_grace", "it is small")
     ]
     assert "Nothing waits for an approval." in run(cloud, "approvals").stderr
-    again = run(cloud, "approve", request["approval_id"])
+    again = run(cloud, "approve", request["approval_id"], "--yes")
     assert again.exit_code == 1
     assert "does not count: it was answered before" in again.stderr
 
@@ -54,11 +62,40 @@ def test_a_person_denies_it(cloud: RunningCloud, world: World) -> None:
     assert proposed.messages()["APPROVAL_DENIED"] == {"decisions.events", "decisions.work"}
 
 
-@pytest.mark.parametrize("given", ["nope", "%", "00000000-0000-0000-0000-000000000000"])
-def test_an_id_that_is_none_is_refused_with_where_to_look(cloud: RunningCloud, given: str) -> None:
+@pytest.mark.parametrize("typed", [None, "", "\n", "n\n"])
+def test_nothing_is_approved_unless_it_is_confirmed(
+    cloud: RunningCloud, world: World, typed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    if typed is not None:
+        monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+    result = run(cloud, "approve", str(approval_id), typed=typed)
+    assert result.exit_code == (2 if typed is None else 1)
+    assert "HEDGE: sell" in result.stdout
+    assert run(cloud, "approve", str(approval_id)[:8], "--yes").exit_code == 2
+    assert proposed.rows("SELECT FROM approvals WHERE decision_id = %(id)s") == []
+
+
+def test_a_beginning_names_open_requests_alone(cloud: RunningCloud, world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    assert run(cloud, "deny", str(approval_id)[:7]).exit_code == 2
+    assert run(cloud, "deny", str(approval_id)[:8].upper()).exit_code == 0
+    assert run(cloud, "deny", str(approval_id)[:8]).exit_code == 2
+    assert "does not count: it was answered before" in run(cloud, "deny", str(approval_id)).stderr
+
+
+@pytest.mark.parametrize(
+    "given", ["nope", "", "%", "________", "0", "%%%%%%%%", "00000000-0000-0000-0000-000000000000"]
+)
+def test_an_id_that_is_none_is_refused_with_where_to_look(cloud: RunningCloud, world: World, given: str) -> None:
+    world.propose(market_wide_case()).judge()
     result = run(cloud, "approve", given)
     assert result.exit_code == 2
-    assert "is no request's id" in result.stderr
+    assert "is no request's id" in " ".join(result.stderr.split())
     assert "scripts/acp approvals" in result.stderr
 
 
@@ -83,6 +120,56 @@ def test_what_is_no_scope_is_refused(cloud: RunningCloud, scope: str) -> None:
     result = run(cloud, "switch", "off", scope)
     assert result.exit_code == 2
     assert "is no scope" in result.stderr
+
+
+@pytest.mark.parametrize("scope", ["action:hedge", "playbook:unusal_bar", "agent:nobody", "domain:Finance"])
+def test_a_scope_that_nothing_has_is_refused(cloud: RunningCloud, scope: str) -> None:
+    result = run(cloud, "switch", "off", scope)
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 2
+    assert f"There is nothing called {scope} here." in said
+    assert all(one in said for one in ("playbook:unusual_bar", "agent:hypotheses", "action:HEDGE", "model:NAME"))
+    assert "Nothing was ever switched off." in run(cloud, "switches").stderr
+
+
+def test_what_is_gone_can_be_switched_on(cloud: RunningCloud, world: World) -> None:
+    set_switch(world.owner, "playbook:gone", off=True)
+    assert run(cloud, "switch", "on", "playbook:gone").exit_code == 0
+    assert run(cloud, "switch", "on", "playbook:other").exit_code == 2
+    assert run(cloud, "switch", "off", "model:any/name").exit_code == 0
+
+
+def test_a_switch_says_that_it_waits(cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approval_commands, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(approval_commands, "MOST_SECONDS", 0.2)
+    with world.gatekeeper.transaction():
+        world.gatekeeper.execute("SELECT switched_off(gen_random_uuid(), 'HEDGE')")
+        world.gatekeeper.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
+        result = run(cloud, "switch", "off", "all")
+    said = " ".join(result.stderr.split())
+    assert result.exit_code == 1
+    assert "Waiting for releases and executions that are under way." in said
+    assert "all was not switched off: something has held the switches' lock" in said
+    assert run(cloud, "switch", "off", "all").exit_code == 0
+
+
+def test_a_deployed_database_is_used_by_ones_own_login(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    url = make_person(world, "person_remote")
+    assert run(nowhere, "approvals").exit_code == 3
+    assert str(approval_id) in run(nowhere, "approvals", "--database-url", url).stdout
+    monkeypatch.setenv("ACP_DATABASE_URL", url)
+    assert "Approved by person_remote" in run(nowhere, "approve", str(approval_id), "--yes").stderr
+    assert "(by person_remote)" in run(nowhere, "switch", "off", "all").stderr
+    assert "person_remote" in run(nowhere, "switches").stdout
+    refused = run(nowhere, "switches", "--database-url", world.database.url("acp_reader"))
+    assert refused.exit_code == 1
+    assert "works as acp_command, and was given acp_reader" in " ".join(refused.stderr.split())
 
 
 # Policies
@@ -134,7 +221,7 @@ def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, 
     proposed = world.propose(market_wide_case(quantity_micros=20 * MILLION))
     proposed.judge()
     [request] = json.loads(run(cloud, "approvals", "--json").stdout)
-    run(cloud, "approve", request["approval_id"])
+    assert run(cloud, "approve", request["approval_id"], "--yes").exit_code == 0
     proposed.move("awaiting_approval", "approved")
     assert proposed.judge(nth=1).is_released
     file = tmp_path / "nothing.cedar"

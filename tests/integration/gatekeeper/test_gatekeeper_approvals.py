@@ -111,12 +111,20 @@ def test_silence_is_a_no(world: World, ada: Person) -> None:
     assert proposed.judge(nth=1).verdict is None
 
 
-def test_an_approval_ends_before_its_decision_does(world: World, asked: Proposed) -> None:
-    [(is_before,)] = asked.rows(
-        "SELECT expires_at < deadline FROM approval_requests JOIN decisions USING (decision_id)"
-        " WHERE decision_id = %(id)s"
+def test_an_approval_leaves_time_to_judge_again(world: World, asked: Proposed, ada: Person) -> None:
+    short = world.propose(market_wide_case(), entity="MSFT", minutes=1)
+    short.judge()
+    until = (
+        "SELECT extract(epoch FROM deadline - expires_at)::float, extract(epoch FROM deadline - opened_at)::float"
+        " FROM {} JOIN decisions USING (decision_id) WHERE decision_id = %(id)s"
     )
-    assert is_before
+    [(left, _)] = asked.rows(until.format("approval_requests"))
+    assert left == pytest.approx(120)
+    [(left, whole)] = short.rows(until.format("approval_requests"))
+    assert 0 < left <= whole / 2
+    assert ada.answer(asked) == "given"
+    [(left, _)] = asked.rows(until.format("approvals"))
+    assert left == 0, "an approval in the last second would have ended before it was judged again"
 
 
 def test_an_approval_that_has_expired_releases_nothing(world: World, asked: Proposed, ada: Person) -> None:
@@ -133,12 +141,22 @@ def test_an_approval_that_has_expired_releases_nothing(world: World, asked: Prop
 
 
 def test_whoever_proposed_may_not_approve(world: World) -> None:
-    url = make_person(world, "person_eve", "acp_decide")
+    url = make_person(world, "person_who_decides", "acp_decide")
     with connect(url, application_name="test") as connection:
         proposed = world.propose(market_wide_case(), opened_by=connection)
         assert proposed.judge().verdict == "needs_approval"
         assert Person(connection).answer(proposed) == "own"
+    alias = make_person(world, "person_alias", "person_who_decides")
+    with connect(alias, application_name="test") as connection:
+        assert Person(connection).answer(proposed) == "own"
         assert Person(connection).answer(proposed, gives=False) == "denied"
+
+
+@pytest.mark.parametrize("role", ["acp_detect", "acp_decide", "acp_agent", "acp_gatekeeper", "acp_action"])
+def test_a_person_in_a_functions_role_may_not_approve(world: World, asked: Proposed, ada: Person, role: str) -> None:
+    with connect(make_person(world, f"person_in_{role}", role), application_name="test") as connection:
+        assert Person(connection).answer(asked) == "own"
+    assert ada.answer(asked) == "given"
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "acp_command"])

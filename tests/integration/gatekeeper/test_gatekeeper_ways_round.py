@@ -280,9 +280,36 @@ def test_what_is_switched_off_is_not_released(world: World, scope: str) -> None:
 
 
 def test_other_scopes_hold_nothing_back(world: World) -> None:
-    for scope in ("domain:other", "playbook:other", "action:REDUCE", "agent:hypotheses", "model:m"):
+    proposed = world.propose()
+    record_call(world, proposed.decision_id, "hypotheses", "1+gpt-4")
+    record_call(world, proposed.decision_id, "executive_summary", "1+lost", outcome="unknown")
+    others = ("domain:other", "playbook:other", "action:REDUCE", "agent:other", "agent:executive_summary")
+    for scope in (*others, "model:gpt", "model:gpt-4o", "model:1", "model:lost"):
         set_switch(world.owner, scope, off=True)
-    assert world.propose().judge().is_released
+    assert proposed.judge().is_released
+
+
+@pytest.mark.parametrize("scope", ["agent:hypotheses", "model:acme/large:v1"])
+def test_answers_of_what_is_off_release_nothing(world: World, scope: str) -> None:
+    proposed, earlier = world.propose(), world.propose(entity="MSFT")
+    for one in (proposed, earlier):
+        record_call(world, one.decision_id, "hypotheses", "1+acme/large:v1")
+    assert earlier.judge().is_released
+    set_switch(world.owner, scope, off=True)
+    assert proposed.judge().reasons == (f"switch: {scope} is switched off",)
+    with world.as_role("acp_action") as client:
+        [(action_id,)] = earlier.rows("SELECT action_id FROM actions WHERE decision_id = %(id)s")
+        assert client.execute("SELECT begin_execution(%s)", [action_id]).fetchone() == (f"off: {scope}",)
+
+
+def record_call(world: World, decision_id: Any, agent: str, version: str, *, outcome: str = "answered") -> None:
+    """A call of an agent that ended."""
+    world.owner.execute(
+        "INSERT INTO agent_calls (call_id, decision_id, step_seq, agent, agent_version, attempt, request_sha256,"
+        " deadline, outcome, answer_sha256, ended_at) SELECT gen_random_uuid(), decision_id, 1, %(agent)s, %(version)s,"
+        " 1, pins_sha256, now(), %(outcome)s, pins_sha256, now() FROM decisions WHERE decision_id = %(id)s",
+        {"agent": agent, "version": version, "outcome": outcome, "id": decision_id},
+    )
 
 
 def test_a_queued_action_is_held_back_at_its_execution(world: World) -> None:

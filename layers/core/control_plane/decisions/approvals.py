@@ -1,5 +1,6 @@
 """Approvals: what people are asked, and their answers. Who answers is the login of the database session."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,12 +17,15 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 
+_BEGINNING: Final = re.compile(r"[0-9a-f-]{8,36}")
+"""So much of an id names a request; less of it, or a pattern, could be anything."""
+
 WHY_NOT: Final = {
     "unknown": "there is no such request",
     "answered": "it was answered before; an answer stands",
     "changed": "the action is not the one that was shown",
     "expired": "its time is over, which is a no",
-    "own": "whoever proposed it, and a function's role, may not approve it",
+    "own": "whoever proposed it, or could act as that login or as a function's role, may not approve it",
 }
 """What answer_approval in the database returns for an answer that does not count, and why."""
 
@@ -63,9 +67,15 @@ def open_requests(connection: Connection[Any]) -> Sequence[ApprovalRequest]:
 
 
 def find_requests(connection: Connection[Any], beginning: str) -> Sequence[ApprovalRequest]:
-    """Returns up to two requests whose id begins so: two, where that is not enough to tell. Raises psycopg.Error."""
+    """Returns up to two open requests whose id begins so: two, where that is not enough to tell. Raises psycopg.Error.
+
+    Eight characters are the fewest. A whole id finds its request even where it is answered or has expired.
+    """
+    beginning = beginning.lower()
+    if _BEGINNING.fullmatch(beginning) is None:
+        return []
     with connection.cursor(row_factory=class_row(ApprovalRequest)) as cursor:
-        return cursor.execute(QUERIES["approval_request"].sql, {"beginning": beginning.lower()}).fetchall()
+        return cursor.execute(QUERIES["approval_request"].sql, {"beginning": beginning}).fetchall()
 
 
 def answer(

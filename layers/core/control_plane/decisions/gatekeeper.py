@@ -36,6 +36,9 @@ QUERIES: Final = load_queries(__package__)
 LOCK_TIMEOUT: Final = "5s"
 """How long a judgement waits for a lock. Then it is rolled back, and its message comes again: nothing was released."""
 
+TO_JUDGE_AGAIN: Final = timedelta(minutes=2)
+"""Of a decision's time, what is kept after the last moment to approve: to judge again, or to see that nobody did."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -222,8 +225,8 @@ class _Filing:
         finding, gate = self.finding, self.gate
         assert finding.action_sha256 is not None
         assert gate is not None
-        # A second before the deadline: an approval at its very end could not be acted on.
-        expires_at = min(self.now + gate.approval_within, self.decision.deadline - timedelta(seconds=1))
+        left = self.decision.deadline - self.now
+        expires_at = self.now + min(gate.approval_within, left - min(TO_JUDGE_AGAIN, left / 2))
         self.connection.execute(
             QUERIES["ask_approval"].sql,
             {

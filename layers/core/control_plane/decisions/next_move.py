@@ -69,11 +69,14 @@ def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], g
         )
     if state == "opened" and record.decision.opened_at - record.decision.occurred_at > playbook.limits.oldest:
         return closed(record, "recorded", "too old to act on")
-    if state in BEFORE_RELEASE and (ended := _settled(record) or _abandoned(record, given)) is not None:
+    if (
+        state in BEFORE_RELEASE
+        and (ended := _settled(record) or _unanswered(record, given) or _abandoned(record, given)) is not None
+    ):
         return ended
     if (calls := record.last("calls")) is not None and not children(record, calls, "answers"):
         return next_of_round(record, calls, playbook, agents, given)
-    waiting = _waiting(record, given)
+    waiting = _waiting(record)
     return waiting if waiting is not None else _commanded(record, playbook.next(record), playbook, agents)
 
 
@@ -87,6 +90,19 @@ def _settled(record: Record) -> Append | None:
     if record.decision.state == "awaiting_approval" and approval is not None and not approval.body["is_given"]:
         return moved(record, "denied", approval)
     return None
+
+
+def _unanswered(record: Record, given: Circumstances) -> Append | None:
+    """Silence is a no, as is a denial, even where nobody looks before the deadline: it is observed and scored."""
+    asked, approval = record.last("approval_asked"), record.last("approval")
+    if asked is None or is_superseded(record):
+        return None
+    is_denied = approval is not None and not approval.body["is_given"]
+    if not is_denied and (approval is not None or not given.is_expired):
+        return None
+    if record.decision.state == "proposed":
+        return moved(record, "awaiting_approval", asked)
+    return moved(record, "expired", asked) if record.decision.state == "awaiting_approval" else None
 
 
 def _abandoned(record: Record, given: Circumstances) -> Append | None:
@@ -113,13 +129,13 @@ def _verdict(record: Record) -> Step | None:
     )
 
 
-def _waiting(record: Record, given: Circumstances) -> Move | None:
+def _waiting(record: Record) -> Move | None:
     """What follows from what others added; None where it is the playbook's turn."""
     match record.decision.state:
         case "proposed":
             return _of_proposed(record)
         case "awaiting_approval":
-            return _of_awaiting_approval(record, given)
+            return _of_awaiting_approval(record)
         case "approved":
             return Wait()
         case "released":
@@ -141,11 +157,9 @@ def _of_proposed(record: Record) -> Move | None:
     return Wait()
 
 
-def _of_awaiting_approval(record: Record, given: Circumstances) -> Move:
+def _of_awaiting_approval(record: Record) -> Move:
     approval = record.last("approval")
-    if approval is not None:
-        return moved(record, "approved", approval)
-    return moved(record, "expired", record.last("approval_asked")) if given.is_expired else Wait()
+    return Wait() if approval is None else moved(record, "approved", approval)
 
 
 def _of_observing(record: Record) -> Move:

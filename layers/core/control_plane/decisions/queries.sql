@@ -89,13 +89,19 @@ WHERE request.expires_at > clock_timestamp()
 ORDER BY request.expires_at, request.approval_id
 
 -- name: approval_request
--- One request, whatever has become of it.
+-- The open requests whose id begins so, two at most; by its whole id one is found whatever has become of it.
 SELECT
     request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
     request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id
 FROM approval_requests AS request
 JOIN decisions AS decision USING (decision_id)
 WHERE request.approval_id::text LIKE %(beginning)s || '%%'
+    AND (
+        request.approval_id::text = %(beginning)s
+        OR request.expires_at > clock_timestamp()
+        AND decision.state IN ('proposed', 'awaiting_approval')
+        AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+    )
 ORDER BY request.requested_at DESC
 LIMIT 2
 
@@ -186,7 +192,8 @@ SELECT
     step.cost_micros,
     convert_from(step.body, 'UTF8') AS body,
     encode(step.output_sha256, 'hex') AS output_sha256,
-    CASE WHEN octet_length(output.bytes) <= 65536 THEN convert_from(output.bytes, 'UTF8') END AS output
+    -- As bytes: an answer that was refused may be no text, and must not hide its decision.
+    CASE WHEN octet_length(output.bytes) <= 65536 THEN output.bytes END AS output
 FROM decision_steps AS step
 LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
 WHERE step.decision_id = %(decision_id)s

@@ -47,7 +47,7 @@ class TreeStep:
     body: Mapping[str, Any]
     output_sha256: str | None
     output: str | None
-    """The bytes of its output as text; None where it has none, or one of more than 64 KiB."""
+    """Its output as text, with U+FFFD for what is none; None where it has no output, or one of more than 64 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,4 +83,9 @@ def read_tree(connection: Connection[Any], decision_id: UUID) -> DecisionTree | 
         if facts is None:
             return None
         rows = cursor.execute(QUERIES["tree_of_steps"].sql, {"decision_id": decision_id}).fetchall()
-    return DecisionTree(facts, [TreeStep(**{**row, "body": json.loads(row["body"])}) for row in rows])
+    return DecisionTree(facts, [_step(row) for row in rows])
+
+
+def _step(row: Mapping[str, Any]) -> TreeStep:
+    output = None if row["output"] is None else bytes(row["output"]).decode("utf-8", "replace")
+    return TreeStep(**{**row, "body": json.loads(row["body"]), "output": output})

@@ -1,7 +1,7 @@
 """Switches: what a person turns off, all of it or a domain, a playbook, an agent, a type of action, a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,6 +11,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from control_plane.decisions.emit import message
+from control_plane.model.deciding import Deciding
 from control_plane.model.decision_events import SwitchSet
 from control_plane.platform.messages import one_as_json
 from control_plane.platform.queries import load_queries
@@ -37,19 +38,34 @@ def is_scope(text: str) -> bool:
     return SCOPE.fullmatch(text) is not None
 
 
+def scopes_of(deciding: Mapping[str, Deciding]) -> Sequence[str]:
+    """Returns every scope that the domains' plug-ins have; models are settings, and not among them."""
+    found = ["all"]
+    for domain, plug_ins in deciding.items():
+        found.append(f"domain:{domain}")
+        found += (f"playbook:{playbook.name}" for playbook in plug_ins.playbooks)
+        found += (f"agent:{agent.name}" for agent in plug_ins.agents)
+        found += (f"action:{action_type}" for action_type in plug_ins.gate.action_types)
+    return list(dict.fromkeys(found))
+
+
 def list_switches(connection: Connection[Any]) -> Sequence[Switch]:
     """Returns every switch that was ever set, those that are off first. Raises psycopg.Error."""
     with connection.cursor(row_factory=class_row(Switch)) as cursor:
         return cursor.execute(QUERIES["switches"].sql).fetchall()
 
 
-def set_switch(connection: Connection[Any], scope: str, *, off: bool, reason: str = "") -> str:
+def set_switch(
+    connection: Connection[Any], scope: str, *, off: bool, reason: str = "", most_seconds: float = 30.0
+) -> str:
     """Switches a scope off or on, as a role of acp_command; returns the login that is on record for it.
 
     Waits for releases and executions that are under way; once it returns, none that the scope covers is committed any
-    more. Raises psycopg.Error.
+    more. Raises psycopg.errors.LockNotAvailable where they take longer than ``most_seconds``: nothing is switched then,
+    and psycopg.Error.
     """
     with connection.transaction():
+        connection.execute(QUERIES["limit_lock_waits"].sql, {"lock_timeout": f"{max(int(most_seconds * 1000), 1)}ms"})
         row = connection.execute(QUERIES["who_asks"].sql).fetchone()
         assert row is not None
         who, now = row
