@@ -358,6 +358,8 @@ CREATE FUNCTION public.claim_decision(of_decision uuid, claimant text, lease_sec
     AS $$
 #variable_conflict use_column
 BEGIN
+    -- Locked first: a holder that leaves between the two updates would leave the second one's message to nobody.
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     RETURN QUERY
     UPDATE decisions AS decision
     SET fence = decision.fence + 1, held_by = claimant, lease_until = clock_timestamp() + make_interval(secs => lease_seconds)
