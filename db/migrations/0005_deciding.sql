@@ -111,6 +111,8 @@ RETURN old_state = new_state OR (old_state, new_state) IN (
     ('released', 'executed'), ('released', 'failed'),
     ('refused', 'observing'), ('denied', 'observing'), ('expired', 'observing'), ('executed', 'observing'), ('failed', 'observing'),
     ('observing', 'scored'),
+    -- Nobody observes them: their playbook is gone, or fails.
+    ('refused', 'scored'), ('denied', 'scored'), ('expired', 'scored'), ('executed', 'scored'), ('failed', 'scored'),
     ('proposed', 'observing') -- in shadow alone
 ) OR (
     new_state = 'abandoned'

@@ -2,10 +2,21 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
 
-from tests.integration.decisions.world import World, anomaly
+import pytest
+from tests.integration.decisions import toy
+from tests.integration.decisions.world import World, anomaly, last_body
 
-from control_plane.model.decision_events import GATEKEEPER_WORK
+from control_plane.decisions import moves, next_move
+from control_plane.decisions.audit import audit
+from control_plane.decisions.record import load
+from control_plane.decisions.replay import replay
+from control_plane.model.deciding import Command, JsonObject, Record
+from control_plane.model.decision_events import AGENT_WORK, GATEKEEPER_WORK
+from control_plane.model.errors import PlaybookFault
 from control_plane.platform.database import connect
 
 type MakeWorld = Callable[..., World]
@@ -32,3 +43,106 @@ def test_a_message_while_the_holder_leaves_is_not_lost(world: World) -> None:
             while world.rows("SELECT cardinality(pg_blocking_pids(%s))", other.info.backend_pid) != [(1,)]:
                 assert not claimed.done()
         assert claimed.result() == (row[0] + 1,), "nobody looks at what the message was about"
+
+
+# What cannot go on is closed
+
+
+def still_identical(world: World) -> bool:
+    """Whether the only decision is decided the same way from its record."""
+    loaded = load(world.decide, world.record().decision.decision_id)
+    assert loaded is not None
+    return replay(loaded, world.deciding["toy"]).difference is None
+
+
+def advance(world: World) -> bool:
+    return world.engine.advance(world.decide, world.record().decision.decision_id)
+
+
+def pass_time(world: World) -> None:
+    """Whatever the only decision waits for is over since long ago."""
+    world.owner.execute("UPDATE decisions SET deadline = clock_timestamp() - interval '1 day'")
+
+
+def test_a_decision_whose_playbook_is_gone_ends_at_its_deadline(world: World) -> None:
+    world.deaf = {AGENT_WORK}
+    world.detect(anomaly())
+    world.run()
+    kept, world.deciding = world.deciding, toy.deciding(toy.Nudging(version="2"))
+    world.engine = world.another_engine()
+    with pytest.raises(PlaybookFault):
+        advance(world)
+    world.pass_deadline()
+    advance(world)
+    closed = last_body(world.record(), "closed")
+    assert closed["state"] == "abandoned"
+    assert "nudging 1, which is gone" in closed["reason"]
+    assert world.wake() == 0
+    world.deciding = kept
+    assert still_identical(world)
+
+
+def test_a_playbook_in_circles_ends_at_its_deadline(make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(next_move, "MOST_STEPS", 10)
+    world = make_world(verdict="refused")
+    world.detect(anomaly())
+    with pytest.raises(PlaybookFault, match="circles"):
+        world.run()
+    world.pass_deadline()
+    advance(world)
+    assert last_body(world.record(), "closed") == {"state": "abandoned", "reason": "deadline"}
+
+
+class FailsAfter(toy.Nudging):
+    """Fails once its decision is in a state."""
+
+    fails_in = ""
+
+    def next(self, record: Record) -> Command:
+        if record.decision.state == self.fails_in:
+            raise ZeroDivisionError
+        return super().next(record)
+
+    def observe(self, connection: Any, record: Record, bars: int, now: datetime) -> JsonObject | None:
+        if self.fails_in == "observing":
+            raise ZeroDivisionError
+        return super().observe(connection, record, bars, now)
+
+
+@pytest.mark.parametrize("state", ["refused", "executed", "observing"])
+def test_a_playbook_that_fails_for_good_is_given_up(
+    make_world: MakeWorld, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    playbook = FailsAfter(ceiling=timedelta(0))
+    playbook.fails_in = state
+    verdict = "refused" if state == "refused" else "permitted"
+    world = make_world(deciding=toy.deciding(playbook), verdict=verdict)
+    world.detect(anomaly())
+    for _ in range(20):
+        with suppress(ZeroDivisionError):
+            world.run(times=1)
+    assert world.record().decision.state == state
+    with pytest.raises(ZeroDivisionError):
+        advance(world)
+    pass_time(world)
+    monkeypatch.setattr(moves, "GIVEN_UP_AFTER", timedelta(0))
+    advance(world)
+    assert last_body(world.record(), "closed") == {"state": "scored", "reason": "given up: ZeroDivisionError"}
+    assert still_identical(world)
+    assert world.wake() == 0
+
+
+def test_an_agents_second_forecast_of_an_event_is_not_scored(make_world: MakeWorld) -> None:
+    class Doubling(toy.Nudging):
+        def observe(self, connection: Any, record: Record, bars: int, now: datetime) -> JsonObject | None:
+            observed = super().observe(connection, record, bars, now)
+            assert observed is not None
+            (forecast,) = observed["forecasts"]
+            return {**observed, "forecasts": [forecast, {**forecast, "probability": 0.1}]}
+
+    world = make_world(deciding=toy.deciding(Doubling()))
+    world.detect(anomaly())
+    world.run()
+    assert world.record().decision.state == "scored"
+    assert world.rows("SELECT agent, brier FROM agent_scores") == [("namer", 0.09)]
+    assert audit(world.owner).findings == []

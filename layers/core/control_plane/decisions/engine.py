@@ -28,13 +28,14 @@ from control_plane.decisions.moves import (
     Observe,
     Wait,
 )
-from control_plane.decisions.next_move import find_version, next_move
+from control_plane.decisions.next_move import find_version, move_without_playbook, next_move
 from control_plane.decisions.opening import find_playbook, open_or_join
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Deciding, Playbook
 from control_plane.model.errors import PlaybookFault
+from control_plane.model.text import LONGEST, visible
 from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.queries import load_queries
 from control_plane.platform.telemetry import Telemetry
@@ -131,16 +132,38 @@ class Engine:
 
     def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
         """Makes the next move; returns False where there is nothing to do but wait."""
-        plug_ins = self._plug_ins(loaded)
-        playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
-        given = self._circumstances(connection, loaded)
-        move = next_move(loaded.record, playbook, agents, given)
         try:
-            return self._make(connection, hold, loaded, playbook, _without_calls_of(move, given.switched_off))
+            given = self._circumstances(connection, loaded)
+            try:
+                return self._move_by_playbook(connection, hold, loaded, given)
+            except psycopg.Error:
+                raise
+            except Exception as error:
+                move = move_without_playbook(loaded.record, replace(given, fault=_fault(error)))
+                if move is None:
+                    raise
+                return self._move_without_playbook(connection, hold, loaded, move)
         except psycopg.Error as error:
             if has_record_grown(error):
                 return True
             raise
+
+    def _move_by_playbook(self, connection: Connection[Any], hold: Hold, loaded: Loaded, given: Circumstances) -> bool:
+        plug_ins = self._plug_ins(loaded)
+        playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
+        move = next_move(loaded.record, playbook, agents, given)
+        return self._make(connection, hold, loaded, playbook, _without_calls_of(move, given.switched_off))
+
+    def _move_without_playbook(
+        self, connection: Connection[Any], hold: Hold, loaded: Loaded, move: Append | Wait
+    ) -> bool:
+        if isinstance(move, Wait):
+            return False
+        if move.kind == "closed":
+            decision_id = str(loaded.record.decision.decision_id)
+            self._telemetry.logger.error("given up", decision_id=decision_id, reason=move.body["reason"])
+        self._append(connection, hold, loaded, move)
+        return True
 
     def _make(self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Move) -> bool:
         record = loaded.record
@@ -198,12 +221,12 @@ class Engine:
         return ended
 
     def _circumstances(self, connection: Connection[Any], loaded: Loaded) -> Circumstances:
-        decision = loaded.record.decision
-        if decision.state not in BEFORE_RELEASE:
-            return Circumstances()
+        is_overdue = loaded.now >= moves.ends_at(loaded.record)
+        if loaded.record.decision.state not in BEFORE_RELEASE:
+            return Circumstances(is_overdue=is_overdue)
         expiry = moves.approval_expiry(loaded.record)
         return Circumstances(
-            is_overdue=loaded.now >= decision.deadline,
+            is_overdue=is_overdue,
             is_expired=expiry is not None and loaded.now >= expiry,
             switched_off=frozenset(scope for (scope,) in connection.execute(QUERIES["switched_off_scopes"].sql)),
         )
@@ -242,6 +265,11 @@ class Engine:
             reason=step.body["reason"],
             trace_id=str(decision.trace_id),
         )
+
+
+def _fault(error: Exception) -> str:
+    """What the record says of a fault: another exception's text may be anything, and is in the log."""
+    return visible(str(error)[:LONGEST]) if isinstance(error, PlaybookFault) else type(error).__name__
 
 
 def _without_calls_of(move: Move, switched_off: frozenset[str]) -> Move:

@@ -10,6 +10,7 @@ from typing import Final
 from control_plane.decisions.moves import (
     BEFORE_RELEASE,
     CLOSED,
+    GIVEN_UP,
     SWITCHED_OFF,
     Append,
     Circumstances,
@@ -63,18 +64,35 @@ def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], g
     state = record.decision.state
     if state in CLOSED:
         return Wait()
-    if len(record.steps) >= MOST_STEPS:
-        raise PlaybookFault(
-            f"decision {record.decision.decision_id} has {MOST_STEPS} steps: its playbook goes in circles"
-        )
     if state == "opened" and record.decision.opened_at - record.decision.occurred_at > playbook.limits.oldest:
         return closed(record, "recorded", "too old to act on")
     if state in BEFORE_RELEASE and (ended := _settled(record) or _abandoned(record, given)) is not None:
         return ended
     if (calls := record.last("calls")) is not None and not children(record, calls, "answers"):
         return next_of_round(record, calls, playbook, agents, given)
-    waiting = _waiting(record, given)
-    return waiting if waiting is not None else _commanded(record, playbook.next(record), playbook, agents)
+    if (waiting := _waiting(record, given)) is not None:
+        return waiting
+    if len(record.steps) >= MOST_STEPS:
+        raise PlaybookFault(
+            f"decision {record.decision.decision_id} has {MOST_STEPS} steps: its playbook goes in circles"
+        )
+    return _commanded(record, playbook.next(record), playbook, agents)
+
+
+def move_without_playbook(record: Record, given: Circumstances) -> Append | Wait | None:
+    """Returns what can be done although the playbook fails or is gone; None: nothing until the decision's time is over.
+
+    What others settled is followed. Beyond its time the decision is closed, with the fault as its reason.
+    """
+    state = record.decision.state
+    if state in CLOSED:
+        return Wait()
+    if state in BEFORE_RELEASE and (settled := _settled(record)) is not None:
+        return settled
+    if state == "released":
+        return _of_released(record)
+    end = "abandoned" if state in BEFORE_RELEASE else "scored"
+    return closed(record, end, GIVEN_UP + given.fault) if given.is_overdue else None
 
 
 def _settled(record: Record) -> Append | None:
@@ -123,8 +141,7 @@ def _waiting(record: Record, given: Circumstances) -> Move | None:
         case "approved":
             return Wait()
         case "released":
-            execution = record.last("execution")
-            return Wait() if execution is None else moved(record, execution.body["outcome"], execution)
+            return _of_released(record)
         case "observing" if record.last("outcome") is None:
             return _of_observing(record)
     return None
@@ -146,6 +163,11 @@ def _of_awaiting_approval(record: Record, given: Circumstances) -> Move:
     if approval is not None:
         return moved(record, "approved", approval)
     return moved(record, "expired", record.last("approval_asked")) if given.is_expired else Wait()
+
+
+def _of_released(record: Record) -> Append | Wait:
+    execution = record.last("execution")
+    return Wait() if execution is None else moved(record, execution.body["outcome"], execution)
 
 
 def _of_observing(record: Record) -> Move:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from control_plane.decisions import moves
 from control_plane.decisions.moves import Append, Circumstances, Collect, Intend, IntendedCall, Model, Observe
-from control_plane.decisions.next_move import find_version, next_move
+from control_plane.decisions.next_move import find_version, move_without_playbook, next_move
 from control_plane.decisions.record import Loaded, sha256
 from control_plane.model.deciding import Deciding, Record, Step
 from control_plane.model.ids import canonical_json
@@ -77,7 +77,7 @@ def _compare(before: Record, step: Step, body: bytes, plug_ins: Deciding) -> int
     playbook = find_version(plug_ins, before)
     agents = {agent.name: agent for agent in plug_ins.agents}
     given = _circumstances(before, step)
-    move = next_move(before, playbook, agents, given)
+    move = move_without_playbook(before, given) if given.fault else next_move(before, playbook, agents, given)
     match move:
         case Intend(calls_seq, calls):
             return _compare_call(before, step, body, calls_seq, calls)
@@ -132,14 +132,20 @@ def _compare_call(before: Record, step: Step, body: bytes, calls_seq: int, calls
 def _circumstances(before: Record, step: Step) -> Circumstances:
     """What the engine must have found for this step, held against the step's own time where that tells."""
     state, reason = step.body.get("state"), step.body.get("reason", "")
-    is_overdue = step.kind == "closed" and reason == "deadline"
+    is_given_up = step.kind == "closed" and reason.startswith(moves.GIVEN_UP)
+    is_overdue = is_given_up or (step.kind == "closed" and reason == "deadline")
     is_expired = step.kind == "state" and state == "expired"
-    if is_overdue and step.at < before.decision.deadline:
-        raise _Differs("time", step.at, f"not before {before.decision.deadline}")
+    if is_overdue and step.at < moves.ends_at(before):
+        raise _Differs("time", step.at, f"not before {moves.ends_at(before)}")
     expiry = moves.approval_expiry(before)
     if is_expired and (expiry is None or step.at < expiry):
         raise _Differs("time", step.at, f"not before {expiry}")
-    return Circumstances(is_overdue=is_overdue, is_expired=is_expired, switched_off=_switched_off(step.kind, step.body))
+    return Circumstances(
+        is_overdue=is_overdue,
+        is_expired=is_expired,
+        switched_off=_switched_off(step.kind, step.body),
+        fault=reason.removeprefix(moves.GIVEN_UP) if is_given_up else "",
+    )
 
 
 def _switched_off(kind: str, body: Mapping[str, Any]) -> frozenset[str]:
