@@ -47,7 +47,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.anchor_heads(most integer) RETURNS TABLE(anchor_id bigint, root bytea, prev_root bytea, heads text)
+CREATE FUNCTION public.anchor_heads(most integer, after_decision uuid DEFAULT NULL::uuid) RETURNS TABLE(anchor_id bigint, root bytea, prev_root bytea, heads text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -59,7 +59,11 @@ BEGIN
     LOCK TABLE anchors IN SHARE ROW EXCLUSIVE MODE;
     SELECT anchors.root INTO last_root FROM anchors ORDER BY anchors.anchor_id DESC LIMIT 1;
     WITH due AS (
-        SELECT decision_id FROM decisions WHERE head_seq > anchored_seq ORDER BY decision_id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT decision_id FROM decisions
+        WHERE head_seq > anchored_seq AND (after_decision IS NULL OR decision_id > after_decision)
+        ORDER BY decision_id
+        LIMIT most
+        FOR UPDATE SKIP LOCKED
     ),
     taken AS (
         UPDATE decisions SET anchored_seq = head_seq FROM due WHERE decisions.decision_id = due.decision_id
@@ -2621,8 +2625,8 @@ GRANT USAGE ON SCHEMA public TO acp_command;
 REVOKE ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.anchor_heads(most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.anchor_heads(most integer) TO acp_decide;
+REVOKE ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) TO acp_decide;
 
 REVOKE ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) TO acp_command;

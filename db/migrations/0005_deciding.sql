@@ -847,8 +847,9 @@ BEGIN
 END
 $$;
 
--- Anchors the heads of all chains that grew: returns the lines that belong into the log. No row where none grew.
-CREATE FUNCTION anchor_heads(most integer) RETURNS TABLE (anchor_id bigint, root bytea, prev_root bytea, heads text)
+-- Anchors the heads of the next chains that grew, in the order of their ids after one of them: returns the lines that belong
+-- into the log. No row where none grew.
+CREATE FUNCTION anchor_heads(most integer, after_decision uuid DEFAULT NULL) RETURNS TABLE (anchor_id bigint, root bytea, prev_root bytea, heads text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
@@ -860,7 +861,11 @@ BEGIN
     LOCK TABLE anchors IN SHARE ROW EXCLUSIVE MODE;
     SELECT anchors.root INTO last_root FROM anchors ORDER BY anchors.anchor_id DESC LIMIT 1;
     WITH due AS (
-        SELECT decision_id FROM decisions WHERE head_seq > anchored_seq ORDER BY decision_id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT decision_id FROM decisions
+        WHERE head_seq > anchored_seq AND (after_decision IS NULL OR decision_id > after_decision)
+        ORDER BY decision_id
+        LIMIT most
+        FOR UPDATE SKIP LOCKED
     ),
     taken AS (
         UPDATE decisions SET anchored_seq = head_seq FROM due WHERE decisions.decision_id = due.decision_id

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly, last_body
 
-from control_plane.decisions import moves, next_move
+from control_plane.decisions import moves, next_move, timers
 from control_plane.decisions.audit import audit
 from control_plane.decisions.record import load
 from control_plane.decisions.replay import replay
@@ -18,6 +18,7 @@ from control_plane.model.deciding import Command, JsonObject, Record
 from control_plane.model.decision_events import AGENT_WORK, GATEKEEPER_WORK
 from control_plane.model.errors import PlaybookFault
 from control_plane.platform.database import connect
+from control_plane.platform.telemetry import Telemetry
 
 type MakeWorld = Callable[..., World]
 
@@ -146,3 +147,45 @@ def test_an_agents_second_forecast_of_an_event_is_not_scored(make_world: MakeWor
     assert world.record().decision.state == "scored"
     assert world.rows("SELECT agent, brier FROM agent_scores") == [("namer", 0.09)]
     assert audit(world.owner).findings == []
+
+
+# Anchors
+
+
+class Growing(Telemetry):
+    """Every chain that is anchored has grown again before the next anchor."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__("growing")
+        self.world, self.anchors = world, 0
+        self.logger = self  # type: ignore[assignment]
+
+    def info(self, message: str, **fields: Any) -> None:
+        assert message == "anchored"
+        self.anchors += 1
+        assert self.anchors <= 10, "it does not end"
+        for line in fields["heads"]:
+            self.world.owner.execute("SELECT append_step(%s, 'joined', 'engine', 0, '{}')", [line.split()[0]])
+
+    def warning(self, message: str, **fields: Any) -> None:
+        assert message == "anchoring goes on in the next run"
+
+
+@pytest.fixture
+def opened(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Three decisions, and anchors of one head each."""
+    monkeypatch.setattr(timers, "MOST_HEADS", 1)
+    world.deaf = {AGENT_WORK}
+    world.detect(anomaly(entity="A"), anomaly(entity="B"), anomaly(entity="C"))
+    world.run()
+    return world
+
+
+def test_anchoring_ends_though_chains_grow(opened: World) -> None:
+    assert timers.anchor(opened.decide, Growing(opened)) == 3
+    assert timers.anchor(opened.decide, Growing(opened)) == 3
+
+
+def test_anchoring_stops_before_its_time_is_over(opened: World) -> None:
+    left = iter([60.0, 14.0])
+    assert timers.anchor(opened.decide, Growing(opened), remaining_seconds=lambda: next(left)) == 2

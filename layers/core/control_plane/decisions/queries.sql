@@ -286,8 +286,8 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 SELECT decision_id, reason, trace_id, entity_id, clock_timestamp() FROM fire_timers(%(most)s)
 
 -- name: anchor_heads
--- Anchors the heads of the chains that grew; returns the line that belongs into the log, or no row.
-SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)
+-- Anchors the heads of the next chains that grew, after one of them; returns the line that belongs into the log, or no row.
+SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s, %(after)s)
 
 -- name: now
 -- The database's time, which leases and deadlines are counted in.

@@ -1,5 +1,6 @@
 """What happens by the clock: decisions that somebody must look at are woken, and the chains' heads are anchored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from control_plane.platform.telemetry import Telemetry
 QUERIES: Final = load_queries(__package__)
 MOST_WOKEN: Final = 500
 """Of decisions in one transaction."""
+SPARE_SECONDS: Final = 15.0
+"""Of the function's time, what one more anchor may take."""
 MOST_HEADS: Final = 500
 """In one anchor, which is one log line: CloudWatch takes 256 KB, and a head has 110 bytes."""
 
@@ -30,9 +33,13 @@ class TimersReport:
         return {"woken": self.woken, "anchored": self.anchored}
 
 
-def run_timers(connection: Connection[Any], telemetry: Telemetry) -> TimersReport:
+def run_timers(
+    connection: Connection[Any], telemetry: Telemetry, *, remaining_seconds: Callable[[], float]
+) -> TimersReport:
     """Wakes every decision that is due, then anchors every head that is new. Raises psycopg.Error."""
-    return TimersReport(woken=wake_due(connection), anchored=anchor(connection, telemetry))
+    return TimersReport(
+        woken=wake_due(connection), anchored=anchor(connection, telemetry, remaining_seconds=remaining_seconds)
+    )
 
 
 def wake_due(connection: Connection[Any]) -> int:
@@ -41,11 +48,17 @@ def wake_due(connection: Connection[Any]) -> int:
     return retry_conflicts(lambda: _wake(connection))
 
 
-def anchor(connection: Connection[Any], telemetry: Telemetry) -> int:
-    """Anchors the heads of all chains that grew, each in one line of the log too; returns how many heads."""
-    anchored = 0
+def anchor(
+    connection: Connection[Any], telemetry: Telemetry, *, remaining_seconds: Callable[[], float] = lambda: float("inf")
+) -> int:
+    """Anchors the heads of all chains that had grown, some at a time, each also in the log; returns how many heads.
+
+    It goes through the decisions once, in the order of their ids: a chain that grows meanwhile is the next run's.
+    """
+    anchored, after = 0, None
     while True:
-        row = retry_conflicts(lambda: connection.execute(QUERIES["anchor_heads"].sql, {"most": MOST_HEADS}).fetchone())
+        values = {"most": MOST_HEADS, "after": after}
+        row = retry_conflicts(lambda: connection.execute(QUERIES["anchor_heads"].sql, values).fetchone())  # noqa: B023
         if row is None:
             return anchored
         anchor_id, root, prev_root, heads = row
@@ -58,6 +71,10 @@ def anchor(connection: Connection[Any], telemetry: Telemetry) -> int:
             heads=lines,
         )
         anchored += len(lines)
+        after = lines[-1].split()[0]
+        if remaining_seconds() < SPARE_SECONDS:
+            telemetry.logger.warning("anchoring goes on in the next run", anchored=anchored)
+            return anchored
 
 
 def _wake(connection: Connection[Any]) -> int:
