@@ -14,8 +14,9 @@ from control_plane.decisions import moves, next_move, timers
 from control_plane.decisions.audit import audit
 from control_plane.decisions.record import load
 from control_plane.decisions.replay import replay
+from control_plane.decisions.steps import EnginePolicy
 from control_plane.model.deciding import Command, JsonObject, Record
-from control_plane.model.decision_events import AGENT_WORK, GATEKEEPER_WORK
+from control_plane.model.decision_events import AGENT_WORK, CLIENT_ACTIONS, GATEKEEPER_WORK
 from control_plane.model.errors import PlaybookFault
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
@@ -189,3 +190,102 @@ def test_anchoring_ends_though_chains_grow(opened: World) -> None:
 def test_anchoring_stops_before_its_time_is_over(opened: World) -> None:
     left = iter([60.0, 14.0])
     assert timers.anchor(opened.decide, Growing(opened), remaining_seconds=lambda: next(left)) == 2
+
+
+# What stands still is looked at
+
+
+def lose_answers(world: World) -> None:
+    """The agents answer, and then DecisionFunction dies before it claims the decision."""
+    for (call_id,) in world.rows("SELECT call_id FROM agent_calls WHERE outcome IS NULL"):
+        world.answer(call_id)
+    world.new_messages()
+
+
+def test_an_answer_that_nobody_took_up_is_found(world: World) -> None:
+    world.deaf = {AGENT_WORK}
+    world.detect(anomaly())
+    world.run()
+    assert world.wake(idle_seconds=0) == 0  # an agent is at work
+    lose_answers(world)
+    assert world.wake() == 0  # not yet
+    assert world.wake(idle_seconds=0) == 1
+    world.deaf = set()
+    world.run()
+    assert world.record().decision.state == "scored"
+
+
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_verdict_that_did_not_come_is_asked_for_again(make_world: MakeWorld, nth: int) -> None:
+    world = make_world(policy=EnginePolicy(ask_again_seconds=0), verdict="needs_approval" if nth else "permitted")
+    if nth:
+        world.detect(anomaly())
+        world.run()
+        world.approve(world.record().decision.decision_id)
+    world.deaf = {GATEKEEPER_WORK}
+    if not nth:
+        world.detect(anomaly())
+    world.run(times=1)
+    assert world.record().decision.state == ("approved" if nth else "proposed")
+    before = world.events().count("VERDICT_REQUESTED")
+    assert world.wake(idle_seconds=0) == 1
+    world.deaf = set()
+    world.run()
+    assert world.events().count("VERDICT_REQUESTED") > before
+    assert len(world.record().all("verdict")) == 1 + nth
+    assert world.rows("SELECT count(*) FROM actions") == [(1,)]
+    assert world.record().decision.state == "scored"
+
+
+def test_a_verdict_is_not_asked_for_twice_at_once(world: World) -> None:
+    world.deaf = {GATEKEEPER_WORK}
+    world.detect(anomaly())
+    world.run(times=3)
+    assert not advance(world)
+    assert world.events().count("VERDICT_REQUESTED") == 1
+
+
+def test_an_approval_that_nobody_took_up_is_found(make_world: MakeWorld) -> None:
+    world = make_world(verdict="needs_approval")
+    world.detect(anomaly())
+    world.run()
+    assert world.record().decision.state == "awaiting_approval"
+    assert world.wake(idle_seconds=0) == 0  # a person is asked, until the request expires
+    world.approve(world.record().decision.decision_id)
+    world.new_messages()
+    assert world.wake(idle_seconds=0) == 1
+    world.run()
+    assert world.record().decision.state == "scored"
+
+
+def test_a_released_action_is_its_clients_to_take_up(world: World) -> None:
+    world.deaf = {CLIENT_ACTIONS}
+    world.detect(anomaly())
+    world.run()
+    assert world.record().decision.state == "released"
+    assert world.wake(idle_seconds=0) == 0
+    world.pass_deadline()
+    assert world.wake(idle_seconds=0) == 1  # its deadline's own timer
+    assert world.wake(idle_seconds=0) == 0
+
+
+def test_what_does_not_move_is_looked_at_less_and_less(world: World) -> None:
+    world.deaf = {AGENT_WORK}
+    world.detect(anomaly())
+    world.run()
+    lose_answers(world)
+    pass_time(world)
+    for pauses in range(1, 10):
+        assert world.wake() == 1
+        assert world.wake() == 0
+        ((held_back, longest),) = world.rows(
+            "SELECT count(*), extract(epoch FROM max(due_at) - clock_timestamp())::float "
+            "FROM timers WHERE kind = 'retry'"
+        )
+        assert held_back == pauses
+        assert 0.9 * 30 * 2 ** min(pauses - 1, 7) < longest <= 30 * 2 ** min(pauses - 1, 7)
+        world.owner.execute(
+            "UPDATE timers SET due_at = clock_timestamp() - make_interval(secs => %s) WHERE fired_at IS NULL "
+            "AND kind = 'retry'",
+            [pauses],
+        )

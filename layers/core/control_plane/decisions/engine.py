@@ -15,8 +15,9 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from control_plane.decisions import moves
+from control_plane.decisions import announcements, moves
 from control_plane.decisions.calls import end_lost_calls, intend
+from control_plane.decisions.emit import emit
 from control_plane.decisions.moves import (
     BEFORE_RELEASE,
     Append,
@@ -28,7 +29,7 @@ from control_plane.decisions.moves import (
     Observe,
     Wait,
 )
-from control_plane.decisions.next_move import find_version, move_without_playbook, next_move
+from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
 from control_plane.decisions.opening import find_playbook, open_or_join
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
@@ -115,7 +116,7 @@ class Engine:
 
     def _advance_held(self, connection: Connection[Any], hold: Hold) -> bool:
         """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
-        has_moved, loaded, ends_lost = False, None, True
+        has_moved, loaded, ends_lost, asks_again = False, None, True, True
         while True:
             loaded = load(connection, hold.decision_id, loaded)
             assert loaded is not None
@@ -125,6 +126,8 @@ class Engine:
                     continue
             if not loaded.is_closed and self._move(connection, hold, loaded):
                 has_moved = True
+            elif asks_again and self._ask_again(connection, loaded):
+                asks_again = False
             elif self._leave(connection, hold, loaded):
                 return has_moved
             else:
@@ -219,6 +222,16 @@ class Engine:
         if ended:
             self._telemetry.count("AgentCallsLost", ended)
         return ended
+
+    def _ask_again(self, connection: Connection[Any], loaded: Loaded) -> bool:
+        """Asks again for a verdict that has not come for a while; returns whether it did."""
+        waited = (loaded.now - loaded.record.steps[-1].at).total_seconds()
+        nth = awaited_verdict(loaded.record)
+        if nth is None or waited < self._policy.ask_again_seconds:
+            return False
+        asked = announcements.verdict_requested_again(loaded.record, nth, loaded.now)
+        _transact(connection, lambda: emit(connection, asked))
+        return True
 
     def _circumstances(self, connection: Connection[Any], loaded: Loaded) -> Circumstances:
         is_overdue = loaded.now >= moves.ends_at(loaded.record)

@@ -95,6 +95,12 @@ def move_without_playbook(record: Record, given: Circumstances) -> Append | Wait
     return closed(record, end, GIVEN_UP + given.fault) if given.is_overdue else None
 
 
+def awaited_verdict(record: Record) -> int | None:
+    """Returns which verdict a decision waits for, 0 for its proposal's and 1 for an approved one's; None: for none."""
+    waits = {"proposed": 0, "approved": 1}.get(record.decision.state)
+    return waits if waits is not None and _verdict(record) is None else None
+
+
 def _settled(record: Record) -> Append | None:
     """What the gatekeeper or a person has settled already."""
     if (released := record.last("released")) is not None:

@@ -283,7 +283,8 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 
 -- name: fire_timers
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
-SELECT decision_id, reason, trace_id, entity_id, clock_timestamp() FROM fire_timers(%(most)s)
+SELECT decision_id, reason, trace_id, entity_id, clock_timestamp()
+FROM fire_timers(%(most)s, %(idle_seconds)s)
 
 -- name: anchor_heads
 -- Anchors the heads of the next chains that grew, after one of them; returns the line that belongs into the log, or no row.

@@ -15,6 +15,8 @@ from control_plane.platform.telemetry import Telemetry
 QUERIES: Final = load_queries(__package__)
 MOST_WOKEN: Final = 500
 """Of decisions in one transaction."""
+IDLE_SECONDS: Final = 30.0
+"""How long a decision that nobody holds, and that waits for nothing, may stand still."""
 SPARE_SECONDS: Final = 15.0
 """Of the function's time, what one more anchor may take."""
 MOST_HEADS: Final = 500
@@ -42,10 +44,10 @@ def run_timers(
     )
 
 
-def wake_due(connection: Connection[Any]) -> int:
+def wake_due(connection: Connection[Any], *, idle_seconds: float = IDLE_SECONDS) -> int:
     """Sends DECISION_WOKEN to each decision that somebody must look at; returns how many."""
     # A lease that ran out stays so until somebody claims it: one round finds all, unless there are more than it takes.
-    return retry_conflicts(lambda: _wake(connection))
+    return retry_conflicts(lambda: _wake(connection, idle_seconds))
 
 
 def anchor(
@@ -77,9 +79,10 @@ def anchor(
             return anchored
 
 
-def _wake(connection: Connection[Any]) -> int:
+def _wake(connection: Connection[Any], idle_seconds: float) -> int:
+    values = {"most": MOST_WOKEN, "idle_seconds": idle_seconds}
     with connection.transaction():
-        due = connection.execute(QUERIES["fire_timers"].sql, {"most": MOST_WOKEN}).fetchall()
+        due = connection.execute(QUERIES["fire_timers"].sql, values).fetchall()
         emit(
             connection,
             *(
