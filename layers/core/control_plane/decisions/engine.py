@@ -102,7 +102,15 @@ class Engine:
         assert row is not None
         is_shadow = playbook.name in self._policy.shadow_playbooks
         opened = retry_conflicts(
-            lambda: open_or_join(connection, event, domain, playbook, is_shadow=is_shadow, now=row[0])
+            lambda: open_or_join(
+                connection,
+                event,
+                domain,
+                playbook,
+                is_shadow=is_shadow,
+                now=row[0],
+                agents=self._deciding[domain].agents,
+            )
         )
         if opened is None:
             return False

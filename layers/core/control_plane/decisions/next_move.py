@@ -24,9 +24,8 @@ from control_plane.decisions.moves import (
     moved,
     trunk,
 )
-from control_plane.decisions.rounds import begin_round, children, next_of_round
+from control_plane.decisions.rounds import PricedAgent, begin_round, children, next_of_round
 from control_plane.model.deciding import (
-    Agent,
     AwaitApproval,
     CallAgents,
     Close,
@@ -59,7 +58,7 @@ def find_version(plug_ins: Deciding, record: Record) -> Playbook:
     )
 
 
-def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], given: Circumstances) -> Move:
+def next_move(record: Record, playbook: Playbook, agents: Mapping[str, PricedAgent], given: Circumstances) -> Move:
     """Returns what is to be done now. Raises PlaybookFault."""
     state = record.decision.state
     if state in CLOSED:
@@ -184,7 +183,7 @@ def _of_observing(record: Record) -> Move:
     )
 
 
-def _commanded(record: Record, command: Command, playbook: Playbook, agents: Mapping[str, Agent]) -> Move:
+def _commanded(record: Record, command: Command, playbook: Playbook, agents: Mapping[str, PricedAgent]) -> Move:
     move: Move
     match command:
         case Gather():
