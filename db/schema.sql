@@ -47,7 +47,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.anchor_heads(most integer) RETURNS TABLE(anchor_id bigint, root bytea, prev_root bytea, heads text)
+CREATE FUNCTION public.anchor_heads(most integer, after_decision uuid DEFAULT NULL::uuid) RETURNS TABLE(anchor_id bigint, root bytea, prev_root bytea, heads text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -59,7 +59,11 @@ BEGIN
     LOCK TABLE anchors IN SHARE ROW EXCLUSIVE MODE;
     SELECT anchors.root INTO last_root FROM anchors ORDER BY anchors.anchor_id DESC LIMIT 1;
     WITH due AS (
-        SELECT decision_id FROM decisions WHERE head_seq > anchored_seq ORDER BY decision_id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT decision_id FROM decisions
+        WHERE head_seq > anchored_seq AND (after_decision IS NULL OR decision_id > after_decision)
+        ORDER BY decision_id
+        LIMIT most
+        FOR UPDATE SKIP LOCKED
     ),
     taken AS (
         UPDATE decisions SET anchored_seq = head_seq FROM due WHERE decisions.decision_id = due.decision_id
@@ -366,6 +370,8 @@ CREATE FUNCTION public.claim_decision(of_decision uuid, claimant text, lease_sec
     AS $$
 #variable_conflict use_column
 BEGIN
+    -- Locked first: a holder that leaves between the two updates would leave the second one's message to nobody.
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     RETURN QUERY
     UPDATE decisions AS decision
     SET fence = decision.fence + 1, held_by = claimant, lease_until = clock_timestamp() + make_interval(secs => lease_seconds)
@@ -724,7 +730,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.fire_timers(most integer) RETURNS TABLE(decision_id uuid, reason text, trace_id uuid, entity_id text)
+CREATE FUNCTION public.fire_timers(most integer, idle_seconds double precision DEFAULT 30) RETURNS TABLE(decision_id uuid, reason text, trace_id uuid, entity_id text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -747,21 +753,52 @@ BEGIN
         WHERE timer.decision_id = due.decision_id AND timer.kind = due.kind AND timer.due_at = due.due_at
         RETURNING timer.decision_id, timer.kind AS reason
     ),
+    idle AS (
+        SELECT decision_id, CASE WHEN deadline <= clock_timestamp() THEN 'overdue' ELSE 'idle' END AS reason
+        FROM decisions AS decision
+        JOIN decision_steps AS newest USING (decision_id)
+        CROSS JOIN LATERAL (
+            SELECT
+                coalesce(bool_or(kind = 'retry'), false) AS is_held_back,
+                coalesce(bool_or((state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe'))), false) AS is_woken_later
+            FROM timers
+            WHERE timers.decision_id = decision.decision_id AND fired_at IS NULL AND due_at > clock_timestamp()
+        ) AS ahead
+        WHERE closed_at IS NULL AND lease_until IS NULL AND newest.seq = head_seq AND NOT is_held_back
+            AND (
+                deadline <= clock_timestamp() AND NOT is_woken_later
+                OR newest.at <= clock_timestamp() - make_interval(secs => idle_seconds)
+                -- Whoever waits for a timer may still have missed what somebody else added.
+                AND (newest.author <> 'engine' OR NOT is_woken_later)
+            )
+            AND decision_id NOT IN (SELECT decision_id FROM fired WHERE reason <> 'retry')
+            AND NOT EXISTS (SELECT FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id AND outcome IS NULL)
+            -- The client's message is with its queue; nobody else can help.
+            AND (state <> 'released' OR EXISTS (
+                SELECT FROM actions JOIN executions USING (action_id) WHERE actions.decision_id = decision.decision_id
+            ))
+        LIMIT most
+    ),
+    paused AS (
+        INSERT INTO timers (decision_id, kind, due_at)
+        SELECT
+            decision_id, 'retry',
+            clock_timestamp() + make_interval(secs => idle_seconds * power(2, least(7, (
+                SELECT count(*) FROM timers WHERE timers.decision_id = idle.decision_id AND kind = 'retry'
+            ))))
+        FROM idle
+        ON CONFLICT DO NOTHING
+    ),
     woken AS (
-        SELECT decision_id, reason FROM fired
+        SELECT decision_id, reason FROM fired WHERE reason <> 'retry'
+        UNION
+        SELECT decision_id, reason FROM idle
         UNION
         (SELECT decision_id, 'lease' FROM decisions WHERE closed_at IS NULL AND lease_until <= clock_timestamp() LIMIT most)
         UNION
         (
             SELECT decision_id, 'call' FROM agent_calls
             WHERE outcome IS NULL AND coalesce(lease_until, deadline) <= clock_timestamp()
-            LIMIT most
-        )
-        UNION
-        (
-            SELECT decision_id, 'overdue' FROM decisions AS overdue
-            WHERE closed_at IS NULL AND lease_until IS NULL AND deadline <= clock_timestamp()
-                AND NOT EXISTS (SELECT FROM timers WHERE timers.decision_id = overdue.decision_id AND fired_at IS NULL)
             LIMIT most
         )
     )
@@ -1231,7 +1268,7 @@ $$;
 
 CREATE FUNCTION public.state_may_follow(old_state text, new_state text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
-    RETURN ((old_state = new_state) OR (((((((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'observing'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
+    RETURN ((old_state = new_state) OR ((((((((((((((((((((((((((((((((((old_state = 'opened'::text) AND (new_state = 'gathering'::text)) OR ((old_state = 'opened'::text) AND (new_state = 'recorded'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'hypothesising'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'scoring'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'proposed'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'simulating'::text))) OR ((old_state = 'gathering'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'hypothesising'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'scoring'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'simulating'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'awaiting_approval'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'released'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'approved'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'denied'::text))) OR ((old_state = 'awaiting_approval'::text) AND (new_state = 'expired'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'released'::text))) OR ((old_state = 'approved'::text) AND (new_state = 'refused'::text))) OR ((old_state = 'released'::text) AND (new_state = 'executed'::text))) OR ((old_state = 'released'::text) AND (new_state = 'failed'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'observing'::text))) OR ((old_state = 'observing'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'refused'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'denied'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'expired'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'executed'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'failed'::text) AND (new_state = 'scored'::text))) OR ((old_state = 'proposed'::text) AND (new_state = 'observing'::text))) OR ((new_state = 'abandoned'::text) AND (old_state = ANY (ARRAY['opened'::text, 'gathering'::text, 'hypothesising'::text, 'scoring'::text, 'simulating'::text, 'proposed'::text, 'awaiting_approval'::text, 'approved'::text]))));
 
 CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, parent integer, kind text, author text, at timestamp with time zone, input bytea, output bytea, cost_micros bigint, body bytea) RETURNS bytea
     LANGUAGE sql STABLE
@@ -2696,8 +2733,8 @@ GRANT USAGE ON SCHEMA public TO acp_command;
 REVOKE ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.anchor_heads(most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.anchor_heads(most integer) TO acp_decide;
+REVOKE ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) TO acp_decide;
 
 REVOKE ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) TO acp_command;
@@ -2761,8 +2798,8 @@ GRANT ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint)
 REVOKE ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.fire_timers(most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.fire_timers(most integer) TO acp_decide;
+REVOKE ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) TO acp_decide;
 
 REVOKE ALL ON FUNCTION public.insert_decision_events(given_events json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.insert_decision_events(given_events json) TO acp_detect;

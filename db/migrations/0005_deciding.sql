@@ -146,6 +146,8 @@ RETURN old_state = new_state OR (old_state, new_state) IN (
     ('released', 'executed'), ('released', 'failed'),
     ('refused', 'observing'), ('denied', 'observing'), ('expired', 'observing'), ('executed', 'observing'), ('failed', 'observing'),
     ('observing', 'scored'),
+    -- Nobody observes them: their playbook is gone, or fails.
+    ('refused', 'scored'), ('denied', 'scored'), ('expired', 'scored'), ('executed', 'scored'), ('failed', 'scored'),
     ('proposed', 'observing') -- in shadow alone
 ) OR (
     new_state = 'abandoned'
@@ -222,6 +224,8 @@ SET search_path = pg_catalog, public, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
+    -- Locked first: a holder that leaves between the two updates would leave the second one's message to nobody.
+    PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
     RETURN QUERY
     UPDATE decisions AS decision
     SET fence = decision.fence + 1, held_by = claimant, lease_until = clock_timestamp() + make_interval(secs => lease_seconds)
@@ -878,8 +882,9 @@ $$;
 
 
 -- Decisions that somebody must look at although no message says so: a lease ran out, a call's lease or deadline did, a timer
--- is due, which is marked as fired, or the deadline has passed and nothing else will wake it.
-CREATE FUNCTION fire_timers(most integer) RETURNS TABLE (decision_id uuid, reason text, trace_id uuid, entity_id text)
+-- is due, which is marked as fired; or nobody holds it, nothing else will wake it, and its deadline has passed or its record
+-- has not grown for a while. Then the next such look is a pause later, twice as long each time: a retry timer holds it back.
+CREATE FUNCTION fire_timers(most integer, idle_seconds double precision DEFAULT 30) RETURNS TABLE (decision_id uuid, reason text, trace_id uuid, entity_id text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
@@ -902,21 +907,52 @@ BEGIN
         WHERE timer.decision_id = due.decision_id AND timer.kind = due.kind AND timer.due_at = due.due_at
         RETURNING timer.decision_id, timer.kind AS reason
     ),
+    idle AS (
+        SELECT decision_id, CASE WHEN deadline <= clock_timestamp() THEN 'overdue' ELSE 'idle' END AS reason
+        FROM decisions AS decision
+        JOIN decision_steps AS newest USING (decision_id)
+        CROSS JOIN LATERAL (
+            SELECT
+                coalesce(bool_or(kind = 'retry'), false) AS is_held_back,
+                coalesce(bool_or((state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe'))), false) AS is_woken_later
+            FROM timers
+            WHERE timers.decision_id = decision.decision_id AND fired_at IS NULL AND due_at > clock_timestamp()
+        ) AS ahead
+        WHERE closed_at IS NULL AND lease_until IS NULL AND newest.seq = head_seq AND NOT is_held_back
+            AND (
+                deadline <= clock_timestamp() AND NOT is_woken_later
+                OR newest.at <= clock_timestamp() - make_interval(secs => idle_seconds)
+                -- Whoever waits for a timer may still have missed what somebody else added.
+                AND (newest.author <> 'engine' OR NOT is_woken_later)
+            )
+            AND decision_id NOT IN (SELECT decision_id FROM fired WHERE reason <> 'retry')
+            AND NOT EXISTS (SELECT FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id AND outcome IS NULL)
+            -- The client's message is with its queue; nobody else can help.
+            AND (state <> 'released' OR EXISTS (
+                SELECT FROM actions JOIN executions USING (action_id) WHERE actions.decision_id = decision.decision_id
+            ))
+        LIMIT most
+    ),
+    paused AS (
+        INSERT INTO timers (decision_id, kind, due_at)
+        SELECT
+            decision_id, 'retry',
+            clock_timestamp() + make_interval(secs => idle_seconds * power(2, least(7, (
+                SELECT count(*) FROM timers WHERE timers.decision_id = idle.decision_id AND kind = 'retry'
+            ))))
+        FROM idle
+        ON CONFLICT DO NOTHING
+    ),
     woken AS (
-        SELECT decision_id, reason FROM fired
+        SELECT decision_id, reason FROM fired WHERE reason <> 'retry'
+        UNION
+        SELECT decision_id, reason FROM idle
         UNION
         (SELECT decision_id, 'lease' FROM decisions WHERE closed_at IS NULL AND lease_until <= clock_timestamp() LIMIT most)
         UNION
         (
             SELECT decision_id, 'call' FROM agent_calls
             WHERE outcome IS NULL AND coalesce(lease_until, deadline) <= clock_timestamp()
-            LIMIT most
-        )
-        UNION
-        (
-            SELECT decision_id, 'overdue' FROM decisions AS overdue
-            WHERE closed_at IS NULL AND lease_until IS NULL AND deadline <= clock_timestamp()
-                AND NOT EXISTS (SELECT FROM timers WHERE timers.decision_id = overdue.decision_id AND fired_at IS NULL)
             LIMIT most
         )
     )
@@ -928,8 +964,9 @@ BEGIN
 END
 $$;
 
--- Anchors the heads of all chains that grew: returns the lines that belong into the log. No row where none grew.
-CREATE FUNCTION anchor_heads(most integer) RETURNS TABLE (anchor_id bigint, root bytea, prev_root bytea, heads text)
+-- Anchors the heads of the next chains that grew, in the order of their ids after one of them: returns the lines that belong
+-- into the log. No row where none grew.
+CREATE FUNCTION anchor_heads(most integer, after_decision uuid DEFAULT NULL) RETURNS TABLE (anchor_id bigint, root bytea, prev_root bytea, heads text)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
@@ -941,7 +978,11 @@ BEGIN
     LOCK TABLE anchors IN SHARE ROW EXCLUSIVE MODE;
     SELECT anchors.root INTO last_root FROM anchors ORDER BY anchors.anchor_id DESC LIMIT 1;
     WITH due AS (
-        SELECT decision_id FROM decisions WHERE head_seq > anchored_seq ORDER BY decision_id LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT decision_id FROM decisions
+        WHERE head_seq > anchored_seq AND (after_decision IS NULL OR decision_id > after_decision)
+        ORDER BY decision_id
+        LIMIT most
+        FOR UPDATE SKIP LOCKED
     ),
     taken AS (
         UPDATE decisions SET anchored_seq = head_seq FROM due WHERE decisions.decision_id = due.decision_id

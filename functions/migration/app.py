@@ -5,12 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from control_plane.model.deciding import playbook_versions
 from control_plane.ops.migrations import read_migrations
 from control_plane.ops.upgrade import upgrade
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import MigrationSettings
 from control_plane.platform.telemetry import Telemetry
+from domains import load_deciding
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -42,9 +44,16 @@ def database() -> Database:
 def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """Applies missing migrations and syncs the subscriptions; a second run changes nothing.
 
+    Refuses, and changes nothing, while an open decision is pinned to a playbook's version that this release lacks.
+
     Returns ``{applied: [versions], version, subscriptions: {added, removed, backfilled, dead_lettered}}``.
     """
-    report = upgrade(database().connection(), read_migrations(MIGRATIONS), settings().subscriptions)
+    report = upgrade(
+        database().connection(),
+        read_migrations(MIGRATIONS),
+        settings().subscriptions,
+        playbooks=playbook_versions(load_deciding()),
+    )
     telemetry.count("MigrationsApplied", len(report.schema.applied))
     answer = asdict(report.schema) | {"subscriptions": asdict(report.subscriptions)}
     telemetry.logger.info("migrated", **answer)

@@ -22,8 +22,12 @@ def database() -> Database:
 
 
 @function(telemetry, sample="events/timers.json")
-def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, int]:
+def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
     """One run. Returns a TimersReport."""
-    report = run_timers(database().connection(), telemetry)
+    report = run_timers(
+        database().connection(),
+        telemetry,
+        remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
+    )
     telemetry.logger.info("timers fired", expired=report.expired, woken=report.woken, anchored=report.anchored)
     return report.to_dict()

@@ -96,10 +96,12 @@ def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
     """
     import psycopg  # noqa: PLC0415 - as above
 
+    from control_plane.model.deciding import playbook_versions  # noqa: PLC0415
     from control_plane.model.errors import ControlPlaneError  # noqa: PLC0415
     from control_plane.ops.migrations import read_migrations  # noqa: PLC0415
     from control_plane.ops.upgrade import upgrade  # noqa: PLC0415
     from control_plane.platform.settings import MigrationSettings  # noqa: PLC0415
+    from domains import load_deciding  # noqa: PLC0415
 
     try:
         settings = MigrationSettings.from_environ(
@@ -107,7 +109,10 @@ def bring_up_to_date(workspace: Workspace, url_of_owner: str) -> UpgradeReport:
         )
         with psycopg.connect(url_of_owner, autocommit=True) as connection:
             return upgrade(
-                connection, read_migrations(workspace.checkout / "db" / "migrations"), settings.subscriptions
+                connection,
+                read_migrations(workspace.checkout / "db" / "migrations"),
+                settings.subscriptions,
+                playbooks=playbook_versions(load_deciding()),
             )
     except (ControlPlaneError, psycopg.Error) as error:
         msg = f"The database could not be brought up to date: {error}"

@@ -203,10 +203,26 @@ def test_an_unescaped_password_is_refused_without_being_shown(password: str) -> 
 def test_an_upgrade_makes_no_schema_without_its_subscriptions(empty_database: TestDatabase) -> None:
     with connect(empty_database.owner_url, application_name="test") as owner:
         with pytest.raises(psycopg.errors.CheckViolation):
-            upgrade(owner, read_migrations(MIGRATIONS), {"Not A Name": Subscription("market.ticks")})
+            upgrade(owner, read_migrations(MIGRATIONS), {"Not A Name": Subscription("market.ticks")}, playbooks=())
         assert owner.execute("SELECT to_regclass('schema_migrations'), to_regclass('events')").fetchone() == (
             None,
             None,
         )
-        upgrade(owner, read_migrations(MIGRATIONS), {"signal_lab": Subscription("market.ticks")})
+        upgrade(owner, read_migrations(MIGRATIONS), {"signal_lab": Subscription("market.ticks")}, playbooks=())
         assert owner.execute("SELECT name FROM subscriptions").fetchall() == [("signal_lab",)]
+
+
+def test_an_upgrade_without_an_open_decisions_playbook_is_refused(database: TestDatabase) -> None:
+    migrations, has, lacks = read_migrations(MIGRATIONS), {("toy", "nudging", "1")}, {("toy", "nudging", "2")}
+    with connect(database.owner_url, application_name="test") as owner:
+        owner.execute("INSERT INTO artifacts (sha256, kind, bytes) VALUES (sha256('p'), 'pins', 'p')")
+        owner.execute(
+            "SELECT open_decision(gen_random_uuid(), 'toy', 'nudging', '1', sha256('p'), 'wobble', 'toy', 'W', '', "
+            "now(), gen_random_uuid(), gen_random_uuid(), false, now(), 0)"
+        )
+        with pytest.raises(MigrationError, match=r"nudging 1 of toy \(1 open.*Deploy a release that has"):
+            upgrade(owner, migrations, {"late": Subscription("market.ticks")}, playbooks=lacks)
+        assert owner.execute("SELECT 1 FROM subscriptions WHERE name = 'late'").fetchone() is None
+        upgrade(owner, migrations, None, playbooks=has | lacks)
+        owner.execute("UPDATE decisions SET closed_at = now()")
+        upgrade(owner, migrations, None, playbooks=lacks)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from tests.integration.decisions import toy
-from tests.integration.decisions.world import World, anomaly
+from tests.integration.decisions.world import World, anomaly, last_body
 
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.replay import Replayed, replay
+from control_plane.model.deciding import AgentResult
+from control_plane.model.decision_events import AGENT_WORK
 from control_plane.model.ids import canonical_json
 
 
@@ -117,3 +119,71 @@ def test_an_expiry_before_its_time_shows(world: World) -> None:
     result = replay(forged, world.deciding["toy"])
     assert result.difference is not None
     assert result.difference.what == "time"
+
+
+# Other agents than then
+
+
+OTHER_AGENTS: dict[str, dict[str, Any]] = {
+    "another version": {"namer": {"version": "2"}},
+    "another price": {"checker": {"costs": 7}},
+    "another name": {"weigher": {"name": "scales"}},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_AGENTS.values(), ids=OTHER_AGENTS.keys())
+def test_other_agents_than_then_decide_nothing_in_a_replay(
+    make_world: Callable[..., World], changes: dict[str, Any]
+) -> None:
+    world = make_world(deciding=toy.deciding(checker={"costs": 400}))
+    world.detect(anomaly())
+    world.run()
+    assert world.record().decision.state == "scored"
+    assert replay(stored(world), toy.deciding(**changes)["toy"]).difference is None
+
+
+class GathersLater(toy.Nudging):
+    """Fails the first time that it gathers."""
+
+    is_ready = False
+
+    def gather(self, connection: Any, record: Any) -> Any:
+        if not self.is_ready:
+            self.is_ready = True
+            raise ZeroDivisionError
+        return super().gather(connection, record)
+
+
+def test_an_agent_is_called_in_its_pinned_version_alone(make_world: Callable[..., World]) -> None:
+    playbook = GathersLater()
+    world = make_world(deciding=toy.deciding(playbook))
+    world.detect(anomaly())
+    with pytest.raises(ZeroDivisionError):
+        world.run(times=1)
+    world.deciding = toy.deciding(playbook, namer={"version": "2"})
+    world.engine = world.another_engine()
+    world.wake(idle_seconds=0)
+    world.run()
+    assert last_body(world.record(), "agent_failed") == {
+        "agent": "namer", "attempts": 0, "outcome": "gone", "reason": "its version 1 is not in this release",
+    }  # fmt: skip
+    versions = {call["agent_version"] for step in world.record().all("calls") for call in step.body["calls"]}
+    assert versions == {"1"}
+    assert world.record().decision.state == "scored"
+    assert replayed(world).difference is None
+
+
+def test_another_attempt_is_made_by_the_same_version_alone(make_world: Callable[..., World]) -> None:
+    world = make_world(deaf={AGENT_WORK})
+    world.detect(anomaly())
+    world.run()
+    fails = {"version": "2", "gives": lambda attempt: AgentResult("failed", error="told to")}
+    world.deciding = toy.deciding(checker=fails)
+    world.engine = world.another_engine()
+    for (call_id,) in world.rows("SELECT call_id FROM agent_calls"):
+        world.answer(call_id)
+    world.deaf = set()
+    world.run()
+    assert world.rows("SELECT agent_version, attempt FROM agent_calls WHERE agent = 'checker'") == [("1", 1)]
+    assert last_body(world.record(), "agent_failed")["outcome"] == "gone"
+    assert replayed(world).difference is None

@@ -164,7 +164,7 @@ def agents(**changes: dict[str, Any]) -> tuple[ToyAgent, ...]:
         "checker": {"answer_type": Named, "answer": lambda _: {"hypothesis": "wobble", "chance_ppm": 600_000}},
         "weigher": {"answer_type": Weighed, "answer": lambda request: {"weight": len(request["named"])}},
     }
-    return tuple(ToyAgent(name=name, **{**given, **changes.get(name, {})}) for name, given in made.items())
+    return tuple(ToyAgent(**{"name": name, **given, **changes.get(name, {})}) for name, given in made.items())
 
 
 def deciding(*playbooks: Nudging, **changes: dict[str, Any]) -> Mapping[str, Deciding]:

@@ -151,8 +151,8 @@ class World:
             case "client.actions":
                 self.execute(UUID(event.payload["action_id"]), UUID(event.payload["decision_id"]), event.entity_id)
 
-    def wake(self) -> int:
-        return wake_due(self.decide)
+    def wake(self, **options: float) -> int:
+        return wake_due(self.decide, **options)
 
     def run_until(self, state: str, *, seconds: float = 30) -> None:
         """Fires timers and delivers messages until the only decision is in a state."""

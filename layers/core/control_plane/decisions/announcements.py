@@ -54,6 +54,18 @@ def opened(decision: Decision, at: datetime) -> NewMessage:
     )
 
 
+def verdict_requested_again(record: Record, nth: int, at: datetime) -> NewMessage:
+    """Asks for a verdict that did not come; whoever has given it meanwhile gives no other."""
+    decision = record.decision
+    return message(
+        VerdictRequested(decision_id=str(decision.decision_id), proposal_seq=_seq(record.last("proposal")), nth=nth),
+        entity_id=decision.entity_id,
+        series=f"{decision.decision_id}:verdict_requested_again:{nth}",
+        at=at,
+        trace_id=decision.trace_id,
+    )
+
+
 def call_requested(record: Record, calls_seq: int, call: IntendedCall, at: datetime) -> NewMessage:
     """Asks for one attempt of an agent's call: ids and hashes alone."""
     decision = record.decision

@@ -15,8 +15,9 @@ import psycopg
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
-from control_plane.decisions import moves
+from control_plane.decisions import announcements, moves
 from control_plane.decisions.calls import end_lost_calls, intend
+from control_plane.decisions.emit import emit
 from control_plane.decisions.moves import (
     BEFORE_RELEASE,
     Append,
@@ -28,13 +29,14 @@ from control_plane.decisions.moves import (
     Observe,
     Wait,
 )
-from control_plane.decisions.next_move import find_version, next_move
+from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
 from control_plane.decisions.opening import find_playbook, open_or_join
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Deciding, Playbook
 from control_plane.model.errors import PlaybookFault
+from control_plane.model.text import LONGEST, visible
 from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.queries import load_queries
 from control_plane.platform.telemetry import Telemetry
@@ -100,7 +102,15 @@ class Engine:
         assert row is not None
         is_shadow = playbook.name in self._policy.shadow_playbooks
         opened = retry_conflicts(
-            lambda: open_or_join(connection, event, domain, playbook, is_shadow=is_shadow, now=row[0])
+            lambda: open_or_join(
+                connection,
+                event,
+                domain,
+                playbook,
+                is_shadow=is_shadow,
+                now=row[0],
+                agents=self._deciding[domain].agents,
+            )
         )
         if opened is None:
             return False
@@ -114,7 +124,7 @@ class Engine:
 
     def _advance_held(self, connection: Connection[Any], hold: Hold) -> bool:
         """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
-        has_moved, loaded, ends_lost = False, None, True
+        has_moved, loaded, ends_lost, asks_again = False, None, True, True
         while True:
             loaded = load(connection, hold.decision_id, loaded, hold.stored)
             assert loaded is not None
@@ -124,6 +134,8 @@ class Engine:
                     continue
             if not loaded.is_closed and self._move(connection, hold, loaded):
                 has_moved = True
+            elif asks_again and self._ask_again(connection, loaded):
+                asks_again = False
             elif self._leave(connection, hold, loaded):
                 return has_moved
             else:
@@ -131,16 +143,38 @@ class Engine:
 
     def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
         """Makes the next move; returns False where there is nothing to do but wait."""
-        plug_ins = self._plug_ins(loaded)
-        playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
-        given = _circumstances(loaded)
-        move = next_move(loaded.record, playbook, agents, given)
         try:
-            return self._make(connection, hold, loaded, playbook, _without_calls_of(move, given.switched_off))
+            given = _circumstances(loaded)
+            try:
+                return self._move_by_playbook(connection, hold, loaded, given)
+            except psycopg.Error:
+                raise
+            except Exception as error:
+                move = move_without_playbook(loaded.record, replace(given, fault=_fault(error)))
+                if move is None:
+                    raise
+                return self._move_without_playbook(connection, hold, loaded, move)
         except psycopg.Error as error:
             if has_record_grown(error):
                 return True
             raise
+
+    def _move_by_playbook(self, connection: Connection[Any], hold: Hold, loaded: Loaded, given: Circumstances) -> bool:
+        plug_ins = self._plug_ins(loaded)
+        playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
+        move = next_move(loaded.record, playbook, agents, given)
+        return self._make(connection, hold, loaded, playbook, _without_calls_of(move, given.switched_off))
+
+    def _move_without_playbook(
+        self, connection: Connection[Any], hold: Hold, loaded: Loaded, move: Append | Wait
+    ) -> bool:
+        if isinstance(move, Wait):
+            return False
+        if move.kind == "closed":
+            decision_id = str(loaded.record.decision.decision_id)
+            self._telemetry.logger.error("given up", decision_id=decision_id, reason=move.body["reason"])
+        self._append(connection, hold, loaded, move)
+        return True
 
     def _make(self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Move) -> bool:
         record = loaded.record
@@ -200,6 +234,16 @@ class Engine:
             self._telemetry.count("AgentCallsLost", ended)
         return ended
 
+    def _ask_again(self, connection: Connection[Any], loaded: Loaded) -> bool:
+        """Asks again for a verdict that has not come for a while; returns whether it did."""
+        waited = (loaded.now - loaded.record.steps[-1].at).total_seconds()
+        nth = awaited_verdict(loaded.record)
+        if nth is None or waited < self._policy.ask_again_seconds:
+            return False
+        asked = announcements.verdict_requested_again(loaded.record, nth, loaded.now)
+        _transact(connection, lambda: emit(connection, asked))
+        return True
+
     def _plug_ins(self, loaded: Loaded) -> Deciding:
         domain = loaded.record.decision.domain
         if domain not in self._deciding:
@@ -237,15 +281,20 @@ class Engine:
 
 
 def _circumstances(loaded: Loaded) -> Circumstances:
-    decision = loaded.record.decision
-    if decision.state not in BEFORE_RELEASE:
-        return Circumstances()
+    is_overdue = loaded.now >= moves.ends_at(loaded.record)
+    if loaded.record.decision.state not in BEFORE_RELEASE:
+        return Circumstances(is_overdue=is_overdue)
     expiry = moves.approval_expiry(loaded.record)
     return Circumstances(
-        is_overdue=loaded.now >= decision.deadline,
+        is_overdue=is_overdue,
         is_expired=expiry is not None and loaded.now >= expiry,
         switched_off=loaded.switched_off,
     )
+
+
+def _fault(error: Exception) -> str:
+    """What the record says of a fault: another exception's text may be anything, and is in the log."""
+    return visible(str(error)[:LONGEST]) if isinstance(error, PlaybookFault) else type(error).__name__
 
 
 def _without_calls_of(move: Move, switched_off: frozenset[str]) -> Move:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -10,6 +10,9 @@ from control_plane.model.deciding import JsonObject, Record, Step, derived_id
 from control_plane.model.ids import canonical_json
 
 SWITCHED_OFF: Final = "switched off: "
+GIVEN_UP: Final = "given up: "
+GIVEN_UP_AFTER: Final = timedelta(hours=1)
+"""How long after its time a decision that was released, or refused, waits for a playbook that fails or is gone."""
 BEFORE_RELEASE: Final = frozenset({
     "opened", "gathering", "hypothesising", "scoring", "simulating", "proposed", "awaiting_approval", "approved",
 })  # fmt: skip
@@ -28,10 +31,13 @@ class Circumstances:
     """What a move depends on beside the record. The step that it leads to says so, and a replay reads it from there."""
 
     is_overdue: bool = False
+    """Its time is over: see ends_at."""
     is_expired: bool = False
     """Nobody answered the approval request in time."""
     switched_off: frozenset[str] = frozenset()
     """Scopes."""
+    fault: str = ""
+    """Why its playbook could not say what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +134,25 @@ def simulation(record: Record, result: JsonObject) -> Append:
 
 
 def outcome(record: Record, observed: JsonObject) -> Append:
-    """The step that an outcome becomes, with each forecast's Brier score."""
-    scores = [
-        {
-            "agent": forecast["agent"],
-            "agent_version": forecast["agent_version"],
-            "forecast": forecast["forecast"],
-            "probability": (chance := _probability(forecast)),
-            "happened": forecast["happened"],
-            "brier": round((chance - forecast["happened"]) ** 2, 12),
-        }
-        for forecast in observed.get("forecasts", ())
-    ]
-    return Append("outcome", trunk(record), {**observed, "scores": scores})
+    """The step that an outcome becomes, with each forecast's Brier score.
+
+    An agent's second forecast of one event is not scored: the first is the one that counts.
+    """
+    scores: dict[tuple[str, str], JsonObject] = {}
+    for forecast in observed.get("forecasts", ()):
+        chance = _probability(forecast)
+        scores.setdefault(
+            (forecast["agent"], forecast["forecast"]),
+            {
+                "agent": forecast["agent"],
+                "agent_version": forecast["agent_version"],
+                "forecast": forecast["forecast"],
+                "probability": chance,
+                "happened": forecast["happened"],
+                "brier": round((chance - forecast["happened"]) ** 2, 12),
+            },
+        )
+    return Append("outcome", trunk(record), {**observed, "scores": list(scores.values())})
 
 
 def budget_exhausted(calls_seq: int, call: IntendedCall) -> Append:
@@ -164,6 +176,16 @@ def has_open_calls(record: Record) -> bool:
 def is_superseded(record: Record) -> bool:
     """Whether an event says that what the decision was opened for is not so."""
     return any(step.body["supersedes"] for step in record.all("joined"))
+
+
+def ends_at(record: Record) -> datetime:
+    """When a decision's time is over: its deadline before the release, and after it the end of its horizon."""
+    if record.decision.state in BEFORE_RELEASE:
+        return record.decision.deadline
+    begun = record.last("observing")
+    if begun is None:
+        return record.decision.deadline + GIVEN_UP_AFTER
+    return begun.at + timedelta(seconds=begun.body["ceiling_seconds"]) + GIVEN_UP_AFTER
 
 
 def approval_expiry(record: Record) -> datetime | None:

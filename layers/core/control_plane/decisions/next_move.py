@@ -10,6 +10,7 @@ from typing import Final
 from control_plane.decisions.moves import (
     BEFORE_RELEASE,
     CLOSED,
+    GIVEN_UP,
     SWITCHED_OFF,
     Append,
     Circumstances,
@@ -23,9 +24,8 @@ from control_plane.decisions.moves import (
     moved,
     trunk,
 )
-from control_plane.decisions.rounds import begin_round, children, next_of_round
+from control_plane.decisions.rounds import PricedAgent, begin_round, children, next_of_round
 from control_plane.model.deciding import (
-    Agent,
     AwaitApproval,
     CallAgents,
     Close,
@@ -58,15 +58,11 @@ def find_version(plug_ins: Deciding, record: Record) -> Playbook:
     )
 
 
-def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], given: Circumstances) -> Move:
+def next_move(record: Record, playbook: Playbook, agents: Mapping[str, PricedAgent], given: Circumstances) -> Move:
     """Returns what is to be done now. Raises PlaybookFault."""
     state = record.decision.state
     if state in CLOSED:
         return Wait()
-    if len(record.steps) >= MOST_STEPS:
-        raise PlaybookFault(
-            f"decision {record.decision.decision_id} has {MOST_STEPS} steps: its playbook goes in circles"
-        )
     if state == "opened" and record.decision.opened_at - record.decision.occurred_at > playbook.limits.oldest:
         return closed(record, "recorded", "too old to act on")
     if (
@@ -76,8 +72,35 @@ def next_move(record: Record, playbook: Playbook, agents: Mapping[str, Agent], g
         return ended
     if (calls := record.last("calls")) is not None and not children(record, calls, "answers"):
         return next_of_round(record, calls, playbook, agents, given)
-    waiting = _waiting(record)
-    return waiting if waiting is not None else _commanded(record, playbook.next(record), playbook, agents)
+    if (waiting := _waiting(record)) is not None:
+        return waiting
+    if len(record.steps) >= MOST_STEPS:
+        raise PlaybookFault(
+            f"decision {record.decision.decision_id} has {MOST_STEPS} steps: its playbook goes in circles"
+        )
+    return _commanded(record, playbook.next(record), playbook, agents)
+
+
+def move_without_playbook(record: Record, given: Circumstances) -> Append | Wait | None:
+    """Returns what can be done although the playbook fails or is gone; None: nothing until the decision's time is over.
+
+    What others settled is followed. Beyond its time the decision is closed, with the fault as its reason.
+    """
+    state = record.decision.state
+    if state in CLOSED:
+        return Wait()
+    if state in BEFORE_RELEASE and (settled := _settled(record) or _unanswered(record, given)) is not None:
+        return settled
+    if state == "released":
+        return _of_released(record)
+    end = "abandoned" if state in BEFORE_RELEASE else "scored"
+    return closed(record, end, GIVEN_UP + given.fault) if given.is_overdue else None
+
+
+def awaited_verdict(record: Record) -> int | None:
+    """Returns which verdict a decision waits for, 0 for its proposal's and 1 for an approved one's; None: for none."""
+    waits = {"proposed": 0, "approved": 1}.get(record.decision.state)
+    return waits if waits is not None and _verdict(record) is None else None
 
 
 def _settled(record: Record) -> Append | None:
@@ -139,8 +162,7 @@ def _waiting(record: Record) -> Move | None:
         case "approved":
             return Wait()
         case "released":
-            execution = record.last("execution")
-            return Wait() if execution is None else moved(record, execution.body["outcome"], execution)
+            return _of_released(record)
         case "observing" if record.last("outcome") is None:
             return _of_observing(record)
     return None
@@ -162,6 +184,11 @@ def _of_awaiting_approval(record: Record) -> Move:
     return Wait() if approval is None else moved(record, "approved", approval)
 
 
+def _of_released(record: Record) -> Append | Wait:
+    execution = record.last("execution")
+    return Wait() if execution is None else moved(record, execution.body["outcome"], execution)
+
+
 def _of_observing(record: Record) -> Move:
     begun = record.last("observing")
     assert begun is not None
@@ -170,7 +197,7 @@ def _of_observing(record: Record) -> Move:
     )
 
 
-def _commanded(record: Record, command: Command, playbook: Playbook, agents: Mapping[str, Agent]) -> Move:
+def _commanded(record: Record, command: Command, playbook: Playbook, agents: Mapping[str, PricedAgent]) -> Move:
     move: Move
     match command:
         case Gather():

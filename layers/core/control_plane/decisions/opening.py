@@ -1,6 +1,6 @@
 """Opening a decision for an anomaly, once; and joining what is known of the same instant later."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,7 +11,7 @@ from psycopg import Connection
 from control_plane.decisions import announcements
 from control_plane.decisions.record import load_record, sha256, store_artifacts
 from control_plane.model.contract import Event
-from control_plane.model.deciding import Deciding, Decision, Playbook, decision_id
+from control_plane.model.deciding import Agent, Deciding, Decision, Playbook, decision_id
 from control_plane.model.ids import canonical_instant, canonical_json
 from control_plane.platform.messages import as_json
 from control_plane.platform.queries import load_queries
@@ -44,10 +44,18 @@ def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) 
 
 
 def open_or_join(
-    connection: Connection[Any], event: Event, domain: str, playbook: Playbook, *, is_shadow: bool, now: datetime
+    connection: Connection[Any],
+    event: Event,
+    domain: str,
+    playbook: Playbook,
+    *,
+    is_shadow: bool,
+    now: datetime,
+    agents: Sequence[Agent] = (),
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
+    ``agents`` are those that the decision may call: their versions are pinned.
     None: an anomaly was withdrawn that no decision was opened for. Raises psycopg.Error.
     """
     found = decision_id(
@@ -63,7 +71,8 @@ def open_or_join(
     if event.payload["is_withdrawn"]:
         return None
     with connection.transaction():
-        if _open(connection, found, event, domain, playbook, is_shadow=is_shadow, now=now):
+        pins = _pin(connection, playbook, agents)
+        if _open(connection, found, event, domain, playbook, pins=pins, is_shadow=is_shadow, now=now):
             return Opened(found, is_new=True)
     return _join(connection, found, event)  # another opened it meanwhile
 
@@ -85,10 +94,10 @@ def _open(
     domain: str,
     playbook: Playbook,
     *,
+    pins: bytes,
     is_shadow: bool,
     now: datetime,
 ) -> bool:
-    pins = _pin(connection, playbook)
     decision = Decision(
         decision_id=found,
         domain=domain,
@@ -139,11 +148,18 @@ def _open(
     return True
 
 
-def _pin(connection: Connection[Any], playbook: Playbook) -> bytes:
-    """Stores what the playbook decides with, each piece once by its hash, and the list of them."""
+def _pin(connection: Connection[Any], playbook: Playbook, agents: Sequence[Agent]) -> bytes:
+    """Stores what the playbook decides with, each piece once by its hash; and agents' versions."""
     sources = playbook.sources()
     pinned = {name: sha256(content).hex() for name, content in sources.items()}
-    pins = canonical_json({"playbook": playbook.name, "version": playbook.version, "sources": pinned})
+    pins = canonical_json(
+        {
+            "playbook": playbook.name,
+            "version": playbook.version,
+            "sources": pinned,
+            "agents": {agent.name: agent.version for agent in agents},
+        }
+    )
     name = sha256(pins)
     # The list is stored with what it lists, in one transaction: where it is, so are they.
     if connection.execute(QUERIES["artifacts"].sql, {"hashes": [name]}).fetchone() is None:

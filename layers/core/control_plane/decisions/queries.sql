@@ -301,7 +301,8 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 
 -- name: fire_timers
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
-SELECT decision_id, reason, trace_id, entity_id, clock_timestamp() FROM fire_timers(%(most)s)
+SELECT decision_id, reason, trace_id, entity_id, clock_timestamp()
+FROM fire_timers(%(most)s, %(idle_seconds)s)
 
 -- name: expired_actions
 -- Released actions that nobody has executed before they expired. Their decisions are open, which bounds what is read.
@@ -335,8 +336,8 @@ FROM budgets
 WHERE day = (clock_timestamp() AT TIME ZONE 'UTC')::date
 
 -- name: anchor_heads
--- Anchors the heads of the chains that grew; returns the line that belongs into the log, or no row.
-SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s)
+-- Anchors the heads of the next chains that grew, after one of them; returns the line that belongs into the log, or no row.
+SELECT anchor_id, root, prev_root, heads FROM anchor_heads(%(most)s, %(after)s)
 
 -- name: now
 -- The database's time, which leases and deadlines are counted in.

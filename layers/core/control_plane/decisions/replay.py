@@ -1,7 +1,8 @@
 """Decides again from the stored record alone, and compares what it decides with what was recorded, byte by byte.
 
-Read from the record: what was gathered and observed, and what agents, the gatekeeper, people and clients said. Decided
-again: every command of the playbook, every simulation, and each step that the engine wrote because of them.
+Read from the record: what was gathered and observed, what agents, the gatekeeper, people and clients said, and agents'
+versions and reservations. Decided again: every command of the playbook, every simulation, and each step that the engine
+wrote because of them.
 """
 
 import json
@@ -11,8 +12,9 @@ from typing import Any, Final
 
 from control_plane.decisions import moves
 from control_plane.decisions.moves import Append, Circumstances, Collect, Intend, IntendedCall, Model, Observe
-from control_plane.decisions.next_move import find_version, next_move
+from control_plane.decisions.next_move import find_version, move_without_playbook, next_move
 from control_plane.decisions.record import Loaded, sha256
+from control_plane.decisions.rounds import pinned_agents
 from control_plane.model.deciding import Deciding, Record, Step
 from control_plane.model.ids import canonical_json
 
@@ -85,9 +87,9 @@ def replay(stored: Loaded, plug_ins: Deciding) -> Replayed:
 def _compare(before: Record, step: Step, body: bytes, plug_ins: Deciding) -> int:
     """Compares one step with what is decided before it; returns how many bytes were the same. Raises _Differs."""
     playbook = find_version(plug_ins, before)
-    agents = {agent.name: agent for agent in plug_ins.agents}
+    agents = _recorded_agents(before, step)
     given = _circumstances(before, step)
-    move = next_move(before, playbook, agents, given)
+    move = move_without_playbook(before, given) if given.fault else next_move(before, playbook, agents, given)
     match move:
         case Intend(calls_seq, calls):
             return _compare_call(before, step, body, calls_seq, calls)
@@ -139,17 +141,43 @@ def _compare_call(before: Record, step: Step, body: bytes, calls_seq: int, calls
     return len(canonical_json(decided))
 
 
+@dataclass(slots=True)
+class _RecordedAgent:
+    """An agent as the record has it: it may have another version or price today, or be gone."""
+
+    name: str
+    version: str
+    micros: int
+
+    def most_micros(self, request: bytes) -> int:  # noqa: ARG002
+        return self.micros
+
+
+def _recorded_agents(before: Record, step: Step) -> Mapping[str, _RecordedAgent]:
+    """The agents in their pinned versions, at the price that a step reserved, without one that it says is gone."""
+    micros = step.body.get("reserved_micros", step.body.get("most_micros", 0))
+    gone = step.body["agent"] if step.kind == "agent_failed" and step.body["outcome"] == "gone" else None
+    pinned = pinned_agents(before)
+    return {name: _RecordedAgent(name, version, micros) for name, version in pinned.items() if name != gone}
+
+
 def _circumstances(before: Record, step: Step) -> Circumstances:
     """What the engine must have found for this step, held against the step's own time where that tells."""
     state, reason = step.body.get("state"), step.body.get("reason", "")
-    is_overdue = step.kind == "closed" and reason == "deadline"
+    is_given_up = step.kind == "closed" and reason.startswith(moves.GIVEN_UP)
+    is_overdue = is_given_up or (step.kind == "closed" and reason == "deadline")
     is_expired = step.kind == "state" and state == "expired"
-    if is_overdue and step.at < before.decision.deadline:
-        raise _Differs("time", step.at, f"not before {before.decision.deadline}")
+    if is_overdue and step.at < moves.ends_at(before):
+        raise _Differs("time", step.at, f"not before {moves.ends_at(before)}")
     expiry = moves.approval_expiry(before)
     if is_expired and (expiry is None or step.at < expiry):
         raise _Differs("time", step.at, f"not before {expiry}")
-    return Circumstances(is_overdue=is_overdue, is_expired=is_expired, switched_off=_switched_off(step.kind, step.body))
+    return Circumstances(
+        is_overdue=is_overdue,
+        is_expired=is_expired,
+        switched_off=_switched_off(step.kind, step.body),
+        fault=reason.removeprefix(moves.GIVEN_UP) if is_given_up else "",
+    )
 
 
 def _switched_off(kind: str, body: Mapping[str, Any]) -> frozenset[str]:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from control_plane.decisions.moves import Append, Circumstances, Intend, IntendedCall, Move, Wait, trunk
 from control_plane.decisions.record import sha256
-from control_plane.model.deciding import Agent, AgentRequest, JsonObject, Playbook, Record, Step
+from control_plane.model.deciding import AgentRequest, JsonObject, Playbook, Record, Step
 from control_plane.model.errors import PlaybookFault
 from control_plane.model.ids import canonical_json
 
@@ -17,25 +17,45 @@ MOST_ANSWER_BYTES: Final = 8192
 """A larger answer is in its artifact alone."""
 
 
+class PricedAgent(Protocol):
+    """What a round needs to know of an agent. In a replay, that is what the record says of it."""
+
+    name: str
+    version: str
+
+    def most_micros(self, request: bytes) -> int:
+        """See :class:`~control_plane.model.deciding.Agent`."""
+
+
+def pinned_agents(record: Record) -> Mapping[str, str]:
+    """Returns each agent's version as of the decision's opening, by its name."""
+    pins = json.loads(record.artifacts[record.decision.pins_sha256])
+    return {str(name): str(version) for name, version in pins["agents"].items()}
+
+
 def begin_round(
-    record: Record, state: str, requests: Sequence[AgentRequest], playbook: Playbook, agents: Mapping[str, Agent]
+    record: Record, state: str, requests: Sequence[AgentRequest], playbook: Playbook, agents: Mapping[str, PricedAgent]
 ) -> Append:
-    """The step that asks agents, each with its own request. Raises PlaybookFault."""
-    names = [request.agent for request in requests]
-    if not names or len(names) > MOST_CALLS or len(set(names)) < len(names) or not set(names) <= agents.keys():
+    """The step that asks agents, each in its pinned version and with its own request. Raises PlaybookFault."""
+    names, pinned = [request.agent for request in requests], pinned_agents(record)
+    if not names or len(names) > MOST_CALLS or len(set(names)) < len(names) or not set(names) <= pinned.keys():
         raise PlaybookFault(
             f"playbook {playbook.name} calls {names}: it must be 1 to {MOST_CALLS} of its domain's agents, each once"
         )
     contents = {request.agent: canonical_json(dict(request.request), field="request") for request in requests}
-    calls = tuple(_intended(agents[agent], 1, content, playbook) for agent, content in contents.items())
+    calls = tuple(
+        _intended(agents[agent], 1, content, playbook)
+        for agent, content in contents.items()
+        if _is_here(agent, pinned[agent], agents)  # the next move gives up on the others
+    )
     return Append(
         "calls",
         trunk(record),
         {
             "state": state,
             "calls": [
-                {"agent": call.agent, "agent_version": call.agent_version, "request_sha256": call.request_sha256.hex()}
-                for call in calls
+                {"agent": agent, "agent_version": pinned[agent], "request_sha256": sha256(content).hex()}
+                for agent, content in contents.items()
             ],
         },
         state,
@@ -53,6 +73,7 @@ def children(record: Record, parent: Step, *kinds: str) -> list[Step]:
 class _Call:
     """How one agent's call stands."""
 
+    version: str
     intended: int = 0
     ended: list[Step] = field(default_factory=list)
     given_up: Step | None = None
@@ -71,10 +92,10 @@ class _Call:
 
 
 def next_of_round(
-    record: Record, calls: Step, playbook: Playbook, agents: Mapping[str, Agent], given: Circumstances
+    record: Record, calls: Step, playbook: Playbook, agents: Mapping[str, PricedAgent], given: Circumstances
 ) -> Move:
     """What is to be done for a round that has no answers yet."""
-    standing = {call["agent"]: _Call() for call in calls.body["calls"]}
+    standing = {call["agent"]: _Call(call["agent_version"]) for call in calls.body["calls"]}
     for step in children(record, calls, "call_intended", "call_answered", "agent_failed", "budget_exhausted"):
         call = standing[step.body["agent"]]
         match step.kind:
@@ -92,6 +113,8 @@ def next_of_round(
             return _failed(calls, agent, call.intended, last["outcome"], last.get("error") or "")
         if f"agent:{agent}" in given.switched_off:
             return _failed(calls, agent, call.intended, "switched_off", "it is switched off")
+        if not _is_here(agent, call.version, agents):
+            return _failed(calls, agent, call.intended, "gone", f"its version {call.version} is not in this release")
     if due:
         requests = {call["agent"]: bytes.fromhex(call["request_sha256"]) for call in calls.body["calls"]}
         return Intend(
@@ -108,6 +131,10 @@ def next_of_round(
         calls.seq,
         {"calls_seq": calls.seq, "answers": {agent: _answer(record, call) for agent, call in standing.items()}},
     )
+
+
+def _is_here(agent: str, version: str, agents: Mapping[str, PricedAgent]) -> bool:
+    return agent in agents and agents[agent].version == version
 
 
 def _failed(calls: Step, agent: str, attempts: int, how: str, reason: str) -> Append:
@@ -130,7 +157,7 @@ def _answer(record: Record, call: _Call) -> JsonObject:
     }
 
 
-def _intended(plug_in: Agent, attempt: int, request: bytes, playbook: Playbook) -> IntendedCall:
+def _intended(plug_in: PricedAgent, attempt: int, request: bytes, playbook: Playbook) -> IntendedCall:
     return IntendedCall(
         agent=plug_in.name,
         agent_version=plug_in.version,

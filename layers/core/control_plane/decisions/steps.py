@@ -28,6 +28,8 @@ class EnginePolicy:
     """How long a call may wait for its agent before its own time begins."""
     observe_seconds: float = 60
     """The shortest time between two looks whether a horizon is over."""
+    ask_again_seconds: float = 30
+    """How long a verdict is awaited before a look at the decision asks for it again."""
     shadow_playbooks: frozenset[str] = field(default_factory=frozenset)
 
 

@@ -1,5 +1,6 @@
 """What happens by the clock: expired actions fail, decisions that are due are woken, the chains' heads are anchored."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -21,6 +22,10 @@ MOST_WOKEN: Final = 500
 MOST_EXPIRED: Final = 500
 """Actions in one run; each is a transaction."""
 NOT_EXECUTED: Final = "its client did not execute it before it expired"
+IDLE_SECONDS: Final = 30.0
+"""How long a decision that nobody holds, and that waits for nothing, may stand still."""
+SPARE_SECONDS: Final = 15.0
+"""Of the function's time, what one more anchor may take."""
 MOST_HEADS: Final = 500
 """In one anchor, which is one log line: CloudWatch takes 256 KB, and a head has 110 bytes."""
 
@@ -38,7 +43,9 @@ class TimersReport:
         return {"expired": self.expired, "woken": self.woken, "anchored": self.anchored}
 
 
-def run_timers(connection: Connection[Any], telemetry: Telemetry) -> TimersReport:
+def run_timers(
+    connection: Connection[Any], telemetry: Telemetry, *, remaining_seconds: Callable[[], float] = lambda: float("inf")
+) -> TimersReport:
     """Fails expired actions, wakes every decision that is due, anchors every new head, and measures what people watch.
 
     Raises psycopg.Error; a run that fails measures nothing, so that its alarm tells a missing run.
@@ -46,7 +53,7 @@ def run_timers(connection: Connection[Any], telemetry: Telemetry) -> TimersRepor
     report = TimersReport(
         expired=expire_actions(connection, telemetry),
         woken=wake_due(connection),
-        anchored=anchor(connection, telemetry),
+        anchored=anchor(connection, telemetry, remaining_seconds=remaining_seconds),
     )
     measure(connection, telemetry)
     return report
@@ -73,17 +80,23 @@ def expire_actions(connection: Connection[Any], telemetry: Telemetry) -> int:
     return sum(_expire(connection, expired, telemetry) for expired in due)
 
 
-def wake_due(connection: Connection[Any]) -> int:
+def wake_due(connection: Connection[Any], *, idle_seconds: float = IDLE_SECONDS) -> int:
     """Sends DECISION_WOKEN to each decision that somebody must look at; returns how many."""
     # A lease that ran out stays so until somebody claims it: one round finds all, unless there are more than it takes.
-    return retry_conflicts(lambda: _wake(connection))
+    return retry_conflicts(lambda: _wake(connection, idle_seconds))
 
 
-def anchor(connection: Connection[Any], telemetry: Telemetry) -> int:
-    """Anchors the heads of all chains that grew, each in one line of the log too; returns how many heads."""
-    anchored = 0
+def anchor(
+    connection: Connection[Any], telemetry: Telemetry, *, remaining_seconds: Callable[[], float] = lambda: float("inf")
+) -> int:
+    """Anchors the heads of all chains that had grown, some at a time, each also in the log; returns how many heads.
+
+    It goes through the decisions once, in the order of their ids: a chain that grows meanwhile is the next run's.
+    """
+    anchored, after = 0, None
     while True:
-        row = retry_conflicts(lambda: connection.execute(QUERIES["anchor_heads"].sql, {"most": MOST_HEADS}).fetchone())
+        values = {"most": MOST_HEADS, "after": after}
+        row = retry_conflicts(lambda: connection.execute(QUERIES["anchor_heads"].sql, values).fetchone())  # noqa: B023
         if row is None:
             return anchored
         anchor_id, root, prev_root, heads = row
@@ -96,6 +109,10 @@ def anchor(connection: Connection[Any], telemetry: Telemetry) -> int:
             heads=lines,
         )
         anchored += len(lines)
+        after = lines[-1].split()[0]
+        if remaining_seconds() < SPARE_SECONDS:
+            telemetry.logger.warning("anchoring goes on in the next run", anchored=anchored)
+            return anchored
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +149,10 @@ def _expire(connection: Connection[Any], expired: _Expired, telemetry: Telemetry
     return True
 
 
-def _wake(connection: Connection[Any]) -> int:
+def _wake(connection: Connection[Any], idle_seconds: float) -> int:
+    values = {"most": MOST_WOKEN, "idle_seconds": idle_seconds}
     with connection.transaction():
-        due = connection.execute(QUERIES["fire_timers"].sql, {"most": MOST_WOKEN}).fetchall()
+        due = connection.execute(QUERIES["fire_timers"].sql, values).fetchall()
         emit(
             connection,
             *(

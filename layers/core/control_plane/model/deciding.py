@@ -308,6 +308,19 @@ class Deciding:
     gate: Gate
 
 
+type PlaybookVersion = tuple[str, str, str]
+"""A domain, a playbook of it, and its version."""
+
+
+def playbook_versions(deciding: Mapping[str, Deciding]) -> frozenset[PlaybookVersion]:
+    """Returns every version of a playbook that this release can decide with."""
+    return frozenset(
+        (domain, playbook.name, playbook.version)
+        for domain, plug_ins in deciding.items()
+        for playbook in plug_ins.playbooks
+    )
+
+
 def derived_id(*parts: object) -> UUID:
     """Returns the UUIDv5 of these parts: whoever makes it again gets the same."""
     return uuid5(DECISION_NAMESPACE, "\n".join(str(part) for part in parts))

@@ -17,7 +17,7 @@ _LOCK_KEY = 0x6163_705F_6462  # "acp_db" in ASCII; all that matters is that ever
 
 
 class MigrationError(ControlPlaneError):
-    """Raised when the files on disk and the database's history contradict each other."""
+    """Raised when the files on disk, or the release's playbooks, and the database's history contradict each other."""
 
 
 @dataclass(frozen=True, slots=True)

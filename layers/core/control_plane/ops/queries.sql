@@ -393,3 +393,11 @@ WITH gone AS (
 INSERT INTO dead_letters (outbox_id, subscription, operation_id, promised_at, delivery_attempts, reason)
 SELECT outbox_id, subscription, operation_id, promised_at, delivery_attempts, %(reason)s
 FROM gone
+
+-- name: playbooks_of_open_decisions
+-- The versions of playbooks that open decisions are pinned to, with how many there are and the oldest of them.
+SELECT domain, playbook, playbook_version, count(*), (array_agg(decision_id ORDER BY opened_at))[1]
+FROM decisions
+WHERE closed_at IS NULL
+GROUP BY domain, playbook, playbook_version
+ORDER BY domain, playbook, playbook_version

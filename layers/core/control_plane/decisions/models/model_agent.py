@@ -19,6 +19,7 @@ from control_plane.decisions.models.conversation import (
     compact,
 )
 from control_plane.decisions.models.providers import PricedModel
+from control_plane.decisions.recordable import why_unrecordable
 from control_plane.decisions.strict_json import parse
 from control_plane.model.deciding import Agent, AgentResult, Answer, Deciding
 from control_plane.model.errors import ContractViolation
@@ -47,7 +48,7 @@ text on one line. Use only numbers that are in the data."""
 def check_answer(answer: bytes, answer_type: type[Answer]) -> str | None:
     """Returns why bytes are no answer of this type; None where they are one."""
     try:
-        parse(answer, most_bytes=MOST_ANSWER_BYTES, most_depth=MOST_ANSWER_DEPTH)
+        parsed = parse(answer, most_bytes=MOST_ANSWER_BYTES, most_depth=MOST_ANSWER_DEPTH)
         answer_type.model_validate_json(answer, strict=True)
     except ContractViolation as error:
         return visible(error.reason[:_MOST_ERROR])[:_MOST_ERROR]
@@ -55,7 +56,7 @@ def check_answer(answer: bytes, answer_type: type[Answer]) -> str | None:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         told = [f"{'.'.join(map(str, problem['loc'])) or 'the answer'}: {problem['msg']}" for problem in problems[:5]]
         return visible("; ".join(told)[:_MOST_ERROR])[:_MOST_ERROR]
-    return None
+    return why_unrecordable(parsed)
 
 
 class ModelAgent:
