@@ -231,6 +231,9 @@ BEGIN
     IF EXISTS (SELECT FROM executions WHERE action_id = of_action) THEN
         RETURN 'done';
     END IF;
+    IF EXISTS (SELECT FROM decisions WHERE decision_id = released.decision_id AND superseded_by IS NOT NULL) THEN
+        RETURN 'superseded';
+    END IF;
     off := switched_off(released.decision_id, released.action_type);
     IF off <> '{}' THEN
         RETURN 'off: ' || array_to_string(off, ', ');

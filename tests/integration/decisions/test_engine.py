@@ -1,6 +1,7 @@
 """The engine from an anomaly to the end, with everything around it, messages doubled and shuffled."""
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly, kinds, last_body
+from tests.integration.relay_bench import wait_until
 
 from control_plane.decisions.engine import Engine
 from control_plane.decisions.record import Loaded, load
@@ -18,7 +20,7 @@ from control_plane.decisions.replay import replay
 from control_plane.decisions.steps import EnginePolicy, Hold
 from control_plane.model.contract import Event
 from control_plane.model.deciding import AgentResult
-from control_plane.model.decision_events import AGENT_WORK, DECISION_WORK, GATEKEEPER_WORK
+from control_plane.model.decision_events import AGENT_WORK, CLIENT_ACTIONS, DECISION_WORK, GATEKEEPER_WORK
 from control_plane.model.errors import PlaybookFault
 
 type MakeWorld = Callable[..., World]
@@ -170,11 +172,16 @@ def test_a_withdrawn_anomaly_opens_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"revision": 1}, {"revision": 1, "is_withdrawn": True}], ids=["revised", "withdrawn"]
+    "changes",
+    [{"revision": 1}, {"told": 1, "score": 4.5}, {"told": 1, "is_withdrawn": True}],
+    ids=["revised bar", "another figure", "withdrawn"],
 )
-def test_a_revision_before_the_release_abandons(world: World, changes: dict[str, Any]) -> None:
-    at = datetime.now(UTC)
-    world.deaf = {GATEKEEPER_WORK}
+def test_what_is_told_anew_before_the_release_abandons(make_world: MakeWorld, changes: dict[str, Any]) -> None:
+    class Picky(toy.Nudging):
+        def handles(self, anomaly: Any) -> bool:
+            return super().handles(anomaly) and anomaly["score"] >= 5 and not anomaly["is_withdrawn"]
+
+    world, at = make_world(deciding=toy.deciding(Picky()), deaf={GATEKEEPER_WORK}), datetime.now(UTC)
     world.detect(anomaly(at=at))
     world.run()
     assert world.record().decision.state == "proposed"
@@ -183,6 +190,53 @@ def test_a_revision_before_the_release_abandons(world: World, changes: dict[str,
     assert last_body(world.record(), "closed") == {"state": "abandoned", "reason": "superseded"}
     assert len(world.record().all("joined")) == 1
     assert world.events().count("DECISION_ABANDONED") == 1
+
+
+def test_a_withdrawal_that_comes_first_keeps_it_closed(world: World) -> None:
+    at = datetime.now(UTC)
+    world.detect(anomaly(at=at, told=1, is_withdrawn=True))
+    world.run()
+    world.detect(anomaly(at=at))
+    world.run()
+    assert world.records() == []
+    world.detect(anomaly(at=at, told=2, score=6.0))  # it is one after all
+    world.run()
+    assert world.record().decision.state == "scored"
+
+
+def test_a_withdrawal_waits_for_the_decision_that_opens(world: World) -> None:
+    at, threads = datetime.now(UTC), list[threading.Thread]()
+
+    class Opening(toy.Nudging):
+        def sources(self) -> Any:
+            if not threads:
+                # While nobody else can see the decision yet, its anomaly is withdrawn.
+                told = anomaly(at=at, told=1, is_withdrawn=True)
+                world.detect(told)
+                threads.append(threading.Thread(target=world.join_directly, args=[told]))
+                threads[0].start()
+                wait_until(lambda: world.rows("SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") != [])
+            return super().sources()
+
+    world.deciding = toy.deciding(Opening())
+    world.engine = world.another_engine()
+    world.deaf = {GATEKEEPER_WORK}
+    world.detect(anomaly(at=at))
+    world.run()
+    threads[0].join(timeout=60)
+    assert world.record().last("joined") is not None
+    assert world.rows("SELECT superseded_by IS NOT NULL FROM decisions") == [(True,)]
+
+
+def test_a_superseded_action_is_not_executed(world: World) -> None:
+    at = datetime.now(UTC)
+    world.deaf = {CLIENT_ACTIONS}
+    world.detect(anomaly(at=at))
+    world.run()
+    assert world.record().decision.state == "released"
+    world.detect(anomaly(at=at, told=1, is_withdrawn=True))
+    world.run()
+    assert world.may_execute() == "superseded"
 
 
 def test_a_superseded_decision_is_not_released_before_the_engine_looks(world: World) -> None:
@@ -427,12 +481,12 @@ def test_what_is_added_while_deciding_is_decided_on_again(world: World) -> None:
         def simulate(self, record: Any, spec: Any) -> Any:
             seen.append(len(record.steps))
             if len(seen) == 1:
-                world.join_directly(anomaly(at=at, revision=0, bar_event_id="00000000-0000-0000-0000-000000000001"))
+                world.join_directly(anomaly(at=at, revision=0))
             return super().simulate(record, spec)
 
     world.deciding = toy.deciding(Overtaken())
     world.engine = world.another_engine()
-    world.detect(anomaly(at=at))
+    world.detect(anomaly(at=at, revision=1))
     world.run()
     assert seen == [seen[0], seen[0] + 1]
     assert world.record().decision.state == "scored"

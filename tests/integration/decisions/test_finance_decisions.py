@@ -1,6 +1,6 @@
 """Finance's decisions from the bar to the outcome: detector, engine, agents, gatekeeper, each under its own role."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -100,6 +100,42 @@ def test_a_split_that_came_later_is_held(market: Connection[Any], services: Serv
     assert evidence is not None
     assert [action["kind"] for action in evidence.body["corporate_actions"]] == ["split"]
     assert market.execute("SELECT count(*) FROM actions").fetchone() == (0,)
+
+
+class Interrupted(Services):
+    """Services with which something happens just before an agent answers, or a verdict falls."""
+
+    before: str = ""
+    happens: Callable[[], None] = staticmethod(lambda: None)
+
+    def _deliver(self, topic: str, text: str) -> None:
+        if topic == self.before:
+            self.before = ""
+            self.happens()
+        super()._deliver(topic, text)
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "why"),
+    [
+        ("agents.work", "abandoned", "superseded"),
+        ("gatekeeper.work", "observing", "splits and dividends"),
+        ("client.actions", "released", "superseded"),
+    ],
+)
+def test_a_split_that_comes_while_it_decides_hedges_nothing(
+    market: Connection[Any], database: TestDatabase, before: str, state: str, why: str
+) -> None:
+    fall(market, "AAPL", 0.5)
+    with Interrupted(database.url, plug_ins()) as services:
+        services.before = before
+        services.happens = lambda: fold(market, [split(2, entity="AAPL", minute=LAST)])
+        record, *others = decide(services, market)
+    assert (others, record.decision.state) == ([], state)
+    assert len(record.all("joined")) == 1
+    said = {kind: (record.last(kind) or record.steps[0]).body for kind in ("closed", "verdict", "joined")}
+    assert why in str(said)
+    assert market.execute("SELECT count(*) FROM executions").fetchone() == (0,)
 
 
 def test_an_old_anomaly_is_recorded_and_no_more(market: Connection[Any], database: TestDatabase) -> None:

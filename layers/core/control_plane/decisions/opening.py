@@ -1,6 +1,6 @@
 """Opening a decision for an anomaly, once; and joining what is known of the same instant later."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -31,16 +31,31 @@ class Opened:
 
 
 def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> tuple[str, Playbook] | None:
-    """Returns the first playbook that handles an anomaly, with its domain's name; None where no one does."""
+    """Returns the first playbook that handles an anomaly, with its domain's name; None where no one does.
+
+    Whose an anomaly is does not change where it is withdrawn: playbooks are not told.
+    """
+    asked = {**anomaly, "is_withdrawn": False}
     return next(
         (
             (domain, playbook)
             for domain, plug_ins in deciding.items()
             for playbook in plug_ins.playbooks
-            if playbook.handles(anomaly)
+            if playbook.handles(asked)
         ),
         None,
     )
+
+
+def join_decided(connection: Connection[Any], event: Event) -> Sequence[Opened]:
+    """Puts an ANOMALY_DETECTED on the record of whatever was decided on at its instant; returns what that led to.
+
+    No playbook is asked: one that would not take it up, as it is told now, has to know of it all the same. Raises
+    psycopg.Error.
+    """
+    rows = connection.execute(QUERIES["decisions_of_anomaly"].sql, _key(event)).fetchall()
+    found = [_join(connection, decision, event) for (decision,) in rows]
+    return [joined for joined in found if joined is not None]
 
 
 def open_or_join(
@@ -48,7 +63,8 @@ def open_or_join(
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
-    None: an anomaly was withdrawn that no decision was opened for. Raises psycopg.Error.
+    None: the anomaly is withdrawn, and no decision was opened for it. That counts from when the withdrawal is stored,
+    whichever of the two messages comes first. Raises psycopg.Error.
     """
     found = decision_id(
         source=event.payload["observed_source"],
@@ -60,12 +76,14 @@ def open_or_join(
     )
     if (joined := _join(connection, found, event)) is not None:
         return joined
-    if event.payload["is_withdrawn"]:
-        return None
     with connection.transaction():
-        if _open(connection, found, event, domain, playbook, is_shadow=is_shadow, now=now):
-            return Opened(found, is_new=True)
-    return _join(connection, found, event)  # another opened it meanwhile
+        # A withdrawal waits here until all can see the decision that is being opened, and then joins it.
+        connection.execute(QUERIES["lock_anomaly"].sql, {"decision_id": found})
+        is_open = not _is_withdrawn(connection, event) and _open(
+            connection, found, event, domain, playbook, is_shadow=is_shadow, now=now
+        )
+    # Where it is not: another opened it meanwhile, or it is withdrawn.
+    return Opened(found, is_new=True) if is_open else _join(connection, found, event)
 
 
 def anomaly_body(event: Event) -> dict[str, Any]:
@@ -74,8 +92,36 @@ def anomaly_body(event: Event) -> dict[str, Any]:
         "event_id": str(event.event_id),
         "entity_id": event.entity_id,
         "occurred_at": canonical_instant(event.occurred_at),
+        "revision": event.revision,
         "payload": dict(event.payload),
     }
+
+
+def _key(event: Event) -> dict[str, Any]:
+    """What the tellings of one anomaly have in common."""
+    return {
+        "source": event.payload["observed_source"],
+        "entity_id": event.entity_id,
+        "series": event.payload["series"],
+        "occurred_at": event.occurred_at,
+        "kind": event.payload["kind"],
+    }
+
+
+def _is_withdrawn(connection: Connection[Any], event: Event) -> bool:
+    """Whether an anomaly is taken back, by this event or by another that is not older."""
+    if event.payload["is_withdrawn"]:
+        return True
+    about = {"event_id": event.event_id, "revision": event.revision, "bar_revision": event.payload["bar_revision"]}
+    row = connection.execute(QUERIES["is_withdrawn"].sql, _key(event) | about).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _supersedes(event: Event, trigger: Mapping[str, Any]) -> bool:
+    """Whether an event says that what a decision was opened for is not so: it is no older, and tells it differently."""
+    told = trigger["payload"]
+    is_older = (event.payload["bar_revision"], event.revision) < (told["bar_revision"], trigger["revision"])
+    return not is_older and (event.payload["is_withdrawn"] or dict(event.payload) != told)
 
 
 def _open(
@@ -151,8 +197,7 @@ def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | No
     trigger = record.last("anomaly")
     if trigger is None or trigger.body["event_id"] == str(event.event_id):
         return Opened(found, is_new=False, state=record.decision.state)
-    payload = event.payload
-    supersedes = payload["is_withdrawn"] or payload["bar_revision"] > trigger.body["payload"]["bar_revision"]
+    supersedes = _supersedes(event, trigger.body)
     row = connection.execute(
         QUERIES["join_decision"].sql,
         {
