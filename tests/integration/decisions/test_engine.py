@@ -22,6 +22,7 @@ from control_plane.model.contract import Event
 from control_plane.model.deciding import AgentResult
 from control_plane.model.decision_events import AGENT_WORK, CLIENT_ACTIONS, DECISION_WORK, GATEKEEPER_WORK
 from control_plane.model.errors import PlaybookFault
+from domains import load_deciding
 
 type MakeWorld = Callable[..., World]
 
@@ -163,6 +164,34 @@ def test_an_anomaly_that_nobody_handles_opens_nothing(world: World) -> None:
     world.detect(anomaly(kind="earthquake"))
     world.run()
     assert world.records() == []
+
+
+@pytest.mark.parametrize("named", [{}, {"domain": "toy"}], ids=["unnamed", "named"])
+def test_each_domain_gets_its_own_anomalies(make_world: MakeWorld, named: dict[str, Any]) -> None:
+    world = make_world(deciding={**load_deciding(), **toy.deciding()})
+    world.detect(anomaly(**named))
+    world.run()
+    assert (world.record().decision.domain, world.record().decision.state) == ("toy", "scored")
+
+
+def test_two_playbooks_that_want_one_anomaly_are_a_fault(world: World) -> None:
+    deciding = {**toy.deciding(), "other": toy.deciding(toy.Nudging(name="pushing"))["toy"]}
+    world.deciding = deciding
+    world.engine = world.another_engine()
+    world.detect(anomaly())
+    with pytest.raises(PlaybookFault, match=r"handled by other.pushing and toy.nudging: let its detector name"):
+        world.run(times=1)
+    assert world.records() == []
+    world.detect(anomaly(told=1, domain="toy"))
+    world.run()
+    assert (world.record().decision.playbook, world.record().decision.state) == ("nudging", "scored")
+
+
+def test_versions_of_one_playbook_are_no_fault(make_world: MakeWorld) -> None:
+    world = make_world(deciding=toy.deciding(toy.Nudging(version="2"), toy.Nudging()))
+    world.detect(anomaly())
+    world.run()
+    assert world.record().decision.playbook_version == "2"
 
 
 def test_a_withdrawn_anomaly_opens_nothing(world: World) -> None:

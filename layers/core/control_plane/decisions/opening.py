@@ -13,6 +13,7 @@ from control_plane.decisions.emit import emit
 from control_plane.decisions.record import load_record, store_artifact
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Deciding, Decision, Playbook, decision_id
+from control_plane.model.errors import PlaybookFault
 from control_plane.model.ids import canonical_instant, canonical_json
 from control_plane.platform.queries import load_queries
 
@@ -31,20 +32,29 @@ class Opened:
 
 
 def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> tuple[str, Playbook] | None:
-    """Returns the first playbook that handles an anomaly, with its domain's name; None where no one does.
+    """Returns the playbook that handles an anomaly, with its domain's name; None where no one does.
 
-    Whose an anomaly is does not change where it is withdrawn: playbooks are not told.
+    Whose an anomaly is does not change where it is withdrawn: playbooks are not told. Raises PlaybookFault where two
+    would take it: which of them decides must not depend on an order.
     """
     asked = {**anomaly, "is_withdrawn": False}
-    return next(
-        (
-            (domain, playbook)
-            for domain, plug_ins in deciding.items()
-            for playbook in plug_ins.playbooks
-            if playbook.handles(asked)
-        ),
-        None,
-    )
+    named = anomaly.get("domain")
+    takers = [
+        (domain, playbook)
+        for domain, plug_ins in deciding.items()
+        if named in (None, domain)
+        for playbook in plug_ins.playbooks
+        if playbook.handles(asked)
+    ]
+    # Versions of one playbook live side by side; the first of them is the one that opens decisions.
+    names = {(domain, playbook.name) for domain, playbook in takers}
+    if len(names) > 1:
+        listed = " and ".join(sorted(f"{domain}.{name}" for domain, name in names))
+        raise PlaybookFault(
+            f"an anomaly of kind {anomaly['kind']} by {anomaly['detector']} is handled by {listed}: let its detector "
+            "name its domain, and one playbook alone handle it"
+        )
+    return takers[0] if takers else None
 
 
 def join_decided(connection: Connection[Any], event: Event) -> Sequence[Opened]:
@@ -105,6 +115,7 @@ def _key(event: Event) -> dict[str, Any]:
         "series": event.payload["series"],
         "occurred_at": event.occurred_at,
         "kind": event.payload["kind"],
+        "domain": event.payload.get("domain"),
     }
 
 

@@ -225,6 +225,7 @@ WHERE entity_id = %(entity_id)s
     AND source = %(source)s
     AND series = %(series)s
     AND anomaly_kind = %(kind)s
+    AND domain = coalesce(%(domain)s, domain)
 ORDER BY decision_id
 
 -- name: lock_anomaly
@@ -243,6 +244,7 @@ SELECT EXISTS (
         AND payload_json ->> 'observed_source' = %(source)s
         AND payload_json ->> 'series' = %(series)s
         AND payload_json ->> 'kind' = %(kind)s
+        AND payload_json ->> 'domain' IS NOT DISTINCT FROM %(domain)s
         AND (payload_json ->> 'is_withdrawn')::boolean
         AND ((payload_json ->> 'bar_revision')::bigint, revision) >= (%(bar_revision)s::bigint, %(revision)s::integer)
 )
