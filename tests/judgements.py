@@ -103,6 +103,8 @@ class Case:
     stored: StoredBar | None = None
     stored_actions: list[StoredAction] | None = None
     """The splits and dividends that are stored; None: those of the evidence."""
+    is_market_wide: bool | None = None
+    """Whether the market fell by what is known now; None: what the evidence says."""
     extra_steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -265,6 +267,10 @@ class CaseGate(FinanceGate):
         return [
             StoredAction(each["kind"], each.get("ratio_ppm", MILLION), each.get("amount_micros", 0)) for each in known
         ]
+
+    def is_market_wide(self, connection: Any, judged: Judged) -> bool:
+        now: bool | None = connection.is_market_wide
+        return bool(connection.evidence["market"]["is_market_wide"]) if now is None else now
 
     def holding(self, connection: Any, judged: Judged) -> Holding:
         return Holding(connection.held_micros, connection.being_sold_micros)

@@ -200,6 +200,29 @@ def test_a_dividend_is_held_against_the_stored_one(world: World, amount: int, is
     assert proposed.judge().is_released == is_released
 
 
+def test_a_market_that_turns_out_to_have_fallen_refuses(world: World) -> None:
+    proposed = world.propose()
+    world.fall_together(AT)
+    assert proposed.judge().reasons == ("evidence: the market has moved on since it was gathered: others fell with it",)
+
+
+def test_a_market_wide_fall_that_is_none_refuses(world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    world.owner.execute("UPDATE detector_bars SET price = price * 1.2 WHERE occurred_at = %s", [AT])
+    assert proposed.judge().reasons == (
+        "evidence: the market has moved on since it was gathered: others did not fall with it",
+    )
+
+
+def test_a_market_that_falls_before_the_approval_refuses(world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    assert proposed.judge().verdict == "needs_approval"
+    world.owner.execute("DELETE FROM detector_bars")
+    proposed.move("awaiting_approval")
+    world.owner.execute("UPDATE decisions SET state = 'approved'")
+    assert "the market has moved on" in proposed.judge(nth=1).reasons[0]
+
+
 def test_a_withdrawn_anomaly_is_not_acted_on(world: World) -> None:
     proposed = world.propose()
     world.owner.execute(

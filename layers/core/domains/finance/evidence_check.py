@@ -146,6 +146,7 @@ class Present:
 
     bar: StoredBar | None
     actions: Sequence[StoredAction]
+    is_market_wide: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +280,9 @@ def present_faults(grounds: Grounds, present: Present) -> Iterator[str]:
     known = [StoredAction(each.kind, each.ratio_ppm, each.amount_micros) for each in grounds.evidence.corporate_actions]
     if _in_order(known) != _in_order(present.actions):
         yield "the splits and dividends in it are not, or are no longer, those that are stored"
+    if present.is_market_wide != grounds.evidence.market.is_market_wide:
+        others = "others fell with it" if present.is_market_wide else "others did not fall with it"
+        yield f"the market has moved on since it was gathered: {others}"
 
 
 def faults(judged: Judged, grounds: Grounds, present: Present) -> Sequence[str]:

@@ -20,6 +20,7 @@ from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged
 from control_plane.platform.queries import load_queries
 from domains.finance.approval_text import render
 from domains.finance.deciding import measures
+from domains.finance.deciding.evidence import is_market_wide_now
 from domains.finance.evidence_check import (
     Grounds,
     Micros,
@@ -112,7 +113,11 @@ class FinanceGate:
             event_id = UUID(grounds.evidence.bar.event_id)
         except (Ungrounded, ValueError) as error:
             return [str(error)]
-        present = Present(self.stored_bar(connection, event_id), self.stored_actions(connection, event_id))
+        present = Present(
+            self.stored_bar(connection, event_id),
+            self.stored_actions(connection, event_id),
+            self.is_market_wide(connection, judged),
+        )
         return faults(judged, grounds, present)
 
     def policy_request(self, connection: Connection[Any], judged: Judged) -> JsonObject:
@@ -139,6 +144,10 @@ class FinanceGate:
         """Returns the splits and dividends of a bar, whether or not the detector has seen them."""
         with connection.cursor(row_factory=class_row(StoredAction)) as cursor:
             return cursor.execute(QUERIES["judged_actions"].sql, {"event_id": event_id}).fetchall()
+
+    def is_market_wide(self, connection: Connection[Any], judged: Judged) -> bool:
+        """Returns whether the market fell with a decision's bar, by all bars of that instant that there are now."""
+        return is_market_wide_now(connection, judged.decision)
 
     def holding(self, connection: Connection[Any], judged: Judged) -> Holding:
         """Returns what the account has of the decision's entity."""
