@@ -68,7 +68,11 @@ _SHARED = {
     ),
     **_each(READERS_OF_BARS, "domains.finance.deciding", "bars_between horizon_end corporate_actions"),
     "domains.finance.deciding.bars_until": READERS_OF_BARS - {DETECT},
-    **_each({*READERS_OF_EVENTS, DETECT}, "domains.finance.deciding", "newest_episodes nearest_episodes"),
+    "domains.finance.deciding.bars_of_entity": READERS_OF_BARS,
+    "domains.finance.deciding.lock_episodes": EVERYBODY,
+    **_each(
+        {*READERS_OF_EVENTS, DETECT}, "domains.finance.deciding", "newest_episodes stored_episodes nearest_episodes"
+    ),
     **_each(READERS_OF_THE_ACCOUNT, "domains.finance.deciding", "paper_account paper_positions"),
     "domains.finance.held_quantity": READERS_OF_THE_ACCOUNT,
     "domains.finance.live_releases": READERS_OF_DECISIONS,
