@@ -243,6 +243,9 @@ BEGIN
     IF EXISTS (SELECT FROM executions WHERE action_id = of_action) THEN
         RETURN 'done';
     END IF;
+    IF EXISTS (SELECT FROM decisions WHERE decision_id = released.decision_id AND superseded_by IS NOT NULL) THEN
+        RETURN 'superseded';
+    END IF;
     off := switched_off(released.decision_id, released.action_type);
     IF off <> '{}' THEN
         RETURN 'off: ' || array_to_string(off, ', ');
@@ -1848,7 +1851,7 @@ CREATE TABLE public.episodes (
 
 COMMENT ON TABLE public.episodes IS 'One row per bar that moved by two standard deviations or more and whose five bars that follow are known. Derived from detector_bars.';
 
-COMMENT ON COLUMN public.episodes.event_id IS 'The bar as it was: an episode of a bar that was corrected since is no longer found.';
+COMMENT ON COLUMN public.episodes.event_id IS 'The bar as it was: until a corrected one is searched again, its episode is not found. All zeros: it is none any more.';
 
 COMMENT ON COLUMN public.episodes.return_milli IS 'Features, in thousandths of a robust standard deviation of the 60 returns before: return, the move of the five bars before, range.';
 
@@ -3044,6 +3047,20 @@ GRANT SELECT,INSERT ON TABLE public.episodes TO acp_decide;
 GRANT SELECT ON TABLE public.episodes TO acp_detect;
 GRANT SELECT ON TABLE public.episodes TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.episodes TO acp_reader;
+
+GRANT UPDATE(event_id) ON TABLE public.episodes TO acp_decide;
+
+GRANT UPDATE(return_milli) ON TABLE public.episodes TO acp_decide;
+
+GRANT UPDATE(prior_milli) ON TABLE public.episodes TO acp_decide;
+
+GRANT UPDATE(range_milli) ON TABLE public.episodes TO acp_decide;
+
+GRANT UPDATE(followed_ppm) ON TABLE public.episodes TO acp_decide;
+
+GRANT UPDATE(followed_milli) ON TABLE public.episodes TO acp_decide;
+
+GRANT UPDATE(ended_at) ON TABLE public.episodes TO acp_decide;
 
 GRANT SELECT ON TABLE public.events TO acp_reader;
 GRANT SELECT ON TABLE public.events TO acp_decide;

@@ -13,7 +13,7 @@ from control_plane.decisions.judgement import AskedApproval, Finding, examine
 from control_plane.model.deciding import Decision, Gate, Judged, Record, Step
 from control_plane.model.ids import canonical_instant
 from domains.finance.deciding import measures
-from domains.finance.evidence_check import StoredBar
+from domains.finance.evidence_check import StoredAction, StoredBar
 from domains.finance.gate import FinanceGate, Holding, Release
 
 AT = datetime(2026, 1, 5, 14, 32, tzinfo=UTC)
@@ -101,6 +101,10 @@ class Case:
     summary: str | None = None
     decision_id: UUID = DECISION
     stored: StoredBar | None = None
+    stored_actions: list[StoredAction] | None = None
+    """The splits and dividends that are stored; None: those of the evidence."""
+    is_market_wide: bool | None = None
+    """Whether the market fell by what is known now; None: what the evidence says."""
     extra_steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -255,6 +259,19 @@ class CaseGate(FinanceGate):
     def stored_bar(self, connection: Any, event_id: UUID) -> StoredBar | None:
         stored: StoredBar | None = connection.stored
         return stored if stored is not None and stored.event_id == event_id else None
+
+    def stored_actions(self, connection: Any, event_id: UUID) -> Sequence[StoredAction]:
+        stored: Sequence[StoredAction] | None = connection.stored_actions
+        if stored is not None:
+            return stored
+        known = connection.evidence["corporate_actions"]
+        return [
+            StoredAction(each["kind"], each.get("ratio_ppm", MILLION), each.get("amount_micros", 0)) for each in known
+        ]
+
+    def is_market_wide(self, connection: Any, judged: Judged) -> bool:
+        now: bool | None = connection.is_market_wide
+        return bool(connection.evidence["market"]["is_market_wide"]) if now is None else now
 
     def holding(self, connection: Any, judged: Judged) -> Holding:
         return Holding(connection.held_micros, connection.being_sold_micros)

@@ -796,7 +796,7 @@ $$;
 CREATE TRIGGER actions_are_verdicted BEFORE INSERT ON actions FOR EACH ROW EXECUTE FUNCTION check_release();
 
 
--- Begins an execution within the transaction of its effect: returns ready, or why not: unknown, done, expired, or
+-- Begins an execution within the transaction of its effect: returns ready, or why not: unknown, done, superseded, expired, or
 -- off: and the scopes that are switched off. Locks what a change of a switch waits for.
 CREATE FUNCTION begin_execution(of_action uuid) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
@@ -813,6 +813,9 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM executions WHERE action_id = of_action) THEN
         RETURN 'done';
+    END IF;
+    IF EXISTS (SELECT FROM decisions WHERE decision_id = released.decision_id AND superseded_by IS NOT NULL) THEN
+        RETURN 'superseded';
     END IF;
     off := switched_off(released.decision_id, released.action_type);
     IF off <> '{}' THEN

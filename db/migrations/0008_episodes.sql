@@ -15,9 +15,10 @@ CREATE TABLE episodes (
     PRIMARY KEY (source, entity_id, series, occurred_at)
 );
 COMMENT ON TABLE episodes IS 'One row per bar that moved by two standard deviations or more and whose five bars that follow are known. Derived from detector_bars.';
-COMMENT ON COLUMN episodes.event_id IS 'The bar as it was: an episode of a bar that was corrected since is no longer found.';
+COMMENT ON COLUMN episodes.event_id IS 'The bar as it was: until a corrected one is searched again, its episode is not found. All zeros: it is none any more.';
 COMMENT ON COLUMN episodes.return_milli IS 'Features, in thousandths of a robust standard deviation of the 60 returns before: return, the move of the five bars before, range.';
 COMMENT ON COLUMN episodes.ended_at IS 'When what followed was complete: nobody may look at the episode before.';
 
 GRANT SELECT, INSERT ON episodes TO acp_decide;
+GRANT UPDATE (event_id, return_milli, prior_milli, range_milli, followed_ppm, followed_milli, ended_at) ON episodes TO acp_decide;
 GRANT SELECT ON episodes TO acp_detect, acp_gatekeeper, acp_reader;

@@ -101,7 +101,7 @@ def test_the_pages_frost_is_decided_on(
     assert stored.event is not None
     assert frost.consume(app, stored.event)
     assert not frost.consume(app, stored.event)
-    with Services(database.url, {"weather": deciding}) as services:
+    with Services(database.url, {**domains.load_deciding(), "weather": deciding}) as services:
         [(text,)] = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work'").fetchall()
         services.skip_messages(app)
         services.decide_on(app, text)

@@ -55,24 +55,29 @@ _SHARED = {
     **_each(
         READERS_OF_DECISIONS,
         "control_plane.decisions",
-        "find_decisions decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
+        "decisions_of_anomaly find_decisions decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
         "judged_artifacts approval_of_action open_approval_requests approval_request switches recorded_requests "
         "count_unasked_verdicts decision audited_decisions audited_steps",
     ),
     "control_plane.decisions.list_decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.decisions.artifacts": {*READERS_OF_DECISIONS, ACTION},
-    **_each(EVERYBODY, "control_plane.decisions", "limit_lock_waits clock lock_account who_asks now"),
+    **_each(EVERYBODY, "control_plane.decisions", "limit_lock_waits clock lock_account lock_anomaly who_asks now"),
     "domains.finance.detector.lock_entity": EVERYBODY,
     **_each(
         READERS_OF_BARS, "domains.finance.detector", "bars_around first_bars_from actions_between window market_at"
     ),
     **_each(READERS_OF_BARS, "domains.finance.deciding", "bars_between horizon_end corporate_actions"),
     "domains.finance.deciding.bars_until": READERS_OF_BARS - {DETECT},
-    **_each({*READERS_OF_EVENTS, DETECT}, "domains.finance.deciding", "newest_episodes nearest_episodes"),
+    "domains.finance.deciding.bars_of_entity": READERS_OF_BARS,
+    "domains.finance.deciding.lock_episodes": EVERYBODY,
+    **_each(
+        {*READERS_OF_EVENTS, DETECT}, "domains.finance.deciding", "newest_episodes stored_episodes nearest_episodes"
+    ),
     **_each(READERS_OF_THE_ACCOUNT, "domains.finance.deciding", "paper_account paper_positions"),
     "domains.finance.held_quantity": READERS_OF_THE_ACCOUNT,
     "domains.finance.live_releases": READERS_OF_DECISIONS,
-    "domains.finance.judged_bar": READERS_OF_EVENTS,
+    **_each(READERS_OF_EVENTS, "domains.finance", "judged_bar judged_actions"),
+    "control_plane.decisions.is_withdrawn": READERS_OF_EVENTS,
     "control_plane.platform.breakers": {INGEST, RELAY, READER},
     "control_plane.platform.oldest_pending_age": {RELAY, READER},
     "control_plane.platform.count_pending": {RELAY, READER},

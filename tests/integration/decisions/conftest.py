@@ -8,6 +8,9 @@ from tests.conftest import TestDatabase
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World
 
+from control_plane.decisions.record import load
+from control_plane.decisions.replay import replay
+
 
 @pytest.fixture
 def worlds() -> Iterator[list[World]]:
@@ -31,3 +34,15 @@ def make_world(database: TestDatabase, worlds: list[World]) -> Callable[..., Wor
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
+
+
+@pytest.fixture
+def replays_are_identical(worlds: list[World], make_world: Callable[..., World]) -> Iterator[None]:
+    """Whatever a test leads to, each of its decisions is decided the same way from its record."""
+    yield
+    for world in worlds:
+        for record in world.records():
+            loaded = load(world.decide, record.decision.decision_id)
+            assert loaded is not None
+            if record.decision.playbook_version in {one.version for one in world.deciding["toy"].playbooks}:
+                assert replay(loaded, world.deciding["toy"]).difference is None

@@ -1,6 +1,6 @@
 """Finance's decisions from the bar to the outcome: detector, engine, agents, gatekeeper, each under its own role."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -90,16 +90,77 @@ def test_a_falling_market_asks_a_person(market: Connection[Any], services: Servi
     assert [states(record) for record in others] == [["refused"], ["refused"]]
 
 
-def test_a_split_that_came_later_is_held(market: Connection[Any], services: Services) -> None:
+def test_a_split_that_came_before_the_decision_opens_none(market: Connection[Any], services: Services) -> None:
     fall(market, "AAPL", 0.5)
     fold(market, [split(2, entity="AAPL", minute=LAST)])
-    record, *others = decide(services, market)
-    assert others == []
-    assert record.last("proposal") is None
-    evidence = record.last("evidence")
-    assert evidence is not None
-    assert [action["kind"] for action in evidence.body["corporate_actions"]] == ["split"]
-    assert market.execute("SELECT count(*) FROM actions").fetchone() == (0,)
+    assert decide(services, market) == []
+    assert market.execute("SELECT count(*) FROM decisions").fetchone() == (0,)
+
+
+class Interrupted(Services):
+    """Services with which something happens just before an agent answers, or a verdict falls."""
+
+    before: str = ""
+    happens: Callable[[], object] = staticmethod(lambda: None)
+
+    def _deliver(self, topic: str, text: str) -> None:
+        if topic == self.before:
+            self.before = ""
+            self.happens()
+        super()._deliver(topic, text)
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "why"),
+    [
+        ("agents.work", "abandoned", "superseded"),
+        ("gatekeeper.work", "observing", "splits and dividends"),
+    ],
+)
+def test_a_split_that_comes_while_it_decides_hedges_nothing(
+    market: Connection[Any], database: TestDatabase, before: str, state: str, why: str
+) -> None:
+    fall(market, "AAPL", 0.5)
+    with Interrupted(database.url, plug_ins()) as services:
+        services.before = before
+        services.happens = lambda: fold(market, [split(2, entity="AAPL", minute=LAST)])
+        record, *others = decide(services, market)
+    assert (others, record.decision.state) == ([], state)
+    assert len(record.all("joined")) == 1
+    said = {kind: (record.last(kind) or record.steps[0]).body for kind in ("closed", "verdict", "joined")}
+    assert why in str(said)
+    assert market.execute("SELECT count(*) FROM executions").fetchone() == (0,)
+
+
+def test_a_split_that_comes_before_the_execution_stops_it(market: Connection[Any], database: TestDatabase) -> None:
+    fall(market, "AAPL", 0.5)
+    with Interrupted(database.url, plug_ins()) as services:
+
+        def withdraw() -> None:
+            fold(market, [split(2, entity="AAPL", minute=LAST)])
+            [(text,)] = market.execute("SELECT payload_json::text FROM outbox ORDER BY id DESC LIMIT 1").fetchall()
+            services.decide_on(market, text)
+
+        services.before, services.happens = "client.actions", withdraw
+        (record,) = decide(services, market)
+    assert record.decision.state == "released"
+    assert market.execute("SELECT superseded_by IS NOT NULL FROM decisions").fetchone() == (True,)
+    assert market.execute("SELECT count(*) FROM executions").fetchone() == (0,)
+
+
+def test_a_market_whose_bars_come_late_is_not_hedged_alone(market: Connection[Any], database: TestDatabase) -> None:
+    fall(market, "AAPL", 0.8)
+    fall(market, "IBM", 0.8)
+    with Interrupted(database.url, plug_ins()) as services:
+        services.before = "gatekeeper.work"
+        services.happens = lambda: fall(market, "MSFT", 0.8)
+        first, *_ = decide(services, market)
+    proposal, verdict = first.last("proposal"), first.last("verdict")
+    assert proposal is not None
+    assert proposal.body["hypothesis"] == "single_name_fall"
+    assert verdict is not None
+    assert verdict.body["reasons"] == ["evidence: the market has moved on since it was gathered: others fell with it"]
+    assert first.last("released") is None
 
 
 def test_an_old_anomaly_is_recorded_and_no_more(market: Connection[Any], database: TestDatabase) -> None:

@@ -148,8 +148,43 @@ def test_an_episode_of_a_corrected_bar_is_forgotten(market: Connection[Any], dec
         return {(each["entity_id"], each["occurred_at"]) for each in neighbours}
 
     assert fallen in found()
-    correct(market, 99.0, entity="AAPL", minute=LAST)
+    correct(market, wobble(LAST, entity="AAPL")[-1], entity="AAPL", minute=LAST)
     assert fallen not in found()
+    correct(market, 70.0, entity="AAPL", minute=LAST)
+    assert fallen in found()
+
+
+def followed(connection: Connection[Any], minute: int) -> int | None:
+    row = connection.execute("SELECT followed_ppm FROM episodes WHERE occurred_at = %s", [instant(minute)]).fetchone()
+    return None if row is None else int(row[0])
+
+
+def test_what_followed_an_episode_is_corrected_with_its_bars(market: Connection[Any], decide: Connection[Any]) -> None:
+    closes(market, "AAPL", [80.0] * 20 + [50.0], first=LAST + 1)
+    gathered(decide, minute=LAST + 21)
+    before = followed(decide, LAST)
+    correct(market, 88.0, entity="AAPL", minute=LAST + 5)
+    gathered(decide, minute=LAST + 21)
+    after = followed(decide, LAST)
+    assert before is not None
+    assert after is not None
+    assert after - before == pytest.approx(100_000, rel=0.2)
+
+
+def test_an_episode_that_was_never_near_a_decision_is_found(owner: Connection[Any], decide: Connection[Any]) -> None:
+    values = wobble(1_000, entity="GOOG")
+    past(owner, "GOOG", [*values[:100], *(round(value * 0.8, 4) for value in values[100:])])
+    gathered(decide, entity="GOOG", minute=999)
+    assert followed(decide, 100) is not None
+
+
+def test_a_second_search_changes_nothing(market: Connection[Any], decide: Connection[Any]) -> None:
+    closes(market, "AAPL", [80.0] * 20, first=LAST + 1)
+    gathered(decide, minute=LAST + 20)
+    rows = decide.execute("SELECT xmin::text, occurred_at FROM episodes ORDER BY 2").fetchall()
+    gathered(decide, minute=LAST + 20)
+    assert decide.execute("SELECT xmin::text, occurred_at FROM episodes ORDER BY 2").fetchall() == rows
+    assert rows
 
 
 def options(notional: int) -> dict[str, Any]:

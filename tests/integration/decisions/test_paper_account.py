@@ -129,6 +129,18 @@ def test_an_expired_action_is_not_executed(
     assert orders(owner) == 0
 
 
+def test_a_superseded_action_is_not_executed(
+    database: TestDatabase, owner: Connection[Any], client: Connection[Any], prices: Connection[Any]
+) -> None:
+    signal_lab.consume(prices, tick())
+    released = release(database)
+    owner.execute("SELECT join_decision(%s, gen_random_uuid(), true, '{}')", [released.decision_id])
+    assert paper_account.consume(client, released.event)
+    reason = "what it was decided on has been superseded since its release"
+    assert execution(owner, released.action_id) == ("failed", reason)
+    assert orders(owner) == 0
+
+
 UNPLACEABLE: dict[str, tuple[dict[str, Any], str]] = {
     "another side": ({"side": "keep"}, "the paper account knows no action like this HEDGE"),
     "a fraction": ({"quantity_micros": 1.5}, "the paper account knows no action like this HEDGE"),

@@ -45,8 +45,13 @@ from domains import EVENT_TYPES
 WORK = (DECISION_WORK, AGENT_WORK, GATEKEEPER_WORK, CLIENT_ACTIONS)
 
 
-def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 0, **changes: Any) -> NewMessage:
-    """An ANOMALY_DETECTED of a bar; a revised bar's has another ``revision`` and the same instant."""
+def anomaly(
+    *, entity: str = "W", age: timedelta = timedelta(), revision: int = 0, told: int = 0, **changes: Any
+) -> NewMessage:
+    """An ANOMALY_DETECTED of a bar; a revised bar's has another ``revision`` and the same instant.
+
+    ``told`` says how often it was told before of the same revision.
+    """
     at = changes.pop("at", None) or datetime.now(UTC) - age
     given: dict[str, Any] = {
         "kind": "wobble", "detector": "toy", "observed_source": "toy", "series": "1m", "bar_event_id": str(uuid4()),
@@ -58,6 +63,7 @@ def anomaly(*, entity: str = "W", age: timedelta = timedelta(), revision: int = 
         series=f"anomaly:{entity}:{revision}:{changes.get('is_withdrawn', False)}",
         at=at,
         trace_id=uuid4(),
+        revision=told,
     )
 
 
@@ -307,6 +313,13 @@ class World:
             )
             .fetchone()
         )
+        assert row is not None
+        return str(row[0])
+
+    def may_execute(self) -> str:
+        """What a client is told of the only action that was released."""
+        ((action_id,),) = self.rows("SELECT action_id FROM actions")
+        row = self.as_role["acp_action"].execute("SELECT begin_execution(%s)", [action_id]).fetchone()
         assert row is not None
         return str(row[0])
 

@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 from psycopg import errors
+from tests.integration import seeds
 from tests.integration.gatekeeper.world import World, read_json
 from tests.judgements import AT, MILLION, Case, evidence, market_wide_case
 
 from control_plane.decisions.timers import expire_actions
 from control_plane.model.errors import ContractViolation
 from control_plane.platform.telemetry import Telemetry
+from domains.finance.deciding import measures
+from domains.finance.events import CorporateDividend, CorporateSplit
 
 RELEASED_TO = {"decisions.events", "decisions.work", "client.actions"}
 TOLD_TO = {"decisions.events", "decisions.work"}
@@ -170,6 +173,56 @@ def test_a_bar_that_was_never_stored_is_not_acted_on(world: World, change: dict[
     case.evidence["bar"] |= change
     proposed = world.propose(case, bars=False)
     assert reason in proposed.judge().reasons[0]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [CorporateSplit(numerator=5, denominator=4), CorporateDividend(amount=20, currency="USD")],
+    ids=["split", "dividend"],
+)
+def test_what_explains_the_fall_and_came_later_refuses(world: World, action: Any) -> None:
+    proposed = world.propose()
+    seeds.store(world.app, [seeds.look(action, entity_id="AAPL", occurred_at=AT)])
+    assert proposed.judge().reasons == (
+        "evidence: the splits and dividends in it are not, or are no longer, those that are stored",
+    )
+
+
+@pytest.mark.parametrize(("amount", "is_released"), [(570_000, True), (560_000, False)])
+def test_a_dividend_is_held_against_the_stored_one(world: World, amount: int, is_released: bool) -> None:
+    given = evidence(close=80 * MILLION)
+    given["corporate_actions"] = [{"kind": "dividend", "occurred_at": "x", "amount_micros": amount}]
+    given["bar"]["adjusted_return_ppm"] = measures.return_ppm(80 * MILLION, 100 * MILLION, paid=amount)
+    proposed = world.propose(Case(evidence=given))
+    for paid, currency, seconds in ((0.57, "USD", 0), (0.3, "EUR", 30), (0.4, "USD", 60)):
+        look = seeds.look(
+            CorporateDividend(amount=paid, currency=currency), occurred_at=AT - timedelta(seconds=seconds)
+        )
+        seeds.store(world.app, [look])
+    assert proposed.judge().is_released == is_released
+
+
+def test_a_market_that_turns_out_to_have_fallen_refuses(world: World) -> None:
+    proposed = world.propose()
+    world.fall_together(AT)
+    assert proposed.judge().reasons == ("evidence: the market has moved on since it was gathered: others fell with it",)
+
+
+def test_a_market_wide_fall_that_is_none_refuses(world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    world.owner.execute("UPDATE detector_bars SET price = price * 1.2 WHERE occurred_at = %s", [AT])
+    assert proposed.judge().reasons == (
+        "evidence: the market has moved on since it was gathered: others did not fall with it",
+    )
+
+
+def test_a_market_that_falls_before_the_approval_refuses(world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    assert proposed.judge().verdict == "needs_approval"
+    world.owner.execute("DELETE FROM detector_bars")
+    proposed.move("awaiting_approval")
+    world.owner.execute("UPDATE decisions SET state = 'approved'")
+    assert "the market has moved on" in proposed.judge(nth=1).reasons[0]
 
 
 def test_a_withdrawn_anomaly_is_not_acted_on(world: World) -> None:

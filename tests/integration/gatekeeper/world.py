@@ -60,6 +60,21 @@ class World:
         (event_id,) = seeds.store(self.app, [seeds.look(tick, entity_id=entity, occurred_at=at)])
         return event_id
 
+    def fall_together(self, at: datetime) -> None:
+        """Three others fall at an instant, as far as the detector knows, after an hour in which little happened."""
+        returns = [0.01, -0.01] * 30 + [-0.1]
+        for entity in ("FIRST", "SECOND", "THIRD"):
+            price = 100.0
+            for number, change in enumerate(returns):
+                price *= 1 + change
+                self.owner.execute(
+                    "INSERT INTO detector_bars (source, entity_id, bar_interval, occurred_at, open, high, low, price,"
+                    " volume, currency, revision, event_id, follows_gap, adjustment)"
+                    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, 1, 'USD', 0, gen_random_uuid(), false, 0)"
+                    " ON CONFLICT DO NOTHING",
+                    [SOURCE, entity, SERIES, at + timedelta(minutes=number + 1 - len(returns)), *[price] * 4],
+                )
+
     def revise_bar(self, price: float, *, entity: str = ENTITY, at: datetime = AT) -> UUID:
         """Stores another look at a bar's instant: a revision."""
         return self.store_bar(price, entity=entity, at=at)
@@ -74,6 +89,8 @@ class World:
             self.store_bar(before, entity=entity, at=at - timedelta(minutes=1))
             event_id = self.store_bar(bar["close_micros"] / MILLION, entity=entity, at=at, before=before)
             bar |= {"event_id": str(event_id), "occurred_at": canonical_instant(at)}
+        if case.evidence["market"]["is_market_wide"]:
+            self.fall_together(at)
         for part in (case.evidence, case.action, case.simulation["options"][1]["action"]):
             if part.get("entity_id") == ENTITY:
                 part["entity_id"] = entity

@@ -4,7 +4,7 @@ Messages are hints. Whoever gets one claims the decision's lease, reads its reco
 one that comes twice, late or in another order changes nothing. Each step is one transaction with its messages.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -30,7 +30,7 @@ from control_plane.decisions.moves import (
     Wait,
 )
 from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
-from control_plane.decisions.opening import find_playbook, open_or_join
+from control_plane.decisions.opening import Opened, find_playbook, join_decided, open_or_join
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
@@ -93,10 +93,15 @@ class Engine:
             raise
 
     def _take_up(self, connection: Connection[Any], event: Event) -> bool:
+        taken = retry_conflicts(lambda: join_decided(connection, event)) or self._open(connection, event)
+        has_added = [self._follow(connection, opened) for opened in taken]
+        return any(has_added)
+
+    def _open(self, connection: Connection[Any], event: Event) -> Sequence[Opened]:
         found = find_playbook(self._deciding, event.payload)
         if found is None:
             self._telemetry.logger.info("no playbook handles this", event_id=str(event.event_id))
-            return False
+            return ()
         domain, playbook = found
         row = connection.execute(QUERIES["now"].sql).fetchone()
         assert row is not None
@@ -113,7 +118,12 @@ class Engine:
             )
         )
         if opened is None:
-            return False
+            self._telemetry.logger.info("withdrawn before it was decided on", event_id=str(event.event_id))
+            return ()
+        return (opened,)
+
+    def _follow(self, connection: Connection[Any], opened: Opened) -> bool:
+        """Goes on with a decision that an anomaly opened or joined; returns whether that added to its record."""
         if opened.is_new:
             self._telemetry.count("DecisionsOpened", 1)
         elif opened.supersedes and opened.state not in BEFORE_RELEASE:

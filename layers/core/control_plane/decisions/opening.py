@@ -12,6 +12,7 @@ from control_plane.decisions import announcements
 from control_plane.decisions.record import load_record, sha256, store_artifacts
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Agent, Deciding, Decision, Playbook, decision_id
+from control_plane.model.errors import PlaybookFault
 from control_plane.model.ids import canonical_instant, canonical_json
 from control_plane.platform.messages import as_json
 from control_plane.platform.queries import load_queries
@@ -31,16 +32,40 @@ class Opened:
 
 
 def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> tuple[str, Playbook] | None:
-    """Returns the first playbook that handles an anomaly, with its domain's name; None where no one does."""
-    return next(
-        (
-            (domain, playbook)
-            for domain, plug_ins in deciding.items()
-            for playbook in plug_ins.playbooks
-            if playbook.handles(anomaly)
-        ),
-        None,
-    )
+    """Returns the playbook that handles an anomaly, with its domain's name; None where no one does.
+
+    Whose an anomaly is does not change where it is withdrawn: playbooks are not told. Raises PlaybookFault where two
+    would take it: which of them decides must not depend on an order.
+    """
+    asked = {**anomaly, "is_withdrawn": False}
+    named = anomaly.get("domain")
+    takers = [
+        (domain, playbook)
+        for domain, plug_ins in deciding.items()
+        if named in (None, domain)
+        for playbook in plug_ins.playbooks
+        if playbook.handles(asked)
+    ]
+    # Versions of one playbook live side by side; the first of them is the one that opens decisions.
+    names = {(domain, playbook.name) for domain, playbook in takers}
+    if len(names) > 1:
+        listed = " and ".join(sorted(f"{domain}.{name}" for domain, name in names))
+        raise PlaybookFault(
+            f"an anomaly of kind {anomaly['kind']} by {anomaly['detector']} is handled by {listed}: let its detector "
+            "name its domain, and one playbook alone handle it"
+        )
+    return takers[0] if takers else None
+
+
+def join_decided(connection: Connection[Any], event: Event) -> Sequence[Opened]:
+    """Puts an ANOMALY_DETECTED on the record of whatever was decided on at its instant; returns what that led to.
+
+    No playbook is asked: one that would not take it up, as it is told now, has to know of it all the same. Raises
+    psycopg.Error.
+    """
+    rows = connection.execute(QUERIES["decisions_of_anomaly"].sql, _key(event)).fetchall()
+    found = [_join(connection, decision, event) for (decision,) in rows]
+    return [joined for joined in found if joined is not None]
 
 
 def open_or_join(
@@ -55,8 +80,9 @@ def open_or_join(
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
-    ``agents`` are those that the decision may call: their versions are pinned.
-    None: an anomaly was withdrawn that no decision was opened for. Raises psycopg.Error.
+    ``agents`` are those that the decision may call: their versions are pinned. None: the anomaly is withdrawn, and no
+    decision was opened for it. That counts from when the withdrawal is stored, whichever of the two messages comes
+    first. Raises psycopg.Error.
     """
     found = decision_id(
         source=event.payload["observed_source"],
@@ -68,13 +94,21 @@ def open_or_join(
     )
     if (joined := _join(connection, found, event)) is not None:
         return joined
-    if event.payload["is_withdrawn"]:
-        return None
     with connection.transaction():
-        pins = _pin(connection, playbook, agents)
-        if _open(connection, found, event, domain, playbook, pins=pins, is_shadow=is_shadow, now=now):
-            return Opened(found, is_new=True)
-    return _join(connection, found, event)  # another opened it meanwhile
+        # A withdrawal waits here until all can see the decision that is being opened, and then joins it.
+        connection.execute(QUERIES["lock_anomaly"].sql, {"decision_id": found})
+        is_open = not _is_withdrawn(connection, event) and _open(
+            connection,
+            found,
+            event,
+            domain,
+            playbook,
+            pins=_pin(connection, playbook, agents),
+            is_shadow=is_shadow,
+            now=now,
+        )
+    # Where it is not: another opened it meanwhile, or it is withdrawn.
+    return Opened(found, is_new=True) if is_open else _join(connection, found, event)
 
 
 def anomaly_body(event: Event) -> dict[str, Any]:
@@ -83,8 +117,37 @@ def anomaly_body(event: Event) -> dict[str, Any]:
         "event_id": str(event.event_id),
         "entity_id": event.entity_id,
         "occurred_at": canonical_instant(event.occurred_at),
+        "revision": event.revision,
         "payload": dict(event.payload),
     }
+
+
+def _key(event: Event) -> dict[str, Any]:
+    """What the tellings of one anomaly have in common."""
+    return {
+        "source": event.payload["observed_source"],
+        "entity_id": event.entity_id,
+        "series": event.payload["series"],
+        "occurred_at": event.occurred_at,
+        "kind": event.payload["kind"],
+        "domain": event.payload.get("domain"),
+    }
+
+
+def _is_withdrawn(connection: Connection[Any], event: Event) -> bool:
+    """Whether an anomaly is taken back, by this event or by another that is not older."""
+    if event.payload["is_withdrawn"]:
+        return True
+    about = {"event_id": event.event_id, "revision": event.revision, "bar_revision": event.payload["bar_revision"]}
+    row = connection.execute(QUERIES["is_withdrawn"].sql, _key(event) | about).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _supersedes(event: Event, trigger: Mapping[str, Any]) -> bool:
+    """Whether an event says that what a decision was opened for is not so: it is no older, and tells it differently."""
+    told = trigger["payload"]
+    is_older = (event.payload["bar_revision"], event.revision) < (told["bar_revision"], trigger["revision"])
+    return not is_older and (event.payload["is_withdrawn"] or dict(event.payload) != told)
 
 
 def _open(
@@ -174,8 +237,7 @@ def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | No
     trigger = record.last("anomaly")
     if trigger is None or trigger.body["event_id"] == str(event.event_id):
         return Opened(found, is_new=False, state=record.decision.state)
-    payload = event.payload
-    supersedes = payload["is_withdrawn"] or payload["bar_revision"] > trigger.body["payload"]["bar_revision"]
+    supersedes = _supersedes(event, trigger.body)
     row = connection.execute(
         QUERIES["join_decision"].sql,
         {

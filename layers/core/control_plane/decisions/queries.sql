@@ -222,6 +222,39 @@ FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS ma
 ORDER BY sha256
 ON CONFLICT DO NOTHING
 
+-- name: decisions_of_anomaly
+-- What was decided on at an anomaly's instant, by whatever playbook.
+SELECT decision_id
+FROM decisions
+WHERE entity_id = %(entity_id)s
+    AND occurred_at = %(occurred_at)s
+    AND source = %(source)s
+    AND series = %(series)s
+    AND anomaly_kind = %(kind)s
+    AND domain = coalesce(%(domain)s, domain)
+ORDER BY decision_id
+
+-- name: lock_anomaly
+-- Waits until nobody else opens the decision of an anomaly; holds it until the transaction ends.
+SELECT pg_advisory_xact_lock(hashtextextended('anomaly ' || %(decision_id)s::text, 0))
+
+-- name: is_withdrawn
+-- Whether an event that is not older than the given one takes its anomaly back.
+SELECT EXISTS (
+    SELECT FROM events
+    WHERE event_type = 'ANOMALY_DETECTED'
+        AND occurred_at = %(occurred_at)s
+        AND source = 'decisions'
+        AND entity_id IS NOT DISTINCT FROM %(entity_id)s
+        AND event_id <> %(event_id)s
+        AND payload_json ->> 'observed_source' = %(source)s
+        AND payload_json ->> 'series' = %(series)s
+        AND payload_json ->> 'kind' = %(kind)s
+        AND payload_json ->> 'domain' IS NOT DISTINCT FROM %(domain)s
+        AND (payload_json ->> 'is_withdrawn')::boolean
+        AND ((payload_json ->> 'bar_revision')::bigint, revision) >= (%(bar_revision)s::bigint, %(revision)s::integer)
+)
+
 -- name: open_decision
 -- Opens a decision with its first step; false where it was open before.
 SELECT open_decision(

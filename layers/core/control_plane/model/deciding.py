@@ -166,7 +166,10 @@ class Playbook(Protocol):
     limits: PlaybookLimits
 
     def handles(self, anomaly: JsonObject) -> bool:
-        """Whether an ANOMALY_DETECTED payload is this playbook's to decide."""
+        """Whether an ANOMALY_DETECTED payload is this playbook's to decide, by its kind and its detector.
+
+        No two playbooks may take the same one. A withdrawal is never asked for: it goes where its anomaly went.
+        """
 
     def next(self, record: Record) -> Command:
         """Returns what is to be done now. Pure."""

@@ -29,6 +29,8 @@ class AnomalyDetected(Payload):
 
     kind: Name
     detector: Name
+    domain: Name | None = None
+    """The domain whose playbooks decide on it; every domain's are asked where the detector names none."""
     observed_source: Name
     """The source of the bars, for the event's own is ``decisions``."""
     series: Annotated[str, Field(max_length=128)]

@@ -132,6 +132,24 @@ class StoredBar:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredAction:
+    """A split or a dividend of a bar, as it is stored."""
+
+    kind: str
+    ratio_ppm: int
+    amount_micros: int
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What the database says now of what the evidence is about."""
+
+    bar: StoredBar | None
+    actions: Sequence[StoredAction]
+    is_market_wide: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Grounds:
     """What a proposal rests on."""
 
@@ -257,14 +275,29 @@ def bar_faults(judged: Judged, grounds: Grounds, stored: StoredBar | None) -> It
         yield "the close before is superseded, or is not the one in the evidence"
 
 
-def faults(judged: Judged, grounds: Grounds, stored: StoredBar | None) -> Sequence[str]:
+def present_faults(grounds: Grounds, present: Present) -> Iterator[str]:
+    """Yields where more, or less, is known now than when the evidence was gathered."""
+    known = [StoredAction(each.kind, each.ratio_ppm, each.amount_micros) for each in grounds.evidence.corporate_actions]
+    if _in_order(known) != _in_order(present.actions):
+        yield "the splits and dividends in it are not, or are no longer, those that are stored"
+    if present.is_market_wide != grounds.evidence.market.is_market_wide:
+        others = "others fell with it" if present.is_market_wide else "others did not fall with it"
+        yield f"the market has moved on since it was gathered: {others}"
+
+
+def faults(judged: Judged, grounds: Grounds, present: Present) -> Sequence[str]:
     """Returns everything that does not hold."""
     return [
-        *bar_faults(judged, grounds, stored),
+        *bar_faults(judged, grounds, present.bar),
+        *present_faults(grounds, present),
         *evidence_faults(judged, grounds),
         *action_faults(judged, grounds),
         *claims_that_fail(judged, grounds),
     ]
+
+
+def _in_order(actions: Sequence[StoredAction]) -> Sequence[StoredAction]:
+    return sorted(actions, key=lambda action: (action.kind, action.ratio_ppm, action.amount_micros))
 
 
 def _is_same_price(one: int, other: int) -> bool:

@@ -20,7 +20,19 @@ from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged
 from control_plane.platform.queries import load_queries
 from domains.finance.approval_text import render
 from domains.finance.deciding import measures
-from domains.finance.evidence_check import Grounds, Micros, Positive, Ppm, StoredBar, Ungrounded, faults, grounds_of
+from domains.finance.deciding.evidence import is_market_wide_now
+from domains.finance.evidence_check import (
+    Grounds,
+    Micros,
+    Positive,
+    Ppm,
+    Present,
+    StoredAction,
+    StoredBar,
+    Ungrounded,
+    faults,
+    grounds_of,
+)
 
 QUERIES: Final = load_queries(__package__)
 DAY: Final = timedelta(days=1)
@@ -96,13 +108,18 @@ class FinanceGate:
         return _read("policies.cedarschema")
 
     def check_evidence(self, connection: Connection[Any], judged: Judged) -> Sequence[str]:
-        """Recomputes what the proposal cites, and asks whether its bar still stands."""
+        """Recomputes what the proposal cites, and asks whether what it was decided on still stands."""
         try:
             grounds = grounds_of(judged)
             event_id = UUID(grounds.evidence.bar.event_id)
         except (Ungrounded, ValueError) as error:
             return [str(error)]
-        return faults(judged, grounds, self.stored_bar(connection, event_id))
+        present = Present(
+            self.stored_bar(connection, event_id),
+            self.stored_actions(connection, event_id),
+            self.is_market_wide(connection, judged),
+        )
+        return faults(judged, grounds, present)
 
     def policy_request(self, connection: Connection[Any], judged: Judged) -> JsonObject:
         """Returns what the policies are asked, with the account as it is under its lock."""
@@ -123,6 +140,15 @@ class FinanceGate:
         """Returns a bar's event as it is now; None where there is none."""
         with connection.cursor(row_factory=class_row(StoredBar)) as cursor:
             return cursor.execute(QUERIES["judged_bar"].sql, {"event_id": event_id}).fetchone()
+
+    def stored_actions(self, connection: Connection[Any], event_id: UUID) -> Sequence[StoredAction]:
+        """Returns the splits and dividends of a bar, whether or not the detector has seen them."""
+        with connection.cursor(row_factory=class_row(StoredAction)) as cursor:
+            return cursor.execute(QUERIES["judged_actions"].sql, {"event_id": event_id}).fetchall()
+
+    def is_market_wide(self, connection: Connection[Any], judged: Judged) -> bool:
+        """Returns whether the market fell with a decision's bar, by all bars of that instant that there are now."""
+        return is_market_wide_now(connection, judged.decision)
 
     def holding(self, connection: Connection[Any], judged: Judged) -> Holding:
         """Returns what the account has of the decision's entity."""

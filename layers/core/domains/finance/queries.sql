@@ -32,6 +32,39 @@ LEFT JOIN LATERAL (
 ) AS before ON true
 WHERE bar.event_id = %(event_id)s AND bar.event_type = 'MARKET_TICK_INGESTED'
 
+-- name: judged_actions
+-- The splits and dividends as they are stored, in their newest revision, that took effect after the bar before a bar and no
+-- later than it, dividends in its own currency; computed as the detector does it, who may not have seen them yet.
+SELECT
+    CASE newest.event_type WHEN 'CORPORATE_SPLIT_INGESTED' THEN 'split' ELSE 'dividend' END AS kind,
+    coalesce(
+        round((
+            (newest.payload_json ->> 'numerator')::double precision / (newest.payload_json ->> 'denominator')::double precision
+        )::numeric * 1000000)::bigint,
+        1000000
+    ) AS ratio_ppm,
+    coalesce(round((newest.payload_json ->> 'amount')::double precision::numeric * 1000000)::bigint, 0) AS amount_micros
+FROM events AS bar
+CROSS JOIN LATERAL (
+    SELECT max(occurred_at) AS occurred_at
+    FROM events
+    WHERE entity_id = bar.entity_id AND source = bar.source AND event_type = bar.event_type AND series = bar.series
+        AND occurred_at < bar.occurred_at
+) AS before
+CROSS JOIN LATERAL (
+    SELECT DISTINCT ON (event_type, occurred_at) event_type, occurred_at, payload_json
+    FROM events
+    WHERE entity_id = bar.entity_id
+        AND source = bar.source
+        AND event_type IN ('CORPORATE_SPLIT_INGESTED', 'CORPORATE_DIVIDEND_INGESTED')
+        AND occurred_at > before.occurred_at
+        AND occurred_at <= bar.occurred_at
+    ORDER BY event_type, occurred_at, revision DESC
+) AS newest
+WHERE bar.event_id = %(event_id)s
+    AND coalesce(newest.payload_json ->> 'currency', bar.payload_json ->> 'currency') = bar.payload_json ->> 'currency'
+ORDER BY newest.occurred_at, kind
+
 -- name: live_releases
 -- What an account was released and has executed near an instant, and whatever it was released and may still execute. The
 -- margin is for an execution that began in time and is not committed.

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.unit.finance.deciding.records import Run, evidence
@@ -12,6 +12,7 @@ from control_plane.model.ids import canonical_json
 from domains.finance.deciding.agents import AGENTS, RuleAgent
 from domains.finance.deciding.answers import HypothesesAnswer, RecommendationAnswer
 from domains.finance.deciding.playbook import why_held
+from domains.finance.detector import fold, scoring
 from domains.finance.paper_account.orders import read_order
 
 BY_NAME = {agent.name: agent for agent in AGENTS}
@@ -192,10 +193,12 @@ def test_agents_learn_nothing_of_the_account() -> None:
     assert not any(word in content for content in asked for word in (b"paper", b"cash", b"positions", b"account"))
 
 
-def test_a_withdrawn_anomaly_is_not_handled() -> None:
+def test_what_its_own_detector_finds_is_handled() -> None:
     playbook = Run({}).playbook
-    assert playbook.handles({"kind": "price_move"})
-    assert not playbook.handles({"kind": "price_move", "is_withdrawn": True})
+    for kind in get_args(scoring.Kind.__value__):
+        assert playbook.handles({"kind": kind, "detector": fold.DETECTOR})
+        assert not playbook.handles({"kind": kind, "detector": "another"})
+    assert not playbook.handles({"kind": "frost", "detector": fold.DETECTOR})
 
 
 def test_sources_pin_code_statements_and_prompts() -> None:

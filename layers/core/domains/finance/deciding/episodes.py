@@ -1,19 +1,23 @@
 """Episodes: past bars that moved unusually, what they looked like, and what followed; searched exactly, in SQL."""
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from math import isqrt
 from typing import Any, Final
 
 from psycopg import Connection
+from psycopg.rows import dict_row
 
 from control_plane.model.ids import canonical_instant
 from domains.finance.deciding import measures
-from domains.finance.deciding.history import QUERIES, Series, Window
+from domains.finance.deciding.history import QUERIES, Series, Window, read_entity
 
 LOOK_BACK_BARS: Final = 60
 """How many returns before a bar its features are measured by."""
 NEIGHBOURS: Final = 10
+_MOST_BARS: Final = 4_000
+"""How far back one search goes: ten days of minutes, sixteen years of days."""
 _UNUSUAL_MILLI: Final = 2_000
 """From two standard deviations on a bar is worth remembering."""
 
@@ -37,13 +41,21 @@ def features(series: Series, returns: Sequence[int], index: int) -> tuple[int, i
     )
 
 
-def find_episodes(series: Series, *, after: datetime | None) -> list[dict[str, Any]]:
-    """Returns the episodes whose five bars that follow are known, those after an instant alone."""
+def _searched(series: Series) -> range:
+    """Returns the places of the bars that have enough bars before them, and whose five bars that follow are known."""
+    return range(LOOK_BACK_BARS + 1, len(series.bars) - measures.HORIZON_BARS)
+
+
+def find_episodes(series: Series) -> list[dict[str, Any]]:
+    """Returns the episodes among a series' bars."""
     returns, found = series.returns_ppm(), []
     horizon = measures.HORIZON_BARS
-    for index in range(LOOK_BACK_BARS + 1, len(series.bars) - horizon):
-        bar = series.bars[index]
-        if after is not None and bar.occurred_at <= after:
+    ordered = sorted(returns[:LOOK_BACK_BARS])
+    for index in _searched(series):
+        bar, is_calm = series.bars[index], _is_calm(ordered, returns[index - 1])
+        del ordered[bisect_left(ordered, returns[index - 1 - LOOK_BACK_BARS])]
+        insort(ordered, returns[index - 1])
+        if is_calm:
             continue
         sizes = features(series, returns, index)
         if sizes is None or abs(sizes[0]) < _UNUSUAL_MILLI:
@@ -66,18 +78,60 @@ def find_episodes(series: Series, *, after: datetime | None) -> list[dict[str, A
     return found
 
 
+def _is_calm(ordered: Sequence[int], move: int) -> bool:
+    """Whether a return is surely less than two standard deviations of others, which are in order.
+
+    Most are, and it takes two searches to see; a margin leaves whatever is near the limit to be computed.
+    """
+    half = len(ordered) // 2
+    middle = (ordered[half - 1] + ordered[half]) // 2
+    reach = abs(move) * 10_000 // 29_500 + 2  # two standard deviations are 2.9652 × MAD
+    return bisect_right(ordered, middle + reach) - bisect_left(ordered, middle - reach) < half
+
+
 def keep_episodes(connection: Connection[Any], window: Window, histories: Mapping[str, Series]) -> None:
-    """Stores the episodes that the bars hold and that are not stored yet."""
+    """Brings what is stored in line with the bars as they are now: late ones, and those that were corrected, too.
+
+    All bars of the histories are searched, and those before them since the newest stored episode, up to _MOST_BARS:
+    what is remembered does not depend on when there were decisions.
+    """
     about = {"source": window.source, "series": window.series}
     newest = dict(connection.execute(QUERIES["newest_episodes"].sql, about | {"entities": list(histories)}).fetchall())
-    found = [
-        about | episode
-        for entity, series in histories.items()
-        for episode in find_episodes(series, after=newest.get(entity))
-    ]
-    if found:
+    changed, gone = [], []
+    for entity, history in histories.items():
+        series = history
+        if _begins_after(history, newest.get(entity)):
+            series = read_entity(connection, window, entity_id=entity, count=_MOST_BARS)
+        stored = _stored_episodes(connection, about | {"entity_id": entity}, series)
+        found = {episode["occurred_at"]: episode for episode in find_episodes(series)}
+        changed += [about | episode for at, episode in found.items() if stored.get(at) != episode]
+        gone += [about | {"entity_id": entity, "occurred_at": at} for at in stored if at not in found]
+    if changed or gone:
+        connection.execute(QUERIES["lock_episodes"].sql, about)
         with connection.cursor() as cursor:
-            cursor.executemany(QUERIES["keep_episode"].sql, found)
+            cursor.executemany(QUERIES["keep_episode"].sql, changed)
+            cursor.executemany(QUERIES["forget_episode"].sql, gone)
+
+
+def _begins_after(history: Series, newest: datetime | None) -> bool:
+    """Whether there are bars before the first that is searched in a history, and none of them was searched before."""
+    places = _searched(history)
+    if not places:
+        return False
+    return newest is None or newest < history.bars[places[0]].occurred_at
+
+
+def _stored_episodes(
+    connection: Connection[Any], about: Mapping[str, Any], series: Series
+) -> Mapping[datetime, dict[str, Any]]:
+    """Returns the stored episodes of the bars that are searched."""
+    places = _searched(series)
+    if not places:
+        return {}
+    between = {"since": series.bars[places[0]].occurred_at, "until": series.bars[places[-1]].occurred_at}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(QUERIES["stored_episodes"].sql, {**about, **between}).fetchall()
+    return {row["occurred_at"]: row for row in rows}
 
 
 def nearest_episodes(connection: Connection[Any], window: Window, sizes: tuple[int, int, int]) -> list[dict[str, Any]]:

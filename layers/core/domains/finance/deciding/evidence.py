@@ -59,6 +59,13 @@ def gather_evidence(connection: Connection[Any], decision: Decision, anomaly: Ma
     }
 
 
+def is_market_wide_now(connection: Connection[Any], decision: Decision) -> bool:
+    """Whether the market fell with a decision's bar, by what is known of that instant now; read as evidence is."""
+    window = Window(decision.source, decision.series, decision.occurred_at)
+    histories = read_before(connection, window, account=ACCOUNT, entity_id=decision.entity_id, count=_BARS)
+    return bool(_market(histories, window)["is_market_wide"])
+
+
 def _bar(own: Series, window: Window, move: int) -> dict[str, Any]:
     bar, previous = own.bars[-1], own.bars[-2]
     return {

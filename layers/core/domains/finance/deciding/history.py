@@ -119,6 +119,14 @@ def read_before(
     return _by_entity(connection, window.source, bars)
 
 
+def read_entity(connection: Connection[Any], window: Window, *, entity_id: str, count: int) -> Series:
+    """Returns the newest bars of one entity up to the instant."""
+    values = {"source": window.source, "series": window.series, "at": window.at, "entity_id": entity_id, "count": count}
+    with connection.cursor(row_factory=class_row(Bar)) as cursor:
+        bars = cursor.execute(QUERIES["bars_of_entity"].sql, values).fetchall()
+    return _by_entity(connection, window.source, bars).get(entity_id, Series((), ()))
+
+
 def read_after(
     connection: Connection[Any], window: Window, *, entities: Sequence[str], until: datetime
 ) -> Mapping[str, Series]:

@@ -33,6 +33,8 @@ from domains.finance.deciding.recommending import NOTHING, allowed_options
 NAME: Final = "unusual_bar"
 VERSION: Final = "1"
 PATHS: Final = 5_000
+_DETECTOR: Final = "robust-z"
+_KINDS: Final = ("return", "range")
 _NO_ACTION: Final = {
     "split": "A split changes the price of a share and nobody's wealth: there is nothing to act on.",
     "data_error": "There is nothing to act on in prices that may be wrong.",
@@ -51,8 +53,8 @@ class UnusualBar:
     )
 
     def handles(self, anomaly: JsonObject) -> bool:
-        """Decides on whatever finance's detectors find, unless a corrected bar has taken it back."""
-        return not anomaly.get("is_withdrawn", False)
+        """Decides on what finance's own detector finds."""
+        return anomaly["detector"] == _DETECTOR and anomaly["kind"] in _KINDS
 
     def next(self, record: Record) -> Command:
         """Returns what is to be done now. Pure."""

@@ -39,6 +39,38 @@ CROSS JOIN LATERAL (
 ) AS bar
 ORDER BY bar.entity_id, bar.occurred_at
 
+-- name: bars_of_entity
+-- The newest bars of one entity up to an instant. Prices in millionths.
+SELECT
+    entity_id,
+    occurred_at,
+    open_micros,
+    high_micros,
+    low_micros,
+    close_micros,
+    currency,
+    revision,
+    event_id,
+    follows_gap
+FROM (
+    SELECT
+        entity_id,
+        occurred_at,
+        round(open::numeric * 1000000)::bigint AS open_micros,
+        round(high::numeric * 1000000)::bigint AS high_micros,
+        round(low::numeric * 1000000)::bigint AS low_micros,
+        round(price::numeric * 1000000)::bigint AS close_micros,
+        currency,
+        revision,
+        event_id,
+        follows_gap
+    FROM detector_bars
+    WHERE source = %(source)s AND entity_id = %(entity_id)s AND bar_interval = %(series)s AND occurred_at <= %(at)s
+    ORDER BY occurred_at DESC
+    LIMIT %(count)s
+) AS newest
+ORDER BY occurred_at
+
 -- name: bars_between
 -- Bars of some entities until an instant, from the last one that is not after another. Prices in millionths.
 SELECT
@@ -111,14 +143,29 @@ WHERE account = %(account)s AND quantity_micros <> 0
 ORDER BY source, entity_id
 
 -- name: newest_episodes
--- The newest stored episode of each entity: what is older has been searched already.
+-- The newest stored episode of each entity: what is older has been searched before.
 SELECT entity_id, max(occurred_at)
 FROM episodes
 WHERE source = %(source)s AND series = %(series)s AND entity_id = ANY (%(entities)s::text[])
 GROUP BY entity_id
 
+-- name: stored_episodes
+-- An entity's episodes within a time, without those that are none any more.
+SELECT
+    entity_id, occurred_at, event_id, return_milli, prior_milli, range_milli, followed_ppm, followed_milli, ended_at
+FROM episodes
+WHERE source = %(source)s
+    AND series = %(series)s
+    AND entity_id = %(entity_id)s
+    AND occurred_at BETWEEN %(since)s AND %(until)s
+    AND event_id <> '00000000-0000-0000-0000-000000000000'
+
+-- name: lock_episodes
+-- Waits until nobody else changes the episodes of a source and series: two orders would wait for each other in a circle.
+SELECT pg_advisory_xact_lock(hashtextextended('episodes ' || %(source)s || ' ' || %(series)s, 0))
+
 -- name: keep_episode
--- Stores an episode; whoever finds it again finds the same.
+-- Stores an episode as it is now.
 INSERT INTO episodes (
     source, entity_id, series, occurred_at, event_id, return_milli, prior_milli, range_milli, followed_ppm, followed_milli,
     ended_at
@@ -127,7 +174,21 @@ VALUES (
     %(source)s, %(entity_id)s, %(series)s, %(occurred_at)s, %(event_id)s, %(return_milli)s, %(prior_milli)s,
     %(range_milli)s, %(followed_ppm)s, %(followed_milli)s, %(ended_at)s
 )
-ON CONFLICT DO NOTHING
+ON CONFLICT (source, entity_id, series, occurred_at) DO UPDATE
+SET
+    event_id = excluded.event_id,
+    return_milli = excluded.return_milli,
+    prior_milli = excluded.prior_milli,
+    range_milli = excluded.range_milli,
+    followed_ppm = excluded.followed_ppm,
+    followed_milli = excluded.followed_milli,
+    ended_at = excluded.ended_at
+
+-- name: forget_episode
+-- Marks what is no episode any more, for a bar was corrected: no bar has this event, so that it is not found.
+UPDATE episodes
+SET event_id = '00000000-0000-0000-0000-000000000000'
+WHERE source = %(source)s AND entity_id = %(entity_id)s AND series = %(series)s AND occurred_at = %(occurred_at)s
 
 -- name: nearest_episodes
 -- The episodes of a source nearest to these features by an exact search, among those that had ended by an instant; of a few

@@ -21,6 +21,7 @@ from domains.finance.events import MarketTick
 
 QUERIES: Final = load_queries(__package__)
 DETECTOR: Final = "robust-z"
+DOMAIN: Final = "finance"
 _LONGEST_SERIES: Final = 128
 _BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -251,6 +252,7 @@ class Fold:
         return AnomalyDetected(
             kind=kind,
             detector=DETECTOR,
+            domain=DOMAIN,
             observed_source=self._event.source,
             series=interval,
             bar_event_id=str(bar.event_id),

@@ -71,7 +71,10 @@ def fill_orders(connection: Connection[Any], *, source: str, entity_id: str, ser
     return filled
 
 
-_REASONS: Final = {"expired": "it was not executed before it expired"}
+_REASONS: Final = {
+    "expired": "it was not executed before it expired",
+    "superseded": "what it was decided on has been superseded since its release",
+}
 
 
 def _place(connection: Connection[Any], action_id: UUID) -> Execution:
