@@ -138,7 +138,7 @@ def _trades_otherwise(random: Random, case: Case) -> None:
     if isinstance(value, int):
         case.action[name] = max(1, value + random.choice((-1, 1, value, -value // 2, 10**9)))
     else:
-        case.action[name] = random.choice(("buy", "sell", "MSFT", "EUR", "x"))
+        case.action[name] = random.choice(("buy", "sell", "MSFT", "EUR", "5m", "x"))
     if random.random() < 0.6:
         case.simulation["options"][1]["action"] = dict(case.action)
 

@@ -123,6 +123,12 @@ def test_a_purchase_is_not_permitted() -> None:
     assert case.judge().reasons == ("policy: no policy permits it",)
 
 
+def test_an_order_of_another_series_is_refused() -> None:
+    case = Case()
+    case.action["series"] = case.simulation["options"][1]["action"]["series"] = "1d"
+    assert case.judge().reasons == ("evidence: the action is about another entity or series than its decision",)
+
+
 def test_every_policy_is_in_these_tests() -> None:
     tried = {name for name, _, _ in [*FORBIDS, *ALONE]} | {"sells_what_is_held"}
     assert tried == set(load_from(GATE).names.values())

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from control_plane.model.deciding import Judged
 from domains.finance.deciding import measures
+from domains.finance.paper_account.orders import Positive
 
 type Micros = Annotated[int, Field(ge=-(10**15), le=10**15)]
 """An amount in millionths; the bound keeps every product and sum of the policies within 64 bits."""
-type Positive = Annotated[int, Field(ge=1, le=10**15)]
 type Ppm = Annotated[int, Field(ge=-(10**12), le=10**12)]
 
 
@@ -188,8 +188,8 @@ def action_faults(judged: Judged, grounds: Grounds) -> Iterator[str]:
     """Yields what is wrong with the action itself."""
     action: Any = judged.action
     decision, evidence = judged.decision, grounds.evidence
-    if (action.source, action.entity_id) != (decision.source, decision.entity_id):
-        yield "the action is about another entity than its decision"
+    if (action.source, action.entity_id, action.series) != (decision.source, decision.entity_id, decision.series):
+        yield "the action is about another entity or series than its decision"
     if action.reference_price_micros != evidence.bar.close_micros:
         yield "the action's reference price is not the bar's close"
     if action.notional_micros != action.quantity_micros * action.reference_price_micros // measures.MILLION:

@@ -8,42 +8,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import class_row
 from pydantic import Field
 
-from control_plane.model.contract import Name
 from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged
 from control_plane.platform.queries import load_queries
 from domains.finance.approval_text import render
 from domains.finance.deciding import measures
-from domains.finance.evidence_check import Grounds, Micros, Positive, Ppm, StoredBar, Ungrounded, faults, grounds_of
+from domains.finance.evidence_check import Grounds, Micros, Ppm, StoredBar, Ungrounded, faults, grounds_of
+from domains.finance.paper_account.orders import Hedge, Order, Reduce
 
 QUERIES: Final = load_queries(__package__)
 DAY: Final = timedelta(days=1)
-
-
-class Trade(ActionSchema):
-    """An order of one instrument at its bar's close."""
-
-    source: Name
-    entity_id: Name
-    side: Literal["buy", "sell"]
-    quantity_micros: Positive
-    reference_price_micros: Positive
-    notional_micros: Positive
-    currency: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{1,9}$")]
-
-
-class Hedge(Trade):
-    """Sells a part of a position for the time of the horizon."""
-
-
-class Reduce(Trade):
-    """Sells a part of a position for good."""
 
 
 class Claims(ActionSchema):
@@ -152,7 +132,7 @@ class FinanceGate:
 def request_of(judged: Judged, grounds: Grounds, holding: Holding, releases: Sequence[Release]) -> JsonObject:
     """Returns the policy request. Distances in time are between bars, so that a replay is judged like its day."""
     decision, action, evidence = judged.decision, judged.action, grounds.evidence
-    assert isinstance(action, Trade)
+    assert isinstance(action, Order)
     chosen, nothing = grounds.simulation.named(judged.proposal.option), grounds.simulation.nothing
     assert chosen is not None, "the evidence was checked"
     assert nothing is not None, "the evidence was checked"

@@ -10,7 +10,10 @@ from tests.unit.finance.deciding.records import Run, evidence
 from control_plane.model.deciding import AgentResult, CallAgents, Close, ObserveAt, Propose
 from domains.finance.deciding.agents import AGENTS, RuleAgent
 from domains.finance.deciding.answers import HypothesesAnswer, RecommendationAnswer
+from domains.finance.deciding.options import build_options
 from domains.finance.deciding.playbook import why_held
+from domains.finance.gate import GATE
+from domains.finance.paper_account.orders import read_order
 
 BY_NAME = {agent.name: agent for agent in AGENTS}
 SPLIT = [{"kind": "split", "occurred_at": "2008-09-29T00:00:00Z", "ratio_ppm": 2_000_000}]
@@ -54,11 +57,22 @@ def test_one_stocks_fall_proposes_a_small_hedge() -> None:
     assert (proposal["action_type"], proposal["option"]) == ("HEDGE", "hedge_small")
     assert proposal["hypothesis"] == "single_name_fall"
     assert proposal["action"] == {
-        "source": "test", "entity_id": "AAPL", "side": "sell", "quantity_micros": 10_000_000,
-        "reference_price_micros": 50_000_000, "notional_micros": 500_000_000, "currency": "USD",
+        "source": "test", "entity_id": "AAPL", "series": "1d", "side": "sell",
+        "quantity_micros": 10_000_000, "reference_price_micros": 50_000_000, "notional_micros": 500_000_000,
+        "currency": "USD",
     }  # fmt: skip
     assert proposal["claims"]["severity"] == 4
     assert run.states == ["gathering", "hypothesising", "scoring", "simulating"]
+
+
+def test_the_paper_account_reads_every_action_that_the_gate_takes() -> None:
+    actions = [option["action"] for option in build_options(evidence()) if option["action"] is not None]
+    assert len(actions) == 3
+    for action in actions:
+        order = read_order(json.dumps(action).encode())
+        assert order is not None
+        for schema in GATE.action_types.values():
+            assert schema.model_validate(action).model_dump() == order.model_dump() == action
 
 
 def test_a_falling_market_proposes_more() -> None:
