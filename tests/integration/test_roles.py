@@ -70,7 +70,7 @@ _SHARED = {
     "domains.finance.deciding.bars_until": READERS_OF_BARS - {DETECT},
     **_each({*READERS_OF_EVENTS, DETECT}, "domains.finance.deciding", "newest_episodes nearest_episodes"),
     **_each(READERS_OF_THE_ACCOUNT, "domains.finance.deciding", "paper_account paper_positions"),
-    "domains.finance.held_quantity": READERS_OF_THE_ACCOUNT,
+    **_each(READERS_OF_THE_ACCOUNT, "domains.finance", "held_quantity judged_account"),
     "domains.finance.live_releases": READERS_OF_DECISIONS,
     "domains.finance.judged_bar": READERS_OF_EVENTS,
     "control_plane.platform.breakers": {INGEST, RELAY, READER},

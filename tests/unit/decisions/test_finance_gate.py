@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from tests.judgements import AT, GATE, MILLION, Case, Now, evidence, json_bytes, market_wide_case, release
+from tests.judgements import AT, GATE, MILLION, Case, Now, evidence, json_bytes, market_wide_case, release, worth
 
 from control_plane.decisions.judgement import AskedApproval, approval_id, examine
 from control_plane.decisions.policy import RELEASE, RELEASE_WITHOUT_APPROVAL, decide, from_record, load_from
@@ -91,9 +91,7 @@ FORBIDS = [
 
 def rich(notional: int) -> Case:
     """A sale of so many micros by an account of ten million."""
-    given = evidence()
-    given["portfolio"]["value_micros"] = 10**13
-    return Case(evidence=given, quantity_micros=notional // PRICE, held_micros=10**15)
+    return Case(evidence=worth(evidence(), 10**13), quantity_micros=notional // PRICE, held_micros=10**15)
 
 
 @pytest.mark.parametrize(("name", "within", "beyond"), FORBIDS)
@@ -129,6 +127,18 @@ def test_an_order_of_another_series_is_refused() -> None:
     assert case.judge().reasons == ("evidence: the action is about another entity or series than its decision",)
 
 
+def test_how_many_fell_is_counted_again() -> None:
+    case = Case()
+    case.evidence["market"]["fell"] += 1
+    assert case.judge().reasons == ("evidence: what is said of the market contradicts itself",)
+
+
+def test_a_portfolio_that_does_not_add_up_is_refused() -> None:
+    case = Case()
+    case.evidence["portfolio"]["value_micros"] += 1
+    assert case.judge().reasons == ("evidence: what is said of the account contradicts itself",)
+
+
 def test_every_policy_is_in_these_tests() -> None:
     tried = {name for name, _, _ in [*FORBIDS, *ALONE]} | {"sells_what_is_held"}
     assert tried == set(load_from(GATE).names.values())
@@ -148,6 +158,10 @@ def test_the_account_is_locked_before_it_is_counted() -> None:
     present = Now(case)
 
     class Counting(type(GATE)):  # type: ignore[misc]
+        def check_evidence(self, connection: Any, judged: Any) -> Any:
+            assert present.locked == ["finance paper"]
+            return super().check_evidence(connection, judged)
+
         def releases(self, connection: Any, judged: Any) -> Any:
             assert present.locked == ["finance paper"]
             return []

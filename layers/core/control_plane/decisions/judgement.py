@@ -1,6 +1,6 @@
 """Judges one proposal; writes nothing. gatekeeper.py puts what comes of it on record, and releases.
 
-The order of checks: strict JSON, schema, evidence, policy over the limits as they are under the account's lock,
+The order of checks: strict JSON, schema, then under the account's lock evidence, policy over the limits as they are,
 approval, switches. The first that fails ends it, and whatever goes wrong on the way refuses.
 """
 
@@ -148,6 +148,7 @@ class _Examination:
             raise _Refused(f"evidence: what the decision was opened for is superseded (step {superseded.seq})")
         judged, action_sha256 = read_proposal(gate, self._record, self._step, self._body)
         self._judged, self._action_sha256 = judged, action_sha256
+        self._present.lock_account(decision.domain, judged.account)
         wrong = gate.check_evidence(self._present.connection, judged)
         if wrong:
             raise _Refused(*(f"evidence: {claim}" for claim in wrong))
@@ -155,7 +156,6 @@ class _Examination:
             self._policy = policies.load_from(gate)
         except PolicyUnusable as error:
             raise _Refused(errors=[str(error)]) from None
-        self._present.lock_account(decision.domain, judged.account)
         self._request = policies.as_recorded(gate.policy_request(self._present.connection, judged))
         is_approved = self._find_approval(judged, action_sha256)
         ruling = policies.rule(self._policy, policies.from_record(self._request), is_approved=is_approved)
