@@ -161,6 +161,8 @@ class _Examination:
         ruling = policies.rule(self._policy, policies.from_record(self._request), is_approved=is_approved)
         if ruling.verdict == REFUSED:
             raise _Refused(*(f"policy: {reason}" for reason in ruling.reasons), errors=ruling.errors)
+        # Rendered before the switches are held: whoever sets one waits for no prose.
+        shown = gate.render(judged) if ruling.verdict == NEEDS_APPROVAL else None
         off = self._present.switched_off(decision.decision_id, judged.action_type)
         if off:
             raise _Refused(f"switch: {', '.join(off)} is switched off")
@@ -168,7 +170,7 @@ class _Examination:
             if decision.state == "approved":
                 raise _Refused("approval: the one that was given does not stand, and no other is asked for")
             self._approval_id = approval_id(decision.decision_id, self._step.seq, judged.proposal, action_sha256)
-            self._shown = gate.render(judged)
+            self._shown = shown
         return ruling.verdict, [f"policy: {reason}" for reason in ruling.reasons]
 
     def _find_approval(self, judged: Judged, action_sha256: bytes) -> bool:
