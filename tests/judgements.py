@@ -192,6 +192,8 @@ class Case:
         self.body: bytes | None = None
         """The proposal's bytes where they are to be others than its canonical JSON."""
         self.action_bytes: bytes | None = None
+        self.evidence_bytes: bytes | None = None
+        self.simulation_bytes: bytes | None = None
 
     # What a judgement reads
 

@@ -1,10 +1,10 @@
-"""The account is read as it is, under its lock: neither what evidence says of it nor a race passes a limit."""
+"""What a proposal rests on: the account is read as it is, under its lock, and no step can be read in two ways."""
 
 from typing import Any
 
 import pytest
 from tests.integration.gatekeeper.world import HELD, Proposed, World, read_json, without
-from tests.judgements import AT, ENTITY, MILLION, SERIES, SOURCE, Case
+from tests.judgements import AT, ENTITY, MILLION, SERIES, SOURCE, Case, json_bytes
 
 from control_plane.decisions import gatekeeper
 from domains.finance.gate import FinanceGate
@@ -91,3 +91,37 @@ def test_a_revision_committed_while_the_lock_is_awaited_is_seen(world: World, mo
 
     monkeypatch.setattr(gatekeeper.Database, "lock_account", wait_for_it)
     assert "superseded" in proposed.judge().reasons[0]
+
+
+# The database refuses what is no JSON: NaN, or two values.
+AMBIGUOUS = {
+    "a key twice": (b'"problem":null', b'"problem":"x","problem":null', "gives the key 'problem' twice"),
+    "beyond a double": (b'"problem":null', b'"problem":null,"x":1e999', "holds 1e999, which is beyond any number"),
+    "an invisible text": (b'"problem":null', b'"problem":null,"x":"\\u202e"', "holds a text with"),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_evidence_that_can_be_read_in_two_ways_is_refused(world: World, name: str) -> None:
+    case, (old, new, reason) = Case(), AMBIGUOUS[name]
+    case.evidence_bytes = json_bytes(case.evidence).replace(old, new)
+    (told,) = world.propose(case).judge().reasons
+    assert told.startswith("json: step 1, evidence, ")
+    assert reason in told
+
+
+def test_a_simulation_that_can_be_read_in_two_ways_is_refused(world: World) -> None:
+    case = Case()
+    case.simulation_bytes = json_bytes(case.simulation)[:-1] + b',"options":[]}'
+    (told,) = world.propose(case).judge().reasons
+    assert "simulation, gives the key 'options' twice" in told
+
+
+def test_a_mark_that_it_is_superseded_cannot_be_given_twice(world: World) -> None:
+    proposed = world.propose()
+    world.owner.execute(
+        "SELECT append_step(%s, 'joined', 'engine', 0, %s)",
+        [proposed.decision_id, b'{"supersedes":true,"supersedes":false}'],
+    )
+    (told,) = proposed.judge().reasons
+    assert "joined, gives the key 'supersedes' twice" in told

@@ -154,10 +154,10 @@ class Proposed:
             assert row is not None
             action = case.action_bytes if case.action_bytes is not None else json_bytes(case.action)
             output = _artifact(decide, "action", action)
-            self._step(row[0], "evidence", json_bytes(case.evidence), "gathering")
+            self._step(row[0], "evidence", case.evidence_bytes or json_bytes(case.evidence), "gathering")
             for state in ("hypothesising", "scoring"):
                 self._move(row[0], state)
-            self._step(row[0], "simulation", json_bytes(case.simulation), "simulating")
+            self._step(row[0], "simulation", case.simulation_bytes or json_bytes(case.simulation), "simulating")
             body = case.body if case.body is not None else json_bytes(case.proposal)
             self.seq = self._step(row[0], "proposal", body, "proposed", output)
             decide.execute("SELECT leave_decision(%s, %s, 0)", [self.decision_id, row[0]])

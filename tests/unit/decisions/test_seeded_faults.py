@@ -63,7 +63,7 @@ FAULTS = [
     Fault("evidence is not checked", EXAMINATION.run, "if wrong:", "if False:"),
     Fault("the deadline is ignored", EXAMINATION.run, "if self._present.now() >= decision.deadline", "if False"),
     Fault("the deadline is one moment late", EXAMINATION.run, ">= decision.deadline", "> decision.deadline"),
-    Fault("a superseded anomaly passes", EXAMINATION.run, "if superseded is not None", "if False"),
+    Fault("a superseded anomaly passes", EXAMINATION._check_record, "if superseded is not None", "if False"),
     Fault("switches are ignored", EXAMINATION.run, "if off:", "if False:"),
     Fault("nobody is asked", EXAMINATION.run, "return ruling.verdict, [", "return PERMITTED, ["),
     Fault(
