@@ -14,7 +14,19 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
-from tests.judgements import AT, GATE, MILLION, Case, CaseGate, evidence, json_bytes, release
+from tests.judgements import (
+    AT,
+    ENTITY,
+    GATE,
+    MILLION,
+    SOURCE,
+    Case,
+    CaseGate,
+    evidence,
+    json_bytes,
+    release,
+    worth,
+)
 from tests.oracle import expected
 
 from control_plane.decisions.judgement import AskedApproval, approval_id
@@ -119,7 +131,7 @@ def _lawful(random: Random) -> Case:
 
 def _again(case: Case, **changes: Any) -> None:
     """Changes what a case is made of, and makes the rest of it to match."""
-    vars(case).update(vars(replace(case, **({"stored": None} | changes))))
+    vars(case).update(vars(replace(case, **({"stored": None, "account": None} | changes))))
 
 
 type Twist = Callable[[Random, Case], None]
@@ -138,7 +150,7 @@ def _trades_otherwise(random: Random, case: Case) -> None:
     if isinstance(value, int):
         case.action[name] = max(1, value + random.choice((-1, 1, value, -value // 2, 10**9)))
     else:
-        case.action[name] = random.choice(("buy", "sell", "MSFT", "EUR", "x"))
+        case.action[name] = random.choice(("buy", "sell", "MSFT", "EUR", "5m", "x"))
     if random.random() < 0.6:
         case.simulation["options"][1]["action"] = dict(case.action)
 
@@ -146,7 +158,7 @@ def _trades_otherwise(random: Random, case: Case) -> None:
 def _trades_more(random: Random, case: Case) -> None:
     """A whole and consistent proposal of another size, at a limit or one beyond."""
     if random.random() < 0.2:  # of an account so large that an absolute limit comes first
-        case.evidence["portfolio"]["value_micros"] = 10**13
+        worth(case.evidence, 10**13)
     value = case.evidence["portfolio"]["value_micros"]
     limit = random.choice((50_000, 100_000, 150_000, 350_000, 400_000)) * value // 1_000_000
     price = case.evidence["bar"]["close_micros"]
@@ -227,6 +239,25 @@ def _stored_otherwise(random: Random, case: Case) -> None:
     case.stored = replace(stored, **random.choice(changes))
 
 
+def _account_otherwise(random: Random, case: Case) -> None:
+    """The account is worth another amount now, or holds other things, by a tenth of it or a little more; or is gone."""
+    account = case.account
+    if account is None:
+        return
+    value = account.value_micros
+    by = random.choice((0, 1, -1, value // 20, value // 11, value // 9, value // 10, value // 10 + 1, -value, 10**16))
+    name = (SOURCE, random.choice((ENTITY, "MSFT")))
+    case.account = random.choice(
+        (
+            None,
+            replace(account, cash_micros=account.cash_micros + by),
+            replace(account, values={**account.values, name: account.values.get(name, 0) + by}),
+            replace(account, cash_micros=account.cash_micros - by, values={**account.values, name: by}),
+            replace(account, currency="EUR"),
+        )
+    )
+
+
 def _no_bar(_: Random, case: Case) -> None:
     case.stored = None
     case.evidence["bar"]["event_id"] = str(UUID(int=5))
@@ -287,7 +318,7 @@ def _superseded(random: Random, case: Case) -> None:
 TWISTS: tuple[Twist, ...] = (
     _claims_otherwise, _trades_otherwise, _trades_more, _trades_more, _proposes_otherwise, _evidence_otherwise,
     _corporate_action, _slighter, _stored_otherwise, _no_bar, _released_before, _released_before, _holds_less,
-    _no_better, _options_otherwise, _late, _switched_off, _superseded,
+    _account_otherwise,    _no_better, _options_otherwise, _late, _switched_off, _superseded,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from uuid import UUID
 from control_plane.decisions.judgement import AskedApproval, Finding, examine
 from control_plane.model.deciding import Decision, Gate, Judged, Record, Step
 from control_plane.model.ids import canonical_instant
+from domains.finance.account_check import Account
 from domains.finance.deciding import measures
 from domains.finance.evidence_check import StoredAction, StoredBar
 from domains.finance.gate import FinanceGate, Holding, Release
@@ -65,8 +66,9 @@ def evidence(
         "portfolio": {
             "account": "paper",
             "currency": "USD",
-            "cash_micros": 92_000 * MILLION,
+            "cash_micros": 100_000 * MILLION - 100 * close,
             "value_micros": 100_000 * MILLION,
+            "others_micros": 0,
             "positions": [
                 {
                     "source": SOURCE,
@@ -78,6 +80,21 @@ def evidence(
             ],
         },
     }
+
+
+def worth(given: dict[str, Any], value: int) -> dict[str, Any]:
+    """The evidence, of an account that is worth so much: in cash, but for its position."""
+    portfolio = given["portfolio"]
+    portfolio["cash_micros"] += value - portfolio["value_micros"]
+    portfolio["value_micros"] = value
+    return given
+
+
+def account_in(given: dict[str, Any]) -> Account:
+    """The account that evidence tells of."""
+    portfolio = given["portfolio"]
+    values = {(one["source"], one["entity_id"]): one["value_micros"] for one in portfolio["positions"]}
+    return Account(portfolio["currency"], portfolio["cash_micros"], values)
 
 
 @dataclass
@@ -105,6 +122,8 @@ class Case:
     """The splits and dividends that are stored; None: those of the evidence."""
     is_market_wide: bool | None = None
     """Whether the market fell by what is known now; None: what the evidence says."""
+    account: Account | None = None
+    """What the account is now; as in the evidence where it is not given."""
     extra_steps: list[Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -156,6 +175,7 @@ class Case:
                 {"name": "hedge_large", "action": {}, "cost_micros": 0, "expected_shortfall_micros": 0},
             ],
         }
+        self.account = self.account or account_in(self.evidence)
         if self.stored is None:
             self.stored = StoredBar(
                 BAR,
@@ -176,6 +196,8 @@ class Case:
         self.body: bytes | None = None
         """The proposal's bytes where they are to be others than its canonical JSON."""
         self.action_bytes: bytes | None = None
+        self.evidence_bytes: bytes | None = None
+        self.simulation_bytes: bytes | None = None
 
     # What a judgement reads
 
@@ -275,6 +297,10 @@ class CaseGate(FinanceGate):
 
     def holding(self, connection: Any, judged: Judged) -> Holding:
         return Holding(connection.held_micros, connection.being_sold_micros)
+
+    def account(self, connection: Any, judged: Judged) -> Account | None:
+        account: Account | None = connection.account
+        return account
 
     def releases(self, connection: Any, judged: Judged) -> Sequence[Release]:
         releases: Sequence[Release] = connection.releases

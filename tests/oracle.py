@@ -173,7 +173,7 @@ ACTION = _Validator(
     _closed(
         source=NAME,
         entity_id=NAME,
-        series=NAME,
+        series={"type": "string", "pattern": "^[1-9][0-9]{0,3}(m|h|d|wk|mo)$"},
         side={"enum": ["buy", "sell"]},
         quantity_micros=POSITIVE,
         reference_price_micros=POSITIVE,
@@ -215,7 +215,16 @@ def _is_evidence(given: dict[str, Any]) -> bool:
         and all(_is_corporate(action) for action in actions)
         and _are_texts(portfolio, "account", "currency")
         and _are_integers(portfolio, -(10**15), 10**15, "cash_micros")
+        and _are_integers(portfolio, -(10**15), 10**15, "others_micros")
         and _are_integers(portfolio, 1, 10**15, "value_micros")
+        and isinstance(portfolio.get("positions"), list)
+        and len(portfolio["positions"]) <= 20
+        and all(
+            isinstance(one, dict)
+            and _are_texts(one, "source", "entity_id")
+            and _are_integers(one, -(10**15), 10**15, "value_micros")
+            for one in portfolio["positions"]
+        )
     )
 
 
@@ -391,6 +400,8 @@ def _evidence_holds(case: Case, proposal: dict[str, Any], action: dict[str, Any]
             bar["adjusted_return_ppm"] == adjusted,
             market["is_market_wide"] is is_wide,
             market["entities"] == len(market["z_milli"]),
+            market["fell"] == len([z for z in market["z_milli"] if z < 0]),
+            _account_holds(case),
             (action["source"], action["entity_id"], action["series"]) == (SOURCE, ENTITY, SERIES),
             action["reference_price_micros"] == now,
             action["notional_micros"] == action["quantity_micros"] * now // 1_000_000,
@@ -409,9 +420,27 @@ def _evidence_holds(case: Case, proposal: dict[str, Any], action: dict[str, Any]
     )
 
 
+def _account_holds(case: Case) -> bool:
+    said, now = case.evidence["portfolio"], case.account
+    total = said["cash_micros"] + said["others_micros"] + sum(one["value_micros"] for one in said["positions"])
+    if now is None or total != said["value_micros"] or now.currency != said["currency"]:
+        return False
+    names = {(one["source"], one["entity_id"]) for one in said["positions"]}
+    value = now.cash_micros + sum(now.values.values())
+    if len(names) < len(said["positions"]) or value < 1 or value > 10**15:
+        return False
+    apart = {name: now.values.get(name, 0) if name in names else 0 for name in {*now.values, *names}}
+    for one in said["positions"]:
+        apart[one["source"], one["entity_id"]] -= one["value_micros"]
+    unlisted = sum(worth for name, worth in now.values.items() if name not in names) - said["others_micros"]
+    moved = abs(unlisted) + sum(abs(change) for change in apart.values())
+    return bool(moved * 10 <= value and abs(value - said["value_micros"]) * 10 <= value)
+
+
 def _context(case: Case, proposal: dict[str, Any], action: dict[str, Any]) -> dict[str, Any]:
     evidence = case.evidence
-    value, day = evidence["portfolio"]["value_micros"], []
+    assert case.account is not None
+    value, day = case.account.cash_micros + sum(case.account.values.values()), []
     entity, wide, selling = [], [], case.being_sold_micros
     for each in case.releases:
         apart = abs((each.occurred_at - AT).total_seconds())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from rich.table import Table
 from control_plane.decisions import policy as policies
 from control_plane.decisions import retrial
 from control_plane.decisions.policy import PolicyUnusable
-from domains import DOMAINS
+from domains import DOMAINS, load_deciding
 from local_cloud import database
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
@@ -90,12 +89,11 @@ def gate_of(domain: str) -> Gate:
     """A domain's gate. Raises UsageError where there is none."""
     known = [each.name for each in DOMAINS]
     if domain in known:
-        try:
-            gate: Gate = importlib.import_module(f"domains.{domain}.gate").GATE
-        except ModuleNotFoundError:
-            msg = f"The domain {domain} has no gate: it releases nothing."
-            raise UsageError(msg) from None
-        return gate
+        deciding = load_deciding([each for each in DOMAINS if each.name == domain])
+        if domain in deciding:
+            return deciding[domain].gate
+        msg = f"The domain {domain} plugs nothing into the decision engine: it releases nothing."
+        raise UsageError(msg)
     msg = f"There is no domain {domain!r}. There are: {', '.join(known)}."
     raise UsageError(msg)
 

@@ -61,13 +61,21 @@ FROM claim_call(%(call_id)s, 'backtest', %(lease_seconds)s)
 -- Ends an attempt with its answer.
 SELECT answer_call(%(call_id)s, %(fence)s, 'answered', %(answer)s, NULL, 0, NULL, NULL, NULL, %(event)s::json)
 
--- name: begin_execution
--- Begins an action's execution.
-SELECT begin_execution(%(action_id)s)
+-- name: show_bars
+-- Bars up to an instant as SignalLab keeps them, those that it has not seen; all of them where there is no instant.
+INSERT INTO signal_lab_bars (
+    source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, revision, event_id
+)
+SELECT source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, revision, event_id
+FROM detector_bars
+WHERE occurred_at > (SELECT coalesce(max(occurred_at), '-infinity') FROM signal_lab_bars)
+    AND occurred_at <= coalesce(%(until)s::timestamptz, 'infinity')
 
--- name: record_execution
--- Records that an action was executed.
-SELECT record_execution(%(action_id)s, 'executed', '', '{}'::jsonb, %(event)s::json)
+-- name: open_orders
+-- The instruments of orders that are not filled.
+SELECT DISTINCT source, entity_id, series
+FROM paper_orders
+WHERE filled_at IS NULL
 
 -- name: approval_request
 -- What a person is asked.

@@ -123,17 +123,20 @@ def _decide_all(services: Services, owner: Connection[Any], say: Callable[[str],
     owner.execute(QUERIES["analyze"].sql)
     anomalies = [text for (text,) in owner.execute(QUERIES["anomalies"].sql).fetchall()]
     services.skip_messages(owner)
-    owner.execute(QUERIES["open_account"].sql, {"account": ACCOUNT, "currency": CURRENCY, "cash_micros": HELD_MICROS})
     standing = [text for text in anomalies if not EVENT_TYPES.parse_event(text).payload["is_withdrawn"]]
     for number, text in enumerate(standing):
         if number % 20 == 0:
             say(f"decision {number + 1} of {len(standing)}")
-        _hold_equal_amounts(owner, EVENT_TYPES.parse_event(text).occurred_at)
+        at = EVENT_TYPES.parse_event(text).occurred_at
+        services.show_bars(owner, until=at)
+        _hold_equal_amounts(owner, at)
         services.decide_on(owner, text)
+    services.show_bars(owner)
     return len(standing)
 
 
 def _hold_equal_amounts(owner: Connection[Any], at: Any) -> None:
+    owner.execute(QUERIES["open_account"].sql, {"account": ACCOUNT, "currency": CURRENCY, "cash_micros": HELD_MICROS})
     rows = owner.execute(QUERIES["closes_at"].sql, {"source": SOURCE, "interval": INTERVAL, "at": at}).fetchall()
     owner.execute(
         QUERIES["hold_equal_amounts"].sql,

@@ -18,7 +18,6 @@ from control_plane.model.decision_events import (
     CLIENT_ACTIONS,
     DECISION_WORK,
     GATEKEEPER_WORK,
-    ActionExecuted,
     AgentAnswered,
     ApprovalGiven,
 )
@@ -27,6 +26,7 @@ from control_plane.platform.messages import one_as_json
 from control_plane.platform.queries import load_queries
 from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES, load_deciding
+from domains.finance import paper_account
 from domains.finance.deciding.playbook import UnusualBar
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def plug_ins() -> dict[str, Deciding]:
 
 
 class Services:
-    """The engine, the agents, the gatekeeper, a client that executes, and a person who approves whatever is asked."""
+    """The engine, the agents, the gatekeeper, the paper account, and a person who approves whatever is asked."""
 
     def __init__(self, url_of_role: Callable[[str], str], deciding: Mapping[str, Deciding]) -> None:
         self._stack = ExitStack()
@@ -87,6 +87,12 @@ class Services:
         """Forgets what was stored before: anomalies are handed in one by one."""
         for number, _, _ in self._new_messages(connection):
             self._seen = number
+
+    def show_bars(self, owner: Connection[Any], *, until: datetime | None = None) -> None:
+        """Lets SignalLab know the bars up to an instant, or all of them, and fill the orders that they are due at."""
+        owner.execute(QUERIES["show_bars"].sql, {"until": until})
+        for source, entity_id, series in owner.execute(QUERIES["open_orders"].sql).fetchall():
+            paper_account.fill_orders(self._as_role["acp_action"], source=source, entity_id=entity_id, series=series)
 
     def decide_on(self, reader: Connection[Any], anomaly: str) -> None:
         """Lets an anomaly, given as its message, be decided on until nothing is left to deliver."""
@@ -116,7 +122,7 @@ class Services:
             case "gatekeeper.work":
                 self._judge(event)
             case "client.actions":
-                self._execute(event)
+                paper_account.consume(self._as_role["acp_action"], event)
 
     def _judge(self, event: Event) -> None:
         decision_id, payload = UUID(event.payload["decision_id"]), event.payload
@@ -150,15 +156,6 @@ class Services:
             QUERIES["answer_approval"].sql,
             {"approval_id": approval_id, "action_sha256": action_sha256, "event": told},
         )
-
-    def _execute(self, event: Event) -> None:
-        connection, action_id = self._as_role["acp_action"], event.payload["action_id"]
-        with connection.transaction():
-            row = connection.execute(QUERIES["begin_execution"].sql, {"action_id": action_id}).fetchone()
-            if row == ("ready",):
-                done = ActionExecuted(decision_id=event.payload["decision_id"], action_id=action_id)
-                told = self._about(done, event, f"execution:{action_id}")
-                connection.execute(QUERIES["record_execution"].sql, {"action_id": action_id, "event": told})
 
     def _about(self, payload: Payload, event: Event, what: str) -> str:
         return one_as_json(

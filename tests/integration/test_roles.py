@@ -74,7 +74,7 @@ _SHARED = {
         {*READERS_OF_EVENTS, DETECT}, "domains.finance.deciding", "newest_episodes stored_episodes nearest_episodes"
     ),
     **_each(READERS_OF_THE_ACCOUNT, "domains.finance.deciding", "paper_account paper_positions"),
-    "domains.finance.held_quantity": READERS_OF_THE_ACCOUNT,
+    **_each(READERS_OF_THE_ACCOUNT, "domains.finance", "held_quantity judged_account"),
     "domains.finance.live_releases": READERS_OF_DECISIONS,
     **_each(READERS_OF_EVENTS, "domains.finance", "judged_bar judged_actions"),
     "control_plane.decisions.is_withdrawn": READERS_OF_EVENTS,

@@ -15,17 +15,18 @@ from control_plane.model.contract import Event
 from control_plane.model.decision_events import ActionReleased
 from control_plane.platform.database import connect
 from domains import EVENT_TYPES
+from domains.finance.paper_account.orders import Hedge
 
-ORDER = {
-    "source": "yfinance",
-    "entity_id": "AAPL",
-    "series": "1m",
-    "side": "sell",
-    "quantity_micros": 2_000_000,
-    "reference_price_micros": 100_000_000,
-    "notional_micros": 200_000_000,
-    "currency": "USD",
-}
+ORDER = Hedge(
+    source="yfinance",
+    entity_id="AAPL",
+    series="1m",
+    side="sell",
+    quantity_micros=2_000_000,
+    reference_price_micros=100_000_000,
+    notional_micros=200_000_000,
+    currency="USD",
+).model_dump()
 HOUR = timedelta(hours=1)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
-from tests.integration.decisions.finance import closes, fold, hold, past, split, wobble
+from tests.integration.decisions.finance import closes, fold, hold, instant, past, split, wobble
 
 from backtest.services import Services, plug_ins
 from control_plane.decisions.record import load, load_record
@@ -43,6 +43,7 @@ def fall(connection: Connection[Any], entity: str, factor: float) -> float:
 
 def decide(services: Services, app: Connection[Any]) -> list[Record]:
     """Lets every anomaly so far be decided on; returns the records, the first one first."""
+    services.show_bars(app, until=instant(LAST))
     rows = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work' ORDER BY id").fetchall()
     services.skip_messages(app)
     for (text,) in rows:
@@ -64,6 +65,10 @@ def test_one_stocks_fall_is_hedged_without_a_person(market: Connection[Any], ser
     record, *_ = decide(services, market)
     assert states(record) == ["released", "executed"]
     assert record.decision.state == "scored"
+    ordered = "SELECT side, quantity_micros, fill_price_micros IS NOT NULL FROM paper_orders"
+    assert market.execute(ordered).fetchall() == [("sell", 10_000_000, False)]
+    services.show_bars(market)
+    assert market.execute(ordered).fetchall() == [("sell", 10_000_000, True)]
     proposal, outcome = record.last("proposal"), record.last("outcome")
     assert proposal is not None
     assert (proposal.body["action_type"], proposal.body["hypothesis"]) == ("HEDGE", "single_name_fall")

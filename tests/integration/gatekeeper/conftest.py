@@ -1,12 +1,14 @@
 """Fixtures of the decisions' tests."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
-from tests.integration.gatekeeper.world import World
+from tests.integration.gatekeeper.world import HELD, World
+from tests.judgements import AT
 
 from control_plane.platform.database import connect
 
@@ -19,5 +21,7 @@ def world(database: TestDatabase, owner: Connection[Any], app: Connection[Any]) 
         connect(database.url("acp_gatekeeper"), application_name="test") as gatekeeper,
     ):
         made = World(database, owner, app, decide, gatekeeper)
-        made.open_account(entities=("AAPL", "MSFT", "IBM", "GOOG", "FB", "AMZN"))
+        for entity in HELD:
+            made.store_bar(80.0, entity=entity, at=AT - timedelta(days=1))
+        made.open_account(entities=HELD)
         yield made

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from psycopg import errors
 from tests.integration import seeds
-from tests.integration.gatekeeper.world import World, read_json
+from tests.integration.gatekeeper.world import HELD, World, read_json
 from tests.judgements import AT, MILLION, Case, evidence, market_wide_case
 
 from control_plane.decisions.timers import expire_actions
@@ -257,7 +257,7 @@ def test_joint_exposure_needs_a_person_and_then_ends(world: World) -> None:
     def sized(share: int) -> Case:  # of the account, in per cent
         return Case(quantity_micros=share * 1_000 * MILLION // 80, action_type="HEDGE")
 
-    world.owner.execute("UPDATE paper_positions SET quantity_micros = 1000000000000")
+    world.open_account(held_micros=1_000_000 * MILLION, entities=HELD)
     assert world.propose(sized(5)).judge().is_released
     assert world.propose(sized(5), entity="MSFT").judge().is_released
     assert world.propose(sized(1), entity="IBM").judge().verdict == "needs_approval"
@@ -288,9 +288,8 @@ def test_what_the_timers_fail_counts_no_longer(world: World) -> None:
 
 
 def test_shares_that_are_being_sold_are_not_sold_twice(world: World) -> None:
-    world.owner.execute("UPDATE paper_positions SET quantity_micros = 15000000")
+    world.open_account(held_micros=15 * MILLION, entities=HELD)
     assert world.propose().judge().is_released
-    world.owner.execute("DELETE FROM paper_orders")
     late = world.propose(**at_minute(60 * 24 * 3))
     verdict = late.judge()
     assert verdict.reasons == ("policy: no policy permits it",)

@@ -221,6 +221,14 @@ def test_an_approval_is_good_for_one_proposal_alone(world: World, asked: Propose
     assert ada.answer(asked) == "given"
     asked.move("approved")
     asked.case.proposal["account"] = asked.case.evidence["portfolio"]["account"] = "other"
+    world.owner.execute(
+        "INSERT INTO paper_accounts (account, currency, opening_cash_micros, cash_micros)"
+        " SELECT 'other', currency, cash_micros, cash_micros FROM paper_accounts"
+    )
+    world.owner.execute(
+        "INSERT INTO paper_positions (account, source, entity_id, quantity_micros)"
+        " SELECT 'other', source, entity_id, quantity_micros FROM paper_positions"
+    )
     with reopened(world, asked):
         asked.advance()
     assert asked.judge(nth=1).reasons == ("approval: a person was asked about this action in another proposal",)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.integration.gatekeeper.world import World, in_threads, without
-from tests.judgements import AT, MILLION, Case
+from tests.judgements import AT, MILLION, SOURCE, Case
 
 from control_plane.decisions.gatekeeper import judge
 from control_plane.platform.conflicts import retry_conflicts
@@ -25,7 +25,8 @@ def releases(world: World) -> int:
 
 def race(world: World, used: FinanceGate, case: Any) -> list[str | None]:
     """Judges 64 proposals at once, each on a connection of its own; returns their verdicts."""
-    world.owner.execute("UPDATE paper_positions SET quantity_micros = 10000000000")
+    world.open_account(held_micros=10_000 * MILLION, entities=("AAPL", "MSFT", "IBM", "GOOG"))
+    world.owner.execute("DELETE FROM paper_positions WHERE source = %s AND entity_id IN ('FB', 'AMZN')", [SOURCE])
     waiting = [
         world.propose(
             case(), entity=("AAPL", "MSFT", "IBM", "GOOG")[number % 4], at=AT.replace(hour=number // 4, minute=30)

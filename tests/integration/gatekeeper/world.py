@@ -23,6 +23,8 @@ from domains.finance.events import MarketTick
 from domains.finance.gate import FinanceGate
 
 GATE = FinanceGate()
+HELD = ("AAPL", "MSFT", "IBM", "GOOG", "FB", "AMZN")
+"""What the account holds unless a test says otherwise."""
 
 
 @dataclass
@@ -36,7 +38,9 @@ class World:
     gatekeeper: Connection[Any]
 
     def open_account(self, *, held_micros: int = 100 * MILLION, entities: tuple[str, ...] = (ENTITY,)) -> None:
-        """The paper account, which holds so much of each entity."""
+        """The paper account, which holds so much of each entity, and is worth 100,000 dollars at 80 a unit."""
+        cash = 100_000 * MILLION - len(entities) * held_micros * 80
+        self.owner.execute("UPDATE paper_accounts SET cash_micros = %s WHERE account = 'paper'", [cash])
         for entity in entities:
             self.owner.execute(
                 "INSERT INTO paper_positions (account, source, entity_id, quantity_micros)"
@@ -44,6 +48,28 @@ class World:
                 " ON CONFLICT (account, source, entity_id) DO UPDATE SET quantity_micros = excluded.quantity_micros",
                 [SOURCE, entity, held_micros],
             )
+
+    def portfolio(self, at: datetime) -> dict[str, Any]:
+        """What evidence about an instant says of the account as it is, but for its value."""
+        positions = [
+            {"source": SOURCE, "entity_id": entity, "value_micros": quantity * price // MILLION}
+            for entity, quantity, price in self.owner.execute(
+                "SELECT DISTINCT ON (entity_id) entity_id, quantity_micros,"
+                " round((payload_json ->> 'price')::numeric * 1000000)::bigint FROM paper_positions"
+                " JOIN events USING (source, entity_id) WHERE source = %s AND occurred_at <= %s"
+                " ORDER BY entity_id, occurred_at DESC, revision DESC",
+                [SOURCE, at],
+            )
+        ]
+        row = self.owner.execute("SELECT cash_micros FROM paper_accounts WHERE account = 'paper'").fetchone()
+        assert row is not None
+        return {
+            "account": "paper",
+            "currency": "USD",
+            "cash_micros": row[0],
+            "others_micros": 0,
+            "positions": positions,
+        }
 
     def store_bar(self, price: float, *, entity: str = ENTITY, at: datetime = AT, before: float | None = None) -> UUID:
         """Stores a bar's event, as ingestion does; returns its id."""
@@ -80,7 +106,8 @@ class World:
         return self.store_bar(price, entity=entity, at=at)
 
     def propose(self, case: Case | None = None, **about: Any) -> "Proposed":
-        """Opens a decision and brings it to its proposal. ``about``: entity, at, is_shadow, minutes, opened_by."""
+        """Opens a decision and brings it to its proposal. ``about``: entity, at, is_shadow, minutes, opened_by, and
+        what the evidence says of the account."""
         case = case or Case()
         entity, at = about.get("entity", ENTITY), about.get("at", AT)
         bar = case.evidence["bar"]
@@ -88,6 +115,9 @@ class World:
         if about.get("bars", True):
             self.store_bar(before, entity=entity, at=at - timedelta(minutes=1))
             event_id = self.store_bar(bar["close_micros"] / MILLION, entity=entity, at=at, before=before)
+            case.evidence["portfolio"] = told = self.portfolio(at) | about.get("says", {})
+            worth = sum(one["value_micros"] for one in told["positions"])
+            told["value_micros"] = told["cash_micros"] + told["others_micros"] + worth
             bar |= {"event_id": str(event_id), "occurred_at": canonical_instant(at)}
         if case.evidence["market"]["is_market_wide"]:
             self.fall_together(at)
@@ -141,10 +171,10 @@ class Proposed:
             assert row is not None
             action = case.action_bytes if case.action_bytes is not None else json_bytes(case.action)
             output = _artifact(decide, "action", action)
-            self._step(row[0], "evidence", json_bytes(case.evidence), "gathering")
+            self._step(row[0], "evidence", case.evidence_bytes or json_bytes(case.evidence), "gathering")
             for state in ("hypothesising", "scoring"):
                 self._move(row[0], state)
-            self._step(row[0], "simulation", json_bytes(case.simulation), "simulating")
+            self._step(row[0], "simulation", case.simulation_bytes or json_bytes(case.simulation), "simulating")
             body = case.body if case.body is not None else json_bytes(case.proposal)
             self.seq = self._step(row[0], "proposal", body, "proposed", output)
             decide.execute("SELECT leave_decision(%s, %s, 0)", [self.decision_id, row[0]])

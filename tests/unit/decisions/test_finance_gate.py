@@ -4,9 +4,11 @@ from dataclasses import replace
 from datetime import timedelta
 from random import Random
 from typing import Any
+from unicodedata import east_asian_width
 
 import pytest
-from tests.judgements import AT, GATE, MILLION, Case, Now, evidence, json_bytes, market_wide_case, release
+from rich.cells import cell_len
+from tests.judgements import AT, GATE, MILLION, Case, Now, evidence, json_bytes, market_wide_case, release, worth
 
 from control_plane.decisions.judgement import AskedApproval, approval_id, examine
 from control_plane.decisions.policy import RELEASE, RELEASE_WITHOUT_APPROVAL, decide, from_record, load_from
@@ -91,9 +93,7 @@ FORBIDS = [
 
 def rich(notional: int) -> Case:
     """A sale of so many micros by an account of ten million."""
-    given = evidence()
-    given["portfolio"]["value_micros"] = 10**13
-    return Case(evidence=given, quantity_micros=notional // PRICE, held_micros=10**15)
+    return Case(evidence=worth(evidence(), 10**13), quantity_micros=notional // PRICE, held_micros=10**15)
 
 
 @pytest.mark.parametrize(("name", "within", "beyond"), FORBIDS)
@@ -123,6 +123,24 @@ def test_a_purchase_is_not_permitted() -> None:
     assert case.judge().reasons == ("policy: no policy permits it",)
 
 
+def test_an_order_of_another_series_is_refused() -> None:
+    case = Case()
+    case.action["series"] = case.simulation["options"][1]["action"]["series"] = "1d"
+    assert case.judge().reasons == ("evidence: the action is about another entity or series than its decision",)
+
+
+def test_how_many_fell_is_counted_again() -> None:
+    case = Case()
+    case.evidence["market"]["fell"] += 1
+    assert case.judge().reasons == ("evidence: what is said of the market contradicts itself",)
+
+
+def test_a_portfolio_that_does_not_add_up_is_refused() -> None:
+    case = Case()
+    case.evidence["portfolio"]["value_micros"] += 1
+    assert case.judge().reasons == ("evidence: what is said of the account contradicts itself",)
+
+
 def test_every_policy_is_in_these_tests() -> None:
     tried = {name for name, _, _ in [*FORBIDS, *ALONE]} | {"sells_what_is_held"}
     assert tried == set(load_from(GATE).names.values())
@@ -142,6 +160,10 @@ def test_the_account_is_locked_before_it_is_counted() -> None:
     present = Now(case)
 
     class Counting(type(GATE)):  # type: ignore[misc]
+        def check_evidence(self, connection: Any, judged: Any) -> Any:
+            assert present.locked == ["finance paper"]
+            return super().check_evidence(connection, judged)
+
         def releases(self, connection: Any, judged: Any) -> Any:
             assert present.locked == ["finance paper"]
             return []
@@ -272,6 +294,54 @@ def test_numbers_that_nothing_supports_are_found(text: str, unsupported: list[st
     finding = market_wide_case(summary=text).judge()
     assert finding.judged is not None
     assert unsupported_numbers(finding.judged, grounds_of(finding.judged)) == unsupported
+
+
+HOSTILE_PROSE = {
+    "wide spaces": "\u3000" * 37 + "Loss with it 0.00 USD",
+    "wide letters": "\uff21" * 60 + " Loss with it 0.00 USD",
+    "letters that are wide somewhere": "\u03b1" * 76 + "Loss with it 0.00 USD",
+    "a number with 26 decimals": "It fell by 0." + "1" * 26 + " %.",
+    "a number of a thousand digits": "9" * 1_000,
+    "wide digits": "\uff11" * 70,
+}
+
+
+def cells(line: str) -> int:
+    return cell_len(line) + sum(east_asian_width(character) == "A" for character in line)
+
+
+@pytest.mark.parametrize("name", HOSTILE_PROSE)
+def test_no_line_of_prose_goes_on_unmarked(name: str) -> None:
+    finding = market_wide_case(summary=HOSTILE_PROSE[name]).judge()
+    assert finding.verdict == "needs_approval", finding.errors
+    assert finding.shown is not None
+    prose = finding.shown.partition("follows from it:\n")[2].split("\n")
+    assert all(line.startswith(("  | ", "  ! ", "Numbers in it")) and cells(line) < 80 for line in prose)
+
+
+def test_a_long_name_of_an_option_is_cut() -> None:
+    case = market_wide_case()
+    case.proposal["option"] = case.simulation["options"][1]["name"] = "\u3000x" * 30 + "with it 0.00 USD"
+    shown = case.judge().shown
+    assert shown is not None
+    assert all(cells(line) < 80 for line in shown.split("\n"))
+
+
+def test_prose_is_rendered_before_the_switches_are_held() -> None:
+    case, order = market_wide_case(), []
+
+    class Rendering(type(GATE)):  # type: ignore[misc]
+        def render(self, judged: Any) -> str:
+            order.append("render")
+            return "x"
+
+    class Watched(Now):
+        def switched_off(self, decision_id: Any, action_type: str) -> Any:
+            order.append("switches")
+            return []
+
+    assert examine(Watched(case), Rendering(), *case.record()).verdict == "needs_approval"
+    assert order == ["render", "switches"]
 
 
 def test_prose_cannot_pass_for_what_our_code_says() -> None:

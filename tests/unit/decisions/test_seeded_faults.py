@@ -13,7 +13,7 @@ import pytest
 from tests.adversary import run
 
 from control_plane.decisions import judgement, policy, strict_json
-from domains.finance import evidence_check, gate
+from domains.finance import account_check, evidence_check, gate
 
 CASES = 6_000
 EXAMINATION = judgement._Examination
@@ -63,7 +63,7 @@ FAULTS = [
     Fault("evidence is not checked", EXAMINATION.run, "if wrong:", "if False:"),
     Fault("the deadline is ignored", EXAMINATION.run, "if self._present.now() >= decision.deadline", "if False"),
     Fault("the deadline is one moment late", EXAMINATION.run, ">= decision.deadline", "> decision.deadline"),
-    Fault("a superseded anomaly passes", EXAMINATION.run, "if superseded is not None", "if False"),
+    Fault("a superseded anomaly passes", EXAMINATION._check_record, "if superseded is not None", "if False"),
     Fault("switches are ignored", EXAMINATION.run, "if off:", "if False:"),
     Fault("nobody is asked", EXAMINATION.run, "return ruling.verdict, [", "return PERMITTED, ["),
     Fault(
@@ -101,6 +101,27 @@ FAULTS = [
         evidence_check.bar_faults,
         "if stored.previous_close_micros is None or not _is_same_price(",
         "if not _is_same_price(0, 0) and not _is_same_price(",
+    ),
+    Fault(
+        "how many fell is believed",
+        evidence_check.evidence_faults,
+        "len(market.z_milli), fell)",
+        "len(market.z_milli), market.fell)",
+    ),
+    Fault(
+        "any account fits the evidence", account_check.account_faults, "if max(changed,", "if False and max(changed,"
+    ),
+    Fault(
+        "positions may be others",
+        account_check.account_faults,
+        "max(changed, abs(value - portfolio.value_micros))",
+        "abs(value - portfolio.value_micros)",
+    ),
+    Fault(
+        "shares are of what the evidence says",
+        gate.FinanceGate.policy_request,
+        "account.value_micros)",
+        "grounds_of(judged).evidence.portfolio.value_micros)",
     ),
     Fault(
         "the claimed severity is believed",

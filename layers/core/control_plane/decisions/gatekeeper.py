@@ -19,9 +19,11 @@ from control_plane.decisions.judgement import (
     Finding,
     examine,
     is_open_to_judgement,
+    read_body,
 )
+from control_plane.decisions.strict_json import NotStrictJson
 from control_plane.model.contract import Payload
-from control_plane.model.deciding import Decision, Gate, Record, Step, derived_id
+from control_plane.model.deciding import Decision, Gate, JsonObject, Record, Step, derived_id
 from control_plane.model.decision_events import (
     ActionRefused,
     ActionReleased,
@@ -69,12 +71,12 @@ def judge(connection: Connection[Any], gate: Gate | None, decision_id: UUID, pro
         decision = read_decision(connection, decision_id)
         if not is_open_to_judgement(decision):
             return Verdict(verdict_id, None)
-        record, bodies = _read_record(connection, decision, proposal_seq)
+        record, bodies, ambiguous = _read_record(connection, decision, proposal_seq)
         step = next((one for one in record.steps if one.seq == proposal_seq), None)
         if step is None or step.kind != "proposal" or step != record.last("proposal"):
             raise ContractViolation("is not the decision's newest proposal", field="proposal_seq", value=proposal_seq)
         present = Database(connection)
-        finding = examine(present, gate, record, step, bodies[proposal_seq])
+        finding = examine(present, gate, record, step, bodies[proposal_seq], ambiguous=ambiguous)
         filing = _Filing(connection, gate, decision, step, finding, verdict_id, present.now())
         is_released = filing.store()
     return Verdict(verdict_id, finding.verdict, is_released, finding.reasons, finding.errors)
@@ -120,10 +122,19 @@ def read_decision(connection: Connection[Any], decision_id: UUID) -> Decision:
 
 def _read_record(
     connection: Connection[Any], decision: Decision, proposal_seq: int
-) -> tuple[Record, Mapping[int, bytes]]:
-    """Returns a decision's record, and its steps' bodies as they are stored."""
+) -> tuple[Record, Mapping[int, bytes], Sequence[str]]:
+    """Returns a decision's record, its steps' bodies as they are stored, and what is wrong with these as JSON."""
     rows = connection.execute(QUERIES["judged_steps"].sql, {"decision_id": decision.decision_id}).fetchall()
     bodies = {row[0]: bytes(row[5]) for row in rows}
+    read: dict[int, JsonObject] = {proposal_seq: {}}  # The proposal is read from its bytes.
+    ambiguous = []
+    for seq, _, kind, *_ in rows:
+        if seq != proposal_seq:
+            try:
+                read[seq] = read_body(kind, bodies[seq])
+            except NotStrictJson as error:
+                read[seq] = {}
+                ambiguous.append(f"step {seq}, {kind}, {error.reason}")
     steps = [
         Step(
             seq=seq,
@@ -131,16 +142,16 @@ def _read_record(
             kind=kind,
             author=author,
             at=at,
-            # The proposal is read from its bytes, and strictly.
-            body={} if seq == proposal_seq else json.loads(bytes(body)),
-            input_sha256=None if read is None else bytes(read),
+            body=read[seq],
+            input_sha256=None if used is None else bytes(used),
             output_sha256=None if made is None else bytes(made),
             cost_micros=cost,
         )
-        for seq, parent, kind, author, at, body, read, made, cost in rows
+        for seq, parent, kind, author, at, _, used, made, cost in rows
     ]
     artifacts = connection.execute(QUERIES["judged_artifacts"].sql, {"decision_id": decision.decision_id}).fetchall()
-    return Record(decision, steps, {bytes(sha256): bytes(content) for sha256, content in artifacts}), bodies
+    contents = {bytes(sha256): bytes(content) for sha256, content in artifacts}
+    return Record(decision, steps, contents), bodies, ambiguous
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Judges one proposal; writes nothing. gatekeeper.py puts what comes of it on record, and releases.
 
-The order of checks: strict JSON, schema, evidence, policy over the limits as they are under the account's lock,
+The order of checks: strict JSON, schema, then under the account's lock evidence, policy over the limits as they are,
 approval, switches. The first that fails ends it, and whatever goes wrong on the way refuses.
 """
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from control_plane.decisions import policy as policies
 from control_plane.decisions.policy import Policy, PolicyUnusable
-from control_plane.decisions.strict_json import NotStrictJson, parse_object
+from control_plane.decisions.strict_json import NotStrictJson, parse, parse_object
 from control_plane.model.deciding import Decision, Gate, Judged, Proposal, Record, Step, derived_id
 from control_plane.model.ids import canonical_json
 from control_plane.model.text import visible
@@ -24,6 +24,7 @@ from control_plane.model.text import visible
 PERMITTED: Final = "permitted"
 NEEDS_APPROVAL: Final = "needs_approval"
 REFUSED: Final = "refused"
+_RESTED_ON: Final = frozenset({"evidence", "simulation"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,26 @@ def approval_id(decision_id: UUID, proposal_seq: int, proposal: Proposal, action
     )
 
 
-def examine(present: Present, gate: Gate | None, record: Record, step: Step, body: bytes) -> Finding:
+def read_body(kind: str, body: bytes) -> dict[str, Any]:
+    """Returns a step's body. Raises NotStrictJson where it could be read in two ways, or tells nothing readable.
+
+    What a proposal rests on is held to visible texts too; an answer that was refused may have had others.
+    """
+    value = parse(body, check_texts=kind in _RESTED_ON)
+    if not isinstance(value, dict):
+        raise NotStrictJson("is not a JSON object")
+    return value
+
+
+def examine(
+    present: Present, gate: Gate | None, record: Record, step: Step, body: bytes, *, ambiguous: Sequence[str] = ()
+) -> Finding:
     """Returns what is to become of a proposal. Raises psycopg.Error alone: the database failed, and nothing is known.
 
-    ``body`` is the proposal as its ``step`` stores it.
+    ``body`` is the proposal as its ``step`` stores it; ``ambiguous`` says which of the record's other steps are not
+    strict JSON, and why.
     """
-    examination = _Examination(present, gate, record, step, body)
+    examination = _Examination(present, gate, record, step, body, ambiguous=ambiguous)
     try:
         verdict, reasons = examination.run()
     except psycopg.Error:
@@ -108,8 +123,11 @@ def examine(present: Present, gate: Gate | None, record: Record, step: Step, bod
 class _Examination:
     """One judgement under way: what is known of it so far."""
 
-    def __init__(self, present: Present, gate: Gate | None, record: Record, step: Step, body: bytes) -> None:
+    def __init__(
+        self, present: Present, gate: Gate | None, record: Record, step: Step, body: bytes, *, ambiguous: Sequence[str]
+    ) -> None:
         self._present = present
+        self._ambiguous = ambiguous
         self._given_gate = gate
         self._record = record
         self._step = step
@@ -143,11 +161,10 @@ class _Examination:
         gate = self._given_gate
         if self._present.now() >= decision.deadline:
             raise _Refused("deadline: the decision's is over")
-        superseded = next((step for step in self._record.all("joined") if step.body.get("supersedes")), None)
-        if superseded is not None:
-            raise _Refused(f"evidence: what the decision was opened for is superseded (step {superseded.seq})")
+        self._check_record()
         judged, action_sha256 = read_proposal(gate, self._record, self._step, self._body)
         self._judged, self._action_sha256 = judged, action_sha256
+        self._present.lock_account(decision.domain, judged.account)
         wrong = gate.check_evidence(self._present.connection, judged)
         if wrong:
             raise _Refused(*(f"evidence: {claim}" for claim in wrong))
@@ -155,12 +172,13 @@ class _Examination:
             self._policy = policies.load_from(gate)
         except PolicyUnusable as error:
             raise _Refused(errors=[str(error)]) from None
-        self._present.lock_account(decision.domain, judged.account)
         self._request = policies.as_recorded(gate.policy_request(self._present.connection, judged))
         is_approved = self._find_approval(judged, action_sha256)
         ruling = policies.rule(self._policy, policies.from_record(self._request), is_approved=is_approved)
         if ruling.verdict == REFUSED:
             raise _Refused(*(f"policy: {reason}" for reason in ruling.reasons), errors=ruling.errors)
+        # Rendered before the switches are held: whoever sets one waits for no prose.
+        shown = gate.render(judged) if ruling.verdict == NEEDS_APPROVAL else None
         off = self._present.switched_off(decision.decision_id, judged.action_type)
         if off:
             raise _Refused(f"switch: {', '.join(off)} is switched off")
@@ -168,8 +186,16 @@ class _Examination:
             if decision.state == "approved":
                 raise _Refused("approval: the one that was given does not stand, and no other is asked for")
             self._approval_id = approval_id(decision.decision_id, self._step.seq, judged.proposal, action_sha256)
-            self._shown = gate.render(judged)
+            self._shown = shown
         return ruling.verdict, [f"policy: {reason}" for reason in ruling.reasons]
+
+    def _check_record(self) -> None:
+        """Raises _Refused for a record that could be read in two ways, or that takes back what it was opened for."""
+        if self._ambiguous:
+            raise _Refused(*(f"json: {what}" for what in self._ambiguous))
+        superseded = next((step for step in self._record.all("joined") if step.body.get("supersedes")), None)
+        if superseded is not None:
+            raise _Refused(f"evidence: what the decision was opened for is superseded (step {superseded.seq})")
 
     def _find_approval(self, judged: Judged, action_sha256: bytes) -> bool:
         """Whether a person has approved this very proposal. Raises _Refused where one was asked in vain."""

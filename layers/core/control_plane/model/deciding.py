@@ -289,7 +289,10 @@ class Gate(Protocol):
     approval_within: timedelta
 
     def check_evidence(self, connection: Any, judged: Judged) -> Sequence[str]:
-        """Recomputes what the proposal cites from evidence; returns every claim that does not hold."""
+        """Recomputes what the proposal cites from evidence; returns every claim that does not hold.
+
+        It is asked under the account's lock: whatever was committed while that was waited for is seen.
+        """
 
     def policy_request(self, connection: Any, judged: Judged) -> JsonObject:
         """Returns ``{"principal", "resource", "context", "entities"}``, read under the account's lock.

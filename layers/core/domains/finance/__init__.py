@@ -15,6 +15,6 @@ DOMAIN: Final = Domain(
         Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume),
         Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
     ),
-    deciding="domains.finance.deciding",
+    deciding="domains.finance.deciding.plug_ins",
     reconciling="domains.finance.paper_account.reconcile",
 )

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from control_plane.model.deciding import Judged
 from domains.finance.deciding import measures
+from domains.finance.paper_account.orders import Positive
 
 type Micros = Annotated[int, Field(ge=-(10**15), le=10**15)]
 """An amount in millionths; the bound keeps every product and sum of the policies within 64 bits."""
-type Positive = Annotated[int, Field(ge=1, le=10**15)]
 type Ppm = Annotated[int, Field(ge=-(10**12), le=10**12)]
 
 
@@ -57,13 +57,23 @@ class Corporate(_Part):
     amount_micros: Micros = 0
 
 
+class Position(_Part):
+    """What the account holds of one entity."""
+
+    source: str
+    entity_id: str
+    value_micros: Micros
+
+
 class Portfolio(_Part):
-    """The account at the bar."""
+    """The account at the bar; account_check holds it against the account."""
 
     account: str
     currency: str
     cash_micros: Micros
     value_micros: Positive
+    others_micros: Micros
+    positions: Annotated[list[Position], Field(max_length=20)]
 
 
 class Evidence(_Part):
@@ -241,7 +251,8 @@ def evidence_faults(judged: Judged, grounds: Grounds) -> Iterator[str]:
     if bar.adjusted_return_ppm != adjusted:
         yield "the bar's adjusted return is not that of its prices and corporate actions"
     market = evidence.market
-    if market.is_market_wide != grounds.is_market_wide or market.entities != len(market.z_milli):
+    fell = sum(z < 0 for z in market.z_milli)
+    if (market.is_market_wide, market.entities, market.fell) != (grounds.is_market_wide, len(market.z_milli), fell):
         yield "what is said of the market contradicts itself"
 
 

@@ -8,23 +8,22 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import class_row
 from pydantic import Field
 
-from control_plane.model.contract import Name
 from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged
 from control_plane.platform.queries import load_queries
+from domains.finance.account_check import Account, AccountRow, account_faults, account_of
 from domains.finance.approval_text import render
 from domains.finance.deciding import measures
 from domains.finance.deciding.evidence import is_market_wide_now
 from domains.finance.evidence_check import (
     Grounds,
     Micros,
-    Positive,
     Ppm,
     Present,
     StoredAction,
@@ -33,30 +32,10 @@ from domains.finance.evidence_check import (
     faults,
     grounds_of,
 )
+from domains.finance.paper_account.orders import Hedge, Order, Reduce
 
 QUERIES: Final = load_queries(__package__)
 DAY: Final = timedelta(days=1)
-
-
-class Trade(ActionSchema):
-    """An order of one instrument at its bar's close."""
-
-    source: Name
-    entity_id: Name
-    series: Name
-    side: Literal["buy", "sell"]
-    quantity_micros: Positive
-    reference_price_micros: Positive
-    notional_micros: Positive
-    currency: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{1,9}$")]
-
-
-class Hedge(Trade):
-    """Sells a part of a position for the time of the horizon."""
-
-
-class Reduce(Trade):
-    """Sells a part of a position for good."""
 
 
 class Claims(ActionSchema):
@@ -119,16 +98,18 @@ class FinanceGate:
             self.stored_actions(connection, event_id),
             self.is_market_wide(connection, judged),
         )
-        return faults(judged, grounds, present)
+        return [
+            *faults(judged, grounds, present),
+            *account_faults(grounds.evidence.portfolio, self.account(connection, judged)),
+        ]
 
     def policy_request(self, connection: Connection[Any], judged: Judged) -> JsonObject:
         """Returns what the policies are asked, with the account as it is under its lock."""
-        return request_of(
-            judged,
-            grounds_of(judged),
-            self.holding(connection, judged),
-            self.releases(connection, judged),
-        )
+        # Releases first: one that is executed meanwhile is counted twice then. The other way round it was not at all.
+        releases = self.releases(connection, judged)
+        holding, account = self.holding(connection, judged), self.account(connection, judged)
+        assert account is not None, "the evidence was checked"
+        return request_of(judged, grounds_of(judged), releases, holding, account.value_micros)
 
     def render(self, judged: Judged) -> str:
         """What an approver is shown."""
@@ -163,6 +144,20 @@ class FinanceGate:
         assert row is not None
         return Holding(*row)
 
+    def account(self, connection: Connection[Any], judged: Judged) -> Account | None:
+        """Returns the account as it is now, at the prices of the decision's bar; None where there is none."""
+        with connection.cursor(row_factory=class_row(AccountRow)) as cursor:
+            rows = cursor.execute(
+                QUERIES["judged_account"].sql,
+                {
+                    "account": judged.account,
+                    "source": judged.decision.source,
+                    "series": judged.decision.series,
+                    "at": judged.decision.occurred_at,
+                },
+            ).fetchall()
+        return account_of(rows)
+
     def releases(self, connection: Connection[Any], judged: Judged) -> Sequence[Release]:
         """Returns what the account was released and has executed lately, and what it may still execute."""
         with connection.cursor(row_factory=class_row(Release)) as cursor:
@@ -176,14 +171,18 @@ class FinanceGate:
             ).fetchall()
 
 
-def request_of(judged: Judged, grounds: Grounds, holding: Holding, releases: Sequence[Release]) -> JsonObject:
-    """Returns the policy request. Distances in time are between bars, so that a replay is judged like its day."""
+def request_of(
+    judged: Judged, grounds: Grounds, releases: Sequence[Release], holding: Holding, value: int
+) -> JsonObject:
+    """Returns the policy request; ``value`` is what the account is worth.
+
+    Distances in time are between bars, so that a replay is judged like its day.
+    """
     decision, action, evidence = judged.decision, judged.action, grounds.evidence
-    assert isinstance(action, Trade)
+    assert isinstance(action, Order)
     chosen, nothing = grounds.simulation.named(judged.proposal.option), grounds.simulation.nothing
     assert chosen is not None, "the evidence was checked"
     assert nothing is not None, "the evidence was checked"
-    value = evidence.portfolio.value_micros
     of_day = [
         release
         for release in releases

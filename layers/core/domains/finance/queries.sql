@@ -100,6 +100,30 @@ SELECT
             AND side = 'sell' AND filled_at IS NULL
     ), 0)::bigint
 
+-- name: judged_account
+-- An account's cash, and each position with the last price of its entity that the events tell at an instant; null where
+-- none is known in the account's currency. Prices in millionths.
+SELECT
+    account.currency,
+    account.cash_micros,
+    position.source,
+    position.entity_id,
+    position.quantity_micros,
+    bar.price_micros
+FROM paper_accounts AS account
+LEFT JOIN paper_positions AS position ON position.account = account.account AND position.quantity_micros <> 0
+LEFT JOIN LATERAL (
+    SELECT
+        round((payload_json ->> 'price')::numeric * 1000000)::bigint AS price_micros,
+        payload_json ->> 'currency' AS currency
+    FROM events
+    WHERE entity_id = position.entity_id AND source = position.source AND source = %(source)s
+        AND event_type = 'MARKET_TICK_INGESTED' AND series = %(series)s AND occurred_at <= %(at)s
+    ORDER BY occurred_at DESC, revision DESC
+    LIMIT 1
+) AS bar ON bar.currency = account.currency
+WHERE account.account = %(account)s
+
 -- name: keep_bar
 -- Keeps the latest revision of a bar, whatever order revisions are delivered in.
 INSERT INTO signal_lab_bars AS kept (

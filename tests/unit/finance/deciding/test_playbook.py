@@ -11,8 +11,10 @@ from control_plane.model.deciding import AgentResult, CallAgents, Close, Observe
 from control_plane.model.ids import canonical_json
 from domains.finance.deciding.agents import AGENTS, RuleAgent
 from domains.finance.deciding.answers import HypothesesAnswer, RecommendationAnswer
+from domains.finance.deciding.options import build_options
 from domains.finance.deciding.playbook import why_held
 from domains.finance.detector import fold, scoring
+from domains.finance.gate import GATE
 from domains.finance.paper_account.orders import read_order
 
 BY_NAME = {agent.name: agent for agent in AGENTS}
@@ -63,6 +65,16 @@ def test_one_stocks_fall_proposes_a_small_hedge() -> None:
     assert read_order(canonical_json(proposal["action"])) is not None, "the paper account can execute it"
     assert proposal["claims"]["severity"] == 4
     assert run.states == ["gathering", "hypothesising", "scoring", "simulating"]
+
+
+def test_the_paper_account_reads_every_action_that_the_gate_takes() -> None:
+    actions = [option["action"] for option in build_options(evidence()) if option["action"] is not None]
+    assert len(actions) == 3
+    for action in actions:
+        order = read_order(json.dumps(action).encode())
+        assert order is not None
+        for schema in GATE.action_types.values():
+            assert schema.model_validate(action).model_dump() == order.model_dump() == action
 
 
 def test_a_falling_market_proposes_more() -> None:

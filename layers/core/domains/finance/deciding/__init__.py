@@ -1,10 +1,4 @@
-"""What finance plugs into the decision engine: its playbook, its agents and its gate."""
+"""How finance decides: its playbook and its agents. ``plug_ins`` has what the decision engine is given.
 
-from typing import Final
-
-from control_plane.model.deciding import Deciding
-from domains.finance.deciding.agents import AGENTS
-from domains.finance.deciding.playbook import UnusualBar
-from domains.finance.gate import GATE
-
-DECIDING: Final = Deciding(playbooks=(UnusualBar(),), agents=AGENTS, gate=GATE)
+Nothing is imported here: finance's gate uses a part of this package, and ``plug_ins`` imports the gate.
+"""

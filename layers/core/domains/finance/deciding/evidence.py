@@ -110,7 +110,7 @@ def _market(histories: Mapping[str, Series], window: Window) -> dict[str, Any]:
         sizes.append(measures.in_sigmas_milli(returns[-1], measures.sigma_ppm(before)))
     return {
         "entities": len(moves),
-        "fell": sum(move < 0 for move in moves),
+        "fell": sum(size < 0 for size in sizes),
         "median_return_ppm": measures.median(moves) if moves else 0,
         "z_milli": sorted(sizes),
         "is_market_wide": measures.is_market_wide(sizes),

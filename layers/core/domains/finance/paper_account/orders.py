@@ -1,25 +1,36 @@
-"""An action of finance as its client reads it: an order on the paper account."""
+"""An action of finance: what the gate releases and the paper account reads, in one shape for both."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from control_plane.model.contract import Name
 from control_plane.model.deciding import ActionSchema
 
-_MOST_MICROS: Final = 2**53 - 1
+type Positive = Annotated[int, Field(ge=1, le=10**15)]
+"""An amount in millionths; the bound keeps every product and sum of the policies within 64 bits."""
 
 
 class Order(ActionSchema):
-    """Buy or sell so much of one instrument. Quantities and prices are in millionths."""
+    """Buy or sell so much of one instrument at its bar's close. Quantities, prices and amounts are in millionths."""
 
-    source: Annotated[str, Field(min_length=1, max_length=128)]
-    entity_id: Annotated[str, Field(min_length=1, max_length=128)]
+    source: Name
+    entity_id: Name
     series: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,3}(m|h|d|wk|mo)$")]
+    """The bars that tell its price: the order is filled at the next of them."""
     side: Literal["buy", "sell"]
-    quantity_micros: Annotated[int, Field(gt=0, le=_MOST_MICROS)]
-    reference_price_micros: Annotated[int, Field(gt=0, le=_MOST_MICROS)]
-    notional_micros: Annotated[int, Field(gt=0, le=_MOST_MICROS)]
+    quantity_micros: Positive
+    reference_price_micros: Positive
+    notional_micros: Positive
     currency: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{1,9}$")]
+
+
+class Hedge(Order):
+    """Sells a part of a position for the time of the horizon."""
+
+
+class Reduce(Order):
+    """Sells a part of a position for good."""
 
 
 def read_order(body: bytes) -> Order | None:
