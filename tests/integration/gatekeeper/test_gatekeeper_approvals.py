@@ -133,7 +133,7 @@ def test_an_approval_that_has_expired_releases_nothing(world: World, asked: Prop
 
 
 def test_whoever_proposed_may_not_approve(world: World) -> None:
-    url = make_person(world, "person_eve", "acp_decide")
+    url = make_person(world, "person_joan", "acp_decide")
     with connect(url, application_name="test") as connection:
         proposed = world.propose(market_wide_case(), opened_by=connection)
         assert proposed.judge().verdict == "needs_approval"
