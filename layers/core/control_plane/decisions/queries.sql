@@ -199,28 +199,27 @@ LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
 WHERE step.decision_id = %(decision_id)s
 ORDER BY step.seq
 -- name: decision
--- One decision as it stands, with the database's time.
+-- One decision as it stands, with the database's time, the scopes that are switched off, and the steps after one of them.
 SELECT
-    decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
-    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, wake_seq, clock_timestamp()
-FROM decisions
-WHERE decision_id = %(decision_id)s
-
--- name: steps
--- A decision's steps after one of them, in order.
-SELECT seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
-FROM decision_steps
-WHERE decision_id = %(decision_id)s AND seq > %(after_seq)s
-ORDER BY seq
+    decision.decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
+    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, wake_seq, clock_timestamp(),
+    ARRAY(SELECT scope FROM switches WHERE is_off ORDER BY scope),
+    step.seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
+FROM decisions AS decision
+LEFT JOIN decision_steps AS step ON step.decision_id = decision.decision_id AND step.seq > %(after_seq)s
+WHERE decision.decision_id = %(decision_id)s
+ORDER BY step.seq
 
 -- name: artifacts
 -- The bytes of artifacts by their hashes.
 SELECT sha256, bytes FROM artifacts WHERE sha256 = ANY(%(hashes)s)
 
--- name: store_artifact
--- Stores bytes under their hash; what is stored already stays.
+-- name: store_artifacts
+-- Stores bytes under their hashes; what is stored already stays.
 INSERT INTO artifacts (sha256, kind, bytes)
-VALUES (%(sha256)s, %(kind)s, %(bytes)s)
+SELECT sha256, kind, bytes
+FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+ORDER BY sha256
 ON CONFLICT DO NOTHING
 
 -- name: open_decision
@@ -243,11 +242,27 @@ SELECT fence FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)
 SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
 
 -- name: advance_decision
--- Appends a step and moves the decision on, under the fence of its claim; returns the step's number.
-SELECT advance_decision(
-    %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, %(input_sha256)s, %(output_sha256)s, %(state)s, %(lease_seconds)s,
-    %(seen_seq)s
+-- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events;
+-- returns the step's number.
+WITH stored AS (
+    INSERT INTO artifacts (sha256, kind, bytes)
+    SELECT sha256, kind, bytes
+    FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+    ORDER BY sha256
+    ON CONFLICT DO NOTHING
+    RETURNING sha256
+),
+advanced AS MATERIALIZED (
+    SELECT
+        advance_decision(
+            %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
+            %(seen_seq)s
+        ) AS seq
+    -- The step refers to them, so they come first.
+    FROM (SELECT count(*) FROM stored) AS all_stored
 )
+SELECT seq, (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE seq IS NOT NULL)
+FROM advanced
 
 -- name: set_timer
 -- Has a decision looked at again at an instant.
@@ -258,10 +273,6 @@ SELECT set_timer(%(decision_id)s, %(fence)s, %(kind)s, %(due_at)s)
 SELECT EXISTS (
     SELECT FROM timers WHERE decision_id = %(decision_id)s AND kind = %(kind)s AND fired_at IS NULL
 )
-
--- name: switched_off_scopes
--- Every scope that is switched off.
-SELECT scope FROM switches WHERE is_off ORDER BY scope
 
 -- name: intend_call
 -- Records that an agent is to be called, and reserves the most that it may cost; false where a budget has no room.
