@@ -135,13 +135,13 @@ def test_a_usage_is_two_counts_or_none(told: tuple[object, object], usage: Usage
 
 @pytest.mark.parametrize("status", [301, 307, *sorted(NOTHING_GENERATED), 408, 409, 424, 500, 502, 504, 529])
 def test_an_error_is_free_only_if_nothing_was_generated(status: int) -> None:
-    reply = refused(status, "some_code")
+    reply = refused(status, None, "server_error")
     assert reply.kind == ("failed" if status in NOTHING_GENERATED or status < 400 else "unknown")
-    assert reply.error == f"the provider answered HTTP {status} some_code"
+    assert reply.error == f"the provider answered HTTP {status} server_error"
 
 
-@pytest.mark.parametrize("code", [None, 7, "", "two words", "sk-key", "x" * 65, "\x1b"])
-def test_of_an_error_only_a_plain_code_is_kept(code: object) -> None:
+@pytest.mark.parametrize("code", [None, 7, "", [], "two words", "sk-key", "gsk_0123456789abcdef", "\x1b"])
+def test_of_an_error_only_a_known_code_is_kept(code: object) -> None:
     assert refused(400, code).error == "the provider answered HTTP 400"
 
 
@@ -279,6 +279,23 @@ def test_a_refused_key_is_read_again() -> None:
             client._url = f"{url}/chat/completions"
             assert client.ask(CONVERSATION, seconds_left=2).kind == "failed"
         assert expected in received[0]
+
+
+KEY = "gsk_0123456789abcdef"
+REPEATED = f'"{KEY}":1'.encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b'{"error":{"code":"%s","type":"%s"}}' % (KEY.encode(), KEY.encode()), "401 Unauthorized"),
+        http(b"{%s,%s}" % (REPEATED, REPEATED)),
+        http(COMPLETION.replace(b'\\"a\\"', b'\\"%s\\"' % KEY.encode())),
+    ],
+)
+def test_no_part_of_a_reply_repeats_the_key(answer: bytes) -> None:
+    with answering(answer) as (url, _):
+        assert KEY not in repr(ask(url, key=lambda: KEY))
 
 
 def test_clients_show_no_key() -> None:
