@@ -381,7 +381,7 @@ def test_a_repair_gets_the_reason_and_may_succeed(app: Connection[Any], endpoint
     intended = intend(app, agent)
     run(app, agent, intended)
     first, second = endpoint.requests()
-    assert "That was refused" not in first.body
+    assert "Answer again" not in first.body
     assert "cause: Field required" in second.body
     call = call_of(app, intended)
     assert (call["outcome"], call["cost_micros"]) == ("answered", endpoint.spent_micros())
