@@ -26,6 +26,8 @@ from control_plane.decisions.models.conversation import (
 from control_plane.decisions.models.converse import ConverseClient
 from control_plane.decisions.models.prices import PRICES, Price, UnpricedModel, price_of
 from control_plane.decisions.models.providers import connect_model
+from control_plane.decisions.switches import is_scope
+from control_plane.model.decision_events import SwitchSet
 from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import AgentSettings
 
@@ -54,7 +56,7 @@ OPENAI = {"MODEL_PROVIDER": "openai", "MODEL_ID": "gpt-5-mini", "MODEL_URL": "ht
         ({"MODEL_PROVIDER": "oracle"}, "MODEL_PROVIDER is 'oracle'"),
         ({"MODEL_PROVIDER": "bedrock"}, "MODEL_ID is ''"),
         ({**OPENAI, "MODEL_ID": "a model"}, "MODEL_ID is 'a model'"),
-        ({**OPENAI, "MODEL_ID": "m" * 129}, "MODEL_ID is"),
+        ({**OPENAI, "MODEL_ID": "m" * 123}, "MODEL_ID is"),
         ({**OPENAI, "MODEL_URL": ""}, "MODEL_URL is not set"),
         ({**OPENAI, "MODEL_URL": "https://user:hunter2@host/v1"}, "MODEL_URL holds a password"),
         ({**OPENAI, "MODEL_URL": "https://host/v1?key=hunter2"}, "MODEL_URL holds a password"),
@@ -71,6 +73,12 @@ def test_a_setting_that_is_wrong_is_named(variables: dict[str, str], problem: st
     with pytest.raises(ConfigurationError, match=problem.replace("(", r"\(")) as refused_:
         settings(**variables)
     assert "hunter2" not in str(refused_.value)
+
+
+def test_the_longest_name_of_a_model_can_be_switched_on_again() -> None:
+    longest = settings(**OPENAI | {"MODEL_ID": "m" * 122}).model.model_id
+    assert is_scope(f"model:{longest}")
+    SwitchSet(scope=f"model:{longest}", is_off=False, set_by="ada", reason="")
 
 
 def test_a_key_may_go_to_loopback_in_the_clear() -> None:
