@@ -86,6 +86,7 @@ def run_call(
     claimant: str,
     lease_seconds: float,
     request_sha256: str | None = None,
+    call_seconds: float = float("inf"),
     most_seconds: float = float("inf"),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> CallReport | None:
@@ -93,13 +94,14 @@ def run_call(
 
     ``connect`` returns a connection of role acp_agent that just answered, in autocommit mode: it is asked again after
     the agent, for a connection may be lost while a model is thinking. ``request_sha256`` is what the message said;
-    ``most_seconds`` is how long this process will last. Raises psycopg.Error and DatabaseUnavailable: the attempt is
-    then unknown once its lease runs out.
+    ``call_seconds`` is how long the agent itself may take, ``most_seconds`` how long this process will last. Raises
+    psycopg.Error and DatabaseUnavailable: the attempt is then unknown once its lease runs out.
     """
     if most_seconds <= 0:
         raise ControlPlaneError("no time is left to call an agent: the message comes again")
     began = monotonic()
-    call = _claim(connect(), call_id, claimant=claimant, lease_seconds=min(lease_seconds, most_seconds))
+    lease_seconds = min(lease_seconds, most_seconds, call_seconds + RECORDING_SECONDS)
+    call = _claim(connect(), call_id, claimant=claimant, lease_seconds=lease_seconds)
     if call is None:
         return None
     ends = began + call.seconds_left
@@ -107,7 +109,8 @@ def run_call(
     result = _refusal(connect(), call, agent, request_sha256)
     if result is None:
         assert agent is not None
-        result = _checked(agent, _run(agent, call, ends - monotonic() - _time_to_record(call)))
+        remaining = ends - monotonic() - _time_to_record(call)
+        result = _checked(agent, _run(agent, call, min(remaining, call_seconds)))
     model = None if agent is None else agent.model
     was_in_time = _record(connect, call_id, call, result, model, ends=ends, monotonic=monotonic)
     return CallReport(call, result, model, was_in_time)

@@ -59,13 +59,15 @@ class DecisionOpened(_OfDecision):
 
 
 class AgentCallRequested(_OfDecision):
-    """An agent is to be called: ids and hashes alone."""
+    """An agent is to be called: ids and hashes, and how long it may take."""
 
     event_type = "AGENT_CALL_REQUESTED"
     topic = AGENT_WORK
     call_id: Identifier
     agent: Name
     request_sha256: Sha256
+    seconds: Annotated[FiniteNumber, Field(gt=0)]
+    """How long the agent itself may take, without the time to put its answer on record."""
 
 
 class AgentAnswered(_OfDecision):
