@@ -4,11 +4,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any, Final
 
 from pydantic import ValidationError
 
+from control_plane.decisions.models.answer_schema import field_names, schema_of
 from control_plane.decisions.models.conversation import (
     MOST_ANSWER_BYTES,
     MOST_ANSWER_DEPTH,
@@ -64,17 +64,10 @@ def check_answer(answer: bytes, answer_type: type[Answer]) -> str | None:
 
 def _place(loc: Sequence[str | int], answer_type: type[Answer]) -> str:
     """Returns where in an answer something is wrong. A key that its type does not name is the model's own text."""
-    names = _field_names(answer_type)
+    names = field_names(answer_type)
     return ".".join(str(part) if isinstance(part, int) or part in names else "an unknown field" for part in loc) or (
         "the answer"
     )
-
-
-@cache
-def _field_names(answer_type: type[Answer]) -> frozenset[str]:
-    schema = _schema(answer_type)
-    shapes = [schema, *schema.get("$defs", {}).values()]
-    return frozenset(name for shape in shapes for name in shape.get("properties", {}))
 
 
 class ModelAgent:
@@ -182,7 +175,7 @@ class ModelAgent:
             self._instructions + _RULES,
             (Turn("user", data_block(allowed(given, self._fields))),),
             self.name,
-            _schema(self.answer_type),
+            schema_of(self.answer_type),
         )
 
 
@@ -243,8 +236,3 @@ def _within(text: str, most_bytes: int) -> str:
     while len(compact(data_block(text))) > most_bytes:
         text = text[: len(text) * 3 // 4]
     return text
-
-
-@cache
-def _schema(answer_type: type[Answer]) -> Mapping[str, Any]:
-    return answer_type.model_json_schema()
