@@ -413,6 +413,18 @@ def test_usage_above_the_reservation_switches_the_model_off(app: Connection[Any]
     assert over > 0
     assert budget_of(app, intended)["overrun_micros"] == over
     assert rows(app, "SELECT scope, is_off FROM switches") == [{"scope": "model:stand-in", "is_off": True}]
+    [told] = rows(
+        app,
+        "SELECT payload_json AS payload FROM events JOIN decisions USING (trace_id)"
+        " WHERE event_type = 'SWITCH_SET' AND decision_id = %s",
+        [call["decision_id"]],
+    )
+    assert told["payload"] == {
+        "scope": "model:stand-in",
+        "is_off": True,
+        "set_by": "control plane",
+        "reason": "it charged more than was reserved",
+    }
     later = intend(app, agent)
     run(app, agent, later)
     assert (call_of(app, later)["outcome"], call_of(app, later)["cost_micros"]) == ("failed", 0)

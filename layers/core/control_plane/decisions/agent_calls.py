@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from threading import Thread
 from typing import Any, Final
 from uuid import UUID
@@ -25,7 +25,7 @@ from control_plane.decisions.models.model_agent import (
 )
 from control_plane.decisions.strict_json import parse
 from control_plane.model.deciding import Agent, AgentResult, Deciding
-from control_plane.model.decision_events import AgentAnswered, AgentFailed
+from control_plane.model.decision_events import AgentAnswered, AgentFailed, SwitchSet
 from control_plane.model.errors import ContractViolation, ControlPlaneError, DatabaseUnavailable
 from control_plane.model.text import LONGEST, visible
 from control_plane.platform.conflicts import retry_conflicts
@@ -218,6 +218,15 @@ def _is_amount(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
+def _switch_event(call: ClaimedCall, result: AgentResult, model: str | None) -> str | None:
+    """Returns the event of the switch by which a model that charged too much is off; None where it did not."""
+    if model is None or result.outcome == "unknown" or result.cost_micros <= call.reserved_micros:
+        return None
+    scope = f"model:{model}"
+    switched = SwitchSet(scope=scope, is_off=True, set_by="control plane", reason="it charged more than was reserved")
+    return one_as_json(message(switched, entity_id=None, series=scope, at=datetime.now(UTC), trace_id=call.trace_id))
+
+
 def _record(
     connect: Connect,
     call_id: UUID,
@@ -254,6 +263,7 @@ def _record(
         "output_tokens": result.output_tokens,
         "model": model,
         "event": one_as_json(wake),
+        "switch_event": _switch_event(call, result, model),
     }
 
     def record() -> bool:

@@ -216,7 +216,7 @@ class DecisionWoken(_OfDecision):
 
 
 class SwitchSet(Payload):
-    """A person switched something off, or on again."""
+    """Something was switched off, or on again: by a person, or a model that charged too much by the control plane."""
 
     event_type = "SWITCH_SET"
     schema_version = 1
