@@ -139,7 +139,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json) RETURNS boolean
+CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json DEFAULT NULL::json) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -164,6 +164,16 @@ BEGIN
         of_call, how, 'agent', answer, because,
         CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
     );
+    IF how <> 'unknown' AND charged > call.reserved_micros AND of_model IS NOT NULL THEN
+        IF switch_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+            OR switch_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM 'model:' || of_model
+            OR switch_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM 'true'
+            OR switch_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM 'control plane'
+        THEN
+            RAISE EXCEPTION 'the event does not say that this model was switched off' USING ERRCODE = 'check_violation';
+        END IF;
+        PERFORM write_decision_events(json_build_array(switch_event));
+    END IF;
     PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END
@@ -2742,8 +2752,8 @@ GRANT ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) TO 
 REVOKE ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) TO acp_command;
 
-REVOKE ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json) TO acp_agent;
+REVOKE ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json) TO acp_agent;
 
 REVOKE ALL ON FUNCTION public.append_step(of_decision uuid, step_kind text, step_author text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, step_cost bigint) FROM PUBLIC;
 

@@ -532,10 +532,11 @@ SET search_path = pg_catalog, public, pg_temp
 RETURN EXISTS (SELECT FROM switches WHERE is_off AND scope = 'model:' || of_model);
 
 -- Ends an attempt with what its agent answered, and wakes its decision by the given event. Returns false for an attempt
--- that is not this fence's any more, or ended: its answer comes too late and changes nothing.
+-- that is not this fence's any more, or ended: its answer comes too late and changes nothing. Where more was charged than was
+-- reserved, the model is switched off, and the switch's event is told, too.
 CREATE FUNCTION answer_call(
     of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer,
-    of_model text, wake_event json
+    of_model text, wake_event json, switch_event json DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -561,6 +562,16 @@ BEGIN
         of_call, how, 'agent', answer, because,
         CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
     );
+    IF how <> 'unknown' AND charged > call.reserved_micros AND of_model IS NOT NULL THEN
+        IF switch_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
+            OR switch_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM 'model:' || of_model
+            OR switch_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM 'true'
+            OR switch_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM 'control plane'
+        THEN
+            RAISE EXCEPTION 'the event does not say that this model was switched off' USING ERRCODE = 'check_violation';
+        END IF;
+        PERFORM write_decision_events(json_build_array(switch_event));
+    END IF;
     PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
 END

@@ -64,6 +64,7 @@ def consumer(context: LambdaContext) -> Callable[[Mapping[str, Any]], None]:
             claimant=context.log_stream_name,
             lease_seconds=settings().lease_seconds,
             request_sha256=asked.request_sha256,
+            call_seconds=asked.seconds,
             most_seconds=context.get_remaining_time_in_millis() / 1000 - SPARE_SECONDS,
         )
         if report is not None:

@@ -18,6 +18,7 @@ from local_cloud.emulators import EMULATORS
 from local_cloud.errors import UsageError
 from local_cloud.market import REPLAYED, MarketChoice
 from local_cloud.progress import Progress
+from local_cloud.roles import SECRETS
 from local_cloud.run_state import DEFAULT, STACK
 from local_cloud.schedules import problem_of
 from local_cloud.template import read_template
@@ -26,7 +27,7 @@ from local_cloud.visible import Terminal
 from local_cloud.workspace import CHECKOUT, locked
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 PANEL = "The local cloud"
 _STACK = re.compile(r"^[a-z][a-z0-9-]{0,48}[a-z0-9]$")
@@ -108,6 +109,15 @@ def up(
             show_default="90",
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other parameter of template.yaml; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     stack: Annotated[
         str | None, typer.Option(help="The stack's name; another one beside it needs its own.", show_default=STACK)
     ] = None,
@@ -121,6 +131,7 @@ def up(
         msg = f"{stack!r} cannot be a stack's name: small letters, digits and hyphens, 50 at most, a letter first."
         raise UsageError(msg)
     parameters = _parameters(symbols, IngestionSchedule=ingestion_schedule, RelaySchedule=relay_schedule, linger=linger)
+    parameters = {**_set(settings or []), **parameters}
     options = UpOptions(market, cloud_name, stack, parameters, from_day)
     from drills import mending  # noqa: PLC0415 - slow to import, and not needed by a command that is refused
 
@@ -218,3 +229,25 @@ def _parameters(symbols: str | None, *, linger: int | None, **schedules: str | N
 
 def _print_json(content: Any) -> None:
     sys.stdout.write(json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _set(settings: Sequence[str]) -> Mapping[str, str]:
+    """Returns the parameters that were given by --set. Raises UsageError that names the first bad one."""
+    declared = read_template(CHECKOUT / TEMPLATE)["Parameters"]
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in declared:
+            msg = f"--set {setting!r} names no parameter of {TEMPLATE}: give NAME=VALUE, such as LogLevel=DEBUG."
+            raise UsageError(msg)
+        if name in _OPTIONS:
+            msg = f"--set {name}: it has an option of its own, {_OPTIONS[name]}."
+            raise UsageError(msg)
+        if name in {*SECRETS, "ApiTokenSecretArn", "MarketDataUrl"}:
+            msg = f"--set {name}: `up` gives it a value of its own."
+            raise UsageError(msg)
+        if problem := parameter_problem(declared[name], value):
+            msg = f"--set {name} {value!r}: it {problem}."
+            raise UsageError(msg)
+        found[name] = value
+    return found

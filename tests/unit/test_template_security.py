@@ -189,10 +189,21 @@ def test_concurrency_is_reserved_on_request(function: str) -> None:
 def test_a_deployed_functions_environment_holds_secret_arns_only() -> None:
     for name, properties in FUNCTIONS.items():
         for variable, value in properties["Environment"]["Variables"].items():
-            if re.search("SECRET|TOKEN|PASSWORD|DATABASE", variable):
+            if re.search("SECRET|TOKEN(?!S)|PASSWORD|DATABASE", variable):
                 assert variable.endswith("_SECRET_ARN"), (name, variable)
                 assert id_of(value).endswith("SecretArn"), (name, variable)
     assert "{{resolve:secretsmanager" not in (ROOT / "template.yaml").read_text(encoding="utf-8")
+
+
+def test_one_function_reserves_what_another_spends() -> None:
+    """DecisionFunction and AgentFunction have the same model; its key is AgentFunction's alone."""
+    deciding, calling = (
+        {name: value for name, value in FUNCTIONS[function]["Environment"]["Variables"].items() if "MODEL_" in name}
+        for function in ("DecisionFunction", "AgentFunction")
+    )
+    assert calling.pop("MODEL_SECRET_ARN") is not None
+    assert deciding == calling
+    assert {"MODEL_PROVIDER", "MODEL_ID", "MODEL_MAX_TOKENS", "MODEL_OUTPUT", "MODEL_PRICE_MICROS"} <= deciding.keys()
 
 
 def test_every_check_that_is_skipped_has_its_reason() -> None:

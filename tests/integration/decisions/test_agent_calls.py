@@ -381,7 +381,7 @@ def test_a_repair_gets_the_reason_and_may_succeed(app: Connection[Any], endpoint
     intended = intend(app, agent)
     run(app, agent, intended)
     first, second = endpoint.requests()
-    assert "That was refused" not in first.body
+    assert "Answer again" not in first.body
     assert "cause: Field required" in second.body
     call = call_of(app, intended)
     assert (call["outcome"], call["cost_micros"]) == ("answered", endpoint.spent_micros())
@@ -413,6 +413,18 @@ def test_usage_above_the_reservation_switches_the_model_off(app: Connection[Any]
     assert over > 0
     assert budget_of(app, intended)["overrun_micros"] == over
     assert rows(app, "SELECT scope, is_off FROM switches") == [{"scope": "model:stand-in", "is_off": True}]
+    [told] = rows(
+        app,
+        "SELECT payload_json AS payload FROM events JOIN decisions USING (trace_id)"
+        " WHERE event_type = 'SWITCH_SET' AND decision_id = %s",
+        [call["decision_id"]],
+    )
+    assert told["payload"] == {
+        "scope": "model:stand-in",
+        "is_off": True,
+        "set_by": "control plane",
+        "reason": "it charged more than was reserved",
+    }
     later = intend(app, agent)
     run(app, agent, later)
     assert (call_of(app, later)["outcome"], call_of(app, later)["cost_micros"]) == ("failed", 0)

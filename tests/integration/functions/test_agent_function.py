@@ -21,7 +21,7 @@ from tests.integration.functions.invoked import Function, Load, failures, metric
 
 from control_plane.decisions.emit import message
 from control_plane.decisions.models.model_agent import ModelAgent
-from control_plane.model.deciding import Deciding
+from control_plane.model.deciding import AgentResult, Deciding
 from control_plane.model.decision_events import AgentCallRequested
 from control_plane.model.errors import ConfigurationError
 from model_endpoint import ModelEndpoint, serve
@@ -33,7 +33,7 @@ def endpoint() -> Iterator[ModelEndpoint]:
         yield endpoint
 
 
-def batch(connection: Connection[Any], *calls: Intended | None) -> dict[str, Any]:
+def batch(connection: Connection[Any], *calls: Intended | None, seconds: float = 20) -> dict[str, Any]:
     records = []
     for number, intended in enumerate(calls):
         assert intended is not None
@@ -44,6 +44,7 @@ def batch(connection: Connection[Any], *calls: Intended | None) -> dict[str, Any
             call_id=str(intended.call_id),
             agent=call["agent"],
             request_sha256=call["request_sha256"].hex(),
+            seconds=seconds,
         )
         event = message(asked, entity_id="AAPL", series="s", at=call["intended_at"], trace_id=trace_id).message
         records.append(record(json.dumps(event), number, event_id=event["event_id"], trace_id=event["trace_id"]))
@@ -69,6 +70,24 @@ def test_each_call_of_a_batch_ends_on_record(
     assert metrics(capsys)["AgentCalls"] == 2
     assert failures(function(event)) == [], "a message that comes again changes nothing"
     assert len(agent.requests) == 2
+
+
+def test_a_call_takes_no_longer_than_its_playbook_allows(
+    load: Load, database: TestDatabase, app: Connection[Any]
+) -> None:
+    given: list[float] = []
+
+    class Watch(ScriptedAgent):
+        def call(self, request: bytes, *, attempt: int, seconds_left: float) -> AgentResult:
+            given.append(seconds_left)
+            return super().call(request, attempt=attempt, seconds_left=seconds_left)
+
+    agent = Watch()
+    function = load_agent(load, database, agent)
+    for seconds in (7, 1000):
+        assert failures(function(batch(app, intend(app, agent), seconds=seconds))) == []
+    assert given[0] == 7
+    assert 7 < given[1] < 60, "the lease bounds it, too"
 
 
 def test_a_model_is_called_by_the_settings(

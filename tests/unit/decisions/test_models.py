@@ -26,6 +26,8 @@ from control_plane.decisions.models.conversation import (
 from control_plane.decisions.models.converse import ConverseClient
 from control_plane.decisions.models.prices import PRICES, Price, UnpricedModel, price_of
 from control_plane.decisions.models.providers import connect_model
+from control_plane.decisions.switches import is_scope
+from control_plane.model.decision_events import SwitchSet
 from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import AgentSettings
 
@@ -54,7 +56,7 @@ OPENAI = {"MODEL_PROVIDER": "openai", "MODEL_ID": "gpt-5-mini", "MODEL_URL": "ht
         ({"MODEL_PROVIDER": "oracle"}, "MODEL_PROVIDER is 'oracle'"),
         ({"MODEL_PROVIDER": "bedrock"}, "MODEL_ID is ''"),
         ({**OPENAI, "MODEL_ID": "a model"}, "MODEL_ID is 'a model'"),
-        ({**OPENAI, "MODEL_ID": "m" * 129}, "MODEL_ID is"),
+        ({**OPENAI, "MODEL_ID": "m" * 123}, "MODEL_ID is"),
         ({**OPENAI, "MODEL_URL": ""}, "MODEL_URL is not set"),
         ({**OPENAI, "MODEL_URL": "https://user:hunter2@host/v1"}, "MODEL_URL holds a password"),
         ({**OPENAI, "MODEL_URL": "https://host/v1?key=hunter2"}, "MODEL_URL holds a password"),
@@ -71,6 +73,12 @@ def test_a_setting_that_is_wrong_is_named(variables: dict[str, str], problem: st
     with pytest.raises(ConfigurationError, match=problem.replace("(", r"\(")) as refused_:
         settings(**variables)
     assert "hunter2" not in str(refused_.value)
+
+
+def test_the_longest_name_of_a_model_can_be_switched_on_again() -> None:
+    longest = settings(**OPENAI | {"MODEL_ID": "m" * 122}).model.model_id
+    assert is_scope(f"model:{longest}")
+    SwitchSet(scope=f"model:{longest}", is_off=False, set_by="ada", reason="")
 
 
 def test_a_key_may_go_to_loopback_in_the_clear() -> None:
@@ -135,13 +143,13 @@ def test_a_usage_is_two_counts_or_none(told: tuple[object, object], usage: Usage
 
 @pytest.mark.parametrize("status", [301, 307, *sorted(NOTHING_GENERATED), 408, 409, 424, 500, 502, 504, 529])
 def test_an_error_is_free_only_if_nothing_was_generated(status: int) -> None:
-    reply = refused(status, "some_code")
+    reply = refused(status, None, "server_error")
     assert reply.kind == ("failed" if status in NOTHING_GENERATED or status < 400 else "unknown")
-    assert reply.error == f"the provider answered HTTP {status} some_code"
+    assert reply.error == f"the provider answered HTTP {status} server_error"
 
 
-@pytest.mark.parametrize("code", [None, 7, "", "two words", "sk-key", "x" * 65, "\x1b"])
-def test_of_an_error_only_a_plain_code_is_kept(code: object) -> None:
+@pytest.mark.parametrize("code", [None, 7, "", [], "two words", "sk-key", "gsk_0123456789abcdef", "\x1b"])
+def test_of_an_error_only_a_known_code_is_kept(code: object) -> None:
     assert refused(400, code).error == "the provider answered HTTP 400"
 
 
@@ -279,6 +287,23 @@ def test_a_refused_key_is_read_again() -> None:
             client._url = f"{url}/chat/completions"
             assert client.ask(CONVERSATION, seconds_left=2).kind == "failed"
         assert expected in received[0]
+
+
+KEY = "gsk_0123456789abcdef"
+REPEATED = f'"{KEY}":1'.encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b'{"error":{"code":"%s","type":"%s"}}' % (KEY.encode(), KEY.encode()), "401 Unauthorized"),
+        http(b"{%s,%s}" % (REPEATED, REPEATED)),
+        http(COMPLETION.replace(b'\\"a\\"', b'\\"%s\\"' % KEY.encode())),
+    ],
+)
+def test_no_part_of_a_reply_repeats_the_key(answer: bytes) -> None:
+    with answering(answer) as (url, _):
+        assert KEY not in repr(ask(url, key=lambda: KEY))
 
 
 def test_clients_show_no_key() -> None:

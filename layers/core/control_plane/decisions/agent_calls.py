@@ -8,7 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from threading import Thread
 from typing import Any, Final
 from uuid import UUID
@@ -25,7 +25,7 @@ from control_plane.decisions.models.model_agent import (
 )
 from control_plane.decisions.strict_json import parse
 from control_plane.model.deciding import Agent, AgentResult, Deciding
-from control_plane.model.decision_events import AgentAnswered, AgentFailed
+from control_plane.model.decision_events import AgentAnswered, AgentFailed, SwitchSet
 from control_plane.model.errors import ContractViolation, ControlPlaneError, DatabaseUnavailable
 from control_plane.model.text import LONGEST, visible
 from control_plane.platform.conflicts import retry_conflicts
@@ -86,6 +86,7 @@ def run_call(
     claimant: str,
     lease_seconds: float,
     request_sha256: str | None = None,
+    call_seconds: float = float("inf"),
     most_seconds: float = float("inf"),
     monotonic: Callable[[], float] = time.monotonic,
 ) -> CallReport | None:
@@ -93,13 +94,14 @@ def run_call(
 
     ``connect`` returns a connection of role acp_agent that just answered, in autocommit mode: it is asked again after
     the agent, for a connection may be lost while a model is thinking. ``request_sha256`` is what the message said;
-    ``most_seconds`` is how long this process will last. Raises psycopg.Error and DatabaseUnavailable: the attempt is
-    then unknown once its lease runs out.
+    ``call_seconds`` is how long the agent itself may take, ``most_seconds`` how long this process will last. Raises
+    psycopg.Error and DatabaseUnavailable: the attempt is then unknown once its lease runs out.
     """
     if most_seconds <= 0:
         raise ControlPlaneError("no time is left to call an agent: the message comes again")
     began, connection = monotonic(), connect()
-    call = _claim(connection, call_id, claimant=claimant, lease_seconds=min(lease_seconds, most_seconds))
+    lease_seconds = min(lease_seconds, most_seconds, call_seconds + RECORDING_SECONDS)
+    call = _claim(connection, call_id, claimant=claimant, lease_seconds=lease_seconds)
     if call is None:
         return None
     ends = began + call.seconds_left
@@ -107,7 +109,8 @@ def run_call(
     result = _refusal(connection, call, agent, request_sha256)
     if result is None:
         assert agent is not None
-        result = _checked(agent, _run(agent, call, ends - monotonic() - _time_to_record(call)))
+        remaining = ends - monotonic() - _time_to_record(call)
+        result = _checked(agent, _run(agent, call, min(remaining, call_seconds)))
     model = None if agent is None else agent.model
     was_in_time = _record(connect, call_id, call, result, model, ends=ends, monotonic=monotonic)
     return CallReport(call, result, model, was_in_time)
@@ -215,6 +218,15 @@ def _is_amount(value: object, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
+def _switch_event(call: ClaimedCall, result: AgentResult, model: str | None) -> str | None:
+    """Returns the event of the switch by which a model that charged too much is off; None where it did not."""
+    if model is None or result.outcome == "unknown" or result.cost_micros <= call.reserved_micros:
+        return None
+    scope = f"model:{model}"
+    switched = SwitchSet(scope=scope, is_off=True, set_by="control plane", reason="it charged more than was reserved")
+    return one_as_json(message(switched, entity_id=None, series=scope, at=datetime.now(UTC), trace_id=call.trace_id))
+
+
 def _record(
     connect: Connect,
     call_id: UUID,
@@ -251,6 +263,7 @@ def _record(
         "output_tokens": result.output_tokens,
         "model": model,
         "event": one_as_json(wake),
+        "switch_event": _switch_event(call, result, model),
     }
 
     def record() -> bool:

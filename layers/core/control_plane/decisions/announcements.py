@@ -67,7 +67,7 @@ def verdict_requested_again(record: Record, nth: int, at: datetime) -> NewMessag
 
 
 def call_requested(record: Record, calls_seq: int, call: IntendedCall, at: datetime) -> NewMessage:
-    """Asks for one attempt of an agent's call: ids and hashes alone."""
+    """Asks for one attempt of an agent's call: ids and hashes, and how long it may take."""
     decision = record.decision
     return message(
         AgentCallRequested(
@@ -75,6 +75,7 @@ def call_requested(record: Record, calls_seq: int, call: IntendedCall, at: datet
             call_id=str(call_id(record, calls_seq, call)),
             agent=call.agent,
             request_sha256=call.request_sha256.hex(),
+            seconds=call.seconds,
         ),
         entity_id=decision.entity_id,
         # Two agents of one step differ in their call's id, but an event has one row per series.

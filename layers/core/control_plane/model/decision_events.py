@@ -61,13 +61,15 @@ class DecisionOpened(_OfDecision):
 
 
 class AgentCallRequested(_OfDecision):
-    """An agent is to be called: ids and hashes alone."""
+    """An agent is to be called: ids and hashes, and how long it may take."""
 
     event_type = "AGENT_CALL_REQUESTED"
     topic = AGENT_WORK
     call_id: Identifier
     agent: Name
     request_sha256: Sha256
+    seconds: Annotated[FiniteNumber, Field(gt=0)]
+    """How long the agent itself may take, without the time to put its answer on record."""
 
 
 class AgentAnswered(_OfDecision):
@@ -216,7 +218,7 @@ class DecisionWoken(_OfDecision):
 
 
 class SwitchSet(Payload):
-    """A person switched something off, or on again."""
+    """Something was switched off, or on again: by a person, or a model that charged too much by the control plane."""
 
     event_type = "SWITCH_SET"
     schema_version = 1

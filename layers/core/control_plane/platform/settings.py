@@ -342,7 +342,7 @@ class ModelSettings:
             reader.problem(f"MODEL_PROVIDER is {provider!r}: it must be deterministic, bedrock or openai")
         elif provider != "deterministic" and not _MODEL_ID.fullmatch(model_id):
             reader.problem(
-                f"MODEL_ID is {model_id!r}: it must name the model, by at most 128 letters, digits and _ . : / -"
+                f"MODEL_ID is {model_id!r}: it must name the model, by at most 122 letters, digits and _ . : / -"
             )
         if provider == "openai" and url is None:
             reader.problem("MODEL_URL is not set: MODEL_PROVIDER openai needs one, such as https://api.openai.com/v1")
@@ -389,7 +389,8 @@ class AgentSettings:
         )
 
 
-_MODEL_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+_MODEL_ID = re.compile(r"[A-Za-z0-9_.:/-]{1,122}")
+"""With ``model:`` before it, it is a switch's scope, which has at most 128 characters."""
 
 
 def _check_model_url(reader: EnvironReader, url: str, *, has_key: bool) -> None:

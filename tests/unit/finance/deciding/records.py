@@ -22,7 +22,7 @@ from control_plane.model.deciding import (
     Step,
 )  # fmt: skip
 from domains.finance.deciding import measures
-from domains.finance.deciding.agents import AGENTS
+from domains.finance.deciding.agents import AGENTS, STAND_INS
 from domains.finance.deciding.playbook import UnusualBar
 
 AT = datetime(2008, 9, 29, tzinfo=UTC)
@@ -109,8 +109,9 @@ class Run:
     """A decision that is being decided, with agents that may be replaced or fail."""
 
     gathered: Mapping[str, Any]
-    agents: Mapping[str, Agent] = field(default_factory=lambda: {agent.name: agent for agent in AGENTS})
+    agents: Mapping[str, Agent] = field(default_factory=lambda: {agent.name: agent for agent in (*AGENTS, *STAND_INS)})
     failing: frozenset[str] = frozenset()
+    failure: str = "failed"
     record: Record = field(default_factory=lambda: Record(DECISION, []))
     playbook: UnusualBar = field(default_factory=UnusualBar)
     states: list[str] = field(default_factory=list)
@@ -153,7 +154,7 @@ class Run:
         answers = {}
         for call in calls:
             if call.agent in self.failing:
-                answers[call.agent] = {"outcome": "failed", "seq": seq, "answer": None, "answer_sha256": None}
+                answers[call.agent] = {"outcome": self.failure, "seq": seq, "answer": None, "answer_sha256": None}
                 continue
             agent = self.agents[call.agent]
             result = agent.call(json.dumps(call.request).encode(), attempt=1, seconds_left=1)

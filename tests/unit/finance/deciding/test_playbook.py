@@ -9,7 +9,7 @@ from tests.unit.finance.deciding.records import Run, evidence
 
 from control_plane.model.deciding import AgentResult, CallAgents, Close, ObserveAt, Propose
 from control_plane.model.ids import canonical_json
-from domains.finance.deciding.agents import AGENTS, RuleAgent
+from domains.finance.deciding.agents import AGENTS, STAND_INS, RuleAgent
 from domains.finance.deciding.answers import HypothesesAnswer, RecommendationAnswer
 from domains.finance.deciding.options import build_options
 from domains.finance.deciding.playbook import why_held
@@ -17,7 +17,7 @@ from domains.finance.detector import fold, scoring
 from domains.finance.gate import GATE
 from domains.finance.paper_account.orders import read_order
 
-BY_NAME = {agent.name: agent for agent in AGENTS}
+BY_NAME = {agent.name: agent for agent in (*AGENTS, *STAND_INS)}
 SPLIT = [{"kind": "split", "occurred_at": "2008-09-29T00:00:00Z", "ratio_ppm": 2_000_000}]
 
 
@@ -159,9 +159,34 @@ def test_a_recommendation_that_is_not_admitted_is_held(option: str) -> None:
     held(Run(evidence(-500_000), agents=recommending(option)))
 
 
-@pytest.mark.parametrize("agent", ["hypotheses", "action_recommender"])
-def test_without_an_explanation_or_advice_it_holds(agent: str) -> None:
-    held(Run(evidence(-500_000), failing=frozenset({agent})))
+@pytest.mark.parametrize("agents", [{"hypotheses", "hypotheses_by_rule"}, {"action_recommender"}])
+def test_without_an_explanation_or_advice_it_holds(agents: set[str]) -> None:
+    held(Run(evidence(-500_000), failing=frozenset(agents)))
+
+
+def asked(run: Run) -> list[str]:
+    return [call["agent"] for step in run.record.all("calls") for call in step.body["calls"]]
+
+
+@pytest.mark.parametrize("agent", ["hypotheses", "executive_summary"])
+def test_a_stand_in_answers_for_an_agent_that_failed(agent: str) -> None:
+    run = Run(evidence(-500_000), failing=frozenset({agent}))
+    command = run.until_waiting()
+    assert isinstance(command, Propose)
+    assert (command.proposal["hypothesis"], command.proposal["option"]) == ("single_name_fall", "hedge_small")
+    assert f"{agent}_by_rule" in asked(run)
+
+
+def test_nobody_stands_in_for_an_agent_that_answered() -> None:
+    run = Run(evidence(-500_000))
+    run.until_waiting()
+    assert not any(name.endswith("_by_rule") for name in asked(run))
+
+
+def test_nobody_stands_in_for_an_agent_that_is_off() -> None:
+    run = Run(evidence(-500_000), failing=frozenset({"hypotheses"}), failure="switched_off")
+    held(run)
+    assert "hypotheses_by_rule" not in asked(run)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +196,14 @@ def test_without_an_explanation_or_advice_it_holds(agent: str) -> None:
 def test_it_goes_on_without_any_other_agent(agent: str) -> None:
     command = Run(evidence(-500_000), failing=frozenset({agent})).until_waiting()
     assert isinstance(command, Propose)
-    assert (command.proposal["summary"] is None) == (agent == "executive_summary")
+    assert command.proposal["summary"] is not None
+
+
+def test_it_goes_on_without_any_summary() -> None:
+    failing = frozenset({"executive_summary", "executive_summary_by_rule"})
+    command = Run(evidence(-500_000), failing=failing).until_waiting()
+    assert isinstance(command, Propose)
+    assert command.proposal["summary"] is None
 
 
 def test_after_the_horizon_it_closes_scored() -> None:

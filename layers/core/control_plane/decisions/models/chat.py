@@ -78,12 +78,10 @@ class ChatClient:
         except Exception as error:  # noqa: BLE001 - whatever it was, the request may have been received
             return unknown(f"the provider gave no whole answer: {words_of(error)}")
         reply = self._read(answer)
-        if self._key and self._key.encode() in reply.text:
-            # An answer is recorded, and a key must not be, whoever repeats it.
-            return replace(reply, kind="unusable", text=b"", error="repeats a secret")
+        key = self._key
         if answer.status in {401, 403}:
             self._key = None  # it may have been rotated
-        return reply
+        return reply if key is None else _without_key(reply, key)
 
     def _body(self, conversation: Conversation) -> bytes:
         turns = [{"role": turn.role, "content": turn.text} for turn in conversation.turns]
@@ -130,7 +128,7 @@ class ChatClient:
         except ContractViolation as error:
             return refused(answer.status, None) if answer.status != 200 else unknown(f"the answer {error.reason}")
         if answer.status != 200:
-            return refused(answer.status, _at(said, "error", "code") or _at(said, "error", "type"))
+            return refused(answer.status, _at(said, "error", "code"), _at(said, "error", "type"))
         usage = read_usage(_at(said, "usage", "prompt_tokens"), _at(said, "usage", "completion_tokens"))
         if usage is None:
             return unknown("the provider does not say what it charges for")
@@ -150,6 +148,15 @@ class ChatClient:
         if self._output == "json_schema":
             return _at(message, "content")
         return _at(message, "tool_calls", 0, "function", "arguments")
+
+
+def _without_key(reply: Reply, key: str) -> Reply:
+    """Returns what may be recorded of a reply: no answer and no error that repeats the key, whoever repeats it."""
+    if key and key.encode() in reply.text:
+        return replace(reply, kind="unusable", text=b"", error="repeats a secret")
+    if key and reply.error is not None and key in reply.error:
+        return replace(reply, error="the provider's error repeats a secret")
+    return reply
 
 
 def _at(value: Any, *path: str | int) -> Any:

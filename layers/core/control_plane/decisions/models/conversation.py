@@ -107,14 +107,31 @@ def unknown(error: str) -> Reply:
 NOTHING_GENERATED: Final = frozenset({400, 401, 403, 404, 405, 413, 415, 422, 429, 503})
 """The HTTP statuses that a provider refuses a request with. After any other error a model may have been running."""
 _OVERLOADED: Final = frozenset({429, 503})
+_CODES: Final = frozenset(
+    {
+        # Amazon Bedrock's, and those of AWS's signatures
+        *("AccessDeniedException", "ExpiredTokenException", "IncompleteSignatureException", "InternalServerException"),
+        *("InvalidSignatureException", "MissingAuthenticationTokenException", "ModelErrorException"),
+        *("ModelNotReadyException", "ModelTimeoutException", "ResourceNotFoundException"),
+        *("ServiceQuotaExceededException", "ServiceUnavailableException", "ThrottlingException"),
+        *("UnrecognizedClientException", "ValidationException"),
+        # OpenAI's, and those of endpoints like it
+        *("account_deactivated", "api_error", "authentication_error", "billing_hard_limit_reached"),
+        *("context_length_exceeded", "insufficient_quota", "internal_error", "invalid_api_key", "invalid_prompt"),
+        *("invalid_request_error", "invalid_type", "invalid_value", "json_validate_failed"),
+        *("missing_required_parameter", "model_decommissioned", "model_not_found", "not_found", "not_found_error"),
+        *("overloaded_error", "permission_error", "rate_limit_error", "rate_limit_exceeded", "request_too_large"),
+        *("server_error", "server_overloaded", "service_unavailable", "unsupported_parameter", "unsupported_value"),
+        *("DeploymentNotFound", "OperationNotSupported"),
+    }
+)
+"""Error codes that providers document. Any other text could be a key, or part of the prompt."""
 
 
-def refused(status: int, code: object) -> Reply:
-    """Returns the reply of an HTTP error. Of the body only its code is kept: its text may quote a key or the prompt."""
-    said = (
-        f" {code}" if isinstance(code, str) and 0 < len(code) <= 64 and code.isascii() and code.isidentifier() else ""
-    )
-    text = f"the provider answered HTTP {status}{said}"
+def refused(status: int, *codes: object) -> Reply:
+    """Returns the reply of an HTTP error. Of its body only a code that is known is kept, the first of those given."""
+    known = next((f" {code}" for code in codes if isinstance(code, str) and code in _CODES), "")
+    text = f"the provider answered HTTP {status}{known}"
     if status in NOTHING_GENERATED or 300 <= status < 400:
         return failed(text, is_providers_fault=status in _OVERLOADED)
     return unknown(text)

@@ -34,6 +34,7 @@ from control_plane.platform.aws import send_bounded
 from control_plane.platform.connections import MAX_ANSWER_BYTES
 
 _MOST_DEPTH: Final = 32
+_TOP: Final = ("type", "properties", "required")
 _FINISHED: Final = frozenset({"tool_use", "end_turn", "stop_sequence"})
 
 
@@ -124,7 +125,9 @@ class ConverseClient:
 
     def _arguments(self, conversation: Conversation) -> dict[str, Any]:
         name = conversation.answer_name
-        tool = {"name": name, "inputSchema": {"json": conversation.answer_schema}}
+        # Amazon Nova takes these three at the top of a tool's schema, and no other.
+        schema = {key: conversation.answer_schema[key] for key in _TOP if key in conversation.answer_schema}
+        tool = {"name": name, "inputSchema": {"json": schema}}
         return {
             "system": [{"text": conversation.instructions}],
             "messages": [{"role": turn.role, "content": [{"text": turn.text}]} for turn in conversation.turns],

@@ -172,3 +172,9 @@ AGENTS: Final = (
     RuleAgent("executive_summary", "1", SummaryAnswer, summarise),
 )
 """The six that the vision names, and the hypotheses, in their deterministic form."""
+
+STAND_INS: Final = (
+    RuleAgent("hypotheses_by_rule", "1", HypothesesAnswer, propose_hypotheses),
+    RuleAgent("executive_summary_by_rule", "1", SummaryAnswer, summarise),
+)
+"""Asked where an agent that may have a model behind it gave no answer."""

@@ -27,7 +27,7 @@ from domains.finance.deciding import measures
 from domains.finance.deciding.evidence import gather_evidence
 from domains.finance.deciding.options import ACCOUNT, ACTION_TYPES, build_options, own_position
 from domains.finance.deciding.outcome import ceiling, observe_outcome
-from domains.finance.deciding.reading import answer_of, was_asked
+from domains.finance.deciding.reading import answer_of, answer_or_stand_in, next_to_ask, was_asked
 from domains.finance.deciding.recommending import NOTHING, allowed_options
 
 NAME: Final = "unusual_bar"
@@ -74,8 +74,8 @@ class UnusualBar:
             calls = [AgentRequest("signal_detection", signal_request(evidence))]
             calls.append(AgentRequest("pattern_recognition", pattern_request(evidence)))
             return CallAgents("gathering", tuple(calls))
-        if not was_asked(record, "hypotheses"):
-            return CallAgents("hypothesising", (AgentRequest("hypotheses", hypotheses_request(evidence)),))
+        if (explainer := next_to_ask(record, "hypotheses")) is not None:
+            return CallAgents("hypothesising", (AgentRequest(explainer, hypotheses_request(evidence)),))
         hypothesis = chosen_hypothesis(record, evidence)
         if hypothesis in _NO_ACTION:
             return self._observe(record)
@@ -103,9 +103,9 @@ class UnusualBar:
         option = chosen_option(record, evidence, hypothesis)
         if option == NOTHING:
             return self._observe(record)
-        if not was_asked(record, "executive_summary"):
+        if (writer := next_to_ask(record, "executive_summary")) is not None:
             request = summary_request(record, evidence, simulation.body, hypothesis)
-            return CallAgents("simulating", (AgentRequest("executive_summary", request),))
+            return CallAgents("simulating", (AgentRequest(writer, request),))
         return Propose(proposal(record, option, hypothesis))
 
     def gather(self, connection: Any, record: Record) -> JsonObject:
@@ -257,7 +257,7 @@ def chosen_hypothesis(record: Record, evidence: JsonObject) -> str:
         return "split"
     if evidence["problem"] is not None:
         return "data_error"
-    answer = answer_of(record, "hypotheses") or {"explanations": []}
+    answer = answer_or_stand_in(record, "hypotheses") or {"explanations": []}
     standing = [each for each in answer["explanations"] if refute(each["hypothesis"], evidence) is None]
     standing.sort(key=lambda each: -each["confidence_ppm"])
     return str(standing[0]["hypothesis"]) if standing else "unexplained"
@@ -280,7 +280,7 @@ def proposal(record: Record, option: str, hypothesis: str) -> JsonObject:
     assert gathered is not None, "a proposal follows evidence"
     assert simulation is not None, "a proposal follows a simulation"
     chosen = next(each for each in simulation.body["options"] if each["name"] == option)
-    summary = answer_of(record, "executive_summary")
+    summary = answer_or_stand_in(record, "executive_summary")
     return {
         "action_type": ACTION_TYPES[option],
         "account": ACCOUNT,

@@ -3,8 +3,9 @@
 from typing import Final
 
 from control_plane.model.deciding import Deciding
-from domains.finance.deciding.agents import AGENTS
+from domains.finance.deciding.agents import AGENTS, STAND_INS
+from domains.finance.deciding.model_agents import MODEL_AGENTS
 from domains.finance.deciding.playbook import UnusualBar
 from domains.finance.gate import GATE
 
-DECIDING: Final = Deciding(playbooks=(UnusualBar(),), agents=AGENTS, gate=GATE)
+DECIDING: Final = Deciding(playbooks=(UnusualBar(),), agents=(*AGENTS, *STAND_INS, *MODEL_AGENTS), gate=GATE)
