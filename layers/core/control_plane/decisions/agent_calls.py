@@ -99,14 +99,14 @@ def run_call(
     """
     if most_seconds <= 0:
         raise ControlPlaneError("no time is left to call an agent: the message comes again")
-    began = monotonic()
+    began, connection = monotonic(), connect()
     lease_seconds = min(lease_seconds, most_seconds, call_seconds + RECORDING_SECONDS)
-    call = _claim(connect(), call_id, claimant=claimant, lease_seconds=lease_seconds)
+    call = _claim(connection, call_id, claimant=claimant, lease_seconds=lease_seconds)
     if call is None:
         return None
     ends = began + call.seconds_left
     agent = agents.get(call.agent)
-    result = _refusal(connect(), call, agent, request_sha256)
+    result = _refusal(connection, call, agent, request_sha256)
     if result is None:
         assert agent is not None
         remaining = ends - monotonic() - _time_to_record(call)
