@@ -54,6 +54,11 @@ def test_without_a_model_all_agents_are_rules() -> None:
     assert {agent.model for agent in agents} == {None}
 
 
+def test_whoever_binds_no_model_gets_rules() -> None:
+    by_name = {agent.name: agent for agent in load_deciding()["finance"].agents}
+    assert {agent.most_micros(b"{}") for agent in by_name.values()} == {0}
+
+
 def test_a_model_explains_and_summarises() -> None:
     model = PricedModel(CHAT, price_of("stand-in"))
     agents = with_model(load_deciding(), model)["finance"].agents

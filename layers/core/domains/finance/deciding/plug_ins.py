@@ -8,4 +8,5 @@ from domains.finance.deciding.model_agents import MODEL_AGENTS
 from domains.finance.deciding.playbook import UnusualBar
 from domains.finance.gate import GATE
 
-DECIDING: Final = Deciding(playbooks=(UnusualBar(),), agents=(*AGENTS, *STAND_INS, *MODEL_AGENTS), gate=GATE)
+# Rules come last: by name, whoever binds no model (a backtest, a replay) gets them.
+DECIDING: Final = Deciding(playbooks=(UnusualBar(),), agents=(*MODEL_AGENTS, *AGENTS, *STAND_INS), gate=GATE)
