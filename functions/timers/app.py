@@ -1,4 +1,4 @@
-"""TimersFunction: every minute it wakes the decisions that are due, and anchors what was recorded."""
+"""TimersFunction: every minute it fails expired actions, wakes the decisions that are due, and anchors the record."""
 
 from functools import cache
 from typing import Any
@@ -25,5 +25,5 @@ def database() -> Database:
 def handler(_event: dict[str, Any], _context: LambdaContext) -> dict[str, int]:
     """One run. Returns a TimersReport."""
     report = run_timers(database().connection(), telemetry)
-    telemetry.logger.info("timers fired", woken=report.woken, anchored=report.anchored)
+    telemetry.logger.info("timers fired", expired=report.expired, woken=report.woken, anchored=report.anchored)
     return report.to_dict()

@@ -126,11 +126,11 @@ class Engine:
         """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
         has_moved, loaded, ends_lost = False, None, True
         while True:
-            loaded = load(connection, hold.decision_id, loaded)
+            loaded = load(connection, hold.decision_id, loaded, hold.stored)
             assert loaded is not None
-            if ends_lost and moves.has_open_calls(loaded.record):
-                ends_lost = False  # once in a while: those that are lost now were lost when it was claimed
-                if self._end_lost(connection, hold):
+            if ends_lost:
+                ends_lost = False  # those that are lost now were lost when it was claimed
+                if moves.has_open_calls(loaded.record) and self._end_lost(connection, hold):
                     continue
             if not loaded.is_closed and self._move(connection, hold, loaded):
                 has_moved = True
@@ -143,7 +143,7 @@ class Engine:
         """Makes the next move; returns False where there is nothing to do but wait."""
         plug_ins = self._plug_ins(loaded)
         playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
-        given = self._circumstances(connection, loaded)
+        given = _circumstances(loaded)
         move = next_move(loaded.record, playbook, agents, given)
         try:
             return self._make(connection, hold, loaded, playbook, _without_calls_of(move, given.switched_off))
@@ -180,7 +180,10 @@ class Engine:
             if step.kind == "outcome":
                 _store_outcome(connection, hold, step, seq)
 
-        _transact(connection, work)
+        if step.calls or step.kind == "outcome":
+            _transact(connection, work)
+        else:
+            retry_conflicts(work)  # one statement is a transaction of its own
         if step.kind == "closed":
             self._count_closed(loaded, step)
 
@@ -206,17 +209,6 @@ class Engine:
         if ended:
             self._telemetry.count("AgentCallsLost", ended)
         return ended
-
-    def _circumstances(self, connection: Connection[Any], loaded: Loaded) -> Circumstances:
-        decision = loaded.record.decision
-        if decision.state not in BEFORE_RELEASE:
-            return Circumstances()
-        expiry = moves.approval_expiry(loaded.record)
-        return Circumstances(
-            is_overdue=loaded.now >= decision.deadline,
-            is_expired=expiry is not None and loaded.now >= expiry,
-            switched_off=frozenset(scope for (scope,) in connection.execute(QUERIES["switched_off_scopes"].sql)),
-        )
 
     def _plug_ins(self, loaded: Loaded) -> Deciding:
         domain = loaded.record.decision.domain
@@ -252,6 +244,18 @@ class Engine:
             reason=step.body["reason"],
             trace_id=str(decision.trace_id),
         )
+
+
+def _circumstances(loaded: Loaded) -> Circumstances:
+    decision = loaded.record.decision
+    if decision.state not in BEFORE_RELEASE:
+        return Circumstances()
+    expiry = moves.approval_expiry(loaded.record)
+    return Circumstances(
+        is_overdue=loaded.now >= decision.deadline,
+        is_expired=expiry is not None and loaded.now >= expiry,
+        switched_off=loaded.switched_off,
+    )
 
 
 def _without_calls_of(move: Move, switched_off: frozenset[str]) -> Move:
