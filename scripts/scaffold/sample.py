@@ -54,10 +54,10 @@ def _event(payload: type[Payload]) -> Event:
 
 
 def _value(what: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
-    if "$ref" in schema:
-        schema = definitions[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:
         schema = schema["anyOf"][0]
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
     plain: dict[str, Any] = {"number": 1.5, "integer": 1, "boolean": True}
     if "const" in schema or "enum" in schema:
         return schema.get("const", schema.get("enum", [None])[0])
