@@ -696,6 +696,32 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.expire_action(of_action uuid, because text, wake_event json) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action AND expires_at <= clock_timestamp());
+    recorded record;
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND OR EXISTS (SELECT FROM executions WHERE action_id = of_action) THEN
+        RETURN false;
+    END IF;
+    IF wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'ACTION_FAILED'
+        OR wake_event -> 'message' -> 'payload' ->> 'decision_id' IS DISTINCT FROM in_decision::text
+        OR wake_event -> 'message' -> 'payload' ->> 'action_id' IS DISTINCT FROM of_action::text
+        OR wake_event -> 'message' -> 'payload' ->> 'reason' IS DISTINCT FROM because
+    THEN
+        RAISE EXCEPTION 'the event does not say that this action failed' USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO executions (action_id, outcome, reason) VALUES (of_action, 'failed', because) RETURNING * INTO recorded;
+    PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
+    PERFORM insert_decision_events(json_build_array(wake_event));
+    RETURN true;
+END
+$$;
+
 CREATE FUNCTION public.fire_timers(most integer, idle_seconds double precision DEFAULT 30) RETURNS TABLE(decision_id uuid, reason text, trace_id uuid, entity_id text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -1832,7 +1858,7 @@ CREATE TABLE public.executions (
     CONSTRAINT executions_outcome_check CHECK ((outcome = ANY (ARRAY['executed'::text, 'failed'::text])))
 );
 
-COMMENT ON TABLE public.executions IS 'What the client did with an action, once. Immutable.';
+COMMENT ON TABLE public.executions IS 'What the client did with an action, once, or that nobody executed it before it expired. Immutable.';
 
 CREATE TABLE public.operations (
     operation_id uuid NOT NULL,
@@ -2717,6 +2743,9 @@ REVOKE ALL ON FUNCTION public.end_call(of_call uuid, how text, author text, answ
 
 REVOKE ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) TO acp_decide;
+
+REVOKE ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) TO acp_decide;
 
 REVOKE ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) TO acp_decide;

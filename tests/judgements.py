@@ -108,6 +108,7 @@ class Case:
         self.action: dict[str, Any] = {
             "source": SOURCE,
             "entity_id": ENTITY,
+            "series": SERIES,
             "side": "sell",
             "quantity_micros": self.quantity_micros,
             "reference_price_micros": bar["close_micros"],

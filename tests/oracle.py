@@ -173,6 +173,7 @@ ACTION = _Validator(
     _closed(
         source=NAME,
         entity_id=NAME,
+        series=NAME,
         side={"enum": ["buy", "sell"]},
         quantity_micros=POSITIVE,
         reference_price_micros=POSITIVE,
@@ -390,7 +391,7 @@ def _evidence_holds(case: Case, proposal: dict[str, Any], action: dict[str, Any]
             bar["adjusted_return_ppm"] == adjusted,
             market["is_market_wide"] is is_wide,
             market["entities"] == len(market["z_milli"]),
-            (action["source"], action["entity_id"]) == (SOURCE, ENTITY),
+            (action["source"], action["entity_id"], action["series"]) == (SOURCE, ENTITY, SERIES),
             action["reference_price_micros"] == now,
             action["notional_micros"] == action["quantity_micros"] * now // 1_000_000,
             action["currency"] == bar["currency"] == evidence["portfolio"]["currency"],

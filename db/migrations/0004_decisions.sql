@@ -276,7 +276,7 @@ CREATE TABLE executions (
     effect      jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(effect) = 'object'),
     executed_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-COMMENT ON TABLE executions IS 'What the client did with an action, once. Immutable.';
+COMMENT ON TABLE executions IS 'What the client did with an action, once, or that nobody executed it before it expired. Immutable.';
 CREATE TRIGGER executions_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON executions
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 

@@ -796,6 +796,36 @@ END
 $$;
 
 
+-- Fails an action that nobody has executed before it expired, once; the chain has it, and the decision is woken by the given
+-- event. Returns false where it has not expired or was executed, and where somebody holds its decision: a client that began
+-- in time may be about to record its effect, so that the next run asks again.
+CREATE FUNCTION expire_action(of_action uuid, because text, wake_event json) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    in_decision uuid := (SELECT decision_id FROM actions WHERE action_id = of_action AND expires_at <= clock_timestamp());
+    recorded record;
+BEGIN
+    PERFORM FROM decisions WHERE decision_id = in_decision FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND OR EXISTS (SELECT FROM executions WHERE action_id = of_action) THEN
+        RETURN false;
+    END IF;
+    IF wake_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'ACTION_FAILED'
+        OR wake_event -> 'message' -> 'payload' ->> 'decision_id' IS DISTINCT FROM in_decision::text
+        OR wake_event -> 'message' -> 'payload' ->> 'action_id' IS DISTINCT FROM of_action::text
+        OR wake_event -> 'message' -> 'payload' ->> 'reason' IS DISTINCT FROM because
+    THEN
+        RAISE EXCEPTION 'the event does not say that this action failed' USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO executions (action_id, outcome, reason) VALUES (of_action, 'failed', because) RETURNING * INTO recorded;
+    PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
+    PERFORM insert_decision_events(json_build_array(wake_event));
+    RETURN true;
+END
+$$;
+
+
 -- Decisions that somebody must look at although no message says so: a lease ran out, a call's lease or deadline did, a timer
 -- is due, which is marked as fired; or nobody holds it, nothing else will wake it, and its deadline has passed or its record
 -- has not grown for a while. Then the next such look is a pause later, twice as long each time: a retry timer holds it back.
@@ -934,7 +964,7 @@ GRANT INSERT (decision_id, state, observed, observed_at) ON outcomes TO acp_deci
 GRANT INSERT (decision_id, agent, agent_version, forecast, probability, happened, brier, scored_at) ON agent_scores TO acp_decide;
 GRANT EXECUTE ON FUNCTION
     open_decision, join_decision, claim_decision, leave_decision, advance_decision, set_timer, intend_call, end_lost_calls, fire_timers,
-    anchor_heads
+    anchor_heads, expire_action
     TO acp_decide;
 
 -- AgentFunction: takes a call and answers it.

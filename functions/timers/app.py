@@ -1,4 +1,4 @@
-"""TimersFunction: every minute it wakes the decisions that are due, and anchors what was recorded."""
+"""TimersFunction: every minute it fails expired actions, wakes the decisions that are due, and anchors the record."""
 
 from functools import cache
 from typing import Any
@@ -29,5 +29,5 @@ def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
         telemetry,
         remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
     )
-    telemetry.logger.info("timers fired", woken=report.woken, anchored=report.anchored)
+    telemetry.logger.info("timers fired", expired=report.expired, woken=report.woken, anchored=report.anchored)
     return report.to_dict()

@@ -58,7 +58,7 @@ def bench(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a bar is missed.")] = False,
 ) -> None:
-    """Measure the relay: throughput, latency, memory, each beside a bare loop or a limit. Takes about twenty minutes.
+    """Measure the relay and deciding, each figure beside a bare loop or a limit. Takes about half an hour.
 
     Needs nothing running: it starts a PostgreSQL (fsync on, as in production), a local queue and LocalStack's SQS, and
     clears them away.

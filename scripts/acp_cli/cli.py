@@ -67,6 +67,7 @@ COMMANDS = {
         "deny": Entry("approval_commands", "Deny an action."),
         "switch": Entry("approval_commands", "Switch off, or on, all or a part of what is decided."),
         "switches": Entry("approval_commands", "What is switched off, by whom and why."),
+        "audit": Entry("audit_command", "Whether the record, and the accounts, are as they were."),
         "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},

@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
+from control_plane.decisions.offline import network_off
 from control_plane.decisions.reading import find_decisions, list_decisions, read_tree
+from control_plane.decisions.record import load
+from control_plane.decisions.replay import replay
+from domains import load_deciding
 from local_cloud import database
-from local_cloud.errors import UsageError
+from local_cloud.errors import AcpError, UsageError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
     from control_plane.decisions.reading import DecisionSummary, DecisionTree, TreeStep
+    from control_plane.decisions.replay import Replayed
     from local_cloud.cloud import Cloud
 
 PANEL = "Decisions"
@@ -34,6 +39,8 @@ _COLOURS = {
 }  # fmt: skip
 _HIDDEN = frozenset({"decision_id", "call_id", "fence", "claimed_by", "lease_until", "intended_at", "ended_at"})
 """Of a step's body: what tells nothing to a reader."""
+_SHORT = 60
+"""Most characters of a value that is shown."""
 
 
 def register(app: typer.Typer) -> None:
@@ -72,9 +79,18 @@ def decision(
     ctx: typer.Context,
     decision_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the first characters of it.")],
     *,
+    again: Annotated[
+        bool, typer.Option("--replay", help="Decide again from its record, network off, and compare the bytes.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for scripts.")] = False,
 ) -> None:
-    """Show one decision as a tree: evidence, answers, costs, verdict and reasons, action, outcome."""
+    """Show one decision as a tree: evidence, answers, costs, verdict and reasons, action, outcome.
+
+    With --replay it ends with 1 where something would be decided differently today.
+    """
+    if again:
+        _replay(ctx, decision_id, as_json=as_json)
+        return
     with _reading(ctx) as connection:
         tree = read_tree(connection, _found(connection, decision_id))
     assert tree is not None, "it was found in the same transaction"
@@ -84,6 +100,59 @@ def decision(
     console = Terminal()
     for line in _rendered(tree):
         console.print(line, soft_wrap=True)
+
+
+def _replay(ctx: typer.Context, decision_id: str, *, as_json: bool) -> None:
+    """Decides again from what was read, and prints the first difference."""
+    with _reading(ctx) as connection:
+        loaded = load(connection, _found(connection, decision_id))
+    assert loaded is not None, "it was found in the same transaction"
+    facts = loaded.record.decision
+    plug_ins = load_deciding().get(facts.domain)
+    if plug_ins is None:
+        msg = f"No domain {facts.domain} is here, which decided {facts.decision_id}."
+        raise AcpError(msg, remedy="Replay it with the release that decided it.")
+    with network_off() as refused:
+        result = replay(loaded, plug_ins)
+    found = result.difference
+    is_same = found is None and not refused
+    if as_json:
+        difference = None
+        if found is not None:
+            path, recorded, decided = found.field()
+            names = ("seq", "what", "field", "recorded", "decided")
+            difference = dict(zip(names, (found.seq, found.what, path, recorded, decided), strict=True))
+        content = {
+            "decision_id": facts.decision_id, "is_identical": is_same, "steps": result.steps,
+            "compared_bytes": result.compared_bytes, "refused": refused, "difference": difference,
+        }  # fmt: skip
+        _print_json(content)
+    else:
+        console = Terminal()
+        for line in _compared(result, refused):
+            console.print(line, soft_wrap=True)
+    if not is_same:
+        raise typer.Exit(1)
+
+
+def _compared(result: Replayed, refused: Sequence[str]) -> Iterator[str]:
+    """What a replay found, as lines of markup."""
+    counts = f"{result.steps} steps, {result.compared_bytes:,} bytes"
+    if refused:
+        yield f"[red]It asked for the network[/], which was off: {shown(', '.join(sorted(set(refused))))}"
+    if (found := result.difference) is None:
+        if not refused:
+            yield f"[green]replayed byte-identical[/], {counts}, network off"
+        return
+    path, recorded, decided = found.field()
+    where = f"{found.what}, {path}" if path else found.what
+    yield f"[red]Step {found.seq} would be decided differently[/] ({shown(where)}), after {counts} alike"
+    yield f"  recorded: {shown(_short(recorded))}"
+    yield f"  decided:  {shown(_short(decided))}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
 
 
 def _reading(ctx: typer.Context) -> psycopg.Connection[Any]:
@@ -181,7 +250,7 @@ def _details(step: TreeStep) -> Iterator[str]:
             told = {name: told[name] for name in ("reason", "expires_at") if name in told}
     for name, value in told.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        yield shown(f"{name}: {text if len(text) <= 60 else text[:59] + '…'}")
+        yield shown(f"{name}: {_short(text)}")
 
 
 def _parsed(output: str | None) -> dict[str, Any]:

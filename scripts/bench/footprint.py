@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,8 +11,9 @@ from statistics import median as median_of
 from typing import TYPE_CHECKING, Any
 
 from bench.figures import Bar, Measured, median, ratio, worst
-from bench.rig import BenchError, Seed
+from bench.rig import BenchError, Seed, deployed_settings
 from bench.turns import TICK_BYTES, drain, relay_options, rounds_of, timed
+from local_cloud.roles import DECIDE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,33 +24,67 @@ if TYPE_CHECKING:
 _MIB = 1_048_576
 
 
+_CONTEXT = (
+    "import app, json, types\n"
+    "context = types.SimpleNamespace(aws_request_id='bench', function_name='bench', log_stream_name='bench',\n"
+    "    get_remaining_time_in_millis=lambda: 60_000)\n"
+)
+_QUERY = "import os, psycopg\npsycopg.connect(os.environ['DATABASE_URL']).execute('SELECT 1').fetchall()\n"
+
+
 def cold_start(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
     """Compares a new relay process, up to the end of its first claim, with one that only imports and asks one query.
 
     The other process imports boto3 and psycopg, as the relay does.
     """
-    relay = (
-        "import app, types\n"
-        "context = types.SimpleNamespace(aws_request_id='bench', function_name='relay', log_stream_name='bench',\n"
-        "    get_remaining_time_in_millis=lambda: 60_000)\n"
-        "app.handler({'linger_seconds': 0}, context)\n"
-    )
-    bare = "import os, boto3, psycopg\npsycopg.connect(os.environ['DATABASE_URL']).execute('SELECT 1').fetchall()\n"
-    rounds = []
+    relay = f"{_CONTEXT}app.handler({{'linger_seconds': 0}}, context)\n"
     with rig.fresh(Seed(0)) as database:
-        environ = rig.environ(database)
-        for program in (relay, bare):
-            _seconds_of(program, environ)  # An unmeasured run writes the bytecode and fills the file cache.
-        for number in rounds_of(sizes.rounds):
-            say(number)
-            pairs = [(_seconds_of(relay, environ), _seconds_of(bare, environ)) for _ in range(sizes.cold_starts)]
-            rounds.append({"relay": [one for one, _ in pairs], "bare": [other for _, other in pairs]})
-    above = [median_of(one["relay"]) for one in rounds]
+        rounds = _starts(rig.environ(database), relay, f"import boto3\n{_QUERY}", sizes, say)
+    return _cold_start("cold start", rounds, sizes)
+
+
+def cold_start_deciding(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
+    """Compares a new DecisionFunction, up to the end of its first message, with one that only imports and asks a query.
+
+    The other process imports boto3, psycopg, pydantic and powertools, as the function does. The message is the sample.
+    """
+    checkout = rig.workspace.checkout
+    sample = repr(str(checkout / "events" / "decisions.json"))
+    function = f"{_CONTEXT}assert not app.handler(json.load(open({sample})), context)['batchItemFailures']\n"
+    bare = f"import boto3, pydantic\nfrom aws_lambda_powertools import Logger, Metrics\n{_QUERY}"
+    with rig.fresh(Seed(0)) as database:
+        folders = (checkout / "functions" / "decision", checkout / "layers" / "core")
+        environ = {
+            **rig.environ(database),
+            **deployed_settings(rig.workspace, "DecisionFunction"),
+            "DATABASE_URL": rig.url_as(DECIDE, database),
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        }
+        rounds = _starts(environ, function, bare, sizes, say)
+    return _cold_start("cold start of DecisionFunction", rounds, sizes)
+
+
+def _starts(
+    environ: Mapping[str, str], function: str, bare: str, sizes: Sizes, say: Callable[[str], object]
+) -> list[dict[str, Any]]:
+    """Starts both programs in turns, and returns each round's durations."""
+    rounds = []
+    for program in (function, bare):
+        _seconds_of(program, environ)  # An unmeasured run writes the bytecode and fills the file cache.
+    for number in rounds_of(sizes.rounds):
+        say(number)
+        pairs = [(_seconds_of(function, environ), _seconds_of(bare, environ)) for _ in range(sizes.cold_starts)]
+        rounds.append({"function": [one for one, _ in pairs], "bare": [other for _, other in pairs]})
+    return rounds
+
+
+def _cold_start(title: str, rounds: list[dict[str, Any]], sizes: Sizes) -> Measured:
+    above = [median_of(one["function"]) for one in rounds]
     below = [median_of(one["bare"]) for one in rounds]
     return Measured(
         [
-            ratio("cold start ÷ bare imports and query", above, below, Bar("≤", 1.4)),
-            median("cold start", [1000 * one for one in above], "ms"),
+            ratio(f"{title} ÷ bare imports and query", above, below, Bar("≤", 1.4)),
+            median(title, [1000 * one for one in above], "ms"),
         ],
         rounds,
         {"starts_per_round": sizes.cold_starts},

@@ -69,3 +69,71 @@ ORDER BY id
 SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::bigint, coalesce(sum(pg_total_relation_size(relid)), 0)::bigint
 FROM pg_stat_user_tables
 WHERE format('%%s.%%s', schemaname, relname) = ANY (%(tables)s::text[])
+
+-- name: make_market
+-- Makes daily bars of some entities, with one entity's unusual move at each instant after the first 330: a fall at one in
+-- four, a rise at the others. Noise is even, so a move of 5 % or 12 % is many times the usual one.
+WITH moves AS (
+    SELECT
+        entity_id,
+        number,
+        CASE
+            WHEN number <= 330 OR number %% entities <> place THEN (hashint4(number * 31 + place)::bigint %% 10000) / 1e6
+            WHEN number / entities %% 4 = 0 THEN -0.12
+            ELSE 0.05
+        END AS move
+    FROM unnest(%(entities)s::text[]) WITH ORDINALITY AS entity (entity_id, nth)
+    CROSS JOIN LATERAL (SELECT nth::integer - 1 AS place, cardinality(%(entities)s::text[]) AS entities) AS of_entity
+    CROSS JOIN generate_series(1, 330 + %(anomalies)s::integer) AS number
+),
+bars AS (
+    SELECT
+        *,
+        round((100 * exp(sum(move) OVER (PARTITION BY entity_id ORDER BY number)))::numeric, 4)::float8 AS price,
+        timestamptz '2015-01-01 14:30+00' + number * interval '1 day' AS occurred_at
+    FROM moves
+)
+INSERT INTO detector_bars (
+    source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, currency, revision, event_id, previous_at,
+    follows_gap, log_return, adjustment, excursion
+)
+SELECT
+    'bench', entity_id, '1d', occurred_at, price, price * 1.005, price * 0.995, price, 1000, 'USD', 0, gen_random_uuid(),
+    occurred_at - interval '1 day', false, move, 0, 0.005
+FROM bars
+
+-- name: make_account
+-- An account with as much cash as it has of each entity: 100,000 dollars at the first price.
+WITH account AS (
+    INSERT INTO paper_accounts (account, currency, opening_cash_micros, cash_micros)
+    VALUES (%(account)s, 'USD', 100000000000, 100000000000)
+    ON CONFLICT (account) DO UPDATE
+    SET opening_cash_micros = excluded.opening_cash_micros, cash_micros = excluded.cash_micros
+    RETURNING account
+)
+INSERT INTO paper_positions (account, source, entity_id, quantity_micros)
+SELECT account, 'bench', entity_id, 1000000000
+FROM account
+CROSS JOIN unnest(%(entities)s::text[]) AS entity_id
+
+-- name: unusual_bars
+-- The bars of some entities that moved unusually, in order.
+SELECT source, entity_id, occurred_at, event_id, log_return
+FROM detector_bars
+WHERE source = 'bench' AND entity_id = ANY (%(entities)s::text[]) AND abs(log_return) > 0.04
+ORDER BY occurred_at
+
+-- name: new_messages
+-- Messages about some entities that were stored after one of them, in order.
+SELECT message.id, message.topic, message.payload_json::text
+FROM outbox AS message
+JOIN events AS event USING (event_id)
+WHERE message.id > %(after)s AND message.topic = ANY (%(topics)s::text[]) AND event.entity_id = ANY (%(entities)s::text[])
+ORDER BY message.id
+
+-- name: decided
+-- How many decisions about some entities are in which state.
+SELECT state, count(*)
+FROM decisions
+WHERE entity_id = ANY (%(entities)s::text[])
+GROUP BY state

@@ -72,6 +72,7 @@ class Database:
     relay_url: str
     reader_url: str
     admin_url: str
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +188,23 @@ class Rig:
             for rows, delivered in ((seed.delivered, True), (seed.pending, False)):
                 connection.execute(QUERIES["make_events"].sql, {**asked, "count": rows, "delivered": delivered})
 
+    def url_as(self, role: str, database: Database) -> str:
+        """Returns a database's URL for a role."""
+        return self.server.url(role, database.name, self.passwords.role_passwords[role])
+
     def child(
-        self, program: str, database: Database, queues: Queues | None = None, options: Mapping[str, Any] | None = None
+        self,
+        program: str,
+        database: Database,
+        queues: Queues | None = None,
+        options: Mapping[str, Any] | None = None,
+        more_environ: Mapping[str, str] | None = None,
     ) -> Child:
         """Starts a program of this package."""
         return Child(
             program,
             options or {},
-            environ=self.environ(database, queues),
+            environ={**self.environ(database, queues), **(more_environ or {})},
             log=self.folder / f"{program}-{next(self._numbers)}.log",
         )
 
@@ -264,7 +274,7 @@ class Rig:
 
     def _database(self, name: str) -> Database:
         relay, reader = (self.server.url(role, name, self.passwords.role_passwords[role]) for role in (RELAY, READER))
-        return Database(relay, reader, self.server.url(database=name))
+        return Database(relay, reader, self.server.url(database=name), name)
 
     @contextlib.contextmanager
     def _dropped(self, name: str) -> Iterator[str]:
@@ -336,10 +346,10 @@ def new_queue(endpoint_url: str) -> Iterator[Queues]:
         client.delete_queue(QueueUrl=url)
 
 
-def deployed_settings(workspace: Workspace) -> dict[str, str]:
-    """Returns the part of RelayFunction's environment in the template that is the same in every deployment."""
+def deployed_settings(workspace: Workspace, function: str = "RelayFunction") -> dict[str, str]:
+    """Returns the part of a function's environment in the template that is the same in every deployment."""
     template = read_template(workspace.checkout / TEMPLATE)
-    variables = template["Resources"]["RelayFunction"]["Properties"]["Environment"]["Variables"]
+    variables = template["Resources"][function]["Properties"]["Environment"]["Variables"]
     return {name: str(value) for name, value in variables.items() if isinstance(value, str | int | float)}
 
 

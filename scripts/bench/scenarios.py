@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import footprint, latency, storage, throughput
+from bench import deciding, footprint, latency, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -28,7 +28,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "latency": latency.latency,
     "neighbours": latency.neighbours,
     "cold-start": footprint.cold_start,
+    "cold-start-deciding": footprint.cold_start_deciding,
     "memory": footprint.memory,
     "idle": footprint.idle,
     "relays": throughput.relays,
+    "deciding": deciding.deciding,
+    "decisions": deciding.decisions,
 }

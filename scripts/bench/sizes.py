@@ -24,6 +24,10 @@ class Sizes:
     """Processes started per round and side."""
     large_bodies: int = 200
     idle_seconds: float = 10
+    single_decisions: int = 100
+    """Decisions of a round that are made one after the other."""
+    decisions: int = 300
+    """Decisions of a round that workers make side by side."""
 
 
 QUICK = Sizes(
@@ -37,5 +41,7 @@ QUICK = Sizes(
     cold_starts=1,
     large_bodies=20,
     idle_seconds=1,
+    single_decisions=10,
+    decisions=10,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""

@@ -82,6 +82,8 @@ def load(workspace: Workspace) -> RunState | None:
         return None
     try:
         deployment = content.pop("deployment")
+        # A role that has come since gets a password; `acp up` makes the role.
+        content["role_passwords"] = RunState().role_passwords | content["role_passwords"]
         return RunState(**content, deployment=None if deployment is None else Deployment(**deployment))
     except (KeyError, TypeError) as error:
         msg = f"{workspace.state / _FILE} was written by another version of acp."

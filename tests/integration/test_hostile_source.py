@@ -65,8 +65,13 @@ def run(postgres: PostgresServer) -> Iterator[Run]:
                 "SELECT count(*) FROM events"
                 " WHERE entity_id = 'SPLITS-WITHOUT-END' AND event_type = 'CORPORATE_SPLIT_INGESTED'"
             ).fetchall()
-            outcomes = read_outcomes(connection)
-            yield Run(outcomes, asked_elsewhere=source.asked_elsewhere, splits=rows[0][0], **report)
+            yield Run(
+                read_outcomes(connection),
+                read_bars(connection),
+                asked_elsewhere=source.asked_elsewhere,
+                splits=rows[0][0],
+                **report,
+            )
 
 
 def read_outcomes(connection: Connection[Any]) -> dict[str, str]:

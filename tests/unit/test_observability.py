@@ -16,7 +16,7 @@ from control_plane.platform.telemetry import METRICS, NAMESPACE
 
 ALARMS = of_type("AWS::CloudWatch::Alarm")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-UNITS = {"count": MetricUnit.Count, "ms": MetricUnit.Milliseconds, "s": MetricUnit.Seconds}
+UNITS = {"count": MetricUnit.Count, "ms": MetricUnit.Milliseconds, "s": MetricUnit.Seconds, "%": MetricUnit.Percent}
 AWS_METRICS = {
     # docs.aws.amazon.com: CloudWatch metrics of SQS, and of Lambda
     "AWS/SQS": {"ApproximateNumberOfMessagesVisible", "ApproximateAgeOfOldestMessage"},
@@ -170,6 +170,11 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
         (NAMESPACE, "SourceFailures", "ingestion"),
         (NAMESPACE, "UnsubscribedMessages", "ingestion"),
         (NAMESPACE, "MarketSilence", "ingestion"),
+        (NAMESPACE, "DecisionsAbandoned", "decision"),
+        (NAMESPACE, "VerdictErrors", "gatekeeper"),
+        (NAMESPACE, "ActionsExpired", "timers"),
+        (NAMESPACE, "ApprovalsWaiting", "timers"),
+        (NAMESPACE, "BudgetUsed", "timers"),
     }
 
 
@@ -182,20 +187,38 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
     )
 
 
-@pytest.mark.parametrize("alarm", ["UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm"])
-def test_one_unsubscribed_message_raises_the_alarm(alarm: str) -> None:
+ONE_IS_TOO_MANY = (
+    "UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm", "AbandonedDecisionsAlarm", "VerdictErrorsAlarm",
+    "ActionsExpiredAlarm", "ApprovalsWaitingAlarm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("alarm", ONE_IS_TOO_MANY)
+def test_one_is_enough_to_raise_the_alarm(alarm: str) -> None:
     assert (ALARMS[alarm]["Threshold"], ALARMS[alarm]["ComparisonOperator"]) == (0, "GreaterThanThreshold")
+
+
+REPORTED = {
+    "IngestionSilentAlarm": "BreakerOpen", "RelaySilentAlarm": "BreakerOpen", "TimersSilentAlarm": "ApprovalsWaiting",
+}  # fmt: skip
+"""Alarms on missing runs, and the metric that each run reports which ends well."""
 
 
 @pytest.mark.parametrize("alarm", ALARMS)
 def test_only_a_function_that_always_reports_is_missed(alarm: str) -> None:
     """An alarm on missing market silence would ring every night, because a closed market reports nothing."""
     missed = ALARMS[alarm]["TreatMissingData"] == "breaching"
-    assert missed == (alarm in {"IngestionSilentAlarm", "RelaySilentAlarm", "OldestPendingAlarm"})
-    if missed and alarm != "OldestPendingAlarm":
+    assert missed == (alarm in REPORTED or alarm == "OldestPendingAlarm")
+    if alarm in REPORTED:
         properties = ALARMS[alarm]
-        assert (properties["MetricName"], properties["Statistic"]) == ("BreakerOpen", "SampleCount")
+        assert (properties["MetricName"], properties["Statistic"]) == (REPORTED[alarm], "SampleCount")
         assert (properties["Threshold"], properties["ComparisonOperator"]) == (1, "LessThanThreshold")
+
+
+def test_the_budgets_alarm_is_raised_at_80_percent() -> None:
+    alarm = ALARMS["BudgetUsedAlarm"]
+    assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (80, "GreaterThanOrEqualToThreshold")
+    assert alarm["Statistic"] == "Maximum"
 
 
 def test_an_open_market_may_be_silent_for_its_price_delay() -> None:

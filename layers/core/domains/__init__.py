@@ -1,8 +1,8 @@
 """The domains of this deployment. A new one is a package beside ``finance`` and one entry in ``DOMAINS``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from control_plane.model.contract import PLATFORM_PAYLOADS, EventTypes
 from control_plane.model.decision_events import DECISION_PAYLOADS
@@ -10,6 +10,7 @@ from control_plane.model.domain import Domain
 from domains import finance
 
 if TYPE_CHECKING:
+    from control_plane.decisions.audit import Finding
     from control_plane.model.deciding import Deciding
 
 DOMAINS: Final[tuple[Domain, ...]] = (finance.DOMAIN,)
@@ -23,3 +24,8 @@ EVENT_TYPES: Final = EventTypes(
 def load_deciding(domains: Iterable[Domain] = DOMAINS) -> "Mapping[str, Deciding]":
     """Imports what each domain plugs into the decision engine, and returns it by the domain's name."""
     return {domain.name: import_module(domain.deciding).DECIDING for domain in domains if domain.deciding is not None}
+
+
+def load_reconciling(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[[Any], Sequence[Finding]]]":
+    """Imports what holds each domain's accounts against the record, where a domain has any."""
+    return [import_module(domain.reconciling).reconcile for domain in domains if domain.reconciling is not None]

@@ -56,6 +56,23 @@ SOUND: Final[dict[str, dict[str, object]]] = {
         "action_id": ID, "account": "x", "source": "s", "entity_id": "e", "series": "1m", "side": "buy",
         "quantity_micros": 1, "fill_after": NOW,
     },
+    "detector_corporate_actions": {
+        "source": "s", "entity_id": "e", "kind": "split", "occurred_at": NOW, "amount": 2.0, "revision": 0,
+        "event_id": ID,
+    },
+    "detector_anomalies": {
+        "source": "s", "entity_id": "e", "series": "1m", "occurred_at": NOW, "kind": "return", "state": "detected",
+        "score": 5.0, "threshold": 4.0, "bar_event_id": ID, "bar_revision": 0, "details": "{}",
+    },
+    "signal_lab_corporate_actions": {
+        "source": "s", "entity_id": "e", "kind": "split", "occurred_at": NOW, "amount": 2.0, "revision": 0,
+        "event_id": ID,
+    },
+    "episodes": {
+        "source": "s", "entity_id": "e", "series": "1m", "occurred_at": NOW, "event_id": ID, "return_milli": 1,
+        "prior_milli": 1, "range_milli": 1, "followed_ppm": 1, "followed_milli": 1,
+        "ended_at": datetime(2026, 1, 6, tzinfo=UTC),
+    },
 }  # fmt: skip
 
 _FILLED: Final[dict[str, object]] = {
@@ -131,5 +148,16 @@ REFUSED: Final[list[tuple[str, str, dict[str, object]]]] = [
     ("paper_orders", "paper_orders_fill_is_whole", {"filled_at": NOW}),
     ("paper_orders", "paper_orders_fill_price_micros_check", _FILLED | {"fill_price_micros": 0}),
     ("paper_orders", "paper_orders_check", _FILLED | {"fill_occurred_at": NOW}),
+    ("detector_corporate_actions", "detector_corporate_actions_kind_check", {"kind": "merger", "currency": None}),
+    ("detector_corporate_actions", "detector_corporate_actions_amount_check", {"amount": 0}),
+    ("detector_corporate_actions", "detector_corporate_actions_dividends_are_money", {"currency": "USD"}),
+    ("detector_anomalies", "detector_anomalies_kind_check", {"kind": "mood"}),
+    ("detector_anomalies", "detector_anomalies_state_check", {"state": "lost"}),
+    ("detector_anomalies", "detector_anomalies_details_check", {"details": "[]"}),
+    ("detector_anomalies", "detector_anomalies_told_check", {"told": -1}),
+    ("detector_anomalies", "detector_anomalies_told_by_an_event", {"told": 1}),
+    ("signal_lab_corporate_actions", "signal_lab_corporate_actions_kind_check", {"kind": "merger"}),
+    ("signal_lab_corporate_actions", "signal_lab_corporate_actions_amount_check", {"amount": 0}),
+    ("episodes", "episodes_check", {"ended_at": NOW}),
 ]  # fmt: skip
 """Table, constraint, what is wrong with the row."""

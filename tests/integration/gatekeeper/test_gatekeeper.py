@@ -8,7 +8,9 @@ from psycopg import errors
 from tests.integration.gatekeeper.world import World, read_json
 from tests.judgements import AT, MILLION, Case, evidence, market_wide_case
 
+from control_plane.decisions.timers import expire_actions
 from control_plane.model.errors import ContractViolation
+from control_plane.platform.telemetry import Telemetry
 
 RELEASED_TO = {"decisions.events", "decisions.work", "client.actions"}
 TOLD_TO = {"decisions.events", "decisions.work"}
@@ -221,6 +223,15 @@ def test_what_was_executed_counts_and_what_failed_or_expired_not(world: World) -
     assert third.judge().is_released
     third.expire()
     assert world.propose(entity="IBM", **at_minute(9)).judge().is_released
+
+
+def test_what_the_timers_fail_counts_no_longer(world: World) -> None:
+    first = world.propose()
+    assert first.judge().is_released
+    first.expire(minutes=0)
+    assert world.propose(**at_minute(5)).judge().reasons == ("policy: entity_cool_down",)
+    assert expire_actions(world.decide, Telemetry("test")) == 1
+    assert world.propose(**at_minute(9)).judge().is_released
 
 
 def test_shares_that_are_being_sold_are_not_sold_twice(world: World) -> None:

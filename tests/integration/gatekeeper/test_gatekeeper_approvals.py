@@ -55,7 +55,7 @@ class Person:
 
 @pytest.fixture
 def ada(world: World) -> Iterator[Person]:
-    with connect(make_person(world, "person_eve"), application_name="test") as connection:
+    with connect(make_person(world, "person_ida"), application_name="test") as connection:
         yield Person(connection)
 
 
@@ -74,7 +74,7 @@ def test_what_is_approved_is_judged_again_and_released(world: World, asked: Prop
     asked.move("approved")
     assert asked.judge(nth=1).is_released
     assert asked.judge(nth=1).verdict is None
-    assert asked.rows("SELECT decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [("person_eve", "why")]
+    assert asked.rows("SELECT decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [("person_ida", "why")]
     [(recorded,)] = asked.rows("SELECT approval_id FROM verdicts WHERE decision_id = %(id)s AND verdict = 'permitted'")
     assert recorded == asked.approval()[0]
     assert asked.messages()["APPROVAL_GIVEN"] == {"decisions.events", "decisions.work"}
@@ -89,7 +89,7 @@ def test_what_is_denied_is_never_released(world: World, asked: Proposed, ada: Pe
 
 
 def test_two_clicks_at_once_have_one_effect(world: World, asked: Proposed, ada: Person) -> None:
-    url = make_person(world, "person_eve")
+    url = make_person(world, "person_ida")
     with ExitStack() as stack:
         people = [Person(stack.enter_context(connect(url, application_name="test"))) for _ in range(8)]
         outcomes = in_threads(8, lambda number: people[number].answer(asked, gives=number % 2 == 0))

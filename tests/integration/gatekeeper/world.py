@@ -193,13 +193,13 @@ class Proposed:
             [outcome, self.decision_id],
         )
 
-    def expire(self) -> None:
+    def expire(self, minutes: int = 6) -> None:
         """Lets the released action's time be over, as if it had been released long ago."""
         with self.world.owner.transaction():
             self.world.owner.execute("ALTER TABLE actions DISABLE TRIGGER actions_are_immutable")
             self.world.owner.execute(
-                "UPDATE actions SET expires_at = now() - interval '6 minutes' WHERE decision_id = %s",
-                [self.decision_id],
+                "UPDATE actions SET expires_at = now() - make_interval(mins => %s) WHERE decision_id = %s",
+                [minutes, self.decision_id],
             )
             self.world.owner.execute("ALTER TABLE actions ENABLE TRIGGER actions_are_immutable")
 

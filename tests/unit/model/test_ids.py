@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -245,3 +246,16 @@ def test_an_instant_without_a_time_zone_is_refused() -> None:
 def test_an_instant_that_utc_cannot_write_is_refused() -> None:
     with pytest.raises(ContractViolation, match="since: is out of range in UTC"):
         canonical_instant(datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5))), field="since")
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | integers | texts | st.lists(integers, max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("aZ_~\x01") | texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(plain | payloads)
+@settings(deadline=None)
+def test_canonical_json_is_what_rfc8785_writes(value: Any) -> None:
+    assert canonical_json(value) == rfc8785.dumps(storable(value))

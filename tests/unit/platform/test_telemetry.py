@@ -87,6 +87,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "DecisionsOpened", "DecisionsClosed", "DecisionsAbandoned", "DecisionDuration", "AgentCallsLost", "AgentCalls",
         "AgentCallFailures", "AgentCostMicros",
         "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
+        "ActionsExpired", "ApprovalsWaiting", "OldestApprovalAge", "BudgetUsed",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)
@@ -94,9 +95,11 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
     units = {metric["Name"]: metric["Unit"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
     latencies = {"PublishLatency", "CommitToPublishLatency", "RelayDuration", "DecisionDuration"}
     assert {name for name, unit in units.items() if unit == "Milliseconds"} == latencies
-    ages = {"OldestPendingAge", "MarketSilence"}
+    ages = {"OldestPendingAge", "MarketSilence", "OldestApprovalAge"}
     assert {name for name, unit in units.items() if unit == "Seconds"} == ages
-    assert {name for name, unit in units.items() if unit == "Count"} == set(METRICS) - latencies - ages
+    shares = {"BudgetUsed"}
+    assert {name for name, unit in units.items() if unit == "Percent"} == shares
+    assert {name for name, unit in units.items() if unit == "Count"} == set(METRICS) - latencies - ages - shares
 
 
 def test_a_metric_nobody_declared_is_refused(telemetry: Telemetry) -> None:

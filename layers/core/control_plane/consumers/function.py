@@ -25,7 +25,7 @@ def consume_messages(
     What an effect raises sends that message back to its queue, in the end to its DLQ. Once Postgres cannot be reached,
     the batch's other messages fail without waiting for it again; where it cannot be from the start, that is raised.
     """
-    database.connection()  # without Postgres the batch fails as one, visibly
+    first = [database.connection()]  # without Postgres the batch fails as one, visibly
     unavailable: DatabaseUnavailable | None = None
 
     def consume(message: Event) -> bool:
@@ -33,7 +33,7 @@ def consume_messages(
         if unavailable is not None:
             raise unavailable
         try:
-            connection = database.connection()
+            connection = first.pop() if first else database.connection()
         except DatabaseUnavailable as error:
             unavailable = error
             raise

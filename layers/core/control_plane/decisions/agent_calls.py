@@ -98,13 +98,13 @@ def run_call(
     """
     if most_seconds <= 0:
         raise ControlPlaneError("no time is left to call an agent: the message comes again")
-    began = monotonic()
-    call = _claim(connect(), call_id, claimant=claimant, lease_seconds=min(lease_seconds, most_seconds))
+    began, connection = monotonic(), connect()
+    call = _claim(connection, call_id, claimant=claimant, lease_seconds=min(lease_seconds, most_seconds))
     if call is None:
         return None
     ends = began + call.seconds_left
     agent = agents.get(call.agent)
-    result = _refusal(connect(), call, agent, request_sha256)
+    result = _refusal(connection, call, agent, request_sha256)
     if result is None:
         assert agent is not None
         result = _checked(agent, _run(agent, call, ends - monotonic() - _time_to_record(call)))

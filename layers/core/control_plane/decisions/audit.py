@@ -159,12 +159,7 @@ class _Auditor:
                 elif hashlib.sha256(found[name]).digest() != name:
                     self._findings.append(Finding("artifacts", f"{name.hex()} has other bytes", decision_id))
                 elif name in pins:
-                    try:
-                        sources = [bytes.fromhex(text) for text in json.loads(found[name])["sources"].values()]
-                    except (AttributeError, KeyError, TypeError, ValueError):
-                        self._findings.append(Finding("artifacts", f"{name.hex()} is no list of pins", decision_id))
-                    else:
-                        named |= dict.fromkeys(sources, decision_id)
+                    named |= dict.fromkeys(_pinned(found[name]), decision_id)
 
     def _audit_budgets(self) -> Iterator[Finding]:
         for scope, day, *sums in self._select("audited_budgets"):
@@ -203,12 +198,15 @@ class _OfDecision:
     def _of_rows(self) -> Iterator[tuple[str, str]]:
         yield from self._of_decisions()
         for table, kind in _STEP_OF_TABLE.items():
-            yield from _one_for_one(table, self._rows[table], self._of_kind(kind))
+            yield from _one_for_one(table, self._rows[table], self._numbered(kind))
         yield from self._of_calls()
         yield from self._of_outcomes()
 
+    def _numbered(self, kind: str) -> list[tuple[int, Row]]:
+        return [(step.seq, body) for step, body in zip(self._steps, self._bodies, strict=True) if step.kind == kind]
+
     def _of_kind(self, kind: str) -> list[Row]:
-        return [body for step, body in zip(self._steps, self._bodies, strict=True) if step.kind == kind]
+        return [body for _, body in self._numbered(kind)]
 
     def _of_decisions(self) -> Iterator[tuple[str, str]]:
         if not self._steps or self._steps[0].kind != "opened":
@@ -260,16 +258,19 @@ class _OfDecision:
     def _of_outcomes(self) -> Iterator[tuple[str, str]]:
         steps = [(step, body) for step, body in zip(self._steps, self._bodies, strict=True) if step.kind == "outcome"]
         stated = [
-            {
-                "decision_id": str(step.decision_id),
-                "state": body["state"],
-                "observed": body,
-                "observed_at": step.at.isoformat(),
-            }
+            (
+                step.seq,
+                {
+                    "decision_id": str(step.decision_id),
+                    "state": body["state"],
+                    "observed": body,
+                    "observed_at": step.at.isoformat(),
+                },
+            )
             for step, body in steps
         ]
         scores = [
-            {**score, "decision_id": str(step.decision_id), "scored_at": step.at.isoformat()}
+            (step.seq, {**score, "decision_id": str(step.decision_id), "scored_at": step.at.isoformat()})
             for step, body in steps
             for score in body["scores"]
         ]
@@ -277,17 +278,17 @@ class _OfDecision:
         yield from _one_for_one("agent_scores", self._rows["agent_scores"], scores)
 
 
-def _one_for_one(table: str, rows: Sequence[Row], bodies: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Every row is the content of a step, and the other way round."""
-    left = list(bodies)
+def _one_for_one(table: str, rows: Sequence[Row], stated: Sequence[tuple[int, Row]]) -> Iterator[tuple[str, str]]:
+    """Every row is the content of a step, and the other way round; ``stated`` has each step's number and content."""
+    left = list(stated)
     for row in rows:
-        same = next((body for body in left if _is_same(row, body)), None)
+        same = next((one for one in left if _is_same(row, one[1])), None)
         if same is None:
             yield table, "a row is not what any step says"
         else:
             left.remove(same)
-    if left:
-        yield table, f"{len(left)} rows that steps tell of are gone or changed"
+    for seq, _ in left:
+        yield table, f"the row that step {seq} tells of is gone or changed"
 
 
 def _is_settled(reservation: Row, intended: Row, end: Row | None) -> bool:
@@ -332,6 +333,14 @@ def _named_by(step: StoredStep) -> list[bytes]:
     except (KeyError, TypeError, ValueError):  # its hash gives it away
         return named
     return named
+
+
+def _pinned(content: bytes) -> list[bytes]:
+    """The artifacts that a list of pins names; none for one that is no such list, which its hash gives away."""
+    try:
+        return [bytes.fromhex(name) for name in json.loads(content)["sources"].values()]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
 
 
 def _parse(content: bytes) -> Any:

@@ -126,11 +126,11 @@ class Engine:
         """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
         has_moved, loaded, ends_lost, asks_again = False, None, True, True
         while True:
-            loaded = load(connection, hold.decision_id, loaded)
+            loaded = load(connection, hold.decision_id, loaded, hold.stored)
             assert loaded is not None
-            if ends_lost and moves.has_open_calls(loaded.record):
-                ends_lost = False  # once in a while: those that are lost now were lost when it was claimed
-                if self._end_lost(connection, hold):
+            if ends_lost:
+                ends_lost = False  # those that are lost now were lost when it was claimed
+                if moves.has_open_calls(loaded.record) and self._end_lost(connection, hold):
                     continue
             if not loaded.is_closed and self._move(connection, hold, loaded):
                 has_moved = True
@@ -144,7 +144,7 @@ class Engine:
     def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
         """Makes the next move; returns False where there is nothing to do but wait."""
         try:
-            given = self._circumstances(connection, loaded)
+            given = _circumstances(loaded)
             try:
                 return self._move_by_playbook(connection, hold, loaded, given)
             except psycopg.Error:
@@ -204,7 +204,10 @@ class Engine:
             if step.kind == "outcome":
                 _store_outcome(connection, hold, step, seq)
 
-        _transact(connection, work)
+        if step.calls or step.kind == "outcome":
+            _transact(connection, work)
+        else:
+            retry_conflicts(work)  # one statement is a transaction of its own
         if step.kind == "closed":
             self._count_closed(loaded, step)
 
@@ -240,17 +243,6 @@ class Engine:
         asked = announcements.verdict_requested_again(loaded.record, nth, loaded.now)
         _transact(connection, lambda: emit(connection, asked))
         return True
-
-    def _circumstances(self, connection: Connection[Any], loaded: Loaded) -> Circumstances:
-        is_overdue = loaded.now >= moves.ends_at(loaded.record)
-        if loaded.record.decision.state not in BEFORE_RELEASE:
-            return Circumstances(is_overdue=is_overdue)
-        expiry = moves.approval_expiry(loaded.record)
-        return Circumstances(
-            is_overdue=is_overdue,
-            is_expired=expiry is not None and loaded.now >= expiry,
-            switched_off=frozenset(scope for (scope,) in connection.execute(QUERIES["switched_off_scopes"].sql)),
-        )
 
     def _plug_ins(self, loaded: Loaded) -> Deciding:
         domain = loaded.record.decision.domain
@@ -291,6 +283,18 @@ class Engine:
 def _fault(error: Exception) -> str:
     """What the record says of a fault: another exception's text may be anything, and is in the log."""
     return visible(str(error)[:LONGEST]) if isinstance(error, PlaybookFault) else type(error).__name__
+
+
+def _circumstances(loaded: Loaded) -> Circumstances:
+    is_overdue = loaded.now >= moves.ends_at(loaded.record)
+    if loaded.record.decision.state not in BEFORE_RELEASE:
+        return Circumstances(is_overdue=is_overdue)
+    expiry = moves.approval_expiry(loaded.record)
+    return Circumstances(
+        is_overdue=is_overdue,
+        is_expired=expiry is not None and loaded.now >= expiry,
+        switched_off=loaded.switched_off,
+    )
 
 
 def _without_calls_of(move: Move, switched_off: frozenset[str]) -> Move:

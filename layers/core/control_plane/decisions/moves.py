@@ -54,9 +54,14 @@ class Append:
     """Further ones to be stored, with their kinds."""
     calls: Sequence["IntendedCall"] = ()
     """To be intended in the same transaction."""
+    is_output: bool = False
+    """Whether the output is the body's own bytes."""
 
     def body_bytes(self) -> bytes:
         """The bytes that are hashed. Raises ContractViolation for what is no JSON."""
+        if self.is_output:
+            assert self.output is not None, "the body's own bytes"
+            return self.output
         return canonical_json(dict(self.body), field=f"step {self.kind}")
 
 
@@ -119,13 +124,13 @@ def trunk(record: Record) -> int:
 def evidence(record: Record, gathered: JsonObject) -> Append:
     """The step that what was gathered becomes."""
     content = canonical_json(dict(gathered), field="evidence")
-    return Append("evidence", trunk(record), gathered, "gathering", content, "evidence")
+    return Append("evidence", trunk(record), gathered, "gathering", content, "evidence", is_output=True)
 
 
 def simulation(record: Record, result: JsonObject) -> Append:
     """The step that a simulation's result becomes."""
     content = canonical_json(dict(result), field="simulation")
-    return Append("simulation", trunk(record), result, "simulating", content, "simulation")
+    return Append("simulation", trunk(record), result, "simulating", content, "simulation", is_output=True)
 
 
 def outcome(record: Record, observed: JsonObject) -> Append:

@@ -9,11 +9,11 @@ from uuid import UUID
 from psycopg import Connection
 
 from control_plane.decisions import announcements
-from control_plane.decisions.emit import emit
-from control_plane.decisions.record import load_record, store_artifact
+from control_plane.decisions.record import load_record, sha256, store_artifacts
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Agent, Deciding, Decision, Playbook, decision_id
 from control_plane.model.ids import canonical_instant, canonical_json
+from control_plane.platform.messages import as_json
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
@@ -134,24 +134,33 @@ def _open(
             "kind": "anomaly",
             "parent": 0,
             "body": canonical_json(anomaly_body(event)),
-            "input_sha256": None,
+            "hashes": [],
+            "kinds": [],
+            "contents": [],
             "output_sha256": None,
             "state": None,
             "lease_seconds": 60,
             "seen_seq": None,
+            "events": as_json([announcements.opened(decision, now)]),
         },
     )
     connection.execute(QUERIES["leave_decision"].sql, {**held, "wake_seq": 0})
-    emit(connection, announcements.opened(decision, now))
     return True
 
 
 def _pin(connection: Connection[Any], playbook: Playbook, agents: Sequence[Agent]) -> bytes:
     """Stores what the playbook decides with, each piece once by its hash; agents' versions too."""
-    pinned = {name: store_artifact(connection, "source", content).hex() for name, content in playbook.sources().items()}
-    pins: dict[str, Any] = {"playbook": playbook.name, "version": playbook.version, "sources": pinned}
-    pins["agents"] = {agent.name: agent.version for agent in agents}
-    return store_artifact(connection, "pins", canonical_json(pins))
+    sources = playbook.sources()
+    pinned = {name: sha256(content).hex() for name, content in sources.items()}
+    versions = {agent.name: agent.version for agent in agents}
+    pins = canonical_json(
+        {"playbook": playbook.name, "version": playbook.version, "sources": pinned, "agents": versions}
+    )
+    name = sha256(pins)
+    # The list is stored with what it lists, in one transaction: where it is, so are they.
+    if connection.execute(QUERIES["artifacts"].sql, {"hashes": [name]}).fetchone() is None:
+        store_artifacts(connection, [*(("source", content) for content in sources.values()), ("pins", pins)])
+    return name
 
 
 def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | None:

@@ -192,28 +192,27 @@ LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
 WHERE step.decision_id = %(decision_id)s
 ORDER BY step.seq
 -- name: decision
--- One decision as it stands, with the database's time.
+-- One decision as it stands, with the database's time, the scopes that are switched off, and the steps after one of them.
 SELECT
-    decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
-    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, wake_seq, clock_timestamp()
-FROM decisions
-WHERE decision_id = %(decision_id)s
-
--- name: steps
--- A decision's steps after one of them, in order.
-SELECT seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
-FROM decision_steps
-WHERE decision_id = %(decision_id)s AND seq > %(after_seq)s
-ORDER BY seq
+    decision.decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
+    trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, wake_seq, clock_timestamp(),
+    ARRAY(SELECT scope FROM switches WHERE is_off ORDER BY scope),
+    step.seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
+FROM decisions AS decision
+LEFT JOIN decision_steps AS step ON step.decision_id = decision.decision_id AND step.seq > %(after_seq)s
+WHERE decision.decision_id = %(decision_id)s
+ORDER BY step.seq
 
 -- name: artifacts
 -- The bytes of artifacts by their hashes.
 SELECT sha256, bytes FROM artifacts WHERE sha256 = ANY(%(hashes)s)
 
--- name: store_artifact
--- Stores bytes under their hash; what is stored already stays.
+-- name: store_artifacts
+-- Stores bytes under their hashes; what is stored already stays.
 INSERT INTO artifacts (sha256, kind, bytes)
-VALUES (%(sha256)s, %(kind)s, %(bytes)s)
+SELECT sha256, kind, bytes
+FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+ORDER BY sha256
 ON CONFLICT DO NOTHING
 
 -- name: open_decision
@@ -236,11 +235,27 @@ SELECT fence FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)
 SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
 
 -- name: advance_decision
--- Appends a step and moves the decision on, under the fence of its claim; returns the step's number.
-SELECT advance_decision(
-    %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, %(input_sha256)s, %(output_sha256)s, %(state)s, %(lease_seconds)s,
-    %(seen_seq)s
+-- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events;
+-- returns the step's number.
+WITH stored AS (
+    INSERT INTO artifacts (sha256, kind, bytes)
+    SELECT sha256, kind, bytes
+    FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+    ORDER BY sha256
+    ON CONFLICT DO NOTHING
+    RETURNING sha256
+),
+advanced AS MATERIALIZED (
+    SELECT
+        advance_decision(
+            %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
+            %(seen_seq)s
+        ) AS seq
+    -- The step refers to them, so they come first.
+    FROM (SELECT count(*) FROM stored) AS all_stored
 )
+SELECT seq, (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE seq IS NOT NULL)
+FROM advanced
 
 -- name: set_timer
 -- Has a decision looked at again at an instant.
@@ -251,10 +266,6 @@ SELECT set_timer(%(decision_id)s, %(fence)s, %(kind)s, %(due_at)s)
 SELECT EXISTS (
     SELECT FROM timers WHERE decision_id = %(decision_id)s AND kind = %(kind)s AND fired_at IS NULL
 )
-
--- name: switched_off_scopes
--- Every scope that is switched off.
-SELECT scope FROM switches WHERE is_off ORDER BY scope
 
 -- name: intend_call
 -- Records that an agent is to be called, and reserves the most that it may cost; false where a budget has no room.
@@ -285,6 +296,37 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.
 SELECT decision_id, reason, trace_id, entity_id, clock_timestamp()
 FROM fire_timers(%(most)s, %(idle_seconds)s)
+
+-- name: expired_actions
+-- Released actions that nobody has executed before they expired. Their decisions are open, which bounds what is read.
+SELECT action_id, decision_id, expires_at, decision.trace_id, decision.entity_id
+FROM decisions AS decision
+JOIN actions AS action USING (decision_id)
+WHERE decision.closed_at IS NULL
+    AND expires_at <= clock_timestamp()
+    AND NOT EXISTS (SELECT FROM executions WHERE executions.action_id = action.action_id)
+ORDER BY expires_at
+LIMIT %(most)s
+
+-- name: expire_action
+-- Fails an action that nobody has executed before it expired, once; false where somebody holds or has executed it.
+SELECT expire_action(%(action_id)s, %(reason)s, %(wake_event)s::json)
+
+-- name: approvals_waiting
+-- How many requests for an approval can still be answered and are not, and for how many seconds the oldest has waited.
+SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(request.requested_at)), 0)::float8
+FROM decisions AS decision
+JOIN approval_requests AS request USING (decision_id)
+WHERE decision.closed_at IS NULL
+    AND decision.state IN ('proposed', 'awaiting_approval')
+    AND request.expires_at > clock_timestamp()
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+
+-- name: budget_used
+-- How many per cent of the day's tightest budget are spent or reserved.
+SELECT coalesce(max(100.0 * (reserved_micros + spent_micros) / greatest(limit_micros, 1)), 0)::float8
+FROM budgets
+WHERE day = (clock_timestamp() AT TIME ZONE 'UTC')::date
 
 -- name: anchor_heads
 -- Anchors the heads of the next chains that grew, after one of them; returns the line that belongs into the log, or no row.

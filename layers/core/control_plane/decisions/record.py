@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,6 +15,8 @@ from control_plane.model.deciding import Decision, Record, Step
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
+_COLUMNS: Final = len(Decision.__slots__) + 4
+"""Of the query decision: those of the decision, before those of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Loaded:
     is_closed: bool
     bodies: Sequence[bytes] = ()
     """Of the steps, as they are stored and hashed."""
+    switched_off: frozenset[str] = frozenset()
+    """Every scope that is switched off."""
 
     @property
     def head_seq(self) -> int:
@@ -41,9 +46,21 @@ def sha256(content: bytes) -> bytes:
 
 def store_artifact(connection: Connection[Any], kind: str, content: bytes) -> bytes:
     """Stores bytes once, in the caller's transaction, and returns their SHA-256. Raises psycopg.Error."""
-    name = sha256(content)
-    connection.execute(QUERIES["store_artifact"].sql, {"sha256": name, "kind": kind, "bytes": content})
+    (name,) = store_artifacts(connection, [(kind, content)])
     return name
+
+
+def store_artifacts(connection: Connection[Any], artifacts: Iterable[tuple[str, bytes]]) -> Mapping[bytes, bytes]:
+    """Stores bytes with their kinds, each once, and returns them by their SHA-256. Raises psycopg.Error."""
+    kinds = {sha256(content): (kind, content) for kind, content in artifacts}
+    if kinds:
+        values = {
+            "hashes": list(kinds),
+            "kinds": [kind for kind, _ in kinds.values()],
+            "contents": [content for _, content in kinds.values()],
+        }
+        connection.execute(QUERIES["store_artifacts"].sql, values)
+    return {name: content for name, (_, content) in kinds.items()}
 
 
 def load_record(connection: Connection[Any], decision_id: UUID) -> Record | None:
@@ -52,24 +69,33 @@ def load_record(connection: Connection[Any], decision_id: UUID) -> Record | None
     return None if loaded is None else loaded.record
 
 
-def load(connection: Connection[Any], decision_id: UUID, known: Loaded | None = None) -> Loaded | None:
-    """Reads a decision; of the steps and artifacts of ``known``, which never change, none is read again."""
-    row = connection.execute(QUERIES["decision"].sql, {"decision_id": decision_id}).fetchone()
-    if row is None:
-        return None
-    *columns, closed_at, wake_seq, now = row
+def load(
+    connection: Connection[Any],
+    decision_id: UUID,
+    known: Loaded | None = None,
+    stored: Mapping[bytes, bytes] = MappingProxyType({}),
+) -> Loaded | None:
+    """Reads a decision; of the steps and artifacts of ``known``, which never change, none is read again.
+
+    ``stored`` are artifacts that the caller has at hand, whether the record names them or not.
+    """
     steps = list(known.record.steps) if known is not None else []
-    after_seq = steps[-1].seq if steps else -1
-    new = connection.execute(QUERIES["steps"].sql, {"decision_id": decision_id, "after_seq": after_seq}).fetchall()
-    steps += [_step(found) for found in new]
+    about = {"decision_id": decision_id, "after_seq": steps[-1].seq if steps else -1}
+    rows = connection.execute(QUERIES["decision"].sql, about).fetchall()
+    if not rows:
+        return None
+    *columns, closed_at, wake_seq, now, switched_off = rows[0][:_COLUMNS]
+    new = [row[_COLUMNS:] for row in rows if row[_COLUMNS] is not None]
+    new_steps = [_step(found) for found in new]
     artifacts = dict(known.record.artifacts) if known is not None else {}
-    artifacts |= _artifacts(connection, steps, artifacts)
+    artifacts |= _artifacts(connection, new_steps, artifacts, stored)
     return Loaded(
-        record=Record(Decision(*map(_in_utc, columns)), tuple(steps), artifacts),
+        record=Record(Decision(*map(_in_utc, columns)), (*steps, *new_steps), artifacts),
         wake_seq=wake_seq,
         now=_in_utc(now),
         is_closed=closed_at is not None,
         bodies=(*(known.bodies if known is not None else ()), *(bytes(found[5]) for found in new)),
+        switched_off=frozenset(switched_off),
     )
 
 
@@ -88,16 +114,20 @@ def _step(row: Sequence[Any]) -> Step:
     )
 
 
-def _artifacts(connection: Connection[Any], steps: Iterable[Step], known: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+def _artifacts(
+    connection: Connection[Any], steps: Iterable[Step], known: Mapping[bytes, bytes], stored: Mapping[bytes, bytes]
+) -> dict[bytes, bytes]:
+    """Returns the artifacts that steps name and that are not known yet."""
     named = {name for step in steps for name in (step.input_sha256, step.output_sha256) if name is not None}
     # A request is named before anybody is asked: its agent may be switched off meanwhile.
     rounds = (step.body["calls"] for step in steps if step.kind == "calls")
     named |= {bytes.fromhex(call["request_sha256"]) for calls in rounds for call in calls}
-    missing = sorted(named - known.keys())
-    if not missing:
-        return {}
-    found = connection.execute(QUERIES["artifacts"].sql, {"hashes": missing})
-    return {bytes(name): bytes(content) for name, content in found}
+    found = {name: stored[name] for name in named & stored.keys()}
+    missing = sorted(named - known.keys() - found.keys())
+    if missing:
+        rows = connection.execute(QUERIES["artifacts"].sql, {"hashes": missing})
+        found |= {bytes(name): bytes(content) for name, content in rows}
+    return found
 
 
 def _in_utc(value: Any) -> Any:

@@ -5,6 +5,7 @@ versions and reservations. Decided again: every command of the playbook, every s
 wrote because of them.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,6 +23,8 @@ READ: Final = frozenset({
 })  # fmt: skip
 """Kinds of steps that others write, or that say what others said."""
 
+_MISSING: Final = object()
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -32,6 +35,13 @@ class Difference:
     """kind, parent, body, output, time or fault."""
     recorded: str
     decided: str
+
+    def field(self) -> tuple[str, str, str]:
+        """Returns the first field that differs, as a path, and its value on either side; no path for a whole text."""
+        try:
+            return _first_field("", json.loads(self.recorded), json.loads(self.decided))
+        except ValueError:
+            return "", self.recorded, self.decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,7 @@ def _compare_call(before: Record, step: Step, body: bytes, calls_seq: int, calls
     }
     recorded = {name: step.body.get(name) for name in decided}
     if recorded != decided or step.input_sha256 != call.request_sha256 or step.parent != calls_seq:
-        raise _Differs("body", recorded, decided)
+        raise _Differs("body", canonical_json(recorded).decode(), canonical_json(decided).decode())
     return len(canonical_json(decided))
 
 
@@ -180,3 +190,21 @@ def _switched_off(kind: str, body: Mapping[str, Any]) -> frozenset[str]:
 
 def _hex(name: bytes | None) -> str:
     return "none" if name is None else name.hex()
+
+
+def _first_field(path: str, recorded: Any, decided: Any) -> tuple[str, str, str]:
+    """Goes down to the first value that differs: by an object's sorted names, or a list's places."""
+    if isinstance(recorded, dict) and isinstance(decided, dict):
+        for name in sorted(recorded.keys() | decided.keys()):
+            if name not in recorded or name not in decided or recorded[name] != decided[name]:
+                below = f"{path}.{name}" if path else name
+                return _first_field(below, recorded.get(name, _MISSING), decided.get(name, _MISSING))
+    if isinstance(recorded, list) and isinstance(decided, list) and len(recorded) == len(decided):
+        for place, (one, other) in enumerate(zip(recorded, decided, strict=True)):
+            if one != other:
+                return _first_field(f"{path}[{place}]", one, other)
+    return path, _as_text(recorded), _as_text(decided)
+
+
+def _as_text(value: Any) -> str:
+    return "nothing" if value is _MISSING else json.dumps(value, ensure_ascii=False)

@@ -8,9 +8,9 @@ import psycopg
 from psycopg import Connection
 
 from control_plane.decisions import announcements
-from control_plane.decisions.emit import emit
 from control_plane.decisions.moves import Append
-from control_plane.decisions.record import Loaded, store_artifact
+from control_plane.decisions.record import Loaded, sha256
+from control_plane.platform.messages import as_json
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
@@ -40,6 +40,8 @@ class Hold:
     decision_id: UUID
     fence: int
     policy: EnginePolicy
+    stored: dict[bytes, bytes] = field(default_factory=dict)
+    """Artifacts that were stored under it: they need not be read back."""
 
 
 def is_fence_lost(error: psycopg.Error) -> bool:
@@ -53,30 +55,32 @@ def has_record_grown(error: psycopg.Error) -> bool:
 
 
 def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append, *, seen_seq: int | None) -> int:
-    """Appends a step with its artifacts and its events, in the caller's transaction, and returns its number.
+    """Appends a step with its artifacts and its events, in one statement, and returns its number.
 
-    ``seen_seq`` is the end of the record that the step was decided on; None within a transaction that has checked it.
-    Raises psycopg.Error: is_fence_lost and has_record_grown tell two of them.
+    ``seen_seq`` is the end of the record that the step was decided on; None within a transaction that has checked it:
+    such a step has no events. Raises psycopg.Error: is_fence_lost and has_record_grown tell two of them.
     """
-    for kind, content in step.artifacts:
-        store_artifact(connection, kind, content)
-    output = None if step.output is None else store_artifact(connection, step.output_kind, step.output)
+    made = [*step.artifacts, *([] if step.output is None else [(step.output_kind, step.output)])]
+    contents = {sha256(content): content for _, content in made}
+    events = [] if seen_seq is None else announcements.announce(loaded.record, step, seen_seq + 1, loaded.now)
     row = connection.execute(
         QUERIES["advance_decision"].sql,
         {
+            "hashes": [sha256(content) for _, content in made],
+            "kinds": [kind for kind, _ in made],
+            "contents": [content for _, content in made],
             "decision_id": hold.decision_id,
             "fence": hold.fence,
             "kind": step.kind,
             "parent": step.parent,
             "body": step.body_bytes(),
-            "input_sha256": None,
-            "output_sha256": output,
+            "output_sha256": None if step.output is None else sha256(step.output),
             "state": step.state,
             "lease_seconds": hold.policy.lease_seconds,
             "seen_seq": seen_seq,
+            "events": as_json(events),
         },
     ).fetchone()
     assert row is not None
-    seq = int(row[0])
-    emit(connection, *announcements.announce(loaded.record, step, seq, loaded.now))
-    return seq
+    hold.stored.update(contents)
+    return int(row[0])

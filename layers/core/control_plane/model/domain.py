@@ -32,3 +32,6 @@ class Domain:
     deciding: str | None = None
     """The module whose ``DECIDING`` is a control_plane.model.deciding.Deciding; its name alone, so that a function that
     decides nothing imports none of it."""
+    reconciling: str | None = None
+    """The module whose ``reconcile``, given a connection as acp_reader, returns an audit's findings on the accounts of
+    the domain's client."""

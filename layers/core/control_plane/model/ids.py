@@ -1,7 +1,8 @@
 """Event ids: the same observation always gets the same id, however its JSON is written."""
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -18,6 +19,8 @@ MAX_DEPTH = 64
 """How deep arrays and objects may be nested, counting the outermost one."""
 
 _LARGEST_EXACT_INTEGER = 2**53 - 1
+_PLAIN = frozenset({str, int, bool, type(None)})
+_write_plain = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def canonical_instant(instant: datetime, *, field: str = "occurred_at") -> str:
@@ -46,7 +49,13 @@ def storable(value: Any, *, field: str = "payload") -> Any:
 
 def is_storable_text(text: str) -> bool:
     """Whether JSON and Postgres can both store the text: it holds neither NUL nor a lone surrogate."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    if text.isascii():
+        return "\x00" not in text
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return "\x00" not in text
 
 
 def _storable(value: Any, field: str, levels_left: int) -> Any:
@@ -68,9 +77,24 @@ def _storable(value: Any, field: str, levels_left: int) -> Any:
         case Mapping():
             return _storable_object(value, field, levels_left)
         case list() | tuple():
-            return [_storable(item, f"{field}[{index}]", levels_left - 1) for index, item in enumerate(value)]
+            return _storable_array(value, field, levels_left)
         case _:
             raise ContractViolation("is not a JSON value", field=field, value=value)
+
+
+def _storable_array(value: Sequence[Any], field: str, levels_left: int) -> list[Any]:
+    if _are_exact_integers(value):
+        return list(value)
+    return [_storable(item, f"{field}[{index}]", levels_left - 1) for index, item in enumerate(value)]
+
+
+def _are_exact_integers(values: Sequence[Any]) -> bool:
+    """Whether an array holds nothing but integers that JSON holds exactly: long ones are told from a few looks."""
+    return (
+        set(map(type, values)) == {int}
+        and min(values) >= -_LARGEST_EXACT_INTEGER
+        and max(values) <= _LARGEST_EXACT_INTEGER
+    )
 
 
 def _storable_object(value: Mapping[Any, Any], field: str, levels_left: int) -> dict[str, Any]:
@@ -96,7 +120,22 @@ def _storable_integer(value: int, field: str) -> int | float:
 
 def canonical_json(value: Any, *, field: str = "payload") -> bytes:
     """Returns the RFC 8785 (JCS) form; key order, white space and the spelling of numbers make no difference to it."""
-    return rfc8785.dumps(storable(value, field=field))
+    stored = storable(value, field=field)
+    if _is_plain(stored):
+        # The standard library writes these the same way, several times as fast.
+        return _write_plain(stored).encode()
+    return rfc8785.dumps(stored)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a storable value holds no float, and no key beyond ASCII: RFC 8785 has rules of its own for those."""
+    kind = type(value)
+    if kind is dict:
+        return all(key.isascii() for key in value) and all(map(_is_plain, value.values()))
+    if kind is list:
+        kinds = set(map(type, value))
+        return kinds <= _PLAIN or (float not in kinds and all(map(_is_plain, value)))
+    return kind in _PLAIN
 
 
 def derive_event_id(

@@ -55,6 +55,10 @@ METRICS: Final = {
     "VerdictErrors": MetricUnit.Count,
     "ApprovalsRequested": MetricUnit.Count,
     "ActionsReleased": MetricUnit.Count,
+    "ActionsExpired": MetricUnit.Count,
+    "ApprovalsWaiting": MetricUnit.Count,
+    "OldestApprovalAge": MetricUnit.Seconds,
+    "BudgetUsed": MetricUnit.Percent,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 

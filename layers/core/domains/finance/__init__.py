@@ -16,4 +16,5 @@ DOMAIN: Final = Domain(
         Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
     ),
     deciding="domains.finance.deciding",
+    reconciling="domains.finance.paper_account.reconcile",
 )

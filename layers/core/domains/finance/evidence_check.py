@@ -188,8 +188,8 @@ def action_faults(judged: Judged, grounds: Grounds) -> Iterator[str]:
     """Yields what is wrong with the action itself."""
     action: Any = judged.action
     decision, evidence = judged.decision, grounds.evidence
-    if (action.source, action.entity_id) != (decision.source, decision.entity_id):
-        yield "the action is about another entity than its decision"
+    if (action.source, action.entity_id, action.series) != (decision.source, decision.entity_id, decision.series):
+        yield "the action is about another entity or series than its decision"
     if action.reference_price_micros != evidence.bar.close_micros:
         yield "the action's reference price is not the bar's close"
     if action.notional_micros != action.quantity_micros * action.reference_price_micros // measures.MILLION:

@@ -31,6 +31,7 @@ class Trade(ActionSchema):
 
     source: Name
     entity_id: Name
+    series: Name
     side: Literal["buy", "sell"]
     quantity_micros: Positive
     reference_price_micros: Positive

@@ -8,9 +8,11 @@ import pytest
 from tests.unit.finance.deciding.records import Run, evidence
 
 from control_plane.model.deciding import AgentResult, CallAgents, Close, ObserveAt, Propose
+from control_plane.model.ids import canonical_json
 from domains.finance.deciding.agents import AGENTS, RuleAgent
 from domains.finance.deciding.answers import HypothesesAnswer, RecommendationAnswer
 from domains.finance.deciding.playbook import why_held
+from domains.finance.paper_account.orders import read_order
 
 BY_NAME = {agent.name: agent for agent in AGENTS}
 SPLIT = [{"kind": "split", "occurred_at": "2008-09-29T00:00:00Z", "ratio_ppm": 2_000_000}]
@@ -54,9 +56,10 @@ def test_one_stocks_fall_proposes_a_small_hedge() -> None:
     assert (proposal["action_type"], proposal["option"]) == ("HEDGE", "hedge_small")
     assert proposal["hypothesis"] == "single_name_fall"
     assert proposal["action"] == {
-        "source": "test", "entity_id": "AAPL", "side": "sell", "quantity_micros": 10_000_000,
+        "source": "test", "entity_id": "AAPL", "series": "1d", "side": "sell", "quantity_micros": 10_000_000,
         "reference_price_micros": 50_000_000, "notional_micros": 500_000_000, "currency": "USD",
     }  # fmt: skip
+    assert read_order(canonical_json(proposal["action"])) is not None, "the paper account can execute it"
     assert proposal["claims"]["severity"] == 4
     assert run.states == ["gathering", "hypothesising", "scoring", "simulating"]
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -51,6 +51,8 @@ class Series:
 
     bars: Sequence[Bar]
     actions: Sequence[CorporateAction]
+    _returns: list[int] = field(default_factory=list, compare=False, repr=False)
+    """Computed once, when they are first asked for."""
 
     def actions_of(self, index: int) -> Sequence[CorporateAction]:
         """Returns what took effect after the bar before and no later than this one, in the bar's own currency."""
@@ -84,9 +86,11 @@ class Series:
         # Otherwise the source has put the split into the earlier prices itself; the detector has the same rule.
         return split if abs(split) < abs(found) else found
 
-    def returns_ppm(self) -> list[int]:
+    def returns_ppm(self) -> Sequence[int]:
         """Returns the adjusted return of every bar but the first."""
-        return [self.return_ppm(index) for index in range(1, len(self.bars))]
+        if not self._returns:
+            self._returns.extend(self.return_ppm(index) for index in range(1, len(self.bars)))
+        return self._returns
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def build_options(evidence: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             action = {
                 "source": evidence["source"],
                 "entity_id": evidence["entity_id"],
+                "series": evidence["series"],
                 "side": "sell",
                 "quantity_micros": quantity,
                 "reference_price_micros": bar["close_micros"],

@@ -6,6 +6,7 @@ options that were simulated and that the explanation admits.
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import cache
 from importlib import resources
 from typing import Any, Final
 
@@ -126,13 +127,18 @@ class UnusualBar:
 
     def sources(self) -> Mapping[str, bytes]:
         """The version, and every file of this package: code, statements and prompts."""
-        folder = resources.files(__package__)
-        files = [*folder.iterdir(), *folder.joinpath("prompts").iterdir()]
-        found = {file.name: file.read_bytes() for file in files if file.name.endswith((".py", ".sql", ".txt"))}
-        return {"version": VERSION.encode(), **dict(sorted(found.items()))}
+        return {"version": VERSION.encode(), **_files()}
 
     def _observe(self, record: Record) -> ObserveAt:
         return ObserveAt(measures.HORIZON_BARS, ceiling(record.decision.series))
+
+
+@cache
+def _files() -> Mapping[str, bytes]:
+    folder = resources.files(__package__)
+    files = [*folder.iterdir(), *folder.joinpath("prompts").iterdir()]
+    found = {file.name: file.read_bytes() for file in files if file.name.endswith((".py", ".sql", ".txt"))}
+    return dict(sorted(found.items()))
 
 
 # What agents are told: fields of the evidence, and no identifier of an account.

@@ -95,3 +95,52 @@ held AS (
 )
 SELECT count(*)
 FROM filled
+
+-- name: audited_orders
+-- Each order beside the action that it executes, and the open of the bar that filled it; either may be missing.
+SELECT
+    action.decision_id,
+    coalesce(held.action_id, action.action_id),
+    action.account,
+    done.outcome,
+    done.effect,
+    artifact.bytes,
+    to_jsonb(held),
+    CASE WHEN held.filled_at IS NOT NULL THEN round((bar.payload_json ->> 'open')::double precision::numeric * 1000000)::bigint END
+FROM paper_orders AS held
+FULL JOIN (SELECT * FROM executions WHERE outcome = 'executed') AS done USING (action_id)
+LEFT JOIN actions AS action ON action.action_id = coalesce(held.action_id, done.action_id)
+LEFT JOIN artifacts AS artifact ON artifact.sha256 = action.action_sha256
+LEFT JOIN events AS bar ON bar.event_id = held.fill_event_id
+ORDER BY coalesce(held.action_id, action.action_id)
+
+-- name: audited_balances
+-- Every balance that is not its opening and what its fills add up to: of cash, then of units.
+WITH fills AS (
+    SELECT
+        account, source, entity_id,
+        CASE side WHEN 'buy' THEN quantity_micros ELSE -quantity_micros END AS bought_micros,
+        fill_price_micros
+    FROM paper_orders
+    WHERE filled_at IS NOT NULL
+),
+balances AS (
+    SELECT
+        account, true AS is_cash, '' AS source, '' AS entity_id, held.cash_micros::numeric AS stated,
+        held.opening_cash_micros - coalesce(sum(round(bought_micros::numeric * fill_price_micros / 1000000)), 0) AS counted
+    FROM paper_accounts AS held
+    LEFT JOIN fills USING (account)
+    GROUP BY account
+    UNION ALL
+    SELECT
+        account, false, source, entity_id, coalesce(held.quantity_micros, 0),
+        coalesce(held.opening_quantity_micros, 0) + coalesce(bought.micros, 0)
+    FROM paper_positions AS held
+    FULL JOIN (
+        SELECT account, source, entity_id, sum(bought_micros) AS micros FROM fills GROUP BY account, source, entity_id
+    ) AS bought USING (account, source, entity_id)
+)
+SELECT account, is_cash, source, entity_id, stated::bigint, counted::bigint
+FROM balances
+WHERE stated <> counted
+ORDER BY account, is_cash DESC, source, entity_id

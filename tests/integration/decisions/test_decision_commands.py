@@ -1,0 +1,89 @@
+"""acp decision on a real Postgres; only the cloud around it is a stand-in."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.conftest import TestDatabase
+from tests.integration.decisions.world import World, anomaly
+from tests.integration.running_cloud import RunningCloud, run
+
+from acp_cli import decision_commands
+from control_plane.decisions.offline import NetworkRefused, network_off
+from local_cloud import database as local_database
+from local_cloud.postgres import PostgresServer
+
+
+@pytest.fixture
+def cloud(
+    postgres: PostgresServer, database: TestDatabase, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunningCloud:
+    monkeypatch.setattr(local_database, "NAME", database.name)
+    monkeypatch.setattr(decision_commands, "load_deciding", lambda: world.deciding)
+    return RunningCloud(tmp_path, postgres)
+
+
+@pytest.fixture
+def decided(world: World) -> str:
+    """The beginning of the id of a decision that has come to its end."""
+    world.detect(anomaly())
+    world.run()
+    assert world.record().decision.state == "scored"
+    return str(world.record().decision.decision_id)[:8]
+
+
+def test_a_decision_is_replayed_to_the_byte(cloud: RunningCloud, decided: str) -> None:
+    result = run(cloud, "decision", decided, "--replay")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("replayed byte-identical, ")
+    assert result.stdout.endswith(" bytes, network off\n")
+    told = json.loads(run(cloud, "decision", decided, "--replay", "--json").stdout)
+    assert (told["is_identical"], told["difference"], told["refused"]) == (True, None, [])
+
+
+def test_the_first_difference_is_shown(cloud: RunningCloud, database: TestDatabase, decided: str) -> None:
+    with psycopg.connect(database.admin_url, autocommit=True) as superuser:
+        superuser.execute("SET session_replication_role = replica")
+        row = superuser.execute(
+            "UPDATE decision_steps SET body = convert_to(jsonb_set(convert_from(body, 'UTF8')::jsonb,"
+            " '{bars}', '99')::text, 'UTF8') WHERE kind = 'observing' RETURNING seq"
+        ).fetchone()
+    assert row is not None
+    result = run(cloud, "decision", decided, "--replay")
+    assert result.exit_code == 1
+    assert f"Step {row[0]} would be decided differently (body, bars)" in result.stdout
+    assert "\n  recorded: 99\n  decided:  " in result.stdout
+    told = json.loads(run(cloud, "decision", decided, "--replay", "--json").stdout)
+    assert (told["difference"]["seq"], told["difference"]["field"], told["is_identical"]) == (row[0], "bars", False)
+
+
+def test_a_playbook_that_asks_for_the_network_is_told(
+    cloud: RunningCloud, world: World, decided: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: Any) -> Any:
+        socket.create_connection(("127.0.0.1", 9))
+
+    playbook = world.deciding["toy"].playbooks[0]
+    monkeypatch.setattr(type(playbook), "next", ask)
+    result = run(cloud, "decision", decided, "--replay")
+    assert result.exit_code == 1
+    assert "It asked for the network, which was off: socket." in result.stdout
+
+
+def test_a_domain_that_is_not_here_is_named(cloud: RunningCloud, decided: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decision_commands, "load_deciding", dict)
+    result = run(cloud, "decision", decided, "--replay")
+    assert (result.exit_code, "No domain toy is here" in result.stderr) == (1, True)
+
+
+def test_the_network_comes_back_after_a_replay() -> None:
+    with socket.socket() as opened, network_off() as refused:
+        opened.setblocking(False)
+        with pytest.raises(NetworkRefused):
+            socket.getaddrinfo("localhost", 80)
+    assert refused == ["socket.getaddrinfo"]
+    with socket.socket():
+        pass
