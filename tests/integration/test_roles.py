@@ -99,6 +99,7 @@ _SHARED = {
     "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
     "control_plane.ops.delete_repeated_looks": {MAINTAIN},
     "control_plane.ops.events_by_type": READERS_OF_EVENTS,
+    "control_plane.ops.playbooks_of_open_decisions": READERS_OF_DECISIONS,
     **_each(
         {READER},
         "control_plane.ops",
