@@ -28,7 +28,7 @@ from control_plane.model.contract import Event
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import connect
 from domains import EVENT_TYPES
-from domains.finance import signal_lab
+from domains.finance import DOMAIN, signal_lab
 from domains.finance.events import MarketTick
 from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Correction, Fault, serve
@@ -366,11 +366,10 @@ def store_answer(connection: Connection[Any], answer: Answered) -> None:
 
 
 def observations(connection: Connection[Any], symbol: str) -> dict[UUID, tuple[UUID, datetime]]:
-    """Returns the ids of a symbol's stored ticks, each with its raw payload and when it was observed."""
+    """Returns the ids of what was observed of a symbol, each with its raw payload and when it was observed."""
     rows = connection.execute(
-        "SELECT event_id, raw_payload_id, observed_at FROM events"
-        " WHERE entity_id = %s AND event_type = 'MARKET_TICK_INGESTED'",
-        [symbol],
+        "SELECT event_id, raw_payload_id, observed_at FROM events WHERE entity_id = %s AND event_type = ANY(%s)",
+        [symbol, [payload.event_type for payload in DOMAIN.payloads]],
     )
     return {event_id: (raw_payload_id, observed_at) for event_id, raw_payload_id, observed_at in rows}
 

@@ -50,14 +50,14 @@ _SHARED = {
     # The trigger says so: nobody releases what has no verdict, and this statement on no rows has none.
     "control_plane.decisions.release_action": NOBODY,
     **_each({DECIDE, GATEKEEPER}, "control_plane.decisions", "keep_artifact store_artifacts"),
-    **_each({DECIDE, READER}, "control_plane.decisions", "has_timer"),
+    **_each({DECIDE, READER}, "control_plane.decisions", "has_timer budget_used"),
     **_each({READER}, "control_plane.decisions", "audited_rows audited_strays audited_anchors audited_budgets"),
     **_each(
         READERS_OF_DECISIONS,
         "control_plane.decisions",
         "decisions_of_anomaly find_decisions decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
         "judged_artifacts approval_of_action open_approval_requests approval_request switches recorded_requests "
-        "count_unasked_verdicts decision audited_decisions audited_steps",
+        "count_unasked_verdicts approvals_waiting expired_actions decision audited_decisions audited_steps",
     ),
     "control_plane.decisions.list_decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.decisions.artifacts": {*READERS_OF_DECISIONS, ACTION},
@@ -93,7 +93,8 @@ _SHARED = {
     "control_plane.ops.lingering_relay": {RELAY, READER},
     "control_plane.decisions.insert_decision_events": {DETECT, DECIDE, GATEKEEPER},
     "domains.finance.paper_account.fill_orders": {ACTION, CONSUME},
-    **_each(READERS_OF_THE_ACCOUNT, "domains.finance.paper_account", "newest_bar account_currency"),
+    **_each(READERS_OF_THE_ACCOUNT, "domains.finance.paper_account", "newest_bar account_currency audited_balances"),
+    "domains.finance.paper_account.audited_orders": READERS_OF_EVENTS,
     "domains.finance.paper_account.released_action": {*READERS_OF_DECISIONS, ACTION},
     "control_plane.ops.delete_expired_events": {MAINTAIN},
     "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
