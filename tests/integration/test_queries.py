@@ -3,16 +3,21 @@
 import ast
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg import Connection
+from tests.conftest import TEMPLATE
+from tests.conftest import _database as new_database
 from tests.integration import seeds
 
 import control_plane
 import domains
+from control_plane.platform.database import connect
 from control_plane.platform.queries import load_queries
+from local_cloud.postgres import PostgresServer
 
 CORE = Path(control_plane.__path__[0]).parent
 CODE = (CORE / "control_plane", Path(domains.__path__[0]))
@@ -32,13 +37,24 @@ def test_the_packages_with_statements_are_found() -> None:
     assert wanted | {"domains.finance"} <= set(PACKAGES)
 
 
+@pytest.fixture(scope="module")
+def connection(postgres: PostgresServer) -> Iterator[Connection[Any]]:
+    """The owner's, to a database that all tests here share: none changes anything."""
+    with (
+        contextmanager(new_database)(postgres, template=TEMPLATE) as database,
+        connect(database.owner_url, application_name="test") as connection,
+    ):
+        yield connection
+
+
 @pytest.mark.parametrize("name", QUERIES)
-def test_postgres_can_prepare_each_query(app: Connection[Any], owner: Connection[Any], name: str) -> None:
+def test_postgres_can_prepare_each_query(connection: Connection[Any], name: str) -> None:
     if QUERIES[name].sql.startswith("LOCK "):  # This statement cannot be prepared.
-        with owner.transaction():
-            owner.execute(QUERIES[name].sql)
+        with connection.transaction():
+            connection.execute(QUERIES[name].sql)
     else:
-        seeds.prepare(app, QUERIES[name])
+        seeds.prepare(connection, QUERIES[name])
+        connection.execute("DEALLOCATE checked")
 
 
 @pytest.mark.parametrize("name", QUERIES)

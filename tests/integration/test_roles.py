@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -10,7 +11,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import Connection, errors
-from tests.conftest import MIGRATIONS, PASSWORD, ROLES, TestDatabase
+from tests.conftest import MIGRATIONS, PASSWORD, ROLES, TEMPLATE, TestDatabase
+from tests.conftest import _database as new_database
 from tests.integration import seeds
 from tests.integration.test_queries import QUERIES
 
@@ -138,6 +140,29 @@ def connections(database: TestDatabase) -> Iterator[dict[str, Connection[Any]]]:
 
 @pytest.fixture
 def stored(app: Connection[Any]) -> None:
+    store_of_every_kind(app)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One database for many tests that roll back whatever they may do, with a connection as each role."""
+
+    connections: dict[str, Connection[Any]]
+    owner: Connection[Any]
+
+
+@pytest.fixture(scope="module")
+def shared(postgres: PostgresServer) -> Iterator[Shared]:
+    with contextmanager(new_database)(postgres, template=TEMPLATE) as database, ExitStack() as opened:
+        with connect(database.app_url, application_name="test") as app:
+            store_of_every_kind(app)
+        yield Shared(
+            {role: opened.enter_context(connect(database.url(role), application_name="test")) for role in ROLES},
+            opened.enter_context(connect(database.owner_url, application_name="test")),
+        )
+
+
+def store_of_every_kind(app: Connection[Any]) -> None:
     """Stores a delivered message, a dead-lettered one with its failures, one in flight, and a pending one."""
     seeds.store(app, seeds.ticks(1))
     seeds.settle(app, seeds.claim(app), Accepted("m"))
@@ -171,6 +196,7 @@ def may_execute(connection: Connection[Any], name: str) -> bool:
     The query is planned with the role's privileges and begins to run, on no rows.
     """
     query = QUERIES[name]
+    connection.execute("DEALLOCATE ALL")  # A rollback keeps what was prepared.
     try:
         with connection.transaction(force_rollback=True):
             if query.sql.startswith("LOCK "):
@@ -187,8 +213,8 @@ def may_execute(connection: Connection[Any], name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", QUERIES)
-def test_a_named_query_is_for_its_functions_roles_alone(connections: dict[str, Connection[Any]], name: str) -> None:
-    assert {role for role, connection in connections.items() if may_execute(connection, name)} == allowed(name)
+def test_a_named_query_is_for_its_functions_roles_alone(shared: Shared, name: str) -> None:
+    assert {role for role, connection in shared.connections.items() if may_execute(connection, name)} == allowed(name)
 
 
 # What no function does
@@ -500,12 +526,10 @@ def may(connection: Connection[Any], statement: Statement) -> bool:
 
 
 @pytest.mark.parametrize("statement", STATEMENTS, ids=lambda statement: statement.sql[:60])
-def test_a_statement_is_for_its_roles_alone(
-    connections: dict[str, Connection[Any]], owner: Connection[Any], stored: None, statement: Statement
-) -> None:
-    before = snapshot(owner)
-    assert {role for role, connection in connections.items() if may(connection, statement)} == statement.roles
-    assert snapshot(owner) == before
+def test_a_statement_is_for_its_roles_alone(shared: Shared, statement: Statement) -> None:
+    before = snapshot(shared.owner)
+    assert {role for role, connection in shared.connections.items() if may(connection, statement)} == statement.roles
+    assert snapshot(shared.owner) == before
 
 
 def test_the_table_has_at_least_a_hundred_statements() -> None:
