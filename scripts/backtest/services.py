@@ -62,9 +62,19 @@ def plug_ins() -> dict[str, Deciding]:
 
 
 class Services:
-    """The engine, the agents, the gatekeeper, the paper account, and a person who approves whatever is asked."""
+    """The engine, the agents, the gatekeeper, a client, and a person who approves whatever is asked.
 
-    def __init__(self, url_of_role: Callable[[str], str], deciding: Mapping[str, Deciding]) -> None:
+    The client is the paper account where no other is given.
+    """
+
+    def __init__(
+        self,
+        url_of_role: Callable[[str], str],
+        deciding: Mapping[str, Deciding],
+        *,
+        client: Callable[[Connection[Any], Event], bool] = paper_account.consume,
+    ) -> None:
+        self._client = client
         self._stack = ExitStack()
         self._as_role = {role: self._stack.enter_context(open_connection(url_of_role(role))) for role in ROLES}
         self._deciding = deciding
@@ -122,7 +132,7 @@ class Services:
             case "gatekeeper.work":
                 self._judge(event)
             case "client.actions":
-                paper_account.consume(self._as_role["acp_action"], event)
+                self._client(self._as_role["acp_action"], event)
 
     def _judge(self, event: Event) -> None:
         decision_id, payload = UUID(event.payload["decision_id"]), event.payload

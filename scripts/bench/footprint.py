@@ -49,7 +49,7 @@ def cold_start_deciding(rig: Rig, sizes: Sizes, say: Callable[[str], object]) ->
     The other process imports boto3, psycopg, pydantic and powertools, as the function does. The message is the sample.
     """
     checkout = rig.workspace.checkout
-    sample = repr(str(checkout / "events" / "decisions.json"))
+    sample = repr(str(checkout / "events" / "decision.json"))
     function = f"{_CONTEXT}assert not app.handler(json.load(open({sample})), context)['batchItemFailures']\n"
     bare = f"import boto3, pydantic\nfrom aws_lambda_powertools import Logger, Metrics\n{_QUERY}"
     with rig.fresh(Seed(0)) as database:

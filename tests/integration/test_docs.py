@@ -18,15 +18,19 @@ from tests.integration.fakes import RecordingTelemetry
 
 import domains
 from backtest.services import Services
+from control_plane.decisions.emit import message
 from control_plane.decisions.record import load_record
 from control_plane.ingestion.rebuild import rebuild_observations
 from control_plane.ingestion.service import ingest
 from control_plane.ingestion.store import store_events
 from control_plane.model.contract import (
     PLATFORM_PAYLOADS,
+    Event,
     EventTypes,
 )
+from control_plane.model.decision_events import ActionExecuted
 from control_plane.platform.breakers import BreakerPolicy
+from control_plane.platform.messages import one_as_json
 
 ROOT = Path(__file__).parents[2]
 NAMED_BLOCK = re.compile(r"^`([^`\s]+)`\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -49,6 +53,26 @@ def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     for name in [name for name in sys.modules if name.startswith("domains.weather")]:
         del sys.modules[name]
     vars(domains).pop("weather", None)
+
+
+def heat(connection: Connection[Any], event: Event) -> bool:
+    """A client that turns a heating on: it has no effect but that it says so."""
+    about = {name: event.payload[name] for name in ("decision_id", "action_id")}
+    told = message(
+        ActionExecuted(**about),
+        entity_id=event.entity_id,
+        series=f"{about['decision_id']}:execution",
+        at=event.occurred_at,
+        trace_id=event.trace_id,
+    )
+    with connection.transaction():
+        if connection.execute("SELECT begin_execution(%(action_id)s)", about).fetchone() != ("ready",):
+            return False
+        connection.execute(
+            "SELECT record_execution(%(action_id)s, 'executed', '', '{}', %(told)s::json)",
+            about | {"told": one_as_json(told)},
+        )
+    return True
 
 
 def test_every_code_block_of_the_domain_page_runs_here() -> None:
@@ -101,7 +125,7 @@ def test_the_pages_frost_is_decided_on(
     assert stored.event is not None
     assert frost.consume(app, stored.event)
     assert not frost.consume(app, stored.event)
-    with Services(database.url, {**domains.load_deciding(), "weather": deciding}) as services:
+    with Services(database.url, {**domains.load_deciding(), "weather": deciding}, client=heat) as services:
         [(text,)] = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work'").fetchall()
         services.skip_messages(app)
         services.decide_on(app, text)

@@ -76,3 +76,10 @@ def test_a_consumers_sample_is_a_batch_as_sqs_delivers_it(consumer: str, telemet
         assert record["md5OfMessageAttributes"] == md5_of_attributes(attributes)
         assert record["eventSource"] == "aws:sqs"
     assert len({record["messageId"] for record in records}) == len(records)
+
+
+@pytest.mark.parametrize("function", ["decision", "agent", "gatekeeper", "action", "detector"])
+def test_a_sample_of_deciding_is_what_its_events_look_like_now(function: str) -> None:
+    for record in sample(function)["Records"]:
+        event = EVENT_TYPES.parse_event(record["body"])
+        assert str(event.event_id) == record["messageAttributes"]["event_id"]["stringValue"]

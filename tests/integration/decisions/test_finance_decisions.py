@@ -148,9 +148,11 @@ def test_a_split_that_comes_before_the_execution_stops_it(market: Connection[Any
 
         services.before, services.happens = "client.actions", withdraw
         (record,) = decide(services, market)
-    assert record.decision.state == "released"
+    assert states(record) == ["released", "failed"]
     assert market.execute("SELECT superseded_by IS NOT NULL FROM decisions").fetchone() == (True,)
-    assert market.execute("SELECT count(*) FROM executions").fetchone() == (0,)
+    [(outcome, reason)] = market.execute("SELECT outcome, reason FROM executions").fetchall()
+    assert (outcome, "superseded" in reason) == ("failed", True)
+    assert market.execute("SELECT count(*) FROM paper_orders").fetchone() == (0,)
 
 
 def test_a_market_whose_bars_come_late_is_not_hedged_alone(market: Connection[Any], database: TestDatabase) -> None:

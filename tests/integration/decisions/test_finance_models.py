@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
-from tests.integration.decisions.finance import closes, fold, hold, past, split, wobble
+from tests.integration.decisions.finance import closes, fold, hold, instant, past, split, wobble
 
 from backtest.services import Services, plug_ins
 from control_plane.decisions.agent_calls import agents_by_name, run_call
@@ -135,12 +135,18 @@ def fall(connection: Connection[Any], **factors: float) -> None:
         closes(connection, entity, [close] * 5, first=LAST + 1)
 
 
-def decide(services: Services, app: Connection[Any]) -> Record:
-    """Lets the first anomaly be decided on; returns its record."""
+def hand_over(services: Services, app: Connection[Any]) -> None:
+    """Lets the first anomaly be decided on, with SignalLab at the bar before the horizon."""
+    services.show_bars(app, until=instant(LAST))
     row = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work' ORDER BY id").fetchone()
     assert row is not None
     services.skip_messages(app)
     services.decide_on(app, row[0])
+
+
+def decide(services: Services, app: Connection[Any]) -> Record:
+    """Lets the first anomaly be decided on; returns its record."""
+    hand_over(services, app)
     [(decision_id,)] = app.execute("SELECT decision_id FROM decisions").fetchall()
     record = load_record(services.decide, decision_id)
     assert record is not None
@@ -225,12 +231,13 @@ def test_a_lie_cannot_spare_a_person(market: Connection[Any], endpoint: ModelEnd
     assert proposal.body["hypothesis"] == "market_wide_fall"
 
 
-def test_a_lie_cannot_talk_a_split_away(market: Connection[Any], endpoint: ModelEndpoint, open_services: Open) -> None:
+def test_no_model_is_asked_about_a_split(market: Connection[Any], endpoint: ModelEndpoint, open_services: Open) -> None:
     fall(market, AAPL=0.5, IBM=1.0, MSFT=1.0)
     fold(market, [split(2, entity="AAPL", minute=LAST)])
     endpoint.behave_in_turn(explains("single_name_fall"), SUMMARISES)
-    record = decide(open_services("openai", endpoint), market)
-    assert record.last("proposal") is None
+    hand_over(open_services("openai", endpoint), market)
+    assert market.execute("SELECT count(*) FROM decisions").fetchone() == (0,)
+    assert endpoint.requests() == []
     assert released(market) == 0
 
 
