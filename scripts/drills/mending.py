@@ -54,9 +54,10 @@ def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], No
         if count := redrive_drills(owner):
             say(f"{count} dead letters of drills are redriven")
         _recover_source(owner, cloud, run)
-        _deliver(owner, cloud, run)
-        owner.execute(QUERIES["forget_bars"].sql, {"source": messages.SOURCE})
-        owner.execute(QUERIES["forget_prices"].sql, {"source": messages.SOURCE})
+        for subscription in messages.KEEPERS:
+            _deliver(owner, cloud, run, subscription)
+        for query in ("forget_bars", "forget_prices", "forget_detector_bars"):
+            owner.execute(QUERIES[query].sql, {"source": messages.SOURCE})
     left.clear(cloud.workspace)
 
 
@@ -151,19 +152,19 @@ def _recover_source(connection: Connection[Any], cloud: Cloud, run: RunState) ->
         cloud.aws(run).invoke(function_name(cloud.outputs(run), "ingestion"), {})
 
 
-def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
-    """Invokes relays until the drills' messages are delivered and their breaker is closed; waits for the consumer.
+def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState, subscription: str) -> None:
+    """Invokes relays until a subscription has the drills' messages and its breaker is closed; waits for its consumer.
 
     Raises AcpError if that takes too long.
     """
     relay = function_name(cloud.outputs(run), "relay")
     begun = time.monotonic()
     while True:
-        parameters = {**_DRILLS, "subscription": messages.SUBSCRIPTION}
+        parameters = {**_DRILLS, "subscription": subscription}
         row = connection.execute(QUERIES["unfinished"].sql, parameters).fetchone()
         assert row is not None, "an aggregate has a row"
         undelivered, unconsumed, waiting = row
-        is_shut = _is_shut(connection, messages.SUBSCRIPTION)
+        is_shut = _is_shut(connection, subscription)
         # An open breaker can only be probed with a message; if none is pending, the next one will do.
         if not undelivered and not (is_shut and waiting):
             if not unconsumed or time.monotonic() - begun > _CONSUME_SECONDS:
@@ -171,12 +172,15 @@ def _deliver(connection: Connection[Any], cloud: Cloud, run: RunState) -> None:
             time.sleep(0.2)
             continue
         if time.monotonic() - begun > _DELIVER_SECONDS:
-            msg = f"The faults are gone, but {undelivered} messages of drills wait after {_DELIVER_SECONDS:.0f} s."
+            msg = (
+                f"The faults are gone, but {undelivered} messages of drills to {subscription} wait after "
+                f"{_DELIVER_SECONDS:.0f} s."
+            )
             raise AcpError(
                 msg, remedy="See scripts/acp status and scripts/acp logs relay, then scripts/acp drill --mend"
             )
         if is_shut:
-            breakers.resume(connection, messages.SUBSCRIPTION)
+            breakers.resume(connection, subscription)
         cloud.aws(run).invoke(relay, {"linger_seconds": 1})
 
 

@@ -31,7 +31,9 @@ TOPIC: Final = MARKET_TICKS
 SUBSCRIPTION: Final = "signal_lab"
 """The subscription whose deliveries the drills make fail, and whose consumer acts on each message once."""
 SUBSCRIPTIONS: Final = (SUBSCRIPTION, "system_events")
-"""The subscriptions whose deliveries the drills observe; subscriptions that a user has added are left out."""
+"""The subscriptions whose deliveries the drills observe: not the detector's, nor those that a user has added."""
+KEEPERS: Final = (SUBSCRIPTION, "detector")
+"""The subscriptions whose consumers keep a drill's ticks, so that mending has something to remove."""
 _SERIES = "1m"
 _AT_ONCE_SECONDS = 0.1
 _CURRENCY = "XTS"

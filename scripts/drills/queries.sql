@@ -106,3 +106,7 @@ DELETE FROM signal_lab_bars WHERE source = %(source)s
 -- name: forget_prices
 -- Removes the drills' prices from SignalLab.
 DELETE FROM signal_lab_latest_prices WHERE source = %(source)s
+
+-- name: forget_detector_bars
+-- Removes the drills' bars from the detector: those of several drills would be enough to call one of them unusual.
+DELETE FROM detector_bars WHERE source = %(source)s

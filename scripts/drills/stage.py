@@ -270,10 +270,10 @@ class Stage:
                     raise AcpError(msg, remedy="See scripts/acp logs relay")
 
     def accepted(self, endpoint: QueueEndpoint, event_ids: Sequence[UUID]) -> dict[UUID, list[str]]:
-        """Returns, for each event, the message ids that the real queue gave it."""
+        """Returns, for each event, the message ids that SignalLab's queue gave it; other queues get it, too."""
         found: dict[UUID, list[str]] = {event_id: [] for event_id in event_ids}
         for one in endpoint.accepted():
-            if one.event_id is not None and UUID(one.event_id) in found:
+            if one.queue == self.queue and one.event_id is not None and UUID(one.event_id) in found:
                 found[UUID(one.event_id)].append(one.message_id)
         return found
 

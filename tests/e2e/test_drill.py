@@ -52,11 +52,12 @@ def relay_settings(cloud: LocalCloud) -> Mapping[str, str]:
 def deliveries(cloud: LocalCloud, result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Returns state, attempts, last error and recorded failures of each of a drill's messages, from Postgres.
 
-    For a message that was redriven, these are of its latest delivery.
+    These are of its delivery to the subscription that the drill observes; for a message that was redriven, the latest.
     """
     return cloud.query(
         f"SELECT {COLUMNS} FROM outbox_states AS delivery JOIN events USING (event_id)"
-        " WHERE trace_id = ANY (%s) AND state <> 'redriven' ORDER BY id",
+        " WHERE trace_id = ANY (%s) AND state <> 'redriven' AND subscription IN ('signal_lab', 'system_events')"
+        " ORDER BY id",
         [UUID(trace_id) for trace_id in result["trace_ids"]],
     )
 
@@ -67,6 +68,8 @@ def assert_all_is_as_before(cloud: LocalCloud, settings: Mapping[str, str], stat
     assert cloud.query("SELECT name, state FROM circuit_breakers WHERE state <> 'closed'") == []
     assert cloud.query("SELECT FROM signal_lab_latest_prices WHERE source = 'drill'") == []
     assert cloud.query("SELECT FROM signal_lab_bars WHERE source = 'drill'") == []
+    assert cloud.query("SELECT FROM detector_bars WHERE source = 'drill'") == []
+    assert cloud.query("SELECT FROM detector_anomalies WHERE source = 'drill'") == [], "nothing to decide on"
     unfinished = (
         "SELECT state FROM outbox_states JOIN events USING (event_id)"
         " WHERE source = 'drill' AND state NOT IN ('delivered', 'redriven')"

@@ -16,7 +16,7 @@ from tests.integration.running_cloud import deliver, give_up
 from control_plane.ingestion.store import database_time
 from control_plane.platform import breakers
 from control_plane.platform.breakers import BreakerPolicy, Breakers
-from domains.finance import signal_lab
+from domains.finance import detector, signal_lab
 from drills import mending, messages, record
 from drills.messages import QUERIES, Batch
 from drills.record import Change, DrillRecord
@@ -120,13 +120,16 @@ def test_effects_are_counted_and_forgotten_by_the_owner_alone(
 ) -> None:
     for event in batch.events:
         signal_lab.consume(app, event)
+        detector.consume(app, event)
     assert app.execute(QUERIES["effects"].sql, {"event_ids": batch.ids}).fetchone() == (3,)
-    for query in ("forget_bars", "forget_prices"):
+    assert app.execute("SELECT count(*) FROM detector_bars").fetchone() == (3,)
+    for query in ("forget_bars", "forget_prices", "forget_detector_bars"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             app.execute(QUERIES[query].sql, {"source": messages.SOURCE})
         app.rollback()
         owner.execute(QUERIES[query].sql, {"source": messages.SOURCE})
     assert app.execute("SELECT FROM signal_lab_latest_prices").fetchall() == []
+    assert app.execute("SELECT FROM detector_bars").fetchall() == []
 
 
 def test_relay_begun_before_an_instant_is_seen(app: Connection[Any], database: TestDatabase) -> None:
@@ -244,6 +247,7 @@ def test_mending_restores_everything_and_deletes_the_record(
     Breakers(lambda: app, policy).failed("yfinance-replay", "down")
     for event in batch.events:
         signal_lab.consume(app, event)
+        detector.consume(app, event)
 
     def relay() -> dict[str, Any]:
         (breaker,) = breakers.read_breakers(app, [SUBSCRIPTION])
@@ -262,6 +266,7 @@ def test_mending_restores_everything_and_deletes_the_record(
     (source,) = breakers.read_breakers(app, ["yfinance-replay"])
     assert source.probe_is_due, "the run that was invoked may probe"
     assert app.execute("SELECT FROM signal_lab_bars").fetchall() == []
+    assert app.execute("SELECT FROM detector_bars").fetchall() == []
     assert record.load(cloud.workspace) is None
     assert mending.mend_what_was_left(cloud, cloud.running(), said.append) is None
 
@@ -287,7 +292,7 @@ def test_an_undeliverable_message_keeps_the_record(
 ) -> None:
     monkeypatch.setattr(mending, "_DELIVER_SECONDS", 0.2)
     left = left_behind(cloud)
-    with pytest.raises(AcpError, match="3 messages of drills wait") as failed:
+    with pytest.raises(AcpError, match="3 messages of drills to signal_lab wait") as failed:
         mending.mend_what_was_left(cloud, cloud.running(), lambda _text: None)
     assert "scripts/acp drill --mend" in failed.value.remedy
     assert record.load(cloud.workspace) == left

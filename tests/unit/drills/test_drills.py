@@ -6,6 +6,7 @@ import socket
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
+from unittest.mock import create_autospec
 from uuid import UUID
 
 import pytest
@@ -17,9 +18,10 @@ from drills.messages import ENTITY, SOURCE, Batch, OutboxMessage, Story
 from drills.narrator import Narrator, Result
 from drills.record import Change, DrillRecord
 from drills.scenarios import DRILLS
-from drills.stage import Look, process_behind
+from drills.stage import Look, Stage, process_behind
 from local_cloud.errors import AcpError
 from local_cloud.workspace import CHECKOUT, Workspace
+from queue_endpoint import Accepted, QueueEndpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,6 +208,23 @@ def test_drill_events_fit_the_contract_and_name_the_drill() -> None:
         assert event.trace_id == batch.raw.trace_id
     again = Batch.make(drill="poison", trace_id=UUID(int=8), count=3, now=NOW + timedelta(seconds=1))
     assert not set(batch.ids) & set(again.ids)
+
+
+def test_what_other_queues_got_is_no_second_delivery() -> None:
+    stage = Stage.__new__(Stage)
+    stage.queue = "market-ticks"
+    endpoint = create_autospec(QueueEndpoint, instance=True)
+    once, twice, never = (UUID(int=number) for number in (1, 2, 3))
+    endpoint.accepted.return_value = [
+        Accepted("market-ticks", str(once), "a"),
+        Accepted("detector", str(once), "b"),
+        Accepted("market-ticks", str(twice), "c"),
+        Accepted("market-ticks", str(twice), "d"),
+        Accepted("detector", str(never), "e"),
+        Accepted("market-ticks", str(UUID(int=4)), "f"),
+        Accepted("market-ticks", None, "g"),
+    ]
+    assert stage.accepted(endpoint, [once, twice, never]) == {once: ["a"], twice: ["c", "d"], never: []}
 
 
 def test_process_at_the_other_end_of_connection_is_found() -> None:
