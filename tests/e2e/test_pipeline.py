@@ -172,7 +172,7 @@ def test_two_commands_list_a_dead_letter_and_redrive_it(local_cloud: LocalCloud,
     wait_for(lambda: local_cloud.query(consumed, event_id), seconds=90, what="the redriven message consumed")
     wait_for(local_cloud.settled, seconds=60, what="its delivery recorded")
     timeline = json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
-    first, second = timeline["deliveries"]
+    first, second = (one for one in timeline["deliveries"] if one["subscription"] == "signal_lab")
     assert (first["state"], second["state"]) == ("redriven", "delivered")
     assert first["redriven_by"] == second["operation_id"]
     shown = local_cloud.acp("trace", str(event_id)).stdout
