@@ -25,7 +25,11 @@ from tests.integration.decisions.world import World, anomaly
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.model.contract import Event
 
-WRITES = ("claim_decision(", "leave_decision(", "set_timer(", "answer_call(", "claim_call(", "end_lost_calls(")
+WRITES = (
+    "claim_decision(", "leave_decision(", "advance_decision(", "set_timer(", "answer_call(", "claim_call(",
+    "end_lost_calls(", "expire_action(", "insert_decision_events(",
+)  # fmt: skip
+"""Statements that are a transaction of their own, where they are not within another."""
 LEASE_SECONDS = 2.0
 SCENARIOS = {
     # name: the verdict, and where the decision ends
