@@ -136,6 +136,17 @@ def consumer(containers: Containers, function: str) -> None:
     assert {row[0] for row in processed} >= sent
 
 
+def timers(containers: Containers) -> None:
+    assert containers.invoke("TimersFunction", "timers.json").keys() == {"expired", "woken", "anchored"}
+
+
+def of_deciding(containers: Containers, function: str, sample: str, *, refuses: bool) -> None:
+    """Its sample is about a decision that there is not: some leave it alone, the others take it for invented."""
+    batch = json.loads((CHECKOUT / "events" / sample).read_text())
+    failed = [{"itemIdentifier": record["messageId"]} for record in batch["Records"]] if refuses else []
+    assert containers.invoke(function, sample) == {"batchItemFailures": failed}
+
+
 CONSUMERS = [
     name
     for name in FUNCTIONS
@@ -149,6 +160,11 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "RelayFunction": relay,
     "SignalLabFunction": signal_lab,
     "OpsApiFunction": ops_api,
+    "TimersFunction": timers,
+    "DecisionFunction": partial(of_deciding, function="DecisionFunction", sample="decision.json", refuses=False),
+    "AgentFunction": partial(of_deciding, function="AgentFunction", sample="agent.json", refuses=False),
+    "GatekeeperFunction": partial(of_deciding, function="GatekeeperFunction", sample="gatekeeper.json", refuses=True),
+    "ActionFunction": partial(of_deciding, function="ActionFunction", sample="action.json", refuses=True),
 }
 EFFECTS |= {name: partial(consumer, function=name) for name in CONSUMERS if name not in EFFECTS}
 

@@ -139,12 +139,14 @@ HOSTILE: dict[str, tuple[Talk, str]] = {
 @pytest.mark.parametrize("behaviour", HOSTILE)
 def test_whatever_answers_ends_in_one_error_in_time(behaviour: str) -> None:
     talk, said = HOSTILE[behaviour]
+    # Some refusals are tried again after a random pause, which on a busy machine takes more than a second in all.
+    patience_seconds = 1 if said == "time" else 10
     before = psutil.Process().memory_info().rss
     with serving(talk) as url:
         started = time.monotonic()
         with pytest.raises(SecretUnavailable, match=said) as caught:
-            read_secret(ARN, endpoint_url=url, patience_seconds=1)
-        assert time.monotonic() - started < 5  # a second of patience, and the time that botocore needs
+            read_secret(ARN, endpoint_url=url, patience_seconds=patience_seconds)
+        assert time.monotonic() - started < patience_seconds + 4  # the patience, and the time that botocore needs
     text = str(caught.value)
     assert text.startswith(f"the secret {ARN} ")
     assert text.isprintable()
