@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from psycopg import Connection
 from tests.conftest import TestDatabase
 from tests.integration.decisions import toy
+from tests.integration.decisions.finance import LAST, STOCKS, closes, hold, past, wobble
 from tests.integration.decisions.world import World
 
 from control_plane.decisions.record import load
@@ -46,3 +48,14 @@ def replays_are_identical(worlds: list[World], make_world: Callable[..., World])
             assert loaded is not None
             if record.decision.playbook_version in {one.version for one in world.deciding["toy"].playbooks}:
                 assert replay(loaded, world.deciding["toy"]).difference is None
+
+
+@pytest.fixture
+def market(app: Connection[Any], owner: Connection[Any]) -> Connection[Any]:
+    """Three stocks, of each of which the account holds about ten thousand dollars."""
+    for entity in STOCKS:
+        values = wobble(LAST, entity=entity)
+        past(owner, entity, values[:-1])
+        closes(app, entity, values[-1:], first=LAST - 1)
+    hold(owner, AAPL=100, IBM=100, MSFT=100)
+    return app

@@ -18,6 +18,9 @@ from domains.finance.events import CorporateDividend, CorporateSplit, MarketTick
 SOURCE = "test"
 FIRST = datetime(2026, 1, 5, 14, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+LAST = 70
+"""The minute after the past of the stocks."""
+STOCKS = ("AAPL", "IBM", "MSFT")
 
 
 def instant(minute: int) -> datetime:

@@ -6,27 +6,13 @@ from typing import Any
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
-from tests.integration.decisions.finance import closes, fold, hold, instant, past, split, wobble
+from tests.integration.decisions.finance import LAST, STOCKS, closes, fold, instant, split, wobble
 
 from backtest.services import Services, plug_ins
 from control_plane.decisions.record import load, load_record
 from control_plane.decisions.replay import replay
 from control_plane.model.deciding import Record
 from domains import load_deciding
-
-LAST = 70
-STOCKS = ("AAPL", "IBM", "MSFT")
-
-
-@pytest.fixture
-def market(app: Connection[Any], owner: Connection[Any]) -> Connection[Any]:
-    """Three stocks, of each of which the account holds about ten thousand dollars."""
-    for entity in STOCKS:
-        values = wobble(LAST, entity=entity)
-        past(owner, entity, values[:-1])
-        closes(app, entity, values[-1:], first=LAST - 1)
-    hold(owner, AAPL=100, IBM=100, MSFT=100)
-    return app
 
 
 @pytest.fixture

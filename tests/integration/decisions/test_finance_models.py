@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
-from tests.integration.decisions.finance import closes, fold, hold, instant, past, split, wobble
+from tests.integration.decisions.finance import LAST, STOCKS, closes, fold, instant, split, wobble
 
 from backtest.services import Services, plug_ins
 from control_plane.decisions.agent_calls import agents_by_name, run_call
@@ -28,8 +28,6 @@ from control_plane.platform.settings import AgentSettings, DecisionSettings
 from control_plane.platform.telemetry import Telemetry
 from model_endpoint import ModelEndpoint, serve
 
-LAST = 70
-STOCKS = ("AAPL", "IBM", "MSFT")
 KEY = "gsk_0123456789abcdef"
 SUMMARY = {"headline": "AAPL fell", "text": "AAPL fell by half. A small hedge is recommended."}
 AWAY = ModelEndpoint(1, 0)
@@ -112,17 +110,6 @@ def open_services(database: TestDatabase) -> Iterator[Open]:
             return stack.enter_context(WithModel(database, {"DAILY_BUDGET_USD": budget, **variables}))
 
         yield opened
-
-
-@pytest.fixture
-def market(app: Connection[Any], owner: Connection[Any]) -> Connection[Any]:
-    """Three stocks, of each of which the account holds about ten thousand dollars."""
-    for entity in STOCKS:
-        values = wobble(LAST, entity=entity)
-        past(owner, entity, values[:-1])
-        closes(app, entity, values[-1:], first=LAST - 1)
-    hold(owner, AAPL=100, IBM=100, MSFT=100)
-    return app
 
 
 def fall(connection: Connection[Any], **factors: float) -> None:
