@@ -137,3 +137,7 @@ SELECT state, count(*)
 FROM decisions
 WHERE entity_id = ANY (%(entities)s::text[])
 GROUP BY state
+
+-- name: bytes_on_disk
+-- How many bytes the database takes on disk.
+SELECT pg_database_size(current_database())

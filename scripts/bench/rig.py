@@ -211,8 +211,6 @@ class Rig:
     def environ(self, database: Database, queues: Queues | None = None) -> dict[str, str]:
         """Returns the relay function's environment, with the folders that it imports from in Lambda."""
         queues = queues or self.queues
-        checkout = self.workspace.checkout
-        folders = (checkout / "functions" / "relay", checkout / "layers" / "core", checkout / "scripts")
         return {
             **isolated(os.environ),
             "DATABASE_URL": database.relay_url,
@@ -220,13 +218,31 @@ class Rig:
             "CLOUD_ENDPOINT_URL": queues.endpoint_url,
             "SUBSCRIPTION_QUEUE_URLS": json.dumps(dict(queues.urls)),
             **self.relay_settings,
-            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+            "PYTHONPATH": self.pythonpath("relay"),
         }
+
+    def pythonpath(self, function: str) -> str:
+        """Returns the folders that a function imports from in Lambda, and the bench's."""
+        checkout = self.workspace.checkout
+        folders = (checkout / "functions" / function, checkout / "layers" / "core", checkout / "scripts")
+        return os.pathsep.join(map(str, folders))
 
     def checkpoint(self) -> None:
         """Makes Postgres write all changes to disk now, so that it does not do so during a measurement."""
         with psycopg.connect(self.server.url(), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
+
+    def server_cpu_seconds(self) -> float:
+        """Returns the processor time that the server has used, by its sessions too, those that have ended included."""
+        postmaster = self.server.process
+        assert postmaster is not None, "the rig's server runs"
+        while True:
+            # A session that ends meanwhile is counted nowhere until the postmaster has noticed: then it is read again.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = [process.cpu_times() for process in postmaster.children()]
+                own = postmaster.cpu_times()
+                ended = own.children_user + own.children_system
+                return float(own.user + own.system + ended + sum(one.user + one.system for one in times))
 
     def facts(self) -> dict[str, Any]:
         """Returns facts about the machine and its software."""

@@ -28,6 +28,12 @@ class Sizes:
     """Decisions of a round that are made one after the other."""
     decisions: int = 300
     """Decisions of a round that workers make side by side."""
+    consumed: int = 3_000
+    """Messages that a consumer takes one batch after the other."""
+    burst: int = 500
+    """Messages that are committed together where a simulation is checked."""
+    bursts: int = 4
+    simulated_minutes: int = 20
 
 
 QUICK = Sizes(
@@ -43,5 +49,9 @@ QUICK = Sizes(
     idle_seconds=1,
     single_decisions=10,
     decisions=10,
+    consumed=100,
+    burst=50,
+    bursts=2,
+    simulated_minutes=2,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""
