@@ -13,7 +13,8 @@ def passage(*arrivals: Arrival, stage: Stage) -> Passage:
 def test_a_message_takes_its_batchs_time() -> None:
     stage = Stage("relay", workers=1, batch=10, seconds_a_batch=1, seconds_a_message=0.1)
     passed = passage(Arrival(5, 1, born=5), stage=stage)
-    assert (passed.most_waiting, passed.delay_p50, passed.delay_p99) == (1, pytest.approx(1.1), pytest.approx(1.1))
+    assert passed.most_waiting == 1
+    assert passed.delay_p50 == passed.delay_p99 == pytest.approx(1.1)
     assert passed.busy == pytest.approx(1.1 / 6.1)
 
 

@@ -1,0 +1,1 @@
+"""A client of the control plane's API: where a deployment is and who asks (``profiles``), and requests (``client``)."""
