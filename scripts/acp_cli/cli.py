@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from local_cloud.cloud import Cloud
 
 EXIT_CODES = """[bold]Exit codes[/]  0 it is done · 1 what was asked for failed · 2 the command makes no sense ·
-3 the local cloud is not running (scripts/acp up) · 4 another acp is at work · 130 interrupted"""
+3 the local cloud is not running (scripts/acp up) · 4 another acp is at work · 5 a deployment does not answer ·
+130 interrupted"""
 
 
 class Entry(NamedTuple):
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
 
 _CLOUD, _SIGNALS, _DATABASE, _MEASURING = "The local cloud", "Signals", "The database", "Measuring"
 _DECISIONS = "Decisions"
+_DEPLOYMENTS = "Deployments"
 COMMANDS = {
     _CLOUD: {
         "up": Entry("cloud_commands", "Start PostgreSQL and something that stands in for AWS, build, deploy."),
@@ -69,6 +71,11 @@ COMMANDS = {
         "switches": Entry("approval_commands", "What is switched off, by whom and why."),
         "audit": Entry("audit_command", "Whether the record, and the accounts, are as they were."),
         "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
+    },
+    _DEPLOYMENTS: {
+        "login": Entry("profile_commands", "Store a deployment's URL and token, and ask it from now on."),
+        "logout": Entry("profile_commands", "Forget a deployment and its token."),
+        "profiles": Entry("profile_commands", "The deployments that acp knows."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {
@@ -177,8 +184,29 @@ def root(
     _version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The API of a deployment to ask (ACP_URL).", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="The token to ask it with (better in ACP_TOKEN, or stored by login: other users see options).",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="A deployment that login has stored, or local (ACP_PROFILE).", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """The AI Control Plane on this machine: bring it up, watch signals flow, follow any of them along its timeline."""
+    """The AI Control Plane: bring it up on this machine, or ask a deployment; follow what flows, decide, mend."""
+    if url or token or profile:
+        from acp_cli.asking import Wanted  # noqa: PLC0415  --help and --version need none
+
+        ctx.meta["acp.deployment"] = Wanted(url, token, profile)
     if ctx.obj is None or callable(ctx.obj):
         ctx.obj = ctx.obj() if ctx.obj is not None else _open_cloud(None)
 

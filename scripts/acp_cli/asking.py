@@ -1,0 +1,100 @@
+"""How a command reaches the API: the deployment that is meant, and its errors as acp's own."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from acp_client.client import ApiError, ApiUnreachable, Client
+from acp_client.profiles import Profile, ProfileError, chosen_profile
+from local_cloud.cloud import Cloud
+from local_cloud.errors import AcpError, NotRunningError, UsageError
+from local_cloud.workspace import CHECKOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import typer
+
+LOCAL: Final = "local"
+"""What the local cloud is called among the profiles."""
+_REMEDIES: Final = {
+    401: "Is the token of this deployment, not expired and not revoked? acp login NAME --url URL stores another.",
+    403: "An admin can make a token with that scope: acp tokens make NAME --scope SCOPE",
+    429: "The deployment limits how often it is asked. Try again in a moment.",
+    503: "See the deployment's /health, and the log of its functions.",
+}
+
+
+class UnreachableError(AcpError):
+    """Raised when the deployment does not answer."""
+
+    exit_code = 5
+
+
+class Wanted:
+    """The options by which a deployment is named, as the root command got them."""
+
+    def __init__(self, url: str | None = None, token: str | None = None, profile: str | None = None) -> None:
+        self._url, self._token, self._name = url, token, profile
+
+    def profile(self) -> Profile | None:
+        """Returns the deployment that is meant; None is the local cloud. Raises UsageError."""
+        if self._name == LOCAL:
+            return None
+        try:
+            return chosen_profile(os.environ, url=self._url, token=self._token, name=self._name)
+        except ProfileError as error:
+            raise UsageError(sentence(error)) from None
+
+
+def is_local(ctx: typer.Context) -> bool:
+    """Whether the command is for the local cloud, whose parts it may also look at itself."""
+    return _wanted(ctx).profile() is None
+
+
+@contextmanager
+def asking(ctx: typer.Context) -> Iterator[Client]:
+    """Yields a client of the deployment that the command is for; the local cloud's where nothing names another.
+
+    Its errors are raised as AcpError, NotRunningError where the local cloud is down.
+    """
+    profile = _wanted(ctx).profile() or _local_profile(ctx)
+    try:
+        yield Client(profile, agent=f"acp/{version()}")
+    except ApiUnreachable as error:
+        remedy = "Is it running? scripts/acp status" if profile.name == LOCAL else "Is the URL right, and the network?"
+        raise UnreachableError(sentence(error), remedy=remedy) from None
+    except ApiError as error:
+        message = str(error) if profile.name == LOCAL else f"{profile.url}: {error}"
+        raise AcpError(message, remedy=_REMEDIES.get(error.status, "")) from None
+
+
+def version() -> str:
+    """Returns this program's version."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return str(project["version"])
+
+
+def _wanted(ctx: typer.Context) -> Wanted:
+    wanted = ctx.find_root().meta.get("acp.deployment")
+    return wanted if isinstance(wanted, Wanted) else Wanted()
+
+
+def _local_profile(ctx: typer.Context) -> Profile:
+    cloud = ctx.obj
+    assert isinstance(cloud, Cloud), "the callback sets it"
+    run = cloud.running()
+    url = cloud.outputs(run).get("ApiUrl")
+    if url is None:
+        msg = "The local cloud has no API."
+        raise NotRunningError(msg, remedy="Deploy it again: scripts/acp up")
+    return Profile(LOCAL, url.rstrip("/"), run.api_token)
+
+
+def sentence(error: Exception) -> str:
+    """Returns an error's text as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
