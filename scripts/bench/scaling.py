@@ -77,10 +77,14 @@ def _consumer(rig: Rig) -> Stage:
 
 
 def _relay(rig: Rig, events: int) -> dict[str, float]:
+    with rig.fresh(Seed(0)) as empty:
+        bytes_before = _bytes_on_disk(empty)
     with rig.fresh(Seed(events)) as database:
         before = rig.server_cpu_seconds()
         report = drain(rig, database, events)
-        return _per_message(report, events, rig.server_cpu_seconds() - before)
+        used = rig.server_cpu_seconds() - before
+        grown = _bytes_on_disk(database) - bytes_before
+    return _per_message(report, events, used) | {"bytes_a_message": grown / events}
 
 
 def _consume(rig: Rig, messages: int, batch: int) -> dict[str, float]:
@@ -177,7 +181,10 @@ def _service_times(rounds: Sequence[Mapping[str, Any]]) -> list[Figure]:
                 ("Postgres's processor time", "postgres_a_message"),
             )
         ),
-        median("consumer, a message: on disk", [one["consumer"]["bytes_a_message"] for one in rounds], "bytes"),
+        *(
+            median(f"{title}: on disk", [one[side]["bytes_a_message"] for one in rounds], "bytes")
+            for side, title in (("relay", "an event and its delivered message"), ("consumer", "consumer, a message"))
+        ),
     ]
 
 
