@@ -81,11 +81,12 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) RETURNS text
+CREATE FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json, of_token text DEFAULT NULL::text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
+    who text := who_commands(of_token, 'approve');
     asked record;
     answered record;
 BEGIN
@@ -109,7 +110,7 @@ BEGIN
     END IF;
     -- Not by name alone: whoever may become the login that proposed, or a function's role, may have proposed it.
     IF gives AND (
-        asked.proposed_by = session_user
+        asked.proposed_by IN (session_user, who)
         OR EXISTS (
             SELECT FROM pg_roles
             WHERE rolname IN (asked.proposed_by, 'acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
@@ -123,13 +124,13 @@ BEGIN
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
         OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
-        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM who
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
     -- Given in time, it stands as long as its decision does: one in the last second is judged again like any other.
     INSERT INTO approvals (approval_id, decision_id, action_sha256, is_given, decided_by, reason, expires_at)
-    SELECT of_approval, decision_id, action, gives, session_user, because, deadline
+    SELECT of_approval, decision_id, action, gives, who, because, deadline
     FROM decisions
     WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
@@ -237,6 +238,26 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.begin_api_change(of_token text, of_key text, of_request bytea) RETURNS TABLE(is_new boolean, is_same boolean, status integer, body json)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM check_is_api();
+    DELETE FROM idempotency_keys
+    WHERE token = of_token AND key = of_key AND at < clock_timestamp() - interval '24 hours';
+    INSERT INTO idempotency_keys (token, key, request_sha256) VALUES (of_token, of_key, of_request)
+    ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        RETURN QUERY SELECT true, true, NULL::integer, NULL::json;
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT false, request_sha256 = of_request, status, body FROM idempotency_keys WHERE token = of_token AND key = of_key;
+END
+$$;
+
 CREATE FUNCTION public.begin_execution(of_action uuid) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -275,6 +296,18 @@ BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision AND fence = with_fence FOR UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'decision % is no longer held under fence %', of_decision, with_fence USING ERRCODE = 'AC001';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION public.check_is_api() RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF session_user <> 'acp_command' THEN
+        RAISE EXCEPTION 'only the login acp_command itself speaks for the API''s tokens, and this is %', session_user
+            USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
 $$;
@@ -622,6 +655,27 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.delete_kept_answers(batch_size integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    deleted bigint;
+BEGIN
+    PERFORM check_retention(30, batch_size);
+    DELETE FROM idempotency_keys
+    WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM idempotency_keys
+        WHERE at < now() - interval '24 hours'
+        ORDER BY at
+        LIMIT batch_size
+        FOR UPDATE SKIP LOCKED
+    ));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END
+$$;
+
 CREATE FUNCTION public.delete_repeated_looks(retention_days integer, batch_size integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -659,6 +713,22 @@ COMMENT ON TABLE public.deliveries IS 'Messages that a subscription''s queue has
 CREATE FUNCTION public.delivered_since(of_subscription text, since timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     RETURN (SELECT COALESCE(bool_or((recent.delivered_at > delivered_since.since)), false) AS "coalesce" FROM (SELECT deliveries.subscription, deliveries.delivered_at FROM public.deliveries ORDER BY deliveries.outbox_id DESC LIMIT 10000) recent WHERE (recent.subscription = delivered_since.of_subscription));
+
+CREATE FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_is_api();
+    UPDATE idempotency_keys SET status = answer_status, body = answer_body
+    WHERE token = of_token AND key = of_key AND status IS NULL;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no change is under way under this key' USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO api_audit (token, address, agent, route, reason, idempotency_key, before, after, status)
+    VALUES (of_token, of_address, of_agent, of_route, because, of_key, state_before, state_after, answer_status);
+END
+$$;
 
 CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text) RETURNS void
     LANGUAGE plpgsql
@@ -972,6 +1042,29 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.make_api_token(made_by text, new_name text, new_sha256 bytea, new_scopes text[], expires timestamp with time zone) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_is_api();
+    IF made_by <> 'root' THEN
+        -- Its row is locked: a maker that is revoked meanwhile makes nothing.
+        PERFORM FROM api_tokens
+        WHERE name = made_by AND 'admin' = ANY (scopes) AND new_scopes <@ scopes AND revoked_at IS NULL
+            AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        FOR SHARE;
+        IF NOT FOUND THEN
+            RETURN 'lacking';
+        END IF;
+    END IF;
+    INSERT INTO api_tokens (name, sha256, scopes, created_by, expires_at)
+    VALUES (new_name, new_sha256, new_scopes, made_by, expires)
+    ON CONFLICT (name) DO NOTHING;
+    RETURN CASE WHEN FOUND THEN 'made' ELSE 'taken' END;
+END
+$$;
+
 CREATE TABLE public.switches (
     scope text NOT NULL,
     is_off boolean NOT NULL,
@@ -1136,22 +1229,38 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json) RETURNS void
+CREATE FUNCTION public.revoke_api_token(by_token text, of_name text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
+    PERFORM check_is_api();
+    UPDATE api_tokens SET revoked_at = clock_timestamp(), revoked_by = by_token WHERE name = of_name AND revoked_at IS NULL;
+    IF FOUND THEN
+        RETURN 'revoked';
+    END IF;
+    RETURN CASE WHEN EXISTS (SELECT FROM api_tokens WHERE name = of_name) THEN 'already' ELSE 'unknown' END;
+END
+$$;
+
+CREATE FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    who text := who_commands(of_token, 'operate');
+BEGIN
     -- The table's lock and not a row's: whoever wants to share it queues behind this. And no advisory lock, which any role
     -- could take, and keep the switch from being set.
     LOCK TABLE switch_lock IN EXCLUSIVE MODE;
-    INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because)
+    INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, who, because)
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
-    INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
+    INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, who, because);
     IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
         OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
         OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
-        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM who
     THEN
         RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;
@@ -1312,6 +1421,48 @@ BEGIN
     );
 END
 $_$;
+
+CREATE FUNCTION public.use_api_token(of_sha256 bytea) RETURNS TABLE(name text, scopes text[], state text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE api_tokens SET last_used_at = clock_timestamp()
+    WHERE sha256 = of_sha256 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > clock_timestamp())
+        AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute');
+    RETURN QUERY
+    SELECT
+        name, scopes,
+        CASE
+            WHEN revoked_at IS NOT NULL THEN 'revoked'
+            WHEN expires_at <= clock_timestamp() THEN 'expired'
+            ELSE 'valid'
+        END
+    FROM api_tokens
+    WHERE sha256 = of_sha256;
+END
+$$;
+
+CREATE FUNCTION public.who_commands(of_token text, wanted_scope text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF of_token IS NULL THEN
+        RETURN session_user;
+    END IF;
+    PERFORM check_is_api();
+    IF of_token <> 'root' AND NOT EXISTS (
+        SELECT FROM api_tokens
+        WHERE name = of_token AND wanted_scope = ANY (scopes) AND revoked_at IS NULL
+            AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    ) THEN
+        RAISE EXCEPTION 'token % may not % (any more)', of_token, wanted_scope USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN 'token:' || of_token;
+END
+$$;
 
 CREATE FUNCTION public.write_decision_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
     LANGUAGE plpgsql
@@ -1480,6 +1631,56 @@ ALTER TABLE public.anchors ALTER COLUMN anchor_id ADD GENERATED ALWAYS AS IDENTI
     CACHE 1
 );
 
+CREATE TABLE public.api_audit (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    token text NOT NULL,
+    address text NOT NULL,
+    agent text NOT NULL,
+    route text NOT NULL,
+    reason text NOT NULL,
+    idempotency_key text NOT NULL,
+    before jsonb,
+    after jsonb,
+    status integer NOT NULL,
+    CONSTRAINT api_audit_route_check CHECK ((route <> ''::text)),
+    CONSTRAINT api_audit_status_check CHECK (((status >= 200) AND (status <= 599))),
+    CONSTRAINT api_audit_token_check CHECK ((token <> ''::text))
+);
+
+COMMENT ON TABLE public.api_audit IS 'Every call of the API that changed something, written in the change''s own transaction.';
+
+ALTER TABLE public.api_audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.api_audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.api_tokens (
+    name text NOT NULL,
+    sha256 bytea NOT NULL,
+    scopes text[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text NOT NULL,
+    expires_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    revoked_by text,
+    last_used_at timestamp with time zone,
+    CONSTRAINT api_tokens_name_check CHECK (((name ~ '^[a-z][a-z0-9_.-]{0,62}$'::text) AND (name <> 'root'::text))),
+    CONSTRAINT api_tokens_revoked_by_somebody CHECK (((revoked_at IS NULL) = (revoked_by IS NULL))),
+    CONSTRAINT api_tokens_scopes_check CHECK (((cardinality(scopes) > 0) AND (scopes <@ ARRAY['read'::text, 'operate'::text, 'approve'::text, 'metrics'::text, 'admin'::text]))),
+    CONSTRAINT api_tokens_sha256_check CHECK ((octet_length(sha256) = 32))
+);
+
+COMMENT ON TABLE public.api_tokens IS 'Who may call the API, and what for. The token itself is nowhere; the secret''s own token is called root and is not here.';
+
+COMMENT ON COLUMN public.api_tokens.scopes IS 'All of its scopes, those that others imply included.';
+
+COMMENT ON COLUMN public.api_tokens.last_used_at IS 'At most a minute behind.';
+
 CREATE TABLE public.approval_requests (
     approval_id uuid NOT NULL,
     decision_id uuid NOT NULL,
@@ -1508,7 +1709,7 @@ CREATE TABLE public.approvals (
     CONSTRAINT approvals_decided_by_check CHECK ((decided_by <> ''::text))
 );
 
-COMMENT ON TABLE public.approvals IS 'A person''s answer to an approval request, once. decided_by is the login of the database.';
+COMMENT ON TABLE public.approvals IS 'A person''s answer to an approval request, once. decided_by is the login of the database, or token:NAME.';
 
 CREATE TABLE public.artifacts (
     sha256 bytea NOT NULL,
@@ -1923,6 +2124,18 @@ CREATE TABLE public.executions (
 );
 
 COMMENT ON TABLE public.executions IS 'What the client did with an action, once, or that nobody executed it before it expired. Immutable.';
+
+CREATE TABLE public.idempotency_keys (
+    token text NOT NULL,
+    key text NOT NULL,
+    request_sha256 bytea NOT NULL,
+    status integer,
+    body json,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT idempotency_keys_request_sha256_check CHECK ((octet_length(request_sha256) = 32))
+);
+
+COMMENT ON TABLE public.idempotency_keys IS 'What was answered to a request that changed something, for a day, so that the same request sent again changes nothing.';
 
 CREATE TABLE public.operations (
     operation_id uuid NOT NULL,
@@ -2424,6 +2637,15 @@ ALTER TABLE ONLY public.agent_scores
 ALTER TABLE ONLY public.anchors
     ADD CONSTRAINT anchors_pkey PRIMARY KEY (anchor_id);
 
+ALTER TABLE ONLY public.api_audit
+    ADD CONSTRAINT api_audit_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.api_tokens
+    ADD CONSTRAINT api_tokens_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY public.api_tokens
+    ADD CONSTRAINT api_tokens_sha256_key UNIQUE (sha256);
+
 ALTER TABLE ONLY public.approval_requests
     ADD CONSTRAINT approval_requests_one_per_action UNIQUE (decision_id, action_sha256);
 
@@ -2483,6 +2705,9 @@ ALTER TABLE ONLY public.events
 
 ALTER TABLE ONLY public.executions
     ADD CONSTRAINT executions_pkey PRIMARY KEY (action_id);
+
+ALTER TABLE ONLY public.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (token, key);
 
 ALTER TABLE ONLY public.operations
     ADD CONSTRAINT operations_pkey PRIMARY KEY (operation_id);
@@ -2557,6 +2782,8 @@ CREATE INDEX actions_by_account ON public.actions USING btree (account, released
 
 CREATE INDEX agent_calls_open ON public.agent_calls USING btree (deadline) WHERE (outcome IS NULL);
 
+CREATE INDEX api_audit_by_token ON public.api_audit USING btree (token, id);
+
 CREATE INDEX dead_letters_open ON public.dead_letters USING btree (subscription, id) WHERE (resolution IS NULL);
 
 CREATE INDEX decisions_by_entity ON public.decisions USING btree (entity_id, occurred_at);
@@ -2582,6 +2809,12 @@ CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id)
 CREATE INDEX events_by_trace ON public.events USING btree (trace_id);
 
 CREATE INDEX events_by_type ON public.events USING btree (event_type, occurred_at);
+
+CREATE INDEX events_of_entity ON public.events USING btree (entity_id, seq);
+
+CREATE INDEX events_of_type ON public.events USING btree (event_type, seq);
+
+CREATE INDEX idempotency_keys_by_age ON public.idempotency_keys USING btree (at);
 
 CREATE INDEX paper_orders_open ON public.paper_orders USING btree (source, entity_id, series) WHERE (filled_at IS NULL);
 
@@ -2614,6 +2847,8 @@ CREATE TRIGGER actions_are_verdicted BEFORE INSERT ON public.actions FOR EACH RO
 CREATE TRIGGER agent_scores_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.agent_scores FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER anchors_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.anchors FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER api_audit_is_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.api_audit FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER approval_requests_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.approval_requests FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -2749,8 +2984,8 @@ GRANT ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigin
 REVOKE ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json) TO acp_command;
+REVOKE ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json, of_token text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json, of_token text) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json) TO acp_agent;
@@ -2762,10 +2997,15 @@ REVOKE ALL ON FUNCTION public.as_body(row_json jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.ask_approval(new_approval uuid, of_decision uuid, action bytea, until timestamp with time zone, what_is_shown text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.ask_approval(new_approval uuid, of_decision uuid, action bytea, until timestamp with time zone, what_is_shown text) TO acp_gatekeeper;
 
+REVOKE ALL ON FUNCTION public.begin_api_change(of_token text, of_key text, of_request bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.begin_api_change(of_token text, of_key text, of_request bytea) TO acp_command;
+
 REVOKE ALL ON FUNCTION public.begin_execution(of_action uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.begin_execution(of_action uuid) TO acp_action;
 
 REVOKE ALL ON FUNCTION public.check_fence(of_decision uuid, with_fence bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.check_is_api() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.check_release() FROM PUBLIC;
 
@@ -2786,6 +3026,9 @@ GRANT ALL ON FUNCTION public.delete_expired_events(retention_days integer, batch
 REVOKE ALL ON FUNCTION public.delete_expired_raw_payloads(retention_days integer, batch_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_expired_raw_payloads(retention_days integer, batch_size integer) TO acp_maintain;
 
+REVOKE ALL ON FUNCTION public.delete_kept_answers(batch_size integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_kept_answers(batch_size integer) TO acp_maintain;
+
 REVOKE ALL ON FUNCTION public.delete_repeated_looks(retention_days integer, batch_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_repeated_looks(retention_days integer, batch_size integer) TO acp_maintain;
 
@@ -2802,6 +3045,9 @@ GRANT SELECT(delivered_at) ON TABLE public.deliveries TO acp_relay;
 GRANT SELECT(message_id) ON TABLE public.deliveries TO acp_relay;
 
 REVOKE ALL ON FUNCTION public.delivered_since(of_subscription text, since timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text) FROM PUBLIC;
 
@@ -2833,6 +3079,9 @@ GRANT ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint,
 
 REVOKE ALL ON FUNCTION public.lock_decision(of_decision uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.lock_decision(of_decision uuid) TO acp_gatekeeper;
+
+REVOKE ALL ON FUNCTION public.make_api_token(made_by text, new_name text, new_sha256 bytea, new_scopes text[], expires timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.make_api_token(made_by text, new_name text, new_sha256 bytea, new_scopes text[], expires timestamp with time zone) TO acp_command;
 
 GRANT SELECT ON TABLE public.switches TO acp_decide;
 GRANT SELECT ON TABLE public.switches TO acp_gatekeeper;
@@ -2883,8 +3132,11 @@ REVOKE ALL ON FUNCTION public.refuse_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.refuse_unreleased() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json) TO acp_command;
+REVOKE ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) TO acp_command;
+
+REVOKE ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.set_timer(of_decision uuid, with_fence bigint, timer_kind text, at timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.set_timer(of_decision uuid, with_fence bigint, timer_kind text, at timestamp with time zone) TO acp_decide;
@@ -2900,6 +3152,12 @@ REVOKE ALL ON FUNCTION public.step_hash(prev bytea, of_decision uuid, seq intege
 
 REVOKE ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) TO acp_gatekeeper;
+
+REVOKE ALL ON FUNCTION public.use_api_token(of_sha256 bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.use_api_token(of_sha256 bytea) TO acp_reader;
+GRANT ALL ON FUNCTION public.use_api_token(of_sha256 bytea) TO acp_command;
+
+REVOKE ALL ON FUNCTION public.who_commands(of_token text, wanted_scope text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.write_decision_events(given_events json) FROM PUBLIC;
 
@@ -2956,6 +3214,32 @@ GRANT INSERT(scored_at) ON TABLE public.agent_scores TO acp_decide;
 
 GRANT SELECT ON TABLE public.anchors TO acp_reader;
 
+GRANT SELECT ON TABLE public.api_audit TO acp_reader;
+
+GRANT SELECT(name) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(name) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(scopes) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(scopes) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(created_at) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(created_at) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(created_by) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(created_by) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(expires_at) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(expires_at) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(revoked_at) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(revoked_at) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(revoked_by) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(revoked_by) ON TABLE public.api_tokens TO acp_command;
+
+GRANT SELECT(last_used_at) ON TABLE public.api_tokens TO acp_reader;
+GRANT SELECT(last_used_at) ON TABLE public.api_tokens TO acp_command;
+
 GRANT SELECT ON TABLE public.approval_requests TO acp_decide;
 GRANT SELECT ON TABLE public.approval_requests TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.approval_requests TO acp_command;
@@ -2991,21 +3275,30 @@ GRANT SELECT ON TABLE public.budgets TO acp_reader;
 GRANT SELECT ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT SELECT ON TABLE public.circuit_breakers TO acp_relay;
 GRANT SELECT ON TABLE public.circuit_breakers TO acp_reader;
+GRANT SELECT,DELETE ON TABLE public.circuit_breakers TO acp_command;
 
 GRANT INSERT(name) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT INSERT(name) ON TABLE public.circuit_breakers TO acp_relay;
+GRANT INSERT(name) ON TABLE public.circuit_breakers TO acp_command;
 
 GRANT INSERT(state),UPDATE(state) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT INSERT(state),UPDATE(state) ON TABLE public.circuit_breakers TO acp_relay;
+GRANT INSERT(state),UPDATE(state) ON TABLE public.circuit_breakers TO acp_command;
 
 GRANT INSERT(consecutive_failures),UPDATE(consecutive_failures) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT INSERT(consecutive_failures),UPDATE(consecutive_failures) ON TABLE public.circuit_breakers TO acp_relay;
 
 GRANT INSERT(opened_at),UPDATE(opened_at) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT INSERT(opened_at),UPDATE(opened_at) ON TABLE public.circuit_breakers TO acp_relay;
+GRANT INSERT(opened_at),UPDATE(opened_at) ON TABLE public.circuit_breakers TO acp_command;
 
 GRANT INSERT(retry_at),UPDATE(retry_at) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT INSERT(retry_at),UPDATE(retry_at) ON TABLE public.circuit_breakers TO acp_relay;
+GRANT UPDATE(retry_at) ON TABLE public.circuit_breakers TO acp_command;
+
+GRANT INSERT(held_by),UPDATE(held_by) ON TABLE public.circuit_breakers TO acp_command;
+
+GRANT INSERT(held_reason),UPDATE(held_reason) ON TABLE public.circuit_breakers TO acp_command;
 
 GRANT INSERT(last_error),UPDATE(last_error) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT INSERT(last_error),UPDATE(last_error) ON TABLE public.circuit_breakers TO acp_relay;
@@ -3246,6 +3539,7 @@ GRANT SELECT ON TABLE public.signal_lab_returns TO acp_reader;
 GRANT SELECT ON TABLE public.signal_lab_risk TO acp_reader;
 
 GRANT SELECT ON TABLE public.subscriptions TO acp_reader;
+GRANT SELECT ON TABLE public.subscriptions TO acp_command;
 
 GRANT SELECT ON TABLE public.switch_changes TO acp_command;
 GRANT SELECT ON TABLE public.switch_changes TO acp_reader;

@@ -219,7 +219,7 @@ CREATE TABLE approvals (
     decided_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at    timestamptz NOT NULL
 );
-COMMENT ON TABLE approvals IS 'A person''s answer to an approval request, once. decided_by is the login of the database.';
+COMMENT ON TABLE approvals IS 'A person''s answer to an approval request, once. decided_by is the login of the database, or token:NAME.';
 CREATE TRIGGER approvals_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON approvals
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 

@@ -577,6 +577,29 @@ BEGIN
 END
 $$;
 
+-- Who is on record for a person's command: the session's login, or token:NAME where CommandApiFunction asks for whoever
+-- sent a token. Only acp_command itself may name one, and one that may do this; people's logins, its members, speak for
+-- themselves.
+CREATE FUNCTION who_commands(of_token text, wanted_scope text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    IF of_token IS NULL THEN
+        RETURN session_user;
+    END IF;
+    PERFORM check_is_api();
+    IF of_token <> 'root' AND NOT EXISTS (
+        SELECT FROM api_tokens
+        WHERE name = of_token AND wanted_scope = ANY (scopes) AND revoked_at IS NULL
+            AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    ) THEN
+        RAISE EXCEPTION 'token % may not % (any more)', of_token, wanted_scope USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN 'token:' || of_token;
+END
+$$;
+
 
 -- Locks a decision's row for whoever may not write it, so that it is locked before anything else is.
 CREATE FUNCTION lock_decision(of_decision uuid) RETURNS void
@@ -646,12 +669,13 @@ $$;
 -- A person's answer, once. Who answers is the login of the database. Returns given, denied, or why it does not count:
 -- unknown, changed (another action than was shown), expired, answered (before), own (whoever proposed may not approve).
 CREATE FUNCTION answer_approval(
-    of_approval uuid, action bytea, gives boolean, because text, wake_event json
+    of_approval uuid, action bytea, gives boolean, because text, wake_event json, of_token text DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
+    who text := who_commands(of_token, 'approve');
     asked record;
     answered record;
 BEGIN
@@ -675,7 +699,7 @@ BEGIN
     END IF;
     -- Not by name alone: whoever may become the login that proposed, or a function's role, may have proposed it.
     IF gives AND (
-        asked.proposed_by = session_user
+        asked.proposed_by IN (session_user, who)
         OR EXISTS (
             SELECT FROM pg_roles
             WHERE rolname IN (asked.proposed_by, 'acp_detect', 'acp_decide', 'acp_agent', 'acp_gatekeeper', 'acp_action')
@@ -689,13 +713,13 @@ BEGIN
             CASE WHEN gives THEN 'APPROVAL_GIVEN' ELSE 'APPROVAL_DENIED' END
         )
         OR wake_event -> 'message' -> 'payload' ->> 'approval_id' IS DISTINCT FROM of_approval::text
-        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM session_user::text
+        OR wake_event -> 'message' -> 'payload' ->> 'decided_by' IS DISTINCT FROM who
     THEN
         RAISE EXCEPTION 'the event is not about this approval' USING ERRCODE = 'check_violation';
     END IF;
     -- Given in time, it stands as long as its decision does: one in the last second is judged again like any other.
     INSERT INTO approvals (approval_id, decision_id, action_sha256, is_given, decided_by, reason, expires_at)
-    SELECT of_approval, decision_id, action, gives, session_user, because, deadline
+    SELECT of_approval, decision_id, action, gives, who, because, deadline
     FROM decisions
     WHERE decision_id = asked.decision_id
     RETURNING * INTO answered;
@@ -708,22 +732,25 @@ $$;
 
 -- Switches a scope off or on. Waits for releases and executions that are under way; none begins before it is committed,
 -- so they cannot starve it.
-CREATE FUNCTION set_switch(of_scope text, off boolean, because text, told_event json) RETURNS void
+CREATE FUNCTION set_switch(of_scope text, off boolean, because text, told_event json, of_token text DEFAULT NULL)
+RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+DECLARE
+    who text := who_commands(of_token, 'operate');
 BEGIN
     -- The table's lock and not a row's: whoever wants to share it queues behind this. And no advisory lock, which any role
     -- could take, and keep the switch from being set.
     LOCK TABLE switch_lock IN EXCLUSIVE MODE;
-    INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because)
+    INSERT INTO switches (scope, is_off, set_by, reason) VALUES (of_scope, off, who, because)
     ON CONFLICT (scope) DO UPDATE
     SET is_off = excluded.is_off, set_by = excluded.set_by, set_at = clock_timestamp(), reason = excluded.reason;
-    INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, session_user, because);
+    INSERT INTO switch_changes (scope, is_off, set_by, reason) VALUES (of_scope, off, who, because);
     IF told_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
         OR told_event -> 'message' -> 'payload' ->> 'scope' IS DISTINCT FROM of_scope
         OR told_event -> 'message' -> 'payload' ->> 'is_off' IS DISTINCT FROM off::text
-        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM session_user::text
+        OR told_event -> 'message' -> 'payload' ->> 'set_by' IS DISTINCT FROM who
     THEN
         RAISE EXCEPTION 'the event does not say how this switch was set' USING ERRCODE = 'check_violation';
     END IF;

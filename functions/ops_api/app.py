@@ -1,11 +1,13 @@
-"""OpsApiFunction: answers how healthy the control plane is, and what became of an event."""
+"""OpsApiFunction: answers what the control plane is doing; it changes nothing."""
 
 from functools import cache
 from typing import Any
 
-from control_plane.api.events import show_timeline
+from control_plane.api.callers import Callers
+from control_plane.api.dispatch import Api
 from control_plane.api.health import HealthReporter
-from control_plane.api.http import Api, Route
+from control_plane.api.openapi import document
+from control_plane.api.reads import read_routes
 from control_plane.api.tokens import BearerToken, token_text
 from control_plane.platform.aws import read_secret
 from control_plane.platform.conninfo import database_url
@@ -40,7 +42,7 @@ def database() -> Database:
 
 @cache
 def token() -> BearerToken:
-    """Returns the token that guards all routes except /health."""
+    """Returns the secret's token, which may call every route."""
     return BearerToken(lambda: token_text(settings().api_token, read_soon))
 
 
@@ -68,11 +70,8 @@ def open_for_health() -> Database:
 
 
 api = Api(
-    [
-        Route("GET", "/health", lambda _: health().answer(), is_open=True),
-        Route("GET", "/events/{event_id}", lambda parameters: show_timeline(database(), parameters["event_id"])),
-    ],
-    guard=lambda request: token().require(request),
+    read_routes(database, lambda: health().answer(), document),
+    guard=Callers(token, database),
     telemetry=telemetry,
 )
 

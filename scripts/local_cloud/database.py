@@ -80,9 +80,6 @@ def prepare(server: PostgresServer, run: RunState) -> None:
             connection.execute(sql.SQL("ALTER ROLE {} RESET ALL").format(sql.Identifier(role)))
             if role in SEE_OTHERS_SESSIONS:
                 connection.execute(sql.SQL("GRANT pg_read_all_stats TO {}").format(sql.Identifier(role)))
-        if connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [COMMAND]).fetchone() is None:
-            # People's own logins are in it; nobody logs in as it.
-            connection.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(COMMAND)))
         if connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).fetchone() is None:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(NAME), sql.Identifier(OWNER))

@@ -25,6 +25,7 @@ SECRETS = {
     "AgentDatabaseSecretArn": AGENT,
     "GatekeeperDatabaseSecretArn": GATEKEEPER,
     "ActionDatabaseSecretArn": ACTION,
+    "CommandDatabaseSecretArn": COMMAND,
 }
 """For each parameter of the template that is a secret, the role whose URL the secret holds."""
 

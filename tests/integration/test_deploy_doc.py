@@ -79,8 +79,7 @@ def test_the_pages_secrets_open_the_roles_its_sql_makes(server: PostgresServer) 
         fields = conninfo_to_dict(database_url(DatabaseSettings(None, "arn"), {"arn": text}.__getitem__))
         assert fields["dbname"] == "control_plane"
         urls[fields["user"]] = server.url(str(fields["user"]), str(fields["dbname"]), str(fields["password"]))
-    # Nobody logs in as acp_command: people have logins of their own that are members of it.
-    assert urls.keys() == {"acp_owner", *ROLES} - {"acp_command"}
+    assert urls.keys() == {"acp_owner", *ROLES}
     with connect(urls["acp_owner"], application_name="test") as owner:
         assert migrate(owner, read_migrations(ROOT / "db" / "migrations")).version == SCHEMA_VERSION
     for role in urls.keys() - {"acp_owner"}:

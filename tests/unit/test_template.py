@@ -47,6 +47,7 @@ FIXED_FUNCTIONS = {
     "RelayFunction",
     "SignalLabFunction",
     "OpsApiFunction",
+    "CommandApiFunction",
     "MigrationFunction",
     "MaintenanceFunction",
     "DetectorFunction",
@@ -118,6 +119,8 @@ def resolved(value: Any) -> str:
         case {"Ref": name}:
             if name in PARAMETERS:
                 return str(GIVEN.get(name, PARAMETERS[name].get("Default")))
+            if name in FUNCTIONS:
+                return name
             assert name in QUEUES, name
             return f"https://sqs.us-east-1.amazonaws.com/123456789012/{name}"
         case {"Fn::Sub": text}:
@@ -343,6 +346,7 @@ def test_each_function_has_its_own_roles_secret() -> None:
         "IngestionFunction": "IngestDatabaseSecretArn",
         "RelayFunction": "RelayDatabaseSecretArn",
         "OpsApiFunction": "ReadDatabaseSecretArn",
+        "CommandApiFunction": "CommandDatabaseSecretArn",
         "MigrationFunction": "DatabaseOwnerSecretArn",
         "MaintenanceFunction": "MaintainDatabaseSecretArn",
     }

@@ -1,47 +1,97 @@
 """The operations API in template.yaml: its routes, its limits, and what its gateway answers."""
 
-import ast
 import json
+import re
+from collections.abc import Sequence
+from typing import Any
 
+import pytest
 from tests.template import FUNCTIONS, RESOURCES, ROOT, TEMPLATE, declared, timeout
 
+from control_plane.api.commands import command_routes
+from control_plane.api.dispatch import Api
+from control_plane.api.reads import read_routes
+from control_plane.api.routes import Route
+from control_plane.api.scopes import Scope
+from control_plane.platform.telemetry import Telemetry
+
 API = RESOURCES["OpsApi"]["Properties"]
+NEVER: Any = None
+"""What a route that is not called is made with."""
 
 
-def test_the_apis_routes_are_exactly_those_of_the_function() -> None:
-    events = [event for event in FUNCTIONS["OpsApiFunction"]["Events"].values() if event["Type"] == "Api"]
-    declared = {(event["Properties"]["Method"], event["Properties"]["Path"]) for event in events}
-    module = ast.parse((ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(module) if isinstance(node, ast.Call)]
-    routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
-    own = {tuple(ast.literal_eval(argument) for argument in route.args[:2]) for route in routes}
-    assert declared == own | {("HEAD", path) for method, path in own if method == "GET"}
+HEADS = {"/health", "/events/{event_id}"}
+"""Routes that the gateway passes HEAD to: each is a statement of the function's policy, whose size has a limit."""
+MOST_POLICY_BYTES = 20_480
+STATEMENT_BYTES = 420
+"""What SAM's statement for one route takes, with the longest names of an account, a stack and a region."""
+
+
+def routes_of(function: str) -> Sequence[Route]:
+    if function == "CommandApiFunction":
+        return command_routes(lambda: NEVER, {})
+    return read_routes(lambda: NEVER, lambda: NEVER, lambda: NEVER)
+
+
+def api_events(function: str) -> list[dict[str, Any]]:
+    return [event["Properties"] for event in FUNCTIONS[function]["Events"].values() if event["Type"] == "Api"]
+
+
+@pytest.mark.parametrize("function", ["OpsApiFunction", "CommandApiFunction"])
+def test_the_apis_routes_are_exactly_those_of_the_function(function: str) -> None:
+    events = api_events(function)
+    declared = [(event["Method"], event["Path"]) for event in events]
+    own = {(route.method, route.path) for route in routes_of(function)}
+    assert set(declared) == own | {("HEAD", path) for method, path in own if method == "GET" and path in HEADS}
+    assert len(declared) == len(set(declared))
     # An emulator answers 403 to {proxy+}; and on AWS, each unknown path that the gateway passes on costs money.
     assert not [path for _, path in declared if "+" in path]
-    for event in events:
-        assert event["Properties"]["RestApiId"] == {"Ref": "OpsApi"}
+    assert {event["RestApiId"]["Ref"] for event in events} == {"OpsApi"}
+    assert len(declared) * STATEMENT_BYTES < MOST_POLICY_BYTES
 
 
-def test_all_of_the_apis_routes_but_health_are_guarded() -> None:
-    text = (ROOT / "functions" / "ops_api" / "app.py").read_text(encoding="utf-8")
-    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-    routes = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Route"]
-    opened = [call for call in routes if "is_open" in {keyword.arg for keyword in call.keywords}]
-    assert [ast.literal_eval(call.args[1]) for call in opened] == ["/health"]
+def both() -> list[Route]:
+    return [*routes_of("OpsApiFunction"), *routes_of("CommandApiFunction")]
+
+
+def test_the_page_lists_every_route() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    rows = [f"| `{route.name}` | {route.scope} | {route.summary} |" for route in both()]
+    assert [line for line in page.splitlines() if re.match(r"\| `[A-Z]+ /", line)] == rows
+
+
+def test_no_route_is_answered_by_both_functions() -> None:
+    Api(both(), guard=lambda _: NEVER, telemetry=Telemetry("test"))
+
+
+def test_only_health_and_the_document_are_public() -> None:
+    routes = both()
+    assert {route.path for route in routes if route.scope is Scope.PUBLIC} == {"/health", "/openapi.json"}
+    assert not any(route.changes for route in routes_of("OpsApiFunction"))
+    assert all(route.changes for route in routes_of("CommandApiFunction"))
 
 
 def test_the_gateway_lets_few_requests_for_health_through() -> None:
     limits = {(one["ResourcePath"], one["HttpMethod"]): one for one in API["MethodSettings"]}
-    assert limits.keys() == {("/*", "*"), ("/~1health", "GET"), ("/~1health", "HEAD")}
+    assert limits.keys() == {
+        ("/*", "*"),
+        ("/~1health", "GET"),
+        ("/~1health", "HEAD"),
+        ("/~1openapi.json", "GET"),
+        ("/~1ingestion~1run", "POST"),
+        ("/~1relay~1run", "POST"),
+        ("/~1tokens", "POST"),
+    }
     # Each request at work holds a connection to Postgres.
     assert 0 < limits["/*", "*"]["ThrottlingRateLimit"] <= limits["/*", "*"]["ThrottlingBurstLimit"] <= 20
     # The requests of strangers that are at work at a time leave concurrency to those with a token.
-    health = [one for (path, _), one in limits.items() if path == "/~1health"]
+    health = [one for (path, _), one in limits.items() if path in {"/~1health", "/~1openapi.json"}]
     assert sum(one["ThrottlingBurstLimit"] for one in health) < 10
 
 
-def test_refused_tokens_raise_an_alarm() -> None:
-    alarm = RESOURCES["UnauthorizedRequestsAlarm"]["Properties"]
+@pytest.mark.parametrize("name", ["UnauthorizedRequestsAlarm", "UnauthorizedCommandsAlarm"])
+def test_refused_tokens_raise_an_alarm(name: str) -> None:
+    alarm = RESOURCES[name]["Properties"]
     assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (
         "ControlPlane",
         "UnauthorizedRequests",
@@ -72,8 +122,9 @@ def test_the_apis_url_is_a_base_for_routes() -> None:
     }
 
 
-def test_the_api_answers_before_its_gateway_gives_up() -> None:
-    assert timeout("OpsApiFunction") < 29
+@pytest.mark.parametrize("function", ["OpsApiFunction", "CommandApiFunction"])
+def test_the_api_answers_before_its_gateway_gives_up(function: str) -> None:
+    assert timeout(function) < 29
 
 
 def test_health_and_the_alarm_agree_on_the_oldest_age() -> None:

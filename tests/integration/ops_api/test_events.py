@@ -18,6 +18,8 @@ from control_plane.api import tokens
 from control_plane.api.http import NotAProxyRequest
 from control_plane.ops.timeline import read_timeline
 
+OLD = "an-old-token-that-was-long-enough-too"
+
 # An event's timeline
 
 
@@ -106,7 +108,7 @@ def test_names_of_headers_and_schemes_have_no_case(api: Client, name: str, schem
 # Routes and errors
 
 
-@pytest.mark.parametrize("path", ["/", "", "/healthz", "/health/", "/events", "/events/", "/events/a/b", "//health"])
+@pytest.mark.parametrize("path", ["/", "", "/healthz", "/health/", "/event", "/events/", "/events/a/b", "//health"])
 def test_an_unknown_route_is_not_found(api: Client, path: str) -> None:
     assert api.get(path, headers={"Authorization": f"Bearer {TOKEN}"}).detail(404) == "There is no such route."
 
@@ -205,14 +207,14 @@ def test_the_token_secret_may_be_text_or_json(load: Load, database: Any, secret:
 
 
 def test_a_rotated_token_is_picked_up(load: Load, monkeypatch: pytest.MonkeyPatch, database: Any, secret: Any) -> None:
-    secret.put("an-old-token")
+    secret.put(OLD)
     client = load(DATABASE_URL=database.url("acp_reader"), API_TOKEN_SECRET_ARN=secret.arn)
-    assert client.timeline(uuid.uuid4(), token="an-old-token").status == 404
+    assert client.timeline(uuid.uuid4(), token=OLD).status == 404
     secret.put(TOKEN)
     assert client.timeline(uuid.uuid4(), token=TOKEN).status == 401
     monkeypatch.setattr(tokens, "REREAD_SECONDS", 0)
     assert client.timeline(uuid.uuid4(), token=TOKEN).status == 404
-    assert client.timeline(uuid.uuid4(), token="an-old-token").status == 401
+    assert client.timeline(uuid.uuid4(), token=OLD).status == 401
 
 
 def test_an_unreadable_secret_is_named_to_the_log_alone(load: Load, database: Any, secret: Any) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.http import Api, Refused, Request, Response, Route
+from control_plane.api.dispatch import Api
+from control_plane.api.http import Refused, Request, Response
+from control_plane.api.routes import Call, Caller, Route
+from control_plane.api.scopes import Scope
 from control_plane.model.errors import (
     ConfigurationError,
     ControlPlaneError,
@@ -33,16 +36,20 @@ class FakeContext:
         return 1000
 
 
-def echo(parameters: Mapping[str, str]) -> Response:
-    return Response(HTTPStatus.OK, parameters)
+def echo(call: Call) -> Response:
+    return Response(HTTPStatus.OK, call.parameters)
 
 
-def refuse(_request: Request) -> None:
+def made(method: str, path: str, answer: Callable[[Call], Response] = echo, *, is_open: bool = False) -> Route:
+    return Route(method, path, Scope.PUBLIC if is_open else Scope.READ, answer, "A route of these tests.")
+
+
+def refuse(_request: Request) -> Caller:
     raise Refused(HTTPStatus.UNAUTHORIZED, "no")
 
 
-def let_in(_request: Request) -> None:
-    pass
+def let_in(_request: Request) -> Caller:
+    return Caller(token="kim", scopes=frozenset({Scope.READ}))
 
 
 def ask(telemetry: Telemetry, routes: list[Route], path: str, method: str = "GET", **event: Any) -> dict[str, Any]:
@@ -53,32 +60,32 @@ def ask(telemetry: Telemetry, routes: list[Route], path: str, method: str = "GET
 
 
 def test_a_parameter_is_one_part_of_the_path(telemetry: Telemetry) -> None:
-    routes = [Route("GET", "/a/{first}/b/{second}", echo)]
+    routes = [made("GET", "/a/{first}/b/{second}", echo)]
     assert ask(telemetry, routes, "/a/1/b/2")["body"] == {"first": "1", "second": "2"}
     for path in ("/a//b/2", "/a/1/b/2/", "/a/1/x/b/2", "/a/1/b", "x/a/1/b/2"):
         assert ask(telemetry, routes, path)["statusCode"] == 404
 
 
 def test_a_route_that_is_named_needs_no_path(telemetry: Telemetry) -> None:
-    answer = ask(telemetry, [Route("GET", "/a/{b}", echo)], "/prefix/a/1", resource="/a/{b}", pathParameters={"b": "1"})
+    answer = ask(telemetry, [made("GET", "/a/{b}", echo)], "/prefix/a/1", resource="/a/{b}", pathParameters={"b": "1"})
     assert answer["body"] == {"b": "1"}
 
 
 def test_another_method_learns_which_ones_there_are(telemetry: Telemetry) -> None:
-    routes = [Route("GET", "/a", echo), Route("PUT", "/a", echo), Route("POST", "/b", echo)]
+    routes = [made("GET", "/a", echo), made("PUT", "/a", echo), made("POST", "/b", echo)]
     answer = ask(telemetry, routes, "/a", "DELETE")
     assert (answer["statusCode"], answer["headers"]["Allow"]) == (405, "GET, HEAD, PUT, OPTIONS")
 
 
 def test_a_route_is_closed_unless_declared_open(telemetry: Telemetry) -> None:
-    routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
+    routes = [made("GET", "/closed", echo), made("GET", "/open", echo, is_open=True)]
     for path, status in (("/closed", 401), ("/open", 200)):
         for method in ("GET", "HEAD"):
             assert ask(telemetry, routes, path, method, guard=refuse)["statusCode"] == status
 
 
 def test_a_named_route_counts_and_its_path_does_not(telemetry: Telemetry) -> None:
-    routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
+    routes = [made("GET", "/closed", echo), made("GET", "/open", echo, is_open=True)]
     assert ask(telemetry, routes, "/open", resource="/closed", guard=refuse)["statusCode"] == 401
     assert ask(telemetry, routes, "/open", resource="/elsewhere", guard=refuse)["statusCode"] == 404
 
@@ -88,7 +95,7 @@ def test_a_named_route_counts_and_its_path_does_not(telemetry: Telemetry) -> Non
     [
         (("GET", "/a/{b}"), ("GET", "/a/c"), True),
         (("GET", "/a/{b}"), ("GET", "/a/{c}"), True),
-        (("GET", "/a"), ("HEAD", "/a"), True),
+        (("GET", "/a"), ("GET", "/a"), True),
         (("GET", "/a/{b}"), ("PUT", "/a/c"), False),
         (("GET", "/a/b"), ("GET", "/a/c"), False),
         (("GET", "/a/{b}"), ("GET", "/a/{b}/c"), False),
@@ -97,20 +104,20 @@ def test_a_named_route_counts_and_its_path_does_not(telemetry: Telemetry) -> Non
 def test_two_routes_for_one_request_are_refused(
     telemetry: Telemetry, one: tuple[str, str], other: tuple[str, str], is_refused: bool
 ) -> None:
-    routes = [Route(*one, echo), Route(*other, echo)]
+    routes = [made(*one), made(*other)]
     with pytest.raises(ValueError, match="answer the same requests") if is_refused else nullcontext():
         Api(routes, guard=let_in, telemetry=telemetry)
 
 
 def test_head_is_get_without_a_body(telemetry: Telemetry) -> None:
-    routes = [Route("GET", "/a", echo), Route("POST", "/b", echo)]
+    routes = [made("GET", "/a", echo), made("POST", "/b", echo)]
     get, head = (ask(telemetry, routes, "/a", method) for method in ("GET", "HEAD"))
     assert head == {**get, "body": None}
     assert ask(telemetry, routes, "/b", "HEAD")["statusCode"] == 405
 
 
 def test_options_names_the_methods(telemetry: Telemetry) -> None:
-    routes = [Route("GET", "/a", echo), Route("PUT", "/a", echo)]
+    routes = [made("GET", "/a", echo), made("PUT", "/a", echo)]
     answer = ask(telemetry, routes, "/a", "OPTIONS", guard=refuse)
     assert (answer["statusCode"], answer["headers"]["Allow"]) == (204, "GET, HEAD, PUT, OPTIONS")
     assert ask(telemetry, routes, "/b", "OPTIONS")["statusCode"] == 404
@@ -120,22 +127,22 @@ def test_the_log_line_names_the_caller_by_the_gateway_alone() -> None:
     telemetry, log = Telemetry("caller"), io.StringIO()
     telemetry.logger.registered_handler.setStream(log)  # type: ignore[attr-defined]  # a StreamHandler
     identity: dict[str, Any] = {"requestContext": {"identity": {"sourceIp": "203.0.113.7\nforged"}}}
-    ask(telemetry, [Route("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"}, **identity)
-    ask(telemetry, [Route("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"})
+    ask(telemetry, [made("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"}, **identity)
+    ask(telemetry, [made("GET", "/a", echo)], "/a", headers={"X-Forwarded-For": "192.0.2.1"})
     callers = [json.loads(line).get("caller") for line in log.getvalue().splitlines()]
     assert callers == ["203.0.113.7 forged", None]
 
 
 def test_a_guard_is_asked_before_its_route(telemetry: Telemetry) -> None:
-    def never(_parameters: Mapping[str, str]) -> Response:
+    def never(_call: Call) -> Response:
         raise AssertionError
 
-    answer = ask(telemetry, [Route("GET", "/a", never)], "/a", guard=refuse)
+    answer = ask(telemetry, [made("GET", "/a", never)], "/a", guard=refuse)
     assert (answer["statusCode"], answer["body"]["detail"]) == (401, "no")
 
 
 def test_a_request_refused_with_401_is_counted(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> None:
-    routes = [Route("GET", "/closed", echo), Route("GET", "/open", echo, is_open=True)]
+    routes = [made("GET", "/closed", echo), made("GET", "/open", echo, is_open=True)]
     for path, counted in (("/closed", [1.0]), ("/open", None), ("/nowhere", None)):
         ask(telemetry, routes, path, guard=refuse)
         capsys.readouterr()
@@ -156,12 +163,12 @@ def test_a_request_refused_with_401_is_counted(telemetry: Telemetry, capsys: pyt
     ],
 )
 def test_an_errors_details_are_logged_and_not_answered(error: Exception, status: int) -> None:
-    def failing(_parameters: Mapping[str, str]) -> Response:
+    def failing(_call: Call) -> Response:
         raise error
 
     telemetry, log = Telemetry("failing"), io.StringIO()
     telemetry.logger.registered_handler.setStream(log)  # type: ignore[attr-defined]  # a StreamHandler
-    answer = ask(telemetry, [Route("GET", "/a", failing, is_open=True)], "/a")
+    answer = ask(telemetry, [made("GET", "/a", failing, is_open=True)], "/a")
     assert answer["statusCode"] == status
     assert answer["headers"]["Content-Type"] == "application/problem+json"
     assert ("Retry-After" in answer["headers"]) == (status == 503)
@@ -176,11 +183,11 @@ def test_an_errors_details_are_logged_and_not_answered(error: Exception, status:
 
 
 def test_only_authorized_callers_see_the_remedy_for_an_old_schema(telemetry: Telemetry) -> None:
-    def failing(_parameters: Mapping[str, str]) -> Response:
+    def failing(_call: Call) -> Response:
         raise SchemaVersionMismatch("version 2: run this")
 
     for is_open, told in ((True, False), (False, True)):
-        answer = ask(telemetry, [Route("GET", "/a", failing, is_open=is_open)], "/a")
+        answer = ask(telemetry, [made("GET", "/a", failing, is_open=is_open)], "/a")
         assert ("run this" in answer["body"]["detail"]) == told
 
 

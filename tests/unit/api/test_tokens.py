@@ -149,13 +149,26 @@ def never(arn: str) -> str:
     raise AssertionError(arn)
 
 
+LONG = "right" * 7
+
+
 @pytest.mark.parametrize(
     ("settings", "read"),
     [
-        (ApiTokenSettings("right", None), never),
-        (ApiTokenSettings(None, "arn"), {"arn": "right"}.__getitem__),
-        (ApiTokenSettings(None, "arn"), {"arn": '{"token": " right "}'}.__getitem__),
+        (ApiTokenSettings(LONG, None), never),
+        (ApiTokenSettings(None, "arn"), {"arn": LONG}.__getitem__),
+        (ApiTokenSettings(None, "arn"), {"arn": f'{{"token": " {LONG} "}}'}.__getitem__),
     ],
 )
 def test_the_token_is_the_settings_or_the_secrets(settings: ApiTokenSettings, read: Callable[[str], str]) -> None:
-    assert token_text(settings, read) == "right"
+    assert token_text(settings, read) == LONG
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin"),
+    [(ApiTokenSettings("x" * 31, None), "API_TOKEN"), (ApiTokenSettings(None, "arn"), "the secret arn")],
+)
+def test_a_short_token_is_refused_and_not_shown(settings: ApiTokenSettings, origin: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"the token of {origin} has fewer than 32 characters") as refused:
+        token_text(settings, lambda _arn: "x" * 31)
+    assert "x" * 31 not in str(refused.value)

@@ -1,31 +1,68 @@
-"""GET /events/{event_id}: what became of an event."""
+"""Events: the list, what became of one, and the anomalies among them."""
 
+from datetime import datetime
 from http import HTTPStatus
 from uuid import UUID
 
+from pydantic import AwareDatetime, Field
+
 from control_plane.api.http import Refused, Response
+from control_plane.api.pages import Page, page, position
+from control_plane.api.routes import Call
+from control_plane.api.rows import parse_id, read_rows
 from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import Database
 
+_ALONGSIDE = "event_type, entity_id or trace_id"
 
-def show_timeline(database: Database, event_id: str) -> Response:
-    """Returns the event's whole timeline. Raises Refused for a text that is no id, and for an id without an event."""
-    parsed_id = _parse_id(event_id)
+
+class EventsQuery(Page):
+    """Which events; a filter that is left out fits all."""
+
+    event_type: str | None = Field(None, max_length=200, description="Such as MARKET_TICK_INGESTED.")
+    source: str | None = Field(None, max_length=200, description=f"Such as yfinance; beside {_ALONGSIDE}.")
+    entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
+    trace_id: UUID | None = Field(None, description="The run that stored it.")
+    since: AwareDatetime | None = Field(None, description="Stored at this instant or later.")
+    until: AwareDatetime | None = Field(None, description="Stored before this instant.")
+
+
+class AnomaliesQuery(Page):
+    """Which anomalies."""
+
+    entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
+
+
+def show_timeline(database: Database, call: Call) -> Response:
+    """Returns an event's whole timeline. Raises Refused for a text that is no id, and for an id without an event."""
+    event_id = parse_id(call.parameters["event_id"], "event_id")
     with database.bounded() as connection:
-        timeline = read_timeline(connection, parsed_id)
+        timeline = read_timeline(connection, event_id)
     if timeline is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"There is no event {event_id}.")
     return Response(HTTPStatus.OK, timeline.to_dict())
 
 
-def _parse_id(text: str) -> UUID:
-    try:
-        event_id = UUID(text)
-    except ValueError:
-        event_id = None
-    if event_id is None or str(event_id) != text.lower():  # UUID() also takes braces, urn:, no hyphens
-        raise Refused(
-            HTTPStatus.BAD_REQUEST,
-            f"event_id is {text[:100]!r}: it must be a UUID, such as d0459ed7-a792-5533-b958-aaf36e185583.",
-        )
-    return event_id
+def list_events(database: Database, call: Call) -> Response:
+    """Returns a page of events, newest stored first. Raises Refused for a filter that no index serves."""
+    query: EventsQuery = call.query
+    if query.source is not None and not (query.event_type or query.entity_id or query.trace_id):
+        raise Refused(HTTPStatus.BAD_REQUEST, f"source is no filter of its own: add {_ALONGSIDE}.")
+    _check_window(query.since, query.until)
+    [before_seq] = position(query, int)
+    wanted = query.model_dump(exclude={"limit", "after"})
+    found = read_rows(database, "events", **wanted, before_seq=before_seq, limit=query.limit + 1)
+    return page(found, lambda event: [event["seq"]], query=query)
+
+
+def list_anomalies(database: Database, call: Call) -> Response:
+    """Returns a page of the anomalies that were told, newest first."""
+    query: AnomaliesQuery = call.query
+    [before_seq] = position(query, int)
+    found = read_rows(database, "anomalies", entity_id=query.entity_id, before_seq=before_seq, limit=query.limit + 1)
+    return page(found, lambda anomaly: [anomaly["seq"]], query=query)
+
+
+def _check_window(since: datetime | None, until: datetime | None) -> None:
+    if since is not None and until is not None and since >= until:
+        raise Refused(HTTPStatus.BAD_REQUEST, "since is not before until: nothing could be between them.")

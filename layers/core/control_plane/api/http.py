@@ -1,18 +1,17 @@
 """Requests and answers in the shape of API Gateway's REST proxy; errors are problem documents (RFC 9457)."""
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
-from itertools import combinations
 from typing import Any, Final
+from uuid import UUID
 
 from control_plane.model.errors import DatabaseUnavailable, MalformedInvocation, SchemaVersionMismatch
 from control_plane.model.text import readable
-from control_plane.platform.aws import SecretUnavailable
-from control_plane.platform.function import LambdaContext, database_failures, log_failure
-from control_plane.platform.telemetry import Telemetry
+from control_plane.platform.aws import RunNotStarted, SecretUnavailable
 
 RETRY_AFTER_SECONDS: Final = 5
 """How long a client is told to wait after a 503."""
@@ -44,6 +43,9 @@ class Request:
     caller: str | None = None
     """The client's address as API Gateway saw it. It is not read from a header, because a client can write any
     header."""
+    query: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The values of the query string by name; a name that was given twice has two values."""
+    body: bytes = b""
 
     @classmethod
     def from_event(cls, event: Mapping[str, Any]) -> "Request":
@@ -72,7 +74,33 @@ class Request:
             path_parameters=parameters,
             headers=headers,
             caller=readable(caller)[:100] if isinstance(caller, str) else None,
+            query=_query(event),
+            body=_body(event),
         )
+
+
+def _query(event: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    multiple = _mapping(event, "multiValueQueryStringParameters")
+    single = {name: [value] for name, value in _mapping(event, "queryStringParameters").items()}
+    query = multiple or single
+    for values in query.values():
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise NotAProxyRequest("a value of its query string is no text")
+    return query
+
+
+def _body(event: Mapping[str, Any]) -> bytes:
+    body = event.get("body")
+    if not isinstance(body, str | None):
+        raise NotAProxyRequest("its body is no text")
+    if not body:
+        return b""
+    if not event.get("isBase64Encoded"):
+        return body.encode(errors="surrogatepass")
+    try:
+        return b64decode(body, validate=True)
+    except ValueError:
+        raise NotAProxyRequest("its body is not Base64, as isBase64Encoded says") from None
 
 
 def _mapping(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -89,7 +117,7 @@ class Response:
 
     status: HTTPStatus
     body: Mapping[str, Any] | None
-    """The body as a JSON object; None for an answer without a body."""
+    """The body as a JSON object; None for an answer without a body. Instants, ids and bytes become text."""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "application/json"
     cause: Exception | None = None
@@ -103,11 +131,24 @@ class Response:
         return {
             "statusCode": int(self.status),
             "headers": {"Content-Type": self.content_type, **_HEADERS, **self.headers},
-            "body": json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+            "body": json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=as_json)
             if with_body and body is not None
             else "",
             "isBase64Encoded": False,
         }
+
+
+def as_json(value: object) -> str:
+    """Returns what JSON has no type for as text: an instant in RFC 3339 and UTC, an id, bytes in hexadecimal."""
+    match value:
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case UUID():
+            return str(value)
+        case bytes():
+            return value.hex()
+        case _:
+            raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 def problem(
@@ -126,139 +167,6 @@ class Refused(Exception):
         super().__init__(detail)
 
 
-type Guard = Callable[[Request], None]
-"""Checks a request before its route is called. Raises Refused for a client that may not call the route."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A path of literal parts and ``{parameters}``, with the function that answers it.
-
-    A GET route also answers HEAD.
-    """
-
-    method: str
-    path: str
-    answer: Callable[[Mapping[str, str]], Response]
-    """The function that answers, given the path's parameters. It may raise Refused."""
-    is_open: bool = False
-    """Whether anybody may call this route; every other route asks the API's guard first."""
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The HTTP methods that this route answers."""
-        return (self.method, "HEAD") if self.method == "GET" else (self.method,)
-
-    def parameters(self, request: Request) -> Mapping[str, str] | None:
-        """Returns the path's parameters if the request is for this route, otherwise None.
-
-        API Gateway names the route that it found, as ``resource``; an event without ``resource`` is matched by its
-        path. A path may start with a prefix, behind a custom domain with a base path.
-        """
-        if request.resource is not None:
-            if request.resource != self.path:
-                return None
-            if missing := set(re.findall(r"\{(\w+)\}", self.path)) - request.path_parameters.keys():
-                raise NotAProxyRequest(f"its pathParameters lack {min(missing)}")
-            return request.path_parameters
-        found = re.fullmatch(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.path), request.path)
-        return None if found is None else found.groupdict()
-
-
-class Api:
-    """An HTTP API: a set of routes, and an answer to every request.
-
-    ``guard`` is called before every route that is not marked as open. Raises ValueError for two routes that could
-    answer the same request.
-    """
-
-    def __init__(self, routes: Sequence[Route], *, guard: Guard, telemetry: Telemetry) -> None:
-        for one, other in combinations(routes, 2):
-            if _overlap(one, other):
-                raise ValueError(f"{one.method} {one.path} and {other.method} {other.path} answer the same requests")
-        self._routes = routes
-        self._guard = guard
-        self._telemetry = telemetry
-
-    def answer(self, event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
-        """Returns the answer to an event of API Gateway's REST proxy.
-
-        Raises only NotAProxyRequest; every other error is logged and becomes an answer.
-        """
-        request = Request.from_event(event)
-        instance = f"urn:uuid:{context.aws_request_id}"
-        route, response = self._respond(request)
-        with_body = request.method != "HEAD"
-        answer = response.to_proxy(instance=instance, with_body=with_body)
-        if len(json.dumps(answer)) > MOST_BYTES:
-            response = problem(
-                HTTPStatus.INTERNAL_SERVER_ERROR,
-                "The answer is larger than Lambda can return: read the database itself.",
-            )
-            answer = response.to_proxy(instance=instance, with_body=with_body)
-        if response.cause is not None:
-            log_failure(self._telemetry, response.cause)
-        if response.status == HTTPStatus.UNAUTHORIZED:
-            self._telemetry.count("UnauthorizedRequests", 1)
-        self._telemetry.logger.info(
-            "answered",
-            method=readable(request.method)[:20],
-            route=route.path if route else None,
-            status=int(response.status),
-            caller=request.caller,
-        )
-        return answer
-
-    def _respond(self, request: Request) -> tuple[Route | None, Response]:
-        """Returns the route that the request is for (None if there is none) and the answer."""
-        route, let_in = None, False
-        try:
-            there = self._at(request)
-            if request.method == "OPTIONS":
-                return None, Response(HTTPStatus.NO_CONTENT, None, {"Allow": _allowed(there)})
-            found = next(((route, found) for route, found in there if request.method in route.methods), None)
-            if found is None:
-                return None, _not_allowed(_allowed(there))
-            route, parameters = found
-            if not route.is_open:
-                self._guard(request)
-                let_in = True
-            with database_failures():
-                return route, route.answer(parameters)
-        except Refused as refusal:
-            return route, refusal.response
-        except NotAProxyRequest:
-            raise
-        except Exception as error:  # noqa: BLE001 - the boundary: whoever asked gets an answer, the log the reason
-            return route, failure(error, with_details=let_in)
-
-    def _at(self, request: Request) -> Sequence[tuple[Route, Mapping[str, str]]]:
-        """Returns the routes that match the request's path, for any method. Raises Refused if there are none."""
-        there = [(route, found) for route in self._routes if (found := route.parameters(request)) is not None]
-        if not there:
-            raise Refused(HTTPStatus.NOT_FOUND, "There is no such route.")
-        return there
-
-
-def _not_allowed(allowed: str) -> Response:
-    detail = f"This route answers to {allowed} alone."
-    return problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, headers={"Allow": allowed})
-
-
-def _allowed(there: Sequence[tuple[Route, Mapping[str, str]]]) -> str:
-    return ", ".join([*dict.fromkeys(method for route, _ in there for method in route.methods), "OPTIONS"])
-
-
-def _overlap(one: Route, other: Route) -> bool:
-    """Tells whether a request could be for either route."""
-    parts = list(zip(one.path.split("/"), other.path.split("/"), strict=False))
-    return (
-        bool(set(one.methods) & set(other.methods))
-        and one.path.count("/") == other.path.count("/")
-        and all(a == b or "{" in a + b for a, b in parts)
-    )
-
-
 def failure(error: Exception, *, with_details: bool) -> Response:
     """Returns the answer to an unexpected error.
 
@@ -270,6 +178,8 @@ def failure(error: Exception, *, with_details: bool) -> Response:
             detail = "Postgres cannot be used right now; the log says why."
         case SecretUnavailable():
             detail = "A secret cannot be read right now; the log says which."
+        case RunNotStarted():
+            detail = "The function cannot be started right now; the log says why."
         case SchemaVersionMismatch():
             detail = str(error) if with_details else "The database's schema is behind; the log says what to run."
         case _:

@@ -1,6 +1,6 @@
-"""The bearer token (RFC 6750) that guards a route.
+"""The secret's bearer token (RFC 6750), which is called root.
 
-The function checks it itself, because local gateways check nothing.
+The function checks tokens itself, because local gateways check nothing; ``callers`` knows the other tokens.
 """
 
 import hmac
@@ -21,11 +21,14 @@ REREAD_SECONDS: Final = 5.0
 """The secret is read again at most this often (in seconds) for a token that does not match, since that token may be
 new. Without this limit, guessed tokens would cause a flood of requests to Secrets Manager."""
 
-_CHALLENGE: Final = 'Bearer realm="ai-control-plane"'
+FEWEST_CHARACTERS: Final = 32
+"""The length below which the secret's token could be guessed."""
+
+CHALLENGE: Final = 'Bearer realm="ai-control-plane"'
 
 
 class BearerToken:
-    """The API's one token.
+    """The secret's token.
 
     It is read when first needed, and again from time to time, so that a rotated token is noticed.
     """
@@ -42,19 +45,8 @@ class BearerToken:
 
     def require(self, request: Request) -> None:
         """Raises Refused for a request without the token, and whatever ``read`` raises if the token cannot be read."""
-        presented = _presented(request)
-        if presented is None:
-            raise Refused(
-                HTTPStatus.UNAUTHORIZED,
-                "This route needs a token: send the header Authorization: Bearer TOKEN.",
-                headers={"WWW-Authenticate": _CHALLENGE},
-            )
-        if not self._matches(presented):
-            raise Refused(
-                HTTPStatus.UNAUTHORIZED,
-                "This is not the token.",
-                headers={"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_token"'},
-            )
+        if not self._matches(presented_token(request)):
+            raise invalid_token("This is not the token.")
 
     def _matches(self, presented: str) -> bool:
         if self._is_known(presented):
@@ -71,13 +63,13 @@ class BearerToken:
         if self._digest is None or self._monotonic() - self._known_at >= MAX_AGE_SECONDS:
             return False
         # Digests have one length, so the comparison reveals not even the token's length.
-        return hmac.compare_digest(_digest(presented), self._digest)
+        return hmac.compare_digest(digest(presented), self._digest)
 
     def _refresh(self) -> None:
         self._read_at = self._monotonic()
         self._failure = None
         try:
-            self._digest, self._known_at = _digest(self._read()), self._read_at
+            self._digest, self._known_at = digest(self._read()), self._read_at
         except ControlPlaneError as error:
             # The known token is kept: a stranger's wrong token, which causes a new read, must not lock anybody out.
             self._failure = error
@@ -89,7 +81,7 @@ def token_text(settings: ApiTokenSettings, read_secret: Callable[[str], str]) ->
     Raises ConfigurationError.
     """
     if settings.token is not None:
-        return settings.token
+        return _long_enough(settings.token, "API_TOKEN")
     assert settings.secret_arn is not None
     secret = read_secret(settings.secret_arn).strip()
     token: object = secret
@@ -102,17 +94,35 @@ def token_text(settings: ApiTokenSettings, read_secret: Callable[[str], str]) ->
         raise ConfigurationError(
             [f"the secret {settings.secret_arn} is neither a token as plain text nor a JSON object with a token"]
         )
+    return _long_enough(token.strip(), f"the secret {settings.secret_arn}")
+
+
+def _long_enough(token: str, origin: str) -> str:
+    if len(token) < FEWEST_CHARACTERS:
+        raise ConfigurationError(
+            [f"the token of {origin} has fewer than {FEWEST_CHARACTERS} characters: store one of openssl rand -hex 32"]
+        )
+    return token
+
+
+def presented_token(request: Request) -> str:
+    """Returns the token that the request presents. Raises Refused; two Authorization headers present none."""
+    values = request.headers.get("authorization", [])
+    scheme, _, token = values[0].strip().partition(" ") if len(values) == 1 else ("", "", "")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Refused(
+            HTTPStatus.UNAUTHORIZED,
+            "This route needs a token: send the header Authorization: Bearer TOKEN.",
+            headers={"WWW-Authenticate": CHALLENGE},
+        )
     return token.strip()
 
 
-def _presented(request: Request) -> str | None:
-    """Returns the token that the request presents; a request with two Authorization headers presents none."""
-    values = request.headers.get("authorization", [])
-    if len(values) != 1:
-        return None
-    scheme, _, token = values[0].strip().partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+def invalid_token(detail: str) -> Refused:
+    """Returns the refusal of a token that is not valid."""
+    return Refused(HTTPStatus.UNAUTHORIZED, detail, headers={"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'})
 
 
-def _digest(token: str) -> bytes:
+def digest(token: str) -> bytes:
+    """Returns what is stored of a token, and compared."""
     return sha256(token.encode(errors="surrogatepass")).digest()

@@ -1,4 +1,7 @@
-"""Approvals: what people are asked, and their answers. Who answers is the login of the database session."""
+"""Approvals: what people are asked, and their answers.
+
+Who answers is the login of the database session, or the token that CommandApiFunction names.
+"""
 
 import re
 from collections.abc import Sequence
@@ -79,14 +82,21 @@ def find_requests(connection: Connection[Any], beginning: str) -> Sequence[Appro
 
 
 def answer(
-    connection: Connection[Any], request: ApprovalRequest, *, action_sha256: bytes, gives: bool, reason: str = ""
+    connection: Connection[Any],
+    request: ApprovalRequest,
+    *,
+    action_sha256: bytes,
+    gives: bool,
+    reason: str = "",
+    token: str | None = None,
 ) -> Answered:
     """Records a person's answer about the action with this hash, once, as a role of acp_command.
 
-    ``action_sha256`` is that of the action which the person was shown. Raises psycopg.Error.
+    ``action_sha256`` is that of the action which the person was shown. ``token`` is the name of the token by which they
+    answer, where that is not their own login. Raises psycopg.Error.
     """
     with connection.transaction():
-        who, now = _who(connection)
+        who, now = _who(connection, token)
         payload = (ApprovalGiven if gives else ApprovalDenied)(
             decision_id=str(request.decision_id), approval_id=str(request.approval_id), decided_by=who
         )
@@ -105,13 +115,14 @@ def answer(
                 "gives": gives,
                 "reason": reason,
                 "event": one_as_json(told),
+                "token": token,
             },
         ).fetchone()
     assert row is not None
     return Answered(row[0], who)
 
 
-def _who(connection: Connection[Any]) -> tuple[str, datetime]:
-    row = connection.execute(QUERIES["who_asks"].sql).fetchone()
+def _who(connection: Connection[Any], token: str | None) -> tuple[str, datetime]:
+    row = connection.execute(QUERIES["who_asks"].sql, {"token": token}).fetchone()
     assert row is not None
     return row[0], row[1]

@@ -107,15 +107,15 @@ LIMIT 2
 
 -- name: answer_approval
 -- A person's answer; returns what became of it.
-SELECT answer_approval(%(approval_id)s, %(action_sha256)s, %(gives)s, %(reason)s, %(event)s::json)
+SELECT answer_approval(%(approval_id)s, %(action_sha256)s, %(gives)s, %(reason)s, %(event)s::json, %(token)s)
 
 -- name: who_asks
--- The login of this session, and the database's time.
-SELECT session_user::text, clock_timestamp()
+-- Who is on record for what this session asks, its login or the token that it speaks for; and the database's time.
+SELECT coalesce('token:' || %(token)s::text, session_user::text), clock_timestamp()
 
 -- name: set_switch
 -- Switches a scope off or on; waits for releases and executions that are under way.
-SELECT set_switch(%(scope)s, %(off)s, %(reason)s, %(event)s::json)
+SELECT set_switch(%(scope)s, %(off)s, %(reason)s, %(event)s::json, %(token)s)
 
 -- name: switches
 -- Every switch that was ever set, those that are off first.

@@ -56,9 +56,17 @@ def list_switches(connection: Connection[Any]) -> Sequence[Switch]:
 
 
 def set_switch(
-    connection: Connection[Any], scope: str, *, off: bool, reason: str = "", most_seconds: float = 30.0
+    connection: Connection[Any],
+    scope: str,
+    *,
+    off: bool,
+    reason: str = "",
+    most_seconds: float = 30.0,
+    token: str | None = None,
 ) -> str:
-    """Switches a scope off or on, as a role of acp_command; returns the login that is on record for it.
+    """Switches a scope off or on, as a role of acp_command; returns who is on record for it.
+
+    That is the session's login, or the token that is named by ``token``.
 
     Waits for releases and executions that are under way; once it returns, none that the scope covers is committed any
     more. Raises psycopg.errors.LockNotAvailable where they take longer than ``most_seconds``: nothing is switched then,
@@ -66,7 +74,7 @@ def set_switch(
     """
     with connection.transaction():
         connection.execute(QUERIES["limit_lock_waits"].sql, {"lock_timeout": f"{max(int(most_seconds * 1000), 1)}ms"})
-        row = connection.execute(QUERIES["who_asks"].sql).fetchone()
+        row = connection.execute(QUERIES["who_asks"].sql, {"token": token}).fetchone()
         assert row is not None
         who, now = row
         told = message(
@@ -77,6 +85,7 @@ def set_switch(
             trace_id=uuid4(),
         )
         connection.execute(
-            QUERIES["set_switch"].sql, {"scope": scope, "off": off, "reason": reason, "event": one_as_json(told)}
+            QUERIES["set_switch"].sql,
+            {"scope": scope, "off": off, "reason": reason, "event": one_as_json(told), "token": token},
         )
     return str(who)

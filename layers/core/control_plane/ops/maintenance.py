@@ -31,6 +31,8 @@ class MaintenanceReport:
     finished: bool
     """False if time ran out before all was deleted; the next run continues."""
     pinned_horizon: HorizonHolder | None
+    deleted_kept_answers: int = 0
+    """Answers that the API kept for a day, for a request that is sent again."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON."""
@@ -78,4 +80,6 @@ class Maintenance:
             events, events_finished = delete("delete_expired_events", self._event_retention_days)
             raw_payloads, raw_finished = delete("delete_expired_raw_payloads", self._event_retention_days)
             finished = finished and events_finished and raw_finished
-        return MaintenanceReport(events, raw_payloads, looks, finished, holder)
+        answers, answers_finished = delete("delete_kept_answers", 1)
+        finished = finished and answers_finished
+        return MaintenanceReport(events, raw_payloads, looks, finished, holder, answers)

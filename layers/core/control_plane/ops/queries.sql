@@ -301,6 +301,10 @@ SELECT delete_expired_raw_payloads(%(retention_days)s, %(batch_size)s)
 -- Deletes a batch of the oldest repeated looks. Returns how many.
 SELECT delete_repeated_looks(%(retention_days)s, %(batch_size)s)
 
+-- name: delete_kept_answers
+-- Deletes a batch of the API's answers that were kept for a day; returns how many.
+SELECT delete_kept_answers(%(batch_size)s)
+
 -- name: horizon_holder
 -- The oldest holder that has kept vacuum from removing dead rows of this database for too long, if any. A role without
 -- pg_read_all_stats cannot see since when another role's session holds it, and a slot has no start: both are judged by

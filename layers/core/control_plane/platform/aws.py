@@ -11,7 +11,7 @@ import botocore.session
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.config import Config
-from botocore.exceptions import ClientError, NoRegionError
+from botocore.exceptions import BotoCoreError, ClientError, NoRegionError
 from botocore.parsers import ResponseParserError
 
 from control_plane.model.errors import ControlPlaneError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 CONNECT_TIMEOUT_SECONDS: Final = 2.0
+_START_TIMEOUT_SECONDS: Final = 5.0
 _SECRET_REMEDIES: Final = {
     "ResourceNotFoundException": (
         "This account and region have no secret of this name: give the stack the ARN of an existing one, as "
@@ -42,6 +43,30 @@ _SECRET_REMEDIES: Final = {
 
 class SecretUnavailable(ControlPlaneError):
     """Raised when a secret cannot be read; names it, never its value."""
+
+
+class RunNotStarted(ControlPlaneError):
+    """Raised when another function's run cannot be started; names the function and the cause."""
+
+
+def start_run(function_name: str, *, endpoint_url: str | None) -> None:
+    """Starts a run of another function, and does not wait for it. Raises RunNotStarted.
+
+    It is asked for once: whoever asked decides whether to ask again.
+    """
+    try:
+        client: Any = boto3.client(
+            "lambda",
+            endpoint_url=endpoint_url,
+            config=Config(
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                read_timeout=_START_TIMEOUT_SECONDS,
+                retries={"total_max_attempts": 1},
+            ),
+        )
+        client.invoke(FunctionName=function_name, InvocationType="Event", Payload=b"{}")
+    except (ClientError, BotoCoreError) as error:
+        raise RunNotStarted(f"{function_name} cannot be started: {readable(str(error))}") from error
 
 
 def sqs_client(

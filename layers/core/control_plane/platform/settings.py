@@ -197,6 +197,38 @@ class OpsApiSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandApiSettings:
+    """Settings of CommandApiFunction."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    api_token: ApiTokenSettings
+    ingestion_function: str
+    relay_function: str
+    """The names of the functions whose runs it starts."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "CommandApiSettings":
+        """Returns the settings. Raises ConfigurationError."""
+
+        def function_name(reader: EnvironReader, name: str) -> str:
+            if (text := reader.text(name)) is None:
+                reader.problem(f"{name} is not set: it must name the function whose runs the API starts")
+            return text or ""
+
+        return _read(
+            environ,
+            lambda reader: cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                api_token=ApiTokenSettings.read(reader),
+                ingestion_function=function_name(reader, "INGESTION_FUNCTION"),
+                relay_function=function_name(reader, "RELAY_FUNCTION"),
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationSettings:
     """Settings of MigrationFunction."""
 

@@ -1,0 +1,97 @@
+"""Decisions, what people are asked to approve, and switches, as they are read."""
+
+from datetime import datetime
+from http import HTTPStatus
+
+from pydantic import Field
+
+from control_plane.api.http import Refused, Response
+from control_plane.api.pages import Page, page, position
+from control_plane.api.routes import Call
+from control_plane.api.rows import parse_id, read_one, read_rows
+from control_plane.decisions.reading import read_tree
+from control_plane.decisions.switches import list_switches
+from control_plane.platform.database import Database
+
+
+class DecisionsQuery(Page):
+    """Which decisions; a filter that is left out fits all."""
+
+    state: str | None = Field(None, max_length=50, description="Such as awaiting_approval.")
+    entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
+
+
+def list_decisions(database: Database, call: Call) -> Response:
+    """Returns a page of decisions, newest first."""
+    query: DecisionsQuery = call.query
+    opened_at, decision_id = position(query, datetime, str)
+    found = read_rows(
+        database,
+        "decisions",
+        state=query.state,
+        entity_id=query.entity_id,
+        opened_at=opened_at,
+        decision_id=None if decision_id is None else parse_id(decision_id, "after"),
+        limit=query.limit + 1,
+    )
+    return page(found, lambda one: [one["opened_at"], one["decision_id"]], query=query)
+
+
+def show_decision(database: Database, call: Call) -> Response:
+    """Returns a decision with all its steps; a step's parent says where it hangs. Raises Refused."""
+    decision_id = parse_id(call.parameters["decision_id"], "decision_id")
+    with database.bounded() as connection:
+        tree = read_tree(connection, decision_id)
+    if tree is None:
+        raise Refused(HTTPStatus.NOT_FOUND, f"There is no decision {decision_id}.")
+    steps = [
+        {
+            "seq": step.seq,
+            "parent": step.parent,
+            "kind": step.kind,
+            "author": step.author,
+            "at": step.at,
+            "cost_micros": step.cost_micros,
+            "body": step.body,
+            "output_sha256": step.output_sha256,
+            "output": step.output,
+        }
+        for step in tree.steps
+    ]
+    return Response(HTTPStatus.OK, {"decision": tree.facts, "steps": steps})
+
+
+def list_approvals(database: Database, call: Call) -> Response:
+    """Returns a page of what people are asked now, the most urgent first."""
+    query: Page = call.query
+    expires_at, approval_id = position(query, datetime, str)
+    found = read_rows(
+        database,
+        "open_approvals",
+        expires_at=expires_at,
+        approval_id=None if approval_id is None else parse_id(approval_id, "after"),
+        limit=query.limit + 1,
+    )
+    return page(found, lambda one: [one["expires_at"], one["approval_id"]], query=query)
+
+
+def show_approval(database: Database, call: Call) -> Response:
+    """Returns one request for an approval, with its answer where it has one. Raises Refused."""
+    approval_id = parse_id(call.parameters["approval_id"], "approval_id")
+    missing = f"There is no request {approval_id}."
+    return Response(HTTPStatus.OK, read_one(database, "approval", missing, approval_id=approval_id))
+
+
+def show_switches(database: Database, call: Call) -> Response:
+    """Returns a page of what was ever switched, what is off first."""
+    query: Page = call.query
+    after_on, after_scope = position(query, int, str)
+    with database.bounded() as connection:
+        stored = list_switches(connection)
+    found = [
+        {"scope": one.scope, "is_off": one.is_off, "set_by": one.set_by, "set_at": one.set_at, "reason": one.reason}
+        for one in stored
+        if after_on is None or (not one.is_off, one.scope) > (bool(after_on), after_scope)
+    ]
+    found.sort(key=lambda one: (not one["is_off"], str(one["scope"])))
+    return page(found[: query.limit + 1], lambda one: [int(not one["is_off"]), one["scope"]], query=query)

@@ -1,0 +1,227 @@
+-- name: use_token
+-- The token with this digest, and whether it is valid, revoked or expired; notes its use, at most once a minute.
+SELECT name, scopes, state FROM use_api_token(%(sha256)s)
+
+-- name: make_token
+-- Makes a token; returns made, taken or lacking.
+SELECT make_api_token(%(made_by)s, %(name)s, %(sha256)s, %(scopes)s::text[], %(expires_at)s)
+
+-- name: revoke_token
+-- Revokes a token for good; returns revoked, already or unknown.
+SELECT revoke_api_token(%(revoked_by)s, %(name)s)
+
+-- name: token
+-- One token as it is listed.
+SELECT name, scopes, created_at, created_by, expires_at, revoked_at, revoked_by, last_used_at
+FROM api_tokens
+WHERE name = %(name)s
+
+-- name: tokens
+-- Tokens by name, after one of them.
+SELECT name, scopes, created_at, created_by, expires_at, revoked_at, revoked_by, last_used_at
+FROM api_tokens
+WHERE name > coalesce(%(after)s, '')
+ORDER BY name
+LIMIT %(limit)s
+
+-- name: begin_change
+-- Begins a change under an Idempotency-Key, or returns what was answered under it.
+SELECT is_new, is_same, status, body FROM begin_api_change(%(token)s, %(key)s, %(request)s)
+
+-- name: end_change
+-- Keeps the answer of a change, and writes the audit's row.
+SELECT end_api_change(
+    %(token)s, %(key)s, %(address)s, %(agent)s, %(route)s, %(reason)s, %(before)s::json, %(after)s::json, %(status)s,
+    %(body)s::json
+)
+
+-- name: audit
+-- What was changed by the API, newest first, of one token or all, before one of the rows.
+SELECT id, at, token, address, agent, route, reason, idempotency_key, before, after, status
+FROM api_audit
+WHERE id < coalesce(%(before_id)s::bigint, 9223372036854775807)
+    AND (%(token)s::text IS NULL OR token = %(token)s)
+ORDER BY id DESC
+LIMIT %(limit)s
+
+-- name: events
+-- Events, newest stored first, that meet every condition which is not null; without their payload, before one of them.
+SELECT
+    seq, event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at, ingested_at,
+    schema_version, trace_id
+FROM events
+WHERE seq < coalesce(%(before_seq)s::bigint, 9223372036854775807)
+    AND (%(event_type)s::text IS NULL OR event_type = %(event_type)s)
+    AND (%(source)s::text IS NULL OR source = %(source)s)
+    AND (%(entity_id)s::text IS NULL OR entity_id = %(entity_id)s)
+    AND (%(trace_id)s::uuid IS NULL OR trace_id = %(trace_id)s)
+    AND (%(since)s::timestamptz IS NULL OR ingested_at >= %(since)s)
+    AND (%(until)s::timestamptz IS NULL OR ingested_at < %(until)s)
+ORDER BY seq DESC
+LIMIT %(limit)s
+
+-- name: anomalies
+-- The events that say what is unusual, newest stored first, with their payload, before one of them.
+SELECT
+    seq, event_id, source, entity_id, series, occurred_at, revision, observed_at, ingested_at, trace_id,
+    payload_json AS payload
+FROM events
+WHERE event_type = 'ANOMALY_DETECTED'
+    AND seq < coalesce(%(before_seq)s::bigint, 9223372036854775807)
+    AND (%(entity_id)s::text IS NULL OR entity_id = %(entity_id)s)
+ORDER BY seq DESC
+LIMIT %(limit)s
+
+-- name: decisions
+-- Decisions, newest first, that meet every condition which is not null, before one of them.
+SELECT
+    decision.decision_id, decision.domain, decision.entity_id, decision.anomaly_kind, decision.occurred_at,
+    decision.playbook, decision.state, decision.is_shadow, decision.opened_at, decision.closed_at, decision.deadline,
+    (SELECT count(*) FROM decision_steps WHERE decision_steps.decision_id = decision.decision_id) AS steps,
+    (SELECT coalesce(sum(cost_micros), 0)::bigint FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id)
+        AS cost_micros,
+    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type
+FROM decisions AS decision
+WHERE (
+        %(opened_at)s::timestamptz IS NULL
+        OR decision.opened_at <= %(opened_at)s AND (decision.opened_at, decision.decision_id) < (%(opened_at)s, %(decision_id)s::uuid)
+    )
+    AND (%(state)s::text IS NULL OR decision.state = %(state)s)
+    AND (%(entity_id)s::text IS NULL OR decision.entity_id = %(entity_id)s)
+ORDER BY decision.opened_at DESC, decision.decision_id DESC
+LIMIT %(limit)s
+
+-- name: open_approvals
+-- What people are asked now, the most urgent first, after one of them.
+SELECT
+    request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
+    request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id
+FROM approval_requests AS request
+JOIN decisions AS decision USING (decision_id)
+WHERE request.expires_at > clock_timestamp()
+    AND decision.state IN ('proposed', 'awaiting_approval')
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+    AND (
+        %(expires_at)s::timestamptz IS NULL
+        OR (request.expires_at, request.approval_id) > (%(expires_at)s, %(approval_id)s::uuid)
+    )
+ORDER BY request.expires_at, request.approval_id
+LIMIT %(limit)s
+
+-- name: approval
+-- One request for an approval, whatever has become of it, with its answer.
+SELECT
+    request.approval_id, request.decision_id, request.action_sha256, request.requested_at, request.expires_at,
+    request.proposed_by, request.shown, decision.domain, decision.playbook, decision.entity_id, decision.trace_id,
+    decision.state AS decision_state, answer.is_given, answer.decided_by, answer.decided_at, answer.reason
+FROM approval_requests AS request
+JOIN decisions AS decision USING (decision_id)
+LEFT JOIN approvals AS answer USING (approval_id)
+WHERE request.approval_id = %(approval_id)s
+
+-- name: dead_letters
+-- Dead letters, newest first, that meet every condition which is not null, before one of them.
+SELECT
+    letter.id, letter.subscription, message.topic, message.event_id, message.event_type, message.trace_id,
+    letter.operation_id, letter.delivery_attempts, letter.reason, letter.dead_lettered_at, letter.resolution,
+    letter.resolved_at, letter.resolved_by
+FROM dead_letters AS letter
+JOIN outbox AS message ON message.id = letter.outbox_id
+WHERE letter.id < coalesce(%(before_id)s::bigint, 9223372036854775807)
+    AND (letter.resolution IS NULL OR %(with_resolved)s)
+    AND (%(subscription)s::text IS NULL OR letter.subscription = %(subscription)s)
+    AND (%(reason)s::text IS NULL OR strpos(lower(letter.reason), lower(%(reason)s)) > 0)
+ORDER BY letter.id DESC
+LIMIT %(limit)s
+
+-- name: operations
+-- Operations, newest first, that meet every condition which is not null, before one of them.
+SELECT
+    operation_id, kind, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at, started_at,
+    finished_at
+FROM operations
+WHERE (
+        %(requested_at)s::timestamptz IS NULL
+        OR (requested_at, operation_id) < (%(requested_at)s, %(operation_id)s::uuid)
+    )
+    AND (%(kind)s::text IS NULL OR kind = %(kind)s)
+    AND (%(state)s::text IS NULL OR state = %(state)s)
+ORDER BY requested_at DESC, operation_id DESC
+LIMIT %(limit)s
+
+-- name: operation
+-- One operation, whole.
+SELECT
+    operation_id, kind, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at, started_at,
+    finished_at
+FROM operations
+WHERE operation_id = %(operation_id)s
+
+-- name: subscription
+-- One subscription, and whether it is active.
+SELECT name, topic, created_at, removed_at, removed_at IS NULL AS is_active FROM subscriptions WHERE name = %(name)s
+
+-- name: subscriptions
+-- Every subscription, with its breaker where it has one.
+SELECT
+    subscription.name, subscription.topic, subscription.created_at, subscription.removed_at,
+    coalesce(breaker.state, 'closed') AS breaker, breaker.held_by, breaker.held_reason
+FROM subscriptions AS subscription
+LEFT JOIN circuit_breakers AS breaker USING (name)
+WHERE subscription.name > coalesce(%(after)s, '')
+ORDER BY subscription.name
+LIMIT %(limit)s
+
+-- name: switch
+-- One switch; no row for a scope that was never switched.
+SELECT scope, is_off, set_by, set_at, reason FROM switches WHERE scope = %(scope)s
+
+-- name: flow_of_subscriptions
+-- Per subscription what is open: at most 10,000 pending deliveries and 1,000 dead letters are counted, so that the cost
+-- does not grow with a backlog.
+SELECT
+    subscription.name AS subscription,
+    subscription.topic,
+    subscription.removed_at IS NULL AS is_active,
+    pending.count AS pending,
+    extract(epoch FROM clock_timestamp() - pending.oldest)::double precision AS oldest_pending_age_seconds,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM dead_letters AS letter
+            WHERE letter.subscription = subscription.name AND letter.resolution IS NULL
+            LIMIT 1000
+        ) AS letters
+    ) AS dead_letters,
+    coalesce(breaker.state, 'closed') AS breaker,
+    breaker.held_by
+FROM subscriptions AS subscription
+LEFT JOIN circuit_breakers AS breaker USING (name)
+CROSS JOIN LATERAL (
+    SELECT count(*), min(promised_at) AS oldest
+    FROM (
+        (
+            SELECT promised_at FROM pending_deliveries AS due
+            WHERE due.subscription = subscription.name AND due.suspect_since IS NULL
+            ORDER BY next_attempt_at, outbox_id
+            LIMIT 10000
+        )
+        UNION ALL
+        (
+            SELECT promised_at FROM pending_deliveries AS due
+            WHERE due.subscription = subscription.name AND due.suspect_since IS NOT NULL
+            ORDER BY next_attempt_at, outbox_id
+            LIMIT 1000
+        )
+    ) AS open
+) AS pending
+ORDER BY subscription.name
+
+-- name: flow_of_events
+-- When the newest event was stored, and how many were in the last minute, up to 10,000.
+SELECT
+    (SELECT ingested_at FROM events ORDER BY seq DESC LIMIT 1) AS newest_ingested_at,
+    (
+        SELECT count(*)
+        FROM (SELECT FROM events WHERE ingested_at > clock_timestamp() - interval '1 minute' LIMIT 10000) AS newest
+    ) AS ingested_last_minute

@@ -1,0 +1,89 @@
+"""The routes that read: those of OpsApiFunction, whose role of the database can write nothing."""
+
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+
+from control_plane.api import access, deciding, events, flow
+from control_plane.api.http import Response
+from control_plane.api.pages import Page
+from control_plane.api.routes import Call, Example, Route, Strict
+from control_plane.api.scopes import Scope
+from control_plane.platform.database import Database
+
+NOBODY = "00000000-0000-4000-8000-000000000000"
+"""An id that nothing has, for examples."""
+
+
+def read_routes(
+    database: Callable[[], Database], health: Callable[[], Response], document: Callable[[], Response]
+) -> Sequence[Route]:
+    """Returns the routes. ``health`` answers /health, and ``document`` the OpenAPI document."""
+
+    def read(
+        path: str,
+        answer: Callable[[Database, Call], Response],
+        summary: str,
+        *,
+        scope: Scope = Scope.READ,
+        query: type[Strict] | None = None,
+        examples: Sequence[Example] = (Example(),),
+    ) -> Route:
+        return Route("GET", path, scope, lambda call: answer(database(), call), summary, query=query, examples=examples)
+
+    def missing(name: str) -> Sequence[Example]:
+        return (Example(parameters={name: NOBODY}, status=HTTPStatus.NOT_FOUND),)
+
+    return [
+        Route("GET", "/health", Scope.PUBLIC, lambda _: health(), "Tells whether the control plane works."),
+        Route("GET", "/openapi.json", Scope.PUBLIC, lambda _: document(), "Describes every route."),
+        read("/flow", flow.show_flow, "Shows what is open at each stage, with ages."),
+        read(
+            "/events",
+            events.list_events,
+            "Lists events, newest stored first.",
+            query=events.EventsQuery,
+            examples=(Example(query={"event_type": "MARKET_TICK_INGESTED", "limit": 2}),),
+        ),
+        read("/events/{event_id}", events.show_timeline, "Shows an event's timeline.", examples=missing("event_id")),
+        read("/anomalies", events.list_anomalies, "Lists what was found unusual.", query=events.AnomaliesQuery),
+        read("/decisions", deciding.list_decisions, "Lists decisions.", query=deciding.DecisionsQuery),
+        read(
+            "/decisions/{decision_id}",
+            deciding.show_decision,
+            "Shows a decision with all its steps.",
+            examples=missing("decision_id"),
+        ),
+        read("/approvals", deciding.list_approvals, "Lists what people are asked to approve.", query=Page),
+        read(
+            "/approvals/{approval_id}",
+            deciding.show_approval,
+            "Shows what a person is asked, and the answer.",
+            examples=missing("approval_id"),
+        ),
+        read("/switches", deciding.show_switches, "Lists what was ever switched off.", query=Page),
+        read("/subscriptions", flow.list_subscriptions, "Lists subscriptions.", query=Page),
+        read("/breakers", flow.list_breakers, "Lists the breakers that ever failed or were held.", query=Page),
+        read(
+            "/dead-letters",
+            flow.list_dead_letters,
+            "Lists messages that were given up on.",
+            query=flow.DeadLettersQuery,
+            examples=(Example(query={"subscription": "signal_lab"}),),
+        ),
+        read("/operations", flow.list_operations, "Lists operations.", query=flow.OperationsQuery),
+        read(
+            "/operations/{operation_id}",
+            flow.show_operation,
+            "Shows an operation, its plan and its progress.",
+            examples=missing("operation_id"),
+        ),
+        read("/tokens", access.list_tokens, "Lists tokens, never the token itself.", scope=Scope.ADMIN, query=Page),
+        read(
+            "/audit",
+            access.list_audit,
+            "Lists what was changed by the API.",
+            scope=Scope.ADMIN,
+            query=access.AuditQuery,
+            examples=(Example(query={"token": "root", "limit": 10}),),
+        ),
+    ]
