@@ -16,6 +16,9 @@ BATCH_SIZE: Final = 1000
 RESERVE_SECONDS: Final = 10.0
 """No batch starts when less time than this is left."""
 
+CONSUME_FAILURE_RETENTION_DAYS: Final = 31
+"""For how many days failures of consumers are kept. SQS forgets a message, and with it any dead letter, earlier."""
+
 REPEATED_LOOK_RETENTION_DAYS: Final = 31
 """For how many days repeated looks are kept. No source serves older instants, so older notes are never needed."""
 
@@ -31,6 +34,7 @@ class MaintenanceReport:
     finished: bool
     """False if time ran out before all was deleted; the next run continues."""
     pinned_horizon: HorizonHolder | None
+    deleted_consume_failures: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON."""
@@ -78,4 +82,6 @@ class Maintenance:
             events, events_finished = delete("delete_expired_events", self._event_retention_days)
             raw_payloads, raw_finished = delete("delete_expired_raw_payloads", self._event_retention_days)
             finished = finished and events_finished and raw_finished
-        return MaintenanceReport(events, raw_payloads, looks, finished, holder)
+        failures, failures_finished = delete("delete_consume_failures", CONSUME_FAILURE_RETENTION_DAYS)
+        finished = finished and failures_finished
+        return MaintenanceReport(events, raw_payloads, looks, finished, holder, failures)

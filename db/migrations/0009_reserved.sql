@@ -1,0 +1,1 @@
+-- Reserved; the API has this number.
