@@ -565,6 +565,28 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.delete_consume_failures(retention_days integer, batch_size integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    deleted bigint;
+BEGIN
+    PERFORM check_retention(retention_days, batch_size);
+    DELETE FROM consume_failures
+    WHERE id = ANY (ARRAY(
+        SELECT id
+        FROM consume_failures
+        WHERE failed_at < now() - make_interval(days => retention_days)
+        ORDER BY failed_at
+        LIMIT batch_size
+        FOR UPDATE SKIP LOCKED
+    ));
+    GET DIAGNOSTICS deleted = ROW_COUNT;
+    RETURN deleted;
+END
+$$;
+
 CREATE FUNCTION public.delete_expired_events(retention_days integer, batch_size integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -713,6 +735,52 @@ COMMENT ON TABLE public.deliveries IS 'Messages that a subscription''s queue has
 CREATE FUNCTION public.delivered_since(of_subscription text, since timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     RETURN (SELECT COALESCE(bool_or((recent.delivered_at > delivered_since.since)), false) AS "coalesce" FROM (SELECT deliveries.subscription, deliveries.delivered_at FROM public.deliveries ORDER BY deliveries.outbox_id DESC LIMIT 10000) recent WHERE (recent.subscription = delivered_since.of_subscription));
+
+CREATE FUNCTION public.describe_dead_letter() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    SELECT message.topic, message.event_id, message.event_type, message.trace_id
+    INTO NEW.topic, NEW.event_id, NEW.event_type, NEW.trace_id
+    FROM outbox AS message
+    WHERE message.id = NEW.outbox_id;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION public.describe_dead_letter() IS 'Copies to a dead letter what its message in the outbox is about, so that the list is filtered by it.';
+
+CREATE FUNCTION public.discard_dead_letters(letter_ids bigint[], because text, requester text, chosen jsonb) RETURNS TABLE(operation_id uuid, discarded bigint[])
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    new_operation uuid := gen_random_uuid();
+    resolved bigint[];
+BEGIN
+    IF coalesce(trim(because), '') = '' OR coalesce(trim(requester), '') = '' THEN
+        RAISE EXCEPTION 'a discard without a reason, or without the name of who asks, is refused' USING ERRCODE = 'check_violation';
+    END IF;
+    WITH gone AS (
+        UPDATE dead_letters
+        SET resolution = 'discarded', resolved_at = now(), resolved_by = requester, resolved_because = because
+        WHERE id = ANY (letter_ids) AND resolution IS NULL
+        RETURNING id
+    )
+    SELECT array_agg(id ORDER BY id) INTO resolved FROM gone;
+    IF resolved IS NULL THEN
+        RETURN QUERY SELECT NULL::uuid, ARRAY[]::bigint[];
+        RETURN;
+    END IF;
+    INSERT INTO operations (operation_id, kind, filter, state, progress, requested_by, reason, started_at, finished_at)
+    VALUES (
+        new_operation, 'discard', chosen, 'done', jsonb_build_object('dead_letters', cardinality(resolved)), requester, because, now(), now()
+    );
+    RETURN QUERY SELECT new_operation, resolved;
+END
+$$;
 
 CREATE FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1155,6 +1223,24 @@ CREATE FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscriptio
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     RETURN (SELECT public.delivered_since(pending_deliveries.subscription, pending_deliveries.suspect_since) AS delivered_since FROM public.pending_deliveries WHERE ((pending_deliveries.outbox_id = others_were_delivered.of_outbox_id) AND (pending_deliveries.subscription = others_were_delivered.of_subscription) AND (pending_deliveries.claim_token = others_were_delivered.token)));
 
+CREATE FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO consume_failures (subscription, message_id, event_id, trace_id, attempt, error)
+    VALUES (left(of_subscription, 128), left(of_message, 128), of_event, of_trace, nth, left(why, 1024));
+    DELETE FROM consume_failures
+    WHERE id IN (
+        SELECT id
+        FROM consume_failures
+        WHERE subscription = left(of_subscription, 128) AND message_id = left(of_message, 128)
+        ORDER BY id DESC
+        OFFSET 10
+    );
+END
+$$;
+
 CREATE FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -1395,6 +1481,70 @@ CREATE FUNCTION public.state_may_follow(old_state text, new_state text) RETURNS 
 CREATE FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, parent integer, kind text, author text, at timestamp with time zone, input bytea, output bytea, cost_micros bigint, body bytea) RETURNS bytea
     LANGUAGE sql STABLE
     RETURN sha256(((prev || sha256(convert_to(concat_ws('|'::text, of_decision, seq, COALESCE((parent)::text, '-'::text), kind, author, to_char((at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text), COALESCE(encode(input, 'hex'::text), '-'::text), COALESCE(encode(output, 'hex'::text), '-'::text), cost_micros), 'UTF8'::name))) || sha256(body)));
+
+CREATE FUNCTION public.store_dead_letters(given json) RETURNS TABLE(letter_id bigint, kind text, queue text, message_id text, subscription text, topic text, event_id uuid, trace_id uuid, attempts integer, reason text, is_redrivable boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+    WITH letter AS MATERIALIZED (
+        SELECT DISTINCT ON (queue, message_id) letter.*, decode(body_base64, 'base64') AS body
+        FROM json_to_recordset(given) AS letter (
+            kind text, queue text, message_id text, subscription text, body_base64 text, attributes jsonb, receives integer,
+            sent_at timestamptz, event_id uuid, event_type text, trace_id uuid, reason text
+        )
+    )
+    INSERT INTO dead_letters (
+        kind, outbox_id, subscription, operation_id, delivery_attempts, reason, topic, event_id, event_type, trace_id, queue,
+        message_id, sent_at, body, attributes
+    )
+    SELECT
+        letter.kind,
+        message.id,
+        letter.subscription,
+        delivery.operation_id,
+        greatest(failure.attempt, letter.receives, 0),
+        coalesce(
+            letter.reason,
+            failure.error,
+            'no reason recorded: the consumer was killed, timed out or did not reach Postgres before it could say'
+        ),
+        ordered.topic,
+        letter.event_id,
+        letter.event_type,
+        letter.trace_id,
+        letter.queue,
+        letter.message_id,
+        letter.sent_at,
+        letter.body,
+        letter.attributes
+    FROM letter
+    LEFT JOIN subscriptions AS ordered ON ordered.name = letter.subscription
+    LEFT JOIN outbox AS message
+        ON message.event_id = letter.event_id
+        AND message.topic = ordered.topic
+        AND convert_to(message.payload_json::text, 'UTF8') = letter.body
+    LEFT JOIN deliveries AS delivery
+        ON delivery.outbox_id = message.id
+        AND delivery.subscription = letter.subscription
+        AND delivery.message_id = letter.message_id
+    LEFT JOIN LATERAL (
+        SELECT attempt, error
+        FROM consume_failures AS failed
+        WHERE failed.subscription = letter.subscription AND failed.message_id = letter.message_id
+        ORDER BY failed.id DESC
+        LIMIT 1
+    ) AS failure ON true
+    ORDER BY letter.queue, letter.message_id
+    ON CONFLICT (queue, message_id) DO NOTHING
+    RETURNING
+        id, kind, queue, message_id, subscription, topic, event_id, trace_id, delivery_attempts, reason,
+        outbox_id IS NOT NULL;
+END
+$$;
 
 CREATE FUNCTION public.switched_off(of_decision uuid, of_action_type text) RETURNS text[]
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1778,27 +1928,86 @@ COMMENT ON TABLE public.circuit_breakers IS 'One per subscription and per source
 
 COMMENT ON COLUMN public.circuit_breakers.guarded_at IS 'When a function last guarded with it. One that nobody guards with counts no longer, and can be forgotten.';
 
+CREATE TABLE public.consume_failures (
+    id bigint NOT NULL,
+    subscription text NOT NULL,
+    message_id text NOT NULL,
+    event_id uuid,
+    trace_id uuid,
+    attempt integer NOT NULL,
+    failed_at timestamp with time zone DEFAULT now() NOT NULL,
+    error text NOT NULL,
+    CONSTRAINT consume_failures_attempt_check CHECK ((attempt >= 0)),
+    CONSTRAINT consume_failures_error_check CHECK ((error <> ''::text)),
+    CONSTRAINT consume_failures_message_id_check CHECK ((message_id <> ''::text)),
+    CONSTRAINT consume_failures_subscription_check CHECK ((subscription <> ''::text))
+);
+
+COMMENT ON TABLE public.consume_failures IS 'Why consumers failed on messages: the newest ten failures of each. Written apart from the effect, which was rolled back.';
+
+COMMENT ON COLUMN public.consume_failures.attempt IS 'How often the queue had given out the message; 0 where it did not say.';
+
+ALTER TABLE public.consume_failures ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.consume_failures_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE public.dead_letters (
     id bigint NOT NULL,
-    outbox_id bigint NOT NULL,
-    subscription text NOT NULL,
+    kind text DEFAULT 'relay'::text NOT NULL,
+    outbox_id bigint,
+    subscription text,
     operation_id uuid,
-    promised_at timestamp with time zone NOT NULL,
+    promised_at timestamp with time zone,
     delivery_attempts integer NOT NULL,
     dead_lettered_at timestamp with time zone DEFAULT now() NOT NULL,
     reason text NOT NULL,
+    topic text,
+    event_id uuid,
+    event_type text,
+    trace_id uuid,
+    queue text,
+    message_id text,
+    sent_at timestamp with time zone,
+    body bytea,
+    attributes jsonb,
     resolution text,
     resolved_at timestamp with time zone,
     resolved_by text,
+    resolved_because text,
     redriven_by uuid,
+    CONSTRAINT dead_letters_attributes_check CHECK ((jsonb_typeof(attributes) = 'object'::text)),
+    CONSTRAINT dead_letters_body_check CHECK ((octet_length(body) <= 1048576)),
     CONSTRAINT dead_letters_delivery_attempts_check CHECK ((delivery_attempts >= 0)),
+    CONSTRAINT dead_letters_discarded_for_a_reason CHECK (((resolution IS DISTINCT FROM 'discarded'::text) OR (resolved_because <> ''::text))),
+    CONSTRAINT dead_letters_kind_check CHECK ((kind = ANY (ARRAY['relay'::text, 'consumer'::text, 'invocation'::text]))),
+    CONSTRAINT dead_letters_message_id_check CHECK ((message_id <> ''::text)),
+    CONSTRAINT dead_letters_of_a_delivery CHECK (((kind <> 'relay'::text) OR ((outbox_id IS NOT NULL) AND (subscription IS NOT NULL) AND (promised_at IS NOT NULL)))),
+    CONSTRAINT dead_letters_of_a_queue CHECK ((((kind = 'relay'::text) = (queue IS NULL)) AND ((queue IS NULL) = (message_id IS NULL)) AND ((queue IS NULL) = (body IS NULL)))),
+    CONSTRAINT dead_letters_of_a_subscription CHECK (((kind = 'invocation'::text) = (subscription IS NULL))),
+    CONSTRAINT dead_letters_queue_check CHECK ((queue <> ''::text)),
     CONSTRAINT dead_letters_reason_check CHECK ((reason <> ''::text)),
     CONSTRAINT dead_letters_redriven_by_an_operation CHECK (((redriven_by IS NOT NULL) = (NOT (resolution IS DISTINCT FROM 'redriven'::text)))),
     CONSTRAINT dead_letters_resolution_check CHECK ((resolution = ANY (ARRAY['redriven'::text, 'discarded'::text]))),
     CONSTRAINT dead_letters_resolution_is_whole CHECK ((((resolution IS NULL) = (resolved_at IS NULL)) AND ((resolution IS NULL) = (resolved_by IS NULL))))
 );
+ALTER TABLE ONLY public.dead_letters ALTER COLUMN body SET STORAGE EXTERNAL;
 
 COMMENT ON TABLE public.dead_letters IS 'Messages that were given up on. A row stays when it is redriven or discarded, and records that.';
+
+COMMENT ON COLUMN public.dead_letters.kind IS 'Who gave up: the relay on a delivery, a consumer on a message of its queue, or Lambda on a scheduled invocation.';
+
+COMMENT ON COLUMN public.dead_letters.outbox_id IS 'The message that would be sent again; null if the body is no message of the outbox.';
+
+COMMENT ON COLUMN public.dead_letters.event_id IS 'Of the message in the outbox; for another body, what it or its attributes say.';
+
+COMMENT ON COLUMN public.dead_letters.queue IS 'The SQS queue that it was taken out of; null for the relay''s.';
+
+COMMENT ON COLUMN public.dead_letters.body IS 'The message''s body as it came, readable or not.';
 
 COMMENT ON COLUMN public.dead_letters.redriven_by IS 'The operation whose pending delivery takes its place.';
 
@@ -1946,7 +2155,8 @@ UNION ALL
     dead_letters.reason AS last_error,
     dead_letters.promised_at,
     NULL::text AS claimed_by
-   FROM public.dead_letters;
+   FROM public.dead_letters
+  WHERE (dead_letters.kind = 'relay'::text);
 
 COMMENT ON VIEW public.delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 
@@ -2152,7 +2362,7 @@ CREATE TABLE public.operations (
     started_at timestamp with time zone,
     finished_at timestamp with time zone,
     CONSTRAINT operations_filter_check CHECK ((jsonb_typeof(filter) = 'object'::text)),
-    CONSTRAINT operations_kind_check CHECK ((kind = ANY (ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text, 'retention'::text]))),
+    CONSTRAINT operations_kind_check CHECK ((kind = ANY (ARRAY['redrive'::text, 'discard'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text, 'retention'::text]))),
     CONSTRAINT operations_plan_check CHECK ((jsonb_typeof(plan) = 'object'::text)),
     CONSTRAINT operations_progress_check CHECK ((jsonb_typeof(progress) = 'object'::text)),
     CONSTRAINT operations_rate_check CHECK ((rate > (0)::double precision)),
@@ -2667,8 +2877,11 @@ ALTER TABLE ONLY public.budgets
 ALTER TABLE ONLY public.circuit_breakers
     ADD CONSTRAINT circuit_breakers_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY public.consume_failures
+    ADD CONSTRAINT consume_failures_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.dead_letters
-    ADD CONSTRAINT dead_letters_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id);
+    ADD CONSTRAINT dead_letters_of_a_message UNIQUE (queue, message_id);
 
 ALTER TABLE ONLY public.dead_letters
     ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
@@ -2784,7 +2997,27 @@ CREATE INDEX agent_calls_open ON public.agent_calls USING btree (deadline) WHERE
 
 CREATE INDEX api_audit_by_token ON public.api_audit USING btree (token, id);
 
-CREATE INDEX dead_letters_open ON public.dead_letters USING btree (subscription, id) WHERE (resolution IS NULL);
+CREATE INDEX consume_failures_by_event ON public.consume_failures USING btree (event_id) WHERE (event_id IS NOT NULL);
+
+CREATE INDEX consume_failures_by_time ON public.consume_failures USING btree (failed_at);
+
+CREATE INDEX consume_failures_of_a_message ON public.consume_failures USING btree (subscription, message_id, id);
+
+CREATE INDEX dead_letters_by_event ON public.dead_letters USING btree (event_id) WHERE (event_id IS NOT NULL);
+
+CREATE INDEX dead_letters_by_outbox ON public.dead_letters USING btree (outbox_id, subscription) WHERE (outbox_id IS NOT NULL);
+
+CREATE INDEX dead_letters_by_time ON public.dead_letters USING btree (dead_lettered_at);
+
+CREATE INDEX dead_letters_by_trace ON public.dead_letters USING btree (trace_id) WHERE (trace_id IS NOT NULL);
+
+CREATE UNIQUE INDEX dead_letters_key ON public.dead_letters USING btree (outbox_id, subscription, operation_id) NULLS NOT DISTINCT WHERE (kind = 'relay'::text);
+
+CREATE INDEX dead_letters_open ON public.dead_letters USING btree (id) WHERE (resolution IS NULL);
+
+CREATE INDEX dead_letters_open_by_kind ON public.dead_letters USING btree (kind, id) WHERE (resolution IS NULL);
+
+CREATE INDEX dead_letters_open_by_subscription ON public.dead_letters USING btree (subscription, id) WHERE (resolution IS NULL);
 
 CREATE INDEX decisions_by_entity ON public.decisions USING btree (entity_id, occurred_at);
 
@@ -2855,6 +3088,8 @@ CREATE TRIGGER approval_requests_are_immutable BEFORE DELETE OR UPDATE OR TRUNCA
 CREATE TRIGGER approvals_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.approvals FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER artifacts_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.artifacts FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER dead_letters_are_described BEFORE INSERT ON public.dead_letters FOR EACH ROW WHEN ((new.outbox_id IS NOT NULL)) EXECUTE FUNCTION public.describe_dead_letter();
 
 CREATE TRIGGER decision_steps_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.decision_steps FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -3020,6 +3255,9 @@ GRANT ALL ON FUNCTION public.claim_decision(of_decision uuid, claimant text, lea
 REVOKE ALL ON FUNCTION public.claim_deliveries(new_token uuid, claimant text, for_subscriptions text[], due_since timestamp with time zone[], row_limits integer[], suspect_limits integer[], byte_limits bigint[], lease_seconds double precision, max_attempts integer, leases_per_attempt integer, lost_error text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.claim_deliveries(new_token uuid, claimant text, for_subscriptions text[], due_since timestamp with time zone[], row_limits integer[], suspect_limits integer[], byte_limits bigint[], lease_seconds double precision, max_attempts integer, leases_per_attempt integer, lost_error text) TO acp_relay;
 
+REVOKE ALL ON FUNCTION public.delete_consume_failures(retention_days integer, batch_size integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_consume_failures(retention_days integer, batch_size integer) TO acp_maintain;
+
 REVOKE ALL ON FUNCTION public.delete_expired_events(retention_days integer, batch_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_expired_events(retention_days integer, batch_size integer) TO acp_maintain;
 
@@ -3045,6 +3283,11 @@ GRANT SELECT(delivered_at) ON TABLE public.deliveries TO acp_relay;
 GRANT SELECT(message_id) ON TABLE public.deliveries TO acp_relay;
 
 REVOKE ALL ON FUNCTION public.delivered_since(of_subscription text, since timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.describe_dead_letter() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.discard_dead_letters(letter_ids bigint[], because text, requester text, chosen jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.discard_dead_letters(letter_ids bigint[], because text, requester text, chosen jsonb) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) TO acp_command;
@@ -3122,6 +3365,14 @@ GRANT SELECT(last_error) ON TABLE public.pending_deliveries TO acp_reader;
 REVOKE ALL ON FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscription text, token uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscription text, token uuid) TO acp_relay;
 
+REVOKE ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) TO acp_consume;
+GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) TO acp_detect;
+GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) TO acp_decide;
+GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) TO acp_agent;
+GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) TO acp_gatekeeper;
+GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_message text, of_event uuid, of_trace uuid, nth integer, why text) TO acp_action;
+
 REVOKE ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) TO acp_action;
 
@@ -3149,6 +3400,9 @@ REVOKE ALL ON FUNCTION public.settle_reservation(of_call uuid, charged bigint, o
 REVOKE ALL ON FUNCTION public.state_may_follow(old_state text, new_state text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.step_hash(prev bytea, of_decision uuid, seq integer, parent integer, kind text, author text, at timestamp with time zone, input bytea, output bytea, cost_micros bigint, body bytea) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.store_dead_letters(given json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.store_dead_letters(given json) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.switched_off(of_decision uuid, of_action_type text) TO acp_gatekeeper;
@@ -3306,7 +3560,12 @@ GRANT INSERT(last_error),UPDATE(last_error) ON TABLE public.circuit_breakers TO 
 GRANT UPDATE(guarded_at) ON TABLE public.circuit_breakers TO acp_ingest;
 GRANT UPDATE(guarded_at) ON TABLE public.circuit_breakers TO acp_relay;
 
+GRANT SELECT ON TABLE public.consume_failures TO acp_reader;
+
 GRANT SELECT ON TABLE public.dead_letters TO acp_reader;
+GRANT SELECT ON TABLE public.dead_letters TO acp_command;
+
+GRANT SELECT(resolution) ON TABLE public.dead_letters TO acp_relay;
 
 GRANT SELECT ON TABLE public.decision_steps TO acp_decide;
 GRANT SELECT ON TABLE public.decision_steps TO acp_gatekeeper;

@@ -100,7 +100,7 @@ CREATE INDEX subscriptions_by_topic ON subscriptions (topic) WHERE removed_at IS
 
 CREATE TABLE operations (
     operation_id uuid        PRIMARY KEY,
-    kind         text        NOT NULL CHECK (kind IN ('redrive', 'replay', 'backfill', 'rebuild', 'retention')),
+    kind         text        NOT NULL CHECK (kind IN ('redrive', 'discard', 'replay', 'backfill', 'rebuild', 'retention')),
     filter       jsonb       NOT NULL CHECK (jsonb_typeof(filter) = 'object'),
     plan         jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(plan) = 'object'),
     plan_hash    text,
@@ -193,28 +193,83 @@ CREATE TRIGGER deliveries_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON d
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 
+-- One list of all that was given up on: by the relay, by a consumer, or by Lambda for a scheduled invocation. The last two
+-- come out of SQS queues by store_dead_letters (0010_dead_letters.sql), with their bodies as they were.
 CREATE TABLE dead_letters (
     id                bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    outbox_id         bigint      NOT NULL,
-    subscription      text        NOT NULL,
+    kind              text        NOT NULL DEFAULT 'relay' CHECK (kind IN ('relay', 'consumer', 'invocation')),
+    outbox_id         bigint,
+    subscription      text,
     operation_id      uuid,
-    promised_at       timestamptz NOT NULL,
+    promised_at       timestamptz,
     delivery_attempts integer     NOT NULL CHECK (delivery_attempts >= 0),
     dead_lettered_at  timestamptz NOT NULL DEFAULT now(),
     reason            text        NOT NULL CHECK (reason <> ''),
+    topic             text,
+    event_id          uuid,
+    event_type        text,
+    trace_id          uuid,
+    queue             text        CHECK (queue <> ''),
+    message_id        text        CHECK (message_id <> ''),
+    sent_at           timestamptz,
+    body              bytea       CHECK (octet_length(body) <= 1048576),
+    attributes        jsonb       CHECK (jsonb_typeof(attributes) = 'object'),
     resolution        text        CHECK (resolution IN ('redriven', 'discarded')),
     resolved_at       timestamptz,
     resolved_by       text,
+    resolved_because  text,
     redriven_by       uuid,
-    CONSTRAINT dead_letters_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id),
+    CONSTRAINT dead_letters_of_a_message UNIQUE (queue, message_id),
+    CONSTRAINT dead_letters_of_a_delivery CHECK (
+        kind <> 'relay' OR outbox_id IS NOT NULL AND subscription IS NOT NULL AND promised_at IS NOT NULL
+    ),
+    CONSTRAINT dead_letters_of_a_queue CHECK (
+        (kind = 'relay') = (queue IS NULL)
+        AND (queue IS NULL) = (message_id IS NULL)
+        AND (queue IS NULL) = (body IS NULL)
+    ),
+    CONSTRAINT dead_letters_of_a_subscription CHECK ((kind = 'invocation') = (subscription IS NULL)),
     CONSTRAINT dead_letters_resolution_is_whole CHECK (
         (resolution IS NULL) = (resolved_at IS NULL) AND (resolution IS NULL) = (resolved_by IS NULL)
     ),
+    CONSTRAINT dead_letters_discarded_for_a_reason CHECK (resolution IS DISTINCT FROM 'discarded' OR resolved_because <> ''),
     CONSTRAINT dead_letters_redriven_by_an_operation CHECK ((redriven_by IS NOT NULL) = (resolution IS NOT DISTINCT FROM 'redriven'))
 );
 COMMENT ON TABLE dead_letters IS 'Messages that were given up on. A row stays when it is redriven or discarded, and records that.';
+COMMENT ON COLUMN dead_letters.kind IS 'Who gave up: the relay on a delivery, a consumer on a message of its queue, or Lambda on a scheduled invocation.';
+COMMENT ON COLUMN dead_letters.outbox_id IS 'The message that would be sent again; null if the body is no message of the outbox.';
+COMMENT ON COLUMN dead_letters.event_id IS 'Of the message in the outbox; for another body, what it or its attributes say.';
+COMMENT ON COLUMN dead_letters.queue IS 'The SQS queue that it was taken out of; null for the relay''s.';
+COMMENT ON COLUMN dead_letters.body IS 'The message''s body as it came, readable or not.';
 COMMENT ON COLUMN dead_letters.redriven_by IS 'The operation whose pending delivery takes its place.';
-CREATE INDEX dead_letters_open ON dead_letters (subscription, id) WHERE resolution IS NULL;
+-- The list shows only the beginning of a body, and an uncompressed value is read in part.
+ALTER TABLE dead_letters ALTER COLUMN body SET STORAGE EXTERNAL;
+CREATE UNIQUE INDEX dead_letters_key ON dead_letters (outbox_id, subscription, operation_id) NULLS NOT DISTINCT
+    WHERE kind = 'relay';
+CREATE INDEX dead_letters_by_outbox ON dead_letters (outbox_id, subscription) WHERE outbox_id IS NOT NULL;
+-- These serve the list: the open ones, newest first, all of them or by one of its filters.
+CREATE INDEX dead_letters_open ON dead_letters (id) WHERE resolution IS NULL;
+CREATE INDEX dead_letters_open_by_subscription ON dead_letters (subscription, id) WHERE resolution IS NULL;
+CREATE INDEX dead_letters_open_by_kind ON dead_letters (kind, id) WHERE resolution IS NULL;
+CREATE INDEX dead_letters_by_time ON dead_letters (dead_lettered_at);
+CREATE INDEX dead_letters_by_event ON dead_letters (event_id) WHERE event_id IS NOT NULL;
+CREATE INDEX dead_letters_by_trace ON dead_letters (trace_id) WHERE trace_id IS NOT NULL;
+
+CREATE FUNCTION describe_dead_letter() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    SELECT message.topic, message.event_id, message.event_type, message.trace_id
+    INTO NEW.topic, NEW.event_id, NEW.event_type, NEW.trace_id
+    FROM outbox AS message
+    WHERE message.id = NEW.outbox_id;
+    RETURN NEW;
+END
+$$;
+COMMENT ON FUNCTION describe_dead_letter IS 'Copies to a dead letter what its message in the outbox is about, so that the list is filtered by it.';
+CREATE TRIGGER dead_letters_are_described BEFORE INSERT ON dead_letters
+    FOR EACH ROW WHEN (NEW.outbox_id IS NOT NULL) EXECUTE FUNCTION describe_dead_letter();
 
 
 CREATE TABLE delivery_failures (
@@ -258,7 +313,8 @@ UNION ALL
 SELECT
     outbox_id, subscription, operation_id, coalesce(resolution, 'dead_lettered'), delivery_attempts, NULL, NULL, NULL,
     dead_lettered_at, reason, promised_at, NULL
-FROM dead_letters;
+FROM dead_letters
+WHERE kind = 'relay';
 COMMENT ON VIEW delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 
 CREATE VIEW outbox_states AS

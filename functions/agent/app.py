@@ -5,6 +5,7 @@ from functools import cache, partial
 from typing import Any, Final
 from uuid import UUID
 
+from control_plane.consumers.failures import FailureRecorder
 from control_plane.consumers.messages import consume_batch, consume_record
 from control_plane.decisions.agent_calls import CallReport, agents_by_name, run_call
 from control_plane.decisions.models.model_agent import with_model
@@ -71,8 +72,14 @@ def consumer(context: LambdaContext) -> Callable[[Mapping[str, Any]], None]:
             _tell(report)
         return report is not None
 
+    recorder = FailureRecorder(database())
     return lambda record: consume_record(
-        record, consume, subscription=SUBSCRIPTION, event_types=EVENT_TYPES, telemetry=telemetry
+        record,
+        consume,
+        subscription=SUBSCRIPTION,
+        event_types=EVENT_TYPES,
+        telemetry=telemetry,
+        remember=recorder,
     )
 
 

@@ -53,7 +53,7 @@ class Report:
         problems = []
         if self.drill is not None:
             problems.append(self.drill.problem)
-        if dead := self.pipeline.count("dead_lettered"):
+        if dead := self.pipeline.count_open_letters():
             problems.append(self._dead_letters_problem(dead))
         age = self.pipeline.oldest_pending_age_seconds
         if age > _LATE_SECONDS:
@@ -75,7 +75,8 @@ class Report:
             problems.append(str(holder))
         problems += [breaker_problem(breaker) for breaker in self.pipeline.open_breakers]
         problems += [
-            f"{queue.visible + queue.in_flight} in {queue.name}"
+            f"{queue.visible + queue.in_flight} in {queue.name}, to be moved into the list of dead letters: "
+            "scripts/acp logs dead-letter"
             for queue in self.queues
             if ("DeadLetter" in queue.name or "Failed" in queue.name) and queue.visible + queue.in_flight
         ]
@@ -87,11 +88,14 @@ class Report:
         named = self.pipeline.dead_letters[:_NAMED]
         if not named:
             return f"{said}: scripts/acp dead-letters"
-        reasons = [f"{letter.id} for {letter.subscription}: {letter.reason}" for letter in named]
+        reasons = [f"{letter.id} for {letter.subscription or letter.queue}: {letter.reason}" for letter in named]
         if count > len(named):
             reasons.append(f"and {count - len(named)} more, see scripts/acp dead-letters")
-        ids = " ".join(str(letter.id) for letter in named)
-        return f"{said} ({'; '.join(reasons)}). Once the cause is mended: scripts/acp redrive {ids}"
+        ids = " ".join(str(letter.id) for letter in named if letter.is_redrivable)
+        lost = " ".join(str(letter.id) for letter in named if not letter.is_redrivable)
+        remedies = [f"Once the cause is mended: scripts/acp redrive {ids}"] if ids else []
+        remedies += [f"Not in the outbox: scripts/acp discard {lost} --because …"] if lost else []
+        return f"{said} ({'; '.join(reasons)}). {'. '.join(remedies)}"
 
     @property
     def source_failures(self) -> int:
@@ -109,6 +113,7 @@ class Report:
                 "open": self.pipeline.pending,
                 "oldest_pending_age_seconds": self.pipeline.oldest_pending_age_seconds,
             },
+            "open_dead_letters": self.pipeline.count_open_letters(),
             "source_failures": self.source_failures,
             "subscriptions": {
                 name: {"topic": rows[0].topic, **{state: self.pipeline.count(state, name) for state in STATES}}
@@ -122,6 +127,7 @@ class Report:
                     "consumer_lag",
                     "stranded",
                     "dead_letters",
+                    "letters_of_queues",
                     "events",
                     "consumers",
                     "breakers",
@@ -161,7 +167,8 @@ class Report:
         recording = {consumer.consumer for consumer in self.pipeline.consumers}
         for name, rows in self._by_subscription().items():
             ages = [row.oldest_age_seconds or 0.0 for row in rows if row.state in _OPEN]
-            counts = [str(self.pipeline.count(state, name)) for state in STATES]
+            counts = [str(self.pipeline.count(state, name)) for state in STATES[:-1]]
+            counts.append(str(self.pipeline.count_open_letters(name)))
             # If a consumer records nothing, its lag is not known.
             counts.insert(4, str(lag.get(name, 0)) if name in recording else "–")
             table.add_row(shown(name), *counts, duration(max(ages)) if ages else "–")
@@ -174,7 +181,10 @@ class Report:
             table.add_column(column, no_wrap=column != "reason", overflow="fold")
         for letter in self.pipeline.dead_letters:
             table.add_row(
-                str(letter.id), shown(letter.subscription), duration(letter.age_seconds), shown(letter.reason)
+                str(letter.id),
+                shown(letter.subscription or letter.queue or ""),
+                duration(letter.age_seconds),
+                shown(letter.reason),
             )
         return Group(table, "[dim]scripts/acp dead-letters lists them, scripts/acp redrive ID… sends them again[/]")
 

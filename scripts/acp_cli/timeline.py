@@ -11,7 +11,7 @@ from rich.tree import Tree
 from local_cloud.visible import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from control_plane.ops.timeline import EventTimeline
     from control_plane.platform.breakers import Breaker
@@ -54,6 +54,11 @@ def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | N
         )
     if not timeline.deliveries:
         tree.add("[yellow]its topic had no subscription: nobody gets it[/]")
+    for letter in timeline.consumer_dead_letters:
+        _add_consumers_letter(tree, letter, timeline.consume_failures)
+    for failure in timeline.consume_failures:
+        if failure["message_id"] not in {letter["message_id"] for letter in timeline.consumer_dead_letters}:
+            tree.add(_failed(failure))
     for processing in timeline.processing:
         tree.add(f"{instant(processing['processed_at'])}  processed by [green]{shown(processing['consumer'])}[/]")
     if not timeline.processing:
@@ -127,6 +132,29 @@ def _add_dead_letter(branch: Tree, delivery: Mapping[str, Any]) -> None:
         branch.add(
             f"{instant(delivery['resolved_at'])}  {shown(delivery['resolution'])} by {shown(delivery['resolved_by'])}"
         )
+
+
+def _add_consumers_letter(tree: Tree, letter: Mapping[str, Any], failures: Sequence[Mapping[str, Any]]) -> None:
+    branch = tree.add(
+        f"{instant(letter['dead_lettered_at'])}  [red]given up on[/] by [bold]{shown(letter['subscription'])}[/]: "
+        f"{shown(letter['reason'])}"
+    )
+    for failure in failures:
+        if (failure["subscription"], failure["message_id"]) == (letter["subscription"], letter["message_id"]):
+            branch.add(_failed(failure))
+    if letter["resolution"] is not None:
+        branch.add(f"{instant(letter['resolved_at'])}  {shown(letter['resolution'])} by {shown(letter['resolved_by'])}")
+    elif letter["is_redrivable"]:
+        branch.add(f"send it again: scripts/acp redrive {letter['id']}")
+    else:
+        branch.add(f"its body is not this event's: scripts/acp dead-letters --id {letter['id']} --body")
+
+
+def _failed(failure: Mapping[str, Any]) -> str:
+    return (
+        f"{instant(failure['failed_at'])}  {shown(failure['subscription'])} failed, receive {failure['attempt']}: "
+        f"{shown(failure['error'])}"
+    )
 
 
 def _compact(payload: Mapping[str, Any]) -> str:

@@ -57,7 +57,7 @@ def new_consumer(checkout: Path, name: str, topic: str, domain: str | None = Non
     changed = {
         _TEMPLATE: template.with_consumer(_read(checkout, _TEMPLATE), names, topic),
         _DOMAINS / owner.name / "__init__.py": _entry(checkout, owner.name, name, topic),
-        _OPERATIONS: _documented(_read(checkout, _OPERATIONS), names, topic),
+        _OPERATIONS: _documented(_read(checkout, _OPERATIONS), names),
         generated.ASYNCAPI: _json_text(generated.asyncapi(_with_consumer(owner, name, topic))),
     }
     return {**{path: _formatted(path, text) for path, text in files.items()}, **changed}
@@ -144,15 +144,14 @@ def _offset(text: str, line: int, column: int) -> int:
     return sum(len(one) for one in lines[: line - 1]) + len(lines[line - 1].encode()[:column].decode())
 
 
-def _documented(text: str, names: template.Names, topic: str) -> str:
+def _documented(text: str, names: template.Names) -> str:
     """Returns docs/operations.md with the consumer's metrics and alarms."""
     changes = (
         (r"^(\| (?:EventsConsumed|DuplicateDeliveries|ConsumeFailures) \| count \| [^|]*?) \|", rf"\1, {names.name} |"),
         (r"^(\| [^|]*\bSignalLab(Errors|Throttles)\b)", rf"\1, {names.pascal}\2"),
         (
             r"^(\| SystemEventsDeadLetters \|.*\n)",
-            rf"\1| {names.pascal}DeadLetters | {names.pascal} failed five times on a message of {topic} | likewise, in"
-            rf" {names.pascal}'s log |" + "\n",
+            rf"\1| {names.pascal}DeadLetters | the same, for what {names.pascal} gave up on | likewise |" + "\n",
         ),
         (
             r"^(\| ConsumerBehind \|.*\n)",

@@ -34,11 +34,18 @@ _GROUPS: Final = (
 )
 # Single lines that are copied wherever they occur: lists of queues, and the dashboard's.
 _LINES: Final = (
-    r"- !GetAtt MarketTicksQueue\.Arn",
+    r"- !GetAtt MarketTicks(DeadLetter)?Queue\.Arn",
     r"- !Ref MarketTicks(DeadLetter)?Queue",
     r'"\$\{(MarketTicksDeadLetters|ConsumerBehind|SignalLabErrors|SignalLabThrottles)Alarm\.Arn\}",?',
     r'\["AWS/Lambda", "(Errors|Throttles)", "FunctionName", "\$\{SignalLabFunction\}".*\],?',
     r'\["AWS/SQS", .*"\$\{MarketTicksDeadLetterQueue\.QueueName\}", \{"label".*\],?',
+)
+
+# What DeadLetterFunction takes out of a dead-letter queue.
+_MOVED: Final = re.compile(
+    r"^        MarketTicks:\n          Type: SQS\n          Properties:\n"
+    r"            Queue: !GetAtt MarketTicksDeadLetterQueue\.Arn\n(?:            .*\n)+",
+    re.MULTILINE,
 )
 
 
@@ -76,7 +83,12 @@ def with_consumer(text: str, names: Names, topic: str) -> str:
         text = _with_copies(text, group, names, topic)
     for pattern in _LINES:
         text = _with_lines(text, pattern, names)
+    moved = _MOVED.search(text)
+    if moved is None:
+        raise _missing("no event MarketTicks of DeadLetterFunction")
+    text = text[: moved.end()] + names.renamed(moved[0]) + text[moved.end() :]
     text = _with_entry(text, "SUBSCRIPTIONS", names.name, topic)
+    text = _with_entry(text, "DEAD_LETTER_QUEUES", names.name, f"${{{names.pascal}DeadLetterQueue.QueueName}}")
     return _with_entry(text, "SUBSCRIPTION_QUEUE_URLS", names.name, f"${{{names.pascal}Queue}}")
 
 

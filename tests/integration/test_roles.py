@@ -28,6 +28,7 @@ INGEST, RELAY, CONSUME, READER, MAINTAIN, DETECT, DECIDE, AGENT, GATEKEEPER, ACT
 EVERYBODY = set(ROLES)
 NOBODY: set[str] = set()
 
+WHO_CONSUMES = {CONSUME, DETECT, DECIDE, AGENT, GATEKEEPER, ACTION}
 READERS_OF_DECISIONS = {READER, DECIDE, GATEKEEPER, COMMAND}
 READERS_OF_EVENTS = {READER, DECIDE, GATEKEEPER}
 READERS_OF_THE_ACCOUNT = {READER, CONSUME, DECIDE, GATEKEEPER, ACTION}
@@ -98,6 +99,14 @@ _SHARED = {
     **_each(READERS_OF_THE_ACCOUNT, "domains.finance.paper_account", "newest_bar account_currency audited_balances"),
     "domains.finance.paper_account.audited_orders": READERS_OF_EVENTS,
     "domains.finance.paper_account.released_action": {*READERS_OF_DECISIONS, ACTION},
+    # Every consumer says why it failed; DeadLetterFunction alone stores what was given up on.
+    "control_plane.consumers.record_failure": WHO_CONSUMES,
+    "control_plane.consumers.store_dead_letters": {MAINTAIN},
+    "control_plane.platform.count_open_dead_letters": {RELAY, READER, COMMAND},
+    "control_plane.ops.delete_consume_failures": {MAINTAIN},
+    "control_plane.ops.discard_dead_letters": {COMMAND},
+    **_each({READER, COMMAND}, "control_plane.ops", "count_dead_letters open_letters_of_queues select_dead_letters"),
+    "control_plane.ops.dead_letter_content": {READER},
     "control_plane.ops.delete_expired_events": {MAINTAIN},
     "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
     "control_plane.ops.delete_repeated_looks": {MAINTAIN},
@@ -107,7 +116,7 @@ _SHARED = {
         {READER},
         "control_plane.ops",
         "event_timeline recent_messages deliveries_by_state stranded_deliveries processed_by_consumer dead_letters "
-        "subscriptions unprocessed_deliveries count_open_dead_letters",
+        "subscriptions unprocessed_deliveries",
     ),
 }
 _OF_PACKAGES = {
@@ -179,6 +188,7 @@ def snapshot(owner: Connection[Any]) -> dict[str, list[Any]]:
     """Returns all rows of the tables that record something."""
     tables = (
         "raw_payloads", "events", "outbox", "pending_deliveries", "deliveries", "dead_letters", "delivery_failures",
+        "consume_failures",
         "processed_events", "operations", "subscriptions", "schema_migrations", "circuit_breakers", "relay_handover",
     )  # fmt: skip
     return {
@@ -240,7 +250,8 @@ TABLES = {
     "events": {READER, DECIDE, GATEKEEPER},
     "outbox": {READER},
     "deliveries": {READER},
-    "dead_letters": {READER},
+    "dead_letters": {READER, COMMAND},
+    "consume_failures": {READER},
     "delivery_failures": {READER},
     "operations": {READER},
     "subscriptions": {READER},
@@ -474,6 +485,11 @@ FORGERIES = [
     only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),
     only("SELECT * FROM settle_deliveries('me', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')", RELAY),
     only("SELECT others_were_delivered(1, 'signal_lab', gen_random_uuid())", RELAY),
+    only("SELECT record_consume_failure('x', 'm', NULL, NULL, 1, 'e')", *WHO_CONSUMES),
+    only("INSERT INTO consume_failures (subscription, message_id, attempt, error) VALUES ('x', 'm', 1, 'e')"),
+    only("SELECT * FROM store_dead_letters('[]')", MAINTAIN),
+    only("SELECT * FROM discard_dead_letters('{}', 'why', 'me', '{}')", COMMAND),
+    only("SELECT delete_consume_failures(30, 1)", MAINTAIN),
     only("SELECT delete_expired_events(30, 1)", MAINTAIN),
     only("SELECT delete_expired_raw_payloads(30, 1)", MAINTAIN),
     only("SELECT delete_repeated_looks(30, 1)", MAINTAIN),

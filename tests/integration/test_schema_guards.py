@@ -169,6 +169,7 @@ SOUND: dict[str, dict[str, object]] = {
         "outbox_id": 99, "subscription": "detector", "promised_at": seeds.FIRST_BAR, "delivery_attempts": 0,
         "reason": "no luck",
     },
+    "consume_failures": {"subscription": "detector", "message_id": "m", "attempt": 1, "error": "e"},
     "delivery_failures": {
         "outbox_id": 99, "subscription": "detector", "attempt": 1, "claimed_by": "r", "error": "e",
     },
@@ -177,6 +178,8 @@ SOUND: dict[str, dict[str, object]] = {
     "relay_handover": {"token": TOKEN, "name": "r"},
 }  # fmt: skip
 """For each table, a row that it accepts."""
+OF_QUEUE: dict[str, object] = {"kind": "consumer", "queue": "q", "message_id": "m", "body": b"{}"}
+"""What makes a dead letter one that a consumer left."""
 REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("raw_payloads", "raw_payloads_source_check", {"source": ""}),
     ("raw_payloads", "raw_payloads_entity_id_check", {"entity_id": ""}),
@@ -212,7 +215,28 @@ REFUSED: list[tuple[str, str, dict[str, object]]] = [
         "dead_letters_resolution_check",
         {"resolution": "lost", "resolved_at": seeds.FIRST_BAR, "resolved_by": "kim"},
     ),
-    ("dead_letters", "dead_letters_resolution_is_whole", {"resolution": "discarded"}),
+    (
+        "dead_letters",
+        "dead_letters_resolution_is_whole",
+        {"resolution": "discarded", "resolved_at": seeds.FIRST_BAR, "resolved_because": "why"},
+    ),
+    (
+        "dead_letters",
+        "dead_letters_discarded_for_a_reason",
+        {"resolution": "discarded", "resolved_at": seeds.FIRST_BAR, "resolved_by": "kim", "resolved_because": ""},
+    ),
+    ("dead_letters", "dead_letters_kind_check", OF_QUEUE | {"kind": "other"}),
+    ("dead_letters", "dead_letters_queue_check", OF_QUEUE | {"queue": ""}),
+    ("dead_letters", "dead_letters_message_id_check", OF_QUEUE | {"message_id": ""}),
+    ("dead_letters", "dead_letters_body_check", OF_QUEUE | {"body": b"x" * (2**20 + 1)}),
+    ("dead_letters", "dead_letters_attributes_check", OF_QUEUE | {"attributes": "[]"}),
+    ("dead_letters", "dead_letters_of_a_delivery", {"promised_at": None}),
+    ("dead_letters", "dead_letters_of_a_queue", OF_QUEUE | {"body": None}),
+    ("dead_letters", "dead_letters_of_a_subscription", OF_QUEUE | {"subscription": None}),
+    ("consume_failures", "consume_failures_subscription_check", {"subscription": ""}),
+    ("consume_failures", "consume_failures_message_id_check", {"message_id": ""}),
+    ("consume_failures", "consume_failures_attempt_check", {"attempt": -1}),
+    ("consume_failures", "consume_failures_error_check", {"error": ""}),
     (
         "dead_letters",
         "dead_letters_redriven_by_an_operation",

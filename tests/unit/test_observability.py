@@ -156,15 +156,17 @@ def subject(of: Mapping[str, Any]) -> str:
 
 def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
     seen = {(namespace, metric, subject(of)) for _, namespace, metric, of in watched()}
-    depth = "ApproximateNumberOfMessagesVisible"
+    age = "ApproximateAgeOfOldestMessage"
     ends = {name for name, properties in QUEUES.items() if "RedrivePolicy" not in properties}
     assert ends == {name for name in QUEUES if name.endswith("DeadLetterQueue")} | {"FailedInvocationsQueue"}
-    assert seen >= {("AWS/SQS", depth, queue) for queue in ends}
+    assert seen >= {("AWS/SQS", age, queue) for queue in ends}
     assert seen >= {("AWS/Lambda", metric, function) for metric in ("Errors", "Throttles") for function in FUNCTIONS}
     assert seen >= {
         (NAMESPACE, "OldestPendingAge", "relay"),
         (NAMESPACE, "UnknownSubscriptions", "relay"),
         (NAMESPACE, "EventsDeadLettered", "relay"),
+        (NAMESPACE, "OpenDeadLetters", "relay"),
+        (NAMESPACE, "DeadLettersNotStored", "dead_letter"),
         (NAMESPACE, "BreakerOpen", "relay"),
         (NAMESPACE, "BreakerOpen", "ingestion"),
         (NAMESPACE, "SourceFailures", "ingestion"),
@@ -189,7 +191,7 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
 
 ONE_IS_TOO_MANY = (
     "UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm", "AbandonedDecisionsAlarm", "VerdictErrorsAlarm",
-    "ActionsExpiredAlarm", "ApprovalsWaitingAlarm",
+    "ActionsExpiredAlarm", "ApprovalsWaitingAlarm", "OpenDeadLettersAlarm", "DeadLettersNotStoredAlarm",
 )  # fmt: skip
 
 

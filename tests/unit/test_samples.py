@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.template import CONSUMERS, FOLDERS, ROOT
 
+from control_plane.consumers.letters import read_letter
 from control_plane.consumers.messages import consume_record
 from control_plane.model.contract import Event
 from control_plane.model.trace import traceparent
@@ -30,6 +31,27 @@ def test_the_samples_of_functions_without_queues_fit_their_handlers() -> None:
     assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
     assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
     assert sample("migration") == sample("maintenance") == sample("timers") == {}
+
+
+def test_the_sample_of_dead_letters_has_one_of_each_kind() -> None:
+    name = "ai-control-plane-"
+    queues = {f"{name}MarketTicksDeadLetterQueue": "signal_lab", f"{name}FailedInvocationsQueue": None}
+    records = sample("dead_letter")["Records"]
+    given_up, failed = (read_letter(record, queues) for record in records)
+    assert (given_up.kind, given_up.subscription, given_up.receives, given_up.reason) == (
+        "consumer",
+        "signal_lab",
+        5,
+        None,
+    )
+    assert given_up.trace_id == "0af76519-16cd-43dd-8448-eb211c80319c"
+    assert (failed.kind, failed.subscription) == ("invocation", None)
+    assert failed.reason == (
+        "ai-control-plane-IngestionFunction:$LATEST: RetriesExhausted: DatabaseUnavailable: "
+        "Postgres did not answer within 5 seconds"
+    )
+    for record in records:
+        assert record["md5OfBody"] == hashlib.md5(record["body"].encode()).hexdigest()
 
 
 def md5_of_attributes(attributes: Mapping[str, str]) -> str:

@@ -29,7 +29,7 @@ from control_plane.ops.migrations import read_migrations
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform import settings
 from control_plane.platform.database import SCHEMA_VERSION
-from control_plane.platform.settings import EnvironReader, MaintenanceSettings, RelaySettings
+from control_plane.platform.settings import DeadLetterSettings, EnvironReader, MaintenanceSettings, RelaySettings
 from domains import EVENT_TYPES
 from local_cloud.roles import SECRETS
 
@@ -56,6 +56,7 @@ FIXED_FUNCTIONS = {
     "GatekeeperFunction",
     "ActionFunction",
     "TimersFunction",
+    "DeadLetterFunction",
 }
 FIXED_PARAMETERS = {
     "Symbols",
@@ -124,7 +125,10 @@ def resolved(value: Any) -> str:
             assert name in QUEUES, name
             return f"https://sqs.us-east-1.amazonaws.com/123456789012/{name}"
         case {"Fn::Sub": text}:
+            text = re.sub(r"\$\{(\w+)\.QueueName\}", lambda match: f"acp-{match[1]}", text)
             return re.sub(r"\$\{(\w+)\}", lambda match: resolved({"Ref": match[1]}), text)
+        case {"Fn::GetAtt": [name, "QueueName"]}:
+            return f"acp-{name}"
         case str() | int() | float():
             return str(value)
         case _:
@@ -146,6 +150,7 @@ SUBSCRIBED = {folder: name for name, folder in (DECIDING | ACTIONS).items()}
 CONSUMED = {
     SUBSCRIBED.get(FOLDERS[name], FOLDERS[name]): resource_of(event["Queue"], "Arn")
     for name in FUNCTIONS
+    if name != "DeadLetterFunction"  # It takes what the others gave up on.
     for event in sqs_events(name)
 }
 """Subscription -> the queue that its function takes messages from; a consumer's function is named as it is."""
@@ -349,6 +354,7 @@ def test_each_function_has_its_own_roles_secret() -> None:
         "CommandApiFunction": "CommandDatabaseSecretArn",
         "MigrationFunction": "DatabaseOwnerSecretArn",
         "MaintenanceFunction": "MaintainDatabaseSecretArn",
+        "DeadLetterFunction": "MaintainDatabaseSecretArn",
     }
 
 
@@ -415,6 +421,24 @@ def test_a_queue_gives_up_after_five_receives(queue: str) -> None:
     assert "RedrivePolicy" not in QUEUES[dead_letters]
 
 
+ENDS = {name for name in QUEUES if "RedrivePolicy" not in QUEUES[name]}
+"""Queues of what was given up on."""
+
+
+def test_what_was_given_up_on_is_moved_out_of_every_queue_that_is_an_end() -> None:
+    moved = {resource_of(event["Queue"], "Arn"): event for event in sqs_events("DeadLetterFunction")}
+    assert moved.keys() == ENDS
+    for queue, event in moved.items():
+        assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+        # One that cannot be stored comes again until SQS forgets it: an end has no end of its own.
+        assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout("DeadLetterFunction")
+    environ = {name: resolved(value) for name, value in declared("DeadLetterFunction").items()}
+    subscriptions = {queue: name for name, queue in CONSUMED.items()} | {"SystemEventsQueue": "system_events"}
+    expected = {f"acp-{dead_letters_of(queue)}": name for queue, name in subscriptions.items()}
+    expected |= {"acp-FailedInvocationsQueue": None}
+    assert DeadLetterSettings.from_environ(environ).queues == expected
+
+
 def test_every_queue_is_encrypted() -> None:
     assert [name for name, properties in QUEUES.items() if properties.get("SqsManagedSseEnabled") is not True] == []
 
@@ -433,7 +457,7 @@ def test_a_consumed_queue_waits_six_timeouts_with_partial_batch_failures(
 ) -> None:
     queue = resource_of(event["Queue"], "Arn")
     assert QUEUES[queue]["VisibilityTimeout"] >= 6 * timeout(function)
-    assert "RedrivePolicy" in QUEUES[queue]
+    assert ("RedrivePolicy" in QUEUES[queue]) == (function != "DeadLetterFunction")
     assert event["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 

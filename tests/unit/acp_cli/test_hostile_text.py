@@ -404,4 +404,25 @@ def timeline(**changes: Any) -> Any:
         raw_payload={"fetched_at": NOW.isoformat(), "source": told["source"], "id": str(EVENT_ID)},
         deliveries=[delivery | {name: value for name, value in told.items() if name in delivery}],
         processing=[{"processed_at": NOW.isoformat(), "consumer": told["consumer"]}],
+        consumer_dead_letters=[
+            {
+                "id": 1,
+                "subscription": told["subscription"],
+                "message_id": "m",
+                "dead_lettered_at": NOW.isoformat(),
+                "reason": told["error"],
+                "resolution": None,
+                "is_redrivable": True,
+            }
+        ],
+        consume_failures=[
+            {
+                "subscription": told["subscription"],
+                "message_id": name,
+                "failed_at": NOW.isoformat(),
+                "attempt": 1,
+                "error": told["error"],
+            }
+            for name in ("m", "other")
+        ],
     )

@@ -105,6 +105,9 @@ def test_the_json_holds_what_the_metrics_would_show() -> None:
     json.dumps(content, default=str)
 
 
+MOVED = "to be moved into the list of dead letters: scripts/acp logs dead-letter"
+
+
 @pytest.mark.parametrize(
     ("delivery", "queue", "problem"),
     [
@@ -118,8 +121,8 @@ def test_the_json_holds_what_the_metrics_would_show() -> None:
             None,
             "the oldest pending message is 10 min old",
         ),
-        (None, QueueDepth("MarketTicksDeadLetterQueue", 2, 1), "3 in MarketTicksDeadLetterQueue"),
-        (None, QueueDepth("FailedInvocationsQueue", 1, 0), "1 in FailedInvocationsQueue"),
+        (None, QueueDepth("MarketTicksDeadLetterQueue", 2, 1), f"3 in MarketTicksDeadLetterQueue, {MOVED}"),
+        (None, QueueDepth("FailedInvocationsQueue", 1, 0), f"1 in FailedInvocationsQueue, {MOVED}"),
     ],
 )
 def test_every_problem_makes_the_status_degraded(

@@ -160,4 +160,6 @@ def timeline(
         raw_payload={"fetched_at": NOW.isoformat(), "source": source, "id": str(uuid4())},
         deliveries=[one],
         processing=[],
+        consumer_dead_letters=[],
+        consume_failures=[],
     )

@@ -68,6 +68,13 @@ def renamed(value: object, names: Names) -> object:
     return json.loads(names.renamed(json.dumps(value)))
 
 
+NAMES_EVERY_QUEUE = {
+    "MigrationFunction", "RelayFunction", "RelayFunctionRole", "QueuePolicy", "Dashboard", "DeadLetterFunction",
+    "DeadLetterFunctionRole",
+}  # fmt: skip
+"""The resources that a new consumer changes."""
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.lists(st.sampled_from(["alpha", "b2", "watch"]), min_size=1, max_size=2, unique=True).map("_".join))
 def test_a_consumer_s_resources_are_like_signal_labs(name: str) -> None:
@@ -82,8 +89,19 @@ def test_a_consumer_s_resources_are_like_signal_labs(name: str) -> None:
         assert resources[f"{names.pascal}{logical_id}"] == renamed(resources[f"MarketTicks{logical_id}"], names)
         assert {f"{names.pascal}{logical_id}Url", f"{names.pascal}{logical_id}Name"} <= outputs.keys()
     for logical_id, resource in before["Resources"].items():
-        if logical_id not in {"MigrationFunction", "RelayFunction", "RelayFunctionRole", "QueuePolicy", "Dashboard"}:
+        if logical_id not in NAMES_EVERY_QUEUE:
             assert resources[logical_id] == resource, logical_id
+    moving = resources["DeadLetterFunction"]["Properties"]
+    moved = renamed(moving["Events"]["MarketTicks"], names)
+    assert moving["Events"][names.pascal] == moved
+    queues = json.loads(moving["Environment"]["Variables"]["DEAD_LETTER_QUEUES"]["Fn::Sub"])
+    assert queues[name] == f"${{{names.pascal}DeadLetterQueue.QueueName}}"
+    [statement] = [
+        one
+        for one in resources["DeadLetterFunctionRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+        if "sqs:ReceiveMessage" in one.get("Action", "")
+    ]
+    assert moving["Events"][names.pascal]["Properties"]["Queue"] in statement["Resource"]
 
 
 def test_a_second_new_consumer_is_added_beside_the_first() -> None:

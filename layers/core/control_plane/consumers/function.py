@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from control_plane.consumers.failures import FailureRecorder
 from control_plane.consumers.messages import consume_batch, consume_record
 from control_plane.model.contract import Event, EventTypes
 from control_plane.model.domain import Effect
@@ -22,10 +23,12 @@ def consume_messages(
 ) -> dict[str, Any]:
     """Applies each message of a batch of SQS messages. Returns ``{"batchItemFailures": […]}``: those to deliver again.
 
-    What an effect raises sends that message back to its queue, in the end to its DLQ. Once Postgres cannot be reached,
+    What an effect raises sends that message back to its queue, in the end to its DLQ, and is recorded in
+    ``consume_failures``. Once Postgres cannot be reached,
     the batch's other messages fail without waiting for it again; where it cannot be from the start, that is raised.
     """
     first = [database.connection()]  # without Postgres the batch fails as one, visibly
+    recorder = FailureRecorder(database)
     unavailable: DatabaseUnavailable | None = None
 
     def consume(message: Event) -> bool:
@@ -36,10 +39,18 @@ def consume_messages(
             connection = first.pop() if first else database.connection()
         except DatabaseUnavailable as error:
             unavailable = error
+            recorder.stop()
             raise
         return effect(connection, message)
 
     def take(record: Mapping[str, Any]) -> None:
-        consume_record(record, consume, subscription=subscription, event_types=event_types, telemetry=telemetry)
+        consume_record(
+            record,
+            consume,
+            subscription=subscription,
+            event_types=event_types,
+            telemetry=telemetry,
+            remember=recorder,
+        )
 
     return consume_batch(event, take, subscription=subscription, telemetry=telemetry)

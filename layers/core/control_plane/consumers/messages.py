@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from control_plane.consumers.failures import ConsumeFailure
+from control_plane.consumers.records import LONGEST_COUNT, as_number, as_uuid, attribute_of, object_of
 from control_plane.model.contract import Event, EventTypes
 from control_plane.model.errors import ContractViolation, ControlPlaneError, MalformedInvocation
+from control_plane.model.text import readable
 from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.telemetry import Telemetry
 
@@ -48,8 +51,12 @@ def consume_record(
     subscription: str,
     event_types: EventTypes,
     telemetry: Telemetry,
+    remember: Callable[[ConsumeFailure], None] | None = None,
 ) -> None:
     """Passes the event of an SQS record to ``consume``, and counts and logs the outcome once, with its trace_id.
+
+    A failure is also given to ``remember``, which records it for the message's dead letter; what that raises is logged,
+    and never hides the failure itself.
 
     ``consume`` runs one transaction, commits it, and returns whether it changed anything. It is called again if its
     transaction conflicts with another one. Errors that it raises are raised again here.
@@ -60,9 +67,9 @@ def consume_record(
     about: dict[str, Any] = {
         "subscription": subscription,
         "message_id": record.get("messageId"),
-        "trace_id": _attribute(record, "trace_id"),
-        "event_id": _attribute(record, "event_id"),
-        "attempt": _object(record, "attributes").get("ApproximateReceiveCount"),
+        "trace_id": attribute_of(record, "trace_id"),
+        "event_id": attribute_of(record, "event_id"),
+        "attempt": object_of(record, "attributes").get("ApproximateReceiveCount"),
     }
     try:
         event = event_types.parse_event(_body(record))
@@ -74,13 +81,35 @@ def consume_record(
         telemetry.logger.error(  # noqa: TRY400 - the error's text says everything
             type(error).__name__, state="failed", error=str(error), **about
         )
+        _remember(remember, about, str(error), telemetry)
         raise
     except Exception as error:
         telemetry.count("ConsumeFailures", 1)
         telemetry.logger.exception(type(error).__name__, state="failed", error=str(error), **about)
+        _remember(remember, about, f"{type(error).__name__}: {error}", telemetry)
         raise
     telemetry.count("EventsConsumed" if is_new else "DuplicateDeliveries", 1)
     telemetry.logger.info("consumed", state="consumed" if is_new else "duplicate", **about)
+
+
+def _remember(
+    remember: Callable[[ConsumeFailure], None] | None, about: Mapping[str, Any], error: str, telemetry: Telemetry
+) -> None:
+    if remember is None:
+        return
+    try:
+        remember(
+            ConsumeFailure(
+                subscription=about["subscription"],
+                message_id=readable(str(about["message_id"])),
+                event_id=as_uuid(about["event_id"]),
+                trace_id=as_uuid(about["trace_id"]),
+                attempt=as_number(about["attempt"], LONGEST_COUNT),
+                error=readable(error).strip() or "an error without a text",
+            )
+        )
+    except Exception as problem:  # noqa: BLE001 - the message's own failure is what counts
+        telemetry.logger.warning("the failure is not recorded", error=str(problem), **about)
 
 
 def _body(record: Mapping[str, Any]) -> str:
@@ -88,14 +117,3 @@ def _body(record: Mapping[str, Any]) -> str:
     if not isinstance(body, str):
         raise ContractViolation("must be text", field="body", value=body)
     return body
-
-
-def _attribute(record: Mapping[str, Any], name: str) -> str | None:
-    value = _object(_object(record, "messageAttributes"), name).get("stringValue")
-    return value if isinstance(value, str) else None
-
-
-def _object(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns the object under a name within another object; an empty one where there is none."""
-    value = given.get(name)
-    return value if isinstance(value, dict) else {}

@@ -1,3 +1,13 @@
+-- name: record_failure
+-- Records that a consumer failed on a message, and keeps the newest failures of that message alone.
+SELECT record_consume_failure(
+    %(subscription)s::text, %(message_id)s::text, %(event_id)s::uuid, %(trace_id)s::uuid, %(attempt)s::integer, %(error)s::text
+)
+
+-- name: store_dead_letters
+-- Stores messages of dead-letter queues, given as a JSON array, each once. Returns a row for each that is new.
+SELECT * FROM store_dead_letters(%(letters)s::json)
+
 -- name: mark_processed
 -- Returns a row where this consumer sees the event for the first time. Waits for another delivery of it under way.
 INSERT INTO processed_events (consumer, event_id)

@@ -6,13 +6,17 @@ from typing import Any, Final
 from psycopg import Connection
 
 from control_plane.ops.status import read_consumer_lag
-from control_plane.ops.timeline import QUERIES
-from control_plane.platform.backlog import limit_statements, oldest_pending_age
+from control_plane.platform.backlog import (
+    MOST_DEAD_LETTERS,
+    count_open_dead_letters,
+    limit_statements,
+    oldest_pending_age,
+)
 from control_plane.platform.breakers import read_breakers
 
 STATEMENT_TIMEOUT_SECONDS: Final = 2.0
 """How long a statement may take: a caller waits for the answer, and a database that takes longer is not healthy."""
-MOST_COUNTED: Final = 1000
+MOST_COUNTED: Final = MOST_DEAD_LETTERS
 """How many dead letters, and how many of the newest messages, health looks at."""
 
 
@@ -25,7 +29,7 @@ class Health:
     open_breakers: int
     """How many breakers that are in use are not closed."""
     dead_letters: int
-    """How many dead letters are open, counted up to :data:`MOST_COUNTED`."""
+    """How many dead letters are open, of every kind, counted up to :data:`MOST_COUNTED`."""
     late_consumers: int
     """How many consumers have left a delivered message unprocessed for too long."""
 
@@ -39,12 +43,11 @@ def read_health(connection: Connection[Any], *, max_processing_age_seconds: floa
         limit_statements(connection, STATEMENT_TIMEOUT_SECONDS)
         age = oldest_pending_age(connection)
         breakers = read_breakers(connection)
-        row = connection.execute(QUERIES["count_open_dead_letters"].sql, {"limit": MOST_COUNTED}).fetchone()
+        dead_letters = count_open_dead_letters(connection, most=MOST_COUNTED)
         lag = read_consumer_lag(connection, newest=MOST_COUNTED)
-    assert row is not None, "an aggregate has a row"
     return Health(
         oldest_pending_age_seconds=age,
         open_breakers=sum(breaker.is_guarded and not breaker.is_closed for breaker in breakers),
-        dead_letters=int(row[0]),
+        dead_letters=dead_letters,
         late_consumers=sum(each.oldest_age_seconds > max_processing_age_seconds for each in lag),
     )

@@ -16,6 +16,9 @@ BATCH_SIZE: Final = 1000
 RESERVE_SECONDS: Final = 10.0
 """No batch starts when less time than this is left."""
 
+CONSUME_FAILURE_RETENTION_DAYS: Final = 31
+"""For how many days failures of consumers are kept. SQS forgets a message, and with it any dead letter, earlier."""
+
 REPEATED_LOOK_RETENTION_DAYS: Final = 31
 """For how many days repeated looks are kept. No source serves older instants, so older notes are never needed."""
 
@@ -33,6 +36,7 @@ class MaintenanceReport:
     pinned_horizon: HorizonHolder | None
     deleted_kept_answers: int = 0
     """Answers that the API kept for a day, for a request that is sent again."""
+    deleted_consume_failures: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON."""
@@ -81,5 +85,6 @@ class Maintenance:
             raw_payloads, raw_finished = delete("delete_expired_raw_payloads", self._event_retention_days)
             finished = finished and events_finished and raw_finished
         answers, answers_finished = delete("delete_kept_answers", 1)
-        finished = finished and answers_finished
-        return MaintenanceReport(events, raw_payloads, looks, finished, holder, answers)
+        failures, failures_finished = delete("delete_consume_failures", CONSUME_FAILURE_RETENTION_DAYS)
+        finished = finished and answers_finished and failures_finished
+        return MaintenanceReport(events, raw_payloads, looks, finished, holder, answers, failures)

@@ -32,7 +32,8 @@ SELECT
                 )
             FROM outbox_states AS delivery
             LEFT JOIN dead_letters AS letter
-                ON letter.outbox_id = delivery.id
+                ON letter.kind = 'relay'
+                AND letter.outbox_id = delivery.id
                 AND letter.subscription = delivery.subscription
                 AND letter.operation_id IS NOT DISTINCT FROM delivery.operation_id
             LEFT JOIN operations AS operation ON operation.operation_id = delivery.operation_id
@@ -47,7 +48,33 @@ SELECT
             WHERE processed.event_id = event.event_id
         ),
         '[]'
-    ) AS processing
+    ) AS processing,
+    coalesce(
+        (
+            -- What it or its attributes say is not always so: a letter whose body is not the event's cannot be redriven.
+            SELECT
+                jsonb_agg(
+                    to_jsonb(letter) - '{kind,promised_at,event_id,event_type,body,attributes}'::text[]
+                        || jsonb_build_object(
+                            'body_bytes', octet_length(letter.body),
+                            'is_redrivable', EXISTS (SELECT FROM outbox WHERE outbox.id = letter.outbox_id)
+                        )
+                    ORDER BY letter.id
+                )
+            FROM dead_letters AS letter
+            WHERE letter.event_id = event.event_id AND letter.kind = 'consumer'
+        ),
+        '[]'
+    ) AS consumer_dead_letters,
+    coalesce(
+        (
+            SELECT jsonb_agg(to_jsonb(failed) - '{id,event_id,trace_id}'::text[] ORDER BY failed.id)
+            FROM (
+                SELECT * FROM consume_failures AS newest WHERE newest.event_id = event.event_id ORDER BY newest.id DESC LIMIT 100
+            ) AS failed
+        ),
+        '[]'
+    ) AS consume_failures
 FROM events AS event
 LEFT JOIN LATERAL (
     -- The size is read first: a payload that is too large for an answer is not read, and the timeline says so.
@@ -132,7 +159,7 @@ ORDER BY pending.subscription
 -- name: unprocessed_deliveries
 -- Which of the newest messages' deliveries the subscription's consumer has not processed: how many, the oldest one's
 -- age in seconds, and its event. A subscription whose consumer has recorded nothing yet is left out, because it may
--- keep no record.
+-- keep no record. A delivery that its consumer has given up on is left out, too: it is a dead letter.
 SELECT
     delivery.subscription,
     count(*),
@@ -147,12 +174,16 @@ WHERE EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscriptio
         FROM processed_events AS processed
         WHERE processed.consumer = delivery.subscription AND processed.event_id = message.event_id
     )
+    AND NOT EXISTS (
+        SELECT
+        FROM dead_letters AS letter
+        WHERE letter.outbox_id = delivery.outbox_id
+            AND letter.subscription = delivery.subscription
+            AND letter.kind = 'consumer'
+            AND letter.operation_id IS NOT DISTINCT FROM delivery.operation_id
+    )
 GROUP BY delivery.subscription
 ORDER BY delivery.subscription
-
--- name: count_open_dead_letters
--- How many dead letters are open, counted up to a limit.
-SELECT count(*) FROM (SELECT FROM dead_letters WHERE resolution IS NULL LIMIT %(limit)s) AS letter
 
 -- name: events_by_type
 -- How many events are stored, per source and type, with the newest of each.
@@ -183,55 +214,151 @@ FROM relay_handover
 WHERE since > now() - interval '15 minutes'
 
 -- name: dead_letters
--- The dead letters that a filter selects, newest first, with their messages; a null in the filter selects any value.
+-- A page of the dead letters that a filter selects, newest first, from below an id on; a null in the filter selects any
+-- value. Of a body only the beginning is read.
 SELECT
     letter.id,
+    letter.kind,
     letter.subscription,
-    message.topic,
-    message.event_id,
-    message.event_type,
-    message.trace_id,
+    letter.topic,
+    letter.event_id,
+    letter.event_type,
+    letter.trace_id,
     letter.operation_id,
     letter.delivery_attempts,
     letter.reason,
     letter.dead_lettered_at,
     extract(epoch FROM now() - letter.dead_lettered_at)::double precision AS age_seconds,
+    letter.queue,
+    letter.message_id,
+    letter.sent_at,
+    octet_length(letter.body) AS body_bytes,
+    substr(letter.body, 1, 200) AS body_start,
+    EXISTS (SELECT FROM outbox WHERE outbox.id = letter.outbox_id) AS is_redrivable,
     letter.resolution,
     letter.resolved_at,
-    letter.resolved_by
+    letter.resolved_by,
+    letter.resolved_because,
+    letter.redriven_by
 FROM dead_letters AS letter
-JOIN outbox AS message ON message.id = letter.outbox_id
 WHERE (letter.resolution IS NULL OR %(with_resolved)s)
+    AND (%(below)s::bigint IS NULL OR letter.id < %(below)s)
     AND (%(ids)s::bigint[] IS NULL OR letter.id = ANY (%(ids)s::bigint[]))
+    AND (%(kind)s::text IS NULL OR letter.kind = %(kind)s)
     AND (%(subscription)s::text IS NULL OR letter.subscription = %(subscription)s)
+    AND (%(event_id)s::uuid IS NULL OR letter.event_id = %(event_id)s)
+    AND (%(trace_id)s::uuid IS NULL OR letter.trace_id = %(trace_id)s)
+    AND (%(since)s::timestamptz IS NULL OR letter.dead_lettered_at >= %(since)s)
+    AND (%(until)s::timestamptz IS NULL OR letter.dead_lettered_at < %(until)s)
     AND (%(reason)s::text IS NULL OR strpos(lower(letter.reason), lower(%(reason)s)) > 0)
 ORDER BY letter.id DESC
 LIMIT %(limit)s
 
+-- name: count_dead_letters
+-- How many dead letters a filter selects, counted up to a limit.
+SELECT count(*)
+FROM (
+    SELECT
+    FROM dead_letters AS letter
+    WHERE (letter.resolution IS NULL OR %(with_resolved)s)
+        AND (%(ids)s::bigint[] IS NULL OR letter.id = ANY (%(ids)s::bigint[]))
+        AND (%(kind)s::text IS NULL OR letter.kind = %(kind)s)
+        AND (%(subscription)s::text IS NULL OR letter.subscription = %(subscription)s)
+        AND (%(event_id)s::uuid IS NULL OR letter.event_id = %(event_id)s)
+        AND (%(trace_id)s::uuid IS NULL OR letter.trace_id = %(trace_id)s)
+        AND (%(since)s::timestamptz IS NULL OR letter.dead_lettered_at >= %(since)s)
+        AND (%(until)s::timestamptz IS NULL OR letter.dead_lettered_at < %(until)s)
+        AND (%(reason)s::text IS NULL OR strpos(lower(letter.reason), lower(%(reason)s)) > 0)
+    LIMIT %(limit)s
+) AS found
+
+-- name: dead_letter_content
+-- What a dead letter's message held, its attributes, and what its consumer recorded each time that it failed on it.
+SELECT
+    letter.body,
+    letter.attributes,
+    coalesce(
+        (
+            SELECT
+                jsonb_agg(
+                    jsonb_build_object('attempt', failed.attempt, 'failed_at', failed.failed_at, 'error', failed.error)
+                    ORDER BY failed.id
+                )
+            FROM consume_failures AS failed
+            WHERE failed.subscription = letter.subscription AND failed.message_id = letter.message_id
+        ),
+        '[]'
+    ) AS failures
+FROM dead_letters AS letter
+WHERE letter.id = %(id)s
+
+-- name: open_letters_of_queues
+-- How many open dead letters came out of SQS queues, by kind and by subscription; the relay's are states of deliveries.
+SELECT kind, subscription, count(*)
+FROM dead_letters
+WHERE resolution IS NULL AND kind <> 'relay'
+GROUP BY kind, subscription
+ORDER BY kind, subscription
+
 -- name: lock_dead_letters
--- The open dead letters that a filter selects, per subscription, locked until the transaction ends. Another transaction
--- that wants one of them waits, and then finds it resolved. Whether the subscription is active is also read under a
--- lock of its row.
+-- The open dead letters that a filter selects, per kind, subscription and queue, locked until the transaction ends. Another
+-- transaction that wants one of them waits, and then finds it resolved. Whether the subscription is active is also read
+-- under a lock of its row. Only what the outbox holds can be sent again.
 WITH active AS MATERIALIZED (
     SELECT name FROM subscriptions WHERE removed_at IS NULL FOR SHARE
 ),
 letter AS MATERIALIZED (
-    SELECT id, subscription
+    SELECT id, kind, subscription, outbox_id, queue
     FROM dead_letters
     WHERE resolution IS NULL
         AND (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s::bigint[]))
+        AND (%(kind)s::text IS NULL OR kind = %(kind)s)
         AND (%(subscription)s::text IS NULL OR subscription = %(subscription)s)
+        AND (%(event_id)s::uuid IS NULL OR event_id = %(event_id)s)
+        AND (%(trace_id)s::uuid IS NULL OR trace_id = %(trace_id)s)
+        AND (%(since)s::timestamptz IS NULL OR dead_lettered_at >= %(since)s)
+        AND (%(until)s::timestamptz IS NULL OR dead_lettered_at < %(until)s)
         AND (%(reason)s::text IS NULL OR strpos(lower(reason), lower(%(reason)s)) > 0)
     ORDER BY id
     FOR UPDATE
+),
+judged AS (
+    SELECT
+        id,
+        coalesce(subscription, queue) AS name,
+        CASE
+            -- The relay's letters are of the outbox; it says itself what is wrong with one that is not there any more.
+            WHEN kind <> 'relay' AND NOT EXISTS (SELECT FROM outbox WHERE outbox.id = letter.outbox_id) THEN 'unknown'
+            WHEN subscription IN (SELECT active.name FROM active) THEN 'redrivable'
+            ELSE 'inactive'
+        END AS fate
+    FROM letter
 )
-SELECT
-    letter.subscription,
-    letter.subscription IN (SELECT name FROM active),
-    array_agg(letter.id ORDER BY letter.id)
-FROM letter
-GROUP BY letter.subscription
-ORDER BY letter.subscription
+SELECT name, fate, array_agg(id ORDER BY id)
+FROM judged
+GROUP BY name, fate
+ORDER BY name, fate
+
+-- name: discard_dead_letters
+-- Discards these open dead letters as one operation. Returns its id and the ids of those that were open.
+SELECT operation_id, discarded
+FROM discard_dead_letters(%(ids)s::bigint[], %(reason)s::text, %(requested_by)s::text, %(filter)s::jsonb)
+
+-- name: select_dead_letters
+-- The ids of the open dead letters that a filter selects, with how many there are of each kind and subscription.
+SELECT kind, coalesce(subscription, queue), array_agg(id ORDER BY id)
+FROM dead_letters
+WHERE resolution IS NULL
+    AND (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s::bigint[]))
+    AND (%(kind)s::text IS NULL OR kind = %(kind)s)
+    AND (%(subscription)s::text IS NULL OR subscription = %(subscription)s)
+    AND (%(event_id)s::uuid IS NULL OR event_id = %(event_id)s)
+    AND (%(trace_id)s::uuid IS NULL OR trace_id = %(trace_id)s)
+    AND (%(since)s::timestamptz IS NULL OR dead_lettered_at >= %(since)s)
+    AND (%(until)s::timestamptz IS NULL OR dead_lettered_at < %(until)s)
+    AND (%(reason)s::text IS NULL OR strpos(lower(reason), lower(%(reason)s)) > 0)
+GROUP BY kind, coalesce(subscription, queue)
+ORDER BY kind, coalesce(subscription, queue)
 
 -- name: record_redrive
 -- Records a redrive as finished, because it happens in the same transaction as this record.
@@ -304,6 +431,10 @@ SELECT delete_repeated_looks(%(retention_days)s, %(batch_size)s)
 -- name: delete_kept_answers
 -- Deletes a batch of the API's answers that were kept for a day; returns how many.
 SELECT delete_kept_answers(%(batch_size)s)
+
+-- name: delete_consume_failures
+-- Deletes a batch of the oldest failures of consumers. Returns how many.
+SELECT delete_consume_failures(%(retention_days)s, %(batch_size)s)
 
 -- name: horizon_holder
 -- The oldest holder that has kept vacuum from removing dead rows of this database for too long, if any. A role without

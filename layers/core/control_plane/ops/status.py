@@ -35,6 +35,17 @@ class DeliveryCount:
 
 
 @dataclass(frozen=True, slots=True)
+class LetterCount:
+    """How many open dead letters of one kind and subscription came out of SQS queues."""
+
+    kind: str
+    """``consumer`` or ``invocation``."""
+    subscription: str | None
+    """None for failed invocations."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class StrandedDeliveries:
     """Pending deliveries of a subscription that is not active: no relay delivers them."""
 
@@ -100,7 +111,9 @@ class PipelineStatus:
     """One entry for each subscription whose consumer keeps a record and has unprocessed deliveries."""
     stranded: Sequence[StrandedDeliveries] = ()
     dead_letters: Sequence[DeadLetter] = ()
-    """The newest open dead letters."""
+    """The newest open dead letters, of every kind."""
+    letters_of_queues: Sequence[LetterCount] = ()
+    """The open dead letters that consumers and invocations left; the relay's are states of deliveries."""
     pinned_horizon: HorizonHolder | None = None
     breakers: Sequence[Breaker] = ()
     """The breakers that ever failed or were held; most are closed again, and some are no longer in use."""
@@ -121,6 +134,11 @@ class PipelineStatus:
     def open_breakers(self) -> Sequence[Breaker]:
         """The breakers that are in use and not closed."""
         return [breaker for breaker in self.breakers if breaker.is_guarded and not breaker.is_closed]
+
+    def count_open_letters(self, subscription: str | None = None) -> int:
+        """Returns how many dead letters of every kind are open, of one subscription or of all."""
+        of_queues = (row.count for row in self.letters_of_queues if subscription in {None, row.subscription})
+        return self.count("dead_lettered", subscription) + sum(of_queues)
 
     def count(self, state: str, subscription: str | None = None) -> int:
         """Returns how many deliveries are in a state, of one subscription or of all."""
@@ -158,6 +176,7 @@ def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PI
             consumer_lag=read_consumer_lag(connection),
             stranded=read(StrandedDeliveries, "stranded_deliveries"),
             dead_letters=read_dead_letters(connection, limit=NEWEST_DEAD_LETTERS),
+            letters_of_queues=read(LetterCount, "open_letters_of_queues"),
             pinned_horizon=pinned_horizon(connection, seconds=pinned_after_seconds),
             breakers=read_breakers(connection),
             lingering_relay=next(iter(read(LingeringRelay, "lingering_relay")), None),

@@ -33,6 +33,12 @@ class EventTimeline:
     it."""
     processing: Sequence[Mapping[str, Any]]
     """``consumer`` and ``processed_at`` of each consumer that has acted on it."""
+    consumer_dead_letters: Sequence[Mapping[str, Any]] = ()
+    """Its messages that a consumer gave up on, as rows of ``dead_letters`` without their bodies; ``is_redrivable`` is
+    false for a message that only says that it is of this event."""
+    consume_failures: Sequence[Mapping[str, Any]] = ()
+    """The newest failures of consumers on it: ``subscription``, ``message_id``, ``attempt``, ``failed_at``,
+    ``error``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the timeline as JSON."""

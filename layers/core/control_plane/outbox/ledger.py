@@ -16,7 +16,7 @@ from control_plane.outbox.claims import Claim, LaneLimits
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.session import Session
 from control_plane.outbox.settlements import SettledRow
-from control_plane.platform.backlog import count_pending, oldest_pending_age
+from control_plane.platform.backlog import count_open_dead_letters, count_pending, oldest_pending_age
 from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers
 from control_plane.platform.telemetry import Telemetry
 
@@ -61,6 +61,8 @@ class Backlog:
     pending: int | None
     """None if there are too many to count in time."""
     oldest_age_seconds: float
+    open_dead_letters: int
+    """Of every kind, counted up to MOST_DEAD_LETTERS."""
 
 
 class Ledger:
@@ -98,7 +100,11 @@ class Ledger:
             connection = self._session.connection()
             if lingered:
                 handover.leave(connection, token=self._handover_token)
-            return Backlog(count_pending(connection, timeout_seconds=COUNT_SECONDS), oldest_pending_age(connection))
+            return Backlog(
+                count_pending(connection, timeout_seconds=COUNT_SECONDS),
+                oldest_pending_age(connection),
+                count_open_dead_letters(connection),
+            )
         except (psycopg.Error, DatabaseUnavailable) as error:
             self._telemetry.logger.warning("the backlog is unknown", error=str(error))
             return None

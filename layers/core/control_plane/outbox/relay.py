@@ -85,6 +85,7 @@ class Relay:
             backlog = self._ledger.close(lingered=lingers)
         if backlog is not None:
             self._telemetry.count("OldestPendingAge", backlog.oldest_age_seconds)
+            self._telemetry.count("OpenDeadLetters", backlog.open_dead_letters)
             if backlog.pending is not None:
                 self._telemetry.count("OutboxPending", backlog.pending)
         self._telemetry.count("BreakerOpen", sum(state != "closed" for state in result.breakers.values()))

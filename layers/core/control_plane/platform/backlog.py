@@ -8,6 +8,9 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 
+MOST_DEAD_LETTERS: Final = 1000
+"""Up to how many dead letters are counted for health and for the alarm."""
+
 
 def oldest_pending_age(connection: Connection[Any]) -> float:
     """Returns for how many seconds the oldest pending delivery has been pending; 0 if none is."""
@@ -27,6 +30,13 @@ def count_pending(connection: Connection[Any], *, timeout_seconds: float) -> int
             row = connection.execute(QUERIES["count_pending"].sql).fetchone()
     except errors.QueryCanceled:
         return None
+    assert row is not None, "an aggregate has a row"
+    return int(row[0])
+
+
+def count_open_dead_letters(connection: Connection[Any], *, most: int = MOST_DEAD_LETTERS) -> int:
+    """Returns how many dead letters are open, of every kind, counted up to ``most``."""
+    row = connection.execute(QUERIES["count_open_dead_letters"].sql, {"most": most}).fetchone()
     assert row is not None, "an aggregate has a row"
     return int(row[0])
 

@@ -176,3 +176,8 @@ SELECT set_config('statement_timeout', %(milliseconds)s, true)
 -- How many deliveries are pending.
 SELECT count(*)
 FROM pending_deliveries
+
+-- name: count_open_dead_letters
+-- How many dead letters are open, of every kind, counted up to a limit.
+SELECT count(*)
+FROM (SELECT FROM dead_letters WHERE resolution IS NULL LIMIT %(most)s) AS letter

@@ -273,6 +273,34 @@ class MaintenanceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DeadLetterSettings:
+    """Settings of DeadLetterFunction."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    queues: Mapping[str, str | None]
+    """By a queue's name the subscription whose consumer gave up on what it holds; None for failed invocations."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "DeadLetterSettings":
+        """Returns the settings. Raises ConfigurationError."""
+
+        def build(reader: EnvironReader) -> DeadLetterSettings:
+            subscriptions = _queue_of_each_subscription(
+                reader, "DEAD_LETTER_QUEUES", '{"signal_lab": "acp-dead-letters"}'
+            )
+            failed = reader.text("FAILED_INVOCATIONS_QUEUE")
+            queues: dict[str, str | None] = {queue: name for name, queue in subscriptions.items()}
+            return cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                queues=queues | ({failed: None} if failed else {}),
+            )
+
+        return _read(environ, build)
+
+
+@dataclass(frozen=True, slots=True)
 class IngestionSettings:
     """Settings of IngestionFunction; durations are in seconds."""
 
@@ -329,7 +357,9 @@ class RelaySettings:
             lambda reader: cls(
                 database=DatabaseSettings.read(reader),
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
-                subscription_queue_urls=_subscription_queue_urls(reader),
+                subscription_queue_urls=_queue_of_each_subscription(
+                    reader, "SUBSCRIPTION_QUEUE_URLS", '{"signal_lab": "https://…"}'
+                ),
                 max_delivery_attempts=reader.integer("MAX_DELIVERY_ATTEMPTS", 5, minimum=1, maximum=100),
                 linger_seconds=reader.number("RELAY_LINGER_SECONDS", 0, minimum=0, maximum=MAX_LINGER_SECONDS),
                 claim_size=reader.integer("RELAY_CLAIM_SIZE", 500, minimum=1, maximum=10_000),
@@ -471,13 +501,11 @@ def _is_symbol(text: str) -> bool:
     return len(text) <= 32 and text.isascii() and characters_fit and any(map(str.isalnum, text))
 
 
-def _subscription_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
-    text = reader.text("SUBSCRIPTION_QUEUE_URLS")
+def _queue_of_each_subscription(reader: EnvironReader, name: str, example: str) -> Mapping[str, str]:
+    text = reader.text(name)
+    kind = "queue URLs" if name.endswith("URLS") else "queue names"
     if text is None:
-        reader.problem(
-            "SUBSCRIPTION_QUEUE_URLS is not set: it must map subscriptions to queue URLs, as in "
-            '{"signal_lab": "https://…"}'
-        )
+        reader.problem(f"{name} is not set: it must map subscriptions to {kind}, as in {example}")
         return {}
     try:
         mapping = json.loads(text)
@@ -488,9 +516,7 @@ def _subscription_queue_urls(reader: EnvironReader) -> Mapping[str, str]:
         or not mapping
         or not all(isinstance(url, str) and url for url in mapping.values())
     ):
-        reader.problem(
-            f"SUBSCRIPTION_QUEUE_URLS is {text!r}: it must be a JSON object that maps subscriptions to queue URLs"
-        )
+        reader.problem(f"{name} is {text!r}: it must be a JSON object that maps subscriptions to {kind}")
         return {}
     return mapping
 
