@@ -1401,7 +1401,8 @@ BEGIN
         ('planning', 'planned'), ('planning', 'cancelled'), ('planning', 'failed'),
         ('planned', 'running'), ('planned', 'cancelled'),
         ('running', 'paused'), ('running', 'done'), ('running', 'cancelled'), ('running', 'failed'),
-        ('paused', 'running'), ('paused', 'cancelled')
+        ('paused', 'running'), ('paused', 'cancelled'),
+        ('failed', 'running'), ('failed', 'cancelled')
     ) THEN
         RAISE EXCEPTION 'a change of operation % from % to % refused', OLD.operation_id, OLD.state, NEW.state
             USING ERRCODE = 'check_violation';
@@ -3488,7 +3489,6 @@ GRANT SELECT ON TABLE public.executions TO acp_action;
 GRANT SELECT ON TABLE public.executions TO acp_command;
 GRANT SELECT ON TABLE public.executions TO acp_reader;
 
-GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_command;
 GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_maintain;
 GRANT SELECT ON TABLE public.operation_items TO acp_reader;
 

@@ -15,7 +15,8 @@ BEGIN
         ('planning', 'planned'), ('planning', 'cancelled'), ('planning', 'failed'),
         ('planned', 'running'), ('planned', 'cancelled'),
         ('running', 'paused'), ('running', 'done'), ('running', 'cancelled'), ('running', 'failed'),
-        ('paused', 'running'), ('paused', 'cancelled')
+        ('paused', 'running'), ('paused', 'cancelled'),
+        ('failed', 'running'), ('failed', 'cancelled')
     ) THEN
         RAISE EXCEPTION 'a change of operation % from % to % refused', OLD.operation_id, OLD.state, NEW.state
             USING ERRCODE = 'check_violation';
@@ -350,12 +351,11 @@ $$;
 
 
 -- CommandApiFunction: requests, starts, pauses, resumes and cancels.
-GRANT SELECT ON operations, operation_items TO acp_command;
+GRANT SELECT ON operations TO acp_command;
 GRANT INSERT (operation_id, kind, subscription, filter, rate, requested_by, reason) ON operations TO acp_command;
 GRANT UPDATE (
     state, rate, reason, progress, started_by, started_at, finished_at, next_step_at, failures, error
 ) ON operations TO acp_command;
-GRANT DELETE ON operation_items TO acp_command;
 GRANT EXECUTE ON FUNCTION operation_scope(text, text), operation_scope(text, text, text), withdraw_replay TO acp_command;
 
 -- OperationsFunction: plans and steps.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 from control_plane.model.contract import Event, EventTypes
 from control_plane.model.errors import ContractViolation, ControlPlaneError, MalformedInvocation
@@ -62,6 +63,7 @@ def consume_record(
         "message_id": record.get("messageId"),
         "trace_id": _attribute(record, "trace_id"),
         "event_id": _attribute(record, "event_id"),
+        "operation_id": _attribute(record, "operation_id"),
         "attempt": _object(record, "attributes").get("ApproximateReceiveCount"),
     }
     try:
@@ -81,6 +83,14 @@ def consume_record(
         raise
     telemetry.count("EventsConsumed" if is_new else "DuplicateDeliveries", 1)
     telemetry.logger.info("consumed", state="consumed" if is_new else "duplicate", **about)
+
+
+def operation_of(record: Mapping[str, Any]) -> UUID | None:
+    """Returns the operation under which a message is delivered; None for the live flow, and for what is no id."""
+    try:
+        return UUID(_attribute(record, "operation_id") or "")
+    except ValueError:
+        return None
 
 
 def _body(record: Mapping[str, Any]) -> str:
