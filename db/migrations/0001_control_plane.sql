@@ -98,22 +98,57 @@ COMMENT ON COLUMN subscriptions.removed_at IS 'When it was removed from the temp
 CREATE INDEX subscriptions_by_topic ON subscriptions (topic) WHERE removed_at IS NULL;
 
 
+-- Ranges of names, for which operations may run at the same time.
+CREATE TYPE operation_scope AS RANGE (subtype = text, collation = "C");
+
 CREATE TABLE operations (
     operation_id uuid        PRIMARY KEY,
-    kind         text        NOT NULL CHECK (kind IN ('redrive', 'discard', 'replay', 'backfill', 'rebuild', 'retention')),
+    kind         text        NOT NULL CHECK (
+        kind IN ('redrive', 'discard', 'replay', 'backfill', 'rebuild', 'retention', 'erasure')
+    ),
+    subscription text        NOT NULL DEFAULT '' CHECK (subscription ~ '^([a-z][a-z0-9_]*)?$'),
     filter       jsonb       NOT NULL CHECK (jsonb_typeof(filter) = 'object'),
     plan         jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(plan) = 'object'),
     plan_hash    text,
-    state        text        NOT NULL CHECK (state IN ('planned', 'running', 'paused', 'done', 'cancelled', 'failed')),
+    state        text        NOT NULL DEFAULT 'planning'
+        CHECK (state IN ('planning', 'planned', 'running', 'paused', 'done', 'cancelled', 'failed')),
     progress     jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(progress) = 'object'),
-    rate         double precision CHECK (rate > 0),
+    rate         double precision CHECK (rate > 0 AND rate <= 100000),
     requested_by text        NOT NULL CHECK (requested_by <> ''),
     reason       text        NOT NULL DEFAULT '',
     requested_at timestamptz NOT NULL DEFAULT now(),
+    planned_at   timestamptz,
+    started_by   text        CHECK (started_by <> ''),
     started_at   timestamptz,
-    finished_at  timestamptz
+    finished_at  timestamptz,
+    next_step_at timestamptz NOT NULL DEFAULT now(),
+    last_step_at timestamptz,
+    lease_until  timestamptz,
+    fence        bigint      NOT NULL DEFAULT 0,
+    failures     integer     NOT NULL DEFAULT 0 CHECK (failures >= 0),
+    error        text        CHECK (error <> ''),
+    CONSTRAINT operations_planned_with_a_hash CHECK (
+        (plan_hash IS NULL) = (planned_at IS NULL) AND (plan_hash IS NOT NULL OR state NOT IN ('planned', 'running', 'paused'))
+    ),
+    CONSTRAINT operations_end_is_dated CHECK ((finished_at IS NOT NULL) = (state IN ('done', 'cancelled', 'failed'))),
+    CONSTRAINT operations_failed_with_an_error CHECK (state <> 'failed' OR error IS NOT NULL),
+    -- An active operation takes a range of this line, and no two ranges may overlap: retention and erasure take all of
+    -- it, an operation on all subscriptions its kind's part, one on a subscription that one's point.
+    scope        operation_scope GENERATED ALWAYS AS (
+        CASE
+            WHEN kind IN ('retention', 'erasure') THEN operation_scope(NULL, NULL)
+            WHEN subscription = '' THEN operation_scope(kind || '/', kind || '0')
+            ELSE operation_scope(kind || '/' || subscription, kind || '/' || subscription, '[]')
+        END
+    ) STORED,
+    CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE (state IN ('running', 'paused'))
 );
-COMMENT ON TABLE operations IS 'What people did to the flow: redrives and backfills.';
+COMMENT ON TABLE operations IS 'Planned, recorded, pausable runs: what people did to the flow. docs/operations.md says how.';
+COMMENT ON COLUMN operations.subscription IS 'The subscription or consumer that it is about; empty for all.';
+COMMENT ON COLUMN operations.plan_hash IS 'SHA-256 over the canonical JSON of kind, filter and plan. Whoever starts it names this hash.';
+COMMENT ON COLUMN operations.fence IS 'Counts the claims; a step takes effect only under the newest.';
+CREATE INDEX operations_by_age ON operations (requested_at, operation_id);
+CREATE INDEX operations_at_work ON operations (next_step_at) WHERE state IN ('planning', 'planned', 'running', 'paused');
 
 
 -- Insert-only. A delivery that is still open is a narrow row of pending_deliveries, so a message is written only once
@@ -175,8 +210,8 @@ CREATE INDEX pending_deliveries_due ON pending_deliveries (subscription, next_at
     WHERE suspect_since IS NULL;
 CREATE INDEX pending_deliveries_suspect ON pending_deliveries (subscription, next_attempt_at, outbox_id)
     WHERE suspect_since IS NOT NULL;
--- This index serves the age of the oldest delivery of an operation. Live deliveries need none: their ids follow their age.
-CREATE INDEX pending_deliveries_of_operations ON pending_deliveries (promised_at) WHERE operation_id IS NOT NULL;
+-- This index serves the taking back of an operation's deliveries.
+CREATE INDEX pending_deliveries_of_operations ON pending_deliveries (operation_id) WHERE operation_id IS NOT NULL;
 
 
 CREATE TABLE deliveries (
@@ -343,9 +378,11 @@ CREATE TABLE processed_events (
     consumer     text        NOT NULL CHECK (consumer <> ''),
     event_id     uuid        NOT NULL,
     processed_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (consumer, event_id)
+    operation_id uuid,
+    CONSTRAINT processed_events_key UNIQUE NULLS NOT DISTINCT (consumer, event_id, operation_id)
 );
 COMMENT ON TABLE processed_events IS 'Written in the same transaction as a consumer''s effect, which makes the effect happen once.';
+COMMENT ON COLUMN processed_events.operation_id IS 'Null for the live flow; the replay under which the effect ran again.';
 CREATE INDEX processed_events_by_event ON processed_events (event_id);
 
 

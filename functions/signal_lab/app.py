@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from control_plane.consumers.function import consume_messages
+from control_plane.consumers.function import consume_replayable
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import DatabaseFunctionSettings
@@ -29,7 +29,7 @@ def database() -> Database:
 @function(telemetry, sample="events/signal_lab.json")
 def handler(event: dict[str, Any], _context: LambdaContext) -> dict[str, Any]:
     """A batch of SQS messages. Returns ``{"batchItemFailures": […]}``: the messages to deliver again."""
-    return consume_messages(
+    return consume_replayable(
         event,
         signal_lab.consume,
         database=database(),

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 from control_plane.consumers.failures import FailureRecorder
-from control_plane.consumers.messages import consume_batch, consume_record
+from control_plane.consumers.messages import consume_batch, consume_record, operation_of
 from control_plane.model.contract import Event, EventTypes
-from control_plane.model.domain import Effect
+from control_plane.model.domain import Effect, ReplayableEffect
 from control_plane.model.errors import DatabaseUnavailable
 from control_plane.platform.database import Database
 from control_plane.platform.telemetry import Telemetry
@@ -27,11 +28,30 @@ def consume_messages(
     ``consume_failures``. Once Postgres cannot be reached,
     the batch's other messages fail without waiting for it again; where it cannot be from the start, that is raised.
     """
+
+    def live(connection: Any, message: Event, _operation_id: UUID | None) -> bool:
+        return effect(connection, message)
+
+    return consume_replayable(
+        event, live, database=database, subscription=subscription, event_types=event_types, telemetry=telemetry
+    )
+
+
+def consume_replayable(
+    event: Mapping[str, Any],
+    effect: ReplayableEffect,
+    *,
+    database: Database,
+    subscription: str,
+    event_types: EventTypes,
+    telemetry: Telemetry,
+) -> dict[str, Any]:
+    """Does the same for a consumer for which a replay is safe: its effect also gets each delivery's operation."""
     first = [database.connection()]  # without Postgres the batch fails as one, visibly
     recorder = FailureRecorder(database)
     unavailable: DatabaseUnavailable | None = None
 
-    def consume(message: Event) -> bool:
+    def consume(message: Event, operation_id: UUID | None) -> bool:
         nonlocal unavailable
         if unavailable is not None:
             raise unavailable
@@ -41,12 +61,13 @@ def consume_messages(
             unavailable = error
             recorder.stop()
             raise
-        return effect(connection, message)
+        return effect(connection, message, operation_id)
 
     def take(record: Mapping[str, Any]) -> None:
+        operation_id = operation_of(record)
         consume_record(
             record,
-            consume,
+            lambda message: consume(message, operation_id),
             subscription=subscription,
             event_types=event_types,
             telemetry=telemetry,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import UUID
 
 from control_plane.consumers.failures import ConsumeFailure
 from control_plane.consumers.records import LONGEST_COUNT, as_number, as_uuid, attribute_of, object_of
@@ -69,6 +70,7 @@ def consume_record(
         "message_id": record.get("messageId"),
         "trace_id": attribute_of(record, "trace_id"),
         "event_id": attribute_of(record, "event_id"),
+        "operation_id": attribute_of(record, "operation_id"),
         "attempt": object_of(record, "attributes").get("ApproximateReceiveCount"),
     }
     try:
@@ -90,6 +92,14 @@ def consume_record(
         raise
     telemetry.count("EventsConsumed" if is_new else "DuplicateDeliveries", 1)
     telemetry.logger.info("consumed", state="consumed" if is_new else "duplicate", **about)
+
+
+def operation_of(record: Mapping[str, Any]) -> UUID | None:
+    """Returns the operation under which a message is delivered; None for the live flow, and for what is no id."""
+    try:
+        return UUID(attribute_of(record, "operation_id") or "")
+    except ValueError:
+        return None
 
 
 def _remember(

@@ -13,7 +13,9 @@ QUERIES: Final = load_queries(__package__)
 
 
 @contextmanager
-def once(connection: Connection[Any], *, consumer: str, event_id: UUID) -> Iterator[bool]:
+def once(
+    connection: Connection[Any], *, consumer: str, event_id: UUID, operation_id: UUID | None = None
+) -> Iterator[bool]:
     """Opens a transaction for one consumer's effect of one event; yields whether the effect is still to be made.
 
     The effect and its ``processed_events`` row commit together, or, where the block raises, not at all::
@@ -24,9 +26,13 @@ def once(connection: Connection[Any], *, consumer: str, event_id: UUID) -> Itera
 
     If one event is delivered twice at the same time, the second waits for the first; it makes the effect only if the
     first one failed. The effect must be made through ``connection``. Raises psycopg.Error.
+
+    A consumer for which a replay is safe hands on the ``operation_id`` of the delivery: if that operation is a replay,
+    the effect is made once more, and once only. Without it, what was processed is a duplicate whoever sends it again.
     """
+    query = "mark_processed" if operation_id is None else "mark_replayed"
     with connection.transaction():
         inserted = connection.execute(
-            QUERIES["mark_processed"].sql, {"consumer": consumer, "event_id": event_id}
+            QUERIES[query].sql, {"consumer": consumer, "event_id": event_id, "operation_id": operation_id}
         ).fetchone()
         yield inserted is not None

@@ -14,3 +14,15 @@ INSERT INTO processed_events (consumer, event_id)
 VALUES (%(consumer)s, %(event_id)s)
 ON CONFLICT DO NOTHING
 RETURNING event_id
+
+-- name: mark_replayed
+-- Returns a row where this consumer sees the event for the first time under this operation, if that is a replay; under any
+-- other operation it is an event like any other. Waits for another delivery of it under way.
+INSERT INTO processed_events (consumer, event_id, operation_id)
+VALUES (
+    %(consumer)s,
+    %(event_id)s,
+    (SELECT operation_id FROM operations WHERE operation_id = %(operation_id)s AND kind = 'replay')
+)
+ON CONFLICT DO NOTHING
+RETURNING event_id

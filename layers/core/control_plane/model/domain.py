@@ -2,13 +2,30 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 from control_plane.model.contract import Event, Payload
 
 type Effect = Callable[[Any, Event], bool]
 """A consumer's function: given an autocommit psycopg connection and an event, it applies the event's effect once, in a
 transaction of its own, and returns whether that changed anything."""
+
+type ReplayableEffect = Callable[[Any, Event, UUID | None], bool]
+"""The same of a consumer for which a replay is safe: it is also given the operation under which the event is delivered,
+None for the live flow, and hands it on to ``once``."""
+
+
+class OnReplay(StrEnum):
+    """What it means for a consumer when a stored message is sent to it again."""
+
+    SAFE = "safe"
+    """Its effect runs again, once per replay: it writes the same rows, whatever their order, and nothing else."""
+    SKIP = "skip"
+    """It acts on what it has never processed, and takes everything else for a duplicate."""
+    REFUSE = "refuse"
+    """It takes no replay: its effects reach beyond its own tables, or cost something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +36,7 @@ class Consumer:
     """Lower case with underscores, such as ``signal_lab``; also its name in ``processed_events``."""
     topic: str
     consume: Effect
+    on_replay: OnReplay = OnReplay.REFUSE
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Health:
     """Health as read from the database at one moment."""
 
     oldest_pending_age_seconds: float
-    """The age of the oldest pending delivery, by its promise."""
+    """The age of the live flow's oldest pending delivery, by its promise."""
     open_breakers: int
     """How many breakers that are in use are not closed."""
     dead_letters: int

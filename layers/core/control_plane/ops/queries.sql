@@ -122,7 +122,10 @@ SELECT
     event.payload_json,
     event.trace_id,
     ARRAY(
-        SELECT consumer FROM processed_events AS processed WHERE processed.event_id = event.event_id ORDER BY consumer
+        SELECT DISTINCT consumer
+        FROM processed_events AS processed
+        WHERE processed.event_id = event.event_id
+        ORDER BY consumer
     ) AS processed_by
 FROM (SELECT id, event_id, topic, created_at FROM outbox ORDER BY id DESC LIMIT %(limit)s) AS message
 JOIN events AS event ON event.event_id = message.event_id
@@ -131,14 +134,17 @@ LEFT JOIN operations AS operation ON operation.operation_id = delivery.operation
 ORDER BY message.id, delivery.subscription, operation.requested_at NULLS FIRST
 
 -- name: deliveries_by_state
--- How many deliveries of each subscription are in each state, with the age in seconds of the oldest promise; the age is
--- null for delivered ones. The topic is null if the table subscriptions does not have the subscription.
+-- How many deliveries of each subscription are in each state, with the age in seconds of the live flow's oldest promise;
+-- the age is null where there is none, and for delivered ones. The topic is null if the table subscriptions does not
+-- have the subscription.
 SELECT
     delivery.subscription,
     subscriptions.topic,
     delivery.state,
     count(*),
-    extract(epoch FROM now() - min(delivery.promised_at))::double precision
+    extract(
+        epoch FROM now() - min(delivery.promised_at) FILTER (WHERE delivery.operation_id IS NULL)
+    )::double precision
 FROM delivery_states AS delivery
 LEFT JOIN subscriptions ON subscriptions.name = delivery.subscription
 GROUP BY delivery.subscription, subscriptions.topic, delivery.state

@@ -31,7 +31,7 @@ class DeliveryCount:
     """``pending``, ``in_flight``, ``retrying``, ``delivered``, ``dead_lettered``, ``redriven``, ``discarded``."""
     count: int
     oldest_age_seconds: float | None
-    """The age of the oldest of them since it was promised; None for ``delivered``."""
+    """The age of the oldest live one since it was promised; None where there is none, and for ``delivered``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class PipelineStatus:
 
     @property
     def oldest_pending_age_seconds(self) -> float:
-        """The age of the oldest open delivery, 0 if there is none; the metric OldestPendingAge reports the same."""
+        """The age of the oldest open live delivery, 0 if there is none; so the metric OldestPendingAge reports it."""
         return max((row.oldest_age_seconds or 0.0 for row in self.deliveries if row.state in OPEN_STATES), default=0.0)
 
     @property

@@ -13,7 +13,7 @@ MOST_DEAD_LETTERS: Final = 1000
 
 
 def oldest_pending_age(connection: Connection[Any]) -> float:
-    """Returns for how many seconds the oldest pending delivery has been pending; 0 if none is."""
+    """Returns for how many seconds the live flow's oldest pending delivery has been pending; 0 if none is."""
     row = connection.execute(QUERIES["oldest_pending_age"].sql).fetchone()
     assert row is not None, "an aggregate has a row"
     return float(row[0])

@@ -146,27 +146,17 @@ WHERE name = %(name)s
 RETURNING name
 
 -- name: oldest_pending_age
--- The age in seconds of the oldest pending delivery, 0 if there is none. Live deliveries are promised roughly in the
--- order of their messages' ids, so the lowest ids include the oldest; those of an operation have an index of their own.
-SELECT
-    coalesce(
-        extract(
-            epoch FROM clock_timestamp() - least(
-                (
-                    SELECT min(promised_at)
-                    FROM (
-                        SELECT promised_at
-                        FROM pending_deliveries
-                        WHERE operation_id IS NULL
-                        ORDER BY outbox_id
-                        LIMIT 1000
-                    ) AS lowest
-                ),
-                (SELECT min(promised_at) FROM pending_deliveries WHERE operation_id IS NOT NULL)
-            )
-        ),
-        0
-    )::double precision
+-- The age in seconds of the oldest pending delivery of the live flow, 0 if there is none. Deliveries are promised roughly
+-- in the order of their messages' ids, so the lowest ids include the oldest. What an operation has promised is left out:
+-- it may be paced over hours.
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(promised_at)), 0)::double precision
+FROM (
+    SELECT promised_at
+    FROM pending_deliveries
+    WHERE operation_id IS NULL
+    ORDER BY outbox_id
+    LIMIT 1000
+) AS lowest
 
 -- name: limit_statements
 -- Makes Postgres cancel further statements of this transaction after so many milliseconds.

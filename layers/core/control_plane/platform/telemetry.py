@@ -62,6 +62,10 @@ METRICS: Final = {
     "ApprovalsWaiting": MetricUnit.Count,
     "OldestApprovalAge": MetricUnit.Seconds,
     "BudgetUsed": MetricUnit.Percent,
+    "OperationsActive": MetricUnit.Count,
+    "OperationsStalled": MetricUnit.Count,
+    "OperationsFinished": MetricUnit.Count,
+    "OperationsFailed": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 

@@ -3,7 +3,7 @@
 from typing import Final
 
 from control_plane.model.decision_events import CLIENT_ACTIONS
-from control_plane.model.domain import Consumer, Domain
+from control_plane.model.domain import Consumer, Domain, OnReplay
 from domains.finance import detector, paper_account, signal_lab
 from domains.finance.events import MARKET_TICKS, CorporateDividend, CorporateSplit, MarketTick
 
@@ -11,8 +11,10 @@ DOMAIN: Final = Domain(
     name="finance",
     payloads=(MarketTick, CorporateSplit, CorporateDividend),
     consumers=(
-        Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume),
-        Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume),
+        Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume, on_replay=OnReplay.SAFE),
+        # What the detector folds again can tell nothing new of the same bars; what it has never seen, it must fold. An
+        # anomaly opens a decision, so a changed detector is rebuilt, which emits nothing.
+        Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume, on_replay=OnReplay.SKIP),
         Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
     ),
     deciding="domains.finance.deciding.plug_ins",

@@ -1,6 +1,7 @@
 """SignalLab: the latest price per entity, and the bars, splits and dividends that its risk view is computed from."""
 
 from typing import Any, Final
+from uuid import UUID
 
 from psycopg import Connection
 
@@ -15,8 +16,10 @@ QUERIES: Final = load_queries(__package__)
 CONSUMER: Final = "signal_lab"
 
 
-def consume(connection: Connection[Any], event: Event) -> bool:
+def consume(connection: Connection[Any], event: Event, operation_id: UUID | None = None) -> bool:
     """Applies a tick, a split or a dividend; returns whether that changed anything, whatever the order of delivery.
+
+    A replay applies it again, which is safe: the newest revision stands, and the newest price.
 
     Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for an
     event that breaks the contract or is no entity's, psycopg.Error where the database fails.
@@ -27,7 +30,7 @@ def consume(connection: Connection[Any], event: Event) -> bool:
     if event.entity_id is None:
         raise ContractViolation("is missing: a price is some entity's", field="entity_id")
     payload = parse_payload(model, event.payload)
-    with once(connection, consumer=CONSUMER, event_id=event.event_id) as is_first:
+    with once(connection, consumer=CONSUMER, event_id=event.event_id, operation_id=operation_id) as is_first:
         if is_first:
             values = {
                 **payload.model_dump(),

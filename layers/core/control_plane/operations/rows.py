@@ -1,0 +1,40 @@
+"""Reads rows of the table ``operations``."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import Connection, Cursor
+
+from control_plane.operations.kind import Operation, State
+from control_plane.platform.queries import load_queries
+
+QUERIES: Final = load_queries(__package__)
+
+
+def operation_row(cursor: Cursor[Any]) -> Callable[[Sequence[Any]], Operation]:
+    """Makes operations of the rows of a query that selects all their columns."""
+    names = [column.name for column in cursor.description or ()]
+
+    def make(values: Sequence[Any]) -> Operation:
+        columns = dict(zip(names, values, strict=True))
+        return Operation(**(columns | {"state": State(columns["state"])}))
+
+    return make
+
+
+def fetch_operation(connection: Connection[Any], query: str, parameters: Mapping[str, Any]) -> Operation | None:
+    """Returns the one operation that a named query selects, or None."""
+    with connection.cursor(row_factory=operation_row) as cursor:
+        return cursor.execute(QUERIES[query].sql, parameters).fetchone()
+
+
+def read_operation(connection: Connection[Any], operation_id: UUID) -> Operation | None:
+    """Returns an operation, or None if there is none of this id."""
+    return fetch_operation(connection, "operation", {"operation_id": operation_id})
+
+
+def as_text(value: Mapping[str, Any]) -> str:
+    """Returns JSON as a query takes it for jsonb."""
+    return json.dumps(value, allow_nan=False)
