@@ -12,6 +12,7 @@ from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
 from control_plane.platform.settings import CommandApiSettings
 from control_plane.platform.telemetry import Telemetry
+from domains import load_kinds
 
 PATIENCE_SECONDS = 8
 SECRET_PATIENCE_SECONDS = 2
@@ -61,7 +62,9 @@ api = Api(
         {
             "ingestion": lambda: start(settings().ingestion_function),
             "relay": lambda: start(settings().relay_function),
+            "operations": lambda: start(settings().operations_function),
         },
+        load_kinds,
     ),
     guard=Callers(token, database),
     telemetry=telemetry,

@@ -29,7 +29,7 @@ STATEMENT_BYTES = 420
 
 def routes_of(function: str) -> Sequence[Route]:
     if function == "CommandApiFunction":
-        return command_routes(lambda: NEVER, {})
+        return command_routes(lambda: NEVER, {}, lambda: NEVER)
     return read_routes(lambda: NEVER, lambda: NEVER, lambda: NEVER)
 
 

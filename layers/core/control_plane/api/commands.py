@@ -4,20 +4,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 
-from control_plane.api import access_commands, deciding_commands, flow_commands
+from control_plane.api import access_commands, dead_letters, deciding_commands, flow_commands, operation_commands
 from control_plane.api.changes import Changes
 from control_plane.api.http import Response
 from control_plane.api.reads import NOBODY
 from control_plane.api.routes import Call, Example, Route, Strict
 from control_plane.api.scopes import Scope
+from control_plane.operations.kind import Kind
 from control_plane.platform.database import Database
 
 type Invoke = Callable[[], None]
 
 
-def command_routes(database: Callable[[], Database], runs: Mapping[str, Invoke]) -> Sequence[Route]:
-    """Returns the routes. ``runs`` starts ``ingestion`` and ``relay``, each asynchronously."""
+def command_routes(
+    database: Callable[[], Database], runs: Mapping[str, Invoke], kinds: Callable[[], Sequence[Kind]]
+) -> Sequence[Route]:
+    """Returns the routes. ``runs`` starts ``ingestion``, ``relay`` and ``operations``, each asynchronously."""
     changes = Changes(database)
+    operations = operation_commands.Operations(changes, kinds, wake=partial(_start, runs, "operations"))
 
     def change(
         method: str,
@@ -48,7 +52,7 @@ def command_routes(database: Callable[[], Database], runs: Mapping[str, Invoke])
             "POST",
             f"/{name}/run",
             Scope.OPERATE,
-            lambda changes, call: flow_commands.run(changes, call, runs[name], function),
+            lambda changes, call: flow_commands.run(changes, call, partial(_start, runs, name), function),
             f"Starts {function}, and does not wait for it.",
             body=flow_commands.Because,
             status=HTTPStatus.ACCEPTED,
@@ -143,6 +147,72 @@ def command_routes(database: Callable[[], Database], runs: Mapping[str, Invoke])
             query=flow_commands.Because,
             example=Example({"name": "nothing"}, query={"reason": "it is gone"}, status=HTTPStatus.NOT_FOUND),
         ),
+        change(
+            "POST",
+            "/dead-letters/discard",
+            Scope.OPERATE,
+            dead_letters.discard_dead_letters,
+            "Lets dead letters go that nobody needs any more.",
+            body=dead_letters.Discard,
+            example=Example(body={"ids": [7], "reason": "its event was a test"}, status=HTTPStatus.CONFLICT),
+        ),
+        *_operation_routes(operations),
         start("ingestion", "IngestionFunction"),
         start("relay", "RelayFunction"),
+    ]
+
+
+def _start(runs: Mapping[str, Invoke], name: str) -> None:
+    runs[name]()
+
+
+def _operation_routes(operations: operation_commands.Operations) -> Sequence[Route]:
+    accepted, missing = HTTPStatus.ACCEPTED, HTTPStatus.NOT_FOUND
+    one = {"operation_id": NOBODY}
+    because = {"reason": "the consumer is mended"}
+
+    def command(
+        what: str, answer: Callable[[Call], Response], summary: str, body: type[Strict], **more: object
+    ) -> Route:
+        return Route(
+            "PUT" if what == "rate" else "POST",
+            f"/operations/{{operation_id}}/{what}",
+            Scope.OPERATE,
+            answer,
+            summary,
+            body=body,
+            status=accepted if what == "start" else HTTPStatus.OK,
+            examples=(Example(one, body={**because, **more}, status=missing),),
+        )
+
+    return [
+        Route(
+            "POST",
+            "/operations",
+            Scope.OPERATE,
+            operations.plan,
+            "Asks for the plan of an operation; nothing is done until it is started.",
+            body=operation_commands.WantedOperation,
+            status=accepted,
+            examples=(
+                Example(body={"kind": "redrive", "filter": {"subscription": "signal_lab"}, **because}, status=accepted),
+            ),
+        ),
+        command(
+            "start",
+            operations.start,
+            "Starts what was planned, by its plan's hash.",
+            operation_commands.Start,
+            plan_hash="0" * 64,
+        ),
+        command("pause", operations.pause, "Pauses an operation after the step under way.", flow_commands.Because),
+        command("resume", operations.resume, "Lets a paused or failed operation go on.", flow_commands.Because),
+        command(
+            "rate",
+            operations.set_rate,
+            "Changes how many items a second are done.",
+            operation_commands.NewRate,
+            rate=50,
+        ),
+        command("cancel", operations.cancel, "Ends an operation; what is done stays done.", flow_commands.Because),
     ]

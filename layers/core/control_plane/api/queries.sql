@@ -119,44 +119,6 @@ JOIN decisions AS decision USING (decision_id)
 LEFT JOIN approvals AS answer USING (approval_id)
 WHERE request.approval_id = %(approval_id)s
 
--- name: dead_letters
--- Dead letters, newest first, that meet every condition which is not null, before one of them.
-SELECT
-    letter.id, letter.subscription, message.topic, message.event_id, message.event_type, message.trace_id,
-    letter.operation_id, letter.delivery_attempts, letter.reason, letter.dead_lettered_at, letter.resolution,
-    letter.resolved_at, letter.resolved_by
-FROM dead_letters AS letter
-JOIN outbox AS message ON message.id = letter.outbox_id
-WHERE letter.id < coalesce(%(before_id)s::bigint, 9223372036854775807)
-    AND (letter.resolution IS NULL OR %(with_resolved)s)
-    AND (%(subscription)s::text IS NULL OR letter.subscription = %(subscription)s)
-    AND (%(reason)s::text IS NULL OR strpos(lower(letter.reason), lower(%(reason)s)) > 0)
-ORDER BY letter.id DESC
-LIMIT %(limit)s
-
--- name: operations
--- Operations, newest first, that meet every condition which is not null, before one of them.
-SELECT
-    operation_id, kind, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at, started_at,
-    finished_at
-FROM operations
-WHERE (
-        %(requested_at)s::timestamptz IS NULL
-        OR (requested_at, operation_id) < (%(requested_at)s, %(operation_id)s::uuid)
-    )
-    AND (%(kind)s::text IS NULL OR kind = %(kind)s)
-    AND (%(state)s::text IS NULL OR state = %(state)s)
-ORDER BY requested_at DESC, operation_id DESC
-LIMIT %(limit)s
-
--- name: operation
--- One operation, whole.
-SELECT
-    operation_id, kind, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at, started_at,
-    finished_at
-FROM operations
-WHERE operation_id = %(operation_id)s
-
 -- name: subscription
 -- One subscription, and whether it is active.
 SELECT name, topic, created_at, removed_at, removed_at IS NULL AS is_active FROM subscriptions WHERE name = %(name)s

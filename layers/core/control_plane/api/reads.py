@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
-from control_plane.api import access, deciding, events, flow
+from control_plane.api import access, dead_letters, deciding, events, flow, operations
 from control_plane.api.http import Response
 from control_plane.api.pages import Page
 from control_plane.api.routes import Call, Example, Route, Strict
@@ -65,15 +65,21 @@ def read_routes(
         read("/breakers", flow.list_breakers, "Lists the breakers that ever failed or were held.", query=Page),
         read(
             "/dead-letters",
-            flow.list_dead_letters,
+            dead_letters.list_dead_letters,
             "Lists messages that were given up on.",
-            query=flow.DeadLettersQuery,
+            query=dead_letters.DeadLettersQuery,
             examples=(Example(query={"subscription": "signal_lab"}),),
         ),
-        read("/operations", flow.list_operations, "Lists operations.", query=flow.OperationsQuery),
+        read(
+            "/dead-letters/{letter_id}",
+            dead_letters.show_dead_letter,
+            "Shows a dead letter, what it held and each failure.",
+            examples=(Example(parameters={"letter_id": "7"}, status=HTTPStatus.NOT_FOUND),),
+        ),
+        read("/operations", operations.list_operations, "Lists operations.", query=operations.OperationsQuery),
         read(
             "/operations/{operation_id}",
-            flow.show_operation,
+            operations.show_operation,
             "Shows an operation, its plan and its progress.",
             examples=missing("operation_id"),
         ),

@@ -205,6 +205,7 @@ class CommandApiSettings:
     api_token: ApiTokenSettings
     ingestion_function: str
     relay_function: str
+    operations_function: str
     """The names of the functions whose runs it starts."""
 
     @classmethod
@@ -224,6 +225,7 @@ class CommandApiSettings:
                 api_token=ApiTokenSettings.read(reader),
                 ingestion_function=function_name(reader, "INGESTION_FUNCTION"),
                 relay_function=function_name(reader, "RELAY_FUNCTION"),
+                operations_function=function_name(reader, "OPERATIONS_FUNCTION"),
             ),
         )
 

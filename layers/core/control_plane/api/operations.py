@@ -1,0 +1,62 @@
+"""Operations as the API shows them: what was asked for, its plan, and how far it is."""
+
+from datetime import datetime
+from http import HTTPStatus
+from typing import Literal
+from uuid import UUID
+
+from pydantic import Field
+
+from control_plane.api.http import Refused, Response
+from control_plane.api.pages import Page, page, position
+from control_plane.api.routes import Call
+from control_plane.api.rows import parse_id
+from control_plane.operations.kind import State
+from control_plane.operations.rows import read_operation
+from control_plane.operations.service import list_operations as read_operations
+from control_plane.platform.database import Database
+
+type KindName = Literal["redrive", "replay", "backfill", "rebuild", "retention", "erasure"]
+
+
+class OperationsQuery(Page):
+    """Which operations; a filter that is left out fits all."""
+
+    kind: KindName | Literal["discard"] | None = None
+    subscription: str | None = Field(None, max_length=200, description="Such as signal_lab.")
+    state: State | None = None
+
+
+def list_operations(database: Database, call: Call) -> Response:
+    """Returns a page of operations, newest first."""
+    query: OperationsQuery = call.query
+    requested_at, operation_id = position(query, datetime, str)
+    with database.bounded() as connection:
+        found = read_operations(
+            connection,
+            kind=query.kind,
+            subscription=query.subscription,
+            states=None if query.state is None else [query.state],
+            after=None if operation_id is None else (requested_at, parse_id(operation_id, "after")),
+            limit=query.limit + 1,
+        )
+    return page(
+        [operation.to_dict() for operation in found],
+        lambda one: [one["requested_at"], one["operation_id"]],
+        query=query,
+    )
+
+
+def show_operation(database: Database, call: Call) -> Response:
+    """Returns one operation, with its plan and its progress. Raises Refused."""
+    operation_id = operation_of(call)
+    with database.bounded() as connection:
+        operation = read_operation(connection, operation_id)
+    if operation is None:
+        raise Refused(HTTPStatus.NOT_FOUND, f"There is no operation {operation_id}.")
+    return Response(HTTPStatus.OK, operation.to_dict())
+
+
+def operation_of(call: Call) -> UUID:
+    """Returns the id that the path holds. Raises Refused."""
+    return parse_id(call.parameters["operation_id"], "operation_id")
