@@ -74,6 +74,7 @@ class Report:
         if holder := self.pipeline.pinned_horizon:
             problems.append(str(holder))
         problems += [breaker_problem(breaker) for breaker in self.pipeline.open_breakers]
+        problems += [operation.problem for operation in self.pipeline.operations if operation.problem is not None]
         problems += [
             f"{queue.visible + queue.in_flight} in {queue.name}, to be moved into the list of dead letters: "
             "scripts/acp logs dead-letter"
@@ -132,6 +133,7 @@ class Report:
                     "consumers",
                     "breakers",
                     "lingering_relay",
+                    "operations",
                 )
             },
         }

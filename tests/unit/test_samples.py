@@ -30,7 +30,7 @@ def test_every_function_has_a_sample_event() -> None:
 def test_the_samples_of_functions_without_queues_fit_their_handlers() -> None:
     assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
     assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
-    assert sample("migration") == sample("maintenance") == sample("timers") == {}
+    assert sample("migration") == sample("maintenance") == sample("timers") == sample("operations") == {}
 
 
 def test_the_sample_of_dead_letters_has_one_of_each_kind() -> None:

@@ -57,6 +57,7 @@ FIXED_FUNCTIONS = {
     "ActionFunction",
     "TimersFunction",
     "DeadLetterFunction",
+    "OperationsFunction",
 }
 FIXED_PARAMETERS = {
     "Symbols",
@@ -355,6 +356,7 @@ def test_each_function_has_its_own_roles_secret() -> None:
         "MigrationFunction": "DatabaseOwnerSecretArn",
         "MaintenanceFunction": "MaintainDatabaseSecretArn",
         "DeadLetterFunction": "MaintainDatabaseSecretArn",
+        "OperationsFunction": "MaintainDatabaseSecretArn",
     }
 
 
@@ -388,6 +390,7 @@ def test_schedules_are_parameters_or_fixed() -> None:
         "RelayFunction": [{"Ref": "RelaySchedule"}],
         "MaintenanceFunction": ["rate(1 hour)"],
         "TimersFunction": ["rate(1 minute)"],
+        "OperationsFunction": ["rate(1 minute)"],
     }
     for function in FUNCTIONS:
         for schedule in schedules(function):

@@ -12,6 +12,7 @@ from domains import finance
 if TYPE_CHECKING:
     from control_plane.decisions.audit import Finding
     from control_plane.model.deciding import Deciding
+    from control_plane.operations.kind import Kind
 
 DOMAINS: Final[tuple[Domain, ...]] = (finance.DOMAIN,)
 
@@ -29,3 +30,10 @@ def load_deciding(domains: Iterable[Domain] = DOMAINS) -> "Mapping[str, Deciding
 def load_reconciling(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[[Any], Sequence[Finding]]]":
     """Imports what holds each domain's accounts against the record, where a domain has any."""
     return [import_module(domain.reconciling).reconcile for domain in domains if domain.reconciling is not None]
+
+
+def load_kinds(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Kind]":
+    """Imports the kinds of operation that there are, and returns them; a replay asks the domains what it means."""
+    redrive, replay = (import_module(f"control_plane.operations.{name}") for name in ("redrive", "replay"))
+    on_replay = {consumer.name: consumer.on_replay for domain in domains for consumer in domain.consumers}
+    return [redrive.Redrive(), replay.Replay(on_replay)]

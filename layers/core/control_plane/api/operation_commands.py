@@ -100,8 +100,7 @@ class Operations:
 
     def resume(self, call: Call) -> Response:
         """Lets a paused or failed operation go on where it was."""
-        wanted: Because = call.body
-        return self._woken(self._change(call, wanted.reason, service.resume_operation))
+        return self._woken(self._change(call, call.body.reason, service.resume_operation))
 
     def set_rate(self, call: Call) -> Response:
         """Changes how many items a second are done."""
