@@ -961,7 +961,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.freeze_letters(for_operation uuid, after_id bigint, last_id bigint, most integer) RETURNS TABLE(ids bigint[], chosen jsonb, inactive jsonb, looked_at bigint)
+CREATE FUNCTION public.freeze_letters(for_operation uuid, after_id bigint, last_id bigint, most integer) RETURNS TABLE(ids bigint[], chosen jsonb, inactive jsonb, unknown jsonb, looked_at bigint)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -979,16 +979,26 @@ BEGIN
     RETURN QUERY
     WITH letter AS MATERIALIZED (
         SELECT
-            id, subscription,
-            EXISTS (
-                SELECT FROM subscriptions WHERE name = subscription AND removed_at IS NULL
-            ) AS is_active
+            id,
+            coalesce(subscription, queue) AS name,
+            CASE
+                WHEN kind <> 'relay' AND NOT EXISTS (SELECT FROM outbox WHERE outbox.id = outbox_id) THEN 'unknown'
+                WHEN EXISTS (
+                    SELECT
+                    FROM subscriptions
+                    WHERE subscriptions.name = dead_letters.subscription AND removed_at IS NULL
+                ) THEN 'chosen'
+                ELSE 'inactive'
+            END AS fate
         FROM dead_letters
         WHERE resolution IS NULL
             AND id > after_id
             AND id <= last_id
             AND (wanted_ids IS NULL OR id = ANY (wanted_ids))
+            AND (NOT wanted ? 'kind' OR kind = wanted ->> 'kind')
             AND (NOT wanted ? 'subscription' OR subscription = wanted ->> 'subscription')
+            AND (NOT wanted ? 'event_id' OR event_id = (wanted ->> 'event_id')::uuid)
+            AND (NOT wanted ? 'trace_id' OR trace_id = (wanted ->> 'trace_id')::uuid)
             AND (NOT wanted ? 'reason' OR strpos(lower(reason), lower(wanted ->> 'reason')) > 0)
             AND (NOT wanted ? 'since' OR dead_lettered_at >= (wanted ->> 'since')::timestamptz)
             AND (NOT wanted ? 'until' OR dead_lettered_at < (wanted ->> 'until')::timestamptz)
@@ -997,15 +1007,16 @@ BEGIN
     ),
     frozen AS (
         INSERT INTO operation_items (operation_id, item)
-        SELECT for_operation, id FROM letter WHERE is_active
+        SELECT for_operation, id FROM letter WHERE fate = 'chosen'
     ),
     counted AS (
-        SELECT subscription, is_active, count(*) AS letters FROM letter GROUP BY subscription, is_active
+        SELECT name, fate, count(*) AS letters FROM letter GROUP BY name, fate
     )
     SELECT
-        ARRAY(SELECT id FROM letter WHERE is_active ORDER BY id),
-        coalesce((SELECT jsonb_object_agg(subscription, letters) FROM counted WHERE is_active), '{}'),
-        coalesce((SELECT jsonb_object_agg(subscription, letters) FROM counted WHERE NOT is_active), '{}'),
+        ARRAY(SELECT id FROM letter WHERE fate = 'chosen' ORDER BY id),
+        coalesce((SELECT jsonb_object_agg(name, letters) FROM counted WHERE fate = 'chosen'), '{}'),
+        coalesce((SELECT jsonb_object_agg(name, letters) FROM counted WHERE fate = 'inactive'), '{}'),
+        coalesce((SELECT jsonb_object_agg(name, letters) FROM counted WHERE fate = 'unknown'), '{}'),
         (SELECT max(id) FROM letter HAVING count(*) = most);
 END
 $$;

@@ -10,7 +10,7 @@ from tests.integration.functions.invoked import Function
 
 TOKEN = "the-token-of-these-tests-is-long-enough"
 VARIABLES = ("DATABASE_URL", "DATABASE_SECRET_ARN", "API_TOKEN", "API_TOKEN_SECRET_ARN", "CLOUD_ENDPOINT_URL")
-RUNS = {"INGESTION_FUNCTION": "ingestion", "RELAY_FUNCTION": "relay"}
+RUNS = {"INGESTION_FUNCTION": "ingestion", "RELAY_FUNCTION": "relay", "OPERATIONS_FUNCTION": "operations"}
 
 
 class Client:

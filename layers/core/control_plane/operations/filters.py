@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 from control_plane.model.errors import ContractViolation
 from control_plane.model.ids import canonical_instant, is_storable_text
@@ -68,6 +69,27 @@ def ids(name: str, value: Any) -> list[int]:
     if len(value) > MOST_IDS:
         raise OperationRefused(f"{name} holds {len(value)} numbers: {MOST_IDS} are the most")
     return sorted(set(value))
+
+
+def event_or_trace(name: str, value: Any) -> str:
+    """An event's or a trace's id."""
+    try:
+        return str(UUID(text(name, value)))
+    except ValueError:
+        raise OperationRefused(
+            f"{name} is {value!r}: it must be a UUID, such as d0459ed7-a792-5533-b958-aaf36e185583"
+        ) from None
+
+
+def one_of(*words: str) -> Field:
+    """Returns the field of one of these words."""
+
+    def read(name: str, value: Any) -> str:
+        if value not in words:
+            raise OperationRefused(f"{name} is {value!r}: it must be one of {', '.join(words)}")
+        return str(value)
+
+    return read
 
 
 def flag(name: str, value: Any) -> bool:

@@ -210,7 +210,7 @@ SELECT coalesce(max(id), 0) FROM dead_letters
 
 -- name: freeze_letters
 -- Freezes the next letters that a redrive's filter selects; looked_at is null when all are.
-SELECT ids, chosen, inactive, looked_at
+SELECT ids, chosen, inactive, unknown, looked_at
 FROM freeze_letters(%(operation_id)s, %(after_id)s, %(last_id)s, %(most)s)
 
 -- name: redrive_letters

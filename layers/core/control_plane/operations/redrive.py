@@ -31,7 +31,10 @@ class Redrive:
     def __init__(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._fields: Mapping[str, filters.Field] = {
             "ids": filters.ids,
+            "kind": filters.one_of("relay", "consumer", "invocation"),
             "subscription": filters.subscription,
+            "event_id": filters.event_or_trace,
+            "trace_id": filters.event_or_trace,
             "reason": filters.text,
             "since": filters.instant,
             "until": filters.instant,
@@ -41,7 +44,7 @@ class Redrive:
         }
 
     def parse(self, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Reads ids, subscription, reason (a part of it), since and until (of the dead-lettering), or everything.
+        """Reads ids, kind, subscription, reason (a part of it), event_id, trace_id, since and until, or everything.
 
         ``newer_than_seconds`` and ``older_than_seconds`` become since and until.
         """
@@ -67,6 +70,7 @@ class Redrive:
             "last_id": _value(connection, "newest_letter", {}),
             "letters": {},
             "inactive": {},
+            "unknown": {},
             "sample": [],
             "digest": "",
         }
@@ -80,9 +84,9 @@ class Redrive:
             },
         ).fetchone()
         assert row is not None, "the function returns a row"
-        ids, chosen, inactive, looked_at = row
+        ids, chosen, inactive, unknown, looked_at = row
         letters = _added(notes["letters"], chosen)
-        left_out = _added(notes["inactive"], inactive)
+        left_out = {"inactive": _added(notes["inactive"], inactive), "unknown": _added(notes["unknown"], unknown)}
         sample = [*notes["sample"], *ids][:MOST_SAMPLED]
         digest = hashlib.sha256(f"{notes['digest']}{ids}".encode()).hexdigest()
         if looked_at is not None:
@@ -91,7 +95,7 @@ class Redrive:
                     "after_id": looked_at,
                     "last_id": notes["last_id"],
                     "letters": letters,
-                    "inactive": left_out,
+                    **left_out,
                     "sample": sample,
                     "digest": digest,
                 },
@@ -102,11 +106,11 @@ class Redrive:
             {
                 "total": total,
                 "letters": letters,
-                "inactive": left_out,
+                **left_out,
                 "sample": sample,
                 "ids_sha256": digest,
                 "estimated_seconds": round(total / (operation.rate or UNPACED), 1),
-                "effect": _effect(letters, left_out),
+                "effect": _effect(letters, **left_out),
             },
             is_complete=True,
         )
@@ -145,15 +149,24 @@ def _added(counts: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]
     return {name: counts.get(name, 0) + more.get(name, 0) for name in sorted({*counts, *more})}
 
 
-def _effect(letters: Mapping[str, int], inactive: Mapping[str, int]) -> str:
+def _effect(letters: Mapping[str, int], *, inactive: Mapping[str, int], unknown: Mapping[str, int]) -> str:
     total = sum(letters.values())
     sentence = (
         f"{total} {'message becomes' if total == 1 else 'messages become'} pending again, with new attempts, and go to "
         "their queues beside the live flow; a consumer that has processed one already takes it for a duplicate."
     )
     if inactive:
-        names = ", ".join(f"{count} of {name}" for name, count in inactive.items())
         sentence += (
-            f" Left out, as their subscription is not active: {names}. Deploy a template that has it, and plan again."
+            f" Left out, as their subscription is not active: {_counts(inactive)}. Deploy a template that has it, and "
+            "plan again."
+        )
+    if unknown:
+        sentence += (
+            f" Left out, as the outbox does not hold their message: {_counts(unknown)}. Read what they hold, and "
+            "discard them."
         )
     return sentence
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} of {name}" for name, count in counts.items())

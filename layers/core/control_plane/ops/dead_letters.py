@@ -324,6 +324,6 @@ def discard(
     return DiscardReport(
         dry_run,
         operation_id,
-        discarded=+discarded,
+        discarded=dict(+discarded),
         not_open=[number for number in dict.fromkeys(chosen.ids or ()) if number not in gone],
     )

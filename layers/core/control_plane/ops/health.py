@@ -6,6 +6,7 @@ from typing import Any, Final
 from psycopg import Connection
 
 from control_plane.ops.status import read_consumer_lag
+from control_plane.ops.timeline import QUERIES
 from control_plane.platform.backlog import (
     MOST_DEAD_LETTERS,
     count_open_dead_letters,

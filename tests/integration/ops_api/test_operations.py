@@ -1,0 +1,174 @@
+"""Dead letters and operations by the API alone: found, planned, started, done, on record."""
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from psycopg import Connection
+from tests.conftest import TestDatabase
+from tests.integration.operations.world import KINDS, make_letters, pending_of
+from tests.integration.ops_api.client import Client
+
+from control_plane.operations.engine import run_operations
+from control_plane.platform.database import connect
+from control_plane.platform.telemetry import Telemetry
+
+WHY = {"reason": "because of a test"}
+REDRIVE = {"kind": "redrive", "filter": {"subscription": "signal_lab"}, **WHY}
+
+
+@pytest.fixture
+def work(database: TestDatabase, telemetry: Telemetry) -> Iterator[Callable[[], None]]:
+    """Does what OperationsFunction does when it is woken."""
+    with connect(database.url("acp_maintain"), application_name="maintain") as connection:
+        yield lambda: run_operations(connection, KINDS, telemetry, lambda: 60.0) and None
+
+
+@pytest.fixture
+def woken(commands: Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions that were started."""
+    started: list[str] = []
+    monkeypatch.setattr(commands.function.module, "start", started.append)
+    return started
+
+
+def test_letters_are_found_planned_redriven_and_on_record(
+    api: Client, commands: Client, woken: list[str], work: Callable[[], None], owner: Connection[Any]
+) -> None:
+    make_letters(owner, 3)
+    found = api.ask("GET", "/dead-letters", query={"subscription": "signal_lab", "limit": "2"}).body
+    assert [letter["reason"] for letter in found["items"]] == ["big", "big"]
+    assert found["next"] is not None
+    planning = commands.ask("POST", "/operations", REDRIVE)
+    assert (planning.status, planning.body["state"]) == (202, "planning")
+    one = f"/operations/{planning.body['operation_id']}"
+    work()
+    planned = api.ask("GET", one).body
+    assert (planned["state"], planned["total"], planned["requested_by"]) == ("planned", 3, "root")
+    started = commands.ask("POST", f"{one}/start", {"plan_hash": planned["plan_hash"], **WHY})
+    assert (started.status, started.body["state"]) == (202, "running")
+    work()
+    done = api.ask("GET", one).body
+    assert (done["state"], done["done"], done["skipped"], done["started_by"]) == ("done", 3, 0, "root")
+    assert woken == ["operations", "operations"]
+    assert api.ask("GET", "/dead-letters", query={"subscription": "signal_lab"}).body["items"] == []
+    assert pending_of(owner, planning.body["operation_id"]) == 3
+    rows = api.ask("GET", "/audit").body["items"]
+    assert [(row["route"], row["after"]["state"]) for row in rows] == [
+        ("POST /operations/{operation_id}/start", "running"),
+        ("POST /operations", "planning"),
+    ]
+    assert (rows[0]["before"]["state"], rows[0]["after"]["plan_hash"]) == ("planned", planned["plan_hash"])
+
+
+def test_a_plan_that_is_another_one_is_not_started(
+    api: Client, commands: Client, woken: list[str], work: Callable[[], None], owner: Connection[Any]
+) -> None:
+    make_letters(owner, 3)
+    one = f"/operations/{commands.ask('POST', '/operations', REDRIVE).body['operation_id']}"
+    early = commands.ask("POST", f"{one}/start", {"plan_hash": "0" * 64, **WHY})
+    assert "still being planned" in early.detail(409)
+    work()
+    other = commands.ask("POST", f"{one}/start", {"plan_hash": "0" * 64, **WHY})
+    assert "is another one" in other.detail(409)
+    owner.execute("UPDATE operations SET planned_at = now() - interval '61 minutes'")
+    plan_hash = api.ask("GET", one).body["plan_hash"]
+    assert "older than an hour" in commands.ask("POST", f"{one}/start", {"plan_hash": plan_hash, **WHY}).detail(409)
+    assert api.ask("GET", one).body["state"] == "planned"
+    assert woken == ["operations"]
+
+
+def test_an_operation_is_paused_paced_resumed_and_cancelled(
+    api: Client, commands: Client, woken: list[str], work: Callable[[], None], owner: Connection[Any]
+) -> None:
+    make_letters(owner, 3)
+    one = f"/operations/{commands.ask('POST', '/operations', REDRIVE).body['operation_id']}"
+    work()
+    plan_hash = api.ask("GET", one).body["plan_hash"]
+    commands.ask("POST", f"{one}/start", {"plan_hash": plan_hash, **WHY})
+    assert commands.ask("POST", f"{one}/pause", WHY).body["state"] == "paused"
+    assert "must be running" in commands.ask("POST", f"{one}/pause", WHY).detail(409)
+    assert commands.ask("PUT", f"{one}/rate", {"rate": 7, **WHY}).body["rate"] == 7
+    assert commands.ask("POST", f"{one}/resume", WHY).body["state"] == "running"
+    assert commands.ask("POST", f"{one}/cancel", WHY).body["state"] == "cancelled"
+    assert api.ask("GET", "/operations", query={"state": "cancelled", "kind": "redrive"}).body["items"][0]["rate"] == 7
+    assert woken == ["operations"] * 3
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"kind": "redrive", "filter": {}, **WHY}, 422, "not said what to redrive"),
+        ({"kind": "redrive", "filter": {"colour": "red"}, **WHY}, 422, "no field 'colour'"),
+        ({"kind": "redrive", "filter": {"event_id": "x"}, **WHY}, 422, "must be a UUID"),
+        ({"kind": "shred", "filter": {}, **WHY}, 422, "kind"),
+        ({"kind": "redrive", "filter": {"everything": True}, "rate": 0, **WHY}, 422, "rate"),
+        ({"kind": "redrive", "filter": {"everything": True}}, 422, "reason"),
+        ({"kind": "redrive", "filter": [], **WHY}, 422, "filter"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    commands: Client, owner: Connection[Any], body: dict[str, Any], status: int, says: str
+) -> None:
+    assert says in commands.ask("POST", "/operations", body).detail(status)
+    assert owner.execute("SELECT FROM operations").fetchall() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "what"), [("POST", "start"), ("POST", "pause"), ("PUT", "rate"), ("POST", "cancel")]
+)
+def test_an_operation_that_is_not_there_is_404(commands: Client, method: str, what: str) -> None:
+    body = {**WHY, **({"plan_hash": "0" * 64} if what == "start" else {"rate": 1} if what == "rate" else {})}
+    assert "There is no operation" in commands.ask(method, f"/operations/{uuid4()}/{what}", body).detail(404)
+    assert "must be a UUID" in commands.ask(method, f"/operations/7/{what}", body).detail(400)
+
+
+@pytest.mark.parametrize("kind", ["retention", "erasure"])
+def test_what_deletes_asks_for_an_admin(commands: Client, kind: str) -> None:
+    made = commands.ask("POST", "/tokens", {"name": "kim", "scopes": ["operate"], **WHY}).body["token"]
+    refused = commands.ask("POST", "/operations", {"kind": kind, "filter": {}, **WHY}, token=made)
+    assert "asks for the scope admin" in refused.detail(403)
+
+
+def test_a_run_that_cannot_be_started_loses_no_operation(
+    commands: Client, owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from control_plane.platform.aws import RunNotStarted
+
+    def fail(_name: str) -> None:
+        raise RunNotStarted("operations cannot be started: throttled")
+
+    monkeypatch.setattr(commands.function.module, "start", fail)
+    assert commands.ask("POST", "/operations", REDRIVE).status == 202
+    assert owner.execute("SELECT state FROM operations").fetchall() == [("planning",)]
+    assert "cannot be started: throttled" in commands.function.output
+
+
+def test_a_letters_content_is_shown_as_it_came(api: Client, owner: Connection[Any]) -> None:
+    for message_id, body in (("m-1", b'{"not": "an event"}'), ("m-2", b"\xff\x00")):
+        owner.execute(
+            "INSERT INTO dead_letters (kind, subscription, delivery_attempts, reason, queue, message_id, sent_at, body,"
+            " attributes) VALUES ('consumer', 'signal_lab', 5, 'odd', 'q', %s, now(), %s, '{}')",
+            [message_id, body],
+        )
+    odd, readable = api.ask("GET", "/dead-letters", query={"kind": "consumer"}).body["items"]
+    shown = api.ask("GET", f"/dead-letters/{readable['id']}").body
+    assert (shown["body"], shown["body_base64"], shown["failures"]) == ('{"not": "an event"}', None, [])
+    shown = api.ask("GET", f"/dead-letters/{odd['id']}").body
+    assert (shown["body"], base64.b64decode(shown["body_base64"])) == (None, b"\xff\x00")
+    assert "There is no dead letter" in api.ask("GET", "/dead-letters/999999").detail(404)
+    for text in ("x", "-1", "9" * 30, "٣"):
+        assert "must be a number" in api.ask("GET", f"/dead-letters/{text}").detail(400)
+
+
+def test_a_letter_is_discarded_once_with_its_reason(api: Client, commands: Client, owner: Connection[Any]) -> None:
+    make_letters(owner, 2)
+    [newest, oldest] = api.ask("GET", "/dead-letters").body["items"]
+    body = {"ids": [oldest["id"]], "reason": "its event was a test"}
+    assert commands.ask("POST", "/dead-letters/discard", body).body["discarded"] == {"signal_lab": 1}
+    assert "None of these dead letters is open" in commands.ask("POST", "/dead-letters/discard", body).detail(409)
+    assert [letter["id"] for letter in api.ask("GET", "/dead-letters").body["items"]] == [newest["id"]]
+    all_of_them = api.ask("GET", "/dead-letters", query={"resolved": "true"}).body["items"]
+    assert [(one["resolution"], one["resolved_by"]) for one in all_of_them] == [(None, None), ("discarded", "root")]
