@@ -120,7 +120,7 @@ def resolved(value: Any) -> str:
             if name in PARAMETERS:
                 return str(GIVEN.get(name, PARAMETERS[name].get("Default")))
             if name in FUNCTIONS:
-                return name
+                return str(name)
             assert name in QUEUES, name
             return f"https://sqs.us-east-1.amazonaws.com/123456789012/{name}"
         case {"Fn::Sub": text}:

@@ -150,7 +150,7 @@ ORDER BY requested_at DESC, operation_id DESC
 LIMIT %(limit)s
 
 -- name: operation
--- One operation, whole.
+-- One operation with its plan and its progress.
 SELECT
     operation_id, kind, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at, started_at,
     finished_at
