@@ -9,7 +9,7 @@ from pydantic import Field
 
 from control_plane.api.http import Response
 from control_plane.api.pages import Page, page, position
-from control_plane.api.routes import Call
+from control_plane.api.routes import Call, QueryFlag
 from control_plane.api.rows import parse_id, read_one, read_rows, rows
 from control_plane.ops.health import MOST_COUNTED
 from control_plane.ops.status import read_consumer_lag
@@ -22,7 +22,7 @@ class DeadLettersQuery(Page):
 
     subscription: str | None = Field(None, max_length=200, description="Such as signal_lab.")
     reason: str | None = Field(None, max_length=200, description="A part of the reason; case makes no difference.")
-    resolved: bool = Field(default=False, description="Those that were redriven or discarded, too.")
+    resolved: QueryFlag = Field(default=False, description="Those that were redriven or discarded, too.")
 
 
 class OperationsQuery(Page):
