@@ -133,7 +133,7 @@ def test_the_page_s_aws_commands_exist_with_their_options() -> None:
         options |= {"--notification-endpoint"} if words[1:3] == ["sns", "subscribe"] else set()
         assert {word for word in words if word.startswith("--")} <= options
         checked += 1
-    assert checked == 15
+    assert checked == 16
 
 
 def test_every_command_of_the_page_is_checked_here() -> None:

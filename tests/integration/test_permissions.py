@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,11 @@ class Recorder:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         environ["wsgi.input"] = io.BytesIO(body)
+        if started := re.fullmatch(r"/2015-03-31/functions/(\w+)/invocations", environ["PATH_INFO"]):
+            assert environ["HTTP_X_AMZ_INVOCATION_TYPE"] == "Event"
+            self.requests.append(("lambda:InvokeFunction", started[1]))
+            start_response("202 ACCEPTED", [("Content-Length", "0")])
+            return [b""]
         # A request of another protocol than AWS's JSON fails here, and with it the test.
         service, action = environ["HTTP_X_AMZ_TARGET"].split(".")
         asked = json.loads(body)
@@ -130,17 +136,29 @@ def store_for_every_subscription(app: Connection[Any], database: Any) -> None:
         )
 
 
-def request(route: str) -> dict[str, Any]:
-    """Returns the sample of a route's request, with the token."""
-    text = (ROOT / "events" / f"ops_api_{route}.json").read_text(encoding="utf-8")
+def request(sample: str) -> dict[str, Any]:
+    """Returns the sample of a request, with the token."""
+    text = (ROOT / "events" / f"{sample}.json").read_text(encoding="utf-8")
     asked: dict[str, Any] = json.loads(text.replace("Bearer API_TOKEN", f"Bearer {API_TOKEN}"))
+    return asked
+
+
+def runs() -> list[dict[str, Any]]:
+    """Returns requests that start the runs of the other functions."""
+    asked = []
+    for name in ("ingestion", "relay"):
+        path = f"/{name}/run"
+        headers = {"Idempotency-Key": [f"start-{name}"]}
+        event = request("command_api") | {"resource": path, "path": path, "pathParameters": None}
+        asked.append(event | {"multiValueHeaders": event["multiValueHeaders"] | headers})
     return asked
 
 
 EVENTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "IngestionFunction": lambda: [{}],
     "RelayFunction": lambda: [{}],
-    "OpsApiFunction": lambda: [request("health"), request("event")],
+    "OpsApiFunction": lambda: [request("ops_api_health"), request("ops_api_event")],
+    "CommandApiFunction": lambda: [request("command_api"), *runs()],
     "MigrationFunction": lambda: [{}],
     "MaintenanceFunction": lambda: [{}],
 }
@@ -160,7 +178,7 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
     """Returns the function's variables as the template declares them, for this cloud."""
     known = {name: str(parameter.get("Default", "")) for name, parameter in PARAMETERS.items()}
     known |= cloud.secrets | cloud.queues | {"Symbols": "AAPL,MSFT", "MarketDataUrl": market_url}
-    known |= {"MaxDeliveryAttempts": "5", "RelayLingerSeconds": "0"}
+    known |= {"MaxDeliveryAttempts": "5", "RelayLingerSeconds": "0"} | {name: name for name in FUNCTIONS}
     environ = {}
     for name, value in FUNCTIONS[function]["Environment"]["Variables"].items():
         match value:

@@ -81,12 +81,19 @@ _SHARED = {
     "domains.finance.live_releases": READERS_OF_DECISIONS,
     **_each(READERS_OF_EVENTS, "domains.finance", "judged_bar judged_actions"),
     "control_plane.decisions.is_withdrawn": READERS_OF_EVENTS,
-    "control_plane.platform.breakers": {INGEST, RELAY, READER},
+    "control_plane.platform.breakers": {INGEST, RELAY, READER, COMMAND},
     "control_plane.platform.oldest_pending_age": {RELAY, READER},
     "control_plane.platform.count_pending": {RELAY, READER},
-    "control_plane.platform.hold_breaker": NOBODY,
-    "control_plane.platform.resume_breaker": NOBODY,
-    "control_plane.platform.forget_breaker": NOBODY,
+    **_each({COMMAND}, "control_plane.platform", "hold_breaker resume_breaker forget_breaker"),
+    **_each({INGEST, RELAY, COMMAND}, "control_plane.platform", "probe_breaker give_back_probe"),
+    **_each({READER, COMMAND}, "control_plane.api", "use_token token tokens subscription subscriptions"),
+    **_each({COMMAND}, "control_plane.api", "make_token revoke_token begin_change end_change"),
+    **_each(READERS_OF_EVENTS, "control_plane.api", "events anomalies flow_of_events"),
+    "control_plane.api.decisions": READERS_OF_DECISIONS - {COMMAND},
+    **_each(READERS_OF_DECISIONS, "control_plane.api", "open_approvals approval switch"),
+    **_each({READER}, "control_plane.api", "audit dead_letters operations operation flow_of_subscriptions"),
+    "control_plane.ops.delete_kept_answers": {MAINTAIN},
+    "control_plane.ops.subscriptions": {READER, COMMAND},
     "control_plane.ingestion.newest_occurrence": {*READERS_OF_EVENTS, INGEST},
     "control_plane.ingestion.chain_heads": {INGEST, READER},
     "control_plane.ingestion.raw_payloads_in_order": {READER},  # A person runs a rebuild, and it stores nothing.
@@ -277,11 +284,11 @@ TABLES = {
     "delivery_failures": {READER},
     "operations": {READER, COMMAND, MAINTAIN},
     "operation_items": {READER, MAINTAIN},
-    "subscriptions": {READER},
+    "subscriptions": {READER, COMMAND},
     "delivery_states": {READER},
     "outbox_states": {READER},
     "repeated_looks": {READER, INGEST},
-    "circuit_breakers": {READER, INGEST, RELAY},
+    "circuit_breakers": {READER, INGEST, RELAY, COMMAND},
     "signal_lab_bars": {READER, CONSUME, ACTION, DECIDE, GATEKEEPER},
     "signal_lab_latest_prices": {READER, CONSUME},
     "signal_lab_returns": {READER},
@@ -302,6 +309,9 @@ TABLES = {
     "switches": {READER, DECIDE, GATEKEEPER, COMMAND},
     "switch_changes": {READER, COMMAND},
     "switch_lock": NOBODY,
+    "api_tokens": NOBODY,  # Nobody may read a token's digest.
+    "api_audit": {READER},
+    "idempotency_keys": NOBODY,
     "actions": {READER, DECIDE, GATEKEEPER, ACTION, COMMAND},
     "executions": {READER, DECIDE, GATEKEEPER, ACTION, COMMAND},
     "outcomes": {READER, DECIDE},
@@ -336,7 +346,7 @@ READS = [only(f"SELECT * FROM {table}", *roles) for table, roles in TABLES.items
     only("SELECT * FROM pg_read_file('postgresql.conf')"),
 ]
 
-DELETERS = {"relay_handover": {RELAY}, "operation_items": {MAINTAIN}}
+DELETERS = {"relay_handover": {RELAY}, "operation_items": {MAINTAIN}, "circuit_breakers": {COMMAND}}
 DELETES = [only(f"DELETE FROM {table}", *DELETERS.get(table, NOBODY)) for table in DATA] + [
     only(f"TRUNCATE {table} CASCADE") for table in DATA
 ]
@@ -405,12 +415,33 @@ FORGERIES = [
     only("INSERT INTO schema_migrations VALUES (99, 'x', 'x')"),
     only("UPDATE schema_migrations SET version = 99"),
     # People's holds
-    only("UPDATE circuit_breakers SET held_by = NULL"),
-    only("UPDATE circuit_breakers SET held_reason = 'forged'"),
-    only("UPDATE circuit_breakers SET held_by = 'me', state = 'open', opened_at = now()"),
-    only("INSERT INTO circuit_breakers (name, state, opened_at, held_by) VALUES ('x', 'open', now(), 'me')"),
+    only("UPDATE circuit_breakers SET held_by = NULL", COMMAND),
+    only("UPDATE circuit_breakers SET held_reason = 'forged'", COMMAND),
+    only("UPDATE circuit_breakers SET held_by = 'me', state = 'open', opened_at = now()", COMMAND),
+    only("INSERT INTO circuit_breakers (name, state, opened_at, held_by) VALUES ('x', 'open', now(), 'me')", COMMAND),
     only("UPDATE circuit_breakers SET name = 'x'"),
     only("UPDATE circuit_breakers SET guarded_at = now()", INGEST, RELAY),
+    # Tokens, the audit and kept answers: by the owner's functions alone
+    only("INSERT INTO api_tokens (name, sha256, scopes, created_by)"
+         " VALUES ('x', decode(repeat('00', 32), 'hex'), '{admin}', 'x')"),
+    only("UPDATE api_tokens SET scopes = '{admin}'"),
+    only("UPDATE api_tokens SET last_used_at = now()"),
+    only("SELECT sha256 FROM api_tokens"),
+    only("SELECT name, scopes, last_used_at FROM api_tokens", READER, COMMAND),
+    only("INSERT INTO api_audit (token, address, agent, route, reason, idempotency_key, status)"
+         " VALUES ('x', '', '', 'x', '', '', 200)"),
+    only("UPDATE api_audit SET token = 'x'"),
+    only("INSERT INTO idempotency_keys (token, key, request_sha256)"
+         " VALUES ('x', 'x', decode(repeat('00', 32), 'hex'))"),
+    only("UPDATE idempotency_keys SET body = '{}'"),
+    only("SELECT * FROM use_api_token('x')", READER, COMMAND),
+    only("SELECT make_api_token('root', 'x', decode(repeat('00', 32), 'hex'), '{read}', NULL)", COMMAND),
+    only("SELECT revoke_api_token('root', 'x')", COMMAND),
+    only("SELECT * FROM begin_api_change('root', 'x', decode(repeat('00', 32), 'hex'))", COMMAND),
+    only("SELECT end_api_change('root', 'x', '', '', 'x', '', NULL, NULL, 200, NULL)", COMMAND),
+    only("SELECT delete_kept_answers(1)", MAINTAIN),
+    only("SELECT check_is_api()"),
+    only("SELECT who_commands('root', 'approve')"),
     # Effects
     only("UPDATE signal_lab_bars SET price = 1", CONSUME),
     only("UPDATE signal_lab_latest_prices SET price = 1", CONSUME),

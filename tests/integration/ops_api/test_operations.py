@@ -23,7 +23,11 @@ REDRIVE = {"kind": "redrive", "filter": {"subscription": "signal_lab"}, **WHY}
 def work(database: TestDatabase, telemetry: Telemetry) -> Iterator[Callable[[], None]]:
     """Does what OperationsFunction does when it is woken."""
     with connect(database.url("acp_maintain"), application_name="maintain") as connection:
-        yield lambda: run_operations(connection, KINDS, telemetry, lambda: 60.0) and None
+
+        def run() -> None:
+            run_operations(connection, KINDS, telemetry, lambda: 60.0)
+
+        yield run
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ Sending them again is an operation.
 import base64
 from http import HTTPStatus
 from typing import Any, Literal
-from uuid import UUID
 
 from psycopg import Connection
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from control_plane.api.access_commands import Reason
 from control_plane.api.changes import Changed, Changes
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
-from control_plane.api.routes import Call, Strict
+from control_plane.api.routes import Call, QueryFlag, QueryId, QueryInstant, Strict
 from control_plane.ops.dead_letters import (
     DeadLetterFilter,
     DiscardError,
@@ -36,11 +35,11 @@ class DeadLettersQuery(Page):
     kind: Literal["relay", "consumer", "invocation"] | None = Field(None, description="Who gave up.")
     subscription: str | None = Field(None, max_length=200, description="Such as signal_lab.")
     reason: str | None = Field(None, max_length=200, description="A part of the reason; case makes no difference.")
-    since: AwareDatetime | None = Field(None, description="Dead-lettered at this instant or later.")
-    until: AwareDatetime | None = Field(None, description="Dead-lettered before this instant.")
-    event_id: UUID | None = None
-    trace_id: UUID | None = None
-    resolved: bool = Field(default=False, description="Those that were redriven or discarded, too.")
+    since: QueryInstant | None = Field(None, description="Dead-lettered at this instant or later.")
+    until: QueryInstant | None = Field(None, description="Dead-lettered before this instant.")
+    event_id: QueryId | None = None
+    trace_id: QueryId | None = None
+    resolved: QueryFlag = Field(default=False, description="Those that were redriven or discarded, too.")
 
 
 class Discard(Strict):

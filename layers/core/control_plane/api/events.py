@@ -2,13 +2,12 @@
 
 from datetime import datetime
 from http import HTTPStatus
-from uuid import UUID
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
-from control_plane.api.routes import Call
+from control_plane.api.routes import Call, QueryId, QueryInstant
 from control_plane.api.rows import parse_id, read_rows
 from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import Database
@@ -22,9 +21,9 @@ class EventsQuery(Page):
     event_type: str | None = Field(None, max_length=200, description="Such as MARKET_TICK_INGESTED.")
     source: str | None = Field(None, max_length=200, description=f"Such as yfinance; beside {_ALONGSIDE}.")
     entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
-    trace_id: UUID | None = Field(None, description="The run that stored it.")
-    since: AwareDatetime | None = Field(None, description="Stored at this instant or later.")
-    until: AwareDatetime | None = Field(None, description="Stored before this instant.")
+    trace_id: QueryId | None = Field(None, description="The run that stored it.")
+    since: QueryInstant | None = Field(None, description="Stored at this instant or later.")
+    until: QueryInstant | None = Field(None, description="Stored before this instant.")
 
 
 class AnomaliesQuery(Page):

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from control_plane.api.http import Refused, Response, as_json
-from control_plane.api.routes import Strict
+from control_plane.api.routes import QueryNumber, Strict
 from control_plane.model.ids import is_storable_text
 
 DEFAULT_LIMIT: Final = 50
@@ -25,7 +25,7 @@ _LARGEST_NUMBER: Final = (1 << 63) - 1
 class Page(Strict):
     """The query of a list."""
 
-    limit: int = Field(DEFAULT_LIMIT, ge=1, le=MOST_ROWS, description="Most items of the page.")
+    limit: QueryNumber = Field(DEFAULT_LIMIT, ge=1, le=MOST_ROWS, description="Most items of the page.")
     after: str | None = Field(
         None, max_length=_MOST_CURSOR, description="The next of the page before; leave it out for the first page."
     )

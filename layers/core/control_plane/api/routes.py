@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 
 from control_plane.api.http import NotAProxyRequest, Request, Response
 from control_plane.api.scopes import Scope
@@ -14,6 +15,26 @@ from control_plane.api.scopes import Scope
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
 _PATH: Final = re.compile(r"(/[a-z][a-z0-9_.-]*|/\{[a-z][a-z0-9_]*\})+")
+
+
+def _spelled(pattern: str, said: str) -> BeforeValidator:
+    """Returns a check of a query's text, which pydantic would read in more spellings than the document allows."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and re.fullmatch(pattern, value) is None:
+            raise ValueError(f"it must be {said}")
+        return value
+
+    return BeforeValidator(check)
+
+
+_INSTANT: Final = r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)"
+_UUID: Final = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+
+QueryNumber = Annotated[int, _spelled(r"[0-9]{1,9}", "a whole number")]
+QueryFlag = Annotated[bool, _spelled("true|false", "true or false")]
+QueryInstant = Annotated[AwareDatetime, _spelled(_INSTANT, "an instant such as 2026-01-05T14:33:20Z")]
+QueryId = Annotated[UUID, _spelled(_UUID, "a UUID")]
 
 
 class Strict(BaseModel):
