@@ -12,8 +12,6 @@ class Differences:
     """Whether an invocation's errorType is the class of the exception."""
     counts_bytes_of_attributes: bool = True
     """Whether SQS counts a message's attributes, too, in its size."""
-    moves_messages: bool = True
-    """Whether SQS has StartMessageMoveTask."""
     applies_changed_rules: bool = True
     """Whether an updated stack's rules have their new schedules."""
     forgets_layers: bool = True
@@ -35,7 +33,6 @@ DIFFERENCES = {
     "ministack": Differences(
         reports_the_type_of_an_error=False,  # 1.5.33 calls every exception Runtime.HandlerError
         counts_bytes_of_attributes=False,  # it sizes a message by its body alone
-        moves_messages=False,  # it answers InvalidAction
         drops_late_logs=False,  # its last lines make its log group anew, at any time after that
         left_out={"test_process_executor.py": "it tests LocalStack's executor, which is ours"},
     ),

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from botocore.exceptions import ClientError
 from tests.e2e.clouds import Differences
 from tests.e2e.conftest import LocalCloud, Market, wait_for
 
@@ -181,27 +180,31 @@ def test_two_commands_list_a_dead_letter_and_redrive_it(local_cloud: LocalCloud,
 
 
 def test_only_a_message_breaking_the_contract_is_dead_lettered(local_cloud: LocalCloud) -> None:
-    sqs = local_cloud.client("sqs")
-    queue, dead_letters = local_cloud.output("MarketTicksQueueUrl"), local_cloud.output("MarketTicksDeadLetterQueueUrl")
     trace_id = str(uuid.uuid4())
-    # With the template's visibility time-out, five receives would take a quarter of an hour.
-    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "1"})
-    time.sleep(3)  # A poll that is under way still uses the visibility with which it started.
-    try:
-        sqs.send_message(
+    with _impatient(local_cloud, "MarketTicksQueue") as queue:
+        local_cloud.client("sqs").send_message(
             QueueUrl=queue,
             MessageBody='{"event_type": "NOT_A_TICK"}',
             MessageAttributes={"trace_id": {"DataType": "String", "StringValue": trace_id}},
         )
-        message = wait_for(
-            lambda: sqs.receive_message(QueueUrl=dead_letters, WaitTimeSeconds=1).get("Messages"),
-            seconds=90,
-            what="the message in the dead-letter queue",
-        )[0]
-    finally:
-        sqs.set_queue_attributes(QueueUrl=queue, Attributes={"VisibilityTimeout": "180"})
-    assert message["Body"] == '{"event_type": "NOT_A_TICK"}'
-    sqs.delete_message(QueueUrl=dead_letters, ReceiptHandle=message["ReceiptHandle"])
+        (letter,) = wait_for(
+            lambda: _letters(local_cloud, "--trace", trace_id), seconds=120, what="the message in the list"
+        )
+    assert (letter["kind"], letter["subscription"], letter["is_redrivable"]) == ("consumer", "signal_lab", False)
+    assert "event_id" in letter["reason"]
+    number = str(letter["id"])
+    assert local_cloud.acp("dead-letters", "--id", number, "--body").stdout == '{"event_type": "NOT_A_TICK"}'
+    wait_for(
+        lambda: _attribute(local_cloud, local_cloud.output("MarketTicksDeadLetterQueueUrl")) == "0",
+        seconds=30,
+        what="its dead-letter queue empty",
+    )
+    refused = local_cloud.acp("redrive", number)
+    assert refused.returncode == 1
+    assert "the outbox has no such message" in refused.stderr
+    discarded = local_cloud.acp("discard", number, "--because", "a test made it")
+    assert discarded.returncode == 0, discarded.stderr
+    assert _letters(local_cloud, "--trace", trace_id) == []
     lines = wait_for(
         lambda: [line for line in _log(local_cloud, "SignalLabFunction") if line.get("trace_id") == trace_id],
         seconds=30,
@@ -211,30 +214,45 @@ def test_only_a_message_breaking_the_contract_is_dead_lettered(local_cloud: Loca
     assert "event_id" in lines[0]["error"]
 
 
-def test_the_queues_own_redrive_sends_dead_letters_again(local_cloud: LocalCloud, differences: Differences) -> None:
+def test_four_commands_mend_what_a_consumer_gave_up_on(local_cloud: LocalCloud, market: Market) -> None:
+    with psycopg.connect(local_cloud.environ["DATABASE_OWNER_URL"], autocommit=True) as owner:
+        owner.execute("ALTER TABLE signal_lab_bars ADD CONSTRAINT poison CHECK (entity_id <> 'MSFT') NOT VALID")
+        try:
+            with _impatient(local_cloud, "MarketTicksQueue"):
+                event_id = str(_corrected_bar(local_cloud, market, close=3.5))
+                assert local_cloud.acp("relay").returncode == 0
+                (letter,) = wait_for(
+                    lambda: _letters(local_cloud, "--event", event_id, "--kind", "consumer"),
+                    seconds=150,
+                    what="what the consumer gave up on in the list",
+                )
+        finally:
+            owner.execute("ALTER TABLE signal_lab_bars DROP CONSTRAINT poison")
+    assert 'violates check constraint "poison"' in letter["reason"]
+    planned = local_cloud.acp("redrive", "--kind", "consumer", "--reason", "poison", "--dry-run", "--json")
+    redriven = local_cloud.acp("redrive", "--kind", "consumer", "--reason", "poison", "--because", "mended", "--json")
+    assert redriven.returncode == 0, redriven.stderr
+    assert json.loads(planned.stdout)["redriven"]["signal_lab"] <= json.loads(redriven.stdout)["redriven"]["signal_lab"]
+    assert local_cloud.acp("relay").returncode == 0
+    consumed = "SELECT FROM processed_events WHERE consumer = 'signal_lab' AND event_id = %s"
+    wait_for(lambda: local_cloud.query(consumed, event_id), seconds=90, what="the redriven message consumed")
+    shown = local_cloud.acp("trace", event_id).stdout
+    assert "given up on by signal_lab" in shown
+    assert "redriven by" in shown
+
+
+def test_a_message_that_nobody_consumes_becomes_a_dead_letter(local_cloud: LocalCloud) -> None:
     sqs, queue = local_cloud.client("sqs"), local_cloud.output("SystemEventsQueueUrl")
-    dead_letters = local_cloud.output("SystemEventsDeadLetterQueueUrl")
-    sqs.send_message(QueueUrl=queue, MessageBody="{}")
+    trace_id = str(uuid.uuid4())
+    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"trace_id": trace_id}))
 
-    def waiting() -> bool:
-        return _attribute(local_cloud, dead_letters, "ApproximateNumberOfMessages") != "0"
-
-    def given_up() -> bool:
+    def given_up() -> list[Any]:
         sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=0)
-        return waiting()
+        return _letters(local_cloud, "--trace", trace_id)
 
-    wait_for(given_up, seconds=30, what="a message received too often in the dead-letter queue")
-    source = _attribute(local_cloud, dead_letters, "QueueArn")
-    if not differences.moves_messages:
-        with pytest.raises(ClientError, match="InvalidAction"):
-            sqs.start_message_move_task(SourceArn=source)
-        sqs.purge_queue(QueueUrl=dead_letters)
-        return
-    sqs.start_message_move_task(SourceArn=source)
-    wait_for(lambda: not waiting(), seconds=30, what="the dead letters back in their queue")
-    (task,) = sqs.list_message_move_tasks(SourceArn=source)["Results"]
-    assert task["Status"] == "COMPLETED"
-    assert task["ApproximateNumberOfMessagesMoved"] > 0
+    (letter,) = wait_for(given_up, seconds=60, what="a message received too often in the list")
+    assert (letter["subscription"], letter["reason"][:18]) == ("system_events", "no reason recorded")
+    assert local_cloud.acp("discard", "--trace", trace_id, "--because", "a test made it").returncode == 0
 
 
 def test_the_migration_function_changes_nothing_the_second_time(local_cloud: LocalCloud) -> None:
@@ -319,7 +337,26 @@ def _subscriptions(cloud: LocalCloud, wanted: dict[str, str]) -> Iterator[dict[s
         migrate(variables["SUBSCRIPTIONS"])
 
 
-def _attribute(cloud: LocalCloud, url: str, name: str) -> str:
+@contextmanager
+def _impatient(cloud: LocalCloud, queue: str) -> Iterator[str]:
+    """Makes a queue give a failed message out again after a second; five times of the template's take too long."""
+    sqs, url = cloud.client("sqs"), cloud.output(f"{queue}Url")
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "1"})
+    time.sleep(3)  # A poll that is under way still uses the visibility with which it started.
+    try:
+        yield url
+    finally:
+        sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "180"})
+
+
+def _letters(cloud: LocalCloud, *options: str) -> list[Any]:
+    listed = cloud.acp("dead-letters", *options, "--json")
+    assert listed.returncode == 0, listed.stderr
+    letters: list[Any] = json.loads(listed.stdout)
+    return letters
+
+
+def _attribute(cloud: LocalCloud, url: str, name: str = "ApproximateNumberOfMessages") -> str:
     value: str = cloud.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=[name])["Attributes"][name]
     return value
 
