@@ -149,6 +149,60 @@ def test_ctrl_c_ends_both(start: Start, notes: Path) -> None:
     assert sorted(notes.read_text().splitlines())[1::2] == ["e2e is interrupted", "unit is interrupted"]
 
 
+INTERRUPTED_CONFTEST = """\
+import pytest
+from execnet.gateway_base import WorkerPool
+from tests.interrupts import clean_up_when_interrupted
+
+waitall = WorkerPool.waitall
+# xdist's own patience, 5 s and 10 s, is over at once.
+WorkerPool.waitall = lambda pool, timeout=None: waitall(pool, 0.1 if timeout in (5.0, 10.0) else timeout)
+
+
+def pytest_configure(config):
+    clean_up_when_interrupted(config)
+"""
+INTERRUPTED_TESTS = """\
+import os
+
+import pytest
+from tests.interrupts import run
+
+COMMAND = "trap 'sleep 1; echo interrupted >>$NOTES; exit 2' INT; echo begins >>$NOTES; while :; do sleep 0.1; done"
+
+
+@pytest.fixture
+def cloud():
+    yield
+    run(["sh", "-c", "trap '' INT; sleep 1; echo down >>$NOTES"], env=os.environ, timeout=60)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_it(cloud, number):
+    run(["sh", "-c", COMMAND], env=os.environ, timeout=60)
+"""
+
+
+@pytest.mark.parametrize("whom", ["the group", "one process"])
+def test_interrupted_tests_have_the_time_to_clean_up(notes: Path, tmp_path: Path, whom: str) -> None:
+    """xdist's processes, and the commands that they wait for, as e2e tests wait for `acp`."""
+    (tmp_path / "conftest.py").write_text(INTERRUPTED_CONFTEST)
+    (tmp_path / "test_it.py").write_text(INTERRUPTED_TESTS)
+    suite = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-n2", "-pno:cacheprovider", f"-c{os.devnull}", tmp_path],
+        env={**os.environ, "NOTES": str(notes), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: notes.read_text().count("begins") == 2, seconds=60, what="both tests begun")
+    if whom == "the group":
+        os.killpg(suite.pid, signal.SIGINT)
+    else:
+        suite.send_signal(signal.SIGINT)
+    suite.wait(60)
+    assert sorted(notes.read_text().splitlines()) == [*["begins"] * 2, *["down"] * 2, *["interrupted"] * 2]
+
+
 # Another version of Postgres
 
 
