@@ -33,10 +33,31 @@ NOT_OF_POSTGRES = {
     # Their statements are those of ingestion and functions, which run.
     "test_hostile_source.py",
     "test_malformed_invocations.py",
+    # Their statements are those of the API and of deciding, which run.
+    "test_audit_command.py",
+    "test_decision_commands.py",
+    "test_finance_models.py",
+    "test_refusals.py",
     # Its figures are of the embedded Postgres.
     "test_bench.py",
 }
 """Files and folders that another version of Postgres can not break."""
+
+LONGEST_FIRST = (
+    "test_bench.py",
+    "test_layer_builds.py",
+    "test_signal_commands.py",
+    "test_storing.py",
+    "test_lost_sessions.py",
+    "test_checkout.py",
+    "test_domain_page.py",
+    "test_consumer_page.py",
+    "test_audit_command.py",
+    "test_suite.py",
+    "test_finance_models.py",
+)
+"""Files that take longest, the longest first; one that began last would run while the other process has nothing left.
+`scripts/test integration -- --durations 0` shows them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +66,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out what another version of Postgres can not break",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # xdist would begin with the files that have the most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.checkout import ROOT
 from tests.e2e.conftest import wait_for
-from tests.integration.conftest import NOT_OF_POSTGRES
+from tests.integration.conftest import LONGEST_FIRST, NOT_OF_POSTGRES
 
 OF_SIGINT = "tests/integration/test_background_services.py"
 
@@ -203,8 +203,16 @@ def test_interrupted_tests_have_the_time_to_clean_up(notes: Path, tmp_path: Path
     assert sorted(notes.read_text().splitlines()) == [*["begins"] * 2, *["down"] * 2, *["interrupted"] * 2]
 
 
-# Another version of Postgres
+# Files that the integration tests treat in a way of their own
 
 
-def test_what_is_left_out_on_another_postgres_is_there() -> None:
-    assert [name for name in NOT_OF_POSTGRES if not Path(__file__).with_name(name).exists()] == []
+@pytest.mark.parametrize("names", [NOT_OF_POSTGRES, LONGEST_FIRST])
+def test_each_file_that_is_named_is_there(names: Collection[str]) -> None:
+    folder = Path(__file__).parent
+    assert [name for name in names if not any(folder.rglob(name))] == []
+
+
+def test_the_longest_files_begin_first(request: pytest.FixtureRequest) -> None:
+    assert not request.config.getoption("loadscopereorder")
+    ranks = [LONGEST_FIRST.index(item.path.name) for item in request.session.items if item.path.name in LONGEST_FIRST]
+    assert ranks == sorted(ranks)
