@@ -1,7 +1,8 @@
-"""Fixtures that the integration tests share, and their selection for another version of Postgres."""
+"""Fixtures that the integration tests share, their order, and their selection for another version of Postgres."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import HELPERS_GRANTS, MIGRATIONS, PASSWORD, SUBSCRIPTIONS, make_roles
@@ -9,8 +10,16 @@ from tests.conftest import HELPERS_GRANTS, MIGRATIONS, PASSWORD, SUBSCRIPTIONS, 
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.platform.database import connect
+from local_cloud import database as local_database
 from local_cloud.net import free_port
 from local_cloud.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import TestDatabase
+    from tests.integration.running_cloud import RunningCloud
 
 NOT_OF_POSTGRES = {
     # What these test, no Postgres is asked.
@@ -81,6 +90,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return (config.getoption("--of-postgres") and collection_path.name in NOT_OF_POSTGRES) or None
+
+
+@pytest.fixture
+def cloud(
+    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunningCloud:
+    """A stand-in for the running local cloud, with the test's database; its user is ada."""
+    # The commands are imported by those who test them.
+    from tests.integration.running_cloud import RunningCloud
+
+    monkeypatch.setattr(local_database, "NAME", database.name)
+    monkeypatch.setenv("USER", "ada")
+    return RunningCloud(tmp_path, postgres)
 
 
 @pytest.fixture
