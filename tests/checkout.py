@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NOT_COPIED = {".git", ".acp", ".aws-sam", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
+MYPY_CACHE = ".mypy_cache"
+NOT_COPIED = {".git", ".acp", ".aws-sam", MYPY_CACHE, ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
 
 
 class Copy:
@@ -19,6 +20,9 @@ class Copy:
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / path, target, follow_symlinks=False)
+        if (cache := ROOT / MYPY_CACHE).is_dir():
+            # mypy then reads anew only what a test changes.
+            shutil.copytree(cache, folder / MYPY_CACHE)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a Python module (``-m``) or file in the copy."""

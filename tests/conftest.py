@@ -1,5 +1,8 @@
 """Fixtures for all tests: no real cloud is within reach, and each test gets its own clone of a real Postgres."""
 
+import base64
+import hashlib
+import hmac
 import os
 import signal
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
-from local_cloud.postgres import PostgresServer
+from local_cloud.postgres import SUPERUSER, PostgresServer
 
 MIGRATIONS = Path(__file__).parent.parent / "db" / "migrations"
 TEMPLATE = "acp_template"
@@ -67,12 +70,23 @@ def telemetry() -> Telemetry:
     return Telemetry("test")
 
 
+def _quick_to_check(password: str) -> str:
+    """A password as Postgres stores it, hashed once instead of 4,096 times, which each connection would repeat."""
+    salt = os.urandom(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 1)
+    client_key, server_key = (hmac.digest(salted, name, "sha256") for name in (b"Client Key", b"Server Key"))
+    salt64, stored64, server64 = (
+        base64.b64encode(value).decode() for value in (salt, hashlib.sha256(client_key).digest(), server_key)
+    )
+    return f"SCRAM-SHA-256$1:{salt64}${stored64}:{server64}"
+
+
 def make_roles(connection: Connection[Any]) -> None:
     """Makes the owner, the functions' roles and TEST_ROLE in a cluster."""
+    password = sql.Literal(_quick_to_check(PASSWORD))
+    connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(SUPERUSER), password))
     for role in ("acp_owner", TEST_ROLE, *ROLES):
-        connection.execute(
-            sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), sql.Literal(PASSWORD))
-        )
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), password))
     roles = sql.SQL(", ").join(map(sql.Identifier, ROLES))
     connection.execute(sql.SQL("GRANT {} TO {}").format(roles, sql.Identifier(TEST_ROLE)))
 

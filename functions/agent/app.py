@@ -22,7 +22,7 @@ from domains import EVENT_TYPES, load_deciding
 
 SUBSCRIPTION: Final = "agents"
 SPARE_SECONDS: Final = 5.0
-"""Of an invocation, what is kept from calls, so that their end is on record before it is cut off."""
+"""Seconds of an invocation that no call gets, so that a call's end is on record before Lambda ends the invocation."""
 
 telemetry = Telemetry("agent")
 

@@ -1,7 +1,8 @@
 """Background services: started detached, found again by any later `acp`, and ended with all they started.
 
 A small record identifies a service: its pid, and when that process started. After a reboot, or once another process has
-the pid, the start time no longer matches, so a stranger is never killed.
+the pid, the start time no longer matches, so a stranger is never killed. Until the pid is known, a mark in the
+process's environment stands for it: a service is found even if the command that started it was killed at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import psutil
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _POLL_SECONDS = 0.05
+_MARK = "ACP_SERVICE"
+"""Variable of a service's environment that tells it from all other processes."""
 
 
 class ServiceError(AcpError):
@@ -42,7 +46,7 @@ class Service:
     def process(self) -> psutil.Process | None:
         """Returns the running process, or None."""
         record = read_json(self._record)
-        if record is None:
+        if record is None or record["pid"] is None:
             return None
         try:
             process = psutil.Process(int(record["pid"]))
@@ -69,10 +73,12 @@ class Service:
         """
         self.stop()
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        mark = uuid4().hex
+        write_private(self._record, json.dumps({"pid": None, "created": time.time(), "mark": mark}))
         with self.log.open("wb") as log:
             child = subprocess.Popen(
                 command,
-                env=dict(env),
+                env={**env, _MARK: mark},
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -112,14 +118,15 @@ class Service:
         record = read_json(self._record)
         if record is None:
             return False
-        targets = _session(int(record["pid"]), float(record["created"]))
+        leader = _marked(record["mark"]) if record["pid"] is None else int(record["pid"])
+        targets = [] if leader is None else _session(leader, float(record["created"]))
         for signal_number, patience in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, 5.0)):
             for process in targets:
                 with contextlib.suppress(psutil.Error):
                     process.send_signal(signal_number)
             wait_until_gone(targets, seconds=patience)
             # Processes that were started while the signal was on its way.
-            targets = _session(int(record["pid"]), float(record["created"]))
+            targets = [] if leader is None else _session(leader, float(record["created"]))
             if not targets:
                 break
         self._record.unlink(missing_ok=True)
@@ -161,6 +168,15 @@ def _listens_on(process: psutil.Process, port: int) -> bool:
 def _is(process: psutil.Process, created: float) -> bool:
     # The start time moves a little when the clock is set; a pid is not used again within seconds.
     return abs(process.create_time() - created) < 5
+
+
+def _marked(mark: str) -> int | None:
+    """Returns the pid of the session's leader whose environment has the mark, or None."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == process.pid and process.environ().get(_MARK) == mark:
+                return process.pid
+    return None
 
 
 def _session(leader: int, created: float) -> list[psutil.Process]:

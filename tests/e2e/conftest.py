@@ -17,8 +17,8 @@ import boto3
 import psycopg
 import pytest
 from tests.e2e.clouds import DIFFERENCES, Differences
+from tests.interrupts import clean_up_when_interrupted, run
 from xdist.scheduler import LoadScopeScheduling
-from xdist.workermanage import NodeManager
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
@@ -35,9 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure() -> None:
-    """Lets interrupted processes take down their clouds: xdist would kill them after ten seconds."""
-    NodeManager.EXIT_TIMEOUT = 90
+def pytest_configure(config: pytest.Config) -> None:
+    clean_up_when_interrupted(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -159,14 +158,10 @@ def wait_for(condition: Callable[[], Any], *, seconds: float, what: str) -> Any:
 
 def run_acp(state: Path, **variables: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     def acp(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run(
             [CHECKOUT / "scripts" / "acp", *arguments],
             env={**os.environ, "ACP_STATE": str(state), "NO_COLOR": "1", "COLUMNS": "200", **variables},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
             timeout=timeout,
-            check=False,
         )
 
     return acp

@@ -1,7 +1,8 @@
-"""Fixtures that the integration tests share, and their selection for another version of Postgres."""
+"""Fixtures that the integration tests share, their order, and their selection for another version of Postgres."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import HELPERS_GRANTS, MIGRATIONS, PASSWORD, SUBSCRIPTIONS, make_roles
@@ -9,8 +10,16 @@ from tests.conftest import HELPERS_GRANTS, MIGRATIONS, PASSWORD, SUBSCRIPTIONS, 
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
 from control_plane.platform.database import connect
+from local_cloud import database as local_database
 from local_cloud.net import free_port
 from local_cloud.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.conftest import TestDatabase
+    from tests.integration.running_cloud import RunningCloud
 
 NOT_OF_POSTGRES = {
     # What these test, no Postgres is asked.
@@ -18,6 +27,7 @@ NOT_OF_POSTGRES = {
     "test_aws_out_of_reach.py",
     "test_background_services.py",
     "test_checkout.py",
+    "test_ci_run.py",
     "test_consumer_page.py",
     "test_credentials.py",
     "test_domain_page.py",
@@ -33,10 +43,31 @@ NOT_OF_POSTGRES = {
     # Their statements are those of ingestion and functions, which run.
     "test_hostile_source.py",
     "test_malformed_invocations.py",
+    # Their statements are those of deciding and of other functions' tests, which run.
+    "test_audit_command.py",
+    "test_decision_commands.py",
+    "test_finance_models.py",
+    "test_refusals.py",
     # Its figures are of the embedded Postgres.
     "test_bench.py",
 }
 """Files and folders that another version of Postgres can not break."""
+
+LONGEST_FIRST = (
+    "test_bench.py",
+    "test_layer_builds.py",
+    "test_signal_commands.py",
+    "test_storing.py",
+    "test_lost_sessions.py",
+    "test_checkout.py",
+    "test_domain_page.py",
+    "test_consumer_page.py",
+    "test_audit_command.py",
+    "test_suite.py",
+    "test_finance_models.py",
+)
+"""Files that take longest, the longest first; one that began last would run while the other process has nothing left.
+`scripts/test integration -- --durations 0` shows them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,8 +78,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # xdist would begin with the files that have the most tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     return (config.getoption("--of-postgres") and collection_path.name in NOT_OF_POSTGRES) or None
+
+
+@pytest.fixture
+def cloud(
+    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunningCloud:
+    """A stand-in for the running local cloud, with the test's database; its user is ada."""
+    # The commands are imported by those who test them.
+    from tests.integration.running_cloud import RunningCloud
+
+    monkeypatch.setattr(local_database, "NAME", database.name)
+    monkeypatch.setenv("USER", "ada")
+    return RunningCloud(tmp_path, postgres)
 
 
 @pytest.fixture

@@ -1,25 +1,11 @@
 """acp anomalies on a real Postgres; only the cloud around it is a stand-in."""
 
 import json
-from pathlib import Path
 from typing import Any
 
-import pytest
 from psycopg import Connection
-from tests.conftest import TestDatabase
 from tests.integration.detection import bar, deliver, quiet, split
 from tests.integration.running_cloud import RunningCloud, run
-
-from local_cloud import database as local_database
-from local_cloud.postgres import PostgresServer
-
-
-@pytest.fixture
-def cloud(
-    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", database.name)
-    return RunningCloud(tmp_path, postgres)
 
 
 def test_where_there_are_none_that_is_said(cloud: RunningCloud) -> None:

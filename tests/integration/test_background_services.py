@@ -46,6 +46,16 @@ print("started", flush=True)
 time.sleep(600)
 """
 
+# It is killed when it has started the service and not yet recorded its pid.
+KILLED_STARTER = """
+import os, pathlib, signal, sys
+from local_cloud import processes
+processes.psutil.Process = lambda pid: os.kill(os.getpid(), signal.SIGKILL)
+base = pathlib.Path(sys.argv[1])
+service = processes.Service("sample", records=base / "services", log=base / "logs" / "sample.log")
+service.start([sys.executable, "-c", sys.argv[2], "family", str(base / "ready")], env=os.environ, cwd=base)
+"""
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
@@ -173,6 +183,17 @@ def test_starting_again_replaces_the_running_one(service: Service, tmp_path: Pat
     assert gone(first)
     assert service.process is not None
     assert service.process.pid != first
+
+
+def test_a_service_whose_start_was_cut_short_is_ended(service: Service, tmp_path: Path) -> None:
+    starter = subprocess.run([sys.executable, "-c", KILLED_STARTER, str(tmp_path), SERVER], check=False)
+    assert starter.returncode == -signal.SIGKILL
+    eventually((tmp_path / "ready").exists)
+    child = int(service.log.read_text())
+    assert service.crashed
+    assert service.stop(grace_seconds=0.2)
+    assert gone(child)
+    assert not list((tmp_path / "services").iterdir())
 
 
 def test_service_survives_an_interrupt_of_its_terminal(service: Service, tmp_path: Path) -> None:

@@ -1,28 +1,15 @@
 """acp hold, resume and breakers on a real Postgres; only the cloud around it is a stand-in."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg import Connection
-from tests.conftest import TestDatabase
 from tests.integration import seeds
 from tests.integration.running_cloud import RunningCloud, run
 
 from control_plane.ops.status import read_status
 from control_plane.platform.breakers import BreakerPolicy, Breakers, read_breakers
-from local_cloud import database as local_database
-from local_cloud.postgres import PostgresServer
-
-
-@pytest.fixture
-def cloud(
-    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", database.name)
-    monkeypatch.setenv("USER", "ada")
-    return RunningCloud(tmp_path, postgres)
 
 
 def fail(app: Connection[Any], name: str) -> None:

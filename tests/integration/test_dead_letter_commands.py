@@ -1,30 +1,16 @@
 """acp dead-letters, redrive and trace on a real Postgres; only the cloud around it is a stand-in."""
 
 import json
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from psycopg import Connection
-from tests.conftest import TestDatabase
 from tests.integration import seeds
 from tests.integration.running_cloud import RunningCloud, give_up, run
 
-from local_cloud import database as local_database
-from local_cloud.postgres import PostgresServer
-
 DENIED = "gave up after 5 attempts: [AccessDenied] not allowed"
 TOO_LARGE = "the message is too large"
-
-
-@pytest.fixture
-def cloud(
-    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", database.name)
-    monkeypatch.setenv("USER", "ada")
-    return RunningCloud(tmp_path, postgres)
 
 
 @pytest.fixture

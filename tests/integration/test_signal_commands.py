@@ -16,18 +16,9 @@ from tests.integration import running_acp, seeds
 from tests.integration.running_cloud import RunningCloud, deliver, give_up, run
 
 from acp_cli.pipeline_commands import _print_ingested
-from local_cloud import database as local_database
 from local_cloud.postgres import PostgresServer
 
 CHECKOUT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def cloud(
-    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", database.name)
-    return RunningCloud(tmp_path, postgres)
 
 
 @pytest.fixture

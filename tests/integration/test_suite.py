@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from tests.checkout import ROOT
 from tests.e2e.conftest import wait_for
-from tests.integration.conftest import NOT_OF_POSTGRES
+from tests.integration.conftest import LONGEST_FIRST, NOT_OF_POSTGRES
 
 OF_SIGINT = "tests/integration/test_background_services.py"
 
@@ -149,8 +149,70 @@ def test_ctrl_c_ends_both(start: Start, notes: Path) -> None:
     assert sorted(notes.read_text().splitlines())[1::2] == ["e2e is interrupted", "unit is interrupted"]
 
 
-# Another version of Postgres
+INTERRUPTED_CONFTEST = """\
+import pytest
+from execnet.gateway_base import WorkerPool
+from tests.interrupts import clean_up_when_interrupted
+
+waitall = WorkerPool.waitall
+# xdist's own patience, 5 s and 10 s, is over at once.
+WorkerPool.waitall = lambda pool, timeout=None: waitall(pool, 0.1 if timeout in (5.0, 10.0) else timeout)
 
 
-def test_what_is_left_out_on_another_postgres_is_there() -> None:
-    assert [name for name in NOT_OF_POSTGRES if not Path(__file__).with_name(name).exists()] == []
+def pytest_configure(config):
+    clean_up_when_interrupted(config)
+"""
+INTERRUPTED_TESTS = """\
+import os
+
+import pytest
+from tests.interrupts import run
+
+COMMAND = "trap 'sleep 1; echo interrupted >>$NOTES; exit 2' INT; echo begins >>$NOTES; while :; do sleep 0.1; done"
+
+
+@pytest.fixture
+def cloud():
+    yield
+    run(["sh", "-c", "trap '' INT; sleep 1; echo down >>$NOTES"], env=os.environ, timeout=60)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_it(cloud, number):
+    run(["sh", "-c", COMMAND], env=os.environ, timeout=60)
+"""
+
+
+@pytest.mark.parametrize("whom", ["the group", "one process"])
+def test_interrupted_tests_have_the_time_to_clean_up(notes: Path, tmp_path: Path, whom: str) -> None:
+    """xdist's processes, and the commands that they wait for, as e2e tests wait for `acp`."""
+    (tmp_path / "conftest.py").write_text(INTERRUPTED_CONFTEST)
+    (tmp_path / "test_it.py").write_text(INTERRUPTED_TESTS)
+    suite = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-n2", "-pno:cacheprovider", f"-c{os.devnull}", tmp_path],
+        env={**os.environ, "NOTES": str(notes), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(lambda: notes.read_text().count("begins") == 2, seconds=60, what="both tests begun")
+    if whom == "the group":
+        os.killpg(suite.pid, signal.SIGINT)
+    else:
+        suite.send_signal(signal.SIGINT)
+    suite.wait(60)
+    assert sorted(notes.read_text().splitlines()) == [*["begins"] * 2, *["down"] * 2, *["interrupted"] * 2]
+
+
+# Files that the integration tests treat in a way of their own
+
+
+@pytest.mark.parametrize("names", [NOT_OF_POSTGRES, LONGEST_FIRST])
+def test_each_file_that_is_named_is_there(names: Collection[str]) -> None:
+    folder = Path(__file__).parent
+    assert [name for name in names if not any(folder.rglob(name))] == []
+
+
+def test_the_longest_files_begin_first(request: pytest.FixtureRequest) -> None:
+    assert not request.config.getoption("loadscopereorder")
+    ranks = [LONGEST_FIRST.index(item.path.name) for item in request.session.items if item.path.name in LONGEST_FIRST]
+    assert ranks == sorted(ranks)

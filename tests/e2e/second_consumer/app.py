@@ -40,7 +40,7 @@ def count(event: Event) -> bool:
 
 
 def consume(record: SQSRecord) -> None:
-    """Consumes one message; what it raises sends that one back alone."""
+    """Consumes one message; if it raises, this message alone goes back to the queue."""
     consume_record(record.raw_event, count, subscription=CONSUMER, event_types=EVENT_TYPES, telemetry=telemetry)
 
 

@@ -16,7 +16,7 @@ from control_plane.decisions.replay import replay
 
 @pytest.fixture
 def worlds() -> Iterator[list[World]]:
-    """Those that the test makes; closed after it."""
+    """The worlds that the test makes; they are closed after it."""
     made: list[World] = []
     yield made
     for world in made:

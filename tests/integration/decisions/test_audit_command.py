@@ -18,16 +18,6 @@ from tests.integration.running_cloud import RunningCloud, run
 from control_plane.ingestion.store import store_events
 from control_plane.platform.database import connect
 from domains.finance import paper_account, signal_lab
-from local_cloud import database as local_database
-from local_cloud.postgres import PostgresServer
-
-
-@pytest.fixture
-def cloud(
-    postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", database.name)
-    return RunningCloud(tmp_path, postgres)
 
 
 @pytest.fixture

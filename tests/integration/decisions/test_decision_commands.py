@@ -22,12 +22,9 @@ from local_cloud.postgres import PostgresServer
 
 
 @pytest.fixture
-def cloud(
-    postgres: PostgresServer, database: TestDatabase, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", database.name)
+def cloud(cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
     monkeypatch.setattr(decision_commands, "load_deciding", lambda: world.deciding)
-    return RunningCloud(tmp_path, postgres)
+    return cloud
 
 
 @pytest.fixture

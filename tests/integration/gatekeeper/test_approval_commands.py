@@ -12,17 +12,14 @@ from tests.judgements import MILLION, Case, market_wide_case
 from acp_cli import approval_commands
 from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
-from local_cloud import database as local_database
 from local_cloud.cloud import Cloud
-from local_cloud.postgres import PostgresServer
 from local_cloud.workspace import CHECKOUT, Workspace
 
 
 @pytest.fixture
-def cloud(postgres: PostgresServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
-    monkeypatch.setattr(local_database, "NAME", world.database.name)
+def cloud(cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
     monkeypatch.setenv("USER", "grace")
-    return RunningCloud(tmp_path, postgres)
+    return cloud
 
 
 def test_a_person_approves_what_is_shown_as_themselves(

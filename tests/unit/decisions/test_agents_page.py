@@ -1,4 +1,4 @@
-"""docs/agents.md: its code runs, its figures add up, its variables are those that are read."""
+"""docs/agents.md: its code runs, its figures add up, it names every variable that is read."""
 
 import re
 from pathlib import Path

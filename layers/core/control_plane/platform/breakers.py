@@ -27,7 +27,7 @@ class BreakerPolicy:
     failure_threshold: int
     """The number of consecutive outage failures that opens it; 1 or more."""
     cool_down_seconds: float
-    """Seconds; also how long a caller has for its probe before another caller may probe instead."""
+    """Seconds that it stays open before a probe, and that a caller has for its probe before another may make one."""
 
 
 @dataclass(frozen=True, slots=True)

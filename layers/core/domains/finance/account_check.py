@@ -1,4 +1,4 @@
-"""Holds what evidence says of an account against the account as it is now, at the prices of the decision's bar."""
+"""Compares what evidence says of an account with the account as it is now, at the prices of the decision's bar."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from domains.finance.deciding import measures
 from domains.finance.evidence_check import Portfolio
 
 MOST_CHANGED_PPM: Final = 100_000
-"""How much of its value an account may have changed by since its evidence: one small hedge that was filled is less."""
+"""The most that an account may have changed since its evidence, in millionths; a small hedge changes less."""
 _MOST_MICROS: Final = 10**15
 
 
 @dataclass(frozen=True, slots=True)
 class AccountRow:
-    """A position of an account, or none: its cash alone. Its price is the last one that was known at the bar."""
+    """An account with one of its positions, or with none if it has cash alone; the price is the last one at the bar."""
 
     currency: str
     cash_micros: int
@@ -31,7 +31,7 @@ class Account:
     currency: str
     cash_micros: int
     values: Mapping[tuple[str, str], int]
-    """What each position is worth, by source and entity; without those that no price is known of."""
+    """What each position is worth, by source and entity; a position without a known price is left out."""
 
     @property
     def value_micros(self) -> int:
