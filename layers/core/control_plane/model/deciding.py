@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Protocol
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from control_plane.model.contract import Name
+from control_plane.model.late import LateModel
 
 DECISION_NAMESPACE = UUID("7c1f3c58-0f0e-4b57-9d5e-0d6f5f1b9a52")
 """The UUIDv5 namespace of decisions, calls, verdicts, approvals and actions; never changed."""
@@ -187,10 +188,10 @@ class Playbook(Protocol):
         """What is pinned when a decision opens: name → bytes (prompts, policies, schemas, settings, the version)."""
 
 
-class Answer(BaseModel):
+class Answer(LateModel):
     """The base of every agent's typed answer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,19 +223,19 @@ class Agent(Protocol):
         """Answers within the given time. Raises nothing but what is a bug: that counts as unknown."""
 
 
-class ActionSchema(BaseModel):
+class ActionSchema(LateModel):
     """The base of every type of action. Amounts are integers in millionths, never floats."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
-class Proposal(BaseModel):
+class Proposal(LateModel):
     """The body of a step ``proposal``: what an action rests on, and what it claims. Extra fields are refused.
 
     The action itself is the step's output, so that its hash is over nothing else.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     action_type: Name
     account: Name
