@@ -660,6 +660,17 @@ CREATE FUNCTION public.delivered_since(of_subscription text, since timestamp wit
     LANGUAGE sql STABLE
     RETURN (SELECT COALESCE(bool_or((recent.delivered_at > delivered_since.since)), false) AS "coalesce" FROM (SELECT deliveries.subscription, deliveries.delivered_at FROM public.deliveries ORDER BY deliveries.outbox_id DESC LIMIT 10000) recent WHERE (recent.subscription = delivered_since.of_subscription));
 
+CREATE FUNCTION public.dismiss_anomaly(of_event uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO processed_events (consumer, event_id)
+    SELECT 'decisions', event_id FROM events WHERE event_id = of_event AND event_type = 'ANOMALY_DETECTED'
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
 CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -840,7 +851,8 @@ BEGIN
                 ('acp_detect', ARRAY['ANOMALY_DETECTED']),
                 ('acp_decide', ARRAY[
                     'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
-                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN',
+                    'ANOMALY_OVERLOOKED'
                 ]),
                 ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
             ) AS tells (role_name, event_types)
@@ -2575,6 +2587,8 @@ CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, en
 
 CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
 
+CREATE INDEX events_anomalies ON public.events USING btree (ingested_at) WHERE (event_type = 'ANOMALY_DETECTED'::text);
+
 CREATE INDEX events_by_age ON public.events USING btree (ingested_at);
 
 CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id);
@@ -2802,6 +2816,9 @@ GRANT SELECT(delivered_at) ON TABLE public.deliveries TO acp_relay;
 GRANT SELECT(message_id) ON TABLE public.deliveries TO acp_relay;
 
 REVOKE ALL ON FUNCTION public.delivered_since(of_subscription text, since timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.dismiss_anomaly(of_event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.dismiss_anomaly(of_event uuid) TO acp_decide;
 
 REVOKE ALL ON FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text) FROM PUBLIC;
 
@@ -3185,10 +3202,12 @@ GRANT SELECT ON TABLE public.processed_events TO acp_reader;
 GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_consume;
 GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_detect;
 GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_action;
+GRANT SELECT(consumer) ON TABLE public.processed_events TO acp_decide;
 
 GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_consume;
 GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_detect;
 GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_action;
+GRANT SELECT(event_id) ON TABLE public.processed_events TO acp_decide;
 
 GRANT SELECT ON TABLE public.raw_payloads TO acp_reader;
 

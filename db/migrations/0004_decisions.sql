@@ -318,6 +318,10 @@ COMMENT ON TABLE timers IS 'When a decision is to be looked at again without a m
 CREATE INDEX timers_due ON timers (due_at) WHERE fired_at IS NULL;
 
 
+-- For anomalies that nobody has taken up.
+CREATE INDEX events_anomalies ON events (ingested_at) WHERE event_type = 'ANOMALY_DETECTED';
+
+
 CREATE TABLE anchors (
     anchor_id   bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     anchored_at timestamptz NOT NULL DEFAULT clock_timestamp(),

@@ -98,7 +98,8 @@ BEGIN
                 ('acp_detect', ARRAY['ANOMALY_DETECTED']),
                 ('acp_decide', ARRAY[
                     'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
-                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN',
+                    'ANOMALY_OVERLOOKED'
                 ]),
                 ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
             ) AS tells (role_name, event_types)
@@ -213,6 +214,18 @@ BEGIN
     SET wake_seq = wake_seq + 1, superseded_by = CASE WHEN supersedes THEN coalesce(superseded_by, by_event) ELSE superseded_by END
     WHERE decision_id = of_decision;
     RETURN true;
+END
+$$;
+
+-- Says that no decision follows from an anomaly, so that nobody asks for one again.
+CREATE FUNCTION dismiss_anomaly(of_event uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    INSERT INTO processed_events (consumer, event_id)
+    SELECT 'decisions', event_id FROM events WHERE event_id = of_event AND event_type = 'ANOMALY_DETECTED'
+    ON CONFLICT DO NOTHING;
 END
 $$;
 
@@ -1028,12 +1041,13 @@ GRANT SELECT ON
     artifacts, decisions, decision_steps, agent_calls, verdicts, approval_requests, approvals, actions, executions, outcomes,
     agent_scores, timers, switches, budgets, events
     TO acp_decide;
+GRANT SELECT (consumer, event_id) ON processed_events TO acp_decide;
 GRANT INSERT (sha256, kind, bytes) ON artifacts TO acp_decide, acp_gatekeeper;
 GRANT INSERT (decision_id, state, observed, observed_at) ON outcomes TO acp_decide;
 GRANT INSERT (decision_id, agent, agent_version, forecast, probability, happened, brier, scored_at) ON agent_scores TO acp_decide;
 GRANT EXECUTE ON FUNCTION
     open_decision, join_decision, claim_decision, leave_decision, advance_decision, set_timer, intend_call, end_lost_calls, fire_timers,
-    anchor_heads, expire_action
+    anchor_heads, expire_action, dismiss_anomaly
     TO acp_decide;
 
 -- AgentFunction: takes a call and answers it.

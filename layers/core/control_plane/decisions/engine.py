@@ -31,6 +31,7 @@ from control_plane.decisions.moves import (
 )
 from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
 from control_plane.decisions.opening import Opened, find_playbook, join_decided, open_or_join
+from control_plane.decisions.overlooked import dismiss, read_anomaly
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
@@ -43,6 +44,7 @@ from control_plane.platform.telemetry import Telemetry
 
 QUERIES: Final = load_queries(__package__)
 ANOMALY: Final = "ANOMALY_DETECTED"
+OVERLOOKED: Final = "ANOMALY_OVERLOOKED"
 
 
 class Engine:
@@ -63,6 +65,9 @@ class Engine:
         """
         if event.event_type == ANOMALY:
             return self._take_up(connection, event)
+        if event.event_type == OVERLOOKED:
+            anomaly = read_anomaly(connection, event)
+            return anomaly is not None and self._take_up(connection, anomaly)
         decision_id = event.payload.get("decision_id")
         return decision_id is not None and self.advance(connection, UUID(decision_id))
 
@@ -101,6 +106,7 @@ class Engine:
         found = find_playbook(self._deciding, event.payload)
         if found is None:
             self._telemetry.logger.info("no playbook handles this", event_id=str(event.event_id))
+            dismiss(connection, event)
             return ()
         domain, playbook = found
         row = connection.execute(QUERIES["now"].sql).fetchone()
@@ -119,6 +125,7 @@ class Engine:
         )
         if opened is None:
             self._telemetry.logger.info("withdrawn before it was decided on", event_id=str(event.event_id))
+            dismiss(connection, event)
             return ()
         return (opened,)
 
