@@ -121,6 +121,7 @@ class Engine:
                 is_shadow=is_shadow,
                 now=row[0],
                 agents=self._deciding[domain].agents,
+                gate=self._deciding[domain].gate,
             )
         )
         if opened is None:

@@ -7,7 +7,7 @@ or may fail, happens between two of its transactions, and its result is a step o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 from uuid import UUID, uuid5
 
 from pydantic import ConfigDict, Field
@@ -221,6 +221,15 @@ class Agent(Protocol):
 
     def call(self, request: bytes, *, attempt: int, seconds_left: float) -> AgentResult:
         """Answers within the given time. Raises nothing but what is a bug: that counts as unknown."""
+
+
+@runtime_checkable
+class ModelBacked(Protocol):
+    """An agent with a model behind it."""
+
+    @property
+    def settings(self) -> JsonObject:
+        """What is pinned of the model: its name, its price and its limit of tokens."""
 
 
 class ActionSchema(LateModel):

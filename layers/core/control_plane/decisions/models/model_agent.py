@@ -21,7 +21,7 @@ from control_plane.decisions.models.conversation import (
 from control_plane.decisions.models.providers import PricedModel
 from control_plane.decisions.recordable import why_unrecordable
 from control_plane.decisions.strict_json import parse
-from control_plane.model.deciding import Agent, AgentResult, Answer, Deciding
+from control_plane.model.deciding import Agent, AgentResult, Answer, Deciding, JsonObject
 from control_plane.model.errors import ContractViolation
 from control_plane.model.text import visible
 
@@ -114,6 +114,16 @@ class ModelAgent:
             model=model,
             monotonic=self._monotonic,
         )
+
+    @property
+    def settings(self) -> JsonObject:
+        """See ModelBacked. The price is in millionths of a US dollar for 1,000 tokens of input and of output."""
+        behind = self._behind()
+        return {
+            "model": behind.client.model,
+            "price_micros": [behind.price.input_micros, behind.price.output_micros],
+            "most_output_tokens": behind.client.most_output_tokens,
+        }
 
     def most_micros(self, request: bytes) -> int:
         """See Agent: all turns at their worst."""
