@@ -436,7 +436,7 @@ $$;
 -- Ends an attempt and says so in the chain.
 CREATE FUNCTION end_call(
     of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer,
-    of_model text
+    of_model text, retry_after integer DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
@@ -451,7 +451,7 @@ BEGIN
     UPDATE agent_calls
     SET
         outcome = how, answer_sha256 = answer_hash, error = left(because, 1024), cost_micros = charged,
-        input_tokens = tokens_in, output_tokens = tokens_out, ended_at = clock_timestamp()
+        input_tokens = tokens_in, output_tokens = tokens_out, retry_after_seconds = retry_after, ended_at = clock_timestamp()
     WHERE call_id = of_call
     RETURNING * INTO STRICT ended;
     PERFORM settle_reservation(of_call, charged, of_model, ended.ended_at);
@@ -549,7 +549,7 @@ RETURN EXISTS (SELECT FROM switches WHERE is_off AND scope = 'model:' || of_mode
 -- reserved, the model is switched off, and the switch's event is told, too.
 CREATE FUNCTION answer_call(
     of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer,
-    of_model text, wake_event json, switch_event json DEFAULT NULL
+    of_model text, wake_event json, switch_event json DEFAULT NULL, retry_after integer DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -573,7 +573,7 @@ BEGIN
     -- What has no verdict is spent in full.
     PERFORM end_call(
         of_call, how, 'agent', answer, because,
-        CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
+        CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model, retry_after
     );
     IF how <> 'unknown' AND charged > call.reserved_micros AND of_model IS NOT NULL THEN
         IF switch_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
@@ -941,7 +941,9 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT
                 coalesce(bool_or(kind = 'retry'), false) AS is_held_back,
-                coalesce(bool_or((state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe'))), false) AS is_woken_later
+                coalesce(bool_or(
+                    (state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe')) OR kind IN ('call', 'gather')
+                ), false) AS is_woken_later
             FROM timers
             WHERE timers.decision_id = decision.decision_id AND fired_at IS NULL AND due_at > clock_timestamp()
         ) AS ahead

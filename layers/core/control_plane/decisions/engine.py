@@ -210,7 +210,10 @@ class Engine:
                 self._append(connection, hold, loaded, moves.simulation(record, result))
             case Observe():
                 return self._observe(connection, hold, loaded, playbook, move)
-            case Wait():
+            case Wait(until, kind):
+                if until is not None:
+                    timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": kind, "due_at": until}
+                    connection.execute(QUERIES["set_timer"].sql, timer)
                 return False
         return True
 
@@ -301,12 +304,13 @@ class Engine:
 def _circumstances(loaded: Loaded) -> Circumstances:
     is_overdue = loaded.now >= moves.ends_at(loaded.record)
     if loaded.record.decision.state not in BEFORE_RELEASE:
-        return Circumstances(is_overdue=is_overdue)
+        return Circumstances(is_overdue=is_overdue, now=loaded.now)
     expiry = moves.approval_expiry(loaded.record)
     return Circumstances(
         is_overdue=is_overdue,
         is_expired=expiry is not None and loaded.now >= expiry,
         switched_off=loaded.switched_off,
+        now=loaded.now,
     )
 
 

@@ -540,5 +540,5 @@ SELECT model_is_off(%(model)s::text)
 -- Ends an attempt that this fence holds, and wakes its decision; false where the answer comes too late.
 SELECT answer_call(
     %(call_id)s, %(fence)s, %(outcome)s, %(answer)s::bytea, %(error)s, %(cost_micros)s, %(input_tokens)s::integer,
-    %(output_tokens)s::integer, %(model)s, %(event)s::json, %(switch_event)s::json
+    %(output_tokens)s::integer, %(model)s, %(event)s::json, %(switch_event)s::json, %(retry_after_seconds)s::integer
 )

@@ -205,6 +205,8 @@ class AgentResult:
     cost_micros: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
+    retry_after_seconds: int | None = None
+    """Before the next attempt, where whoever is behind the agent needs the time."""
 
 
 class Agent(Protocol):
