@@ -70,6 +70,7 @@ _SHARED = {
     ),
     **_each(READERS_OF_BARS, "domains.finance.deciding", "bars_between horizon_end corporate_actions"),
     "domains.finance.deciding.bars_until": READERS_OF_BARS - {DETECT},
+    "domains.finance.deciding.has_all_bars": READERS_OF_BARS,
     "domains.finance.deciding.bars_of_entity": READERS_OF_BARS,
     "domains.finance.deciding.lock_episodes": EVERYBODY,
     **_each(

@@ -4,6 +4,7 @@ Messages are hints. Whoever gets one claims the decision's lease, reads its reco
 one that comes twice, late or in another order changes nothing. Each step is one transaction with its messages.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -35,7 +36,7 @@ from control_plane.decisions.overlooked import dismiss, read_anomaly
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
-from control_plane.model.deciding import Deciding, Playbook
+from control_plane.model.deciding import Deciding, Patient, Playbook
 from control_plane.model.errors import PlaybookFault
 from control_plane.model.text import LONGEST, visible
 from control_plane.platform.conflicts import retry_conflicts
@@ -44,6 +45,8 @@ from control_plane.platform.telemetry import Telemetry
 
 QUERIES: Final = load_queries(__package__)
 ANOMALY: Final = "ANOMALY_DETECTED"
+LOOK_SECONDS: Final = 0.1
+"""Between two looks whether evidence is complete."""
 OVERLOOKED: Final = "ANOMALY_OVERLOOKED"
 
 
@@ -201,7 +204,11 @@ class Engine:
                 self._append(connection, hold, loaded, move)
             case Intend(calls_seq, calls):
                 _transact(connection, lambda: intend(connection, hold, loaded, calls_seq, calls))
-            case Collect():
+            case Collect(wait_until):
+                if wait_until is not None and not self._is_complete(connection, loaded, playbook, wait_until):
+                    again = loaded.now + timedelta(seconds=self._policy.gather_again_seconds)
+                    self._set_timer(connection, hold, "gather", min(again, wait_until))
+                    return False
                 with connection.transaction():
                     gathered = playbook.gather(connection, record)
                 self._append(connection, hold, loaded, moves.evidence(record, gathered))
@@ -212,8 +219,7 @@ class Engine:
                 return self._observe(connection, hold, loaded, playbook, move)
             case Wait(until, kind):
                 if until is not None:
-                    timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": kind, "due_at": until}
-                    connection.execute(QUERIES["set_timer"].sql, timer)
+                    self._set_timer(connection, hold, kind, until)
                 return False
         return True
 
@@ -242,12 +248,32 @@ class Engine:
         if observed is not None:
             self._append(connection, hold, loaded, moves.outcome(loaded.record, observed))
             return True
-        timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": "observe"}
+        self._set_timer(connection, hold, "observe", _next_look(loaded.now, move, self._policy.observe_seconds))
+        return False
+
+    def _is_complete(
+        self, connection: Connection[Any], loaded: Loaded, playbook: Playbook, wait_until: datetime
+    ) -> bool:
+        """Whether evidence is gathered now: all of it is there, its playbook does not wait, or the wait is over."""
+        if not isinstance(playbook, Patient):
+            return True
+        left = min(self._policy.gather_seconds, (wait_until - loaded.now).total_seconds())
+        ends = time.monotonic() + left
+        while left > 0:
+            with connection.transaction():
+                if playbook.is_complete(connection, loaded.record):
+                    return True
+            if time.monotonic() >= ends:
+                return loaded.now + timedelta(seconds=left) >= wait_until
+            time.sleep(min(LOOK_SECONDS, left))
+        return True
+
+    def _set_timer(self, connection: Connection[Any], hold: Hold, kind: str, due_at: datetime) -> None:
+        """Has the decision looked at again, unless a timer of the kind is set already."""
+        timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": kind}
         row = connection.execute(QUERIES["has_timer"].sql, timer).fetchone()
         if row is None or not row[0]:
-            due_at = _next_look(loaded.now, move, self._policy.observe_seconds)
             connection.execute(QUERIES["set_timer"].sql, {**timer, "due_at": due_at})
-        return False
 
     def _end_lost(self, connection: Connection[Any], hold: Hold) -> int:
         ended = retry_conflicts(lambda: end_lost_calls(connection, hold))

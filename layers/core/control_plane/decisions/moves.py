@@ -91,7 +91,9 @@ class Intend:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Collect the evidence."""
+    """Collect the evidence, where a playbook says so not before it is complete."""
+
+    wait_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,9 @@ class AgentRequest:
 class Gather:
     """Collect the evidence: the engine calls the playbook's ``gather`` and records the result (state gathering)."""
 
+    wait_until: datetime | None = None
+    """How long the engine waits where the playbook is :class:`Patient` and says that something is still to come."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallAgents:
@@ -186,6 +189,14 @@ class Playbook(Protocol):
 
     def sources(self) -> Mapping[str, bytes]:
         """What is pinned when a decision opens: name → bytes (prompts, policies, schemas, settings, the version)."""
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """A playbook whose evidence may be worth a short wait."""
+
+    def is_complete(self, connection: Any, record: Record) -> bool:
+        """Whether all is there that evidence would have; read as role acp_decide, until ``Gather.wait_until``."""
 
 
 class Answer(LateModel):
