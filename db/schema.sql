@@ -140,7 +140,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json DEFAULT NULL::json) RETURNS boolean
+CREATE FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json DEFAULT NULL::json, retry_after integer DEFAULT NULL::integer) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -163,7 +163,7 @@ BEGIN
     -- What has no verdict is spent in full.
     PERFORM end_call(
         of_call, how, 'agent', answer, because,
-        CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
+        CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model, retry_after
     );
     IF how <> 'unknown' AND charged > call.reserved_micros AND of_model IS NOT NULL THEN
         IF switch_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
@@ -782,6 +782,17 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.dismiss_anomaly(of_event uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO processed_events (consumer, event_id)
+    SELECT 'decisions', event_id FROM events WHERE event_id = of_event AND event_type = 'ANOMALY_DETECTED'
+    ON CONFLICT DO NOTHING;
+END
+$$;
+
 CREATE FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -798,7 +809,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text) RETURNS void
+CREATE FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, retry_after integer DEFAULT NULL::integer) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -812,7 +823,7 @@ BEGIN
     UPDATE agent_calls
     SET
         outcome = how, answer_sha256 = answer_hash, error = left(because, 1024), cost_micros = charged,
-        input_tokens = tokens_in, output_tokens = tokens_out, ended_at = clock_timestamp()
+        input_tokens = tokens_in, output_tokens = tokens_out, retry_after_seconds = retry_after, ended_at = clock_timestamp()
     WHERE call_id = of_call
     RETURNING * INTO STRICT ended;
     PERFORM settle_reservation(of_call, charged, of_model, ended.ended_at);
@@ -911,7 +922,9 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT
                 coalesce(bool_or(kind = 'retry'), false) AS is_held_back,
-                coalesce(bool_or((state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe'))), false) AS is_woken_later
+                coalesce(bool_or(
+                    (state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe')) OR kind IN ('call', 'gather')
+                ), false) AS is_woken_later
             FROM timers
             WHERE timers.decision_id = decision.decision_id AND fired_at IS NULL AND due_at > clock_timestamp()
         ) AS ahead
@@ -1056,7 +1069,8 @@ BEGIN
                 ('acp_detect', ARRAY['ANOMALY_DETECTED']),
                 ('acp_decide', ARRAY[
                     'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
-                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN',
+                    'ANOMALY_OVERLOOKED'
                 ]),
                 ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
             ) AS tells (role_name, event_types)
@@ -2058,6 +2072,7 @@ CREATE TABLE public.agent_calls (
     cost_micros bigint,
     input_tokens integer,
     output_tokens integer,
+    retry_after_seconds integer,
     ended_at timestamp with time zone,
     CONSTRAINT agent_calls_agent_check CHECK ((agent <> ''::text)),
     CONSTRAINT agent_calls_agent_version_check CHECK ((agent_version <> ''::text)),
@@ -2068,7 +2083,8 @@ CREATE TABLE public.agent_calls (
     CONSTRAINT agent_calls_input_tokens_check CHECK ((input_tokens >= 0)),
     CONSTRAINT agent_calls_outcome_check CHECK ((outcome = ANY (ARRAY['answered'::text, 'invalid'::text, 'failed'::text, 'unknown'::text, 'never_started'::text]))),
     CONSTRAINT agent_calls_output_tokens_check CHECK ((output_tokens >= 0)),
-    CONSTRAINT agent_calls_reserved_micros_check CHECK ((reserved_micros >= 0))
+    CONSTRAINT agent_calls_reserved_micros_check CHECK ((reserved_micros >= 0)),
+    CONSTRAINT agent_calls_retry_after_seconds_check CHECK ((retry_after_seconds >= 0))
 );
 
 COMMENT ON TABLE public.agent_calls IS 'Every attempt of every call of an agent. One is claimed once: after a lost lease its answer is unknown, and what follows is another attempt.';
@@ -3165,10 +3181,12 @@ CREATE TABLE public.timers (
     kind text NOT NULL,
     due_at timestamp with time zone NOT NULL,
     fired_at timestamp with time zone,
-    CONSTRAINT timers_kind_check CHECK ((kind = ANY (ARRAY['deadline'::text, 'retry'::text, 'approval'::text, 'observe'::text])))
+    CONSTRAINT timers_kind_check CHECK ((kind = ANY (ARRAY['deadline'::text, 'retry'::text, 'call'::text, 'gather'::text, 'approval'::text, 'observe'::text])))
 );
 
 COMMENT ON TABLE public.timers IS 'When a decision is to be looked at again without a message.';
+
+COMMENT ON COLUMN public.timers.kind IS 'call: an agent is tried again then. gather: evidence is not waited for any longer. retry: one that stands still is not looked at before.';
 
 CREATE TABLE public.verdicts (
     verdict_id uuid NOT NULL,
@@ -3412,6 +3430,8 @@ CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, en
 
 CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
 
+CREATE INDEX events_anomalies ON public.events USING btree (ingested_at) WHERE (event_type = 'ANOMALY_DETECTED'::text);
+
 CREATE INDEX events_by_age ON public.events USING btree (ingested_at);
 
 CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id);
@@ -3605,8 +3625,8 @@ GRANT ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) TO 
 REVOKE ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json, of_token text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.answer_approval(of_approval uuid, action bytea, gives boolean, because text, wake_event json, of_token text) TO acp_command;
 
-REVOKE ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json) TO acp_agent;
+REVOKE ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json, retry_after integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.answer_call(of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, wake_event json, switch_event json, retry_after integer) TO acp_agent;
 
 REVOKE ALL ON FUNCTION public.append_step(of_decision uuid, step_kind text, step_author text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, step_cost bigint) FROM PUBLIC;
 
@@ -3672,10 +3692,13 @@ REVOKE ALL ON FUNCTION public.describe_dead_letter() FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.discard_dead_letters(letter_ids bigint[], because text, requester text, chosen jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.discard_dead_letters(letter_ids bigint[], because text, requester text, chosen jsonb) TO acp_command;
 
+REVOKE ALL ON FUNCTION public.dismiss_anomaly(of_event uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.dismiss_anomaly(of_event uuid) TO acp_decide;
+
 REVOKE ALL ON FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.end_api_change(of_token text, of_key text, of_address text, of_agent text, of_route text, because text, state_before json, state_after json, answer_status integer, answer_body json) TO acp_command;
 
-REVOKE ALL ON FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.end_call(of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer, of_model text, retry_after integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) TO acp_decide;
@@ -4204,10 +4227,12 @@ GRANT SELECT ON TABLE public.processed_events TO acp_reader;
 GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_consume;
 GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_detect;
 GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_action;
+GRANT SELECT(consumer) ON TABLE public.processed_events TO acp_decide;
 
 GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_consume;
 GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_detect;
 GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_action;
+GRANT SELECT(event_id) ON TABLE public.processed_events TO acp_decide;
 
 GRANT SELECT(operation_id),INSERT(operation_id) ON TABLE public.processed_events TO acp_consume;
 

@@ -131,6 +131,7 @@ CREATE TABLE agent_calls (
     cost_micros     bigint      CHECK (cost_micros >= 0),
     input_tokens    integer     CHECK (input_tokens >= 0),
     output_tokens   integer     CHECK (output_tokens >= 0),
+    retry_after_seconds integer CHECK (retry_after_seconds >= 0),
     ended_at        timestamptz,
     CONSTRAINT agent_calls_one_per_attempt UNIQUE (decision_id, step_seq, agent, attempt),
     CONSTRAINT agent_calls_end_is_whole CHECK ((outcome IS NULL) = (ended_at IS NULL)),
@@ -309,13 +310,18 @@ CREATE TRIGGER agent_scores_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON
 
 CREATE TABLE timers (
     decision_id uuid        NOT NULL REFERENCES decisions (decision_id),
-    kind        text        NOT NULL CHECK (kind IN ('deadline', 'retry', 'approval', 'observe')),
+    kind        text        NOT NULL CHECK (kind IN ('deadline', 'retry', 'call', 'gather', 'approval', 'observe')),
     due_at      timestamptz NOT NULL,
     fired_at    timestamptz,
     PRIMARY KEY (decision_id, kind, due_at)
 );
 COMMENT ON TABLE timers IS 'When a decision is to be looked at again without a message.';
+COMMENT ON COLUMN timers.kind IS 'call: an agent is tried again then. gather: evidence is not waited for any longer. retry: one that stands still is not looked at before.';
 CREATE INDEX timers_due ON timers (due_at) WHERE fired_at IS NULL;
+
+
+-- For anomalies that nobody has taken up.
+CREATE INDEX events_anomalies ON events (ingested_at) WHERE event_type = 'ANOMALY_DETECTED';
 
 
 CREATE TABLE anchors (

@@ -98,7 +98,8 @@ BEGIN
                 ('acp_detect', ARRAY['ANOMALY_DETECTED']),
                 ('acp_decide', ARRAY[
                     'DECISION_OPENED', 'AGENT_CALL_REQUESTED', 'HYPOTHESIS_PROPOSED', 'IMPACT_SIMULATED', 'DECISION_PROPOSED',
-                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN'
+                    'VERDICT_REQUESTED', 'APPROVAL_EXPIRED', 'OUTCOME_OBSERVED', 'DECISION_ABANDONED', 'DECISION_WOKEN',
+                    'ANOMALY_OVERLOOKED'
                 ]),
                 ('acp_gatekeeper', ARRAY['ACTION_REFUSED', 'APPROVAL_REQUESTED', 'ACTION_RELEASED'])
             ) AS tells (role_name, event_types)
@@ -213,6 +214,18 @@ BEGIN
     SET wake_seq = wake_seq + 1, superseded_by = CASE WHEN supersedes THEN coalesce(superseded_by, by_event) ELSE superseded_by END
     WHERE decision_id = of_decision;
     RETURN true;
+END
+$$;
+
+-- Says that no decision follows from an anomaly, so that nobody asks for one again.
+CREATE FUNCTION dismiss_anomaly(of_event uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    INSERT INTO processed_events (consumer, event_id)
+    SELECT 'decisions', event_id FROM events WHERE event_id = of_event AND event_type = 'ANOMALY_DETECTED'
+    ON CONFLICT DO NOTHING;
 END
 $$;
 
@@ -423,7 +436,7 @@ $$;
 -- Ends an attempt and says so in the chain.
 CREATE FUNCTION end_call(
     of_call uuid, how text, author text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer,
-    of_model text
+    of_model text, retry_after integer DEFAULT NULL
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
@@ -438,7 +451,7 @@ BEGIN
     UPDATE agent_calls
     SET
         outcome = how, answer_sha256 = answer_hash, error = left(because, 1024), cost_micros = charged,
-        input_tokens = tokens_in, output_tokens = tokens_out, ended_at = clock_timestamp()
+        input_tokens = tokens_in, output_tokens = tokens_out, retry_after_seconds = retry_after, ended_at = clock_timestamp()
     WHERE call_id = of_call
     RETURNING * INTO STRICT ended;
     PERFORM settle_reservation(of_call, charged, of_model, ended.ended_at);
@@ -536,7 +549,7 @@ RETURN EXISTS (SELECT FROM switches WHERE is_off AND scope = 'model:' || of_mode
 -- reserved, the model is switched off, and the switch's event is told, too.
 CREATE FUNCTION answer_call(
     of_call uuid, with_fence bigint, how text, answer bytea, because text, charged bigint, tokens_in integer, tokens_out integer,
-    of_model text, wake_event json, switch_event json DEFAULT NULL
+    of_model text, wake_event json, switch_event json DEFAULT NULL, retry_after integer DEFAULT NULL
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -560,7 +573,7 @@ BEGIN
     -- What has no verdict is spent in full.
     PERFORM end_call(
         of_call, how, 'agent', answer, because,
-        CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model
+        CASE WHEN how = 'unknown' THEN call.reserved_micros ELSE charged END, tokens_in, tokens_out, of_model, retry_after
     );
     IF how <> 'unknown' AND charged > call.reserved_micros AND of_model IS NOT NULL THEN
         IF switch_event -> 'message' ->> 'event_type' IS DISTINCT FROM 'SWITCH_SET'
@@ -955,7 +968,9 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT
                 coalesce(bool_or(kind = 'retry'), false) AS is_held_back,
-                coalesce(bool_or((state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe'))), false) AS is_woken_later
+                coalesce(bool_or(
+                    (state, kind) IN (('awaiting_approval', 'approval'), ('observing', 'observe')) OR kind IN ('call', 'gather')
+                ), false) AS is_woken_later
             FROM timers
             WHERE timers.decision_id = decision.decision_id AND fired_at IS NULL AND due_at > clock_timestamp()
         ) AS ahead
@@ -1055,12 +1070,13 @@ GRANT SELECT ON
     artifacts, decisions, decision_steps, agent_calls, verdicts, approval_requests, approvals, actions, executions, outcomes,
     agent_scores, timers, switches, budgets, events
     TO acp_decide;
+GRANT SELECT (consumer, event_id) ON processed_events TO acp_decide;
 GRANT INSERT (sha256, kind, bytes) ON artifacts TO acp_decide, acp_gatekeeper;
 GRANT INSERT (decision_id, state, observed, observed_at) ON outcomes TO acp_decide;
 GRANT INSERT (decision_id, agent, agent_version, forecast, probability, happened, brier, scored_at) ON agent_scores TO acp_decide;
 GRANT EXECUTE ON FUNCTION
     open_decision, join_decision, claim_decision, leave_decision, advance_decision, set_timer, intend_call, end_lost_calls, fire_timers,
-    anchor_heads, expire_action
+    anchor_heads, expire_action, dismiss_anomaly
     TO acp_decide;
 
 -- AgentFunction: takes a call and answers it.

@@ -72,8 +72,17 @@ def rendered(tree: DecisionTree) -> Iterator[str]:
             f"{'└' if is_last else '├'} ", f"{spine}   "
         )  # fmt: skip
         yield f"{mark}{_line(step, facts['opened_at'])}"
+        if step.kind == "verdict" and is_other_policy(told[0], step):
+            yield f"{below}[dim]by another policy than when the decision was opened[/]"
         for detail in _details(step, _WIDTH - len(below)):
             yield f"{below}[dim]{shown(detail)}[/]"
+
+
+def is_other_policy(opened: TreeStep, verdict: TreeStep) -> bool:
+    """Whether a verdict fell by other policies than those that were in force when its decision was opened."""
+    pinned = _parsed(opened.output).get("policy") or {}
+    used = {"policy": verdict.body.get("policy_sha256"), "policy_schema": verdict.body.get("schema_sha256")}
+    return any(name in used and used[name] not in (None, f"\\x{value}") for name, value in pinned.items())
 
 
 def _line(step: TreeStep, opened_at: datetime) -> str:

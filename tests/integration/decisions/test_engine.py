@@ -1,5 +1,6 @@
 """The engine from an anomaly to the end, with everything around it, messages doubled and shuffled."""
 
+import json
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,10 @@ import pytest
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly, kinds, last_body
 
+from acp_cli.decision_tree import is_other_policy
+from control_plane.decisions.audit import audit
 from control_plane.decisions.engine import Engine
+from control_plane.decisions.reading import read_tree
 from control_plane.decisions.record import Loaded
 from control_plane.decisions.steps import EnginePolicy, Hold
 from control_plane.model.contract import Event
@@ -64,6 +68,33 @@ def test_what_decides_is_pinned_once_by_its_hash(world: World) -> None:
     assert one.decision.pins_sha256 == two.decision.pins_sha256
     assert world.rows("SELECT count(*) FROM artifacts WHERE kind IN ('pins', 'source')") == [(3,)]
     assert b'"prompt":' in one.artifacts[one.decision.pins_sha256]
+
+
+def test_policies_are_pinned_as_they_were_at_the_opening(world: World) -> None:
+    world.detect(anomaly())
+    world.run()
+    decision, artifacts = world.record().decision, world.record().artifacts
+    names = json.loads(artifacts[decision.pins_sha256])["policy"]
+    stored = world.rows(
+        "SELECT kind, bytes FROM artifacts WHERE sha256 = ANY(%s)", list(map(bytes.fromhex, names.values()))
+    )
+    assert sorted(stored) == [("policy", toy.ToyGate.policies.encode()), ("policy_schema", toy.ToyGate.schema.encode())]
+    assert audit(world.owner).findings == []
+
+
+def test_policies_that_cannot_be_read_do_not_keep_a_decision_from_its_record(make_world: MakeWorld) -> None:
+    class Unreadable(toy.ToyGate):
+        @property
+        def policies(self) -> str:  # type: ignore[override]
+            raise FileNotFoundError
+
+    plug_ins = {"toy": replace(toy.deciding()["toy"], gate=Unreadable())}
+    world = make_world(deciding=plug_ins, verdict="refused")
+    world.detect(anomaly())
+    world.run()
+    assert path(world) == ["refused", "scored"]
+    decision, artifacts = world.record().decision, world.record().artifacts
+    assert json.loads(artifacts[decision.pins_sha256])["policy"] == {}
 
 
 def test_a_refused_decision_is_observed_and_scored(make_world: MakeWorld) -> None:
@@ -398,3 +429,19 @@ def test_a_decision_that_is_not_there_is_nothing(world: World) -> None:
     (topic, _), *_ = world.new_messages()
     assert topic == DECISION_WORK
     assert not world.engine.advance(world.decide, world.some_id)
+
+
+def test_a_verdict_by_other_policies_than_were_pinned_is_told(world: World) -> None:
+    world.detect(anomaly())
+    world.run()
+    tree = read_tree(world.decide, world.record().decision.decision_id)
+    assert tree is not None
+    verdict = next(step for step in tree.steps if step.kind == "verdict")
+    assert is_other_policy(tree.steps[0], verdict)
+    ((pinned, schema),) = world.rows(
+        "SELECT encode(sha256(%s), 'hex'), encode(sha256(%s), 'hex')",
+        toy.ToyGate.policies.encode(),
+        toy.ToyGate.schema.encode(),
+    )
+    same = {**verdict.body, "policy_sha256": f"\\x{pinned}", "schema_sha256": f"\\x{schema}"}
+    assert not is_other_policy(tree.steps[0], replace(verdict, body=same))

@@ -174,6 +174,9 @@ def test_a_model_explains_and_summarises(
     assert (asked["hypotheses"], asked["executive_summary"]) == ("1+stand-in", "1+stand-in")
     assert asked["action_recommender"] == "1"
     assert not any(name.endswith("_by_rule") for name in asked)
+    pins = json.loads(record.artifacts[record.decision.pins_sha256])
+    model = {"model": "stand-in", "price_micros": [1000, 5000], "most_output_tokens": 1024}
+    assert pins["models"] == {"hypotheses": model, "executive_summary": model}
     answered = market.execute(
         "SELECT agent, agent_version, outcome, cost_micros FROM agent_calls WHERE cost_micros > 0 ORDER BY step_seq"
     ).fetchall()

@@ -221,8 +221,17 @@ class World:
         row = (
             self.as_role["acp_agent"]
             .execute(
-                "SELECT answer_call(%s, %s, %s, %s, %s, %s, NULL, NULL, NULL, %s::json)",
-                [call_id, fence, result.outcome, result.answer, result.error, result.cost_micros, woken],
+                "SELECT answer_call(%s, %s, %s, %s, %s, %s, NULL, NULL, NULL, %s::json, NULL, %s)",
+                [
+                    call_id,
+                    fence,
+                    result.outcome,
+                    result.answer,
+                    result.error,
+                    result.cost_micros,
+                    woken,
+                    result.retry_after_seconds,
+                ],
             )
             .fetchone()
         )

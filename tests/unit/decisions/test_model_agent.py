@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -16,6 +16,7 @@ from control_plane.decisions.models.conversation import Conversation, Reply, Usa
 from control_plane.decisions.models.converse import ConverseClient
 from control_plane.decisions.models.model_agent import (
     MOST_REPAIRS,
+    PAUSE_SECONDS,
     ModelAgent,
     allowed,
     check_answer,
@@ -304,3 +305,20 @@ def test_two_agents_of_one_name_are_refused() -> None:
 def test_an_agent_without_a_model_cannot_be_called() -> None:
     with pytest.raises(ValueError, match="no model behind it"):
         call(ModelAgent("causes", "1", Cause, "", ()))
+
+
+# Pauses
+
+
+@pytest.mark.parametrize(
+    ("reply", "pause"),
+    [
+        (replace(failed("it is overloaded", is_providers_fault=True), retry_after_seconds=30), 30),
+        (failed("it is overloaded", is_providers_fault=True), PAUSE_SECONDS),
+        (unknown("it was cut off"), PAUSE_SECONDS),
+        (failed("the key is wrong"), None),
+    ],
+)
+def test_what_the_provider_needs_time_for_is_tried_again_after_a_pause(reply: Reply, pause: int | None) -> None:
+    agent, _ = agent_of(reply)
+    assert call(agent).retry_after_seconds == pause

@@ -328,3 +328,14 @@ def test_the_secret_is_read_by_its_arn_when_it_is_needed() -> None:
         assert priced.client.ask(CONVERSATION, seconds_left=2).kind == "answered"
     assert read == ["arn:of:it"]
     assert b"Authorization: Bearer a-key\r\n" in received[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "pause"),
+    [(429, "7", 7), (503, "0", 0), (429, None, None), (429, "Fri, 27 Nov 2026 12:00:00 GMT", None), (500, "7", None),
+     (429, "-1", None), (429, "1e3", None), (429, "9999999", None)],
+)  # fmt: skip
+def test_how_long_an_overloaded_provider_wants_not_to_be_asked(
+    status: int, said: str | None, pause: int | None
+) -> None:
+    assert refused(status, retry_after=said).retry_after_seconds == pause

@@ -197,7 +197,12 @@ def _checked(agent: Agent, result: AgentResult) -> AgentResult:
     """Returns what an agent gave back as it may be recorded."""
     if result.outcome not in _OUTCOMES or not _is_amount(result.cost_micros, _MOST_MICROS):
         return AgentResult("unknown", error="it returned a result of no known outcome or cost")
-    result = replace(result, input_tokens=_count(result.input_tokens), output_tokens=_count(result.output_tokens))
+    result = replace(
+        result,
+        input_tokens=_count(result.input_tokens),
+        output_tokens=_count(result.output_tokens),
+        retry_after_seconds=_count(result.retry_after_seconds),
+    )
     answer = result.answer
     if answer is not None and (not isinstance(answer, bytes) or len(answer) > MOST_ANSWER_BYTES):
         size = len(answer) if isinstance(answer, bytes) else "no"
@@ -210,8 +215,8 @@ def _checked(agent: Agent, result: AgentResult) -> AgentResult:
     return replace(result, answer=answer)
 
 
-def _count(tokens: object) -> int | None:
-    return tokens if isinstance(tokens, int) and _is_amount(tokens, MOST_TOKENS) else None
+def _count(said: object) -> int | None:
+    return said if isinstance(said, int) and _is_amount(said, MOST_TOKENS) else None
 
 
 def _is_amount(value: object, most: int) -> bool:
@@ -264,6 +269,7 @@ def _record(
         "model": model,
         "event": one_as_json(wake),
         "switch_event": _switch_event(call, result, model),
+        "retry_after_seconds": result.retry_after_seconds,
     }
 
     def record() -> bool:

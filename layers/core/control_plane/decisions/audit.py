@@ -338,7 +338,8 @@ def _named_by(step: StoredStep) -> list[bytes]:
 def _pinned(content: bytes) -> list[bytes]:
     """The artifacts that a list of pins names; none for one that is no such list, which its hash gives away."""
     try:
-        return [bytes.fromhex(name) for name in json.loads(content)["sources"].values()]
+        pins = json.loads(content)
+        return [bytes.fromhex(name) for kind in ("sources", "policy") for name in pins[kind].values()]
     except (AttributeError, KeyError, TypeError, ValueError):
         return []
 

@@ -4,6 +4,7 @@ Messages are hints. Whoever gets one claims the decision's lease, reads its reco
 one that comes twice, late or in another order changes nothing. Each step is one transaction with its messages.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,10 +32,11 @@ from control_plane.decisions.moves import (
 )
 from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
 from control_plane.decisions.opening import Opened, find_playbook, join_decided, open_or_join
+from control_plane.decisions.overlooked import dismiss, read_anomaly
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
-from control_plane.model.deciding import Deciding, Playbook
+from control_plane.model.deciding import Deciding, Patient, Playbook
 from control_plane.model.errors import PlaybookFault
 from control_plane.model.text import LONGEST, visible
 from control_plane.platform.conflicts import retry_conflicts
@@ -43,6 +45,9 @@ from control_plane.platform.telemetry import Telemetry
 
 QUERIES: Final = load_queries(__package__)
 ANOMALY: Final = "ANOMALY_DETECTED"
+LOOK_SECONDS: Final = 0.1
+"""Between two looks whether evidence is complete."""
+OVERLOOKED: Final = "ANOMALY_OVERLOOKED"
 
 
 class Engine:
@@ -63,6 +68,9 @@ class Engine:
         """
         if event.event_type == ANOMALY:
             return self._take_up(connection, event)
+        if event.event_type == OVERLOOKED:
+            anomaly = read_anomaly(connection, event)
+            return anomaly is not None and self._take_up(connection, anomaly)
         decision_id = event.payload.get("decision_id")
         return decision_id is not None and self.advance(connection, UUID(decision_id))
 
@@ -101,6 +109,7 @@ class Engine:
         found = find_playbook(self._deciding, event.payload)
         if found is None:
             self._telemetry.logger.info("no playbook handles this", event_id=str(event.event_id))
+            dismiss(connection, event)
             return ()
         domain, playbook = found
         row = connection.execute(QUERIES["now"].sql).fetchone()
@@ -115,10 +124,12 @@ class Engine:
                 is_shadow=is_shadow,
                 now=row[0],
                 agents=self._deciding[domain].agents,
+                gate=self._deciding[domain].gate,
             )
         )
         if opened is None:
             self._telemetry.logger.info("withdrawn before it was decided on", event_id=str(event.event_id))
+            dismiss(connection, event)
             return ()
         return (opened,)
 
@@ -193,7 +204,11 @@ class Engine:
                 self._append(connection, hold, loaded, move)
             case Intend(calls_seq, calls):
                 _transact(connection, lambda: intend(connection, hold, loaded, calls_seq, calls))
-            case Collect():
+            case Collect(wait_until):
+                if wait_until is not None and not self._is_complete(connection, loaded, playbook, wait_until):
+                    again = loaded.now + timedelta(seconds=self._policy.gather_again_seconds)
+                    self._set_timer(connection, hold, "gather", min(again, wait_until))
+                    return False
                 with connection.transaction():
                     gathered = playbook.gather(connection, record)
                 self._append(connection, hold, loaded, moves.evidence(record, gathered))
@@ -202,7 +217,9 @@ class Engine:
                 self._append(connection, hold, loaded, moves.simulation(record, result))
             case Observe():
                 return self._observe(connection, hold, loaded, playbook, move)
-            case Wait():
+            case Wait(until, kind):
+                if until is not None:
+                    self._set_timer(connection, hold, kind, until)
                 return False
         return True
 
@@ -231,12 +248,32 @@ class Engine:
         if observed is not None:
             self._append(connection, hold, loaded, moves.outcome(loaded.record, observed))
             return True
-        timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": "observe"}
+        self._set_timer(connection, hold, "observe", _next_look(loaded.now, move, self._policy.observe_seconds))
+        return False
+
+    def _is_complete(
+        self, connection: Connection[Any], loaded: Loaded, playbook: Playbook, wait_until: datetime
+    ) -> bool:
+        """Whether evidence is gathered now: all of it is there, its playbook does not wait, or the wait is over."""
+        if not isinstance(playbook, Patient):
+            return True
+        left = min(self._policy.gather_seconds, (wait_until - loaded.now).total_seconds())
+        ends = time.monotonic() + left
+        while left > 0:
+            with connection.transaction():
+                if playbook.is_complete(connection, loaded.record):
+                    return True
+            if time.monotonic() >= ends:
+                return loaded.now + timedelta(seconds=left) >= wait_until
+            time.sleep(min(LOOK_SECONDS, left))
+        return True
+
+    def _set_timer(self, connection: Connection[Any], hold: Hold, kind: str, due_at: datetime) -> None:
+        """Has the decision looked at again, unless a timer of the kind is set already."""
+        timer = {"decision_id": hold.decision_id, "fence": hold.fence, "kind": kind}
         row = connection.execute(QUERIES["has_timer"].sql, timer).fetchone()
         if row is None or not row[0]:
-            due_at = _next_look(loaded.now, move, self._policy.observe_seconds)
             connection.execute(QUERIES["set_timer"].sql, {**timer, "due_at": due_at})
-        return False
 
     def _end_lost(self, connection: Connection[Any], hold: Hold) -> int:
         ended = retry_conflicts(lambda: end_lost_calls(connection, hold))
@@ -293,12 +330,13 @@ class Engine:
 def _circumstances(loaded: Loaded) -> Circumstances:
     is_overdue = loaded.now >= moves.ends_at(loaded.record)
     if loaded.record.decision.state not in BEFORE_RELEASE:
-        return Circumstances(is_overdue=is_overdue)
+        return Circumstances(is_overdue=is_overdue, now=loaded.now)
     expiry = moves.approval_expiry(loaded.record)
     return Circumstances(
         is_overdue=is_overdue,
         is_expired=expiry is not None and loaded.now >= expiry,
         switched_off=loaded.switched_off,
+        now=loaded.now,
     )
 
 

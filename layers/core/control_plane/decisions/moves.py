@@ -38,6 +38,8 @@ class Circumstances:
     """Scopes."""
     fault: str = ""
     """Why its playbook could not say what follows."""
+    now: datetime | None = None
+    """The instant; None where nothing waits for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,9 @@ class Intend:
 
 @dataclass(frozen=True, slots=True)
 class Collect:
-    """Collect the evidence."""
+    """Collect the evidence, where a playbook says so not before it is complete."""
+
+    wait_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,11 @@ class Observe:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing can be done until something is added to the record."""
+    """Nothing can be done until something is added to the record, or until an instant, where one is given."""
+
+    until: datetime | None = None
+    kind: str = "call"
+    """Of the timer that is set for that instant."""
 
 
 type Move = Append | Intend | Collect | Model | Observe | Wait

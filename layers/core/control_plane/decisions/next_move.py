@@ -200,8 +200,8 @@ def _of_observing(record: Record) -> Move:
 def _commanded(record: Record, command: Command, playbook: Playbook, agents: Mapping[str, PricedAgent]) -> Move:
     move: Move
     match command:
-        case Gather():
-            move = Collect()
+        case Gather(wait_until):
+            move = Collect(wait_until)
         case CallAgents(state, requests):
             move = begin_round(record, state, requests, playbook, agents)
         case Simulate(spec):

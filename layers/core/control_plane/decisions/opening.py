@@ -11,7 +11,7 @@ from psycopg import Connection
 from control_plane.decisions import announcements
 from control_plane.decisions.record import load_record, sha256, store_artifacts
 from control_plane.model.contract import Event
-from control_plane.model.deciding import Agent, Deciding, Decision, Playbook, decision_id
+from control_plane.model.deciding import Agent, Deciding, Decision, Gate, ModelBacked, Playbook, decision_id
 from control_plane.model.errors import PlaybookFault
 from control_plane.model.ids import canonical_instant, canonical_json
 from control_plane.platform.messages import as_json
@@ -77,10 +77,12 @@ def open_or_join(
     is_shadow: bool,
     now: datetime,
     agents: Sequence[Agent] = (),
+    gate: Gate | None = None,
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
-    ``agents`` are those that the decision may call: their versions are pinned. None: the anomaly is withdrawn, and no
+    ``agents`` are those that the decision may call, ``gate`` is its domain's: their versions, models' settings and the
+    policies are pinned. None: the anomaly is withdrawn, and no
     decision was opened for it. That counts from when the withdrawal is stored, whichever of the two messages comes
     first. Raises psycopg.Error.
     """
@@ -103,7 +105,7 @@ def open_or_join(
             event,
             domain,
             playbook,
-            pins=_pin(connection, playbook, agents),
+            pins=_pin(connection, playbook, agents, gate),
             is_shadow=is_shadow,
             now=now,
         )
@@ -211,9 +213,9 @@ def _open(
     return True
 
 
-def _pin(connection: Connection[Any], playbook: Playbook, agents: Sequence[Agent]) -> bytes:
-    """Stores what the playbook decides with, each piece once by its hash; and agents' versions."""
-    sources = playbook.sources()
+def _pin(connection: Connection[Any], playbook: Playbook, agents: Sequence[Agent], gate: Gate | None) -> bytes:
+    """Stores what is decided with, each piece once by its hash: the playbook, policies, agents' versions and models."""
+    sources, policies = playbook.sources(), _policies(gate)
     pinned = {name: sha256(content).hex() for name, content in sources.items()}
     pins = canonical_json(
         {
@@ -221,13 +223,29 @@ def _pin(connection: Connection[Any], playbook: Playbook, agents: Sequence[Agent
             "version": playbook.version,
             "sources": pinned,
             "agents": {agent.name: agent.version for agent in agents},
+            "models": _models(agents),
+            "policy": {kind: sha256(content).hex() for kind, content in policies.items()},
         }
     )
     name = sha256(pins)
     # The list is stored with what it lists, in one transaction: where it is, so are they.
     if connection.execute(QUERIES["artifacts"].sql, {"hashes": [name]}).fetchone() is None:
-        store_artifacts(connection, [*(("source", content) for content in sources.values()), ("pins", pins)])
+        pieces = [*(("source", content) for content in sources.values()), *policies.items(), ("pins", pins)]
+        store_artifacts(connection, pieces)
     return name
+
+
+def _models(agents: Sequence[Agent]) -> Mapping[str, Any]:
+    backed = (agent for agent in agents if agent.model is not None)
+    return {agent.name: dict(agent.settings) for agent in backed if isinstance(agent, ModelBacked)}
+
+
+def _policies(gate: Gate | None) -> Mapping[str, bytes]:
+    """Returns the policies and their schema; nothing where they cannot be read: the gatekeeper then refuses."""
+    try:
+        return {} if gate is None else {"policy": gate.policies.encode(), "policy_schema": gate.schema.encode()}
+    except OSError:
+        return {}
 
 
 def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | None:

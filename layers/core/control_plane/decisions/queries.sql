@@ -337,6 +337,73 @@ WHERE decision_id = %(decision_id)s AND seq = %(seq)s
 SELECT decision_id, reason, trace_id, entity_id, clock_timestamp()
 FROM fire_timers(%(most)s, %(idle_seconds)s)
 
+-- name: overlooked_anomalies
+-- Anomalies of the last hour that no decision knows of, and that nobody has dismissed, oldest first. Each is told again after
+-- a pause that doubles each time: what told it before is its hints.
+SELECT anomaly.event_id, anomaly.trace_id, anomaly.entity_id, clock_timestamp()
+FROM events AS anomaly
+CROSS JOIN LATERAL (
+    SELECT count(*) AS told, max(hint.ingested_at) AS last_at
+    FROM events AS hint
+    WHERE hint.entity_id = anomaly.entity_id
+        AND hint.source = 'decisions'
+        AND hint.event_type = 'ANOMALY_OVERLOOKED'
+        AND hint.series = 'overlooked:' || anomaly.event_id
+) AS hints
+WHERE anomaly.event_type = 'ANOMALY_DETECTED'
+    AND anomaly.entity_id IS NOT NULL
+    AND anomaly.ingested_at > clock_timestamp() - interval '1 hour'
+    AND coalesce(hints.last_at, anomaly.ingested_at)
+        <= clock_timestamp() - make_interval(secs => %(idle_seconds)s * power(2, hints.told))
+    AND NOT EXISTS (
+        SELECT FROM processed_events WHERE consumer = 'decisions' AND processed_events.event_id = anomaly.event_id
+    )
+    AND NOT EXISTS (
+        SELECT FROM decisions AS decision
+        WHERE decision.entity_id = anomaly.entity_id
+            AND decision.occurred_at = anomaly.occurred_at
+            AND (
+                decision.trigger_event_id = anomaly.event_id
+                OR EXISTS (
+                    SELECT FROM decision_steps AS step
+                    WHERE step.decision_id = decision.decision_id
+                        AND step.kind = 'joined'
+                        AND convert_from(step.body, 'UTF8')::json ->> 'event_id' = anomaly.event_id::text
+                )
+            )
+    )
+ORDER BY anomaly.ingested_at
+LIMIT %(most)s
+
+-- name: untaken_calls
+-- Calls that no agent has taken for a while, with what asked for each.
+SELECT asked.payload_json, asked.series, decision.trace_id, decision.entity_id, clock_timestamp()
+FROM agent_calls AS call
+JOIN decisions AS decision USING (decision_id)
+JOIN events AS asked
+    ON asked.entity_id = decision.entity_id
+    AND asked.source = 'decisions'
+    AND asked.event_type = 'AGENT_CALL_REQUESTED'
+    AND asked.series = decision.decision_id || ':call:' || call.call_id
+WHERE call.outcome IS NULL
+    AND call.lease_until IS NULL
+    AND call.deadline > clock_timestamp()
+    AND call.intended_at <= clock_timestamp() - make_interval(secs => %(idle_seconds)s)
+ORDER BY call.intended_at
+LIMIT %(most)s
+
+-- name: dismiss_anomaly
+-- Says that no decision follows from an anomaly.
+SELECT dismiss_anomaly(%(event_id)s)
+
+-- name: stored_event
+-- An event as it is stored.
+SELECT
+    event_id, event_type, source, entity_id, entity_type, occurred_at, observed_at, ingested_at, series, revision,
+    schema_version, trace_id, payload_json AS payload
+FROM events
+WHERE event_id = %(event_id)s
+
 -- name: expired_actions
 -- Released actions that nobody has executed before they expired. Their decisions are open, which bounds what is read.
 SELECT action_id, decision_id, expires_at, decision.trace_id, decision.entity_id
@@ -473,5 +540,5 @@ SELECT model_is_off(%(model)s::text)
 -- Ends an attempt that this fence holds, and wakes its decision; false where the answer comes too late.
 SELECT answer_call(
     %(call_id)s, %(fence)s, %(outcome)s, %(answer)s::bytea, %(error)s, %(cost_micros)s, %(input_tokens)s::integer,
-    %(output_tokens)s::integer, %(model)s, %(event)s::json, %(switch_event)s::json
+    %(output_tokens)s::integer, %(model)s, %(event)s::json, %(switch_event)s::json, %(retry_after_seconds)s::integer
 )

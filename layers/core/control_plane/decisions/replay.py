@@ -177,6 +177,7 @@ def _circumstances(before: Record, step: Step) -> Circumstances:
         is_expired=is_expired,
         switched_off=_switched_off(step.kind, step.body),
         fault=reason.removeprefix(moves.GIVEN_UP) if is_given_up else "",
+        now=step.at,
     )
 
 

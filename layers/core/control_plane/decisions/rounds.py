@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Final, Protocol
 
 from control_plane.decisions.moves import Append, Circumstances, Intend, IntendedCall, Move, Wait, trunk
@@ -90,6 +91,12 @@ class _Call:
     def is_open(self) -> bool:
         return len(self.ended) < self.intended
 
+    @property
+    def pauses_until(self) -> datetime | None:
+        """Before then it is not tried again: whoever is behind the agent asked for that."""
+        seconds = self.ended[-1].body.get("retry_after_seconds") if self.ended else None
+        return None if seconds is None else self.ended[-1].at + timedelta(seconds=seconds)
+
 
 def next_of_round(
     record: Record, calls: Step, playbook: Playbook, agents: Mapping[str, PricedAgent], given: Circumstances
@@ -107,14 +114,14 @@ def next_of_round(
                 call.given_up = step
     due = [agent for agent, call in standing.items() if not call.is_settled and not call.is_open]
     for agent in due:
-        call = standing[agent]
-        if call.intended >= playbook.limits.most_attempts:
-            last = call.ended[-1].body
-            return _failed(calls, agent, call.intended, last["outcome"], last.get("error") or "")
-        if f"agent:{agent}" in given.switched_off:
-            return _failed(calls, agent, call.intended, "switched_off", "it is switched off")
-        if not _is_here(agent, call.version, agents):
-            return _failed(calls, agent, call.intended, "gone", f"its version {call.version} is not in this release")
+        if (
+            failed := _given_up(
+                record, calls, agent=agent, call=standing[agent], playbook=playbook, agents=agents, given=given
+            )
+        ) is not None:
+            return failed
+    paused = {agent: until for agent in due if (until := standing[agent].pauses_until) and _is_ahead(until, given)}
+    due = [agent for agent in due if agent not in paused]
     if due:
         requests = {call["agent"]: bytes.fromhex(call["request_sha256"]) for call in calls.body["calls"]}
         return Intend(
@@ -124,13 +131,43 @@ def next_of_round(
                 for agent in due
             ),
         )
-    if any(call.is_open for call in standing.values() if not call.is_settled):
-        return Wait()
+    if paused or any(call.is_open for call in standing.values() if not call.is_settled):
+        return Wait(min(paused.values(), default=None))
     return Append(
         "answers",
         calls.seq,
         {"calls_seq": calls.seq, "answers": {agent: _answer(record, call) for agent, call in standing.items()}},
     )
+
+
+def _given_up(
+    record: Record,
+    calls: Step,
+    *,
+    agent: str,
+    call: _Call,
+    playbook: Playbook,
+    agents: Mapping[str, PricedAgent],
+    given: Circumstances,
+) -> Append | None:
+    """The step that says that a call is not tried again; None where it is."""
+    last = call.ended[-1].body if call.ended else {}
+    latest = record.decision.deadline - timedelta(seconds=playbook.limits.call_seconds)
+    if call.intended >= playbook.limits.most_attempts:
+        how, reason = last["outcome"], last.get("error") or ""
+    elif f"agent:{agent}" in given.switched_off:
+        how, reason = "switched_off", "it is switched off"
+    elif not _is_here(agent, call.version, agents):
+        how, reason = "gone", f"its version {call.version} is not in this release"
+    elif call.pauses_until is not None and call.pauses_until > latest:
+        how, reason = last["outcome"], "its pause would outlast the decision"
+    else:
+        return None
+    return _failed(calls, agent, call.intended, how, reason)
+
+
+def _is_ahead(until: datetime, given: Circumstances) -> bool:
+    return given.now is not None and until > given.now
 
 
 def _is_here(agent: str, version: str, agents: Mapping[str, PricedAgent]) -> bool:

@@ -30,6 +30,9 @@ class EnginePolicy:
     """The shortest time between two looks whether a horizon is over."""
     ask_again_seconds: float = 30
     """How long a verdict is awaited before a look at the decision asks for it again."""
+    gather_seconds: float = 2
+    """How long an engine itself waits for evidence to be complete, before a timer has it looked at again."""
+    gather_again_seconds: float = 10
     shadow_playbooks: frozenset[str] = field(default_factory=frozenset)
 
 

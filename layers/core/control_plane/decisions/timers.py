@@ -10,6 +10,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 
 from control_plane.decisions.emit import emit, message
+from control_plane.decisions.overlooked import tell_again
 from control_plane.model.decision_events import ActionFailed, DecisionWoken
 from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.messages import one_as_json
@@ -23,7 +24,8 @@ MOST_EXPIRED: Final = 500
 """Actions in one run; each is a transaction."""
 NOT_EXECUTED: Final = "its client did not execute it before it expired"
 IDLE_SECONDS: Final = 30.0
-"""How long a decision that nobody holds, and that waits for nothing, may stand still."""
+"""How long a decision that nobody holds, and that waits for nothing, may stand still, and an anomaly or a call may be
+without anybody who took it."""
 SPARE_SECONDS: Final = 15.0
 """Of the function's time, what one more anchor may take."""
 MOST_HEADS: Final = 500
@@ -36,6 +38,7 @@ class TimersReport:
 
     expired: int
     woken: int
+    """Decisions, and anomalies and calls that nobody had taken up."""
     anchored: int
 
     def to_dict(self) -> dict[str, int]:
@@ -52,7 +55,7 @@ def run_timers(
     """
     report = TimersReport(
         expired=expire_actions(connection, telemetry),
-        woken=wake_due(connection),
+        woken=wake_due(connection) + tell_again(connection, idle_seconds=IDLE_SECONDS),
         anchored=anchor(connection, telemetry, remaining_seconds=remaining_seconds),
     )
     measure(connection, telemetry)

@@ -10,9 +10,7 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
@@ -24,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from control_plane.model.errors import ContractViolation
 from control_plane.model.ids import canonical_instant, derive_event_id, is_storable_text, storable
+from control_plane.model.late import LateModel
 from control_plane.model.text import has_invisible
 
 EVENT_TYPE_PATTERN: Final = r"^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$"
@@ -94,10 +93,8 @@ type Instant = Annotated[
 ]
 
 
-class Payload(BaseModel):
+class Payload(LateModel):
     """What an event of one (event_type, schema_version) says. A domain defines and lists its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     event_type: ClassVar[str]
     schema_version: ClassVar[int]
@@ -151,10 +148,8 @@ PLATFORM_PAYLOADS: Final[tuple[type[Payload], ...]] = (SourceFetchFailed, Signal
 """The payloads of the control plane's own events, which every deployment has."""
 
 
-class Event(BaseModel):
+class Event(LateModel):
     """One immutable fact. Compare two events by ``event_id``, which is derived from what they say."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     event_id: UUID
     event_type: Annotated[str, Field(pattern=EVENT_TYPE_PATTERN, max_length=128)]
@@ -324,7 +319,7 @@ def parse_payload[P: Payload](model: type[P], data: Mapping[str, Any]) -> P:
     return _validated(model, dict(data), "payload")
 
 
-def _validated[M: BaseModel](model: type[M], data: dict[str, Any], prefix: str = "") -> M:
+def _validated[M: LateModel](model: type[M], data: dict[str, Any], prefix: str = "") -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -7,12 +7,13 @@ or may fail, happens between two of its transactions, and its result is a step o
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 from uuid import UUID, uuid5
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from control_plane.model.contract import Name
+from control_plane.model.late import LateModel
 
 DECISION_NAMESPACE = UUID("7c1f3c58-0f0e-4b57-9d5e-0d6f5f1b9a52")
 """The UUIDv5 namespace of decisions, calls, verdicts, approvals and actions; never changed."""
@@ -90,6 +91,9 @@ class AgentRequest:
 @dataclass(frozen=True, slots=True)
 class Gather:
     """Collect the evidence: the engine calls the playbook's ``gather`` and records the result (state gathering)."""
+
+    wait_until: datetime | None = None
+    """How long the engine waits where the playbook is :class:`Patient` and says that something is still to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +191,18 @@ class Playbook(Protocol):
         """What is pinned when a decision opens: name → bytes (prompts, policies, schemas, settings, the version)."""
 
 
-class Answer(BaseModel):
+@runtime_checkable
+class Patient(Protocol):
+    """A playbook whose evidence may be worth a short wait."""
+
+    def is_complete(self, connection: Any, record: Record) -> bool:
+        """Whether all is there that evidence would have; read as role acp_decide, until ``Gather.wait_until``."""
+
+
+class Answer(LateModel):
     """The base of every agent's typed answer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +216,8 @@ class AgentResult:
     cost_micros: int = 0
     input_tokens: int | None = None
     output_tokens: int | None = None
+    retry_after_seconds: int | None = None
+    """Before the next attempt, where whoever is behind the agent needs the time."""
 
 
 class Agent(Protocol):
@@ -222,19 +236,28 @@ class Agent(Protocol):
         """Answers within the given time. Raises nothing but what is a bug: that counts as unknown."""
 
 
-class ActionSchema(BaseModel):
+@runtime_checkable
+class ModelBacked(Protocol):
+    """An agent with a model behind it."""
+
+    @property
+    def settings(self) -> JsonObject:
+        """What is pinned of the model: its name, its price and its limit of tokens."""
+
+
+class ActionSchema(LateModel):
     """The base of every type of action. Amounts are integers in millionths, never floats."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
 
-class Proposal(BaseModel):
+class Proposal(LateModel):
     """The body of a step ``proposal``: what an action rests on, and what it claims. Extra fields are refused.
 
     The action itself is the step's output, so that its hash is over nothing else.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     action_type: Name
     account: Name

@@ -43,6 +43,16 @@ class AnomalyDetected(Payload):
     details: dict[str, Any]
 
 
+class AnomalyOverlooked(Payload):
+    """Nobody has taken up an anomaly that was told a while ago: its message may be lost, or whoever got it died."""
+
+    event_type = "ANOMALY_OVERLOOKED"
+    schema_version = 1
+    topic = DECISION_WORK
+
+    anomaly_event_id: Identifier
+
+
 class _OfDecision(Payload):
     """A fact about one decision."""
 
@@ -235,6 +245,6 @@ DECISION_PAYLOADS: Final[tuple[type[Payload], ...]] = (
     ImpactSimulated, DecisionProposed, VerdictRequested, ActionRefused, ApprovalRequested, ApprovalGiven,
     ApprovalDenied, ApprovalExpired,
     ActionReleased, ActionExecuted, ActionFailed, OutcomeObserved, DecisionAbandoned, DecisionWoken,
-    SwitchSet,
+    SwitchSet, AnomalyOverlooked,
 )  # fmt: skip
 """What deciding has to say, whatever the domain."""

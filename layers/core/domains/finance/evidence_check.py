@@ -6,9 +6,10 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from control_plane.model.deciding import Judged
+from control_plane.model.late import LateModel
 from domains.finance.deciding import measures
 from domains.finance.paper_account.orders import Positive
 
@@ -17,10 +18,10 @@ type Micros = Annotated[int, Field(ge=-(10**15), le=10**15)]
 type Ppm = Annotated[int, Field(ge=-(10**12), le=10**12)]
 
 
-class _Part(BaseModel):
+class _Part(LateModel):
     """What is read of a step; what else stands there is not relied on."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True)
 
 
 class BarEvidence(_Part):

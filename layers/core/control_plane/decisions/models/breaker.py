@@ -5,6 +5,8 @@ It lives in the memory of an environment. AgentFunction's role may write answers
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
 from threading import Lock
 from typing import Final
 
@@ -54,7 +56,8 @@ class GuardedClient:
         """See ModelClient; ``failed`` at once while the breaker is open."""
         wait = self._wait()
         if wait > 0:
-            return failed(f"the provider failed {self._failures} times in a row and is not asked for {wait:.0f} s more")
+            told = f"the provider failed {self._failures} times in a row and is not asked for {wait:.0f} s more"
+            return replace(failed(told), retry_after_seconds=ceil(wait))
         reply = self._client.ask(conversation, seconds_left=seconds_left)
         self._note(reply)
         return reply

@@ -126,9 +126,12 @@ class ChatClient:
         try:
             said = parse(answer.body, most_bytes=MAX_ANSWER_BYTES, most_depth=_MOST_DEPTH, check_texts=False)
         except ContractViolation as error:
-            return refused(answer.status, None) if answer.status != 200 else unknown(f"the answer {error.reason}")
+            if answer.status != 200:
+                return refused(answer.status, retry_after=answer.headers.get("retry-after"))
+            return unknown(f"the answer {error.reason}")
         if answer.status != 200:
-            return refused(answer.status, _at(said, "error", "code"), _at(said, "error", "type"))
+            codes = (_at(said, "error", "code"), _at(said, "error", "type"))
+            return refused(answer.status, *codes, retry_after=answer.headers.get("retry-after"))
         usage = read_usage(_at(said, "usage", "prompt_tokens"), _at(said, "usage", "completion_tokens"))
         if usage is None:
             return unknown("the provider does not say what it charges for")

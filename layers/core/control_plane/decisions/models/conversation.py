@@ -1,8 +1,9 @@
 """What a model is asked and what came back, whichever provider it is asked at."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Protocol
 
 from control_plane.model.text import visible
@@ -58,6 +59,8 @@ class Reply:
     error: str | None = None
     is_providers_fault: bool = False
     """Whether the provider's breaker counts it: out of reach, overloaded, throttling or too slow."""
+    retry_after_seconds: int | None = None
+    """How long the provider wants not to be asked again, where it says so."""
 
 
 class ModelClient(Protocol):
@@ -128,12 +131,18 @@ _CODES: Final = frozenset(
 """Error codes that providers document. Any other text could be a key, or part of the prompt."""
 
 
-def refused(status: int, *codes: object) -> Reply:
-    """Returns the reply of an HTTP error. Of its body only a code that is known is kept, the first of those given."""
+def refused(status: int, *codes: object, retry_after: str | None = None) -> Reply:
+    """Returns the reply of an HTTP error. Of its body only a code that is known is kept, the first of those given.
+
+    ``retry_after`` is the header of that name; only whole seconds count.
+    """
     known = next((f" {code}" for code in codes if isinstance(code, str) and code in _CODES), "")
     text = f"the provider answered HTTP {status}{known}"
     if status in NOTHING_GENERATED or 300 <= status < 400:
-        return failed(text, is_providers_fault=status in _OVERLOADED)
+        is_overloaded = status in _OVERLOADED
+        told = retry_after or ""
+        pause = int(told) if is_overloaded and re.fullmatch(r"[0-9]{1,6}", told, re.ASCII) else None
+        return replace(failed(text, is_providers_fault=is_overloaded), retry_after_seconds=pause)
     return unknown(text)
 
 

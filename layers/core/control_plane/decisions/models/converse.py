@@ -106,7 +106,9 @@ class ConverseClient:
         try:
             said = self._client.converse(modelId=self.model, **self._arguments(conversation))
         except ClientError as error:
-            return refused(exchange.status, error.response.get("Error", {}).get("Code"))
+            said_of = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            code = error.response.get("Error", {}).get("Code")
+            return refused(exchange.status, code, retry_after=said_of.get("retry-after"))
         except Exception as error:  # noqa: BLE001 - botocore's parsers and credential providers raise anything
             if not exchange.was_sent:
                 return failed(f"nothing was sent: {words_of(error)}", is_providers_fault=isinstance(error, OSError))

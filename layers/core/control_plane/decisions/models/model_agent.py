@@ -21,12 +21,14 @@ from control_plane.decisions.models.conversation import (
 from control_plane.decisions.models.providers import PricedModel
 from control_plane.decisions.recordable import why_unrecordable
 from control_plane.decisions.strict_json import parse
-from control_plane.model.deciding import Agent, AgentResult, Answer, Deciding
+from control_plane.model.deciding import Agent, AgentResult, Answer, Deciding, JsonObject
 from control_plane.model.errors import ContractViolation
 from control_plane.model.text import visible
 
 MOST_REPAIRS: Final = 2
 """How often an answer that does not fit is sent back, with the reason."""
+PAUSE_SECONDS: Final = 5
+"""Before a call is tried again whose provider was overloaded or out of reach, and did not say when it will not be."""
 MOST_REQUEST_BYTES: Final = 262_144
 MOST_REQUEST_DEPTH: Final = 32
 _MOST_QUOTED_BYTES: Final = 2048
@@ -115,6 +117,16 @@ class ModelAgent:
             monotonic=self._monotonic,
         )
 
+    @property
+    def settings(self) -> JsonObject:
+        """See ModelBacked. The price is in millionths of a US dollar for 1,000 tokens of input and of output."""
+        behind = self._behind()
+        return {
+            "model": behind.client.model,
+            "price_micros": [behind.price.input_micros, behind.price.output_micros],
+            "most_output_tokens": behind.client.most_output_tokens,
+        }
+
     def most_micros(self, request: bytes) -> int:
         """See Agent: all turns at their worst."""
         behind = self._behind()
@@ -153,10 +165,10 @@ class ModelAgent:
 
     def _without_usage(self, reply: Reply, spent: Usage) -> AgentResult:
         if reply.kind == "failed" and spent == Usage(0, 0):
-            return self._result("failed", spent, error=reply.error)
+            return replace(self._result("failed", spent, error=reply.error), retry_after_seconds=_pause(reply))
         if reply.kind == "failed":  # earlier turns were charged for
             return self._result("invalid", spent, error=f"its repair failed: {reply.error}")
-        return self._result("unknown", spent, error=reply.error)
+        return replace(self._result("unknown", spent, error=reply.error), retry_after_seconds=_pause(reply))
 
     def _result(
         self, outcome: str, spent: Usage, *, answer: bytes | None = None, error: str | None = None
@@ -194,6 +206,13 @@ def _bound(agents: Sequence[Agent], model: PricedModel | None) -> tuple[Agent, .
     if model is not None:
         found |= {agent.name: agent.bind(model) for agent in agents if isinstance(agent, ModelAgent)}
     return tuple(found.values())
+
+
+def _pause(reply: Reply) -> int | None:
+    """Returns how long the next attempt is to wait; None where nothing says that the provider needs it."""
+    if reply.retry_after_seconds is not None:
+        return reply.retry_after_seconds
+    return PAUSE_SECONDS if reply.is_providers_fault else None
 
 
 def allowed(given: Any, paths: Sequence[str]) -> Any:

@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from control_plane.decisions.models.breaker import GuardedClient
-from control_plane.decisions.models.chat import ChatClient
 from control_plane.decisions.models.conversation import ModelClient
-from control_plane.decisions.models.converse import ConverseClient
 from control_plane.decisions.models.prices import Price, UnpricedModel, price_of
 from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import ModelSettings
@@ -46,10 +44,15 @@ def connect_model(
 
 
 def _client(settings: ModelSettings, read_secret: Callable[[str], str]) -> ModelClient:
+    # Imported here, because most deployments have one provider or none, and every cold start imports this module.
     if settings.provider == "bedrock":
+        from control_plane.decisions.models.converse import ConverseClient  # noqa: PLC0415
+
         return ConverseClient(
             settings.model_id, most_output_tokens=settings.most_output_tokens, endpoint_url=settings.url
         )
+    from control_plane.decisions.models.chat import ChatClient  # noqa: PLC0415
+
     assert settings.url is not None
     secret_arn = settings.secret_arn
     return ChatClient(

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from control_plane.model.deciding import Answer
+from control_plane.model.late import LateModel
 
 type Ppm = Annotated[int, Field(ge=0, le=1_000_000)]
 type Prose = Annotated[str, Field(min_length=1, max_length=1200)]
@@ -12,10 +13,10 @@ type Line = Annotated[str, Field(min_length=1, max_length=240)]
 type Hypothesis = Literal["single_name_fall", "market_wide_fall", "split", "data_error", "unexplained"]
 
 
-class Forecast(BaseModel):
+class Forecast(LateModel):
     """A probability that can be scored once the horizon is over."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     event: Literal["large_move", "loss_beyond_var95"]
     """large_move: the entity moves by more than the threshold, up or down; loss_beyond_var95: it falls by more."""
@@ -44,10 +45,10 @@ class PatternAnswer(Answer):
     forecasts: list[Forecast]
 
 
-class Explanation(BaseModel):
+class Explanation(LateModel):
     """One explanation, and why it may hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     hypothesis: Hypothesis
     confidence_ppm: Ppm

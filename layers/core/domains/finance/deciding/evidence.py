@@ -1,7 +1,8 @@
 """Gathers what a decision rests on, as it was known at the anomaly's bar: nothing later is read."""
 
+import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from psycopg import Connection
@@ -16,6 +17,10 @@ from domains.finance.deciding.options import ACCOUNT
 RETURNS: Final = 260
 _BARS: Final = 320
 """More than the returns need: episodes look back before each bar that they remember."""
+OTHERS_WAIT: Final = timedelta(seconds=180)
+"""After the end of a bar, how long those of other stocks are waited for: two runs of ingestion, and the way here."""
+_LENGTH: Final = re.compile(r"([1-9][0-9]{0,2})([mhd])")
+_UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 _MOST_POSITIONS: Final = 20
 """Whose returns are in the evidence, the largest first: a step holds 64 KiB."""
 _WIDEST_PPM: Final = 2 * measures.MILLION
@@ -64,6 +69,26 @@ def is_market_wide_now(connection: Connection[Any], decision: Decision) -> bool:
     window = Window(decision.source, decision.series, decision.occurred_at)
     histories = read_before(connection, window, account=ACCOUNT, entity_id=decision.entity_id, count=_BARS)
     return bool(_market(histories, window)["is_market_wide"])
+
+
+def gather_until(decision: Decision) -> datetime | None:
+    """Returns how long the bars of other stocks are waited for; None where the bars' length is not known."""
+    length = _LENGTH.fullmatch(decision.series)
+    if length is None:
+        return None
+    return decision.occurred_at + int(length[1]) * _UNITS[length[2]] + OTHERS_WAIT
+
+
+def has_all_bars(connection: Connection[Any], decision: Decision) -> bool:
+    """Whether all that had a bar at the instant of the entity's bar before have one at the decision's instant."""
+    about = {
+        "source": decision.source,
+        "entity_id": decision.entity_id,
+        "interval": decision.series,
+        "at": decision.occurred_at,
+    }
+    row = connection.execute(QUERIES["has_all_bars"].sql, about).fetchone()
+    return row is not None and bool(row[0])
 
 
 def _bar(own: Series, window: Window, move: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from control_plane.model.deciding import (
     Simulate,
 )
 from domains.finance.deciding import measures
-from domains.finance.deciding.evidence import gather_evidence
+from domains.finance.deciding.evidence import gather_evidence, gather_until, has_all_bars
 from domains.finance.deciding.options import ACCOUNT, ACTION_TYPES, build_options, own_position
 from domains.finance.deciding.outcome import ceiling, observe_outcome
 from domains.finance.deciding.reading import answer_of, answer_or_stand_in, next_to_ask, was_asked
@@ -64,7 +64,7 @@ class UnusualBar:
             return self._observe(record)
         gathered = record.last("evidence")
         if gathered is None:
-            return Gather()
+            return Gather(wait_until=gather_until(record.decision))
         return self._explain(record, gathered.body)
 
     def _explain(self, record: Record, evidence: JsonObject) -> Command:
@@ -113,6 +113,10 @@ class UnusualBar:
         trigger = record.last("anomaly")
         assert trigger is not None, "a decision is opened by an anomaly"
         return gather_evidence(connection, record.decision, trigger.body["payload"])
+
+    def is_complete(self, connection: Any, record: Record) -> bool:
+        """Whether every stock that was traded just before has its bar of that instant: so the market is seen whole."""
+        return has_all_bars(connection, record.decision)
 
     def simulate(self, record: Record, spec: JsonObject) -> JsonObject:
         """Simulates each option on the same paths."""

@@ -1,3 +1,25 @@
+-- name: has_all_bars
+-- Whether all entities that had a bar at the instant of the entity's bar before have one at this instant, too.
+SELECT NOT EXISTS (
+    SELECT FROM detector_bars AS earlier
+    WHERE earlier.source = %(source)s
+        AND earlier.bar_interval = %(interval)s
+        AND earlier.occurred_at = (
+            SELECT max(own.occurred_at) FROM detector_bars AS own
+            WHERE own.source = %(source)s
+                AND own.entity_id = %(entity_id)s
+                AND own.bar_interval = %(interval)s
+                AND own.occurred_at < %(at)s
+        )
+        AND NOT EXISTS (
+            SELECT FROM detector_bars AS bar
+            WHERE bar.source = earlier.source
+                AND bar.entity_id = earlier.entity_id
+                AND bar.bar_interval = earlier.bar_interval
+                AND bar.occurred_at = %(at)s
+        )
+)
+
 -- name: bars_until
 -- The newest bars up to an instant of the entity, of whatever is held, and of up to 64 others that have a bar at that
 -- instant. Prices in millionths.
