@@ -74,12 +74,14 @@ CREATE TABLE decisions (
     head_seq         integer     NOT NULL DEFAULT -1,
     head_hash        bytea       NOT NULL DEFAULT '\x',
     anchored_seq     integer     NOT NULL DEFAULT -1,
+    is_anchored      boolean     GENERATED ALWAYS AS (head_seq <= anchored_seq) STORED,
     superseded_by    uuid,
     CONSTRAINT decisions_lease_is_whole CHECK ((held_by IS NULL) = (lease_until IS NULL))
-);
+) WITH (fillfactor = 60); -- each step updates it: the new version then fits the same page, and no index has to know
 COMMENT ON TABLE decisions IS 'One row per decision: where it stands, who holds it, and the head of its chain. What happened is in decision_steps.';
 COMMENT ON COLUMN decisions.fence IS 'Rises with each claim; only the holder of the latest may advance the decision.';
 COMMENT ON COLUMN decisions.wake_seq IS 'Rises with each message that found the decision held: its holder looks again before it leaves.';
+COMMENT ON COLUMN decisions.is_anchored IS 'Whether an anchor holds its head. The index is over this, for an index over head_seq would change with each step.';
 COMMENT ON COLUMN decisions.superseded_by IS 'The event by which what it was opened for is not true any more: nothing is released then.';
 COMMENT ON COLUMN decisions.deadline IS 'By when it is released, refused or abandoned.';
 COMMENT ON COLUMN decisions.budget_micros IS 'Most that its agents may cost, in millionths of a US dollar.';
@@ -87,7 +89,7 @@ COMMENT ON COLUMN decisions.state IS 'recorded: older than the playbook acts on;
 CREATE INDEX decisions_open ON decisions (deadline) WHERE closed_at IS NULL;
 CREATE INDEX decisions_by_time ON decisions (opened_at);
 CREATE INDEX decisions_by_entity ON decisions (entity_id, occurred_at);
-CREATE INDEX decisions_to_anchor ON decisions (decision_id) WHERE head_seq > anchored_seq;
+CREATE INDEX decisions_to_anchor ON decisions (decision_id) WHERE NOT is_anchored;
 
 
 CREATE TABLE decision_steps (

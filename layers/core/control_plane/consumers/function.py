@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import psycopg
+
 from control_plane.consumers.messages import consume_batch, consume_record
 from control_plane.model.contract import Event, EventTypes
 from control_plane.model.domain import Effect
@@ -25,7 +27,7 @@ def consume_messages(
     What an effect raises sends that message back to its queue, in the end to its DLQ. Once Postgres cannot be reached,
     the batch's other messages fail without waiting for it again; where it cannot be from the start, that is raised.
     """
-    first = [database.connection()]  # without Postgres the batch fails as one, visibly
+    database.connection()  # without Postgres the batch fails as one, visibly
     unavailable: DatabaseUnavailable | None = None
 
     def consume(message: Event) -> bool:
@@ -33,11 +35,15 @@ def consume_messages(
         if unavailable is not None:
             raise unavailable
         try:
-            connection = first.pop() if first else database.connection()
+            connection = database.same_connection()
         except DatabaseUnavailable as error:
             unavailable = error
             raise
-        return effect(connection, message)
+        try:
+            return effect(connection, message)
+        except psycopg.errors.FeatureNotSupported:
+            database.close()  # A migration may have changed what a prepared statement returns; a new session asks anew.
+            raise
 
     def take(record: Mapping[str, Any]) -> None:
         consume_record(record, consume, subscription=subscription, event_types=event_types, telemetry=telemetry)

@@ -20,10 +20,10 @@ BUDGET_SCOPE: Final = "agents"
 
 def intend(
     connection: Connection[Any], hold: Hold, loaded: Loaded, calls_seq: int, calls: Sequence[IntendedCall]
-) -> None:
+) -> bool:
     """Intends attempts, in the caller's transaction: each is recorded with its reservation and asked for by a message.
 
-    Where a budget has no room for one, a step says so instead. Raises psycopg.Error.
+    Where a budget has no room for one, a step says so instead, and False is returned. Raises psycopg.Error.
     """
     decision = loaded.record.decision
     messages = []
@@ -52,6 +52,7 @@ def intend(
         else:
             append(connection, hold, loaded, budget_exhausted(calls_seq, call), seen_seq=None)
     emit(connection, *messages)
+    return len(messages) == len(calls)
 
 
 def end_lost_calls(connection: Connection[Any], hold: Hold) -> int:

@@ -275,8 +275,8 @@ SELECT fence FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)
 SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
 
 -- name: advance_decision
--- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events;
--- returns the step's number.
+-- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events, where
+-- there are any; returns the step's number and time, and how the decision stands: see the query decision.
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
@@ -286,15 +286,24 @@ WITH stored AS (
     RETURNING sha256
 ),
 advanced AS MATERIALIZED (
-    SELECT
-        advance_decision(
-            %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
-            %(seen_seq)s
-        ) AS seq
+    SELECT step.*
     -- The step refers to them, so they come first.
-    FROM (SELECT count(*) FROM stored) AS all_stored
+    FROM (SELECT count(*) FROM stored) AS all_stored (number)
+    CROSS JOIN LATERAL advance_decision(
+        %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
+        CASE WHEN number >= 0 THEN %(seen_seq)s::integer END
+    ) AS step
 )
-SELECT seq, (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE seq IS NOT NULL)
+SELECT
+    new_seq,
+    new_at,
+    seen_wake_seq,
+    clock_timestamp(),
+    ARRAY(SELECT scope FROM switches WHERE is_off ORDER BY scope),
+    CASE
+        WHEN %(events)s::json IS NOT NULL THEN
+            (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE new_seq IS NOT NULL)
+    END
 FROM advanced
 
 -- name: set_timer

@@ -1,6 +1,7 @@
 """Appending the engine's steps, under the fence of the claim that it holds a decision by."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -8,8 +9,9 @@ import psycopg
 from psycopg import Connection
 
 from control_plane.decisions import announcements
-from control_plane.decisions.moves import Append
-from control_plane.decisions.record import Loaded, sha256
+from control_plane.decisions.moves import CLOSED, Append
+from control_plane.decisions.record import Loaded, in_utc, sha256
+from control_plane.model.deciding import Record, Step
 from control_plane.platform.messages import as_json
 from control_plane.platform.queries import load_queries
 
@@ -54,15 +56,17 @@ def has_record_grown(error: psycopg.Error) -> bool:
     return error.sqlstate == RECORD_GREW
 
 
-def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append, *, seen_seq: int | None) -> int:
-    """Appends a step with its artifacts and its events, in one statement, and returns its number.
+def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append, *, seen_seq: int | None) -> Loaded:
+    """Appends a step with its artifacts and its events, in one statement, and returns the record with it.
 
     ``seen_seq`` is the end of the record that the step was decided on; None within a transaction that has checked it:
-    such a step has no events. Raises psycopg.Error: is_fence_lost and has_record_grown tell two of them.
+    such a step has no events, and may leave others out that the record returned does not have. Raises psycopg.Error:
+    is_fence_lost and has_record_grown tell two of them.
     """
     made = [*step.artifacts, *([] if step.output is None else [(step.output_kind, step.output)])]
     contents = {sha256(content): content for _, content in made}
     events = [] if seen_seq is None else announcements.announce(loaded.record, step, seen_seq + 1, loaded.now)
+    body, output_sha256 = step.body_bytes(), None if step.output is None else sha256(step.output)
     row = connection.execute(
         QUERIES["advance_decision"].sql,
         {
@@ -73,14 +77,28 @@ def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append
             "fence": hold.fence,
             "kind": step.kind,
             "parent": step.parent,
-            "body": step.body_bytes(),
-            "output_sha256": None if step.output is None else sha256(step.output),
+            "body": body,
+            "output_sha256": output_sha256,
             "state": step.state,
             "lease_seconds": hold.policy.lease_seconds,
             "seen_seq": seen_seq,
-            "events": as_json(events),
+            "events": as_json(events) if events else None,
         },
     ).fetchone()
     assert row is not None
     hold.stored.update(contents)
-    return int(row[0])
+    seq, at, wake_seq, now, switched_off, _ = row
+    # From its bytes, as whoever reads the record next gets it.
+    stored = Step(seq, step.parent, step.kind, "engine", in_utc(at), json.loads(body), output_sha256=output_sha256)
+    return Loaded(
+        record=Record(
+            loaded.record.decision if step.state is None else replace(loaded.record.decision, state=step.state),
+            (*loaded.record.steps, stored),
+            {**loaded.record.artifacts, **contents},
+        ),
+        wake_seq=wake_seq,
+        now=in_utc(now),
+        is_closed=step.state in CLOSED if step.state is not None else loaded.is_closed,
+        bodies=(*loaded.bodies, body),
+        switched_off=frozenset(switched_off),
+    )
