@@ -1,7 +1,6 @@
 """Calls of agents: each attempt is intended, with its reservation and its message, before anybody may make it."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, Final
 
 from psycopg import Connection
@@ -10,20 +9,18 @@ from control_plane.decisions import announcements
 from control_plane.decisions.emit import emit
 from control_plane.decisions.moves import IntendedCall, budget_exhausted, call_id
 from control_plane.decisions.record import Loaded
-from control_plane.decisions.steps import Hold, append
+from control_plane.decisions.steps import BUDGET_SCOPE, Hold, append
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
-BUDGET_SCOPE: Final = "agents"
-"""All agents share one budget a day; each decision has its own besides."""
 
 
 def intend(
     connection: Connection[Any], hold: Hold, loaded: Loaded, calls_seq: int, calls: Sequence[IntendedCall]
-) -> bool:
+) -> None:
     """Intends attempts, in the caller's transaction: each is recorded with its reservation and asked for by a message.
 
-    Where a budget has no room for one, a step says so instead, and False is returned. Raises psycopg.Error.
+    Where a budget has no room for one, a step says so instead. Raises psycopg.Error.
     """
     decision = loaded.record.decision
     messages = []
@@ -40,9 +37,7 @@ def intend(
                 "attempt": call.attempt,
                 "request_sha256": call.request_sha256,
                 "micros": call.micros,
-                "deadline": min(
-                    decision.deadline, loaded.now + timedelta(seconds=hold.policy.call_wait_seconds + call.seconds)
-                ),
+                "deadline": hold.policy.call_deadline(decision, call, loaded.now),
                 "budget_scope": BUDGET_SCOPE,
                 "day_limit": hold.policy.daily_budget_micros,
             },
@@ -52,7 +47,6 @@ def intend(
         else:
             append(connection, hold, loaded, budget_exhausted(calls_seq, call), seen_seq=None)
     emit(connection, *messages)
-    return len(messages) == len(calls)
 
 
 def end_lost_calls(connection: Connection[Any], hold: Hold) -> int:

@@ -32,7 +32,7 @@ from control_plane.decisions.moves import (
 from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
 from control_plane.decisions.opening import Opened, find_playbook, join_decided, open_or_join
 from control_plane.decisions.record import Loaded, load
-from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
+from control_plane.decisions.steps import EnginePolicy, Hold, append, begin, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Deciding, Playbook
 from control_plane.model.errors import PlaybookFault
@@ -214,21 +214,22 @@ class Engine:
                 return None
 
     def _append(self, connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> Loaded:
-        def work() -> Loaded:
+        def with_outcome() -> Loaded:
             grown = append(connection, hold, loaded, step, seen_seq=loaded.head_seq)
-            if step.kind == "outcome":
-                _store_outcome(connection, hold, step, grown.head_seq)
-            if not step.calls:
-                return grown
-            is_intended = intend(connection, hold, loaded, grown.head_seq, step.calls)
-            return replace(grown, waits=is_intended and len(step.calls) == len(step.body["calls"]))
+            _store_outcome(connection, hold, step, grown.head_seq)
+            return grown
 
+        if step.kind == "outcome":
+            return _transact(connection, with_outcome)
         # One statement is a transaction of its own.
-        grown = _transact(connection, work) if step.calls or step.kind == "outcome" else retry_conflicts(work)
+        if step.calls:
+            grown = retry_conflicts(lambda: begin(connection, hold, loaded, step))
+            # Where all of its calls are open, nobody needs to read their steps now.
+            return grown if grown.waits else _read(connection, hold, grown)
+        grown = retry_conflicts(lambda: append(connection, hold, loaded, step, seen_seq=loaded.head_seq))
         if step.kind == "closed":
             self._count_closed(loaded, step)
-        # Steps of calls were added by the database; where all of them are open, nobody needs to read them now.
-        return _read(connection, hold, loaded) if step.calls and not grown.waits else grown
+        return grown
 
     def _observe(
         self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Observe

@@ -90,7 +90,9 @@ def load(
     new = [row[_COLUMNS:] for row in rows if row[_COLUMNS] is not None]
     new_steps = [_step(found) for found in new]
     artifacts = dict(known.record.artifacts) if known is not None else {}
-    artifacts |= _artifacts(connection, new_steps, artifacts, stored)
+    # A step's output may be its body's own bytes, as evidence is: these are at hand.
+    bodies = {sha256(row[5]): bytes(row[5]) for row in new if row[7] is not None}
+    artifacts |= _artifacts(connection, new_steps, artifacts, {**stored, **bodies})
     return Loaded(
         record=Record(Decision(*map(in_utc, columns)), (*steps, *new_steps), artifacts),
         wake_seq=wake_seq,
