@@ -1526,6 +1526,7 @@ CREATE TABLE public.artifacts (
     CONSTRAINT artifacts_bytes_check CHECK ((octet_length(bytes) <= ((4 * 1024) * 1024))),
     CONSTRAINT artifacts_kind_check CHECK ((kind ~ '^[a-z][a-z_]*$'::text))
 );
+ALTER TABLE ONLY public.artifacts ALTER COLUMN bytes SET STORAGE EXTERNAL;
 
 COMMENT ON TABLE public.artifacts IS 'What decisions used, once each, by the SHA-256 of its bytes: playbooks, policies, schemas, prompts, requests, answers, evidence. Immutable.';
 
@@ -1636,6 +1637,7 @@ CREATE TABLE public.decision_steps (
     CONSTRAINT decision_steps_kind_check CHECK ((kind ~ '^[a-z][a-z_]*$'::text)),
     CONSTRAINT decision_steps_seq_check CHECK ((seq >= 0))
 );
+ALTER TABLE ONLY public.decision_steps ALTER COLUMN body SET STORAGE EXTERNAL;
 
 COMMENT ON TABLE public.decision_steps IS 'A decision''s record: a tree by parent, a hash chain by seq over the stored bytes. Append-only.';
 

@@ -40,6 +40,8 @@ CREATE TABLE artifacts (
     stored_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT artifacts_are_named_by_their_content CHECK (sha256 = pg_catalog.sha256(bytes))
 );
+-- To compress evidence costs more time than all else that is done to store it.
+ALTER TABLE artifacts ALTER COLUMN bytes SET STORAGE EXTERNAL;
 COMMENT ON TABLE artifacts IS 'What decisions used, once each, by the SHA-256 of its bytes: playbooks, policies, schemas, prompts, requests, answers, evidence. Immutable.';
 CREATE TRIGGER artifacts_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON artifacts
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
@@ -107,6 +109,7 @@ CREATE TABLE decision_steps (
     hash          bytea       NOT NULL,
     PRIMARY KEY (decision_id, seq)
 );
+ALTER TABLE decision_steps ALTER COLUMN body SET STORAGE EXTERNAL; -- as an artifact's bytes
 COMMENT ON TABLE decision_steps IS 'A decision''s record: a tree by parent, a hash chain by seq over the stored bytes. Append-only.';
 COMMENT ON COLUMN decision_steps.body IS 'A JSON object, as the bytes that were hashed.';
 CREATE TRIGGER decision_steps_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON decision_steps

@@ -280,7 +280,9 @@ SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
-    FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+    -- Subqueries, because a plan that knew how many there are would be made anew for each step.
+    FROM unnest((SELECT %(hashes)s::bytea[]), (SELECT %(kinds)s::text[]), (SELECT %(contents)s::bytea[]))
+        AS made (sha256, kind, bytes)
     ORDER BY sha256
     ON CONFLICT DO NOTHING
     RETURNING sha256
@@ -312,7 +314,9 @@ FROM advanced
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
-    FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+    -- Subqueries, because a plan that knew how many there are would be made anew for each step.
+    FROM unnest((SELECT %(hashes)s::bytea[]), (SELECT %(kinds)s::text[]), (SELECT %(contents)s::bytea[]))
+        AS made (sha256, kind, bytes)
     ORDER BY sha256
     ON CONFLICT DO NOTHING
     RETURNING sha256
@@ -335,8 +339,9 @@ asked AS MATERIALIZED (
         ) AS is_intended
     FROM advanced
     CROSS JOIN unnest(
-        %(call_ids)s::uuid[], %(agents)s::text[], %(agent_versions)s::text[], %(attempts)s::integer[], %(requests)s::bytea[],
-        %(micros)s::bigint[], %(deadlines)s::timestamptz[], %(messages)s::text[]
+        (SELECT %(call_ids)s::uuid[]), (SELECT %(agents)s::text[]), (SELECT %(agent_versions)s::text[]),
+        (SELECT %(attempts)s::integer[]), (SELECT %(requests)s::bytea[]), (SELECT %(micros)s::bigint[]),
+        (SELECT %(deadlines)s::timestamptz[]), (SELECT %(messages)s::text[])
     ) AS call (call_id, agent, agent_version, attempt, request_sha256, micros, deadline, message)
 )
 SELECT
