@@ -40,6 +40,8 @@ CREATE TABLE artifacts (
     stored_at timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT artifacts_are_named_by_their_content CHECK (sha256 = pg_catalog.sha256(bytes))
 );
+-- To compress evidence costs more time than all else that is done to store it.
+ALTER TABLE artifacts ALTER COLUMN bytes SET STORAGE EXTERNAL;
 COMMENT ON TABLE artifacts IS 'What decisions used, once each, by the SHA-256 of its bytes: playbooks, policies, schemas, prompts, requests, answers, evidence. Immutable.';
 CREATE TRIGGER artifacts_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON artifacts
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
@@ -74,12 +76,14 @@ CREATE TABLE decisions (
     head_seq         integer     NOT NULL DEFAULT -1,
     head_hash        bytea       NOT NULL DEFAULT '\x',
     anchored_seq     integer     NOT NULL DEFAULT -1,
+    is_anchored      boolean     GENERATED ALWAYS AS (head_seq <= anchored_seq) STORED,
     superseded_by    uuid,
     CONSTRAINT decisions_lease_is_whole CHECK ((held_by IS NULL) = (lease_until IS NULL))
-);
+) WITH (fillfactor = 60); -- each step updates it: the new version then fits the same page, and no index has to know
 COMMENT ON TABLE decisions IS 'One row per decision: where it stands, who holds it, and the head of its chain. What happened is in decision_steps.';
 COMMENT ON COLUMN decisions.fence IS 'Rises with each claim; only the holder of the latest may advance the decision.';
 COMMENT ON COLUMN decisions.wake_seq IS 'Rises with each message that found the decision held: its holder looks again before it leaves.';
+COMMENT ON COLUMN decisions.is_anchored IS 'Whether an anchor holds its head. The index is over this, for an index over head_seq would change with each step.';
 COMMENT ON COLUMN decisions.superseded_by IS 'The event by which what it was opened for is not true any more: nothing is released then.';
 COMMENT ON COLUMN decisions.deadline IS 'By when it is released, refused or abandoned.';
 COMMENT ON COLUMN decisions.budget_micros IS 'Most that its agents may cost, in millionths of a US dollar.';
@@ -87,7 +91,7 @@ COMMENT ON COLUMN decisions.state IS 'recorded: older than the playbook acts on;
 CREATE INDEX decisions_open ON decisions (deadline) WHERE closed_at IS NULL;
 CREATE INDEX decisions_by_time ON decisions (opened_at);
 CREATE INDEX decisions_by_entity ON decisions (entity_id, occurred_at);
-CREATE INDEX decisions_to_anchor ON decisions (decision_id) WHERE head_seq > anchored_seq;
+CREATE INDEX decisions_to_anchor ON decisions (decision_id) WHERE NOT is_anchored;
 
 
 CREATE TABLE decision_steps (
@@ -105,6 +109,7 @@ CREATE TABLE decision_steps (
     hash          bytea       NOT NULL,
     PRIMARY KEY (decision_id, seq)
 );
+ALTER TABLE decision_steps ALTER COLUMN body SET STORAGE EXTERNAL; -- as an artifact's bytes
 COMMENT ON TABLE decision_steps IS 'A decision''s record: a tree by parent, a hash chain by seq over the stored bytes. Append-only.';
 COMMENT ON COLUMN decision_steps.body IS 'A JSON object, as the bytes that were hashed.';
 CREATE TRIGGER decision_steps_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON decision_steps

@@ -22,10 +22,12 @@ RETURN sha256(
 );
 
 
--- Appends to a decision's chain, under the lock of its row, which the transaction keeps.
+-- Appends to a decision's chain, under the lock of its row, which the transaction keeps; and moves the decision to a state and
+-- its lease on, where these are given: one new version of its row in the place of two.
 CREATE FUNCTION append_step(
     of_decision uuid, step_kind text, step_author text, step_parent integer, step_body bytea, step_input bytea DEFAULT NULL,
-    step_output bytea DEFAULT NULL, step_cost bigint DEFAULT 0
+    step_output bytea DEFAULT NULL, step_cost bigint DEFAULT 0, new_state text DEFAULT NULL,
+    lease_seconds double precision DEFAULT NULL
 ) RETURNS integer
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
@@ -50,7 +52,15 @@ BEGIN
         of_decision, head.head_seq + 1, step_parent, step_kind, step_author, now_at, step_input, step_output, step_cost, step_body,
         head.head_hash, new_hash
     );
-    UPDATE decisions SET head_seq = head.head_seq + 1, head_hash = new_hash WHERE decision_id = of_decision;
+    UPDATE decisions
+    SET
+        head_seq = head.head_seq + 1, head_hash = new_hash,
+        state = coalesce(new_state, state),
+        lease_until = CASE
+            WHEN lease_seconds IS NULL THEN lease_until ELSE clock_timestamp() + make_interval(secs => lease_seconds)
+        END,
+        closed_at = CASE WHEN new_state IN ('scored', 'abandoned', 'recorded') THEN now_at ELSE closed_at END
+    WHERE decision_id = of_decision;
     RETURN head.head_seq + 1;
 END
 $$;
@@ -285,29 +295,31 @@ $$;
 
 -- Appends a step and moves the decision on, for the holder of its lease alone; a null state leaves it as it is. A step that
 -- was decided on while the record ended at seen_seq is refused where it has grown since: what is decided again from the
--- record then sees what was seen here.
+-- record then sees what was seen here. Returns the step's number and time, and the wake_seq as of the same lock: whoever had
+-- read the record needs not read it again.
 CREATE FUNCTION advance_decision(
     of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea,
     new_state text, lease_seconds double precision, seen_seq integer DEFAULT NULL
-) RETURNS integer
+) RETURNS TABLE (new_seq integer, new_at timestamptz, seen_wake_seq bigint)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 DECLARE
-    old_state text;
-    ends_at integer;
-    new_seq integer;
+    held record;
 BEGIN
-    PERFORM check_fence(of_decision, with_fence);
+    SELECT state, head_seq, wake_seq, is_shadow INTO held
+    FROM decisions WHERE decision_id = of_decision AND fence = with_fence FOR UPDATE;
+    IF NOT FOUND THEN
+        PERFORM check_fence(of_decision, with_fence);
+    END IF;
     IF step_kind IN ('opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
         RAISE EXCEPTION 'a step of kind % is written by its own function', step_kind USING ERRCODE = 'insufficient_privilege';
     END IF;
-    SELECT state, head_seq INTO old_state, ends_at FROM decisions WHERE decision_id = of_decision;
-    IF ends_at <> seen_seq THEN
+    IF held.head_seq <> seen_seq THEN
         RAISE EXCEPTION 'decision % has grown beyond step %', of_decision, seen_seq USING ERRCODE = 'AC003';
     END IF;
-    IF new_state IS NOT NULL AND NOT state_may_follow(old_state, new_state) THEN
-        RAISE EXCEPTION 'state % may not follow %', new_state, old_state USING ERRCODE = 'check_violation';
+    IF new_state IS NOT NULL AND NOT state_may_follow(held.state, new_state) THEN
+        RAISE EXCEPTION 'state % may not follow %', new_state, held.state USING ERRCODE = 'check_violation';
     END IF;
     IF new_state = 'released' AND NOT EXISTS (SELECT FROM actions WHERE decision_id = of_decision)
         OR new_state IN ('executed', 'failed') AND NOT EXISTS (
@@ -315,24 +327,15 @@ BEGIN
         )
         OR new_state = 'approved' AND NOT EXISTS (SELECT FROM approvals WHERE decision_id = of_decision AND is_given)
         OR new_state = 'abandoned' AND EXISTS (SELECT FROM actions WHERE decision_id = of_decision)
-        OR new_state = 'observing' AND old_state = 'proposed' AND NOT EXISTS (
-            SELECT FROM decisions WHERE decision_id = of_decision AND is_shadow
-        )
+        OR new_state = 'observing' AND held.state = 'proposed' AND NOT held.is_shadow
     THEN
         RAISE EXCEPTION 'state % is not what the record says', new_state USING ERRCODE = 'check_violation';
     END IF;
-    UPDATE decisions
-    SET
-        state = coalesce(new_state, state),
-        lease_until = clock_timestamp() + make_interval(secs => lease_seconds)
-    WHERE decision_id = of_decision;
-    new_seq := append_step(of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output);
-    IF new_state IN ('scored', 'abandoned', 'recorded') THEN
-        UPDATE decisions
-        SET closed_at = (SELECT at FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq)
-        WHERE decision_id = of_decision;
-    END IF;
-    RETURN new_seq;
+    new_seq := append_step(
+        of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output,
+        new_state => new_state, lease_seconds => lease_seconds
+    );
+    RETURN QUERY SELECT new_seq, at, held.wake_seq FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq;
 END
 $$;
 
@@ -584,6 +587,13 @@ BEGIN
             RAISE EXCEPTION 'the event does not say that this model was switched off' USING ERRCODE = 'check_violation';
         END IF;
         PERFORM write_decision_events(json_build_array(switch_event));
+    END IF;
+    -- While another call of its step is open, nothing follows from an answer: the last one to end wakes the decision.
+    IF how = 'answered' AND EXISTS (
+        SELECT FROM agent_calls AS other
+        WHERE other.decision_id = call.decision_id AND other.step_seq = call.step_seq AND other.outcome IS NULL
+    ) THEN
+        wake_event := json_build_object('topic', wake_event -> 'topic', 'also_topics', '[]'::json, 'message', wake_event -> 'message');
     END IF;
     PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
@@ -1035,7 +1045,7 @@ BEGIN
     SELECT anchors.root INTO last_root FROM anchors ORDER BY anchors.anchor_id DESC LIMIT 1;
     WITH due AS (
         SELECT decision_id FROM decisions
-        WHERE head_seq > anchored_seq AND (after_decision IS NULL OR decision_id > after_decision)
+        WHERE NOT is_anchored AND (after_decision IS NULL OR decision_id > after_decision)
         ORDER BY decision_id
         LIMIT most
         FOR UPDATE SKIP LOCKED

@@ -19,6 +19,18 @@ CREATE TABLE detector_bars (
     log_return   double precision,
     adjustment   double precision NOT NULL,
     excursion    double precision,
+    open_micros  bigint           GENERATED ALWAYS AS (
+        CASE WHEN abs(open) < 9e12 THEN round(open::numeric * 1000000)::bigint END
+    ) STORED,
+    high_micros  bigint           GENERATED ALWAYS AS (
+        CASE WHEN abs(high) < 9e12 THEN round(high::numeric * 1000000)::bigint END
+    ) STORED,
+    low_micros   bigint           GENERATED ALWAYS AS (
+        CASE WHEN abs(low) < 9e12 THEN round(low::numeric * 1000000)::bigint END
+    ) STORED,
+    close_micros bigint           GENERATED ALWAYS AS (
+        CASE WHEN abs(price) < 9e12 THEN round(price::numeric * 1000000)::bigint END
+    ) STORED,
     PRIMARY KEY (source, entity_id, bar_interval, occurred_at)
 );
 COMMENT ON TABLE detector_bars IS 'One row per bar: its latest revision, and what is derived from it, the bar before it and the corporate actions between.';
@@ -27,6 +39,7 @@ COMMENT ON COLUMN detector_bars.previous_at IS 'When the bar before it began.';
 COMMENT ON COLUMN detector_bars.follows_gap IS 'Whether the market was closed between the bar before and this one: such returns are compared with such alone.';
 COMMENT ON COLUMN detector_bars.log_return IS 'The logarithm of the close over the close before, adjusted; null where one of them is not above 0.';
 COMMENT ON COLUMN detector_bars.adjustment IS 'What splits and dividends between the two closes have added to log_return.';
+COMMENT ON COLUMN detector_bars.close_micros IS 'The close in millionths, as decisions count; computed once, for each decision reads hundreds of bars.';
 COMMENT ON COLUMN detector_bars.excursion IS 'How far the bar went beyond its open and close, as a logarithm; below 0 where the farther side is the low.';
 CREATE INDEX detector_bars_alike ON detector_bars (source, entity_id, bar_interval, follows_gap, occurred_at);
 -- By the instant alone: otherwise it could be taken for a window's, and would hold the bars of all entities.

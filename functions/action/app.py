@@ -19,7 +19,11 @@ def database() -> Database:
     """Returns the environment's one connection."""
     settings = DatabaseFunctionSettings.from_environ(environ())
     return open_database(
-        settings.database, endpoint_url=settings.cloud_endpoint_url, application_name="acp-action", role="acp_action"
+        settings.database,
+        endpoint_url=settings.cloud_endpoint_url,
+        application_name="acp-action",
+        role="acp_action",
+        prepares=True,
     )
 
 

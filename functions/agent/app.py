@@ -37,7 +37,11 @@ def settings() -> AgentSettings:
 def database() -> Database:
     """One connection per environment."""
     return open_database(
-        settings().database, endpoint_url=settings().cloud_endpoint_url, application_name="acp-agent", role="acp_agent"
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
+        application_name="acp-agent",
+        role="acp_agent",
+        prepares=True,
     )
 
 
@@ -59,7 +63,7 @@ def consumer(context: LambdaContext) -> Callable[[Mapping[str, Any]], None]:
     def consume(event: Event) -> bool:
         asked = parse_payload(AgentCallRequested, event.payload)
         report = run_call(
-            database().connection,
+            database().same_connection,
             agents(),
             UUID(asked.call_id),
             claimant=context.log_stream_name,

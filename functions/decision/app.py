@@ -34,6 +34,7 @@ def database() -> Database:
         endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-decision",
         role="acp_decide",
+        prepares=True,
     )
 
 

@@ -32,6 +32,7 @@ def database() -> Database:
         endpoint_url=settings.cloud_endpoint_url,
         application_name="acp-gatekeeper",
         role="acp_gatekeeper",
+        prepares=True,
     )
 
 

@@ -181,7 +181,7 @@ class Proposed:
 
     def _step(self, fence: int, kind: str, body: bytes, state: str | None, output: bytes | None = None) -> int:
         row = self.world.decide.execute(
-            "SELECT advance_decision(%s, %s, %s, 0, %s, NULL, %s, %s, 60)",
+            "SELECT new_seq FROM advance_decision(%s, %s, %s, 0, %s, NULL, %s, %s, 60)",
             [self.decision_id, fence, kind, body, output, state],
         ).fetchone()
         assert row is not None

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import psycopg
+
 from control_plane.consumers.failures import FailureRecorder
 from control_plane.consumers.messages import consume_batch, consume_record, operation_of
 from control_plane.model.contract import Event, EventTypes
@@ -47,7 +49,7 @@ def consume_replayable(
     telemetry: Telemetry,
 ) -> dict[str, Any]:
     """Does the same for a consumer for which a replay is safe: its effect also gets each delivery's operation."""
-    first = [database.connection()]  # without Postgres the batch fails as one, visibly
+    database.connection()  # without Postgres the batch fails as one, visibly
     recorder = FailureRecorder(database)
     unavailable: DatabaseUnavailable | None = None
 
@@ -56,12 +58,16 @@ def consume_replayable(
         if unavailable is not None:
             raise unavailable
         try:
-            connection = first.pop() if first else database.connection()
+            connection = database.same_connection()
         except DatabaseUnavailable as error:
             unavailable = error
             recorder.stop()
             raise
-        return effect(connection, message, operation_id)
+        try:
+            return effect(connection, message, operation_id)
+        except psycopg.errors.FeatureNotSupported:
+            database.close()  # A migration may have changed what a prepared statement returns; a new session asks anew.
+            raise
 
     def take(record: Mapping[str, Any]) -> None:
         operation_id = operation_of(record)

@@ -1,7 +1,6 @@
 """Calls of agents: each attempt is intended, with its reservation and its message, before anybody may make it."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, Final
 
 from psycopg import Connection
@@ -10,12 +9,10 @@ from control_plane.decisions import announcements
 from control_plane.decisions.emit import emit
 from control_plane.decisions.moves import IntendedCall, budget_exhausted, call_id
 from control_plane.decisions.record import Loaded
-from control_plane.decisions.steps import Hold, append
+from control_plane.decisions.steps import BUDGET_SCOPE, Hold, append
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
-BUDGET_SCOPE: Final = "agents"
-"""All agents share one budget a day; each decision has its own besides."""
 
 
 def intend(
@@ -40,9 +37,7 @@ def intend(
                 "attempt": call.attempt,
                 "request_sha256": call.request_sha256,
                 "micros": call.micros,
-                "deadline": min(
-                    decision.deadline, loaded.now + timedelta(seconds=hold.policy.call_wait_seconds + call.seconds)
-                ),
+                "deadline": hold.policy.call_deadline(decision, call, loaded.now),
                 "budget_scope": BUDGET_SCOPE,
                 "day_limit": hold.policy.daily_budget_micros,
             },

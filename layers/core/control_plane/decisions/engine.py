@@ -34,7 +34,7 @@ from control_plane.decisions.next_move import awaited_verdict, find_version, mov
 from control_plane.decisions.opening import Opened, find_playbook, join_decided, open_or_join
 from control_plane.decisions.overlooked import dismiss, read_anomaly
 from control_plane.decisions.record import Loaded, load
-from control_plane.decisions.steps import EnginePolicy, Hold, append, has_record_grown, is_fence_lost
+from control_plane.decisions.steps import EnginePolicy, Hold, append, begin, has_record_grown, is_fence_lost
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Deciding, Patient, Playbook
 from control_plane.model.errors import PlaybookFault
@@ -145,25 +145,29 @@ class Engine:
 
     def _advance_held(self, connection: Connection[Any], hold: Hold) -> bool:
         """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
-        has_moved, loaded, ends_lost, asks_again = False, None, True, True
+        has_moved, ends_lost, asks_again = False, True, True
+        loaded = _read(connection, hold)
         while True:
-            loaded = load(connection, hold.decision_id, loaded, hold.stored)
-            assert loaded is not None
             if ends_lost:
                 ends_lost = False  # those that are lost now were lost when it was claimed
                 if moves.has_open_calls(loaded.record) and self._end_lost(connection, hold):
+                    loaded = _read(connection, hold, loaded)
                     continue
-            if not loaded.is_closed and self._move(connection, hold, loaded):
-                has_moved = True
+            if (moved := self._move(connection, hold, loaded)) is not None:
+                has_moved, loaded = True, moved
             elif asks_again and self._ask_again(connection, loaded):
                 asks_again = False
+                loaded = _read(connection, hold, loaded)
             elif self._leave(connection, hold, loaded):
                 return has_moved
             else:
                 ends_lost = True
+                loaded = _read(connection, hold, loaded)
 
-    def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
-        """Makes the next move; returns False where there is nothing to do but wait."""
+    def _move(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> Loaded | None:
+        """Makes the next move, and returns the record after it; None where there is nothing to do but wait."""
+        if loaded.is_closed or loaded.waits:
+            return None
         try:
             given = _circumstances(loaded)
             try:
@@ -177,10 +181,12 @@ class Engine:
                 return self._move_without_playbook(connection, hold, loaded, move)
         except psycopg.Error as error:
             if has_record_grown(error):
-                return True
+                return _read(connection, hold, loaded)
             raise
 
-    def _move_by_playbook(self, connection: Connection[Any], hold: Hold, loaded: Loaded, given: Circumstances) -> bool:
+    def _move_by_playbook(
+        self, connection: Connection[Any], hold: Hold, loaded: Loaded, given: Circumstances
+    ) -> Loaded | None:
         plug_ins = self._plug_ins(loaded)
         playbook, agents = find_version(plug_ins, loaded.record), {agent.name: agent for agent in plug_ins.agents}
         move = next_move(loaded.record, playbook, agents, given)
@@ -188,68 +194,76 @@ class Engine:
 
     def _move_without_playbook(
         self, connection: Connection[Any], hold: Hold, loaded: Loaded, move: Append | Wait
-    ) -> bool:
+    ) -> Loaded | None:
         if isinstance(move, Wait):
-            return False
+            return None
         if move.kind == "closed":
             decision_id = str(loaded.record.decision.decision_id)
             self._telemetry.logger.error("given up", decision_id=decision_id, reason=move.body["reason"])
-        self._append(connection, hold, loaded, move)
-        return True
+        return self._append(connection, hold, loaded, move)
 
-    def _make(self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Move) -> bool:
+    def _make(
+        self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Move
+    ) -> Loaded | None:
         record = loaded.record
         match move:
             case Append():
-                self._append(connection, hold, loaded, move)
+                return self._append(connection, hold, loaded, move)
             case Intend(calls_seq, calls):
                 _transact(connection, lambda: intend(connection, hold, loaded, calls_seq, calls))
+                return _read(connection, hold, loaded)
             case Collect(wait_until):
-                if wait_until is not None and not self._is_complete(connection, loaded, playbook, wait_until):
-                    again = loaded.now + timedelta(seconds=self._policy.gather_again_seconds)
-                    self._set_timer(connection, hold, "gather", min(again, wait_until))
-                    return False
-                with connection.transaction():
-                    gathered = playbook.gather(connection, record)
-                self._append(connection, hold, loaded, moves.evidence(record, gathered))
+                return self._collect(connection, hold, loaded, playbook, wait_until)
             case Model(spec):
                 result = playbook.simulate(record, spec)
-                self._append(connection, hold, loaded, moves.simulation(record, result))
+                return self._append(connection, hold, loaded, moves.simulation(record, result))
             case Observe():
                 return self._observe(connection, hold, loaded, playbook, move)
             case Wait(until, kind):
                 if until is not None:
                     self._set_timer(connection, hold, kind, until)
-                return False
-        return True
+                return None
 
-    def _append(self, connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> None:
-        def work() -> None:
-            seq = append(connection, hold, loaded, step, seen_seq=loaded.head_seq)
-            if step.calls:
-                intend(connection, hold, loaded, seq, step.calls)
-            if step.kind == "outcome":
-                _store_outcome(connection, hold, step, seq)
+    def _collect(
+        self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, wait_until: datetime | None
+    ) -> Loaded | None:
+        if wait_until is not None and not self._is_complete(connection, loaded, playbook, wait_until):
+            again = loaded.now + timedelta(seconds=self._policy.gather_again_seconds)
+            self._set_timer(connection, hold, "gather", min(again, wait_until))
+            return None
+        with connection.transaction():
+            gathered = playbook.gather(connection, loaded.record)
+        return self._append(connection, hold, loaded, moves.evidence(loaded.record, gathered))
 
-        if step.calls or step.kind == "outcome":
-            _transact(connection, work)
-        else:
-            retry_conflicts(work)  # one statement is a transaction of its own
+    def _append(self, connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> Loaded:
+        def with_outcome() -> Loaded:
+            grown = append(connection, hold, loaded, step, seen_seq=loaded.head_seq)
+            _store_outcome(connection, hold, step, grown.head_seq)
+            return grown
+
+        if step.kind == "outcome":
+            return _transact(connection, with_outcome)
+        # One statement is a transaction of its own.
+        if step.calls:
+            grown = retry_conflicts(lambda: begin(connection, hold, loaded, step))
+            # Where all of its calls are open, nobody needs to read their steps now.
+            return grown if grown.waits else _read(connection, hold, grown)
+        grown = retry_conflicts(lambda: append(connection, hold, loaded, step, seen_seq=loaded.head_seq))
         if step.kind == "closed":
             self._count_closed(loaded, step)
+        return grown
 
     def _observe(
         self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Observe
-    ) -> bool:
+    ) -> Loaded | None:
         with connection.transaction():
             observed = playbook.observe(connection, loaded.record, move.bars, loaded.now)
         if observed is None and loaded.now >= move.ends_at:
             observed = {"state": "unobservable", "forecasts": []}
         if observed is not None:
-            self._append(connection, hold, loaded, moves.outcome(loaded.record, observed))
-            return True
+            return self._append(connection, hold, loaded, moves.outcome(loaded.record, observed))
         self._set_timer(connection, hold, "observe", _next_look(loaded.now, move, self._policy.observe_seconds))
-        return False
+        return None
 
     def _is_complete(
         self, connection: Connection[Any], loaded: Loaded, playbook: Playbook, wait_until: datetime
@@ -352,12 +366,19 @@ def _without_calls_of(move: Move, switched_off: frozenset[str]) -> Move:
     return replace(move, calls=tuple(call for call in move.calls if f"agent:{call.agent}" not in switched_off))
 
 
-def _transact(connection: Connection[Any], work: Callable[[], None]) -> None:
-    def once() -> None:
-        with connection.transaction():
-            work()
+def _read(connection: Connection[Any], hold: Hold, known: Loaded | None = None) -> Loaded:
+    """Reads the decision that is held; of what is known nothing again."""
+    loaded = load(connection, hold.decision_id, known, hold.stored)
+    assert loaded is not None, "a decision that is held is there"
+    return loaded
 
-    retry_conflicts(once)
+
+def _transact[T](connection: Connection[Any], work: Callable[[], T]) -> T:
+    def once() -> T:
+        with connection.transaction():
+            return work()
+
+    return retry_conflicts(once)
 
 
 def _next_look(now: datetime, move: Observe, shortest: float) -> datetime:

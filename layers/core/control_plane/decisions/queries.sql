@@ -275,26 +275,86 @@ SELECT fence FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)
 SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
 
 -- name: advance_decision
--- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events;
--- returns the step's number.
+-- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events, where
+-- there are any; returns the step's number and time, and how the decision stands: see the query decision.
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
-    FROM unnest(%(hashes)s::bytea[], %(kinds)s::text[], %(contents)s::bytea[]) AS made (sha256, kind, bytes)
+    -- Subqueries, because a plan that knew how many there are would be made anew for each step.
+    FROM unnest((SELECT %(hashes)s::bytea[]), (SELECT %(kinds)s::text[]), (SELECT %(contents)s::bytea[]))
+        AS made (sha256, kind, bytes)
     ORDER BY sha256
     ON CONFLICT DO NOTHING
     RETURNING sha256
 ),
 advanced AS MATERIALIZED (
-    SELECT
-        advance_decision(
-            %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
-            %(seen_seq)s
-        ) AS seq
+    SELECT step.*
     -- The step refers to them, so they come first.
-    FROM (SELECT count(*) FROM stored) AS all_stored
+    FROM (SELECT count(*) FROM stored) AS all_stored (number)
+    CROSS JOIN LATERAL advance_decision(
+        %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
+        CASE WHEN number >= 0 THEN %(seen_seq)s::integer END
+    ) AS step
 )
-SELECT seq, (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE seq IS NOT NULL)
+SELECT
+    new_seq,
+    new_at,
+    seen_wake_seq,
+    clock_timestamp(),
+    ARRAY(SELECT scope FROM switches WHERE is_off ORDER BY scope),
+    CASE
+        WHEN %(events)s::json IS NOT NULL THEN
+            (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE new_seq IS NOT NULL)
+    END
+FROM advanced
+
+-- name: begin_round
+-- Does what advance_decision does for a step that asks agents, and intends their attempts, with a message for each: returns
+-- also whether every budget had room for them.
+WITH stored AS (
+    INSERT INTO artifacts (sha256, kind, bytes)
+    SELECT sha256, kind, bytes
+    -- Subqueries, because a plan that knew how many there are would be made anew for each step.
+    FROM unnest((SELECT %(hashes)s::bytea[]), (SELECT %(kinds)s::text[]), (SELECT %(contents)s::bytea[]))
+        AS made (sha256, kind, bytes)
+    ORDER BY sha256
+    ON CONFLICT DO NOTHING
+    RETURNING sha256
+),
+advanced AS MATERIALIZED (
+    SELECT step.*
+    -- The step refers to them, so they come first.
+    FROM (SELECT count(*) FROM stored) AS all_stored (number)
+    CROSS JOIN LATERAL advance_decision(
+        %(decision_id)s, %(fence)s, %(kind)s, %(parent)s, %(body)s, NULL, %(output_sha256)s, %(state)s, %(lease_seconds)s,
+        CASE WHEN number >= 0 THEN %(seen_seq)s::integer END
+    ) AS step
+),
+asked AS MATERIALIZED (
+    SELECT
+        call.message,
+        intend_call(
+            %(decision_id)s, %(fence)s, call.call_id, advanced.new_seq, call.agent, call.agent_version, call.attempt,
+            call.request_sha256, call.micros, call.deadline, %(budget_scope)s, %(day_limit)s
+        ) AS is_intended
+    FROM advanced
+    CROSS JOIN unnest(
+        (SELECT %(call_ids)s::uuid[]), (SELECT %(agents)s::text[]), (SELECT %(agent_versions)s::text[]),
+        (SELECT %(attempts)s::integer[]), (SELECT %(requests)s::bytea[]), (SELECT %(micros)s::bigint[]),
+        (SELECT %(deadlines)s::timestamptz[]), (SELECT %(messages)s::text[])
+    ) AS call (call_id, agent, agent_version, attempt, request_sha256, micros, deadline, message)
+)
+SELECT
+    new_seq,
+    new_at,
+    seen_wake_seq,
+    clock_timestamp(),
+    ARRAY(SELECT scope FROM switches WHERE is_off ORDER BY scope),
+    (
+        SELECT count(*)
+        FROM insert_decision_events((SELECT coalesce(json_agg(message::json), '[]') FROM asked WHERE is_intended))
+    ),
+    (SELECT bool_and(is_intended) FROM asked)
 FROM advanced
 
 -- name: set_timer

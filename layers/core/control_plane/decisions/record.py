@@ -32,6 +32,8 @@ class Loaded:
     """Of the steps, as they are stored and hashed."""
     switched_off: frozenset[str] = frozenset()
     """Every scope that is switched off."""
+    waits: bool = False
+    """Whether all that it waits for was asked for just now: the attempts' own steps are not read yet."""
 
     @property
     def head_seq(self) -> int:
@@ -88,11 +90,13 @@ def load(
     new = [row[_COLUMNS:] for row in rows if row[_COLUMNS] is not None]
     new_steps = [_step(found) for found in new]
     artifacts = dict(known.record.artifacts) if known is not None else {}
-    artifacts |= _artifacts(connection, new_steps, artifacts, stored)
+    # A step's output may be its body's own bytes, as evidence is: these are at hand.
+    bodies = {sha256(row[5]): bytes(row[5]) for row in new if row[7] is not None}
+    artifacts |= _artifacts(connection, new_steps, artifacts, {**stored, **bodies})
     return Loaded(
-        record=Record(Decision(*map(_in_utc, columns)), (*steps, *new_steps), artifacts),
+        record=Record(Decision(*map(in_utc, columns)), (*steps, *new_steps), artifacts),
         wake_seq=wake_seq,
-        now=_in_utc(now),
+        now=in_utc(now),
         is_closed=closed_at is not None,
         bodies=(*(known.bodies if known is not None else ()), *(bytes(found[5]) for found in new)),
         switched_off=frozenset(switched_off),
@@ -106,7 +110,7 @@ def _step(row: Sequence[Any]) -> Step:
         parent,
         kind,
         author,
-        _in_utc(at),
+        in_utc(at),
         json.loads(body),
         _bytes(input_sha256),
         _bytes(output_sha256),
@@ -130,7 +134,8 @@ def _artifacts(
     return found
 
 
-def _in_utc(value: Any) -> Any:
+def in_utc(value: Any) -> Any:
+    """Returns a column's value as the model has it: instants in UTC, and bytes."""
     if isinstance(value, memoryview):
         return bytes(value)
     return value.astimezone(UTC) if isinstance(value, datetime) else value

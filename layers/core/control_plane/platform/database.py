@@ -6,6 +6,7 @@ It is opened when first needed, checked before use, and reopened when stale.
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from threading import Event, Timer
@@ -41,6 +42,12 @@ REFUSED_LAYOUT: Final = (
 
 CONNECT_TIMEOUT_SECONDS = 5
 
+CHECKED_SECONDS: Final = 1.0
+"""How long a session counts as checked within an invocation."""
+
+PREPARE_AFTER: Final = 2
+"""How often a statement is asked before it is prepared."""
+
 QUERIES: Final = load_queries(__package__)
 
 logger: Final = logging.getLogger(__name__)
@@ -55,6 +62,7 @@ class Database:
     ``role`` is the role of the control plane whose work this is, which the session's own must be or be a member of.
     ``patience_seconds`` is for where somebody waits for the answer: neither opening the connection nor checking it, nor
     the work in :meth:`bounded`, takes longer, whatever has become of the server or of the way to it.
+    ``prepares`` is for functions that ask the same few statements again and again: see :func:`connect`.
     """
 
     def __init__(
@@ -66,6 +74,8 @@ class Database:
         check_schema: bool = True,
         role: str | None = None,
         patience_seconds: int | None = None,
+        prepares: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url = url
         self._origin = origin
@@ -73,6 +83,9 @@ class Database:
         self._application_name = application_name
         self._check_schema = check_schema
         self._patience_seconds = patience_seconds
+        self._prepares = prepares
+        self._monotonic = monotonic
+        self._checked_at = monotonic()
         self._connection: Connection[tuple[Any, ...]] | None = None
 
     def connection(self) -> Connection[tuple[Any, ...]]:
@@ -96,7 +109,23 @@ class Database:
                     connection.close()  # If it were kept, the next call would take it for checked.
                     raise
             self._connection = connection
+        self._checked_at = self._monotonic()
         return self._connection
+
+    def same_connection(self) -> Connection[tuple[Any, ...]]:
+        """Returns the session of :meth:`connection`, unasked where that has checked it within the last second.
+
+        It is for the next message of a batch, after :meth:`connection` was called in the same invocation: between two
+        invocations the environment may be frozen, and its clock with it. Raises as :meth:`connection` does.
+        """
+        connection = self._connection
+        if (
+            connection is not None
+            and connection.info.transaction_status is TransactionStatus.IDLE
+            and self._monotonic() - self._checked_at < CHECKED_SECONDS
+        ):
+            return connection
+        return self.connection()
 
     @contextmanager
     def bounded(self) -> Iterator[Connection[tuple[Any, ...]]]:
@@ -127,6 +156,7 @@ class Database:
             application_name=self._application_name,
             origin=self._origin,
             timeout_seconds=self._patience_seconds or CONNECT_TIMEOUT_SECONDS,
+            prepares=self._prepares,
         )
 
     def _is_usable(self, connection: Connection[Any]) -> bool:
@@ -187,12 +217,15 @@ def connect(
     application_name: str,
     origin: str = "the database URL",
     timeout_seconds: int = CONNECT_TIMEOUT_SECONDS,
+    prepares: bool = False,
 ) -> Connection[tuple[Any, ...]]:
     """Returns an autocommit session on a server that takes writes.
 
-    The server's certificate is verified unless ``url`` says otherwise. The session has the settings that our SQL takes
-    for granted, and its transactions are READ COMMITTED. Raises DatabaseUnavailable, UnsuitableDatabase or
-    ConfigurationError; none shows the password. They name ``origin`` as the thing to correct.
+    If ``prepares``, statements that repeat are prepared, unless a pooler may give the next transaction another
+    session, which would not know them. The server's certificate is verified unless ``url`` says otherwise. The
+    session has the settings that our SQL takes for granted, and its transactions are READ COMMITTED. Raises
+    DatabaseUnavailable, UnsuitableDatabase or ConfigurationError; none shows the password. They name ``origin`` as
+    the thing to correct.
     """
     parameters = parse_url(url, name=origin)
     defaults = tls_defaults(parameters)
@@ -223,13 +256,15 @@ def connect(
         raise DatabaseUnavailable(text, password_refused=refuses_password(error)) from error
     try:
         with cut_off(connection, timeout_seconds):
-            check_session(connection)
+            is_own = check_session(connection)
     except SESSION_LOST as error:
         connection.close()
         raise DatabaseUnavailable(explain(error, Attempt(parameters | defaults, origin))) from error
     except BaseException:
         connection.close()
         raise
+    if prepares and is_own:
+        connection.prepare_threshold = PREPARE_AFTER
     return connection
 
 
@@ -239,7 +274,8 @@ def _open(conninfo: str, application_name: str, timeout_seconds: int) -> Connect
         autocommit=True,
         connect_timeout=timeout_seconds,
         application_name=application_name,
-        # A transaction pooler gives each transaction another session, which does not know the prepared statements.
+        # A transaction pooler gives each transaction another session, which does not know the prepared statements: they
+        # wait until the check has found out whose the session is.
         prepare_threshold=None,
         keepalives_idle=30,
         keepalives_interval=5,

@@ -50,6 +50,7 @@ def open_database(
     role: str | None,
     check_schema: bool = True,
     patience_seconds: int | None = None,
+    prepares: bool = False,
 ) -> Database:
     """The function's database; nothing is opened or read before its first use.
 
@@ -63,6 +64,7 @@ def open_database(
         check_schema=check_schema,
         role=role,
         patience_seconds=patience_seconds,
+        prepares=prepares,
     )
 
 

@@ -114,21 +114,23 @@ def refuses_options(error: Exception) -> bool:
     return bool(_OPTIONS_REFUSED.search(str(error)))
 
 
-def check_session(connection: Connection[Any]) -> None:
+def check_session(connection: Connection[Any]) -> bool:
     """Checks in one round trip that the session takes writes and has the settings that our SQL relies on.
 
-    A second round trip sets MENDED, if that is needed and the session is ours alone. Raises DatabaseUnavailable for a
+    Returns whether the session is ours alone: no pooler shares it with other clients. A second round trip then sets
+    MENDED, if that is needed. Raises DatabaseUnavailable for a
     read-only session, UnsuitableDatabase for a setting that an administrator must change, and psycopg.Error where the
     server does not answer.
     """
     values: dict[str, str | None] = dict(connection.execute(_QUERIES["session"].sql).fetchall())
-    if values["control_plane.session"] == "own" and (names := MENDED.keys() & _unsuitable(values)):
+    is_own = values["control_plane.session"] == "own"
+    if is_own and (names := MENDED.keys() & _unsuitable(values)):
         mended = {"names": list(names), "values": [MENDED[name] for name in names]}
         values.update(connection.execute(_QUERIES["mend_session"].sql, mended).fetchall())
     info = connection.info
     problems = _problems(values, info)
     if not problems and values["transaction_read_only"] == "off":
-        return
+        return is_own
     target = f"{info.user}@{info.host}:{info.port}/{info.dbname}"
     if problems:
         raise UnsuitableDatabase(target, problems)
@@ -136,6 +138,7 @@ def check_session(connection: Connection[Any]) -> None:
         raise DatabaseUnavailable(
             f"Postgres at {target} takes no writes any more: has it become a replica, or is its disk full?"
         )
+    return is_own
 
 
 def _unsuitable(values: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:

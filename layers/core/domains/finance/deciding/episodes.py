@@ -97,15 +97,18 @@ def keep_episodes(connection: Connection[Any], window: Window, histories: Mappin
     """
     about = {"source": window.source, "series": window.series}
     newest = dict(connection.execute(QUERIES["newest_episodes"].sql, about | {"entities": list(histories)}).fetchall())
+    searched = {
+        entity: read_entity(connection, window, entity_id=entity, count=_MOST_BARS)
+        if _begins_after(history, newest.get(entity))
+        else history
+        for entity, history in histories.items()
+    }
+    stored = _stored_episodes(connection, about, searched)
     changed, gone = [], []
-    for entity, history in histories.items():
-        series = history
-        if _begins_after(history, newest.get(entity)):
-            series = read_entity(connection, window, entity_id=entity, count=_MOST_BARS)
-        stored = _stored_episodes(connection, about | {"entity_id": entity}, series)
+    for entity, series in searched.items():
         found = {episode["occurred_at"]: episode for episode in find_episodes(series)}
-        changed += [about | episode for at, episode in found.items() if stored.get(at) != episode]
-        gone += [about | {"entity_id": entity, "occurred_at": at} for at in stored if at not in found]
+        changed += [about | episode for at, episode in found.items() if stored[entity].get(at) != episode]
+        gone += [about | {"entity_id": entity, "occurred_at": at} for at in stored[entity] if at not in found]
     if changed or gone:
         connection.execute(QUERIES["lock_episodes"].sql, about)
         with connection.cursor() as cursor:
@@ -122,16 +125,21 @@ def _begins_after(history: Series, newest: datetime | None) -> bool:
 
 
 def _stored_episodes(
-    connection: Connection[Any], about: Mapping[str, Any], series: Series
-) -> Mapping[datetime, dict[str, Any]]:
-    """Returns the stored episodes of the bars that are searched."""
-    places = _searched(series)
-    if not places:
-        return {}
-    between = {"since": series.bars[places[0]].occurred_at, "until": series.bars[places[-1]].occurred_at}
+    connection: Connection[Any], about: Mapping[str, Any], searched: Mapping[str, Series]
+) -> Mapping[str, Mapping[datetime, dict[str, Any]]]:
+    """Returns the stored episodes of the bars that are searched, by entity and instant."""
+    places = {entity: _searched(series) for entity, series in searched.items()}
+    some = {entity: searched[entity].bars for entity, found in places.items() if found}
+    between = {
+        "entities": list(some),
+        "since": [bars[places[entity][0]].occurred_at for entity, bars in some.items()],
+        "until": [bars[places[entity][-1]].occurred_at for entity, bars in some.items()],
+    }
+    stored: dict[str, dict[datetime, dict[str, Any]]] = {entity: {} for entity in searched}
     with connection.cursor(row_factory=dict_row) as cursor:
-        rows = cursor.execute(QUERIES["stored_episodes"].sql, {**about, **between}).fetchall()
-    return {row["occurred_at"]: row for row in rows}
+        for row in cursor.execute(QUERIES["stored_episodes"].sql, {**about, **between}):
+            stored[row["entity_id"]][row["occurred_at"]] = row
+    return stored
 
 
 def nearest_episodes(connection: Connection[Any], window: Window, sizes: tuple[int, int, int]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
@@ -16,9 +16,11 @@ from domains.finance.deciding import measures
 QUERIES = load_queries(__package__)
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar in its latest revision; prices are millionths of its currency, as traded."""
+class Bar(NamedTuple):
+    """One bar in its latest revision; prices are millionths of its currency, as traded.
+
+    Evidence is hundreds of them, and a tuple is what the driver makes of a row anyway.
+    """
 
     entity_id: str
     occurred_at: datetime
@@ -114,16 +116,14 @@ def read_before(
         "entity_id": entity_id,
         "count": count,
     }
-    with connection.cursor(row_factory=class_row(Bar)) as cursor:
-        bars = cursor.execute(QUERIES["bars_until"].sql, values).fetchall()
+    bars = [Bar._make(row) for row in connection.execute(QUERIES["bars_until"].sql, values)]
     return _by_entity(connection, window.source, bars)
 
 
 def read_entity(connection: Connection[Any], window: Window, *, entity_id: str, count: int) -> Series:
     """Returns the newest bars of one entity up to the instant."""
     values = {"source": window.source, "series": window.series, "at": window.at, "entity_id": entity_id, "count": count}
-    with connection.cursor(row_factory=class_row(Bar)) as cursor:
-        bars = cursor.execute(QUERIES["bars_of_entity"].sql, values).fetchall()
+    bars = [Bar._make(row) for row in connection.execute(QUERIES["bars_of_entity"].sql, values)]
     return _by_entity(connection, window.source, bars).get(entity_id, Series((), ()))
 
 
@@ -138,8 +138,7 @@ def read_after(
         "entities": list(entities),
         "until": until,
     }
-    with connection.cursor(row_factory=class_row(Bar)) as cursor:
-        bars = cursor.execute(QUERIES["bars_between"].sql, values).fetchall()
+    bars = [Bar._make(row) for row in connection.execute(QUERIES["bars_between"].sql, values)]
     return _by_entity(connection, window.source, bars)
 
 

@@ -26,10 +26,10 @@ SELECT NOT EXISTS (
 SELECT
     bar.entity_id,
     bar.occurred_at,
-    round(bar.open::numeric * 1000000)::bigint AS open_micros,
-    round(bar.high::numeric * 1000000)::bigint AS high_micros,
-    round(bar.low::numeric * 1000000)::bigint AS low_micros,
-    round(bar.price::numeric * 1000000)::bigint AS close_micros,
+    bar.open_micros,
+    bar.high_micros,
+    bar.low_micros,
+    bar.close_micros,
     bar.currency,
     bar.revision,
     bar.event_id,
@@ -78,10 +78,10 @@ FROM (
     SELECT
         entity_id,
         occurred_at,
-        round(open::numeric * 1000000)::bigint AS open_micros,
-        round(high::numeric * 1000000)::bigint AS high_micros,
-        round(low::numeric * 1000000)::bigint AS low_micros,
-        round(price::numeric * 1000000)::bigint AS close_micros,
+        open_micros,
+        high_micros,
+        low_micros,
+        close_micros,
         currency,
         revision,
         event_id,
@@ -98,10 +98,10 @@ ORDER BY occurred_at
 SELECT
     bar.entity_id,
     bar.occurred_at,
-    round(bar.open::numeric * 1000000)::bigint AS open_micros,
-    round(bar.high::numeric * 1000000)::bigint AS high_micros,
-    round(bar.low::numeric * 1000000)::bigint AS low_micros,
-    round(bar.price::numeric * 1000000)::bigint AS close_micros,
+    bar.open_micros,
+    bar.high_micros,
+    bar.low_micros,
+    bar.close_micros,
     bar.currency,
     bar.revision,
     bar.event_id,
@@ -172,15 +172,16 @@ WHERE source = %(source)s AND series = %(series)s AND entity_id = ANY (%(entitie
 GROUP BY entity_id
 
 -- name: stored_episodes
--- An entity's episodes within a time, without those that are none any more.
+-- Entities' episodes, each within a time of its own, without those that are none any more.
 SELECT
-    entity_id, occurred_at, event_id, return_milli, prior_milli, range_milli, followed_ppm, followed_milli, ended_at
-FROM episodes
-WHERE source = %(source)s
-    AND series = %(series)s
-    AND entity_id = %(entity_id)s
-    AND occurred_at BETWEEN %(since)s AND %(until)s
-    AND event_id <> '00000000-0000-0000-0000-000000000000'
+    episode.entity_id, occurred_at, event_id, return_milli, prior_milli, range_milli, followed_ppm, followed_milli, ended_at
+FROM unnest(%(entities)s::text[], %(since)s::timestamptz[], %(until)s::timestamptz[]) AS searched (entity_id, since, until)
+JOIN episodes AS episode
+    ON episode.source = %(source)s
+    AND episode.series = %(series)s
+    AND episode.entity_id = searched.entity_id
+    AND episode.occurred_at BETWEEN searched.since AND searched.until
+WHERE event_id <> '00000000-0000-0000-0000-000000000000'
 
 -- name: lock_episodes
 -- Waits until nobody else changes the episodes of a source and series: two orders would wait for each other in a circle.
