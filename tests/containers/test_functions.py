@@ -122,6 +122,24 @@ def ops_api(containers: Containers) -> None:
     assert json.loads(timeline["body"])["event"]["event_id"] == event_id
 
 
+def command_api(containers: Containers) -> None:
+    sample = json.loads((CHECKOUT / "events" / "command_api.json").read_text())
+    assert containers.invoke("CommandApiFunction", sample)["statusCode"] == 401
+    value = f"Bearer {containers.cloud.environ['API_TOKEN']}"
+    sample["headers"]["Authorization"], sample["multiValueHeaders"]["Authorization"] = value, [value]
+    held = containers.invoke("CommandApiFunction", sample)
+    assert held["statusCode"] == 200, held
+    assert json.loads(held["body"])["held_by"] == "token:root"
+    for sent in (sample, sample["requestContext"]):
+        sent["path"] = sent["path"].replace("hold", "resume")
+    sample["resource"] = "/subscriptions/{name}/resume"
+    sample["headers"]["Idempotency-Key"], sample["multiValueHeaders"]["Idempotency-Key"] = (
+        "another-key",
+        ["another-key"],
+    )
+    assert containers.invoke("CommandApiFunction", sample)["statusCode"] == 200
+
+
 def a_stored_event(containers: Containers) -> str:
     return str(containers.cloud.query("SELECT event_id FROM events ORDER BY ingested_at LIMIT 1")[0][0])
 
@@ -165,6 +183,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "RelayFunction": relay,
     "SignalLabFunction": signal_lab,
     "OpsApiFunction": ops_api,
+    "CommandApiFunction": command_api,
     "TimersFunction": timers,
     "OperationsFunction": operations,
     "DecisionFunction": partial(of_deciding, function="DecisionFunction", sample="decision.json", refuses=False),

@@ -62,3 +62,42 @@ def test_status_says_where_the_api_is(local_cloud: LocalCloud) -> None:
     services = json.loads(local_cloud.acp("status", "--json").stdout)["services"]
     assert services["API"] == local_cloud.environ["API_URL"] == local_cloud.environ["ApiUrl"]
     assert services["API"].startswith(local_cloud.endpoint_url)
+
+
+def ask(local_cloud: LocalCloud, method: str, path: str, body: object = None, *, token: str) -> tuple[int, Any]:
+    """Sends a change under a key of its own."""
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Idempotency-Key": str(uuid.uuid4()),
+        "Content-Type": "application/json",
+    }
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(f"{local_cloud.environ['API_URL']}{path}", method=method, headers=headers, data=data)
+    try:
+        with urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_a_token_changes_what_it_may_until_it_is_revoked(local_cloud: LocalCloud) -> None:
+    root = local_cloud.environ["API_TOKEN"]
+    name = f"kim-{uuid.uuid4().hex[:8]}"
+    status, made = ask(
+        local_cloud, "POST", "/tokens", {"name": name, "scopes": ["operate"], "reason": "a test"}, token=root
+    )
+    assert (status, made["scopes"]) == (201, ["operate", "read"])
+    kim = made["token"]
+    assert get(f"{local_cloud.environ['API_URL']}/events?limit=1", kim)[0] == 200
+    assert ask(local_cloud, "POST", "/tokens", {}, token=kim)[0] == 403
+    status, switched = ask(
+        local_cloud, "PUT", "/switches/model:nothing", {"is_off": True, "reason": "a test"}, token=kim
+    )
+    assert (status, switched["set_by"]) == (200, f"token:{name}")
+    status, started = ask(local_cloud, "POST", "/relay/run", {"reason": "a test"}, token=kim)
+    assert (status, started) == (202, {"started": "RelayFunction"})
+    assert ask(local_cloud, "DELETE", f"/tokens/{name}?reason=a%20test", token=root)[0] == 200
+    assert get(f"{local_cloud.environ['API_URL']}/events?limit=1", kim)[0] == 401
+    changes = get(f"{local_cloud.environ['API_URL']}/audit?token={name}", root)[2]["items"]
+    assert [change["route"] for change in changes] == ["POST /relay/run", "PUT /switches/{scope}"]

@@ -7,10 +7,10 @@ from typing import Any
 import jsonschema
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from hypothesis.strategies import data as drawn
-from schemathesis import Case, GenerationMode
+from schemathesis import GenerationMode
 from tests.integration.ops_api.client import RUNS, TOKEN, Client, Load
 from tests.integration.ops_api.conftest import with_settings
 from tests.integration.ops_api.gateway import Gateway
@@ -28,7 +28,7 @@ EXAMPLES = [
     for route in ROUTES
     for number, example in enumerate(route.examples)
 ]
-CASES = 3
+CASES = 2
 """How many cases of each kind are tried per operation and token; more are a matter of time."""
 
 
@@ -83,19 +83,18 @@ def test_an_example_is_answered_as_documented(both: Gateway, name: str, example:
     jsonschema.validate(answer.body, content["schema"] | {"components": whole["components"]})
 
 
-def is_expressible(case: Case) -> bool:
-    """Whether a positive case is right by more than what the document can say."""
-    texts = [*(case.query or {}).values(), *(case.path_parameters or {}).values()]
+def make_expressible(case: Any) -> None:
+    """Takes from a positive case what is wrong by more than the document can say."""
+    for name in ("after", "source", "since", "until"):
+        (case.query or {}).pop(name, None)
     if isinstance(case.body, dict):
-        texts += case.body.values()
-    query = case.query or {}
-    return (
-        all(text.isprintable() for text in texts if isinstance(text, str))
-        and "after" not in query
-        and not query.keys() & {"source", "since", "until"}
-        and not (isinstance(case.body, dict) and case.body.get("expires_at"))
-        and "{scope}" not in case.path
-    )
+        case.body.pop("expires_at", None)
+    for texts in (case.query, case.path_parameters, case.body):
+        for name, text in texts.items() if isinstance(texts, dict) else ():
+            if isinstance(text, str):
+                texts[name] = "".join(filter(str.isprintable, text)) or "x"
+    if case.headers and "Idempotency-Key" in case.headers:
+        case.headers["Idempotency-Key"] = str(uuid.uuid4())
 
 
 def token_with(both: Gateway, scope: str | None) -> dict[str, str]:
@@ -127,14 +126,12 @@ def test_schemathesis_finds_nothing(both: Gateway, scope: str | None) -> None:
         nonlocal tried
         case = data.draw(strategy)
         if case.meta.generation.mode is GenerationMode.POSITIVE:
-            assume(is_expressible(case))
-        if "Idempotency-Key" in (case.headers or {}) and case.meta.generation.mode is GenerationMode.POSITIVE:
-            case.headers["Idempotency-Key"] = str(uuid.uuid4())
+            make_expressible(case)
         tried += 1
         case.call_and_validate(headers=headers)
 
     for found in schema.get_all_operations():
-        operation = found.ok()
+        operation: Any = found.ok()  # type: ignore[union-attr]  # one that is none raises
         for mode in GenerationMode:
             try:
                 check(operation.as_strategy(generation_mode=mode))

@@ -9,6 +9,7 @@ from control_plane.api.pages import Page
 from control_plane.api.reads import read_routes
 from control_plane.api.routes import Route, Strict
 from control_plane.api.scopes import Scope
+from control_plane.decisions.switches import SCOPE
 
 _PROBLEM: Final = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _REFUSALS: Final = {
@@ -106,11 +107,17 @@ def _path_parameters(route: Route) -> Sequence[Mapping[str, Any]]:
             "name": name,
             "in": "path",
             "required": True,
-            "schema": {"type": "string", "format": "uuid"} if name.endswith("_id") else {"type": "string"},
+            "schema": _text_of_path(name),
             "examples": _named([example.parameters.get(name) for example in route.examples]),
         }
         for name in route.names
     ]
+
+
+def _text_of_path(name: str) -> Mapping[str, Any]:
+    if name.endswith("_id"):
+        return {"type": "string", "format": "uuid"}
+    return {"type": "string", "pattern": f"^({SCOPE.pattern})$"} if name == "scope" else {"type": "string"}
 
 
 def _query_parameters(route: Route) -> Sequence[Mapping[str, Any]]:
