@@ -57,6 +57,7 @@ COMMANDS = {
         "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
+        "discard": Entry("dead_letter_commands", "Let dead letters go that nobody needs."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
     },
     _DECISIONS: {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -169,7 +170,9 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
             case {"Fn::Sub": text}:
                 for logical_id, url in cloud.queues.items():
                     text = text.replace(f"${{{logical_id}}}", url)
-                environ[name] = text
+                environ[name] = re.sub(r"\$\{(\w+)\.QueueName\}", r"ai-control-plane-\1", text)
+            case {"Fn::GetAtt": [queue, "QueueName"]}:  # as the sample of DeadLetterFunction has it
+                environ[name] = f"ai-control-plane-{queue}"
             case _:
                 environ[name] = str(value)
     return environ
