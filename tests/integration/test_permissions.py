@@ -187,7 +187,9 @@ def declared(function: str, cloud: Cloud, market_url: str) -> dict[str, str]:
             case {"Fn::Sub": text}:
                 for logical_id, url in cloud.queues.items():
                     text = text.replace(f"${{{logical_id}}}", url)
-                environ[name] = text
+                environ[name] = re.sub(r"\$\{(\w+)\.QueueName\}", r"ai-control-plane-\1", text)
+            case {"Fn::GetAtt": [queue, "QueueName"]}:  # as the sample of DeadLetterFunction has it
+                environ[name] = f"ai-control-plane-{queue}"
             case _:
                 environ[name] = str(value)
     return environ

@@ -122,6 +122,7 @@ def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> No
         "breakers",
         "dead-letters",
         "redrive",
+        "discard",
         "db",
     ):
         assert f" {word} " in result.output
@@ -150,6 +151,7 @@ def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> No
         ["dead-letters", "--json"],
         ["redrive", "1"],
         ["redrive", "--all", "--dry-run"],
+        ["discard", "1", "--because", "why"],
         ["db", "migrate"],
         ["db", "shell"],
     ],
@@ -193,6 +195,14 @@ def test_a_command_without_local_cloud_says_how_to_start_it(workspace: Workspace
         (["dead-letters", "--id", "-1"], "'-1' is no dead letter's id"),
         (["redrive", "1", "--by", " "], "--by is empty"),
         (["dead-letters", "--limit", "0"], "--limit"),
+        (["dead-letters", "--kind", "queue"], "--kind"),
+        (["dead-letters", "--older-than", "soon"], "--older-than is 'soon', which is no age"),
+        (["dead-letters", "--event", "seven"], "--event is 'seven', which is no id"),
+        (["dead-letters", "--body"], "--body is for one dead letter"),
+        (["discard", "1"], "--because"),
+        (["discard", "1", "--because", " "], "--because is empty"),
+        (["discard", "--because", "why"], "It is not said which dead letters to discard"),
+        (["discard", "1", "--because", "why", "--by", " "], "--by is empty"),
     ],
 )
 def test_a_command_that_makes_no_sense_names_the_culprit(
