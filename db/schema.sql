@@ -273,6 +273,24 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.carry_over_order() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    bought bigint := CASE OLD.side WHEN 'buy' THEN OLD.quantity_micros ELSE -OLD.quantity_micros END;
+BEGIN
+    IF OLD.filled_at IS NOT NULL THEN
+        UPDATE paper_accounts
+        SET opening_cash_micros = opening_cash_micros - round(bought::numeric * OLD.fill_price_micros / 1000000)::bigint
+        WHERE account = OLD.account;
+        UPDATE paper_positions SET opening_quantity_micros = opening_quantity_micros + bought
+        WHERE account = OLD.account AND source = OLD.source AND entity_id = OLD.entity_id;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
 CREATE FUNCTION public.check_fence(of_decision uuid, with_fence bigint) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -330,8 +348,8 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.check_retention(retention_days integer, batch_size integer) RETURNS void
-    LANGUAGE plpgsql IMMUTABLE
+CREATE FUNCTION public.check_retention(before timestamp with time zone, batch_size integer) RETURNS void
+    LANGUAGE plpgsql STABLE
     AS $$
 BEGIN
     -- LIMIT takes null for no limit at all.
@@ -339,8 +357,8 @@ BEGIN
         RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF retention_days IS NULL OR retention_days < 30 THEN
-        RAISE EXCEPTION 'a retention of % days refused: 30 is the least', coalesce(retention_days::text, 'no')
+    IF before IS NULL OR before > now() - interval '30 days' THEN
+        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(before::text, 'never')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -538,114 +556,128 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.delete_expired_events(retention_days integer, batch_size integer) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION public.count_erasable(of_operation uuid) RETURNS TABLE(what text, counted bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 DECLARE
-    event_ids uuid[];
-    deleted bigint;
+    wanted jsonb := erasure_filter(of_operation, ARRAY['planning', 'planned', 'running']);
+    event_ids uuid[] := erasable_events(wanted, 'infinity', NULL);
+    decision_ids uuid[] := erasable_decisions(wanted, 'infinity', NULL);
 BEGIN
-    PERFORM check_retention(retention_days, batch_size);
-    PERFORM set_config('control_plane.retention', 'on', true);
-    event_ids := ARRAY(
-        SELECT event_id
-        FROM events AS event
-        WHERE ingested_at < now() - make_interval(days => retention_days)
-            AND NOT EXISTS (
-                SELECT
-                FROM outbox AS message
-                WHERE message.event_id = event.event_id
-                    AND (
-                        EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
-                        OR EXISTS (
-                            SELECT
-                            FROM dead_letters AS letter
-                            WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
-                        )
-                    )
-            )
-        ORDER BY ingested_at
-        LIMIT batch_size
-        FOR UPDATE OF event SKIP LOCKED
-    );
-    -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
-    WITH gone AS (
-        DELETE FROM outbox AS message
-        WHERE message.event_id = ANY (event_ids)
-            AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
-            AND NOT EXISTS (
-                SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
-            )
-        RETURNING message.id
-    ),
-    failures AS (
-        DELETE FROM delivery_failures WHERE outbox_id IN (SELECT id FROM gone)
-    ),
-    letters AS (
-        DELETE FROM dead_letters WHERE outbox_id IN (SELECT id FROM gone)
-    )
-    DELETE FROM deliveries WHERE outbox_id IN (SELECT id FROM gone);
-    WITH gone AS (
-        DELETE FROM events AS event
-        WHERE event.event_id = ANY (event_ids)
-            AND NOT EXISTS (SELECT FROM outbox AS message WHERE message.event_id = event.event_id)
-        RETURNING event.event_id
-    ),
-    processing AS (
-        DELETE FROM processed_events WHERE event_id IN (SELECT event_id FROM gone)
-    )
-    SELECT count(*) INTO deleted FROM gone;
-    PERFORM set_config('control_plane.retention', 'off', true);
-    RETURN deleted;
+    RETURN QUERY
+    SELECT 'events', coalesce(cardinality(event_ids), 0)::bigint
+    UNION ALL
+    SELECT 'decisions', coalesce(cardinality(decision_ids), 0)::bigint
+    UNION ALL
+    SELECT 'waiting', count(*) FROM decisions
+    WHERE decision_id = ANY (decision_ids) AND (closed_at IS NULL OR anchored_seq <> head_seq)
+    UNION ALL
+    SELECT 'raw_payloads', count(*) FROM raw_payloads
+    WHERE entity_id = wanted ->> 'entity_id' AND (wanted ->> 'source' IS NULL OR source = wanted ->> 'source')
+    UNION ALL
+    SELECT 'shared_raw_payloads', count(DISTINCT raw_payload_id) FROM events
+    WHERE event_id = ANY (event_ids) AND wanted ->> 'event_id' IS NOT NULL
+    UNION ALL
+    SELECT 'open_deliveries', count(*) FROM pending_deliveries
+    WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (event_ids))
+    UNION ALL
+    SELECT 'dead_letters', count(*) FROM dead_letters
+    WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (event_ids));
 END
 $$;
 
-CREATE FUNCTION public.delete_expired_raw_payloads(retention_days integer, batch_size integer) RETURNS bigint
+CREATE FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(counted bigint, last_at timestamp with time zone, last_id text, first_at timestamp with time zone, sample text[])
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_retention(before, most);
+    RETURN QUERY
+    SELECT
+        count(*),
+        (array_agg(found.at ORDER BY found.at DESC, found.id DESC))[1],
+        (array_agg(found.id ORDER BY found.at DESC, found.id DESC))[1],
+        min(found.at),
+        (array_agg(found.id ORDER BY found.at, found.id))[1:5]
+    FROM expiring(of_what, before, after_at, after_id, most) AS found;
+END
+$$;
+
+CREATE FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid DEFAULT NULL::uuid) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
+#variable_conflict use_column
 DECLARE
-    deleted bigint;
+    deleted bigint := 0;
 BEGIN
-    PERFORM check_retention(retention_days, batch_size);
+    PERFORM check_retention(before, batch_size);
+    IF of_what = 'decisions' THEN
+        RETURN remove_decisions(
+            ARRAY(
+                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                FOR UPDATE OF expirable SKIP LOCKED
+            ),
+            'retention', by_operation
+        );
+    ELSIF of_what = 'events' THEN
+        RETURN remove_events(
+            ARRAY(
+                SELECT event_id FROM expirable_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                FOR UPDATE OF expirable SKIP LOCKED
+            ),
+            false
+        );
+    END IF;
     PERFORM set_config('control_plane.retention', 'on', true);
-    DELETE FROM raw_payloads
-    WHERE id = ANY (ARRAY(
-        SELECT raw.id
-        FROM raw_payloads AS raw
-        WHERE raw.fetched_at < now() - make_interval(days => retention_days)
-            AND NOT EXISTS (SELECT FROM events WHERE events.raw_payload_id = raw.id)
-        ORDER BY raw.fetched_at
-        LIMIT batch_size
-        FOR UPDATE OF raw SKIP LOCKED
-    ));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
+    IF of_what = 'raw_payloads' THEN
+        DELETE FROM raw_payloads
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            FOR UPDATE OF expirable SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'processed_events' THEN
+        DELETE FROM processed_events
+        WHERE ctid = ANY (ARRAY(
+            SELECT place FROM expirable_processed_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            FOR UPDATE OF expirable SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'delivery_failures' THEN
+        DELETE FROM delivery_failures
+        WHERE ctid = ANY (ARRAY(
+            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            FOR UPDATE OF expirable SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'repeated_looks' THEN
+        DELETE FROM repeated_looks
+        WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM repeated_looks WHERE observed_at < before ORDER BY observed_at LIMIT batch_size
+            FOR UPDATE SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+        DELETE FROM consume_failures
+        WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM consume_failures WHERE failed_at < before ORDER BY failed_at LIMIT batch_size
+            FOR UPDATE SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+        DELETE FROM api_audit
+        WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM api_audit WHERE at < before ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+        RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM set_config('control_plane.retention', 'off', true);
-    RETURN deleted;
-END
-$$;
-
-CREATE FUNCTION public.delete_repeated_looks(retention_days integer, batch_size integer) RETURNS bigint
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    AS $$
-DECLARE
-    deleted bigint;
-BEGIN
-    PERFORM check_retention(retention_days, batch_size);
-    DELETE FROM repeated_looks
-    WHERE ctid = ANY (ARRAY(
-        SELECT ctid
-        FROM repeated_looks
-        WHERE observed_at < now() - make_interval(days => retention_days)
-        ORDER BY observed_at
-        LIMIT batch_size
-        FOR UPDATE SKIP LOCKED
-    ));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
     RETURN deleted;
 END
 $$;
@@ -723,6 +755,242 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.erasable_decisions(wanted jsonb, before timestamp with time zone, most integer) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    event record;
+BEGIN
+    IF wanted ->> 'event_id' IS NULL THEN
+        RETURN ARRAY(
+            SELECT decision_id
+            FROM decisions
+            WHERE entity_id = wanted ->> 'entity_id'
+                AND (wanted ->> 'source' IS NULL OR source = wanted ->> 'source')
+                AND opened_at < before
+            LIMIT most
+        );
+    END IF;
+    SELECT source, entity_id, series, event_type, occurred_at INTO event
+    FROM events WHERE event_id = (wanted ->> 'event_id')::uuid;
+    RETURN ARRAY(
+        SELECT DISTINCT decision.decision_id
+        FROM decisions AS decision
+        CROSS JOIN events AS revision
+        WHERE decision.entity_id = event.entity_id
+            AND decision.source IN (event.source, 'decisions')
+            AND revision.entity_id = event.entity_id
+            AND revision.source = event.source
+            AND revision.event_type = event.event_type
+            AND revision.series = event.series
+            AND revision.occurred_at = event.occurred_at
+            AND EXISTS (
+                SELECT
+                FROM decision_steps AS step
+                LEFT JOIN artifacts AS artifact ON artifact.sha256 IN (step.input_sha256, step.output_sha256)
+                WHERE step.decision_id = decision.decision_id
+                    AND (
+                        position(convert_to(revision.event_id::text, 'UTF8') IN step.body) > 0
+                        OR position(convert_to(revision.event_id::text, 'UTF8') IN artifact.bytes) > 0
+                    )
+            )
+        LIMIT most
+    );
+END
+$$;
+
+CREATE FUNCTION public.erasable_events(wanted jsonb, before timestamp with time zone, most integer) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    found uuid[];
+BEGIN
+    IF wanted ->> 'event_id' IS NOT NULL THEN
+        SELECT array_agg(revision.event_id) INTO found
+        FROM events AS event
+        JOIN events AS revision
+            ON revision.entity_id IS NOT DISTINCT FROM event.entity_id
+            AND revision.source = event.source
+            AND revision.event_type = event.event_type
+            AND revision.series = event.series
+            AND revision.occurred_at = event.occurred_at
+        WHERE event.event_id = (wanted ->> 'event_id')::uuid;
+        RETURN found || ARRAY(
+            SELECT told.event_id
+            FROM events AS told
+            WHERE told.source = 'decisions'
+                AND told.entity_id = (SELECT entity_id FROM events WHERE event_id = (wanted ->> 'event_id')::uuid)
+                AND (
+                    told.payload_json ->> 'bar_event_id' = ANY (found::text[])
+                    OR told.payload_json ->> 'decision_id' = ANY (erasable_decisions(wanted, before, NULL)::text[])
+                )
+        );
+    END IF;
+    RETURN ARRAY(
+        SELECT event_id
+        FROM events
+        WHERE entity_id = wanted ->> 'entity_id'
+            AND (
+                wanted ->> 'source' IS NULL
+                OR source = wanted ->> 'source'
+                OR source = 'decisions' AND (
+                    payload_json ->> 'observed_source' = wanted ->> 'source'
+                    OR payload_json ->> 'decision_id' IN (
+                        SELECT decision_id::text FROM decision_tombstones WHERE cause = 'erasure'
+                        UNION ALL
+                        SELECT decision_id::text FROM decisions
+                        WHERE entity_id = wanted ->> 'entity_id' AND source = wanted ->> 'source'
+                    )
+                )
+            )
+            AND ingested_at < before
+        LIMIT most
+    );
+END
+$$;
+
+CREATE FUNCTION public.erase_step(of_operation uuid, most integer) RETURNS TABLE(what text, removed bigint, event_ids uuid[])
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    wanted jsonb := erasure_filter(of_operation, ARRAY['running']);
+    erasure record;
+    ids uuid[];
+    some_ids uuid[];
+    gone bigint;
+BEGIN
+    SELECT is_refused, begun_at INTO erasure FROM erasures WHERE operation_id = of_operation FOR UPDATE;
+    IF NOT FOUND THEN
+        -- Whoever is storing looks at the entity right now has not seen the tombstone: it is waited for.
+        PERFORM pg_advisory_xact_lock(key)
+        FROM (
+            SELECT DISTINCT hashtextextended(source || chr(10) || coalesce(entity_id, ''), 1) AS key
+            FROM events
+            WHERE entity_id = coalesce(
+                    wanted ->> 'entity_id', (SELECT entity_id FROM events WHERE event_id = (wanted ->> 'event_id')::uuid)
+                )
+            ORDER BY key
+        ) AS ordered;
+        INSERT INTO erasures (operation_id, about, key_sha256, is_refused, requested_by, begun_at)
+        SELECT
+            of_operation,
+            CASE WHEN wanted ->> 'event_id' IS NULL THEN 'entity' ELSE 'observation' END,
+            CASE
+                WHEN wanted ->> 'event_id' IS NULL
+                    THEN erasure_key(wanted ->> 'source', wanted ->> 'entity_id', NULL, NULL, NULL)
+                ELSE coalesce(
+                    (
+                        SELECT erasure_key(source, entity_id, event_type, series, occurred_at)
+                        FROM events WHERE event_id = (wanted ->> 'event_id')::uuid
+                    ),
+                    sha256(convert_to(wanted ->> 'event_id', 'UTF8'))
+                )
+            END,
+            NOT coalesce((wanted ->> 'take_in_again')::boolean, false),
+            requested_by,
+            clock_timestamp()
+        FROM operations WHERE operation_id = of_operation
+        RETURNING is_refused, begun_at INTO erasure;
+    END IF;
+    IF erasure.is_refused THEN
+        erasure.begun_at := 'infinity';
+    END IF;
+    ids := erasable_decisions(wanted, erasure.begun_at, most);
+    -- The rows are locked before their events are looked for: a decision that its messages just move on ends first.
+    some_ids := ARRAY(
+        SELECT decision_id FROM decisions
+        WHERE decision_id = ANY (ids) AND closed_at IS NOT NULL AND anchored_seq = head_seq
+        ORDER BY decision_id
+        FOR UPDATE
+    );
+    IF cardinality(ids) > cardinality(some_ids) THEN
+        RETURN QUERY SELECT 'waiting', (cardinality(ids) - cardinality(some_ids))::bigint, NULL::uuid[];
+        RETURN;
+    END IF;
+    IF wanted ->> 'event_id' IS NOT NULL THEN
+        ids := erasable_events(wanted, 'infinity', NULL);
+        gone := remove_decisions(some_ids, 'erasure', of_operation);
+        RETURN QUERY SELECT 'decisions', gone, NULL::uuid[] WHERE gone > 0;
+        gone := remove_events(ids, true);
+        RETURN QUERY SELECT 'events', gone, ids WHERE gone > 0;
+    ELSIF cardinality(some_ids) > 0 THEN
+        gone := remove_decisions(some_ids, 'erasure', of_operation);
+        RETURN QUERY SELECT 'decisions', gone, NULL::uuid[];
+    ELSE
+        ids := erasable_events(wanted, erasure.begun_at, most);
+        gone := remove_events(ids, true);
+        IF gone > 0 THEN
+            RETURN QUERY SELECT 'events', gone, ids;
+        ELSE
+            PERFORM set_config('control_plane.retention', 'on', true);
+            DELETE FROM raw_payloads AS raw
+            WHERE id = ANY (ARRAY(
+                SELECT id
+                FROM raw_payloads AS held
+                WHERE entity_id = wanted ->> 'entity_id'
+                    AND (wanted ->> 'source' IS NULL OR source = wanted ->> 'source')
+                    AND fetched_at < erasure.begun_at
+                    AND NOT EXISTS (SELECT FROM events WHERE events.raw_payload_id = held.id)
+                LIMIT most
+            ));
+            GET DIAGNOSTICS gone = ROW_COUNT;
+            PERFORM set_config('control_plane.retention', 'off', true);
+            RETURN QUERY SELECT 'raw_payloads', gone, NULL::uuid[] WHERE gone > 0;
+            IF gone = 0 THEN
+                DELETE FROM repeated_looks
+                WHERE entity_id = wanted ->> 'entity_id' AND (wanted ->> 'source' IS NULL OR source = wanted ->> 'source');
+                GET DIAGNOSTICS gone = ROW_COUNT;
+                RETURN QUERY SELECT 'repeated_looks', gone, NULL::uuid[] WHERE gone > 0;
+            END IF;
+        END IF;
+    END IF;
+END
+$$;
+
+CREATE FUNCTION public.erased_places(sources text[], entity_ids text[], event_types text[], all_series text[], instants timestamp with time zone[]) RETURNS SETOF integer
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM erasures WHERE is_refused) THEN
+        RETURN QUERY
+        SELECT place::integer
+        FROM unnest(sources, entity_ids, event_types, all_series, instants) WITH ORDINALITY
+            AS look (source, entity_id, event_type, series, occurred_at, place)
+        WHERE is_erased(source, entity_id, event_type, series, occurred_at);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION public.erasure_filter(of_operation uuid, in_states text[]) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    found jsonb;
+BEGIN
+    SELECT filter INTO found
+    FROM operations
+    WHERE operation_id = of_operation AND kind = 'erasure' AND state = ANY (in_states);
+    IF found IS NULL THEN
+        RAISE EXCEPTION 'operation % is no erasure that is %', of_operation, array_to_string(in_states, ' or ')
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    RETURN found;
+END
+$$;
+
+CREATE FUNCTION public.erasure_key(of_source text, of_entity text, of_type text, of_series text, at timestamp with time zone) RETURNS bytea
+    LANGUAGE sql STABLE
+    RETURN sha256(convert_to((jsonb_build_array(of_source, of_entity, of_type, of_series, to_char((at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US'::text)))::text, 'UTF8'::name));
+
 CREATE FUNCTION public.expire_action(of_action uuid, because text, wake_event json) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -746,6 +1014,68 @@ BEGIN
     PERFORM append_step(in_decision, 'execution', 'engine', NULL, as_body(to_jsonb(recorded)));
     PERFORM write_decision_events(json_build_array(wake_event));
     RETURN true;
+END
+$$;
+
+CREATE FUNCTION public.expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(id text, at timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    IF of_what = 'decisions' THEN
+        RETURN QUERY
+        SELECT decision_id::text, at FROM expirable_decisions
+        WHERE at < before AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
+    ELSIF of_what = 'events' THEN
+        RETURN QUERY
+        SELECT event_id::text, at FROM expirable_events
+        WHERE at < before AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
+    ELSIF of_what = 'raw_payloads' THEN
+        RETURN QUERY
+        SELECT id::text, at FROM expirable_raw_payloads
+        WHERE at < before AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
+    ELSIF of_what = 'processed_events' THEN
+        RETURN QUERY
+        SELECT place::text, at FROM expirable_processed_events
+        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+    ELSIF of_what = 'delivery_failures' THEN
+        RETURN QUERY
+        SELECT place::text, at FROM expirable_delivery_failures
+        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+    ELSIF of_what = 'repeated_looks' THEN
+        RETURN QUERY
+        SELECT ctid::text, observed_at FROM repeated_looks
+        WHERE observed_at < before AND (observed_at, ctid::text) > (after_at, after_id)
+        ORDER BY observed_at, ctid::text LIMIT most;
+    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+        RETURN QUERY
+        SELECT ctid::text, failed_at FROM consume_failures
+        WHERE failed_at < before AND (failed_at, ctid::text) > (after_at, after_id)
+        ORDER BY failed_at, ctid::text LIMIT most;
+    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+        RETURN QUERY
+        SELECT ctid::text, at FROM api_audit
+        WHERE at < before AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
+    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+        RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+CREATE FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM erasure_filter(of_operation, ARRAY['running']);
+    UPDATE erasures SET finished_at = clock_timestamp(), removed = counts WHERE operation_id = of_operation;
+    UPDATE operations
+    SET filter = jsonb_build_object(
+        'erased_sha256', (SELECT encode(key_sha256, 'hex') FROM erasures WHERE operation_id = of_operation)
+    )
+    WHERE operation_id = of_operation;
 END
 $$;
 
@@ -826,6 +1156,65 @@ BEGIN
     JOIN decisions AS decision USING (decision_id)
     WHERE decision.closed_at IS NULL OR reason = 'call'
     GROUP BY decision_id, decision.trace_id, decision.entity_id;
+END
+$$;
+
+CREATE FUNCTION public.forget_finance(of_operation uuid, event_ids uuid[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    wanted jsonb := erasure_filter(of_operation, ARRAY['running']);
+    forgotten bigint;
+BEGIN
+    WITH bars AS (
+        DELETE FROM signal_lab_bars AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    prices AS (
+        DELETE FROM signal_lab_latest_prices AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    actions AS (
+        DELETE FROM signal_lab_corporate_actions AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    seen AS (
+        DELETE FROM detector_bars AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    seen_actions AS (
+        DELETE FROM detector_corporate_actions AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    anomalies AS (
+        DELETE FROM detector_anomalies AS held
+        WHERE held.bar_event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    past AS (
+        DELETE FROM episodes AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    )
+    SELECT
+        (SELECT count(*) FROM bars) + (SELECT count(*) FROM prices) + (SELECT count(*) FROM actions)
+        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM anomalies)
+        + (SELECT count(*) FROM past)
+    INTO forgotten;
+    RETURN forgotten;
 END
 $$;
 
@@ -992,6 +1381,27 @@ BEGIN
     RETURN true;
 END
 $$;
+
+CREATE TABLE public.erasures (
+    operation_id uuid NOT NULL,
+    about text NOT NULL,
+    key_sha256 bytea NOT NULL,
+    is_refused boolean NOT NULL,
+    requested_by text NOT NULL,
+    begun_at timestamp with time zone DEFAULT now() NOT NULL,
+    finished_at timestamp with time zone,
+    removed jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT erasures_about_check CHECK ((about = ANY (ARRAY['entity'::text, 'observation'::text]))),
+    CONSTRAINT erasures_removed_check CHECK ((jsonb_typeof(removed) = 'object'::text))
+);
+
+COMMENT ON TABLE public.erasures IS 'One tombstone per erasure: who asked, when, how many rows of what are gone; of what it was about a hash alone.';
+
+COMMENT ON COLUMN public.erasures.is_refused IS 'Whether ingestion refuses looks at it from now on.';
+
+CREATE FUNCTION public.is_erased(of_source text, of_entity text, of_type text, of_series text, at timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (EXISTS (SELECT FROM public.erasures WHERE (erasures.is_refused AND (erasures.key_sha256 = ANY (ARRAY[public.erasure_key(is_erased.of_source, is_erased.of_entity, NULL::text, NULL::text, NULL::timestamp with time zone), public.erasure_key(NULL::text, is_erased.of_entity, NULL::text, NULL::text, NULL::timestamp with time zone), public.erasure_key(is_erased.of_source, is_erased.of_entity, is_erased.of_type, is_erased.of_series, is_erased.at)])))));
 
 CREATE FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1411,6 +1821,20 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.refuse_removed_decision() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM decision_tombstones WHERE decision_id = NEW.decision_id)
+        OR is_erased(NEW.source, NEW.entity_id, NULL, NULL, NULL)
+    THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
 CREATE FUNCTION public.refuse_unreleased() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -1422,6 +1846,127 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege', HINT = 'Only the gatekeeper releases, with its verdict.';
     END IF;
     RETURN NEW;
+END
+$$;
+
+CREATE FUNCTION public.remove_decisions(ids uuid[], because text, by_operation uuid) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    names bytea[];
+    removed bigint;
+BEGIN
+    PERFORM set_config('control_plane.retention', 'on', true);
+    INSERT INTO decision_tombstones (decision_id, head_seq, head_hash, cause, operation_id)
+    SELECT decision_id, head_seq, head_hash, because, by_operation FROM decisions WHERE decision_id = ANY (ids);
+    INSERT INTO removed_spending AS kept (scope, day, spent_micros, overrun_micros)
+    SELECT scope, day, coalesce(sum(held.spent_micros), 0), coalesce(sum(greatest(held.spent_micros - micros, 0)), 0)
+    FROM budget_reservations AS held
+    JOIN agent_calls AS call USING (call_id)
+    WHERE call.decision_id = ANY (ids)
+    GROUP BY scope, day
+    ON CONFLICT (scope, day) DO UPDATE
+    SET
+        spent_micros = kept.spent_micros + excluded.spent_micros,
+        overrun_micros = kept.overrun_micros + excluded.overrun_micros;
+    SELECT array_agg(DISTINCT name) INTO names
+    FROM (
+        SELECT unnest(ARRAY[input_sha256, output_sha256]) FROM decision_steps WHERE decision_id = ANY (ids)
+        UNION ALL
+        SELECT unnest(ARRAY[request_sha256, answer_sha256]) FROM agent_calls WHERE decision_id = ANY (ids)
+        UNION ALL
+        SELECT unnest(ARRAY[action_sha256, request_sha256]) FROM verdicts WHERE decision_id = ANY (ids)
+        UNION ALL
+        SELECT action_sha256 FROM approval_requests WHERE decision_id = ANY (ids)
+    ) AS named (name);
+    DELETE FROM agent_scores WHERE decision_id = ANY (ids);
+    DELETE FROM outcomes WHERE decision_id = ANY (ids);
+    DELETE FROM timers WHERE decision_id = ANY (ids);
+    DELETE FROM executions WHERE action_id IN (SELECT action_id FROM actions WHERE decision_id = ANY (ids));
+    DELETE FROM actions WHERE decision_id = ANY (ids);
+    DELETE FROM approvals WHERE decision_id = ANY (ids);
+    DELETE FROM approval_requests WHERE decision_id = ANY (ids);
+    DELETE FROM verdicts WHERE decision_id = ANY (ids);
+    DELETE FROM budget_reservations WHERE call_id IN (SELECT call_id FROM agent_calls WHERE decision_id = ANY (ids));
+    DELETE FROM agent_calls WHERE decision_id = ANY (ids);
+    DELETE FROM decision_steps WHERE decision_id = ANY (ids);
+    DELETE FROM decisions WHERE decision_id = ANY (ids);
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    -- Playbooks, policies and schemas stay: they are the deployment's, and a list of pins names its sources in its bytes.
+    DELETE FROM artifacts AS artifact
+    WHERE artifact.sha256 = ANY (names)
+        AND artifact.kind NOT IN ('pins', 'source', 'policy', 'policy_schema')
+        AND NOT EXISTS (SELECT FROM decision_steps WHERE input_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM decision_steps WHERE output_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM agent_calls WHERE request_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM agent_calls WHERE answer_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM verdicts WHERE action_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM verdicts WHERE request_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM verdicts WHERE policy_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM verdicts WHERE schema_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM approval_requests WHERE action_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM actions WHERE action_sha256 = artifact.sha256)
+        AND NOT EXISTS (SELECT FROM decisions WHERE pins_sha256 = artifact.sha256);
+    PERFORM set_config('control_plane.retention', 'off', true);
+    RETURN removed;
+END
+$$;
+
+CREATE FUNCTION public.remove_events(ids uuid[], are_erased boolean) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    message_ids bigint[];
+    removed uuid[];
+BEGIN
+    PERFORM set_config('control_plane.retention', 'on', true);
+    IF are_erased THEN
+        INSERT INTO processed_events (consumer, event_id)
+        SELECT subscriptions.name, message.event_id
+        FROM outbox AS message
+        JOIN subscriptions ON subscriptions.topic = message.topic
+        WHERE message.event_id = ANY (ids)
+        ON CONFLICT DO NOTHING;
+        DELETE FROM pending_deliveries WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (ids));
+    END IF;
+    -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
+    WITH gone AS (
+        DELETE FROM outbox AS message
+        WHERE message.event_id = ANY (ids)
+            AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
+            AND (are_erased OR NOT EXISTS (
+                SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
+            ))
+        RETURNING message.id
+    )
+    SELECT array_agg(id) INTO message_ids FROM gone;
+    DELETE FROM delivery_failures WHERE outbox_id = ANY (message_ids);
+    DELETE FROM dead_letters WHERE outbox_id = ANY (message_ids);
+    DELETE FROM deliveries WHERE outbox_id = ANY (message_ids);
+    IF are_erased AND to_regclass('public.consume_failures') IS NOT NULL THEN
+        DELETE FROM consume_failures WHERE event_id = ANY (ids);
+    END IF;
+    IF are_erased AND EXISTS (
+        SELECT FROM pg_attribute WHERE attrelid = 'public.dead_letters'::regclass AND attname = 'event_id'
+    ) THEN
+        DELETE FROM dead_letters WHERE event_id = ANY (ids);
+    END IF;
+    WITH gone AS (
+        DELETE FROM events AS event
+        WHERE event.event_id = ANY (ids)
+            AND NOT EXISTS (SELECT FROM outbox AS message WHERE message.event_id = event.event_id)
+        RETURNING event.event_id
+    )
+    SELECT array_agg(event_id) INTO removed FROM gone;
+    IF NOT are_erased THEN
+        DELETE FROM processed_events WHERE event_id = ANY (removed);
+    END IF;
+    PERFORM set_config('control_plane.retention', 'off', true);
+    RETURN coalesce(cardinality(removed), 0);
 END
 $$;
 
@@ -1946,6 +2491,21 @@ COMMENT ON TABLE public.decision_steps IS 'A decision''s record: a tree by paren
 
 COMMENT ON COLUMN public.decision_steps.body IS 'A JSON object, as the bytes that were hashed.';
 
+CREATE TABLE public.decision_tombstones (
+    decision_id uuid NOT NULL,
+    head_seq integer NOT NULL,
+    head_hash bytea NOT NULL,
+    cause text NOT NULL,
+    operation_id uuid,
+    removed_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT decision_tombstones_cause_check CHECK ((cause = ANY (ARRAY['retention'::text, 'erasure'::text]))),
+    CONSTRAINT decision_tombstones_check CHECK (((operation_id IS NOT NULL) OR (cause = 'retention'::text)))
+);
+
+COMMENT ON TABLE public.decision_tombstones IS 'Decisions that were removed whole, with the head of their chain: an audit tells by it a removal from tampering. Immutable.';
+
+COMMENT ON COLUMN public.decision_tombstones.operation_id IS 'The operation that removed it; null for the scheduled retention.';
+
 CREATE TABLE public.decisions (
     decision_id uuid NOT NULL,
     domain text NOT NULL,
@@ -2236,6 +2796,131 @@ CREATE TABLE public.executions (
 
 COMMENT ON TABLE public.executions IS 'What the client did with an action, once, or that nobody executed it before it expired. Immutable.';
 
+CREATE TABLE public.outbox (
+    id bigint NOT NULL,
+    event_id uuid NOT NULL,
+    topic text NOT NULL,
+    event_type text NOT NULL,
+    schema_version integer NOT NULL,
+    trace_id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    payload_json json NOT NULL,
+    CONSTRAINT outbox_payload_json_check CHECK ((json_typeof(payload_json) = 'object'::text)),
+    CONSTRAINT outbox_topic_check CHECK ((topic ~ '^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$'::text))
+);
+
+COMMENT ON TABLE public.outbox IS 'One event for one topic, as published. Immutable. What becomes of it: view outbox_states.';
+
+COMMENT ON COLUMN public.outbox.payload_json IS 'The message as published: the whole canonical event.';
+
+CREATE VIEW public.expirable_decisions AS
+ SELECT decision_id,
+    closed_at AS at
+   FROM public.decisions decision
+  WHERE ((closed_at IS NOT NULL) AND (anchored_seq = head_seq) AND (NOT (EXISTS ( SELECT
+           FROM public.actions action
+          WHERE ((action.decision_id = decision.decision_id) AND (NOT (EXISTS ( SELECT
+                   FROM public.executions done
+                  WHERE (done.action_id = action.action_id)))))))) AND (NOT (EXISTS ( SELECT
+           FROM (public.events event
+             JOIN public.outbox message ON ((message.event_id = event.event_id)))
+          WHERE ((event.trace_id = decision.trace_id) AND ((EXISTS ( SELECT
+                   FROM public.pending_deliveries pending
+                  WHERE (pending.outbox_id = message.id))) OR (EXISTS ( SELECT
+                   FROM public.dead_letters letter
+                  WHERE ((letter.outbox_id = message.id) AND (letter.resolution IS NULL))))))))));
+
+COMMENT ON VIEW public.expirable_decisions IS 'Decisions that retention may remove: closed, anchored, without an action still to be executed or a message still open.';
+
+CREATE VIEW public.expirable_delivery_failures AS
+ SELECT ctid AS place,
+    failed_at AS at
+   FROM public.delivery_failures failure
+  WHERE ((NOT (EXISTS ( SELECT
+           FROM public.pending_deliveries pending
+          WHERE (pending.outbox_id = failure.outbox_id)))) AND (NOT (EXISTS ( SELECT
+           FROM public.dead_letters letter
+          WHERE ((letter.outbox_id = failure.outbox_id) AND (letter.resolution IS NULL))))));
+
+COMMENT ON VIEW public.expirable_delivery_failures IS 'Failed attempts of deliveries that have ended and are no open dead letter.';
+
+CREATE VIEW public.expirable_events AS
+ SELECT event_id,
+    ingested_at AS at
+   FROM public.events event
+  WHERE ((NOT (EXISTS ( SELECT
+           FROM public.outbox message
+          WHERE ((message.event_id = event.event_id) AND ((EXISTS ( SELECT
+                   FROM public.pending_deliveries pending
+                  WHERE (pending.outbox_id = message.id))) OR (EXISTS ( SELECT
+                   FROM public.dead_letters letter
+                  WHERE ((letter.outbox_id = message.id) AND (letter.resolution IS NULL))))))))) AND (NOT (EXISTS ( SELECT
+           FROM public.decisions decision
+          WHERE ((decision.trigger_event_id = event.event_id) AND (decision.closed_at IS NULL))))));
+
+COMMENT ON VIEW public.expirable_events IS 'Events that retention may remove: without a pending delivery, an open dead letter or an open decision.';
+
+CREATE TABLE public.processed_events (
+    consumer text NOT NULL,
+    event_id uuid NOT NULL,
+    processed_at timestamp with time zone DEFAULT now() NOT NULL,
+    operation_id uuid,
+    CONSTRAINT processed_events_consumer_check CHECK ((consumer <> ''::text))
+);
+
+COMMENT ON TABLE public.processed_events IS 'Written in the same transaction as a consumer''s effect, which makes the effect happen once.';
+
+COMMENT ON COLUMN public.processed_events.operation_id IS 'Null for the live flow; the replay under which the effect ran again.';
+
+CREATE VIEW public.expirable_processed_events AS
+ SELECT ctid AS place,
+    processed_at AS at
+   FROM public.processed_events processed
+  WHERE (NOT (EXISTS ( SELECT
+           FROM public.outbox message
+          WHERE ((message.event_id = processed.event_id) AND ((EXISTS ( SELECT
+                   FROM public.pending_deliveries pending
+                  WHERE (pending.outbox_id = message.id))) OR (EXISTS ( SELECT
+                   FROM public.dead_letters letter
+                  WHERE ((letter.outbox_id = message.id) AND (letter.resolution IS NULL)))))))));
+
+COMMENT ON VIEW public.expirable_processed_events IS 'Records of processing whose event has nothing open. A replay of it later takes effect again.';
+
+CREATE TABLE public.raw_payloads (
+    id uuid NOT NULL,
+    seq bigint NOT NULL,
+    source text NOT NULL,
+    entity_id text,
+    observed_at timestamp with time zone DEFAULT now() NOT NULL,
+    window_since timestamp with time zone,
+    fetched_at timestamp with time zone DEFAULT now() NOT NULL,
+    trace_id uuid NOT NULL,
+    payload_json jsonb NOT NULL,
+    CONSTRAINT raw_payloads_are_bounded CHECK ((octet_length((payload_json)::text) <= ((16 * 1024) * 1024))),
+    CONSTRAINT raw_payloads_entity_id_check CHECK ((entity_id <> ''::text)),
+    CONSTRAINT raw_payloads_source_check CHECK ((source <> ''::text))
+);
+
+COMMENT ON TABLE public.raw_payloads IS 'What a source answered, one row per symbol and fetch, as nearly as the source lets us see it. Immutable.';
+
+COMMENT ON COLUMN public.raw_payloads.seq IS 'The order in which the answers about one entity were stored: they are stored under its lock.';
+
+COMMENT ON COLUMN public.raw_payloads.observed_at IS 'When the source was asked, by the database''s clock.';
+
+COMMENT ON COLUMN public.raw_payloads.window_since IS 'From when on it was asked; null where it was asked for the most recent hour.';
+
+COMMENT ON COLUMN public.raw_payloads.fetched_at IS 'When its answer had arrived, by the database''s clock.';
+
+CREATE VIEW public.expirable_raw_payloads AS
+ SELECT id,
+    fetched_at AS at
+   FROM public.raw_payloads raw
+  WHERE (NOT (EXISTS ( SELECT
+           FROM public.events
+          WHERE (events.raw_payload_id = raw.id))));
+
+COMMENT ON VIEW public.expirable_raw_payloads IS 'Raw payloads from which no stored event was made.';
+
 CREATE TABLE public.operation_items (
     operation_id uuid NOT NULL,
     item bigint NOT NULL
@@ -2295,23 +2980,6 @@ COMMENT ON COLUMN public.operations.subscription IS 'The subscription or consume
 COMMENT ON COLUMN public.operations.plan_hash IS 'SHA-256 over the canonical JSON of kind, filter and plan. Whoever starts it names this hash.';
 
 COMMENT ON COLUMN public.operations.fence IS 'Counts the claims; a step takes effect only under the newest.';
-
-CREATE TABLE public.outbox (
-    id bigint NOT NULL,
-    event_id uuid NOT NULL,
-    topic text NOT NULL,
-    event_type text NOT NULL,
-    schema_version integer NOT NULL,
-    trace_id uuid NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    payload_json json NOT NULL,
-    CONSTRAINT outbox_payload_json_check CHECK ((json_typeof(payload_json) = 'object'::text)),
-    CONSTRAINT outbox_topic_check CHECK ((topic ~ '^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$'::text))
-);
-
-COMMENT ON TABLE public.outbox IS 'One event for one topic, as published. Immutable. What becomes of it: view outbox_states.';
-
-COMMENT ON COLUMN public.outbox.payload_json IS 'The message as published: the whole canonical event.';
 
 ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.outbox_id_seq
@@ -2398,43 +3066,6 @@ CREATE TABLE public.paper_positions (
 
 COMMENT ON TABLE public.paper_positions IS 'How many units an account holds, in millionths; negative where it is short.';
 
-CREATE TABLE public.processed_events (
-    consumer text NOT NULL,
-    event_id uuid NOT NULL,
-    processed_at timestamp with time zone DEFAULT now() NOT NULL,
-    operation_id uuid,
-    CONSTRAINT processed_events_consumer_check CHECK ((consumer <> ''::text))
-);
-
-COMMENT ON TABLE public.processed_events IS 'Written in the same transaction as a consumer''s effect, which makes the effect happen once.';
-
-COMMENT ON COLUMN public.processed_events.operation_id IS 'Null for the live flow; the replay under which the effect ran again.';
-
-CREATE TABLE public.raw_payloads (
-    id uuid NOT NULL,
-    seq bigint NOT NULL,
-    source text NOT NULL,
-    entity_id text,
-    observed_at timestamp with time zone DEFAULT now() NOT NULL,
-    window_since timestamp with time zone,
-    fetched_at timestamp with time zone DEFAULT now() NOT NULL,
-    trace_id uuid NOT NULL,
-    payload_json jsonb NOT NULL,
-    CONSTRAINT raw_payloads_are_bounded CHECK ((octet_length((payload_json)::text) <= ((16 * 1024) * 1024))),
-    CONSTRAINT raw_payloads_entity_id_check CHECK ((entity_id <> ''::text)),
-    CONSTRAINT raw_payloads_source_check CHECK ((source <> ''::text))
-);
-
-COMMENT ON TABLE public.raw_payloads IS 'What a source answered, one row per symbol and fetch, as nearly as the source lets us see it. Immutable.';
-
-COMMENT ON COLUMN public.raw_payloads.seq IS 'The order in which the answers about one entity were stored: they are stored under its lock.';
-
-COMMENT ON COLUMN public.raw_payloads.observed_at IS 'When the source was asked, by the database''s clock.';
-
-COMMENT ON COLUMN public.raw_payloads.window_since IS 'From when on it was asked; null where it was asked for the most recent hour.';
-
-COMMENT ON COLUMN public.raw_payloads.fetched_at IS 'When its answer had arrived, by the database''s clock.';
-
 ALTER TABLE public.raw_payloads ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.raw_payloads_seq_seq
     START WITH 1
@@ -2454,6 +3085,15 @@ CREATE TABLE public.relay_handover (
 );
 
 COMMENT ON TABLE public.relay_handover IS 'The relay that lingers, if any; the next one that comes to linger takes over. Two at once do no harm, but cost more.';
+
+CREATE TABLE public.removed_spending (
+    scope text NOT NULL,
+    day date NOT NULL,
+    spent_micros bigint NOT NULL,
+    overrun_micros bigint NOT NULL
+);
+
+COMMENT ON TABLE public.removed_spending IS 'What the calls of removed decisions cost, per budget: with their reservations gone, the budget still adds up.';
 
 CREATE TABLE public.repeated_looks (
     entity_id text,
@@ -2804,6 +3444,9 @@ ALTER TABLE ONLY public.dead_letters
 ALTER TABLE ONLY public.decision_steps
     ADD CONSTRAINT decision_steps_pkey PRIMARY KEY (decision_id, seq);
 
+ALTER TABLE ONLY public.decision_tombstones
+    ADD CONSTRAINT decision_tombstones_pkey PRIMARY KEY (decision_id);
+
 ALTER TABLE ONLY public.decisions
     ADD CONSTRAINT decisions_pkey PRIMARY KEY (decision_id);
 
@@ -2821,6 +3464,9 @@ ALTER TABLE ONLY public.detector_corporate_actions
 
 ALTER TABLE ONLY public.episodes
     ADD CONSTRAINT episodes_pkey PRIMARY KEY (source, entity_id, series, occurred_at);
+
+ALTER TABLE ONLY public.erasures
+    ADD CONSTRAINT erasures_pkey PRIMARY KEY (operation_id);
 
 ALTER TABLE ONLY public.events
     ADD CONSTRAINT events_one_per_revision UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at, revision);
@@ -2876,6 +3522,9 @@ ALTER TABLE ONLY public.raw_payloads
 ALTER TABLE ONLY public.relay_handover
     ADD CONSTRAINT relay_handover_pkey PRIMARY KEY (only_one);
 
+ALTER TABLE ONLY public.removed_spending
+    ADD CONSTRAINT removed_spending_pkey PRIMARY KEY (scope, day);
+
 ALTER TABLE ONLY public.repeated_looks
     ADD CONSTRAINT repeated_looks_key UNIQUE NULLS NOT DISTINCT (entity_id, source, event_type, series, occurred_at);
 
@@ -2911,17 +3560,39 @@ ALTER TABLE ONLY public.verdicts
 
 CREATE INDEX actions_by_account ON public.actions USING btree (account, released_at);
 
+CREATE INDEX actions_by_artifact ON public.actions USING btree (action_sha256);
+
+CREATE INDEX actions_by_verdict ON public.actions USING btree (verdict_id);
+
+CREATE INDEX agent_calls_by_answer ON public.agent_calls USING btree (answer_sha256) WHERE (answer_sha256 IS NOT NULL);
+
+CREATE INDEX agent_calls_by_request ON public.agent_calls USING btree (request_sha256);
+
 CREATE INDEX agent_calls_open ON public.agent_calls USING btree (deadline) WHERE (outcome IS NULL);
+
+CREATE INDEX approval_requests_by_action ON public.approval_requests USING btree (action_sha256);
 
 CREATE INDEX dead_letters_open ON public.dead_letters USING btree (subscription, id) WHERE (resolution IS NULL);
 
+CREATE INDEX decision_steps_by_input ON public.decision_steps USING btree (input_sha256) WHERE (input_sha256 IS NOT NULL);
+
+CREATE INDEX decision_steps_by_output ON public.decision_steps USING btree (output_sha256) WHERE (output_sha256 IS NOT NULL);
+
+CREATE INDEX decisions_by_end ON public.decisions USING btree (closed_at) WHERE (closed_at IS NOT NULL);
+
 CREATE INDEX decisions_by_entity ON public.decisions USING btree (entity_id, occurred_at);
 
+CREATE INDEX decisions_by_pins ON public.decisions USING btree (pins_sha256);
+
 CREATE INDEX decisions_by_time ON public.decisions USING btree (opened_at);
+
+CREATE INDEX decisions_by_trigger ON public.decisions USING btree (trigger_event_id);
 
 CREATE INDEX decisions_open ON public.decisions USING btree (deadline) WHERE (closed_at IS NULL);
 
 CREATE INDEX decisions_to_anchor ON public.decisions USING btree (decision_id) WHERE (head_seq > anchored_seq);
+
+CREATE INDEX delivery_failures_by_age ON public.delivery_failures USING btree (failed_at);
 
 CREATE INDEX delivery_failures_by_outbox ON public.delivery_failures USING btree (outbox_id);
 
@@ -2930,6 +3601,8 @@ CREATE INDEX detector_anomalies_by_time ON public.detector_anomalies USING btree
 CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, entity_id, bar_interval, follows_gap, occurred_at);
 
 CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
+
+CREATE INDEX erasures_refused ON public.erasures USING btree (key_sha256) WHERE is_refused;
 
 CREATE INDEX events_by_age ON public.events USING btree (ingested_at);
 
@@ -2951,6 +3624,8 @@ CREATE INDEX pending_deliveries_of_operations ON public.pending_deliveries USING
 
 CREATE INDEX pending_deliveries_suspect ON public.pending_deliveries USING btree (subscription, next_attempt_at, outbox_id) WHERE (suspect_since IS NOT NULL);
 
+CREATE INDEX processed_events_by_age ON public.processed_events USING btree (processed_at);
+
 CREATE INDEX processed_events_by_event ON public.processed_events USING btree (event_id);
 
 CREATE INDEX raw_payloads_by_age ON public.raw_payloads USING btree (fetched_at);
@@ -2959,13 +3634,23 @@ CREATE INDEX raw_payloads_by_trace ON public.raw_payloads USING btree (trace_id)
 
 CREATE INDEX raw_payloads_in_order ON public.raw_payloads USING btree (source, entity_id, seq);
 
+CREATE INDEX raw_payloads_of_entity ON public.raw_payloads USING btree (entity_id) WHERE (entity_id IS NOT NULL);
+
 CREATE INDEX repeated_looks_by_age ON public.repeated_looks USING btree (observed_at);
 
 CREATE INDEX subscriptions_by_topic ON public.subscriptions USING btree (topic) WHERE (removed_at IS NULL);
 
 CREATE INDEX timers_due ON public.timers USING btree (due_at) WHERE (fired_at IS NULL);
 
+CREATE INDEX verdicts_by_action ON public.verdicts USING btree (action_sha256) WHERE (action_sha256 IS NOT NULL);
+
 CREATE INDEX verdicts_by_decision ON public.verdicts USING btree (decision_id, proposal_seq);
+
+CREATE INDEX verdicts_by_policy ON public.verdicts USING btree (policy_sha256) WHERE (policy_sha256 IS NOT NULL);
+
+CREATE INDEX verdicts_by_request ON public.verdicts USING btree (request_sha256) WHERE (request_sha256 IS NOT NULL);
+
+CREATE INDEX verdicts_by_schema ON public.verdicts USING btree (schema_sha256) WHERE (schema_sha256 IS NOT NULL);
 
 CREATE TRIGGER actions_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.actions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -2983,6 +3668,10 @@ CREATE TRIGGER artifacts_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON pu
 
 CREATE TRIGGER decision_steps_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.decision_steps FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
+CREATE TRIGGER decision_tombstones_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.decision_tombstones FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER decisions_are_not_removed BEFORE INSERT ON public.decisions FOR EACH ROW EXECUTE FUNCTION public.refuse_removed_decision();
+
 CREATE TRIGGER deliveries_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.deliveries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER events_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
@@ -2996,6 +3685,8 @@ CREATE TRIGGER outbox_is_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public
 CREATE TRIGGER outbox_to_clients_is_released BEFORE INSERT ON public.outbox FOR EACH ROW WHEN ((new.topic ~~ 'client.%'::text)) EXECUTE FUNCTION public.refuse_unreleased();
 
 CREATE TRIGGER outcomes_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.outcomes FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER paper_orders_are_carried_over AFTER DELETE ON public.paper_orders FOR EACH ROW EXECUTE FUNCTION public.carry_over_order();
 
 CREATE TRIGGER raw_payloads_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.raw_payloads FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -3070,10 +3761,13 @@ ALTER TABLE ONLY public.paper_orders
     ADD CONSTRAINT paper_orders_account_fkey FOREIGN KEY (account) REFERENCES public.paper_accounts(account);
 
 ALTER TABLE ONLY public.paper_orders
-    ADD CONSTRAINT paper_orders_action_id_fkey FOREIGN KEY (action_id) REFERENCES public.actions(action_id);
+    ADD CONSTRAINT paper_orders_action_id_fkey FOREIGN KEY (action_id) REFERENCES public.actions(action_id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.paper_positions
     ADD CONSTRAINT paper_positions_account_fkey FOREIGN KEY (account) REFERENCES public.paper_accounts(account);
+
+ALTER TABLE ONLY public.removed_spending
+    ADD CONSTRAINT removed_spending_scope_day_fkey FOREIGN KEY (scope, day) REFERENCES public.budgets(scope, day);
 
 ALTER TABLE ONLY public.timers
     ADD CONSTRAINT timers_decision_id_fkey FOREIGN KEY (decision_id) REFERENCES public.decisions(decision_id);
@@ -3127,11 +3821,13 @@ GRANT ALL ON FUNCTION public.ask_approval(new_approval uuid, of_decision uuid, a
 REVOKE ALL ON FUNCTION public.begin_execution(of_action uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.begin_execution(of_action uuid) TO acp_action;
 
+REVOKE ALL ON FUNCTION public.carry_over_order() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION public.check_fence(of_decision uuid, with_fence bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.check_release() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.check_retention(retention_days integer, batch_size integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.check_retention(before timestamp with time zone, batch_size integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) TO acp_agent;
@@ -3142,14 +3838,14 @@ GRANT ALL ON FUNCTION public.claim_decision(of_decision uuid, claimant text, lea
 REVOKE ALL ON FUNCTION public.claim_deliveries(new_token uuid, claimant text, for_subscriptions text[], due_since timestamp with time zone[], row_limits integer[], suspect_limits integer[], byte_limits bigint[], lease_seconds double precision, max_attempts integer, leases_per_attempt integer, lost_error text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.claim_deliveries(new_token uuid, claimant text, for_subscriptions text[], due_since timestamp with time zone[], row_limits integer[], suspect_limits integer[], byte_limits bigint[], lease_seconds double precision, max_attempts integer, leases_per_attempt integer, lost_error text) TO acp_relay;
 
-REVOKE ALL ON FUNCTION public.delete_expired_events(retention_days integer, batch_size integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.delete_expired_events(retention_days integer, batch_size integer) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.count_erasable(of_operation uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_erasable(of_operation uuid) TO acp_maintain;
 
-REVOKE ALL ON FUNCTION public.delete_expired_raw_payloads(retention_days integer, batch_size integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.delete_expired_raw_payloads(retention_days integer, batch_size integer) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) TO acp_maintain;
 
-REVOKE ALL ON FUNCTION public.delete_repeated_looks(retention_days integer, batch_size integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.delete_repeated_looks(retention_days integer, batch_size integer) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid) TO acp_maintain;
 
 GRANT SELECT ON TABLE public.deliveries TO acp_reader;
 
@@ -3170,11 +3866,33 @@ REVOKE ALL ON FUNCTION public.end_call(of_call uuid, how text, author text, answ
 REVOKE ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.end_lost_calls(of_decision uuid, with_fence bigint) TO acp_decide;
 
+REVOKE ALL ON FUNCTION public.erasable_decisions(wanted jsonb, before timestamp with time zone, most integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.erasable_events(wanted jsonb, before timestamp with time zone, most integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.erase_step(of_operation uuid, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.erase_step(of_operation uuid, most integer) TO acp_maintain;
+
+REVOKE ALL ON FUNCTION public.erased_places(sources text[], entity_ids text[], event_types text[], all_series text[], instants timestamp with time zone[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.erased_places(sources text[], entity_ids text[], event_types text[], all_series text[], instants timestamp with time zone[]) TO acp_ingest;
+
+REVOKE ALL ON FUNCTION public.erasure_filter(of_operation uuid, in_states text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.erasure_key(of_source text, of_entity text, of_type text, of_series text, at timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) TO acp_decide;
 
+REVOKE ALL ON FUNCTION public.expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) TO acp_maintain;
+
 REVOKE ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) TO acp_decide;
+
+REVOKE ALL ON FUNCTION public.forget_finance(of_operation uuid, event_ids uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.forget_finance(of_operation uuid, event_ids uuid[]) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.freeze_letters(for_operation uuid, after_id bigint, last_id bigint, most integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.freeze_letters(for_operation uuid, after_id bigint, last_id bigint, most integer) TO acp_maintain;
@@ -3192,6 +3910,10 @@ GRANT ALL ON FUNCTION public.insert_events(given_events json) TO acp_ingest;
 
 REVOKE ALL ON FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call uuid, of_step integer, of_agent text, version text, nth integer, request bytea, micros bigint, until timestamp with time zone, budget_scope text, day_limit bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call uuid, of_step integer, of_agent text, version text, nth integer, request bytea, micros bigint, until timestamp with time zone, budget_scope text, day_limit bigint) TO acp_decide;
+
+GRANT SELECT ON TABLE public.erasures TO acp_reader;
+
+REVOKE ALL ON FUNCTION public.is_erased(of_source text, of_entity text, of_type text, of_series text, at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) TO acp_decide;
@@ -3267,7 +3989,13 @@ REVOKE ALL ON FUNCTION public.refuse_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.refuse_operation_change() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION public.refuse_removed_decision() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION public.refuse_unreleased() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.remove_decisions(ids uuid[], because text, by_operation uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.remove_events(ids uuid[], are_erased boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json) TO acp_command;
@@ -3411,6 +4139,8 @@ GRANT SELECT ON TABLE public.decision_steps TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.decision_steps TO acp_command;
 GRANT SELECT ON TABLE public.decision_steps TO acp_reader;
 
+GRANT SELECT ON TABLE public.decision_tombstones TO acp_reader;
+
 GRANT SELECT ON TABLE public.decisions TO acp_decide;
 GRANT SELECT ON TABLE public.decisions TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.decisions TO acp_command;
@@ -3489,6 +4219,42 @@ GRANT SELECT ON TABLE public.executions TO acp_action;
 GRANT SELECT ON TABLE public.executions TO acp_command;
 GRANT SELECT ON TABLE public.executions TO acp_reader;
 
+GRANT SELECT ON TABLE public.outbox TO acp_reader;
+
+GRANT SELECT(id) ON TABLE public.outbox TO acp_relay;
+
+GRANT SELECT(created_at) ON TABLE public.outbox TO acp_relay;
+
+GRANT SELECT ON TABLE public.processed_events TO acp_reader;
+
+GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_consume;
+GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_detect;
+GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_action;
+
+GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_consume;
+GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_detect;
+GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_action;
+
+GRANT SELECT(operation_id),INSERT(operation_id) ON TABLE public.processed_events TO acp_consume;
+
+GRANT SELECT ON TABLE public.raw_payloads TO acp_reader;
+
+GRANT INSERT(id) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(source) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(entity_id) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(observed_at) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(window_since) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(fetched_at) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(trace_id) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT INSERT(payload_json) ON TABLE public.raw_payloads TO acp_ingest;
+
 GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_maintain;
 GRANT SELECT ON TABLE public.operation_items TO acp_reader;
 
@@ -3545,12 +4311,6 @@ GRANT UPDATE(failures) ON TABLE public.operations TO acp_maintain;
 
 GRANT UPDATE(error) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(error) ON TABLE public.operations TO acp_maintain;
-
-GRANT SELECT ON TABLE public.outbox TO acp_reader;
-
-GRANT SELECT(id) ON TABLE public.outbox TO acp_relay;
-
-GRANT SELECT(created_at) ON TABLE public.outbox TO acp_relay;
 
 GRANT SELECT ON TABLE public.outbox_states TO acp_reader;
 
@@ -3626,36 +4386,6 @@ GRANT INSERT(entity_id) ON TABLE public.paper_positions TO acp_consume;
 GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_action;
 GRANT INSERT(quantity_micros),UPDATE(quantity_micros) ON TABLE public.paper_positions TO acp_consume;
 
-GRANT SELECT ON TABLE public.processed_events TO acp_reader;
-
-GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_consume;
-GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_detect;
-GRANT INSERT(consumer) ON TABLE public.processed_events TO acp_action;
-
-GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_consume;
-GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_detect;
-GRANT SELECT(event_id),INSERT(event_id) ON TABLE public.processed_events TO acp_action;
-
-GRANT SELECT(operation_id),INSERT(operation_id) ON TABLE public.processed_events TO acp_consume;
-
-GRANT SELECT ON TABLE public.raw_payloads TO acp_reader;
-
-GRANT INSERT(id) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(source) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(entity_id) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(observed_at) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(window_since) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(fetched_at) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(trace_id) ON TABLE public.raw_payloads TO acp_ingest;
-
-GRANT INSERT(payload_json) ON TABLE public.raw_payloads TO acp_ingest;
-
 GRANT SELECT,DELETE ON TABLE public.relay_handover TO acp_relay;
 
 GRANT SELECT(only_one) ON TABLE public.relay_handover TO acp_reader;
@@ -3667,6 +4397,8 @@ GRANT SELECT(name) ON TABLE public.relay_handover TO acp_reader;
 
 GRANT UPDATE(since) ON TABLE public.relay_handover TO acp_relay;
 GRANT SELECT(since) ON TABLE public.relay_handover TO acp_reader;
+
+GRANT SELECT ON TABLE public.removed_spending TO acp_reader;
 
 GRANT SELECT,INSERT ON TABLE public.repeated_looks TO acp_ingest;
 GRANT SELECT ON TABLE public.repeated_looks TO acp_reader;

@@ -98,9 +98,11 @@ _SHARED = {
     **_each(READERS_OF_THE_ACCOUNT, "domains.finance.paper_account", "newest_bar account_currency audited_balances"),
     "domains.finance.paper_account.audited_orders": READERS_OF_EVENTS,
     "domains.finance.paper_account.released_action": {*READERS_OF_DECISIONS, ACTION},
-    "control_plane.ops.delete_expired_events": {MAINTAIN},
-    "control_plane.ops.delete_expired_raw_payloads": {MAINTAIN},
-    "control_plane.ops.delete_repeated_looks": {MAINTAIN},
+    **_each({MAINTAIN}, "control_plane.platform", "delete_expired count_expiring"),
+    "control_plane.platform.days_ago": EVERYBODY,
+    **_each({MAINTAIN}, "control_plane.operations.history", "count_erasable erase_step finish_erasure"),
+    "domains.finance.forget": {MAINTAIN},
+    "control_plane.decisions.audited_tombstones": {READER},
     "control_plane.ops.events_by_type": READERS_OF_EVENTS,
     "control_plane.ops.playbooks_of_open_decisions": READERS_OF_DECISIONS,
     **_each(
@@ -284,10 +286,19 @@ TABLES = {
     "paper_accounts": READERS_OF_THE_ACCOUNT,
     "paper_positions": READERS_OF_THE_ACCOUNT,
     "paper_orders": READERS_OF_THE_ACCOUNT,
+    "decision_tombstones": {READER},
+    "removed_spending": {READER},
+    "erasures": {READER},
+    "expirable_decisions": NOBODY,
+    "expirable_events": NOBODY,
+    "expirable_raw_payloads": NOBODY,
+    "expirable_processed_events": NOBODY,
+    "expirable_delivery_failures": NOBODY,
 }
 VIEWS = {
     "delivery_states", "outbox_states", "signal_lab_returns", "signal_lab_risk", "signal_lab_adjustments",
-    "detector_market",
+    "detector_market", "expirable_decisions", "expirable_events", "expirable_raw_payloads",
+    "expirable_processed_events", "expirable_delivery_failures",
 }  # fmt: skip
 DATA = [name for name in TABLES if name not in VIEWS]
 
@@ -474,10 +485,30 @@ FORGERIES = [
     only("SELECT * FROM claim_deliveries(gen_random_uuid(), 'me', '{}', '{}', '{}', '{}', '{}', 30, 5, 4, 'x')", RELAY),
     only("SELECT * FROM settle_deliveries('me', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')", RELAY),
     only("SELECT others_were_delivered(1, 'signal_lab', gen_random_uuid())", RELAY),
-    only("SELECT delete_expired_events(30, 1)", MAINTAIN),
-    only("SELECT delete_expired_raw_payloads(30, 1)", MAINTAIN),
-    only("SELECT delete_repeated_looks(30, 1)", MAINTAIN),
-    only("SELECT check_retention(1, 1)"),
+    # What leaves the record
+    only("SELECT delete_expired('events', now() - interval '30 days', 1)", MAINTAIN),
+    only("SELECT * FROM count_expiring('events', now() - interval '30 days', '-infinity', '', 1)", MAINTAIN),
+    only("SELECT * FROM count_erasable(gen_random_uuid())", MAINTAIN),
+    only("SELECT * FROM erase_step(gen_random_uuid(), 1)", MAINTAIN),
+    only("SELECT finish_erasure(gen_random_uuid(), '{}')", MAINTAIN),
+    only("SELECT forget_finance(gen_random_uuid(), '{}')", MAINTAIN),
+    only("SELECT erased_places('{}', '{}', '{}', '{}', '{}')", INGEST),
+    only("SELECT check_retention(now(), 1)"),
+    only("SELECT remove_events('{}', true)"),
+    only("SELECT remove_decisions('{}', 'retention', NULL)"),
+    only("SELECT expiring('events', now(), now(), '', 1)"),
+    only("SELECT erasure_key('x', 'x', NULL, NULL, NULL)"),
+    only("SELECT is_erased('x', 'x', NULL, NULL, NULL)"),
+    only("SELECT erasure_filter(gen_random_uuid(), '{}')"),
+    only("SELECT erasable_events('{}', now(), 1)"),
+    only("SELECT erasable_decisions('{}', now(), 1)"),
+    only("INSERT INTO erasures (operation_id, about, key_sha256, is_refused, requested_by)"
+         " VALUES (gen_random_uuid(), 'entity', '', true, 'me')"),
+    only("UPDATE erasures SET is_refused = false"),
+    only("INSERT INTO decision_tombstones (decision_id, head_seq, head_hash, cause)"
+         " VALUES (gen_random_uuid(), 1, '', 'retention')"),
+    only("UPDATE decision_tombstones SET head_hash = ''"),
+    only("UPDATE removed_spending SET spent_micros = 0"),
     only("SELECT delivered_since('signal_lab', now())"),
 ]  # fmt: skip
 

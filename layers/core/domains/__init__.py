@@ -10,6 +10,8 @@ from control_plane.model.domain import Domain
 from domains import finance
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from control_plane.decisions.audit import Finding
     from control_plane.model.deciding import Deciding
 
@@ -29,3 +31,8 @@ def load_deciding(domains: Iterable[Domain] = DOMAINS) -> "Mapping[str, Deciding
 def load_reconciling(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[[Any], Sequence[Finding]]]":
     """Imports what holds each domain's accounts against the record, where a domain has any."""
     return [import_module(domain.reconciling).reconcile for domain in domains if domain.reconciling is not None]
+
+
+def load_forgetting(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[[Any, UUID, Sequence[UUID]], int]]":
+    """Imports each domain's part in an erasure, where it has any."""
+    return [import_module(domain.forgetting).forget for domain in domains if domain.forgetting is not None]

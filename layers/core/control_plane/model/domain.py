@@ -53,3 +53,6 @@ class Domain:
     reconciling: str | None = None
     """The module whose ``reconcile``, given a connection as acp_reader, returns an audit's findings on the accounts of
     the domain's client."""
+    forgetting: str | None = None
+    """The module whose ``forget``, given a connection as acp_maintain, an erasure's id and events' ids, removes the
+    rows of the domain's consumers about what is erased, and returns how many."""

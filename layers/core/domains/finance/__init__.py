@@ -19,4 +19,5 @@ DOMAIN: Final = Domain(
     ),
     deciding="domains.finance.deciding.plug_ins",
     reconciling="domains.finance.paper_account.reconcile",
+    forgetting="domains.finance.forgetting",
 )
