@@ -846,9 +846,318 @@ $$;
 CREATE TRIGGER paper_orders_are_carried_over AFTER DELETE ON paper_orders FOR EACH ROW EXECUTE FUNCTION carry_over_order();
 
 
+-- Rebuild: a consumer's tables are made again from the events that it has processed, in shadow tables of the same names in
+-- another schema, while it writes to both; then they change places. Nobody reads an empty or a smaller table meanwhile.
+
+CREATE SCHEMA shadow;
+COMMENT ON SCHEMA shadow IS 'The tables of a consumer that is being rebuilt.';
+CREATE SCHEMA retired;
+COMMENT ON SCHEMA retired IS 'Tables that a rebuild replaces, within its last transaction.';
+GRANT USAGE ON SCHEMA shadow TO acp_consume, acp_maintain;
+
+CREATE TABLE rebuildable (
+    table_name text PRIMARY KEY CHECK (table_name ~ '^[a-z][a-z0-9_]*$'),
+    consumer   text NOT NULL
+);
+COMMENT ON TABLE rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed.';
+INSERT INTO rebuildable (table_name, consumer)
+VALUES
+    ('signal_lab_bars', 'signal_lab'),
+    ('signal_lab_latest_prices', 'signal_lab'),
+    ('signal_lab_corporate_actions', 'signal_lab');
+
+CREATE TABLE rebuilds (
+    consumer     text        PRIMARY KEY,
+    operation_id uuid        NOT NULL UNIQUE,
+    begun_at     timestamptz NOT NULL DEFAULT now(),
+    until_seq    bigint      NOT NULL,
+    is_equal     boolean,
+    accepted_by  text,
+    spoiled_by   text
+);
+COMMENT ON TABLE rebuilds IS 'One row per consumer that is being rebuilt: while it is there, the consumer writes to both.';
+COMMENT ON COLUMN rebuilds.until_seq IS 'Events up to here are folded; what is processed after begun_at is written to both anyway.';
+COMMENT ON COLUMN rebuilds.is_equal IS 'Whether both tables had the same rows when they were compared; null before.';
+COMMENT ON COLUMN rebuilds.accepted_by IS 'Who accepted that they differ.';
+COMMENT ON COLUMN rebuilds.spoiled_by IS 'The error of a write to the shadow tables that failed: they lack it, so the rebuild fails.';
+
+-- Whether a consumer is being rebuilt, for its effect's transaction, which must ask before it touches a table: until it ends,
+-- no rebuild of this consumer begins, changes the tables or ends.
+CREATE FUNCTION is_rebuilding(of_consumer text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended('rebuild/' || of_consumer, 3));
+    RETURN EXISTS (
+        SELECT
+        FROM rebuilds
+        JOIN operations USING (operation_id)
+        WHERE consumer = of_consumer AND spoiled_by IS NULL AND state IN ('running', 'paused')
+    );
+END
+$$;
+
+-- Notes that a consumer could not write to its shadow tables.
+CREATE FUNCTION spoil_rebuild(of_consumer text, because text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    UPDATE rebuilds SET spoiled_by = left(because, 1000) WHERE consumer = of_consumer AND spoiled_by IS NULL
+$$;
+
+-- The consumer of a rebuild at work, which waits until no effect of it is under way.
+CREATE FUNCTION lock_rebuild(of_operation uuid) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    of_consumer text;
+BEGIN
+    SELECT subscription INTO of_consumer FROM operations WHERE operation_id = of_operation AND kind = 'rebuild';
+    IF of_consumer IS NULL OR NOT EXISTS (SELECT FROM rebuildable WHERE consumer = of_consumer) THEN
+        RAISE EXCEPTION 'operation % is no rebuild of a consumer that can be rebuilt', of_operation
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('rebuild/' || of_consumer, 3));
+    RETURN of_consumer;
+END
+$$;
+
+-- What a rebuild would do: how many events it folds, and how many rows of each table were made of events that are gone, or of
+-- whose processing there is no record any more.
+CREATE FUNCTION plan_rebuild(of_consumer text) RETURNS TABLE (table_name text, held bigint, without_event bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    of_table text;
+BEGIN
+    RETURN QUERY SELECT '', count(*), 0::bigint FROM processed_events WHERE consumer = of_consumer;
+    FOR of_table IN SELECT r.table_name FROM rebuildable AS r WHERE consumer = of_consumer ORDER BY 1 LOOP
+        RETURN QUERY EXECUTE format(
+            'SELECT %L, count(*), count(*) FILTER (WHERE event.event_id IS NULL OR processed.event_id IS NULL)'
+            ' FROM public.%I AS held'
+            ' LEFT JOIN events AS event ON event.event_id = held.event_id'
+            ' LEFT JOIN (SELECT DISTINCT event_id FROM processed_events WHERE consumer = %L) AS processed'
+            ' ON processed.event_id = held.event_id',
+            of_table, of_table, of_consumer
+        );
+    END LOOP;
+END
+$$;
+
+-- Makes the shadow tables, as the consumer's are now, and has the consumer write to both from its next effect on. Every event
+-- that it has processed until then is at or before the sequence number that is returned.
+CREATE FUNCTION begin_rebuild(of_operation uuid) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    of_consumer text;
+    of_table text;
+    part record;
+    last_seq bigint;
+BEGIN
+    PERFORM lock_operation_at_work(of_operation, 'rebuild', 'running');
+    of_consumer := lock_rebuild(of_operation);
+    DELETE FROM rebuilds WHERE consumer = of_consumer;
+    FOR of_table IN SELECT table_name FROM rebuildable WHERE consumer = of_consumer ORDER BY 1 LOOP
+        EXECUTE format('DROP TABLE IF EXISTS shadow.%I', of_table);
+        EXECUTE format('CREATE TABLE shadow.%1$I (LIKE public.%1$I INCLUDING ALL EXCLUDING INDEXES)', of_table);
+        EXECUTE format('COMMENT ON TABLE shadow.%I IS %L', of_table, obj_description(format('public.%I', of_table)::regclass));
+        FOR part IN
+            SELECT conname AS name, pg_get_constraintdef(oid) AS definition
+            FROM pg_constraint
+            WHERE conrelid = format('public.%I', of_table)::regclass AND contype IN ('p', 'u')
+        LOOP
+            EXECUTE format('ALTER TABLE shadow.%I ADD CONSTRAINT %I %s', of_table, part.name, part.definition);
+        END LOOP;
+        FOR part IN
+            SELECT replace(pg_get_indexdef(indexrelid), format(' ON public.%I ', of_table), format(' ON shadow.%I ', of_table)) AS definition
+            FROM pg_index
+            WHERE indrelid = format('public.%I', of_table)::regclass
+                AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
+        LOOP
+            EXECUTE part.definition;
+        END LOOP;
+        FOR part IN
+            SELECT privilege_type AS privilege, pg_get_userbyid(grantee) AS grantee
+            FROM pg_class, aclexplode(relacl)
+            WHERE oid = format('public.%I', of_table)::regclass AND grantee <> relowner
+        LOOP
+            EXECUTE format('GRANT %s ON shadow.%I TO %I', part.privilege, of_table, part.grantee);
+        END LOOP;
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON shadow.%I TO acp_maintain', of_table);
+    END LOOP;
+    SELECT coalesce(max(seq), 0) INTO last_seq FROM events;
+    INSERT INTO rebuilds (consumer, operation_id, until_seq) VALUES (of_consumer, of_operation, last_seq);
+    RETURN last_seq;
+END
+$$;
+
+-- The next events of a rebuild after a sequence number, as they were published; null for one that the consumer has not
+-- processed, which it writes to both tables when it does.
+CREATE FUNCTION rebuild_events(of_operation uuid, of_topic text, types text[], after_seq bigint, most integer)
+RETURNS TABLE (seq bigint, body text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET plan_cache_mode = force_custom_plan
+AS $$
+DECLARE
+    rebuild record;
+BEGIN
+    SELECT consumer, until_seq INTO rebuild FROM rebuilds WHERE operation_id = of_operation;
+    RETURN QUERY
+    SELECT event.seq, CASE WHEN processed.is_so THEN message.payload_json::text END
+    FROM (
+        SELECT events.seq, events.event_id
+        FROM events
+        WHERE events.seq > after_seq AND events.seq <= rebuild.until_seq AND events.event_type = ANY (types)
+        ORDER BY events.seq
+        LIMIT most
+    ) AS event
+    LEFT JOIN outbox AS message ON message.event_id = event.event_id AND message.topic = of_topic
+    CROSS JOIN LATERAL (
+        SELECT EXISTS (
+            SELECT FROM processed_events WHERE consumer = rebuild.consumer AND event_id = event.event_id
+        ) AS is_so
+    ) AS processed
+    ORDER BY event.seq;
+END
+$$;
+
+-- Compares the consumer's tables with their shadows in one snapshot: how many rows there are, and a digest of them that does
+-- not depend on their order.
+CREATE FUNCTION compare_rebuild(of_operation uuid)
+RETURNS TABLE (table_name text, live_rows bigint, live_digest text, shadow_rows bigint, shadow_digest text)
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    of_consumer text;
+    of_table text;
+    parts text[] := '{}';
+    digest constant text := 'concat_ws(''/'', sum(hashtextextended(held::text, 0)::numeric), sum(hashtextextended(held::text, 1)::numeric))';
+BEGIN
+    SELECT consumer INTO STRICT of_consumer FROM rebuilds WHERE operation_id = of_operation;
+    FOR of_table IN SELECT r.table_name FROM rebuildable AS r WHERE r.consumer = of_consumer ORDER BY 1 LOOP
+        EXECUTE format('ANALYZE shadow.%I', of_table);
+        parts := parts || format(
+            'SELECT %1$L::text, live.*, shade.* FROM (SELECT count(*), %2$s FROM public.%1$I AS held) AS live,'
+            ' (SELECT count(*), %2$s FROM shadow.%1$I AS held) AS shade',
+            of_table, digest
+        );
+    END LOOP;
+    RETURN QUERY EXECUTE array_to_string(parts, ' UNION ALL ') || ' ORDER BY 1';
+END
+$$;
+
+-- Notes what a comparison found.
+CREATE FUNCTION judge_rebuild(of_operation uuid, equal boolean) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+    UPDATE rebuilds SET is_equal = equal WHERE operation_id = of_operation
+$$;
+
+-- Records that a person accepts what the comparison of a rebuild found different. False where nothing waits for that.
+CREATE FUNCTION accept_rebuild(of_operation uuid, by_whom text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    IF by_whom IS NULL OR by_whom = '' THEN
+        RAISE EXCEPTION 'an acceptance without a name refused' USING ERRCODE = 'check_violation';
+    END IF;
+    UPDATE rebuilds SET accepted_by = by_whom WHERE operation_id = of_operation AND NOT is_equal AND accepted_by IS NULL;
+    RETURN FOUND;
+END
+$$;
+
+-- Puts the shadow tables in the place of the consumer's, views included, and drops those. It waits 2 s at most for whoever
+-- reads them, so that nobody waits longer behind it. Privileges, comments and the names of indexes are the same afterwards.
+CREATE FUNCTION swap_rebuild(of_operation uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    of_consumer text;
+    tables text[];
+    of_table text;
+    view_names text[];
+    definitions text[];
+BEGIN
+    PERFORM lock_operation_at_work(of_operation, 'rebuild', 'running');
+    of_consumer := lock_rebuild(of_operation);
+    PERFORM
+    FROM rebuilds
+    WHERE operation_id = of_operation AND spoiled_by IS NULL AND (is_equal OR accepted_by IS NOT NULL);
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'rebuild % is spoiled, not compared yet, or its difference is not accepted', of_operation
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    tables := ARRAY(SELECT table_name FROM rebuildable WHERE consumer = of_consumer ORDER BY 1);
+    SELECT array_agg(name), array_agg(definition) INTO view_names, definitions
+    FROM (
+        SELECT DISTINCT dependent.relname::text AS name, pg_get_viewdef(dependent.oid) AS definition
+        FROM pg_depend AS dependency
+        JOIN pg_rewrite AS rule ON rule.oid = dependency.objid
+        JOIN pg_class AS dependent ON dependent.oid = rule.ev_class AND dependent.relkind = 'v'
+        WHERE dependency.classid = 'pg_rewrite'::regclass
+            AND dependency.refclassid = 'pg_class'::regclass
+            AND dependency.refobjid IN (SELECT format('public.%I', held)::regclass FROM unnest(tables) AS held)
+    ) AS found;
+    -- The views first: whoever reads through one has looked up its tables before.
+    FOREACH of_table IN ARRAY coalesce(view_names, '{}') || tables LOOP
+        EXECUTE format('LOCK TABLE public.%I IN ACCESS EXCLUSIVE MODE', of_table);
+    END LOOP;
+    FOREACH of_table IN ARRAY tables LOOP
+        EXECUTE format('ALTER TABLE public.%I SET SCHEMA retired', of_table);
+        EXECUTE format('ALTER TABLE shadow.%I SET SCHEMA public', of_table);
+        EXECUTE format('REVOKE SELECT, INSERT, UPDATE ON public.%I FROM acp_maintain', of_table);
+    END LOOP;
+    FOR place IN 1 .. coalesce(cardinality(view_names), 0) LOOP
+        EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', view_names[place], definitions[place]);
+    END LOOP;
+    FOREACH of_table IN ARRAY tables LOOP
+        EXECUTE format('DROP TABLE retired.%I', of_table);
+    END LOOP;
+    DELETE FROM rebuilds WHERE operation_id = of_operation;
+END
+$$;
+
+-- Gives a rebuild up: the consumer writes to its own tables alone again.
+CREATE FUNCTION end_rebuild(of_operation uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+SET lock_timeout = '2s'
+AS $$
+DECLARE
+    of_consumer text := lock_rebuild(of_operation);
+    of_table text;
+BEGIN
+    PERFORM FROM rebuilds WHERE operation_id = of_operation;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    FOR of_table IN SELECT table_name FROM rebuildable WHERE consumer = of_consumer ORDER BY 1 LOOP
+        EXECUTE format('DROP TABLE IF EXISTS shadow.%I', of_table);
+    END LOOP;
+    DELETE FROM rebuilds WHERE operation_id = of_operation;
+END
+$$;
+
+
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    count_expiring, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance
+    count_expiring, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance, plan_rebuild, begin_rebuild,
+    rebuild_events, compare_rebuild, judge_rebuild, swap_rebuild
     TO acp_maintain;
+GRANT EXECUTE ON FUNCTION is_rebuilding, spoil_rebuild TO acp_consume;
+GRANT EXECUTE ON FUNCTION accept_rebuild, end_rebuild TO acp_command;
+GRANT SELECT ON rebuilds TO acp_maintain, acp_command;
 GRANT EXECUTE ON FUNCTION erased_places TO acp_ingest;
-GRANT SELECT ON decision_tombstones, removed_spending, erasures TO acp_reader;
+GRANT SELECT ON decision_tombstones, removed_spending, erasures, rebuilds, rebuildable TO acp_reader;

@@ -186,3 +186,7 @@ FROM count_expiring(%(what)s, %(before)s::timestamptz, %(after_at)s::timestamptz
 -- name: days_ago
 -- The instant that is so many days ago, by the shared clock.
 SELECT now() - make_interval(days => %(days)s::integer)
+
+-- name: use_schemas
+-- Sets where statements look for their tables, until the transaction ends.
+SELECT set_config('search_path', %(schemas)s, true)
