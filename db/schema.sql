@@ -8,12 +8,6 @@ CREATE SCHEMA shadow;
 
 COMMENT ON SCHEMA shadow IS 'The tables of a consumer that is being rebuilt.';
 
-CREATE TYPE public.operation_scope AS RANGE (
-    subtype = text,
-    multirange_type_name = public.operation_scope_multirange,
-    collation = pg_catalog."C"
-);
-
 CREATE FUNCTION public.accept_rebuild(of_operation uuid, by_whom text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -1380,9 +1374,11 @@ END
 $$;
 
 CREATE FUNCTION public.freeze_window(for_topic text) RETURNS TABLE(last_outbox_id bigint, stored_before text, left_out bigint)
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+BEGIN
+    RETURN QUERY
     SELECT
         coalesce((SELECT max(id) FROM outbox), 0),
         pg_snapshot_xmin(pg_current_snapshot())::text,
@@ -1391,7 +1387,8 @@ CREATE FUNCTION public.freeze_window(for_topic text) RETURNS TABLE(last_outbox_i
             FROM (SELECT event_id, topic FROM outbox ORDER BY id DESC LIMIT 10000) AS newest
             JOIN events AS event ON event.event_id = newest.event_id
             WHERE newest.topic = for_topic AND event.stored_by >= pg_snapshot_xmin(pg_current_snapshot())
-        )
+        );
+END
 $$;
 
 CREATE FUNCTION public.insert_decision_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
@@ -1617,10 +1614,13 @@ END
 $$;
 
 CREATE FUNCTION public.messages_in_window(chosen jsonb, frozen jsonb, after_id bigint, most integer) RETURNS TABLE(id bigint, event_id uuid, is_selected boolean, ingested_at timestamp with time zone)
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT
         message.id,
         message.event_id,
@@ -1634,15 +1634,14 @@ CREATE FUNCTION public.messages_in_window(chosen jsonb, frozen jsonb, after_id b
             AND (NOT chosen ? 'ingested_until' OR event.ingested_at < (chosen ->> 'ingested_until')::timestamptz),
         event.ingested_at
     FROM (
-        SELECT outbox.id, outbox.event_id
+        SELECT id, event_id
         FROM outbox
-        WHERE outbox.id > after_id
-            AND outbox.id <= (frozen ->> 'last_outbox_id')::bigint
-            AND outbox.topic = frozen ->> 'topic'
-        ORDER BY outbox.id
+        WHERE id > after_id AND id <= (frozen ->> 'last_outbox_id')::bigint AND topic = frozen ->> 'topic'
+        ORDER BY id
         LIMIT most
     ) AS message
-    JOIN events AS event ON event.event_id = message.event_id
+    JOIN events AS event ON event.event_id = message.event_id;
+END
 $$;
 
 CREATE TABLE public.switches (
@@ -1794,14 +1793,18 @@ END
 $$;
 
 CREATE FUNCTION public.processed_since(of_consumer text) RETURNS timestamp with time zone
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
-    SELECT event.ingested_at
-    FROM (
-        SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
-    ) AS oldest
-    JOIN events AS event ON event.event_id = oldest.event_id
+BEGIN
+    RETURN (
+        SELECT event.ingested_at
+        FROM (
+            SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
+        ) AS oldest
+        JOIN events AS event ON event.event_id = oldest.event_id
+    );
+END
 $$;
 
 CREATE FUNCTION public.promise_replay(for_operation uuid, after_id bigint, most integer, looks integer, first_due timestamp with time zone, gap_seconds double precision) RETURNS TABLE(messages bigint, promised bigint, looked_at bigint)
@@ -3209,11 +3212,18 @@ CREATE TABLE public.operations (
     fence bigint DEFAULT 0 NOT NULL,
     failures integer DEFAULT 0 NOT NULL,
     error text,
-    scope public.operation_scope GENERATED ALWAYS AS (
+    scope int8range GENERATED ALWAYS AS (
 CASE
-    WHEN (kind = ANY (ARRAY['retention'::text, 'erasure'::text])) THEN public.operation_scope(NULL::text, NULL::text)
-    WHEN (subscription = ''::text) THEN public.operation_scope((kind || '/'::text), (kind || '0'::text))
-    ELSE public.operation_scope(((kind || '/'::text) || subscription), ((kind || '/'::text) || subscription), '[]'::text)
+    WHEN (kind = ANY (ARRAY['retention'::text, 'erasure'::text])) THEN int8range(NULL::bigint, NULL::bigint)
+    ELSE int8range((((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
+    CASE
+        WHEN (subscription = ''::text) THEN (- ((1)::bigint << 32))
+        ELSE (hashtext(subscription))::bigint
+    END), (((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
+    CASE
+        WHEN (subscription = ''::text) THEN (((1)::bigint << 32) - 1)
+        ELSE (hashtext(subscription))::bigint
+    END), '[]'::text)
 END) STORED,
     CONSTRAINT operations_end_is_dated CHECK (((finished_at IS NOT NULL) = (state = ANY (ARRAY['done'::text, 'cancelled'::text, 'failed'::text])))),
     CONSTRAINT operations_error_check CHECK ((error <> ''::text)),
@@ -4762,7 +4772,12 @@ GRANT SELECT ON TABLE public.signal_lab_returns TO acp_reader;
 GRANT SELECT ON TABLE public.signal_lab_risk TO acp_reader;
 
 GRANT SELECT ON TABLE public.subscriptions TO acp_reader;
-GRANT SELECT ON TABLE public.subscriptions TO acp_maintain;
+
+GRANT SELECT(name) ON TABLE public.subscriptions TO acp_maintain;
+
+GRANT SELECT(topic) ON TABLE public.subscriptions TO acp_maintain;
+
+GRANT SELECT(removed_at) ON TABLE public.subscriptions TO acp_maintain;
 
 GRANT SELECT ON TABLE public.switch_changes TO acp_command;
 GRANT SELECT ON TABLE public.switch_changes TO acp_reader;

@@ -98,9 +98,6 @@ COMMENT ON COLUMN subscriptions.removed_at IS 'When it was removed from the temp
 CREATE INDEX subscriptions_by_topic ON subscriptions (topic) WHERE removed_at IS NULL;
 
 
--- Ranges of names, for which operations may run at the same time.
-CREATE TYPE operation_scope AS RANGE (subtype = text, collation = "C");
-
 CREATE TABLE operations (
     operation_id uuid        PRIMARY KEY,
     kind         text        NOT NULL CHECK (kind IN ('redrive', 'replay', 'backfill', 'rebuild', 'retention', 'erasure')),
@@ -130,13 +127,18 @@ CREATE TABLE operations (
     ),
     CONSTRAINT operations_end_is_dated CHECK ((finished_at IS NOT NULL) = (state IN ('done', 'cancelled', 'failed'))),
     CONSTRAINT operations_failed_with_an_error CHECK (state <> 'failed' OR error IS NOT NULL),
-    -- An active operation takes a range of this line, and no two ranges may overlap: retention and erasure take all of
-    -- it, an operation on all subscriptions its kind's part, one on a subscription that one's point.
-    scope        operation_scope GENERATED ALWAYS AS (
+    -- An active operation takes a range of the numbers, and no two ranges may overlap: retention and erasure take all,
+    -- an operation on all subscriptions takes its kind's part, one on a subscription the number that is its name's hash.
+    scope        int8range   GENERATED ALWAYS AS (
         CASE
-            WHEN kind IN ('retention', 'erasure') THEN operation_scope(NULL, NULL)
-            WHEN subscription = '' THEN operation_scope(kind || '/', kind || '0')
-            ELSE operation_scope(kind || '/' || subscription, kind || '/' || subscription, '[]')
+            WHEN kind IN ('retention', 'erasure') THEN int8range(NULL, NULL)
+            ELSE int8range(
+                (array_position(ARRAY['redrive', 'replay', 'backfill', 'rebuild'], kind)::bigint << 33)
+                    + CASE WHEN subscription = '' THEN -(1::bigint << 32) ELSE hashtext(subscription) END,
+                (array_position(ARRAY['redrive', 'replay', 'backfill', 'rebuild'], kind)::bigint << 33)
+                    + CASE WHEN subscription = '' THEN (1::bigint << 32) - 1 ELSE hashtext(subscription) END,
+                '[]'
+            )
         END
     ) STORED,
     CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE (state IN ('running', 'paused'))

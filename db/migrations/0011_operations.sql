@@ -172,10 +172,13 @@ $$;
 -- it. Events of transactions that had not ended when the window was frozen are not in it.
 CREATE FUNCTION messages_in_window(chosen jsonb, frozen jsonb, after_id bigint, most integer)
 RETURNS TABLE (id bigint, event_id uuid, is_selected boolean, ingested_at timestamptz)
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, public, pg_temp
 SET plan_cache_mode = force_custom_plan
 AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT
         message.id,
         message.event_id,
@@ -189,15 +192,14 @@ AS $$
             AND (NOT chosen ? 'ingested_until' OR event.ingested_at < (chosen ->> 'ingested_until')::timestamptz),
         event.ingested_at
     FROM (
-        SELECT outbox.id, outbox.event_id
+        SELECT id, event_id
         FROM outbox
-        WHERE outbox.id > after_id
-            AND outbox.id <= (frozen ->> 'last_outbox_id')::bigint
-            AND outbox.topic = frozen ->> 'topic'
-        ORDER BY outbox.id
+        WHERE id > after_id AND id <= (frozen ->> 'last_outbox_id')::bigint AND topic = frozen ->> 'topic'
+        ORDER BY id
         LIMIT most
     ) AS message
-    JOIN events AS event ON event.event_id = message.event_id
+    JOIN events AS event ON event.event_id = message.event_id;
+END
 $$;
 
 
@@ -205,9 +207,11 @@ $$;
 -- and later ones store is left out; of the newest messages, this is counted.
 CREATE FUNCTION freeze_window(for_topic text)
 RETURNS TABLE (last_outbox_id bigint, stored_before text, left_out bigint)
-LANGUAGE sql STABLE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+BEGIN
+    RETURN QUERY
     SELECT
         coalesce((SELECT max(id) FROM outbox), 0),
         pg_snapshot_xmin(pg_current_snapshot())::text,
@@ -216,21 +220,26 @@ AS $$
             FROM (SELECT event_id, topic FROM outbox ORDER BY id DESC LIMIT 10000) AS newest
             JOIN events AS event ON event.event_id = newest.event_id
             WHERE newest.topic = for_topic AND event.stored_by >= pg_snapshot_xmin(pg_current_snapshot())
-        )
+        );
+END
 $$;
 
 
 -- The oldest event, by its storing, that a consumer has recorded as processed; null where it has recorded nothing. What
 -- is older was either never sent to it, or processed and forgotten since.
 CREATE FUNCTION processed_since(of_consumer text) RETURNS timestamptz
-LANGUAGE sql STABLE SECURITY DEFINER
+LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    SELECT event.ingested_at
-    FROM (
-        SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
-    ) AS oldest
-    JOIN events AS event ON event.event_id = oldest.event_id
+BEGIN
+    RETURN (
+        SELECT event.ingested_at
+        FROM (
+            SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
+        ) AS oldest
+        JOIN events AS event ON event.event_id = oldest.event_id
+    );
+END
 $$;
 
 
@@ -356,7 +365,7 @@ GRANT INSERT (operation_id, kind, subscription, filter, rate, requested_by, reas
 GRANT UPDATE (
     state, rate, reason, progress, started_by, started_at, finished_at, next_step_at, failures, error
 ) ON operations TO acp_command;
-GRANT EXECUTE ON FUNCTION operation_scope(text, text), operation_scope(text, text, text), withdraw_replay TO acp_command;
+GRANT EXECUTE ON FUNCTION withdraw_replay TO acp_command;
 
 -- OperationsFunction: plans and steps.
 GRANT SELECT ON operations TO acp_maintain;
@@ -365,9 +374,8 @@ GRANT UPDATE (
     error
 ) ON operations TO acp_maintain;
 GRANT SELECT, DELETE ON operation_items TO acp_maintain;
-GRANT SELECT ON subscriptions TO acp_maintain;
+GRANT SELECT (name, topic, removed_at) ON subscriptions TO acp_maintain;
 GRANT SELECT (id) ON dead_letters TO acp_maintain;
-GRANT EXECUTE ON FUNCTION operation_scope(text, text), operation_scope(text, text, text) TO acp_maintain;
 GRANT EXECUTE ON FUNCTION
     freeze_letters, redrive_letters, freeze_window, processed_since, plan_replay, promise_replay
     TO acp_maintain;

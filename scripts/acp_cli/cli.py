@@ -57,6 +57,7 @@ COMMANDS = {
         "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
         "redrive": Entry("dead_letter_commands", "Send dead letters again."),
+        "operations": Entry("operations_commands", "Redrives, replays and others: plan, start, follow, cancel."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
     },
     _DECISIONS: {

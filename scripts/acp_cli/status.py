@@ -74,6 +74,7 @@ class Report:
         if holder := self.pipeline.pinned_horizon:
             problems.append(str(holder))
         problems += [breaker_problem(breaker) for breaker in self.pipeline.open_breakers]
+        problems += [operation.problem for operation in self.pipeline.operations if operation.problem is not None]
         problems += [
             f"{queue.visible + queue.in_flight} in {queue.name}"
             for queue in self.queues
@@ -126,6 +127,7 @@ class Report:
                     "consumers",
                     "breakers",
                     "lingering_relay",
+                    "operations",
                 )
             },
         }

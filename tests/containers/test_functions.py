@@ -140,6 +140,11 @@ def timers(containers: Containers) -> None:
     assert containers.invoke("TimersFunction", "timers.json").keys() == {"expired", "woken", "anchored"}
 
 
+def operations(containers: Containers) -> None:
+    report = containers.invoke("OperationsFunction", "operations.json")
+    assert report == {"steps": 0, "finished": 0, "failed": 0, "active": 0, "stalled": 0}
+
+
 def of_deciding(containers: Containers, function: str, sample: str, *, refuses: bool) -> None:
     """Its sample is about a decision that there is not: some leave it alone, the others take it for invented."""
     batch = json.loads((CHECKOUT / "events" / sample).read_text())
@@ -161,6 +166,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "SignalLabFunction": signal_lab,
     "OpsApiFunction": ops_api,
     "TimersFunction": timers,
+    "OperationsFunction": operations,
     "DecisionFunction": partial(of_deciding, function="DecisionFunction", sample="decision.json", refuses=False),
     "AgentFunction": partial(of_deciding, function="AgentFunction", sample="agent.json", refuses=False),
     "GatekeeperFunction": partial(of_deciding, function="GatekeeperFunction", sample="gatekeeper.json", refuses=True),

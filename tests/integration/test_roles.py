@@ -112,16 +112,38 @@ _SHARED = {
     **_each({CONSUME}, "control_plane.consumers", "is_rebuilding spoil_rebuild"),
     "domains.finance.forget": {MAINTAIN},
     "control_plane.decisions.audited_tombstones": {READER},
+    **_each({READER, COMMAND, MAINTAIN}, "control_plane.ops", "count_stalled_operations active_operations"),
     "control_plane.ops.events_by_type": READERS_OF_EVENTS,
     "control_plane.ops.playbooks_of_open_decisions": READERS_OF_DECISIONS,
     **_each(
         {READER},
         "control_plane.ops",
         "event_timeline recent_messages deliveries_by_state stranded_deliveries processed_by_consumer dead_letters "
-        "subscriptions unprocessed_deliveries count_open_dead_letters",
+        "unprocessed_deliveries count_open_dead_letters",
     ),
 }
+_OPERATIONS = {
+    **_each(
+        {COMMAND}, "control_plane.operations", "request_operation start_operation set_operation_rate withdraw_replay"
+    ),
+    **_each(
+        {COMMAND, MAINTAIN},
+        "control_plane.operations",
+        "lock_operation claimed_operation cancel_old_plans pause_operation resume_operation cancel_operation",
+    ),
+    **_each(
+        {COMMAND, MAINTAIN, READER},
+        "control_plane.operations",
+        "operation operations active_operations next_step_at count_operations",
+    ),
+    **_each(EVERYBODY, "control_plane.operations", "database_now oldest_writer queue_for_operation"),
+    "control_plane.operations.newest_letter": {MAINTAIN, READER},
+    **_each({MAINTAIN, READER}, "control_plane", "operations.subscriptions_of ops.subscriptions"),
+    "control_plane.consumers.mark_replayed": {CONSUME},
+}
+_SHARED |= _OPERATIONS
 _OF_PACKAGES = {
+    "control_plane.operations": {MAINTAIN},
     "control_plane.consumers": {CONSUME, DETECT, ACTION},
     "control_plane.ingestion": {INGEST},
     "control_plane.ops": NOBODY,  # These are run by people and MigrationFunction, as the owner.
@@ -253,7 +275,8 @@ TABLES = {
     "deliveries": {READER},
     "dead_letters": {READER},
     "delivery_failures": {READER},
-    "operations": {READER},
+    "operations": {READER, COMMAND, MAINTAIN},
+    "operation_items": {READER, MAINTAIN},
     "subscriptions": {READER},
     "delivery_states": {READER},
     "outbox_states": {READER},
@@ -324,7 +347,8 @@ READS = [only(f"SELECT * FROM {table}", *roles) for table, roles in TABLES.items
     only("SELECT * FROM pg_read_file('postgresql.conf')"),
 ]
 
-DELETES = [only(f"DELETE FROM {table}", *({RELAY} if table == "relay_handover" else NOBODY)) for table in DATA] + [
+DELETERS = {"relay_handover": {RELAY}, "operation_items": {MAINTAIN}}
+DELETES = [only(f"DELETE FROM {table}", *DELETERS.get(table, NOBODY)) for table in DATA] + [
     only(f"TRUNCATE {table} CASCADE") for table in DATA
 ]
 
@@ -538,6 +562,29 @@ FORGERIES = [
     only("CREATE TABLE shadow.mine (id integer)"),
     only("CREATE TABLE retired.mine (id integer)"),
     only("SELECT delivered_since('signal_lab', now())"),
+    # Operations: people command them, the engine makes their steps, and the owner's functions do what they are for
+    only("INSERT INTO operations (operation_id, kind, filter, requested_by)"
+         " VALUES (gen_random_uuid(), 'redrive', '{}', 'me')", COMMAND),
+    only("INSERT INTO operations (operation_id, kind, filter, requested_by, plan_hash)"
+         " VALUES (gen_random_uuid(), 'redrive', '{}', 'me', 'x')"),
+    only("UPDATE operations SET plan = '{}'", MAINTAIN),
+    only("UPDATE operations SET plan_hash = 'x'", MAINTAIN),
+    only("UPDATE operations SET started_by = 'me'", COMMAND),
+    only("UPDATE operations SET filter = '{}'"),
+    only("UPDATE operations SET kind = 'retention'"),
+    only("DELETE FROM operations"),
+    only("INSERT INTO operation_items (operation_id, item) VALUES (gen_random_uuid(), 1)"),
+    only("SELECT lock_operation_at_work(gen_random_uuid(), 'replay', 'running')"),
+    only("SELECT * FROM freeze_letters(gen_random_uuid(), 0, 1, 1)", MAINTAIN),
+    only("SELECT * FROM redrive_letters(gen_random_uuid(), 1, 0)", MAINTAIN),
+    only("SELECT * FROM messages_in_window('{}', '{}', 0, 1)"),
+    only("SELECT * FROM freeze_window('market.ticks')", MAINTAIN),
+    only("SELECT processed_since('signal_lab')", MAINTAIN),
+    only("SELECT * FROM plan_replay(gen_random_uuid(), 0, 1, 1)", MAINTAIN),
+    only("SELECT * FROM promise_replay(gen_random_uuid(), 0, 1, 1, now(), 1)", MAINTAIN),
+    only("SELECT withdraw_replay(gen_random_uuid())", COMMAND),
+    only("INSERT INTO processed_events (consumer, event_id, operation_id)"
+         " VALUES ('x', gen_random_uuid(), gen_random_uuid())", CONSUME),
 ]  # fmt: skip
 
 POWERS = [

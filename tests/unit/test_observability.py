@@ -175,6 +175,8 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
         (NAMESPACE, "ActionsExpired", "timers"),
         (NAMESPACE, "ApprovalsWaiting", "timers"),
         (NAMESPACE, "BudgetUsed", "timers"),
+        (NAMESPACE, "OperationsStalled", "operations"),
+        (NAMESPACE, "OperationsFailed", "operations"),
     }
 
 
@@ -189,7 +191,7 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
 
 ONE_IS_TOO_MANY = (
     "UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm", "AbandonedDecisionsAlarm", "VerdictErrorsAlarm",
-    "ActionsExpiredAlarm", "ApprovalsWaitingAlarm",
+    "ActionsExpiredAlarm", "ApprovalsWaitingAlarm", "OperationsStalledAlarm", "OperationsFailedAlarm",
 )  # fmt: skip
 
 
@@ -200,6 +202,7 @@ def test_one_is_enough_to_raise_the_alarm(alarm: str) -> None:
 
 REPORTED = {
     "IngestionSilentAlarm": "BreakerOpen", "RelaySilentAlarm": "BreakerOpen", "TimersSilentAlarm": "ApprovalsWaiting",
+    "OperationsSilentAlarm": "OperationsActive",
 }  # fmt: skip
 """Alarms on missing runs, and the metric that each run reports which ends well."""
 

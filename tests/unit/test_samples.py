@@ -29,7 +29,7 @@ def test_every_function_has_a_sample_event() -> None:
 def test_the_samples_of_functions_without_queues_fit_their_handlers() -> None:
     assert parse_symbols(sample("ingestion")["symbols"], name="symbols")
     assert parse_linger_seconds(sample("relay").get("linger_seconds"), default=0) == 0
-    assert sample("migration") == sample("maintenance") == sample("timers") == {}
+    assert sample("migration") == sample("maintenance") == sample("timers") == sample("operations") == {}
 
 
 def md5_of_attributes(attributes: Mapping[str, str]) -> str:

@@ -55,6 +55,7 @@ FIXED_FUNCTIONS = {
     "GatekeeperFunction",
     "ActionFunction",
     "TimersFunction",
+    "OperationsFunction",
 }
 FIXED_PARAMETERS = {
     "Symbols",
@@ -345,6 +346,7 @@ def test_each_function_has_its_own_roles_secret() -> None:
         "OpsApiFunction": "ReadDatabaseSecretArn",
         "MigrationFunction": "DatabaseOwnerSecretArn",
         "MaintenanceFunction": "MaintainDatabaseSecretArn",
+        "OperationsFunction": "MaintainDatabaseSecretArn",
     }
 
 
@@ -378,6 +380,7 @@ def test_schedules_are_parameters_or_fixed() -> None:
         "RelayFunction": [{"Ref": "RelaySchedule"}],
         "MaintenanceFunction": ["rate(1 hour)"],
         "TimersFunction": ["rate(1 minute)"],
+        "OperationsFunction": ["rate(1 minute)"],
     }
     for function in FUNCTIONS:
         for schedule in schedules(function):

@@ -35,6 +35,7 @@ def test_all_is_well_with_nothing_to_do(api: Client) -> None:
             "breakers": {"status": "ok", "open": 0},
             "dead_letters": {"status": "ok", "open": 0},
             "consumers": {"status": "ok", "late": 0},
+            "operations": {"status": "ok", "stalled": 0},
         },
     }
     assert [(line["message"], line["route"], line["status"]) for line in api.function.logs] == [

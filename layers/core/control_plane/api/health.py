@@ -165,6 +165,10 @@ def report_health(database: Database, *, max_pending_age_seconds: float) -> Resp
             "breakers": {"status": "degraded" if health.open_breakers else "ok", "open": health.open_breakers},
             "dead_letters": {"status": "degraded" if health.dead_letters else "ok", "open": health.dead_letters},
             "consumers": {"status": "degraded" if health.late_consumers else "ok", "late": health.late_consumers},
+            "operations": {
+                "status": "degraded" if health.stalled_operations else "ok",
+                "stalled": health.stalled_operations,
+            },
         }
     )
 

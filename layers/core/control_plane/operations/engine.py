@@ -21,8 +21,8 @@ STEP_SECONDS: Final = 1.0
 """What a step may take: a command waits for the step that is under way."""
 TURN_SECONDS: Final = 5.0
 """For how long one operation makes steps while others wait."""
-RESERVE_SECONDS: Final = 10.0
-"""No step starts when less time than this is left."""
+RESERVE_SECONDS: Final = 40.0
+"""No step starts when less time than this is left: a step may wait for a source."""
 POLL_SECONDS: Final = 1.0
 """How often a lingering engine looks for what was started meanwhile."""
 MOST_FAILURES: Final = 6
@@ -122,6 +122,7 @@ class Engine:
 
     def _step_once(self, claim: _Claim) -> bool:
         with self._connection.transaction():
+            self._connection.execute(QUERIES["queue_for_operation"].sql, {"operation_id": claim.operation_id})
             operation = fetch_operation(self._connection, "claimed_operation", asdict(claim))
             if operation is None:
                 return False

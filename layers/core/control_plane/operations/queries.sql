@@ -6,7 +6,7 @@ VALUES (
 )
 
 -- name: operation
--- One operation.
+-- One operation, as it stands.
 SELECT
     operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
     planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
@@ -33,6 +33,11 @@ WHERE (%(kind)s::text IS NULL OR kind = %(kind)s)
     )
 ORDER BY requested_at DESC, operation_id DESC
 LIMIT %(limit)s
+
+-- name: queue_for_operation
+-- Waits for whoever works on an operation, or commands it, in the order of arrival: the row's lock alone would let an
+-- engine make one step after the other while a command waits.
+SELECT pg_advisory_xact_lock(hashtextextended('operation ' || %(operation_id)s::text, 0))
 
 -- name: lock_operation
 -- One operation, locked until the transaction ends: a step that is under way is waited for.
@@ -270,5 +275,5 @@ FROM promise_replay(
 SELECT withdraw_replay(%(operation_id)s)
 
 -- name: database_now
--- The database's time.
+-- The database's time at this moment.
 SELECT clock_timestamp()

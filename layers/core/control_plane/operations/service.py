@@ -184,6 +184,7 @@ def list_operations(
 
 
 def _lock(connection: Connection[Any], operation_id: UUID) -> Operation:
+    connection.execute(QUERIES["queue_for_operation"].sql, {"operation_id": operation_id})
     return _found(fetch_operation(connection, "lock_operation", {"operation_id": operation_id}), operation_id)
 
 

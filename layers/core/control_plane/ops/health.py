@@ -28,6 +28,8 @@ class Health:
     """How many dead letters are open, counted up to :data:`MOST_COUNTED`."""
     late_consumers: int
     """How many consumers have left a delivered message unprocessed for too long."""
+    stalled_operations: int
+    """How many operations should be at work and have made no step for five minutes."""
 
 
 def read_health(connection: Connection[Any], *, max_processing_age_seconds: float = 300) -> Health:
@@ -41,10 +43,13 @@ def read_health(connection: Connection[Any], *, max_processing_age_seconds: floa
         breakers = read_breakers(connection)
         row = connection.execute(QUERIES["count_open_dead_letters"].sql, {"limit": MOST_COUNTED}).fetchone()
         lag = read_consumer_lag(connection, newest=MOST_COUNTED)
+        stalled = connection.execute(QUERIES["count_stalled_operations"].sql).fetchone()
     assert row is not None, "an aggregate has a row"
+    assert stalled is not None, "an aggregate has a row"
     return Health(
         oldest_pending_age_seconds=age,
         open_breakers=sum(breaker.is_guarded and not breaker.is_closed for breaker in breakers),
         dead_letters=int(row[0]),
         late_consumers=sum(each.oldest_age_seconds > max_processing_age_seconds for each in lag),
+        stalled_operations=int(stalled[0]),
     )

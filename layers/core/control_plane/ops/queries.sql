@@ -160,6 +160,31 @@ ORDER BY delivery.subscription
 -- How many dead letters are open, counted up to a limit.
 SELECT count(*) FROM (SELECT FROM dead_letters WHERE resolution IS NULL LIMIT %(limit)s) AS letter
 
+-- name: count_stalled_operations
+-- How many operations should be planned or at work, and have made no step for five minutes.
+SELECT count(*)
+FROM operations
+WHERE state IN ('planning', 'running')
+    AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes'
+
+-- name: active_operations
+-- The operations that are planning, running or paused, or failed within a day: how far they are, and whether they are
+-- stalled.
+SELECT
+    operation_id,
+    kind,
+    subscription,
+    state,
+    coalesce((progress ->> 'total')::bigint, 0),
+    coalesce((progress ->> 'done')::bigint, 0),
+    coalesce((progress ->> 'skipped')::bigint, 0),
+    error,
+    state IN ('planning', 'running')
+        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes'
+FROM operations
+WHERE state IN ('planning', 'running', 'paused') OR state = 'failed' AND finished_at > now() - interval '1 day'
+ORDER BY requested_at
+
 -- name: events_by_type
 -- How many events are stored, per source and type, with the newest of each.
 SELECT

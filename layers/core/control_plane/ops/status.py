@@ -90,6 +90,32 @@ class LingeringRelay:
 
 
 @dataclass(frozen=True, slots=True)
+class ActiveOperation:
+    """An operation that is planning, running or paused, or failed within a day."""
+
+    operation_id: UUID
+    kind: str
+    subscription: str
+    state: str
+    total: int
+    done: int
+    skipped: int
+    error: str | None
+    is_stalled: bool
+    """Whether it should be at work and has made no step for five minutes."""
+
+    @property
+    def problem(self) -> str | None:
+        """One sentence on what a person has to deal with, with the remedy; None for no problem."""
+        name = f"{self.kind} {self.operation_id}"
+        if self.is_stalled:
+            return f"{name} has made no step for five minutes: is OperationsFunction running? Its log says why not"
+        if self.state == "failed":
+            return f"{name} failed: {self.error}. Mend the cause, then resume it or cancel it"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineStatus:
     """Everything that Postgres knows about the pipeline at one moment."""
 
@@ -106,6 +132,8 @@ class PipelineStatus:
     """The breakers that ever failed or were held; most are closed again, and some are no longer in use."""
     lingering_relay: LingeringRelay | None = None
     """The relay that lingers; None if relays only drain the outbox, or between two lingering relays."""
+    operations: Sequence[ActiveOperation] = ()
+    """The operations under way, and those that failed within a day."""
 
     @property
     def pending(self) -> int:
@@ -161,4 +189,5 @@ def read_status(connection: Connection[Any], *, pinned_after_seconds: float = PI
             pinned_horizon=pinned_horizon(connection, seconds=pinned_after_seconds),
             breakers=read_breakers(connection),
             lingering_relay=next(iter(read(LingeringRelay, "lingering_relay")), None),
+            operations=read(ActiveOperation, "active_operations"),
         )

@@ -1,0 +1,45 @@
+"""OperationsFunction: every minute it plans the operations that people have asked for, and makes steps of others."""
+
+from functools import cache
+from typing import Any
+
+from control_plane.operations.engine import run_operations
+from control_plane.platform.database import Database
+from control_plane.platform.function import LambdaContext, environ, function, open_database
+from control_plane.platform.settings import DatabaseFunctionSettings
+from control_plane.platform.telemetry import Telemetry
+from domains import load_kinds
+
+telemetry = Telemetry("operations")
+
+
+@cache
+def database() -> Database:
+    """Returns the environment's one connection."""
+    settings = DatabaseFunctionSettings.from_environ(environ())
+    return open_database(
+        settings.database,
+        endpoint_url=settings.cloud_endpoint_url,
+        application_name="acp-operations",
+        role="acp_maintain",
+    )
+
+
+@function(telemetry, sample="events/operations.json")
+def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
+    """Works for as long as something is planning or running, and there is time. Returns an OperationsReport."""
+    report = run_operations(
+        database().connection(),
+        load_kinds(),
+        telemetry,
+        remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
+    )
+    telemetry.logger.info(
+        "operations",
+        steps=report.steps,
+        finished=report.finished,
+        failed=report.failed,
+        active=report.active,
+        stalled=report.stalled,
+    )
+    return report.to_dict()
