@@ -53,5 +53,5 @@ SELECT accept_rebuild(%(operation_id)s::uuid, %(accepted_by)s)
 SELECT swap_rebuild(%(operation_id)s::uuid)
 
 -- name: end_rebuild
--- Gives a rebuild up.
+-- Gives a rebuild up: its shadow tables are dropped, and the consumer writes to its own alone.
 SELECT end_rebuild(%(operation_id)s::uuid)
