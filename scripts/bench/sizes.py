@@ -28,6 +28,8 @@ class Sizes:
     """Decisions of a round that are made one after the other."""
     decisions: int = 300
     """Decisions of a round that workers make side by side."""
+    rebuilt_events: int = 2_000_000
+    """Events that the one rebuild folds."""
 
 
 QUICK = Sizes(
@@ -43,5 +45,6 @@ QUICK = Sizes(
     idle_seconds=1,
     single_decisions=10,
     decisions=10,
+    rebuilt_events=2_000,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""
