@@ -900,10 +900,12 @@ $$;
 
 -- Notes that a consumer could not write to its shadow tables.
 CREATE FUNCTION spoil_rebuild(of_consumer text, because text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    UPDATE rebuilds SET spoiled_by = left(because, 1000) WHERE consumer = of_consumer AND spoiled_by IS NULL
+BEGIN
+    UPDATE rebuilds SET spoiled_by = left(because, 1000) WHERE consumer = of_consumer AND spoiled_by IS NULL;
+END
 $$;
 
 -- The consumer of a rebuild at work, which waits until no effect of it is under way.
@@ -1056,10 +1058,12 @@ $$;
 
 -- Notes what a comparison found.
 CREATE FUNCTION judge_rebuild(of_operation uuid, equal boolean) RETURNS void
-LANGUAGE sql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    UPDATE rebuilds SET is_equal = equal WHERE operation_id = of_operation
+BEGIN
+    UPDATE rebuilds SET is_equal = equal WHERE operation_id = of_operation;
+END
 $$;
 
 -- Records that a person accepts what the comparison of a rebuild found different. False where nothing waits for that.
