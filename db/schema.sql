@@ -1549,10 +1549,12 @@ END
 $$;
 
 CREATE FUNCTION public.judge_rebuild(of_operation uuid, equal boolean) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
-    UPDATE rebuilds SET is_equal = equal WHERE operation_id = of_operation
+BEGIN
+    UPDATE rebuilds SET is_equal = equal WHERE operation_id = of_operation;
+END
 $$;
 
 CREATE FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) RETURNS text
@@ -2317,10 +2319,12 @@ END
 $$;
 
 CREATE FUNCTION public.spoil_rebuild(of_consumer text, because text) RETURNS void
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
-    UPDATE rebuilds SET spoiled_by = left(because, 1000) WHERE consumer = of_consumer AND spoiled_by IS NULL
+BEGIN
+    UPDATE rebuilds SET spoiled_by = left(because, 1000) WHERE consumer = of_consumer AND spoiled_by IS NULL;
+END
 $$;
 
 CREATE FUNCTION public.state_may_follow(old_state text, new_state text) RETURNS boolean

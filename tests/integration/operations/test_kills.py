@@ -1,6 +1,7 @@
 """Engines are killed at random moments, two of them at once: nothing is lost, and nothing is doubled.
 
-Three kills of each kind, or as many as OPERATIONS_KILLS says.
+Three kills of each kind, or as many as OPERATIONS_KILLS says; some thousand letters, or at least OPERATIONS_LETTERS (more of
+either needs pytest's --timeout).
 """
 
 import os
@@ -24,6 +25,7 @@ from control_plane.operations.kind import Operation, State
 from control_plane.ops.health import read_health
 
 KILLS = int(os.environ.get("OPERATIONS_KILLS", "3"))
+LETTERS = int(os.environ.get("OPERATIONS_LETTERS", "0"))
 ROOT = Path(__file__).parents[3]
 
 
@@ -85,7 +87,7 @@ def small_steps(owner: Connection[Any]) -> None:
 def test_a_redrive_that_is_killed_anywhere_makes_each_letter_pending_once(
     world: World, owner: Connection[Any], app: Connection[Any], database: TestDatabase
 ) -> None:
-    count = 4000 + 1200 * KILLS
+    count = max(4000 + 1200 * KILLS, LETTERS)
     make_letters(owner, count)
     started = world.start(world.plan("redrive", everything=True))
     assert kill_until_done(world, database, started.operation_id, at_most=0.12) >= 1
@@ -120,7 +122,8 @@ def test_a_replay_that_is_killed_anywhere_sends_each_message_once(
 def test_planning_that_is_killed_anywhere_freezes_each_letter_once(
     world: World, owner: Connection[Any], database: TestDatabase
 ) -> None:
-    make_letters(owner, 41_000)
+    count = max(41_000, LETTERS)
+    make_letters(owner, count)
     operation_id = world.request("redrive", everything=True)
     for _ in range(KILLS):
         with engines(database, 2):
@@ -131,7 +134,7 @@ def test_planning_that_is_killed_anywhere_freezes_each_letter_once(
             assert time.monotonic() < deadline
             time.sleep(0.05)
     planned = world.read(operation_id)
-    assert (planned.state, planned.total) == (State.PLANNED, 41_000)
-    assert owner.execute("SELECT count(*) FROM operation_items").fetchall() == [(41_000,)]
+    assert (planned.state, planned.total) == (State.PLANNED, count)
+    assert owner.execute("SELECT count(*) FROM operation_items").fetchall() == [(count,)]
     again = world.plan("redrive", everything=True)
     assert again.plan_hash == planned.plan_hash

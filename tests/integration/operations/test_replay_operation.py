@@ -119,6 +119,18 @@ def test_a_rate_spreads_a_minute_ahead(world: World, owner: Connection[Any]) -> 
     assert waiting.next_step_at > waiting.last_step_at  # type: ignore[operator]
 
 
+def test_a_rate_of_less_than_one_a_minute_is_kept(world: World, owner: Connection[Any]) -> None:
+    make_delivered(owner, 3)
+    started = world.start(world.plan("replay", subscription="signal_lab", rate=0.001))
+    for expected in (1, 1, 2):
+        world.run()
+        assert pending_of(owner, started.operation_id) == expected
+        owner.execute(
+            "UPDATE operations SET next_step_at = now(), progress = jsonb_set(progress, '{cursor,promised_until}',"
+            " to_jsonb(((progress #>> '{cursor,promised_until}')::timestamptz - interval '501 seconds')::text))"
+        )
+
+
 def test_another_rate_acts_within_a_minute(world: World, owner: Connection[Any]) -> None:
     make_delivered(owner, 2000)
     started = world.start(world.plan("replay", subscription="signal_lab", rate=5))

@@ -108,9 +108,10 @@ class Replay:
             return _ended(operation, cursor, promised_until, now)
         room = math.floor((now + timedelta(seconds=AHEAD_SECONDS) - promised_until).total_seconds() * rate)
         slice_size = min(math.ceil(SLICE_SECONDS * rate), most)
-        if room < max(slice_size, subscriptions):
-            wait = timedelta(seconds=max((max(slice_size, subscriptions) - room) / rate, 0.01))
-            return Stepped(0, 0, cursor=cursor, next_at=now + wait)
+        missing = max(slice_size, subscriptions) - room
+        if missing > 0 and promised_until > now:
+            # At a low rate a minute has no room for one message: the next one then follows the last.
+            return Stepped(0, 0, cursor=cursor, next_at=min(now + timedelta(seconds=missing / rate), promised_until))
         row = connection.execute(
             QUERIES["promise_replay"].sql,
             {
