@@ -75,6 +75,3 @@ GRANT SELECT (
     claimed_by, last_error
 ) ON pending_deliveries TO acp_reader;
 GRANT SELECT (only_one, name, since) ON relay_handover TO acp_reader;
-
--- MaintenanceFunction deletes only by the owner's functions, which delete nothing young.
-GRANT EXECUTE ON FUNCTION delete_expired_events, delete_expired_raw_payloads, delete_repeated_looks TO acp_maintain;

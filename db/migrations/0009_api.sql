@@ -183,7 +183,11 @@ AS $$
 DECLARE
     deleted bigint;
 BEGIN
-    PERFORM check_retention(30, batch_size);
+    -- LIMIT takes null for no limit at all.
+    IF batch_size IS NULL OR batch_size < 1 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     DELETE FROM idempotency_keys
     WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM idempotency_keys

@@ -155,34 +155,10 @@ END
 $$;
 
 
--- Deletes the oldest failures of consumers: their messages have left SQS, which keeps none for so long.
-CREATE FUNCTION delete_consume_failures(retention_days integer, batch_size integer) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, public, pg_temp
-AS $$
-DECLARE
-    deleted bigint;
-BEGIN
-    PERFORM check_retention(retention_days, batch_size);
-    DELETE FROM consume_failures
-    WHERE id = ANY (ARRAY(
-        SELECT id
-        FROM consume_failures
-        WHERE failed_at < now() - make_interval(days => retention_days)
-        ORDER BY failed_at
-        LIMIT batch_size
-        FOR UPDATE SKIP LOCKED
-    ));
-    GET DIAGNOSTICS deleted = ROW_COUNT;
-    RETURN deleted;
-END
-$$;
-
-
 -- Every function that consumes says why it failed, and reads no failure.
 GRANT EXECUTE ON FUNCTION record_consume_failure
     TO acp_consume, acp_detect, acp_decide, acp_agent, acp_gatekeeper, acp_action;
-GRANT EXECUTE ON FUNCTION store_dead_letters, delete_consume_failures TO acp_maintain;
+GRANT EXECUTE ON FUNCTION store_dead_letters TO acp_maintain;
 GRANT SELECT ON consume_failures TO acp_reader;
 -- The relay counts the open ones for the alarm.
 GRANT SELECT (resolution) ON dead_letters TO acp_relay;

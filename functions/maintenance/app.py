@@ -34,7 +34,7 @@ def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
     """Deletes old data for as long as the invocation lasts. Returns a MaintenanceReport."""
     report = (
         Maintenance(
-            event_retention_days=settings().event_retention_days,
+            retention_days=settings().retention_days,
             telemetry=telemetry,
         )
         .run(

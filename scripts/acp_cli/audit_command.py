@@ -87,6 +87,8 @@ def _print_json(found: Audit, findings: Sequence[Finding], anchors: _Log) -> Non
         "steps": found.steps,
         "unanchored_steps": found.unanchored_steps,
         "logged_anchors": len(anchors.lines),
+        "erased_decisions": found.erased,
+        "expired_decisions": found.expired,
         "is_clean": not findings,
         "findings": [asdict(finding) for finding in findings],
     }
@@ -102,6 +104,8 @@ def _print(found: Audit, findings: Sequence[Finding], anchors: _Log, progress: P
         progress.say(f"… and {len(findings) - _SHOWN} more; --json has all.")
     said = f"{len(findings)} findings" if findings else "Nothing was changed"
     progress.say(f"{said} in {found.decisions} decisions with {found.steps} steps.")
+    if found.erased or found.expired:
+        progress.say(f"{found.erased} decisions were erased and {found.expired} expired; each left its anchored head.")
     if found.unanchored_steps:
         progress.say(f"{found.unanchored_steps} steps are newer than the last anchor: {_UNDETECTABLE}.")
     if anchors.lines:

@@ -13,6 +13,7 @@ import typer
 from acp_cli.status import duration
 from control_plane.operations import service
 from control_plane.operations.engine import Engine
+from control_plane.operations.history.rebuild import accept as accept_rebuild
 from control_plane.operations.kind import OperationNotFound, State
 from control_plane.operations.rows import read_operation
 from control_plane.platform.telemetry import Telemetry
@@ -78,7 +79,7 @@ def show(ctx: typer.Context, operation_id: _Id, *, as_json: _JsonOption = False)
 @_operations.command("plan")
 def plan(
     ctx: typer.Context,
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="redrive or replay.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="redrive, replay, retention, erasure or rebuild.")],
     fields: Annotated[
         list[str] | None,
         typer.Argument(metavar="FIELD=VALUE", help="The filter, such as subscription=signal_lab.", show_default=False),
@@ -160,6 +161,14 @@ def cancel(ctx: typer.Context, operation_id: _Id, *, as_json: _JsonOption = Fals
     """End an operation. What is promised and not under way is taken back; what is done stays done."""
     with _connection(ctx) as connection:
         _changed(service.cancel_operation(connection, load_kinds(), operation_id), as_json=as_json)
+
+
+@_operations.command("accept")
+def accept(ctx: typer.Context, operation_id: _Id, *, by: _ByOption = "somebody", as_json: _JsonOption = False) -> None:
+    """Accept that a rebuild's tables differ from those in use; they take their place then."""
+    with _connection(ctx) as connection:
+        accept_rebuild(connection, operation_id, accepted_by=by)
+        _report(_read(connection, operation_id), as_json=as_json)
 
 
 def _filter(fields: Sequence[str]) -> dict[str, Any]:

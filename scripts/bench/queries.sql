@@ -141,3 +141,23 @@ GROUP BY state
 -- name: bytes_on_disk
 -- How many bytes the database takes on disk.
 SELECT pg_database_size(current_database())
+
+-- name: process_bars
+-- Records every stored bar as processed by SignalLab, with the rows that it keeps of them.
+WITH processed AS (
+    INSERT INTO processed_events (consumer, event_id) SELECT 'signal_lab', event_id FROM events
+),
+prices AS (
+    INSERT INTO signal_lab_latest_prices (source, entity_id, price, currency, occurred_at, series, revision, event_id)
+    SELECT DISTINCT ON (entity_id)
+        source, entity_id, (payload_json ->> 'price')::float8, payload_json ->> 'currency', occurred_at, series, revision, event_id
+    FROM events
+    ORDER BY entity_id, occurred_at DESC
+)
+INSERT INTO signal_lab_bars (
+    source, entity_id, bar_interval, occurred_at, open, high, low, price, volume, revision, event_id
+)
+SELECT
+    source, entity_id, series, occurred_at, (payload_json ->> 'open')::float8, (payload_json ->> 'high')::float8,
+    (payload_json ->> 'low')::float8, (payload_json ->> 'price')::float8, (payload_json ->> 'volume')::bigint, revision, event_id
+FROM events

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import deciding, footprint, latency, scaling, storage, throughput
+from bench import deciding, footprint, latency, rebuilding, scaling, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -35,4 +35,5 @@ SCENARIOS: Mapping[str, Scenario] = {
     "deciding": deciding.deciding,
     "decisions": deciding.decisions,
     "scaling": scaling.scaling,
+    "rebuild": rebuilding.rebuild,
 }

@@ -34,6 +34,8 @@ class Sizes:
     """Messages that are committed together where a simulation is checked."""
     bursts: int = 4
     simulated_minutes: int = 20
+    rebuilt_events: int = 2_000_000
+    """Events that the one rebuild folds."""
 
 
 QUICK = Sizes(
@@ -53,5 +55,6 @@ QUICK = Sizes(
     burst=50,
     bursts=2,
     simulated_minutes=2,
+    rebuilt_events=2_000,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""

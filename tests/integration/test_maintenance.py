@@ -46,7 +46,7 @@ def maintain(
     pinned_after_seconds: float = 600,
 ) -> MaintenanceReport:
     return Maintenance(
-        event_retention_days=event_days,
+        retention_days={} if event_days is None else {"events": event_days, "raw_payloads": event_days},
         telemetry=Telemetry("test"),
         batch_size=batch_size,
         pinned_after_seconds=pinned_after_seconds,
@@ -324,7 +324,7 @@ def test_nobody_can_delete_young_events(database: TestDatabase, app: Connection[
     for url in (database.url("acp_maintain"), database.owner_url):
         with (
             connect(url, application_name="test") as connection,
-            pytest.raises(errors.InvalidParameterValue, match="30 is the least"),
+            pytest.raises(errors.InvalidParameterValue, match="younger than 30 days is kept"),
         ):
             maintain(connection, event_days=29)
     assert seeds.counts(app)[1] == 2
@@ -422,7 +422,7 @@ def test_maintenance_goes_on_under_a_pinned_horizon_and_names_it(
         pinning.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         pinning.execute("SELECT FROM outbox")
         report = Maintenance(
-            event_retention_days=YEAR,
+            retention_days={"events": YEAR, "raw_payloads": YEAR},
             telemetry=telemetry,
             batch_size=10,
             pinned_after_seconds=0,

@@ -11,6 +11,7 @@ from tests.conftest import PASSWORD, ROLES, TestDatabase
 from control_plane.model.decision_events import DECISION_PAYLOADS
 from control_plane.model.errors import ConfigurationError
 from control_plane.platform.database import Database, connect
+from control_plane.platform.expiry import EXPIRING
 
 
 def of_function(database: TestDatabase, role: str, given: str) -> closing[Database]:
@@ -41,13 +42,13 @@ def test_a_role_that_does_not_exist_is_named(database: TestDatabase) -> None:
     assert "works as acp_unknown, and was given acp_test" in str(refused.value)
 
 
-@pytest.mark.parametrize("function", ["delete_expired_events", "delete_expired_raw_payloads", "delete_repeated_looks"])
+@pytest.mark.parametrize("what", [*EXPIRING, "repeated_looks"])
 @pytest.mark.parametrize("size", ["NULL", "0", "-1"])
-def test_a_batch_without_a_size_is_refused(database: TestDatabase, function: str, size: str) -> None:
+def test_a_batch_without_a_size_is_refused(database: TestDatabase, what: str, size: str) -> None:
     with connect(database.url("acp_maintain"), application_name="test") as connection:
         with pytest.raises(errors.InvalidParameterValue, match="a batch of"):
-            connection.execute(f"SELECT {function}(30, {size})".encode())
-        connection.execute(f"SELECT {function}(30, 1)".encode())
+            connection.execute(f"SELECT delete_expired('{what}', now() - interval '30 days', {size})".encode())
+        connection.execute(f"SELECT delete_expired('{what}', now() - interval '30 days', 1)".encode())
 
 
 TOLD_BY = {

@@ -303,9 +303,9 @@ def test_every_variable_is_a_text() -> None:
     assert numbers == []
 
 
-def test_events_are_kept_for_ever_unless_the_template_is_changed() -> None:
+def test_everything_is_kept_for_ever_unless_the_template_is_changed() -> None:
     environ = {name: resolved(value) for name, value in declared("MaintenanceFunction").items()}
-    assert MaintenanceSettings.from_environ(environ).event_retention_days is None
+    assert MaintenanceSettings.from_environ(environ).retention_days == {}
 
 
 def test_every_subscription_has_a_topic_and_its_own_queue() -> None:

@@ -10,6 +10,8 @@ from control_plane.model.domain import Domain
 from domains import finance
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from control_plane.decisions.audit import Finding
     from control_plane.model.deciding import Deciding
     from control_plane.operations.kind import Kind
@@ -32,8 +34,23 @@ def load_reconciling(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[
     return [import_module(domain.reconciling).reconcile for domain in domains if domain.reconciling is not None]
 
 
+def load_forgetting(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[[Any, UUID, Sequence[UUID]], int]]":
+    """Imports each domain's part in an erasure, where it has any."""
+    return [import_module(domain.forgetting).forget for domain in domains if domain.forgetting is not None]
+
+
 def load_kinds(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Kind]":
     """Imports the kinds of operation that there are, and returns them; a replay asks the domains what it means."""
-    redrive, replay = (import_module(f"control_plane.operations.{name}") for name in ("redrive", "replay"))
-    on_replay = {consumer.name: consumer.on_replay for domain in domains for consumer in domain.consumers}
-    return [redrive.Redrive(), replay.Replay(on_replay)]
+    redrive, replay, retention, erasure, rebuild = (
+        import_module(f"control_plane.operations.{name}")
+        for name in ("redrive", "replay", "history.retention", "history.erasure", "history.rebuild")
+    )
+    consumers = [consumer for domain in domains for consumer in domain.consumers]
+    on_replay = {consumer.name: consumer.on_replay for consumer in consumers}
+    return [
+        redrive.Redrive(),
+        replay.Replay(on_replay),
+        retention.Retention(),
+        erasure.Erasure(load_forgetting(domains)),
+        rebuild.Rebuild(consumers, EVENT_TYPES),
+    ]

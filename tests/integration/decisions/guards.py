@@ -23,6 +23,11 @@ SOUND: Final[dict[str, dict[str, object]]] = {
         "call_id": ID, "decision_id": ID, "step_seq": 1, "agent": "a", "agent_version": "1", "attempt": 1,
         "request_sha256": HASH, "deadline": NOW,
     },
+    "rebuildable": {"table_name": "a_table", "consumer": "c"},
+    "decision_tombstones": {"decision_id": ID, "head_seq": 1, "head_hash": b"", "cause": "retention"},
+    "erasures": {
+        "operation_id": ID, "about": "entity", "key_sha256": HASH, "is_refused": True, "requested_by": "kim",
+    },
     "budgets": {"scope": "all", "day": NOW, "limit_micros": 10},
     "budget_reservations": {"call_id": ID, "scope": "all", "day": NOW, "micros": 1},
     "verdicts": {
@@ -158,6 +163,11 @@ REFUSED: Final[list[tuple[str, str, dict[str, object]]]] = [
     ("detector_anomalies", "detector_anomalies_told_by_an_event", {"told": 1}),
     ("signal_lab_corporate_actions", "signal_lab_corporate_actions_kind_check", {"kind": "merger"}),
     ("signal_lab_corporate_actions", "signal_lab_corporate_actions_amount_check", {"amount": 0}),
+    ("rebuildable", "rebuildable_table_name_check", {"table_name": "x; DROP"}),
+    ("decision_tombstones", "decision_tombstones_cause_check", {"cause": "neglect", "operation_id": ID}),
+    ("decision_tombstones", "decision_tombstones_check", {"cause": "erasure"}),
+    ("erasures", "erasures_about_check", {"about": "everything"}),
+    ("erasures", "erasures_removed_check", {"removed": "[]"}),
     ("episodes", "episodes_check", {"ended_at": NOW}),
 ]  # fmt: skip
 """Table, constraint, what is wrong with the row."""

@@ -26,3 +26,11 @@ VALUES (
 )
 ON CONFLICT DO NOTHING
 RETURNING event_id
+
+-- name: is_rebuilding
+-- Whether a consumer is being rebuilt; until the transaction ends, no rebuild of it begins or ends.
+SELECT is_rebuilding(%(consumer)s)
+
+-- name: spoil_rebuild
+-- Notes that a consumer could not write to the shadows of its tables.
+SELECT spoil_rebuild(%(consumer)s, %(error)s)

@@ -61,6 +61,10 @@ class Audit:
     findings: Sequence[Finding]
     unanchored_steps: int
     """Newer than the last anchor of their decision: one who may write everything could have rewritten these unseen."""
+    erased: int = 0
+    """Decisions that an erasure removed; each left the head that was anchored."""
+    expired: int = 0
+    """Decisions that retention removed in the same way."""
 
 
 def audit(connection: Connection[Any], anchor_lines: Iterable[Mapping[str, Any]] = ()) -> Audit:
@@ -98,13 +102,14 @@ class _Auditor:
         for batch in self._batches():
             decisions += len(batch)
             steps += self._audit_batch(batch, heads)
-        self._findings += [Finding("decisions", "it was anchored, and is gone", gone) for gone in heads]
+        causes = self._audit_tombstones(heads)
+        self._findings += [Finding("decisions", "it was anchored, and is missing", gone) for gone in heads]
         self._findings += [
             Finding(table, f"a row belongs to {stray}, which there is not")
             for table, stray in self._select("audited_strays")
         ]
         self._findings += self._audit_budgets()
-        return Audit(decisions, steps, self._findings, self._unanchored)
+        return Audit(decisions, steps, self._findings, self._unanchored, causes["erasure"], causes["retention"])
 
     def _select(self, name: str, **given: Any) -> list[Any]:
         return self._connection.execute(QUERIES[name].sql, given).fetchall()
@@ -160,6 +165,26 @@ class _Auditor:
                     self._findings.append(Finding("artifacts", f"{name.hex()} has other bytes", decision_id))
                 elif name in pins:
                     named |= dict.fromkeys(_pinned(found[name]), decision_id)
+
+    def _audit_tombstones(self, heads: dict[UUID, dict[int, bytes]]) -> Mapping[str, int]:
+        """Takes the decisions that were removed out of ``heads``, where the anchors bear their tombstones out.
+
+        Returns how many there are of each cause. ``heads`` holds the anchored heads of decisions that are not there.
+        """
+        causes = {"erasure": 0, "retention": 0}
+        for decision_id, head_seq, head_hash, cause, is_recorded in self._select("audited_tombstones"):
+            anchored = heads.pop(decision_id, None)
+            if anchored is None:
+                what = "it has a tombstone, and was never anchored or is there"
+            elif (max(anchored), anchored[max(anchored)]) != (head_seq, bytes(head_hash)):
+                what = "its tombstone has another head than was anchored"
+            elif not is_recorded:
+                what = f"its tombstone names no {cause} that is on record"
+            else:
+                causes[cause] += 1
+                continue
+            self._findings.append(Finding("decision_tombstones", what, decision_id))
+        return causes
 
     def _audit_budgets(self) -> Iterator[Finding]:
         for scope, day, *sums in self._select("audited_budgets"):

@@ -573,10 +573,25 @@ SELECT 'agent_scores', decision_id FROM agent_scores WHERE decision_id NOT IN (S
 -- Every anchor of chains' heads, in the order they were made.
 SELECT anchor_id, anchored_at, prev_root, heads, root FROM anchors ORDER BY anchor_id
 
--- name: audited_budgets
--- Each day's budget beside what its reservations add up to; either may be missing.
+-- name: audited_tombstones
+-- The decisions that were removed, with their heads, why, and whether the operation that did it is on record.
 SELECT
-    scope, day, budget.reserved_micros, budget.spent_micros, budget.overrun_micros, held.reserved, held.spent, held.overrun
+    decision_id, head_seq, head_hash, cause,
+    CASE cause
+        WHEN 'erasure' THEN EXISTS (SELECT FROM erasures WHERE operation_id = tombstone.operation_id)
+        ELSE operation_id IS NULL
+            OR EXISTS (SELECT FROM operations WHERE operation_id = tombstone.operation_id AND kind = 'retention')
+    END
+FROM decision_tombstones AS tombstone
+ORDER BY decision_id
+
+-- name: audited_budgets
+-- Each day's budget beside what its reservations, and those of removed decisions, add up to; either may be missing.
+SELECT
+    scope, day, budget.reserved_micros, budget.spent_micros, budget.overrun_micros,
+    CASE WHEN removed.scope IS NULL THEN held.reserved ELSE coalesce(held.reserved, 0) END,
+    CASE WHEN removed.scope IS NULL THEN held.spent ELSE coalesce(held.spent, 0) + removed.spent_micros END,
+    CASE WHEN removed.scope IS NULL THEN held.overrun ELSE coalesce(held.overrun, 0) + removed.overrun_micros END
 FROM budgets AS budget
 FULL JOIN (
     SELECT
@@ -587,6 +602,7 @@ FULL JOIN (
     FROM budget_reservations
     GROUP BY scope, day
 ) AS held USING (scope, day)
+LEFT JOIN removed_spending AS removed USING (scope, day)
 -- name: claim_call
 -- Takes an attempt of an agent's call, once; no row where it was taken, ended, is too late, or its agent is switched off.
 SELECT fence, decision_id, agent, agent_version, attempt, request, reserved_micros, seconds_left, trace_id, entity_id, occurred_at

@@ -122,3 +122,9 @@ FROM unnest(
 )
 ON CONFLICT ON CONSTRAINT repeated_looks_key DO UPDATE
 SET observed_at = greatest(kept.observed_at, excluded.observed_at)
+
+-- name: erased_places
+-- Which of these looks are at something that was erased and is refused since; their positions, from 1 on.
+SELECT erased_places(
+    %(sources)s::text[], %(entity_ids)s::text[], %(event_types)s::text[], %(series)s::text[], %(occurred_at)s::timestamptz[]
+)

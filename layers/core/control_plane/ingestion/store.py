@@ -112,7 +112,7 @@ class LookOutcome(StrEnum):
     NEW = "new"
     DUPLICATE = "duplicate"
     STALE = "stale"
-    """Older than the newest look at the same instant: it is counted and makes no event."""
+    """Older than the newest look at the same instant, or at what was erased: it is counted and makes no event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +198,7 @@ def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload]
         connection,
         {(raw.source, raw.entity_id) for raw in raw_payloads} | {(look.source, look.entity_id) for look in looks},
     )
+    raw_payloads, erased = _without_erased(connection, raw_payloads, looks)
     if raw_payloads:
         _insert_raw_payloads(connection, raw_payloads)
     if not looks:
@@ -205,7 +206,10 @@ def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload]
     ingested_at = database_time(connection)
     chains = Chains(_read_heads(connection, {look.key for look in looks}))
     stored: list[StoredLook] = []
-    for look in looks:
+    for place, look in enumerate(looks):
+        if place in erased:
+            stored.append(StoredLook(LookOutcome.STALE, None))
+            continue
         outcome, revision = chains.add(look)
         is_new = outcome is LookOutcome.NEW
         stored.append(
@@ -228,6 +232,28 @@ def lock_entities(connection: Connection[Any], entities: set[tuple[str, str | No
         QUERIES["lock_entities"].sql,
         {"sources": [source for source, _ in entities], "entity_ids": [entity for _, entity in entities]},
     )
+
+
+def _without_erased(
+    connection: Connection[Any], raw_payloads: Sequence[RawPayload], looks: Sequence[Look]
+) -> tuple[Sequence[RawPayload], set[int]]:
+    """Returns the raw payloads of what was not erased, and the places of the looks at what was.
+
+    It is asked under the entities' locks, which an erasure takes before it begins.
+    """
+    rows = connection.execute(
+        QUERIES["erased_places"].sql,
+        {
+            "sources": [raw.source for raw in raw_payloads] + [look.source for look in looks],
+            "entity_ids": [raw.entity_id for raw in raw_payloads] + [look.entity_id for look in looks],
+            "event_types": [None for _ in raw_payloads] + [look.payload.event_type for look in looks],
+            "series": [None for _ in raw_payloads] + [look.series for look in looks],
+            "occurred_at": [None for _ in raw_payloads] + [look.occurred_at for look in looks],
+        },
+    ).fetchall()
+    erased = {place - 1 for (place,) in rows}
+    kept = [raw for place, raw in enumerate(raw_payloads) if place not in erased]
+    return kept, {place - len(raw_payloads) for place in erased if place >= len(raw_payloads)}
 
 
 def newest_occurrences(

@@ -1,6 +1,6 @@
 """A domain as the control plane sees it: a plug-in that names its event types and their consumers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -28,6 +28,22 @@ class OnReplay(StrEnum):
     """It takes no replay: its effects reach beyond its own tables, or cost something."""
 
 
+type FoldEvents = Callable[[Any, Sequence[Event]], None]
+"""Folds events into a consumer's tables, in the caller's transaction. Whatever their order, and however often each
+comes, the rows are the same; nothing else changes. Its statements name no schema: a rebuild has them write to other
+tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """How a consumer's tables are made again from the events that it has processed."""
+
+    tables: tuple[str, ...]
+    """As the database's table ``rebuildable`` lists them."""
+    event_types: tuple[str, ...]
+    fold: FoldEvents
+
+
 @dataclass(frozen=True, slots=True)
 class Consumer:
     """One consumer of a domain; its subscription has the same name."""
@@ -37,6 +53,8 @@ class Consumer:
     topic: str
     consume: Effect
     on_replay: OnReplay = OnReplay.REFUSE
+    rebuild: Rebuild | None = None
+    """None where its tables are more than a fold of events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +71,6 @@ class Domain:
     reconciling: str | None = None
     """The module whose ``reconcile``, given a connection as acp_reader, returns an audit's findings on the accounts of
     the domain's client."""
+    forgetting: str | None = None
+    """The module whose ``forget``, given a connection as acp_maintain, an erasure's id and events' ids, removes the
+    rows of the domain's consumers about what is erased, and returns how many."""

@@ -1,6 +1,6 @@
 """Deletes data beyond its retention, in small transactions; the database's own functions do the deleting."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -8,6 +8,7 @@ from psycopg import Connection
 
 from control_plane.ops.horizon import PINNED_AFTER_SECONDS, HorizonHolder, pinned_horizon
 from control_plane.ops.timeline import QUERIES
+from control_plane.platform.expiry import EXPIRING, delete_expired
 from control_plane.platform.telemetry import Telemetry
 
 BATCH_SIZE: Final = 1000
@@ -34,9 +35,13 @@ class MaintenanceReport:
     finished: bool
     """False if time ran out before all was deleted; the next run continues."""
     pinned_horizon: HorizonHolder | None
+    deleted_decisions: int = 0
+    deleted_processed_events: int = 0
+    deleted_delivery_failures: int = 0
+    deleted_consume_failures: int = 0
+    deleted_audit: int = 0
     deleted_kept_answers: int = 0
     """Answers that the API kept for a day, for a request that is sent again."""
-    deleted_consume_failures: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the report as JSON."""
@@ -49,13 +54,13 @@ class Maintenance:
     def __init__(
         self,
         *,
-        event_retention_days: int | None,
+        retention_days: Mapping[str, int],
         telemetry: Telemetry,
         batch_size: int = BATCH_SIZE,
         pinned_after_seconds: float = PINNED_AFTER_SECONDS,
     ) -> None:
-        """If ``event_retention_days`` is None, events are kept for ever."""
-        self._event_retention_days = event_retention_days
+        """``retention_days`` holds the days of each of EXPIRING that is not kept for ever."""
+        self._retention_days = retention_days
         self._telemetry = telemetry
         self._batch_size = batch_size
         self._pinned_after_seconds = pinned_after_seconds
@@ -63,28 +68,38 @@ class Maintenance:
     def run(self, connection: Connection[Any], *, remaining_seconds: Callable[[], float]) -> MaintenanceReport:
         """Works batch by batch for as long as there is time. ``connection`` is in autocommit mode."""
 
-        def delete(query: str, retention_days: int) -> tuple[int, bool]:
+        def in_batches(delete_batch: Callable[[], int]) -> tuple[int, bool]:
             deleted = 0
             while remaining_seconds() >= RESERVE_SECONDS:
-                row = connection.execute(
-                    QUERIES[query].sql, {"batch_size": self._batch_size, "retention_days": retention_days}
-                ).fetchone()
-                assert row is not None, "a function's value is a row"
-                deleted += row[0]
-                if row[0] == 0:
+                batch = delete_batch()
+                deleted += batch
+                if batch == 0:
                     return deleted, True
             return deleted, False
+
+        def delete(what: str, days: int) -> tuple[int, bool]:
+            return in_batches(lambda: delete_expired(connection, what, days=days, batch_size=self._batch_size))
+
+        def delete_answers() -> int:
+            row = connection.execute(QUERIES["delete_kept_answers"].sql, {"batch_size": self._batch_size}).fetchone()
+            assert row is not None, "a function's value is a row"
+            return int(row[0])
 
         holder = pinned_horizon(connection, seconds=self._pinned_after_seconds)
         if holder is not None:
             self._telemetry.logger.warning(str(holder), holder=asdict(holder))
-        looks, finished = delete("delete_repeated_looks", REPEATED_LOOK_RETENTION_DAYS)
-        events = raw_payloads = 0
-        if self._event_retention_days is not None:
-            events, events_finished = delete("delete_expired_events", self._event_retention_days)
-            raw_payloads, raw_finished = delete("delete_expired_raw_payloads", self._event_retention_days)
-            finished = finished and events_finished and raw_finished
-        answers, answers_finished = delete("delete_kept_answers", 1)
-        failures, failures_finished = delete("delete_consume_failures", CONSUME_FAILURE_RETENTION_DAYS)
-        finished = finished and answers_finished and failures_finished
-        return MaintenanceReport(events, raw_payloads, looks, finished, holder, answers, failures)
+        looks, finished = delete("repeated_looks", REPEATED_LOOK_RETENTION_DAYS)
+        deleted = dict.fromkeys(EXPIRING, 0)
+        retention_days = {"consume_failures": CONSUME_FAILURE_RETENTION_DAYS, **self._retention_days}
+        for what in EXPIRING:
+            if what in retention_days:
+                deleted[what], is_done = delete(what, retention_days[what])
+                finished = finished and is_done
+        answers, is_done = in_batches(delete_answers)
+        return MaintenanceReport(
+            deleted_repeated_looks=looks,
+            finished=finished and is_done,
+            pinned_horizon=holder,
+            deleted_kept_answers=answers,
+            **{f"deleted_{what}": rows for what, rows in deleted.items()},
+        )

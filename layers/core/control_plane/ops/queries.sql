@@ -447,25 +447,9 @@ FROM promised
 GROUP BY subscription
 ORDER BY subscription
 
--- name: delete_expired_events
--- Deletes a batch of the oldest events beyond their retention, with all that belongs to them. Returns how many.
-SELECT delete_expired_events(%(retention_days)s, %(batch_size)s)
-
--- name: delete_expired_raw_payloads
--- Deletes a batch of the oldest raw payloads beyond their retention that no event needs. Returns how many.
-SELECT delete_expired_raw_payloads(%(retention_days)s, %(batch_size)s)
-
--- name: delete_repeated_looks
--- Deletes a batch of the oldest repeated looks. Returns how many.
-SELECT delete_repeated_looks(%(retention_days)s, %(batch_size)s)
-
 -- name: delete_kept_answers
 -- Deletes a batch of the API's answers that were kept for a day; returns how many.
 SELECT delete_kept_answers(%(batch_size)s)
-
--- name: delete_consume_failures
--- Deletes a batch of the oldest failures of consumers. Returns how many.
-SELECT delete_consume_failures(%(retention_days)s, %(batch_size)s)
 
 -- name: horizon_holder
 -- The oldest holder that has kept vacuum from removing dead rows of this database for too long, if any. A role without

@@ -171,3 +171,27 @@ FROM pending_deliveries
 -- How many dead letters are open, of every kind, counted up to a limit.
 SELECT count(*)
 FROM (SELECT FROM dead_letters WHERE resolution IS NULL LIMIT %(most)s) AS letter
+
+-- name: delete_expired
+-- Deletes a batch of the oldest rows of one kind that are older than an instant, or than so many days, with all that belongs
+-- to them. Returns how many.
+SELECT delete_expired(
+    %(what)s,
+    coalesce(%(before)s::timestamptz, now() - make_interval(days => %(days)s::integer)),
+    %(batch_size)s::integer,
+    %(operation_id)s::uuid
+)
+
+-- name: count_expiring
+-- Counts the next rows of one kind that are older than an instant, so many at most, after a place. Returns how many, the place
+-- of the last one, the age of the first one and a sample.
+SELECT counted, last_at, last_id, first_at, sample
+FROM count_expiring(%(what)s, %(before)s::timestamptz, %(after_at)s::timestamptz, %(after_id)s, %(most)s::integer)
+
+-- name: days_ago
+-- The instant that is so many days ago, by the shared clock.
+SELECT now() - make_interval(days => %(days)s::integer)
+
+-- name: use_schemas
+-- Sets where statements look for their tables, until the transaction ends.
+SELECT set_config('search_path', %(schemas)s, true)

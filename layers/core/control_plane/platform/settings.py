@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 from urllib.parse import urlsplit
 
 from control_plane.model.errors import ConfigurationError
@@ -248,14 +249,26 @@ class MigrationSettings:
         )
 
 
+RETENTION_SETTINGS: Final = {
+    "decisions": "DECISION_RETENTION_DAYS",
+    "events": "EVENT_RETENTION_DAYS",
+    "raw_payloads": "RAW_PAYLOAD_RETENTION_DAYS",
+    "processed_events": "PROCESSED_EVENT_RETENTION_DAYS",
+    "delivery_failures": "DELIVERY_FAILURE_RETENTION_DAYS",
+    "consume_failures": "CONSUME_FAILURE_RETENTION_DAYS",
+    "audit": "AUDIT_RETENTION_DAYS",
+}
+"""The setting of MaintenanceFunction for each of control_plane.platform.expiry.EXPIRING."""
+
+
 @dataclass(frozen=True, slots=True)
 class MaintenanceSettings:
     """Settings of MaintenanceFunction; durations are in days."""
 
     database: DatabaseSettings
     cloud_endpoint_url: str | None
-    event_retention_days: int | None
-    """None keeps events for ever."""
+    retention_days: Mapping[str, int]
+    """By what of control_plane.platform.expiry.EXPIRING expires; what is not in it is kept for ever."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "MaintenanceSettings":
@@ -264,11 +277,14 @@ class MaintenanceSettings:
         def build(reader: EnvironReader) -> MaintenanceSettings:
             # The minimum is longer than SQS keeps a message, even with a redrive: deleting an event also deletes the
             # record that it was processed.
-            event_days = reader.integer("EVENT_RETENTION_DAYS", 0, minimum=30, maximum=36_500)
+            days = {
+                what: reader.integer(name, 0, minimum=30, maximum=36_500) for what, name in RETENTION_SETTINGS.items()
+            }
+            days["raw_payloads"] = days["raw_payloads"] or days["events"]
             return cls(
                 database=DatabaseSettings.read(reader),
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
-                event_retention_days=event_days or None,
+                retention_days={what: kept for what, kept in days.items() if kept},
             )
 
         return _read(environ, build)

@@ -11,7 +11,13 @@ DOMAIN: Final = Domain(
     name="finance",
     payloads=(MarketTick, CorporateSplit, CorporateDividend),
     consumers=(
-        Consumer(signal_lab.CONSUMER, MARKET_TICKS, signal_lab.consume, on_replay=OnReplay.SAFE),
+        Consumer(
+            signal_lab.CONSUMER,
+            MARKET_TICKS,
+            signal_lab.consume,
+            on_replay=OnReplay.SAFE,
+            rebuild=signal_lab.REBUILD,
+        ),
         # What the detector folds again can tell nothing new of the same bars; what it has never seen, it must fold. An
         # anomaly opens a decision, so a changed detector is rebuilt, which emits nothing.
         Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume, on_replay=OnReplay.SKIP),
@@ -19,4 +25,5 @@ DOMAIN: Final = Domain(
     ),
     deciding="domains.finance.deciding.plug_ins",
     reconciling="domains.finance.paper_account.reconcile",
+    forgetting="domains.finance.forgetting",
 )

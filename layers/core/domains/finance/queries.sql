@@ -172,3 +172,7 @@ SET
     revision = excluded.revision,
     event_id = excluded.event_id
 WHERE excluded.revision > kept.revision
+
+-- name: forget
+-- Removes the domain's rows about what a running erasure is about, or about these events. Returns how many.
+SELECT forget_finance(%(operation_id)s::uuid, %(event_ids)s::uuid[])
