@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import deciding, footprint, latency, storage, throughput
+from bench import deciding, footprint, ingesting, latency, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -34,4 +34,5 @@ SCENARIOS: Mapping[str, Scenario] = {
     "relays": throughput.relays,
     "deciding": deciding.deciding,
     "decisions": deciding.decisions,
+    "ingest": ingesting.ingest,
 }

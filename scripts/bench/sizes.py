@@ -28,6 +28,10 @@ class Sizes:
     """Decisions of a round that are made one after the other."""
     decisions: int = 300
     """Decisions of a round that workers make side by side."""
+    looks: int = 50_000
+    """Looks that are stored in a turn of ingest."""
+    stored_before: int = 10_000
+    stored_before_large: int = 2_000_000
 
 
 QUICK = Sizes(
@@ -43,5 +47,8 @@ QUICK = Sizes(
     idle_seconds=1,
     single_decisions=10,
     decisions=10,
+    looks=1_000,
+    stored_before=100,
+    stored_before_large=1_000,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""
