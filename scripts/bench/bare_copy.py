@@ -1,7 +1,7 @@
 """Copies the rows that store_events would write into the same tables, with their indexes, constraints and triggers.
 
-Options: first (the first look's number), looks (how many), size (of a transaction), subscription. What is copied is made beforehand and not timed. The
-chains of revisions are not read, so this loop could not be run twice.
+Options: first (the first look's number), looks (how many), size (of a transaction). What is copied is made
+beforehand and not timed. The chains of revisions are not read, so this loop could not be run twice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
     from control_plane.ingestion.store import Look
 
-_COPIES = (
+_COPY_EVENTS = (
     "COPY events (event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at,"
-    " ingested_at, schema_version, trace_id, payload_json) FROM STDIN",
+    " ingested_at, schema_version, trace_id, payload_json) FROM STDIN"
+)
+_COPIES = (
+    _COPY_EVENTS,
     "COPY outbox (id, event_id, topic, event_type, schema_version, trace_id, payload_json) FROM STDIN",
     "COPY pending_deliveries (outbox_id, subscription, payload_bytes) FROM STDIN",
 )
@@ -52,9 +55,10 @@ def main() -> None:
         row = connection.execute("SELECT coalesce(max(id), 0) + 1 FROM outbox").fetchone()
         assert row is not None
         next_id: int = row[0]
+        rows = connection.execute("SELECT name, topic FROM subscriptions WHERE removed_at IS NULL").fetchall()
         parent.wait_for_go()
         for looks in batches(options["first"], options["looks"], options["size"]):
-            texts = _as_text(looks, next_id + stored, options["subscription"])
+            texts = _as_text(looks, next_id + stored, rows)
             started = time.perf_counter()
             with connection.transaction(), connection.cursor() as cursor:
                 for statement, text in zip(_COPIES, texts, strict=True):
@@ -65,7 +69,9 @@ def main() -> None:
     parent.report({"seconds": seconds, "stored": stored})
 
 
-def _as_text(looks: Sequence[Look], first_id: int, subscription: str) -> tuple[bytes, bytes, bytes]:
+def _as_text(
+    looks: Sequence[Look], first_id: int, subscriptions: Sequence[tuple[str, str]]
+) -> tuple[bytes, bytes, bytes]:
     events, outbox, pending = [], [], []
     for number, look in enumerate(looks, first_id):
         message: Mapping[str, Any] = look.to_event(revision=0, ingested_at=look.observed_at).to_message()
@@ -82,7 +88,8 @@ def _as_text(looks: Sequence[Look], first_id: int, subscription: str) -> tuple[b
                 body,
             ]
         )
-        pending.append([number, subscription, len(body.encode())])
+        size = len(body.encode())
+        pending += [[number, name, size] for name, topic in subscriptions if topic == look.payload.topic]
     return _rows(events), _rows(outbox), _rows(pending)
 
 

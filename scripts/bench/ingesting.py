@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.figures import Bar, Measured, median, ratio, worst
-from bench.rig import SUBSCRIPTION, BenchError, Seed
+from bench.rig import BenchError, Seed
 from bench.turns import race, rounds_of, short
 from local_cloud.roles import INGEST
 
@@ -44,7 +44,12 @@ def ingest(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
             rounds.append({"stored": stored, "copied": copied, "large": on_large, "longer": longer})
     return Measured(
         [
-            ratio("store_events ÷ COPY of the same rows", _rates(rounds, "stored"), _rates(rounds, "copied"), Bar("≥", 0.5)),
+            ratio(
+                "store_events ÷ COPY of the same rows",
+                _rates(rounds, "stored"),
+                _rates(rounds, "copied"),
+                Bar("≥", 0.5),
+            ),
             ratio(
                 f"{short(large.delivered)} events stored before ÷ {short(small.delivered)}",
                 _rates(rounds, "large"),
@@ -80,7 +85,7 @@ def _measure(rig: Rig, program: str, database: Database, looks: int, first: int 
     child = rig.child(
         program,
         database,
-        options={"looks": looks, "first": first, "size": _TRANSACTION, "subscription": SUBSCRIPTION},
+        options={"looks": looks, "first": first, "size": _TRANSACTION},
         more_environ={"BENCH_INGEST_URL": rig.url_as(INGEST, database), "BENCH_ADMIN_URL": database.admin_url},
     )
     with child:

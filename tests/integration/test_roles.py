@@ -477,6 +477,10 @@ FORGERIES = [
     only("SELECT delete_expired_events(30, 1)", MAINTAIN),
     only("SELECT delete_expired_raw_payloads(30, 1)", MAINTAIN),
     only("SELECT delete_repeated_looks(30, 1)", MAINTAIN),
+    only("SELECT refuse_message('x', 'check_violation')"),
+    only("SELECT * FROM insert_unpromised_events('[]')", INGEST),
+    only("SELECT keep_backfill_piece(repeat('a', 64), 1, encode(sha256('[1]'), 'hex'), 1, '[1]')", COMMAND),
+    only("SELECT forget_backfill_pieces(repeat('a', 64))", COMMAND, MAINTAIN),
     only("SELECT check_retention(1, 1)"),
     only("SELECT delivered_since('signal_lab', now())"),
 ]  # fmt: skip
