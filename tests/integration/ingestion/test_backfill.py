@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -18,6 +18,7 @@ from tests.conftest import TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import FakeSource, RecordingTelemetry
 from tests.integration.ingestion.runs import POLICY, run
+from tests.operations_of import operation_of
 
 from acp_cli.backfill_command import file_wanted
 from acp_cli.observation_files import ReadFile, read_file
@@ -29,7 +30,7 @@ from control_plane.model.backfill import History, Reach
 from control_plane.model.errors import SourceError
 from control_plane.operations.backfill.kind import Backfill, PieceFailed, backfill_wanted
 from control_plane.operations.backfill.pieces import keep_piece
-from control_plane.operations.kind import Operation, OperationConflict, OperationRefused, State
+from control_plane.operations.kind import Operation, OperationConflict, OperationRefused
 from control_plane.platform.database import connect
 from domains import EVENT_TYPES
 from domains.finance.price_file import BARS
@@ -79,10 +80,9 @@ class Deployment:
 
     def plan(self, wanted: Mapping[str, Any]) -> Operation:
         chosen = self.kind.parse(wanted)
-        operation = operation_of(chosen)
-        planned = self.kind.plan(self.maintain, operation)
+        planned = self.kind.plan(self.maintain, operation_of("backfill", chosen))
         assert planned.is_complete
-        return replace(operation, plan=planned.plan, progress={"total": planned.plan["total"]})
+        return operation_of("backfill", chosen, plan=planned.plan)
 
     def step(self, operation: Operation, *, most: int = 1) -> tuple[Operation, bool]:
         with self.maintain.transaction():
@@ -104,32 +104,6 @@ class Deployment:
     def upload(self, read: ReadFile) -> None:
         for number, part in enumerate(read.parts, 1):
             keep_piece(self.command, file=read.sha256, number=number, body=part.body)
-
-
-def operation_of(chosen: Mapping[str, Any], *, rate: float | None = None) -> Operation:
-    return Operation(
-        operation_id=UUID(int=7),
-        kind="backfill",
-        subscription="",
-        filter=chosen,
-        plan={},
-        plan_hash=None,
-        state=State.RUNNING,
-        progress={},
-        rate=rate,
-        requested_by="Ada",
-        reason="",
-        requested_at=NOW,
-        planned_at=None,
-        started_by=None,
-        started_at=None,
-        finished_at=None,
-        next_step_at=NOW,
-        last_step_at=None,
-        failures=0,
-        error=None,
-        is_stalled=False,
-    )
 
 
 @pytest.fixture

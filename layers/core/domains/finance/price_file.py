@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from control_plane.model.backfill import FileRow, FileShape
 from control_plane.model.contract import parse_payload
+from control_plane.model.errors import ContractViolation
 from domains.finance.events import MarketTick
 
 COLUMNS: Final = {
@@ -26,23 +27,26 @@ _SYMBOL: Final = re.compile(r"[^\s,]{1,32}")
 
 
 def read_row(row: Mapping[str, Any]) -> FileRow:
-    """Returns the bar that a row describes. Raises ValueError or ContractViolation with the reason."""
+    """Returns the bar that a row describes. Raises ValueError with the column and the reason."""
     symbol = row["symbol"]
     if not isinstance(symbol, str) or not _SYMBOL.fullmatch(symbol):
         raise ValueError(f"symbol: is no symbol (got {symbol!r})")
     kind = row.get("entity_type") or None
     if kind is not None and (not isinstance(kind, str) or not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", kind)):
         raise ValueError(f"entity_type: is no kind of instrument in lower case (got {kind!r})")
-    tick = parse_payload(
-        MarketTick,
-        {
-            "price": _number("close", row["close"]),
-            **{name: _number(name, row[name]) for name in ("open", "high", "low")},
-            "volume": _whole(_number("volume", row["volume"])),
-            "currency": row["currency"],
-            "interval": row["interval"],
-        },
-    )
+    stated = {
+        "price": _number("close", row["close"]),
+        **{name: _number(name, row[name]) for name in ("open", "high", "low")},
+        "volume": _whole(_number("volume", row["volume"])),
+        "currency": row["currency"],
+        "interval": row["interval"],
+    }
+    try:
+        tick = parse_payload(MarketTick, stated)
+    except ContractViolation as violation:
+        column = violation.field.removeprefix("payload.")
+        column = "close" if column == "price" else column
+        raise ValueError(f"{column}: {violation.reason} (got {str(row[column])[:64]!r})") from violation
     return FileRow(
         symbol, kind, MarketTick.event_type, tick.interval, _instant(row["occurred_at"]), tick.model_dump(mode="json")
     )
