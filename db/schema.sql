@@ -1426,13 +1426,6 @@ BEGIN
         JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
         WHERE is_promised
     )
-    SELECT topic, count(*)::integer
-    FROM messages
-    WHERE NOT EXISTS (
-        SELECT FROM subscriptions WHERE subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
-    )
-    GROUP BY topic
-    UNION ALL
     -- The json text may hold more than the columns of events show: further fields, or a field given twice.
     SELECT refuse_message('its fields are not those of an event, each once', 'check_violation'), 0
     FROM given
@@ -1443,8 +1436,16 @@ BEGIN
             'its topic is for decisions, and insert_decision_events alone writes there', 'insufficient_privilege'
         ),
         0
+    FROM given
+    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
+    WHERE wanted.topic ~ refused_topics
+    UNION ALL
+    SELECT topic, count(*)::integer
     FROM messages
-    WHERE topic ~ refused_topics;
+    WHERE NOT EXISTS (
+        SELECT FROM subscriptions WHERE subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
+    )
+    GROUP BY topic;
 END
 $$;
 

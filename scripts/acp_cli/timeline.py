@@ -53,7 +53,7 @@ def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | N
             tree, delivery, breaker, redriven_at=redrives.get((delivery["subscription"], delivery["operation_id"]))
         )
     if not timeline.deliveries:
-        tree.add("[yellow]its topic had no subscription: nobody gets it[/]")
+        tree.add("[yellow]promised to nobody: its topic had no subscription, or a backfill did not publish it[/]")
     for processing in timeline.processing:
         tree.add(f"{instant(processing['processed_at'])}  processed by [green]{shown(processing['consumer'])}[/]")
     if not timeline.processing:
