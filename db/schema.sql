@@ -870,17 +870,21 @@ END
 $$;
 
 CREATE FUNCTION public.insert_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
-    SELECT * FROM write_events(given_events, true, '^(decisions|agents|gatekeeper|client)\.')
+BEGIN
+    RETURN QUERY SELECT * FROM write_events(given_events, true, '^(decisions|agents|gatekeeper|client)\.');
+END
 $$;
 
 CREATE FUNCTION public.insert_unpromised_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
-    LANGUAGE sql SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
-    SELECT * FROM write_events(given_events, false, '^(decisions|agents|gatekeeper|client)\.')
+BEGIN
+    RETURN QUERY SELECT * FROM write_events(given_events, false, '^(decisions|agents|gatekeeper|client)\.');
+END
 $$;
 
 CREATE FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call uuid, of_step integer, of_agent text, version text, nth integer, request bytea, micros bigint, until timestamp with time zone, budget_scope text, day_limit bigint) RETURNS boolean

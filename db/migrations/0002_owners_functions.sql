@@ -374,10 +374,12 @@ $$;
 
 -- What a source's observations become. Topics of deciding are not its business: 0004_decisions.sql has theirs.
 CREATE FUNCTION insert_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
-LANGUAGE sql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    SELECT * FROM write_events(given_events, true, '^(decisions|agents|gatekeeper|client)\.')
+BEGIN
+    RETURN QUERY SELECT * FROM write_events(given_events, true, '^(decisions|agents|gatekeeper|client)\.');
+END
 $$;
 
 

@@ -3,10 +3,12 @@
 -- Stores events and their messages as insert_events does, and promises the messages to nobody: a replay does, if
 -- somebody wants it to.
 CREATE FUNCTION insert_unpromised_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
-LANGUAGE sql VOLATILE SECURITY DEFINER
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
-    SELECT * FROM write_events(given_events, false, '^(decisions|agents|gatekeeper|client)\.')
+BEGIN
+    RETURN QUERY SELECT * FROM write_events(given_events, false, '^(decisions|agents|gatekeeper|client)\.');
+END
 $$;
 
 
