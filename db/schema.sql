@@ -1405,6 +1405,19 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.forget_backfill_pieces(of_file text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    forgotten bigint;
+BEGIN
+    DELETE FROM backfill_pieces WHERE file_sha256 = of_file;
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
+    RETURN forgotten;
+END
+$$;
+
 CREATE FUNCTION public.forget_finance(of_operation uuid, event_ids uuid[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -1581,15 +1594,16 @@ CREATE FUNCTION public.insert_events(given_events json) RETURNS TABLE(topic text
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM
-    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[])
-    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
-    WHERE wanted.topic ~ '^(decisions|agents|gatekeeper|client)\.';
-    IF FOUND THEN
-        RAISE EXCEPTION 'a message refused: its topic is for decisions, and insert_decision_events alone writes there'
-            USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    RETURN QUERY SELECT * FROM write_events(given_events);
+    RETURN QUERY SELECT * FROM write_events(given_events, true, '^(decisions|agents|gatekeeper|client)\.');
+END
+$$;
+
+CREATE FUNCTION public.insert_unpromised_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM write_events(given_events, false, '^(decisions|agents|gatekeeper|client)\.');
 END
 $$;
 
@@ -1706,6 +1720,35 @@ CREATE FUNCTION public.judge_rebuild(of_operation uuid, equal boolean) RETURNS v
     AS $$
 BEGIN
     UPDATE rebuilds SET is_equal = equal WHERE operation_id = of_operation;
+END
+$$;
+
+CREATE FUNCTION public.keep_backfill_piece(of_file text, new_number integer, new_sha256 text, how_many integer, new_body text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    kept_sha256 text;
+BEGIN
+    DELETE FROM backfill_pieces WHERE uploaded_at < now() - interval '7 days';
+    IF (SELECT count(*) FROM backfill_pieces) >= 4096 THEN
+        RAISE EXCEPTION 'a piece refused: 4096 pieces of files wait to be ingested'
+            USING ERRCODE = 'program_limit_exceeded', HINT = 'Start or cancel the backfills that they belong to.';
+    END IF;
+    INSERT INTO backfill_pieces (file_sha256, number, sha256, observations, body)
+    VALUES (of_file, new_number, new_sha256, how_many, new_body)
+    ON CONFLICT (file_sha256, number) DO NOTHING;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    SELECT piece.sha256 INTO kept_sha256
+    FROM backfill_pieces AS piece
+    WHERE piece.file_sha256 = of_file AND piece.number = new_number;
+    IF kept_sha256 IS DISTINCT FROM new_sha256 THEN
+        RAISE EXCEPTION 'a piece refused: piece % of this file is another one', new_number
+            USING ERRCODE = 'unique_violation';
+    END IF;
+    RETURN false;
 END
 $$;
 
@@ -2198,6 +2241,14 @@ BEGIN
     RAISE EXCEPTION '% on % refused: its rows are immutable', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'restrict_violation',
               HINT = 'A correction is a new event. Retention deletes after SET LOCAL control_plane.retention = ''on''.';
+END
+$$;
+
+CREATE FUNCTION public.refuse_message(reason text, error_code text) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'a message refused: %', reason USING ERRCODE = error_code;
 END
 $$;
 
@@ -2769,26 +2820,23 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.write_events(given_events json) RETURNS TABLE(topic text, unsubscribed integer)
+CREATE FUNCTION public.write_events(given_events json, is_promised boolean DEFAULT true, refused_topics text DEFAULT NULL::text) RETURNS TABLE(topic text, unsubscribed integer)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 #variable_conflict use_column
-BEGIN
-    -- The json text may hold more than the columns of events show: further fields, or a field given twice.
-    PERFORM
-    FROM json_array_elements(given_events) AS given (event)
-    WHERE ARRAY(SELECT field FROM json_object_keys(given.event -> 'message') AS field ORDER BY field COLLATE "C") <> ARRAY[
-        'entity_id', 'entity_type', 'event_id', 'event_type', 'ingested_at', 'observed_at', 'occurred_at', 'payload',
-        'revision', 'schema_version', 'series', 'source', 'trace_id'
+DECLARE
+    -- As ingestion writes them. Another order is as good.
+    all_fields CONSTANT text[] := ARRAY[
+        'event_id', 'event_type', 'source', 'entity_id', 'entity_type', 'occurred_at', 'observed_at', 'ingested_at', 'series',
+        'revision', 'schema_version', 'trace_id', 'payload'
     ];
-    IF FOUND THEN
-        RAISE EXCEPTION 'a message refused: its fields are not those of an event, each once'
-            USING ERRCODE = 'check_violation';
-    END IF;
+BEGIN
     RETURN QUERY
     WITH given AS MATERIALIZED (
-        SELECT topic, also_topics, raw_payload_id, message, json_to_record.*
+        SELECT
+            topic, also_topics, raw_payload_id, message, ARRAY(SELECT json_object_keys(message)) AS fields,
+            json_to_record.*
         FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], raw_payload_id uuid, message json)
         CROSS JOIN LATERAL json_to_record(message) AS json_to_record (
             event_id uuid, event_type text, source text, entity_id text, entity_type text, series text,
@@ -2817,7 +2865,22 @@ BEGIN
         SELECT messages.id, subscriptions.name, messages.payload_bytes
         FROM messages
         JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
+        WHERE is_promised
     )
+    -- The json text may hold more than the columns of events show: further fields, or a field given twice.
+    SELECT refuse_message('its fields are not those of an event, each once', 'check_violation'), 0
+    FROM given
+    WHERE fields <> all_fields AND NOT (cardinality(fields) = cardinality(all_fields) AND fields @> all_fields)
+    UNION ALL
+    SELECT
+        refuse_message(
+            'its topic is for decisions, and insert_decision_events alone writes there', 'insufficient_privilege'
+        ),
+        0
+    FROM given
+    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
+    WHERE wanted.topic ~ refused_topics
+    UNION ALL
     SELECT topic, count(*)::integer
     FROM messages
     WHERE NOT EXISTS (
@@ -3011,6 +3074,27 @@ CREATE TABLE public.artifacts (
 ALTER TABLE ONLY public.artifacts ALTER COLUMN bytes SET STORAGE EXTERNAL;
 
 COMMENT ON TABLE public.artifacts IS 'What decisions used, once each, by the SHA-256 of its bytes: playbooks, policies, schemas, prompts, requests, answers, evidence. Immutable.';
+
+CREATE TABLE public.backfill_pieces (
+    file_sha256 text NOT NULL,
+    number integer NOT NULL,
+    sha256 text NOT NULL,
+    observations integer NOT NULL,
+    body text NOT NULL,
+    uploaded_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT backfill_pieces_are_bounded CHECK ((octet_length(body) <= (1024 * 1024))),
+    CONSTRAINT backfill_pieces_are_whole CHECK ((sha256 = encode(sha256(convert_to(body, 'UTF8'::name)), 'hex'::text))),
+    CONSTRAINT backfill_pieces_file_sha256_check CHECK ((file_sha256 ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT backfill_pieces_number_check CHECK (((number >= 1) AND (number <= 2000))),
+    CONSTRAINT backfill_pieces_observations_check CHECK (((observations >= 1) AND (observations <= 5000))),
+    CONSTRAINT backfill_pieces_say_how_many CHECK ((json_array_length((body)::json) = observations))
+);
+
+COMMENT ON TABLE public.backfill_pieces IS 'A file''s observations, as acp has read them, until a backfill has ingested them.';
+
+COMMENT ON COLUMN public.backfill_pieces.file_sha256 IS 'The hash over the hashes of all pieces in order: the same file has the same.';
+
+COMMENT ON COLUMN public.backfill_pieces.body IS 'JSON: a list of observations, each with entity_id, entity_type, event_type, series, occurred_at and payload.';
 
 CREATE TABLE public.budget_reservations (
     call_id uuid NOT NULL,
@@ -4204,6 +4288,9 @@ ALTER TABLE ONLY public.approvals
 ALTER TABLE ONLY public.artifacts
     ADD CONSTRAINT artifacts_pkey PRIMARY KEY (sha256);
 
+ALTER TABLE ONLY public.backfill_pieces
+    ADD CONSTRAINT backfill_pieces_pkey PRIMARY KEY (file_sha256, number);
+
 ALTER TABLE ONLY public.budget_reservations
     ADD CONSTRAINT budget_reservations_pkey PRIMARY KEY (call_id);
 
@@ -4366,6 +4453,8 @@ CREATE INDEX agent_calls_open ON public.agent_calls USING btree (deadline) WHERE
 CREATE INDEX api_audit_by_token ON public.api_audit USING btree (token, id);
 
 CREATE INDEX approval_requests_by_action ON public.approval_requests USING btree (action_sha256);
+
+CREATE INDEX backfill_pieces_by_age ON public.backfill_pieces USING btree (uploaded_at);
 
 CREATE INDEX consume_failures_by_event ON public.consume_failures USING btree (event_id) WHERE (event_id IS NOT NULL);
 
@@ -4752,6 +4841,10 @@ GRANT ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) TO 
 REVOKE ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) TO acp_decide;
 
+REVOKE ALL ON FUNCTION public.forget_backfill_pieces(of_file text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.forget_backfill_pieces(of_file text) TO acp_command;
+GRANT ALL ON FUNCTION public.forget_backfill_pieces(of_file text) TO acp_maintain;
+
 REVOKE ALL ON FUNCTION public.forget_finance(of_operation uuid, event_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.forget_finance(of_operation uuid, event_ids uuid[]) TO acp_maintain;
 
@@ -4769,6 +4862,9 @@ GRANT ALL ON FUNCTION public.insert_decision_events(given_events json) TO acp_ga
 REVOKE ALL ON FUNCTION public.insert_events(given_events json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.insert_events(given_events json) TO acp_ingest;
 
+REVOKE ALL ON FUNCTION public.insert_unpromised_events(given_events json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.insert_unpromised_events(given_events json) TO acp_ingest;
+
 REVOKE ALL ON FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call uuid, of_step integer, of_agent text, version text, nth integer, request bytea, micros bigint, until timestamp with time zone, budget_scope text, day_limit bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.intend_call(of_decision uuid, with_fence bigint, new_call uuid, of_step integer, of_agent text, version text, nth integer, request bytea, micros bigint, until timestamp with time zone, budget_scope text, day_limit bigint) TO acp_decide;
 
@@ -4784,6 +4880,9 @@ GRANT ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supe
 
 REVOKE ALL ON FUNCTION public.judge_rebuild(of_operation uuid, equal boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.judge_rebuild(of_operation uuid, equal boolean) TO acp_maintain;
+
+REVOKE ALL ON FUNCTION public.keep_backfill_piece(of_file text, new_number integer, new_sha256 text, how_many integer, new_body text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.keep_backfill_piece(of_file text, new_number integer, new_sha256 text, how_many integer, new_body text) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint, seen_wake_seq bigint) TO acp_decide;
@@ -4873,6 +4972,8 @@ GRANT ALL ON FUNCTION public.redrive_letters(for_operation uuid, most integer, g
 
 REVOKE ALL ON FUNCTION public.refuse_change() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION public.refuse_message(reason text, error_code text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION public.refuse_operation_change() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.refuse_removed_decision() FROM PUBLIC;
@@ -4924,7 +5025,7 @@ GRANT ALL ON FUNCTION public.withdraw_replay(for_operation uuid) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.write_decision_events(given_events json) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.write_events(given_events json) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.write_events(given_events json, is_promised boolean, refused_topics text) FROM PUBLIC;
 
 GRANT SELECT ON TABLE public.actions TO acp_decide;
 GRANT SELECT ON TABLE public.actions TO acp_gatekeeper;
@@ -5029,6 +5130,17 @@ GRANT SELECT(kind) ON TABLE public.artifacts TO acp_action;
 GRANT INSERT(bytes) ON TABLE public.artifacts TO acp_decide;
 GRANT INSERT(bytes) ON TABLE public.artifacts TO acp_gatekeeper;
 GRANT SELECT(bytes) ON TABLE public.artifacts TO acp_action;
+
+GRANT SELECT ON TABLE public.backfill_pieces TO acp_ingest;
+GRANT SELECT ON TABLE public.backfill_pieces TO acp_reader;
+
+GRANT SELECT(file_sha256) ON TABLE public.backfill_pieces TO acp_maintain;
+
+GRANT SELECT(number) ON TABLE public.backfill_pieces TO acp_maintain;
+
+GRANT SELECT(sha256) ON TABLE public.backfill_pieces TO acp_maintain;
+
+GRANT SELECT(observations) ON TABLE public.backfill_pieces TO acp_maintain;
 
 GRANT SELECT ON TABLE public.budget_reservations TO acp_reader;
 

@@ -288,30 +288,37 @@ END
 $$;
 
 
+-- Ends the statement in whose result it stands.
+CREATE FUNCTION refuse_message(reason text, error_code text) RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RAISE EXCEPTION 'a message refused: %', reason USING ERRCODE = error_code;
+END
+$$;
+
 -- Events, their messages, and one pending delivery per message and subscription, in one statement: a subscription that
 -- is added meanwhile waits for it, or is seen by it. A message is its event, whole and nothing besides, and what is
--- promised is promised now. An event has one topic, and may have further ones. Returns per topic how many messages have
--- no subscription. No role may call it: insert_events and insert_decision_events say who may write what.
-CREATE FUNCTION write_events(given_events json) RETURNS TABLE (topic text, unsubscribed integer)
+-- promised is promised now; where nothing is to be, the messages wait for a replay. An event has one topic, and may have
+-- further ones. Returns per topic how many messages have no subscription. No role may call it: insert_events,
+-- insert_unpromised_events and insert_decision_events say who may write what.
+CREATE FUNCTION write_events(
+    given_events json, is_promised boolean DEFAULT true, refused_topics text DEFAULT NULL
+) RETURNS TABLE (topic text, unsubscribed integer)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 #variable_conflict use_column
-BEGIN
-    -- The json text may hold more than the columns of events show: further fields, or a field given twice.
-    PERFORM
-    FROM json_array_elements(given_events) AS given (event)
-    WHERE ARRAY(SELECT field FROM json_object_keys(given.event -> 'message') AS field ORDER BY field COLLATE "C") <> ARRAY[
-        'entity_id', 'entity_type', 'event_id', 'event_type', 'ingested_at', 'observed_at', 'occurred_at', 'payload',
-        'revision', 'schema_version', 'series', 'source', 'trace_id'
+DECLARE
+    -- As ingestion writes them. Another order is as good.
+    all_fields CONSTANT text[] := ARRAY[
+        'event_id', 'event_type', 'source', 'entity_id', 'entity_type', 'occurred_at', 'observed_at', 'ingested_at', 'series',
+        'revision', 'schema_version', 'trace_id', 'payload'
     ];
-    IF FOUND THEN
-        RAISE EXCEPTION 'a message refused: its fields are not those of an event, each once'
-            USING ERRCODE = 'check_violation';
-    END IF;
+BEGIN
     RETURN QUERY
     WITH given AS MATERIALIZED (
-        SELECT topic, also_topics, raw_payload_id, message, json_to_record.*
+        SELECT
+            topic, also_topics, raw_payload_id, message, ARRAY(SELECT json_object_keys(message)) AS fields,
+            json_to_record.*
         FROM json_to_recordset(given_events) AS given (topic text, also_topics text[], raw_payload_id uuid, message json)
         CROSS JOIN LATERAL json_to_record(message) AS json_to_record (
             event_id uuid, event_type text, source text, entity_id text, entity_type text, series text,
@@ -340,7 +347,22 @@ BEGIN
         SELECT messages.id, subscriptions.name, messages.payload_bytes
         FROM messages
         JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
+        WHERE is_promised
     )
+    -- The json text may hold more than the columns of events show: further fields, or a field given twice.
+    SELECT refuse_message('its fields are not those of an event, each once', 'check_violation'), 0
+    FROM given
+    WHERE fields <> all_fields AND NOT (cardinality(fields) = cardinality(all_fields) AND fields @> all_fields)
+    UNION ALL
+    SELECT
+        refuse_message(
+            'its topic is for decisions, and insert_decision_events alone writes there', 'insufficient_privilege'
+        ),
+        0
+    FROM given
+    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
+    WHERE wanted.topic ~ refused_topics
+    UNION ALL
     SELECT topic, count(*)::integer
     FROM messages
     WHERE NOT EXISTS (
@@ -356,14 +378,6 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM
-    FROM json_to_recordset(given_events) AS given (topic text, also_topics text[])
-    CROSS JOIN LATERAL unnest(given.topic || given.also_topics) AS wanted (topic)
-    WHERE wanted.topic ~ '^(decisions|agents|gatekeeper|client)\.';
-    IF FOUND THEN
-        RAISE EXCEPTION 'a message refused: its topic is for decisions, and insert_decision_events alone writes there'
-            USING ERRCODE = 'insufficient_privilege';
-    END IF;
-    RETURN QUERY SELECT * FROM write_events(given_events);
+    RETURN QUERY SELECT * FROM write_events(given_events, true, '^(decisions|agents|gatekeeper|client)\.');
 END
 $$;

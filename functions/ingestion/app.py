@@ -1,8 +1,11 @@
-"""IngestionFunction: fetches every symbol and stores what is new, together with the messages about it."""
+"""IngestionFunction: fetches every symbol and stores what is new, together with the messages about it; pieces of a
+backfill, too.
+"""
 
 from functools import cache
 from typing import Any
 
+from control_plane.ingestion.backfill import PieceStorer, Window, read_piece
 from control_plane.ingestion.service import ingest
 from control_plane.platform.breakers import BreakerPolicy
 from control_plane.platform.database import Database
@@ -40,10 +43,19 @@ def source() -> YFinanceSource:
 
 @function(telemetry, sample="events/ingestion.json")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:
-    """Ingests SYMBOLS, or the symbols of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult."""
+    """Ingests SYMBOLS, or the symbols of the event: ``{"symbols": ["AAPL", …]}``. Returns an IngestionResult.
+
+    An event with ``operation_id`` is a piece of a backfill; its result also says why a symbol failed.
+    """
+    policy = BreakerPolicy(settings().breaker_failure_threshold, settings().breaker_cool_down_seconds)
+    if "operation_id" in event:
+        piece = read_piece(event)
+        storer = PieceStorer(database().connection(), telemetry, event_types=EVENT_TYPES)
+        if isinstance(piece, Window):
+            return storer.store_window(piece, source(), policy).to_dict()
+        return storer.store_file_piece(piece, source()).to_dict()
     given = event.get("symbols")
     symbols = settings().symbols if given is None else parse_symbols(given, name="symbols of the event")
-    policy = BreakerPolicy(settings().breaker_failure_threshold, settings().breaker_cool_down_seconds)
     return ingest(
         database().connection(),
         source(),

@@ -49,6 +49,7 @@ COMMANDS = {
     _SIGNALS: {
         "ingest": Entry("pipeline_commands", "Ingest symbols now, without waiting for the schedule."),
         "relay": Entry("pipeline_commands", "Deliver what is pending now."),
+        "backfill": Entry("backfill_command", "Fill in the past from a source or a file."),
         "watch": Entry("pipeline_commands", "Messages and their deliveries as they happen."),
         "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
         "logs": Entry("pipeline_commands", "A function's log, made readable."),

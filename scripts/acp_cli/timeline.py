@@ -53,7 +53,7 @@ def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | N
             tree, delivery, breaker, redriven_at=redrives.get((delivery["subscription"], delivery["operation_id"]))
         )
     if not timeline.deliveries:
-        tree.add("[yellow]its topic had no subscription: nobody gets it[/]")
+        tree.add("[yellow]promised to nobody: its topic had no subscription, or a backfill did not publish it[/]")
     for letter in timeline.consumer_dead_letters:
         _add_consumers_letter(tree, letter, timeline.consume_failures)
     for failure in timeline.consume_failures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import deciding, footprint, latency, rebuilding, scaling, storage, throughput
+from bench import deciding, footprint, ingesting, latency, rebuilding, scaling, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -34,6 +34,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "relays": throughput.relays,
     "deciding": deciding.deciding,
     "decisions": deciding.decisions,
+    "ingest": ingesting.ingest,
     "scaling": scaling.scaling,
     "rebuild": rebuilding.rebuild,
 }

@@ -36,6 +36,10 @@ class Sizes:
     simulated_minutes: int = 20
     rebuilt_events: int = 2_000_000
     """Events that the one rebuild folds."""
+    looks: int = 50_000
+    """Looks that are stored in a turn of ingest."""
+    stored_before: int = 10_000
+    stored_before_large: int = 2_000_000
 
 
 QUICK = Sizes(
@@ -56,5 +60,8 @@ QUICK = Sizes(
     bursts=2,
     simulated_minutes=2,
     rebuilt_events=2_000,
+    looks=1_000,
+    stored_before=100,
+    stored_before_large=1_000,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""

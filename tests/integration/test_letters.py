@@ -302,7 +302,7 @@ def test_old_failures_of_consumers_are_deleted_and_young_ones_kept(
     for number in range(5):
         record_failure(app, ConsumeFailure("signal_lab", f"m{number}", None, None, 1, "no luck"))
     owner.execute("UPDATE consume_failures SET failed_at = now() - interval '32 days' WHERE message_id < 'm3'")
-    report = Maintenance(event_retention_days=None, telemetry=telemetry, batch_size=2).run(
+    report = Maintenance(retention_days={}, telemetry=telemetry, batch_size=2).run(
         owner, remaining_seconds=lambda: 60.0
     )
     assert (report.deleted_consume_failures, report.finished) == (3, True)

@@ -100,6 +100,11 @@ _SHARED = {
     "control_plane.ops.subscriptions": {READER, COMMAND},
     "control_plane.ingestion.newest_occurrence": {*READERS_OF_EVENTS, INGEST},
     "control_plane.ingestion.chain_heads": {INGEST, READER},
+    "control_plane.ingestion.piece_of_file": {INGEST, READER},
+    "control_plane.operations.backfill.pieces_of_file": {MAINTAIN, READER, INGEST},
+    "control_plane.operations.backfill.keep_piece": {COMMAND},
+    "control_plane.operations.backfill.forget_pieces": {MAINTAIN, COMMAND},
+    "control_plane.operations.backfill.present": EVERYBODY,
     "control_plane.ingestion.raw_payloads_in_order": {READER},  # A person runs a rebuild, and it stores nothing.
     "control_plane.outbox.open_subscriptions": {RELAY, READER},
     "control_plane.outbox.settled_before": {RELAY, READER},
@@ -303,6 +308,7 @@ TABLES = {
     "outbox_states": {READER},
     "repeated_looks": {READER, INGEST},
     "circuit_breakers": {READER, INGEST, RELAY, COMMAND},
+    "backfill_pieces": {READER, INGEST},
     "signal_lab_bars": {READER, CONSUME, ACTION, DECIDE, GATEKEEPER},
     "signal_lab_latest_prices": {READER, CONSUME},
     "signal_lab_returns": {READER},
@@ -611,6 +617,10 @@ FORGERIES = [
     only("INSERT INTO rebuildable (table_name, consumer) VALUES ('events', 'x')"),
     only("CREATE TABLE shadow.mine (id integer)"),
     only("CREATE TABLE retired.mine (id integer)"),
+    only("SELECT refuse_message('x', 'check_violation')"),
+    only("SELECT * FROM insert_unpromised_events('[]')", INGEST),
+    only("SELECT keep_backfill_piece(repeat('a', 64), 1, encode(sha256('[1]'), 'hex'), 1, '[1]')", COMMAND),
+    only("SELECT forget_backfill_pieces(repeat('a', 64))", COMMAND, MAINTAIN),
     only("SELECT delivered_since('signal_lab', now())"),
     # Operations: people command them, the engine makes their steps, and the owner's functions do what they are for
     only("INSERT INTO operations (operation_id, kind, filter, requested_by)"

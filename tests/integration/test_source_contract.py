@@ -10,7 +10,8 @@ from tests.integration import seeds
 from tests.integration.fakes import FakeSource
 
 from control_plane.ingestion.source import Observation, Source, TradingSession
-from domains.finance.yfinance_source import HISTORY, YFinanceSource
+from domains.finance.yahoo_reach import HISTORY
+from domains.finance.yfinance_source import YFinanceSource
 from market_replay import Correction, Fault, MarketReplay, serve
 
 

@@ -41,6 +41,7 @@ RELEASES = {
     "a message without an action": "SELECT * FROM insert_decision_events(%(client)s::json)",
     "a message beside another topic": "SELECT * FROM insert_decision_events(%(beside)s::json)",
     "a message as a source's": "SELECT * FROM insert_events(%(client)s::json)",
+    "a message as a backfill's": "SELECT * FROM insert_unpromised_events(%(client)s::json)",
     "a message past the owner's functions": "SELECT * FROM write_events(%(client)s::json)",
     "a row of the outbox": (
         "INSERT INTO outbox (event_id, topic, event_type, schema_version, trace_id, payload_json)"

@@ -186,7 +186,7 @@ def test_maintenance_deletes_kept_answers(commands: Client, owner: Connection[An
     commands.ask("POST", "/subscriptions/system_events/hold", HOLD, key="an-old-key")
     owner.execute("UPDATE idempotency_keys SET at = now() - interval '25 hours' WHERE key = 'an-old-key'")
     with connect(database.url("acp_maintain"), application_name="test") as connection:
-        report = Maintenance(event_retention_days=None, telemetry=Telemetry("test")).run(
+        report = Maintenance(retention_days={}, telemetry=Telemetry("test")).run(
             connection, remaining_seconds=lambda: 60
         )
     assert report.deleted_kept_answers == 1

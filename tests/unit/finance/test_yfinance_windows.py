@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.finance.market import MINUTE, Market, minute_of, yahoo
 
 from control_plane.ingestion.source import Fetched, Gap, Observation
+from domains.finance import yahoo_reach
 from domains.finance import yfinance_source as module
 from domains.finance.events import MarketTick
 from market_replay import server as replay_server
@@ -69,7 +70,7 @@ def test_more_than_a_week_is_fetched_in_windows_without_gaps(market: Market) -> 
 def test_what_yahoo_no_longer_keeps_is_reported_as_a_gap(market: Market) -> None:
     since = market.clock.now - timedelta(days=45)
     fetched = market.fetch("AAPL", since)
-    oldest = market.clock.now - module.HISTORY
+    oldest = market.clock.now - yahoo_reach.HISTORY
     assert fetched.gap == Gap(since, oldest)
     assert fetched.observations[0].occurred_at == oldest.replace(second=0) + MINUTE
 

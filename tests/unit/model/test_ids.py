@@ -255,7 +255,19 @@ plain = st.recursive(
 )
 
 
-@given(plain | payloads)
+SPELLED_BY_RULE = (
+    0.0, -0.0, 1.0, -3.0, 100.5, 1e-4, 9.999e-5, 1e-5, -1.5e-6, 1e-7, 5e-324, 2.0**53 - 1, 2.0**53, 1e16, 1.5e17, 1e21,
+    1e300,
+)  # fmt: skip
+"""Floats about which Python and RFC 8785 differ, or nearly do."""
+
+
+@pytest.mark.parametrize("number", SPELLED_BY_RULE)
+def test_a_float_is_written_as_rfc8785_writes_it(number: float) -> None:
+    assert canonical_json({"a": [number]}) == rfc8785.dumps({"a": [number or 0.0]})
+
+
+@given(plain | payloads | st.floats(allow_nan=False, allow_infinity=False) | st.floats(-1, 1))
 @settings(deadline=None)
 def test_canonical_json_is_what_rfc8785_writes(value: Any) -> None:
     assert canonical_json(value) == rfc8785.dumps(storable(value))

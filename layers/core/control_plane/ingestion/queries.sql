@@ -112,6 +112,18 @@ FROM jsonb_to_recordset(%(raw_payloads)s::jsonb) AS raw (
 SELECT topic, unsubscribed
 FROM insert_events(%(events)s::json)
 
+-- name: insert_unpromised_events
+-- Stores events and their messages, and promises the messages to nobody. Returns per topic how many messages have no
+-- subscription.
+SELECT topic, unsubscribed
+FROM insert_unpromised_events(%(events)s::json)
+
+-- name: piece_of_file
+-- One piece of an uploaded file.
+SELECT body
+FROM backfill_pieces
+WHERE file_sha256 = %(file_sha256)s AND number = %(number)s
+
 -- name: advance_repeated_looks
 -- Records when observations were last looked at and found unchanged; a recorded instant never moves back.
 INSERT INTO repeated_looks AS kept (source, event_type, entity_id, series, occurred_at, observed_at)

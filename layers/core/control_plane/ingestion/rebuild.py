@@ -57,9 +57,9 @@ def rebuild_observations(
             logger.exception("an answer cannot be judged, raw payload %s", raw_payload_id)
             continue
         for look in judgement.observations:
-            outcome, revision = chains.add(look)
+            outcome, head = chains.add(look)
             if outcome is LookOutcome.NEW:
-                yield Rebuilt(look, revision)
+                yield Rebuilt(look, head.revision)
 
 
 def _answers(connection: Connection[Any], source: str, entity_id: str) -> Iterator[tuple[UUID, Question, Json]]:

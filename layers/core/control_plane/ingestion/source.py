@@ -100,3 +100,13 @@ class Source(Protocol):
 
     def describe(self, fetched: Fetched) -> Entity:
         """Returns the entity that an answer is about, from the answer's own metadata; no request is made."""
+
+
+class HistorySource(Source, Protocol):
+    """A source that a backfill can ask for the past."""
+
+    def fetch_window(self, symbol: str, since: datetime, until: datetime, interval: str, asked_at: datetime) -> Fetched:
+        """Fetches all final observations of an interval from ``since`` on and before ``until``.
+
+        What was fetched is read again as ``read`` does. Raises :class:`~control_plane.model.errors.SourceError`.
+        """

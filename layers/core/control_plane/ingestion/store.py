@@ -79,8 +79,11 @@ class Look:
             payload=self.payload.model_dump(mode="json"),
         )
 
-    def to_event(self, *, revision: int, ingested_at: datetime) -> Event:
-        """Returns the event that this look becomes as the given revision. Raises ContractViolation."""
+    def to_event(self, *, revision: int, ingested_at: datetime, event_id: UUID | None = None) -> Event:
+        """Returns the event that this look becomes as the given revision. Raises ContractViolation.
+
+        ``event_id`` is what ``self.event_id(revision)`` returned, where that is known.
+        """
         return new_event(
             self.payload,
             source=self.source,
@@ -92,6 +95,7 @@ class Look:
             trace_id=self.trace_id,
             series=self.series,
             revision=revision,
+            event_id=event_id,
         )
 
 
@@ -159,33 +163,41 @@ class Chains:
     repeated: dict[Key, datetime] = field(default_factory=dict)
     """By key, when an instant was last looked at and found unchanged."""
 
-    def add(self, look: Look) -> tuple[LookOutcome, int]:
-        """Adds a look; returns its outcome, and the revision that it repeats, becomes or is too old for."""
-        head = self.heads.get(look.key)
+    def add(self, look: Look) -> tuple[LookOutcome, Head]:
+        """Adds a look; returns its outcome, and the head that it repeats, becomes or is too old for."""
+        key = look.key
+        head = self.heads.get(key)
         if head is None:
-            return self._extend(look, 0)
+            return self._extend(key, look, 0)
         if look.event_id(head.revision) == head.event_id:
             if look.observed_at > head.observed_at:
-                self.repeated[look.key] = look.observed_at
-                self.heads[look.key] = Head(head.revision, head.event_id, look.observed_at)
-            return LookOutcome.DUPLICATE, head.revision
+                self.repeated[key] = look.observed_at
+                self.heads[key] = Head(head.revision, head.event_id, look.observed_at)
+            return LookOutcome.DUPLICATE, head
         if look.observed_at < head.observed_at:
-            return LookOutcome.STALE, head.revision
-        return self._extend(look, head.revision + 1)
+            return LookOutcome.STALE, head
+        return self._extend(key, look, head.revision + 1)
 
-    def _extend(self, look: Look, revision: int) -> tuple[LookOutcome, int]:
-        self.heads[look.key] = Head(revision, look.event_id(revision), look.observed_at)
-        return LookOutcome.NEW, revision
+    def _extend(self, key: Key, look: Look, revision: int) -> tuple[LookOutcome, Head]:
+        head = self.heads[key] = Head(revision, look.event_id(revision), look.observed_at)
+        return LookOutcome.NEW, head
 
 
-def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload], looks: Sequence[Look]) -> Stored:
+def store_events(
+    connection: Connection[Any],
+    raw_payloads: Sequence[RawPayload],
+    looks: Sequence[Look],
+    *,
+    is_promised: bool = True,
+) -> Stored:
     """Stores raw payloads and, for each look that says something new, its event, outbox messages and pending
     deliveries.
 
     Never commits: everything belongs to the caller's transaction, in READ COMMITTED, and is stored whole or not at all.
     A look equal to the latest revision is a duplicate, one older than the newest look is stale, and any other is the
-    next revision, even a return to an earlier value. The looks are about no more than MAX_ENTITIES entities. Raises
-    psycopg.Error, and ValueError outside a transaction.
+    next revision, even a return to an earlier value. The looks are about no more than MAX_ENTITIES entities. Where the
+    messages are not promised, nobody gets them until a replay. Raises psycopg.Error, and ValueError outside a
+    transaction.
     """
     if connection.info.transaction_status is not TransactionStatus.INTRANS:
         raise ValueError("events are stored within a transaction: open one with connection.transaction()")
@@ -210,14 +222,15 @@ def store_events(connection: Connection[Any], raw_payloads: Sequence[RawPayload]
         if place in erased:
             stored.append(StoredLook(LookOutcome.STALE, None))
             continue
-        outcome, revision = chains.add(look)
-        is_new = outcome is LookOutcome.NEW
-        stored.append(
-            StoredLook(outcome, look.to_event(revision=revision, ingested_at=ingested_at) if is_new else None)
-        )
+        outcome, head = chains.add(look)
+        event = None
+        if outcome is LookOutcome.NEW:
+            event = look.to_event(revision=head.revision, ingested_at=ingested_at, event_id=head.event_id)
+        stored.append(StoredLook(outcome, event))
     if chains.repeated:
         _advance_repeated_looks(connection, chains.repeated)
-    return Stored(stored, _insert_events(connection, looks, stored))
+    statement = QUERIES["insert_events" if is_promised else "insert_unpromised_events"].sql
+    return Stored(stored, _insert_events(connection, statement, looks, stored))
 
 
 def lock_entities(connection: Connection[Any], entities: set[tuple[str, str | None]]) -> None:
@@ -319,13 +332,13 @@ def _read_heads(connection: Connection[Any], keys: set[Key]) -> dict[Key, Head]:
 
 
 def _insert_events(
-    connection: Connection[Any], looks: Sequence[Look], stored: Sequence[StoredLook]
+    connection: Connection[Any], statement: str, looks: Sequence[Look], stored: Sequence[StoredLook]
 ) -> Mapping[str, int]:
     new = [(look, one.event) for look, one in zip(looks, stored, strict=True) if one.event is not None]
     if not new:
         return {}
     rows = connection.execute(
-        QUERIES["insert_events"].sql,
+        statement,
         {
             "events": as_json(
                 [

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -148,6 +149,10 @@ PLATFORM_PAYLOADS: Final[tuple[type[Payload], ...]] = (SourceFetchFailed, Signal
 """The payloads of the control plane's own events, which every deployment has."""
 
 
+_DERIVED_HERE: Final = {"event_id_was_derived": True}
+"""The context of validating an event whose id was just derived: deriving it again would find the same."""
+
+
 class Event(LateModel):
     """One immutable fact. Compare two events by ``event_id``, which is derived from what they say."""
 
@@ -176,7 +181,9 @@ class Event(LateModel):
         return stored
 
     @model_validator(mode="after")
-    def _has_its_own_id(self) -> Self:
+    def _has_its_own_id(self, info: ValidationInfo) -> Self:
+        if info.context == _DERIVED_HERE:
+            return self
         derived = derive_event_id(
             source=self.source,
             event_type=self.event_type,
@@ -279,13 +286,18 @@ def new_event(
     trace_id: UUID,
     series: str = "",
     revision: int = 0,
+    event_id: UUID | None = None,
 ) -> Event:
-    """Returns the event that states ``payload``, with its derived id. Raises ContractViolation."""
+    """Returns the event that states ``payload``, with its derived id. Raises ContractViolation.
+
+    ``event_id`` is that id where the caller has derived it from these very values.
+    """
     stated = payload.model_dump(mode="json")
     return _validated(
         Event,
         {
-            "event_id": derive_event_id(
+            "event_id": event_id
+            or derive_event_id(
                 source=source,
                 event_type=payload.event_type,
                 entity_id=entity_id,
@@ -308,6 +320,7 @@ def new_event(
             "trace_id": trace_id,
             "payload": stated,
         },
+        context=_DERIVED_HERE,
     )
 
 
@@ -319,9 +332,11 @@ def parse_payload[P: Payload](model: type[P], data: Mapping[str, Any]) -> P:
     return _validated(model, dict(data), "payload")
 
 
-def _validated[M: LateModel](model: type[M], data: dict[str, Any], prefix: str = "") -> M:
+def _validated[M: LateModel](
+    model: type[M], data: dict[str, Any], prefix: str = "", *, context: Mapping[str, bool] | None = None
+) -> M:
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         location = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")

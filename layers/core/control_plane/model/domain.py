@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from control_plane.model.backfill import FileShape, History
 from control_plane.model.contract import Event, Payload
 
 type Effect = Callable[[Any, Event], bool]
@@ -65,6 +66,10 @@ class Domain:
     payloads: tuple[type[Payload], ...]
     """Its event types."""
     consumers: tuple[Consumer, ...] = ()
+    histories: tuple[History, ...] = ()
+    """Its sources that can be asked for the past."""
+    files: tuple[FileShape, ...] = ()
+    """The kinds of file that its observations are read from."""
     deciding: str | None = None
     """The module whose ``DECIDING`` is a control_plane.model.deciding.Deciding; its name alone, so that a function that
     decides nothing imports none of it."""

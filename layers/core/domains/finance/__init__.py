@@ -6,6 +6,8 @@ from control_plane.model.decision_events import CLIENT_ACTIONS
 from control_plane.model.domain import Consumer, Domain, OnReplay
 from domains.finance import detector, paper_account, signal_lab
 from domains.finance.events import MARKET_TICKS, CorporateDividend, CorporateSplit, MarketTick
+from domains.finance.price_file import BARS
+from domains.finance.yahoo_reach import YAHOO
 
 DOMAIN: Final = Domain(
     name="finance",
@@ -23,6 +25,8 @@ DOMAIN: Final = Domain(
         Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume, on_replay=OnReplay.SKIP),
         Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
     ),
+    histories=(YAHOO,),
+    files=(BARS,),
     deciding="domains.finance.deciding.plug_ins",
     reconciling="domains.finance.paper_account.reconcile",
     forgetting="domains.finance.forgetting",

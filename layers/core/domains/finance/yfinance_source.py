@@ -1,15 +1,14 @@
-"""One-minute bars, splits and dividends from Yahoo Finance, asked for through yfinance."""
+"""Bars, splits and dividends from Yahoo Finance, asked for through yfinance: one-minute bars, longer in a backfill."""
 
-import contextlib
 import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from math import ceil, isfinite
-from typing import Any, Final, TypeGuard, cast
+from math import ceil
+from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit
 
 import yfinance
@@ -21,13 +20,16 @@ from control_plane.ingestion.source import Entity, Fetched, Gap, Json, Observati
 from control_plane.model.errors import ConfigurationError, SourceError
 from domains.finance.events import MarketTick
 from domains.finance.yahoo_actions import corporate_actions
+from domains.finance.yahoo_meta import clock_of, closing_times, meta_of, sessions_of, text_of
+from domains.finance.yahoo_reach import HISTORY, REACHES, WINDOW
 from domains.finance.yahoo_session import REDIRECTS, RefusedRequest, TooLargeAnswer, YahooSession
 
 YAHOO_URL = "https://query2.finance.yahoo.com"
 CHART_PATH = "/v8/finance/chart/"
 
-INTERVAL = timedelta(minutes=1)
 SERIES: Final = "1m"
+INTERVALS: Final = {SERIES: timedelta(minutes=1), "1h": timedelta(hours=1), "1d": timedelta(days=1)}
+"""How long a bar is, by the name that Yahoo and its series have."""
 
 ALWAYS_CLOSED = timedelta(minutes=30)
 """A bar counts as closed this long after its end whatever the source's clock says, because that clock stands still
@@ -36,20 +38,10 @@ between trades."""
 GREATEST_LEAD = timedelta(minutes=5)
 """A source's clock that is ahead of ours by more than this is wrong."""
 
-WINDOW = timedelta(days=7)
-"""The time span of one request. Yahoo: "Only 8 days worth of 1m granularity data are allowed to be fetched per
-request"."""
-
-HISTORY = timedelta(days=29)
-"""How far back to ask. Yahoo: "The requested range must be within the last 30 days", and it refuses exactly 30 days."""
-
 HOUR = timedelta(hours=1)
 FIRST_WINDOW = 2 * HOUR
 """The time span in which the most recent hour is searched first; while a market is open, it contains that whole
 hour."""
-
-SHORTEST_DAY = timedelta(hours=20)
-"""A session of at least this length never closes: crypto, currencies. (Yahoo ends those at 23:59, one bar early.)"""
 
 MOST_VALUES: Final = 200_000
 """The most values in one answer, because each takes far more memory than its text. WINDOW has a third of that."""
@@ -103,22 +95,31 @@ class YFinanceSource:
         answers: list[Json] = []
         if since is None:
             for start, end in _windows_backwards(now):
-                answers.append(self._ask(symbol, start, end))
+                answers.append(self._ask(symbol, start, end, SERIES))
                 bars = _closed_bars([_read(symbol, answer) for answer in answers], since=now - HISTORY, now=now)
                 if bars and bars[-1].start - HOUR >= start:
                     break
         else:
-            for start, end in _windows(max(since.astimezone(UTC), now - HISTORY), now):
-                answers.append(self._ask(symbol, start, end))
-                _read(symbol, answers[-1])  # The first answer that is an error ends the loop.
+            answers = self._ask_windows(symbol, max(since.astimezone(UTC), now - HISTORY), now, SERIES)
         raw = answers[0] if len(answers) == 1 else answers
         return self.read(raw, symbol=symbol, since=since, asked_at=asked_at)
+
+    def fetch_window(self, symbol: str, since: datetime, until: datetime, interval: str, asked_at: datetime) -> Fetched:
+        """See :class:`~control_plane.ingestion.source.HistorySource`."""
+        now, back = asked_at.astimezone(UTC), REACHES[interval].back
+        start = since.astimezone(UTC) if back is None else max(since.astimezone(UTC), now - back)
+        answers = self._ask_windows(symbol, start, min(until.astimezone(UTC), now), interval)
+        raw = answers[0] if len(answers) == 1 else answers
+        fetched = self.read(raw, symbol=symbol, since=since, asked_at=asked_at)
+        return replace(fetched, observations=tuple(one for one in fetched.observations if one.occurred_at < until))
 
     def read(self, raw: Json, *, symbol: str, since: datetime | None, asked_at: datetime) -> Fetched:
         """See :class:`~control_plane.ingestion.source.Source`."""
         now = asked_at.astimezone(UTC)
         oldest = now - HISTORY
         charts = [_read(symbol, answer) for answer in (raw if isinstance(raw, list) else [raw])]
+        if since is not None and any(chart.interval != SERIES for chart in charts):
+            oldest = since.astimezone(UTC)
         gap = None
         if since is None:
             bars = _closed_bars(charts, since=oldest, now=now)
@@ -136,7 +137,7 @@ class YFinanceSource:
             symbol=symbol,
             raw=raw,
             observations=_in_order(
-                (Observation(self.event_type, bar.start, bar.payload, SERIES) for bar in bars),
+                (Observation(self.event_type, bar.start, bar.payload, bar.payload["interval"]) for bar in bars),
                 (action for chart in charts for action in chart.actions if oldest <= action.occurred_at <= now),
             ),
             gap=gap,
@@ -150,21 +151,30 @@ class YFinanceSource:
         answers = fetched.raw if isinstance(fetched.raw, list) else [fetched.raw]
         for answer in answers:
             _, document, _ = _unwrapped(answer)
-            meta = _meta(document)
+            meta = meta_of(document)
             if meta:
-                kind = _text(meta.get("instrumentType"))
+                kind = text_of(meta.get("instrumentType"))
                 return Entity(
-                    entity_id=_text(meta.get("symbol")) or fetched.symbol,
+                    entity_id=text_of(meta.get("symbol")) or fetched.symbol,
                     entity_type=ENTITY_TYPES.get(kind.lower(), kind.lower()) if kind else None,
-                    time_zone=_text(meta.get("exchangeTimezoneName")),
+                    time_zone=text_of(meta.get("exchangeTimezoneName")),
                 )
         return Entity(entity_id=fetched.symbol, entity_type=None, time_zone=None)
 
-    def _ask(self, symbol: str, start: datetime, end: datetime) -> Json:
+    def _ask_windows(self, symbol: str, start: datetime, end: datetime, interval: str) -> list[Json]:
+        answers: list[Json] = []
+        while start < end:
+            stop = min(start + REACHES[interval].window, end)
+            answers.append(self._ask(symbol, start, stop, interval))
+            _read(symbol, answers[-1])  # The first answer that is an error ends the loop.
+            start = stop
+        return answers
+
+    def _ask(self, symbol: str, start: datetime, end: datetime, interval: str) -> Json:
         params = {
             "period1": int(start.timestamp()),
             "period2": ceil(end.timestamp()),
-            "interval": SERIES,
+            "interval": interval,
             "includePrePost": "false",
             "events": "div,splits",
         }
@@ -200,15 +210,9 @@ class _Chart:
     """The time of the newest trade that the answer knows of; None if it does not say."""
     sessions: tuple[TradingSession, ...] = ()
     """The exchange's sessions, as far as the answer tells."""
+    interval: str = SERIES
     actions: tuple[Observation, ...] = ()
     """Splits and dividends, as far as they can be told."""
-
-
-def _windows(start: datetime, end: datetime) -> Iterator[tuple[datetime, datetime]]:
-    while start < end:
-        stop = min(start + WINDOW, end)
-        yield start, stop
-        start = stop
 
 
 def _windows_backwards(now: datetime) -> Iterator[tuple[datetime, datetime]]:
@@ -232,7 +236,9 @@ def _closed_bars(charts: Iterable[_Chart], *, since: datetime, now: datetime) ->
     for chart in charts:
         newest = max((bar.start for bar in chart.bars), default=now)
         for bar in chart.bars:
-            if bar.start >= since and _is_closed(bar.start + INTERVAL, clock=chart.clock, newest=newest, now=now):
+            if bar.start >= since and _is_closed(
+                bar.start + INTERVALS[chart.interval], clock=chart.clock, newest=newest, now=now
+            ):
                 bars[bar.start] = bar
     return [bars[start] for start in sorted(bars)]
 
@@ -296,29 +302,32 @@ def _refusal(status: int, code: object, said: str) -> tuple[str, str] | None:
 
 
 def _chart(symbol: str, document: Any) -> _Chart:
-    result, meta = document["chart"]["result"][0], _meta(document)
-    about = _text(meta.get("symbol")) or symbol
+    result, meta = document["chart"]["result"][0], meta_of(document)
+    about = text_of(meta.get("symbol")) or symbol
     if about.casefold() != symbol.casefold():
         raise ValueError(f"it is about {about[:32]!r}")
+    told = meta.get("dataGranularity")
+    interval = told if isinstance(told, str) and told in INTERVALS else SERIES
+    bars = _bars(result, meta, interval)
     return _Chart(
-        _bars(result, meta), _clock(meta), tuple(_sessions(meta)), corporate_actions(result.get("events"), meta)
+        bars, clock_of(meta), tuple(sessions_of(meta)), interval, corporate_actions(result.get("events"), meta)
     )
 
 
-def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:
-    """Returns every row in whose minute something was traded, with its numbers unchanged."""
+def _bars(result: dict[str, Any], meta: Mapping[str, Any], interval: str) -> tuple[_Bar, ...]:
+    """Returns every row in whose time something was traded, with its numbers unchanged."""
     currency = meta.get("currency")
     starts = result.get("timestamp") or []
     if not starts:
         return ()
     columns = result["indicators"]["quote"][0]
     rows = zip(*(columns[name] for name in COLUMNS), strict=True)
-    closing_times = _closing_times(meta)
+    ends = closing_times(meta)
     bars: dict[datetime, _Bar] = {}
     for timestamp, (open_, high, low, close, volume) in zip(starts, rows, strict=True):
         # Yahoo adds its live price as a row, under the second of the request; after trading ended, under the closing
         # time.
-        if timestamp % INTERVAL.total_seconds() or timestamp in closing_times:
+        if timestamp % 60 or timestamp in ends or (interval != SERIES and timestamp == meta.get("regularMarketTime")):
             continue
         if open_ is high is low is close is None and not volume:
             continue
@@ -332,66 +341,14 @@ def _bars(result: dict[str, Any], meta: Mapping[str, Any]) -> tuple[_Bar, ...]:
             "low": low,
             "volume": int(volume) if isinstance(volume, float) and volume.is_integer() else volume,
             "currency": currency,
-            "interval": "1m",
+            "interval": interval,
         }
         bars.setdefault(start, _Bar(start, payload))
     return tuple(bars.values())
 
 
-def _clock(meta: Mapping[str, Any]) -> datetime | None:
-    """Returns the time of the newest trade; None if the field is no instant."""
-    seconds = meta.get("regularMarketTime")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        return None
-    try:
-        return datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
 def _is_zero(price: object) -> bool:
     return isinstance(price, int | float) and not isinstance(price, bool) and price == 0
-
-
-def _sessions(meta: Mapping[str, Any]) -> Iterator[TradingSession]:
-    """Yields the sessions with bars, and today's. On a Saturday both are Friday's, even those of currencies."""
-    for start, end in _periods(meta):
-        with contextlib.suppress(ValueError, OverflowError, OSError):
-            yield TradingSession(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
-
-
-def _closing_times(meta: Mapping[str, Any]) -> frozenset[float]:
-    return frozenset(end for start, end in _periods(meta) if end - start < SHORTEST_DAY.total_seconds())
-
-
-def _periods(meta: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """Yields the regular sessions as pairs of seconds since 1970, whichever shape the answer has.
-
-    Yahoo has sent them as lists of days, as one flat list, and as an object with the key "regular". An unknown shape
-    must not cost the bars.
-    """
-    current = meta.get("currentTradingPeriod")
-    told: list[object] = [meta.get("tradingPeriods"), current.get("regular") if isinstance(current, dict) else None]
-    for _ in range(3):  # A flat list has sessions at level two, an object of days at four.
-        told = [part for whole in told for part in _parts(whole)]
-    for session in told:
-        if isinstance(session, dict):
-            start, end = session.get("start"), session.get("end")
-            if _is_seconds(start) and _is_seconds(end) and start < end:
-                yield start, end
-
-
-def _parts(whole: object) -> list[object]:
-    """Returns the items of a list or an object of periods; a session stays as it is."""
-    if isinstance(whole, list):
-        return whole
-    if not isinstance(whole, dict):
-        return []
-    return [whole] if "start" in whole else [whole.get("regular")]
-
-
-def _is_seconds(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _kept(response: Response) -> Json:
@@ -435,15 +392,3 @@ def _unwrapped(kept: Json) -> tuple[int, Any, str]:
         return cast("int", kept["status"]), json.loads(body), called
     except (ValueError, RecursionError):
         return cast("int", kept["status"]), None, called
-
-
-def _meta(document: Any) -> Mapping[str, Any]:
-    try:
-        meta = document["chart"]["result"][0]["meta"]
-    except (KeyError, IndexError, TypeError):
-        return {}
-    return meta if isinstance(meta, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
