@@ -111,6 +111,7 @@ def _with_consumer(owner: Domain, name: str, topic: str) -> list[Domain]:
 def _function(checkout: Path, names: template.Names, domain: str, topic: str) -> str:
     text = _read(checkout, Path("functions/signal_lab/app.py"))
     text = text.replace("from domains.finance import", f"from domains.{domain} import")
+    text = text.replace("consume_replayable", "consume_messages")  # A new consumer takes no replay.
     _, _, rest = text.partition("\n")
     return f'"""{names.pascal}Function: consumes the events of {topic}, from its queue."""\n{names.renamed(rest)}'
 

@@ -1,7 +1,7 @@
 """Engines are killed at random moments, two of them at once: nothing is lost, and nothing is doubled.
 
-Three kills of each kind, or as many as OPERATIONS_KILLS says; some thousand letters, or at least OPERATIONS_LETTERS (more of
-either needs pytest's --timeout).
+Three kills of each kind, or as many as OPERATIONS_KILLS says; some thousand letters, or at least OPERATIONS_LETTERS.
+More of either needs pytest's --timeout.
 """
 
 import os
