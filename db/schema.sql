@@ -450,7 +450,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.check_retention(before timestamp with time zone, batch_size integer) RETURNS void
+CREATE FUNCTION public.check_retention(older_than timestamp with time zone, batch_size integer) RETURNS void
     LANGUAGE plpgsql STABLE
     AS $$
 BEGIN
@@ -459,8 +459,8 @@ BEGIN
         RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF before IS NULL OR before > now() - interval '30 days' THEN
-        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(before::text, 'never')
+    IF older_than IS NULL OR older_than > now() - interval '30 days' THEN
+        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(older_than::text, 'never')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -714,12 +714,12 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(counted bigint, last_at timestamp with time zone, last_id text, first_at timestamp with time zone, sample text[])
+CREATE FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(counted bigint, last_at timestamp with time zone, last_id text, first_at timestamp with time zone, sample text[])
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM check_retention(before, most);
+    PERFORM check_retention(older_than, most);
     RETURN QUERY
     SELECT
         count(*),
@@ -727,11 +727,11 @@ BEGIN
         (array_agg(found.id ORDER BY found.at DESC, found.id DESC))[1],
         min(found.at),
         (array_agg(found.id ORDER BY found.at, found.id))[1:5]
-    FROM expiring(of_what, before, after_at, after_id, most) AS found;
+    FROM expiring(of_what, older_than, after_at, after_id, most) AS found;
 END
 $$;
 
-CREATE FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid DEFAULT NULL::uuid) RETURNS bigint
+CREATE FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid DEFAULT NULL::uuid) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -740,11 +740,11 @@ CREATE FUNCTION public.delete_expired(of_what text, before timestamp with time z
 DECLARE
     deleted bigint := 0;
 BEGIN
-    PERFORM check_retention(before, batch_size);
+    PERFORM check_retention(older_than, batch_size);
     IF of_what = 'decisions' THEN
         RETURN remove_decisions(
             ARRAY(
-                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
                 FOR UPDATE OF expirable SKIP LOCKED
             ),
             'retention', by_operation
@@ -752,7 +752,7 @@ BEGIN
     ELSIF of_what = 'events' THEN
         RETURN remove_events(
             ARRAY(
-                SELECT event_id FROM expirable_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                SELECT event_id FROM expirable_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
                 FOR UPDATE OF expirable SKIP LOCKED
             ),
             false
@@ -762,45 +762,52 @@ BEGIN
     IF of_what = 'raw_payloads' THEN
         DELETE FROM raw_payloads
         WHERE id = ANY (ARRAY(
-            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
         DELETE FROM processed_events
         WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+            FOR UPDATE OF expirable SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'dead_letters' THEN
+        DELETE FROM dead_letters
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM expirable_dead_letters AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'repeated_looks' THEN
         DELETE FROM repeated_looks
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM repeated_looks WHERE observed_at < before ORDER BY observed_at LIMIT batch_size
+            SELECT ctid FROM repeated_looks WHERE observed_at < older_than ORDER BY observed_at LIMIT batch_size
             FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    ELSIF of_what = 'consume_failures' THEN
         DELETE FROM consume_failures
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM consume_failures WHERE failed_at < before ORDER BY failed_at LIMIT batch_size
+            SELECT ctid FROM consume_failures WHERE failed_at < older_than ORDER BY failed_at LIMIT batch_size
             FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+    ELSIF of_what = 'audit' THEN
         DELETE FROM api_audit
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM api_audit WHERE at < before ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
+            SELECT ctid FROM api_audit WHERE at < older_than ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+    ELSE
         RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM set_config('control_plane.retention', 'off', true);
@@ -1261,7 +1268,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(id text, at timestamp with time zone)
+CREATE FUNCTION public.expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(id text, at timestamp with time zone)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -1271,38 +1278,42 @@ BEGIN
     IF of_what = 'decisions' THEN
         RETURN QUERY
         SELECT decision_id::text, at FROM expirable_decisions
-        WHERE at < before AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
+        WHERE at < older_than AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
     ELSIF of_what = 'events' THEN
         RETURN QUERY
         SELECT event_id::text, at FROM expirable_events
-        WHERE at < before AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
+        WHERE at < older_than AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
     ELSIF of_what = 'raw_payloads' THEN
         RETURN QUERY
         SELECT id::text, at FROM expirable_raw_payloads
-        WHERE at < before AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
+        WHERE at < older_than AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
     ELSIF of_what = 'processed_events' THEN
         RETURN QUERY
         SELECT place::text, at FROM expirable_processed_events
-        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+        WHERE at < older_than AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
     ELSIF of_what = 'delivery_failures' THEN
         RETURN QUERY
         SELECT place::text, at FROM expirable_delivery_failures
-        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+        WHERE at < older_than AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+    ELSIF of_what = 'dead_letters' THEN
+        RETURN QUERY
+        SELECT id::text, at FROM expirable_dead_letters
+        WHERE at < older_than AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
     ELSIF of_what = 'repeated_looks' THEN
         RETURN QUERY
         SELECT ctid::text, observed_at FROM repeated_looks
-        WHERE observed_at < before AND (observed_at, ctid::text) > (after_at, after_id)
+        WHERE observed_at < older_than AND (observed_at, ctid::text) > (after_at, after_id)
         ORDER BY observed_at, ctid::text LIMIT most;
-    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    ELSIF of_what = 'consume_failures' THEN
         RETURN QUERY
         SELECT ctid::text, failed_at FROM consume_failures
-        WHERE failed_at < before AND (failed_at, ctid::text) > (after_at, after_id)
+        WHERE failed_at < older_than AND (failed_at, ctid::text) > (after_at, after_id)
         ORDER BY failed_at, ctid::text LIMIT most;
-    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+    ELSIF of_what = 'audit' THEN
         RETURN QUERY
         SELECT ctid::text, at FROM api_audit
-        WHERE at < before AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
-    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+        WHERE at < older_than AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
+    ELSE
         RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -2396,12 +2407,8 @@ BEGIN
     DELETE FROM delivery_failures WHERE outbox_id = ANY (message_ids);
     DELETE FROM dead_letters WHERE outbox_id = ANY (message_ids);
     DELETE FROM deliveries WHERE outbox_id = ANY (message_ids);
-    IF are_erased AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    IF are_erased THEN
         DELETE FROM consume_failures WHERE event_id = ANY (ids);
-    END IF;
-    IF are_erased AND EXISTS (
-        SELECT FROM pg_attribute WHERE attrelid = 'public.dead_letters'::regclass AND attname = 'event_id'
-    ) THEN
         DELETE FROM dead_letters WHERE event_id = ANY (ids);
     END IF;
     WITH gone AS (
@@ -3600,6 +3607,14 @@ CREATE TABLE public.executions (
 
 COMMENT ON TABLE public.executions IS 'What the client did with an action, once, or that nobody executed it before it expired. Immutable.';
 
+CREATE VIEW public.expirable_dead_letters AS
+ SELECT id,
+    resolved_at AS at
+   FROM public.dead_letters
+  WHERE ((outbox_id IS NULL) AND (resolution IS NOT NULL));
+
+COMMENT ON VIEW public.expirable_dead_letters IS 'Dead letters that are resolved and whose body is no message of the outbox. Those of a message go with its event.';
+
 CREATE TABLE public.outbox (
     id bigint NOT NULL,
     event_id uuid NOT NULL,
@@ -4462,6 +4477,8 @@ CREATE INDEX consume_failures_by_time ON public.consume_failures USING btree (fa
 
 CREATE INDEX consume_failures_of_a_message ON public.consume_failures USING btree (subscription, message_id, id);
 
+CREATE INDEX dead_letters_by_end ON public.dead_letters USING btree (resolved_at) WHERE ((outbox_id IS NULL) AND (resolution IS NOT NULL));
+
 CREATE INDEX dead_letters_by_event ON public.dead_letters USING btree (event_id) WHERE (event_id IS NOT NULL);
 
 CREATE INDEX dead_letters_by_outbox ON public.dead_letters USING btree (outbox_id, subscription) WHERE (outbox_id IS NOT NULL);
@@ -4757,7 +4774,7 @@ REVOKE ALL ON FUNCTION public.check_is_api() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.check_release() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.check_retention(before timestamp with time zone, batch_size integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.check_retention(older_than timestamp with time zone, batch_size integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) TO acp_agent;
@@ -4774,11 +4791,11 @@ GRANT ALL ON FUNCTION public.compare_rebuild(of_operation uuid) TO acp_maintain;
 REVOKE ALL ON FUNCTION public.count_erasable(of_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.count_erasable(of_operation uuid) TO acp_maintain;
 
-REVOKE ALL ON FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) TO acp_maintain;
 
-REVOKE ALL ON FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.delete_kept_answers(batch_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_kept_answers(batch_size integer) TO acp_maintain;
@@ -4833,7 +4850,7 @@ REVOKE ALL ON FUNCTION public.erasure_key(of_source text, of_entity text, of_typ
 REVOKE ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) TO acp_maintain;

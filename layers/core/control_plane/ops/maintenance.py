@@ -36,6 +36,8 @@ class MaintenanceReport:
     """False if time ran out before all was deleted; the next run continues."""
     pinned_horizon: HorizonHolder | None
     deleted_decisions: int = 0
+    deleted_dead_letters: int = 0
+    """Deleted resolved letters that are of no message of the outbox."""
     deleted_processed_events: int = 0
     deleted_delivery_failures: int = 0
     deleted_consume_failures: int = 0

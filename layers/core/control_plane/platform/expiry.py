@@ -15,9 +15,12 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 EXPIRING: Final = (
-    "decisions", "events", "raw_payloads", "processed_events", "delivery_failures", "consume_failures", "audit",
+    "decisions", "events", "dead_letters", "raw_payloads", "processed_events", "delivery_failures", "consume_failures",
+    "audit",
 )  # fmt: skip
-"""What has a retention, in the order in which it is deleted: raw payloads go after the events made of them."""
+"""What has a retention, in the order in which it is deleted: raw payloads go after the events made of them.
+
+Dead letters are those that are resolved and whose body is no message of the outbox; others go with their event."""
 
 
 @dataclass(frozen=True, slots=True)
