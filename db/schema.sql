@@ -2585,6 +2585,22 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.spoil_failed_rebuild() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NEW.state = 'failed' THEN
+        UPDATE rebuilds
+        SET spoiled_by = coalesce(spoiled_by, 'the rebuild had failed'), is_equal = NULL, accepted_by = NULL
+        WHERE operation_id = NEW.operation_id;
+    ELSE
+        NEW.progress := NEW.progress || '{"done": 0, "skipped": 0, "cursor": {}}';
+    END IF;
+    RETURN NEW;
+END
+$$;
+
 CREATE FUNCTION public.spoil_rebuild(of_consumer text, because text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -3939,7 +3955,7 @@ COMMENT ON COLUMN public.rebuilds.is_equal IS 'Whether both tables had the same 
 
 COMMENT ON COLUMN public.rebuilds.accepted_by IS 'Who accepted that they differ.';
 
-COMMENT ON COLUMN public.rebuilds.spoiled_by IS 'The error of a write to the shadow tables that failed: they lack it, so the rebuild fails.';
+COMMENT ON COLUMN public.rebuilds.spoiled_by IS 'Why the shadow tables lack something: the error of a write to them that failed, or that the rebuild did.';
 
 CREATE TABLE public.relay_handover (
     only_one boolean DEFAULT true NOT NULL,
@@ -4370,7 +4386,7 @@ ALTER TABLE ONLY public.operation_items
     ADD CONSTRAINT operation_items_pkey PRIMARY KEY (operation_id, item);
 
 ALTER TABLE ONLY public.operations
-    ADD CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE ((state = ANY (ARRAY['running'::text, 'paused'::text])));
+    ADD CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE (((state = ANY (ARRAY['running'::text, 'paused'::text])) OR ((state = 'failed'::text) AND (kind = 'rebuild'::text) AND (started_at IS NOT NULL))));
 
 ALTER TABLE ONLY public.operations
     ADD CONSTRAINT operations_pkey PRIMARY KEY (operation_id);
@@ -4612,6 +4628,8 @@ CREATE TRIGGER events_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON publi
 CREATE TRIGGER executions_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.executions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER operations_change_by_steps AFTER UPDATE OF state ON public.operations FOR EACH ROW WHEN ((old.state <> new.state)) EXECUTE FUNCTION public.refuse_operation_change();
+
+CREATE TRIGGER operations_spoil_failed_rebuilds BEFORE UPDATE OF state ON public.operations FOR EACH ROW WHEN (((new.kind = 'rebuild'::text) AND (old.state <> new.state) AND ((new.state = 'failed'::text) OR ((old.state = 'failed'::text) AND (new.state = 'running'::text))))) EXECUTE FUNCTION public.spoil_failed_rebuild();
 
 CREATE TRIGGER outbox_is_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.outbox FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -5014,6 +5032,8 @@ REVOKE ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigi
 GRANT ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) TO acp_relay;
 
 REVOKE ALL ON FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text, at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.spoil_failed_rebuild() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_consume;

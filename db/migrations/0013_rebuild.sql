@@ -893,7 +893,28 @@ COMMENT ON TABLE rebuilds IS 'One row per consumer that is being rebuilt: while 
 COMMENT ON COLUMN rebuilds.until_seq IS 'Events up to here are folded; what is processed after begun_at is written to both anyway.';
 COMMENT ON COLUMN rebuilds.is_equal IS 'Whether both tables had the same rows when they were compared; null before.';
 COMMENT ON COLUMN rebuilds.accepted_by IS 'Who accepted that they differ.';
-COMMENT ON COLUMN rebuilds.spoiled_by IS 'The error of a write to the shadow tables that failed: they lack it, so the rebuild fails.';
+COMMENT ON COLUMN rebuilds.spoiled_by IS 'Why the shadow tables lack something: the error of a write to them that failed, or that the rebuild did.';
+
+-- What a consumer processes while its rebuild has failed is in its own tables alone: the shadows are of no use any more, nor
+-- is what was compared, and a rebuild that is resumed begins anew.
+CREATE FUNCTION spoil_failed_rebuild() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    IF NEW.state = 'failed' THEN
+        UPDATE rebuilds
+        SET spoiled_by = coalesce(spoiled_by, 'the rebuild had failed'), is_equal = NULL, accepted_by = NULL
+        WHERE operation_id = NEW.operation_id;
+    ELSE
+        NEW.progress := NEW.progress || '{"done": 0, "skipped": 0, "cursor": {}}';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER operations_spoil_failed_rebuilds BEFORE UPDATE OF state ON operations
+    FOR EACH ROW
+    WHEN (NEW.kind = 'rebuild' AND OLD.state <> NEW.state AND (NEW.state = 'failed' OR OLD.state = 'failed' AND NEW.state = 'running'))
+    EXECUTE FUNCTION spoil_failed_rebuild();
 
 -- Whether a consumer is being rebuilt, for its effect's transaction, which must ask before it touches a table: until it ends,
 -- no rebuild of this consumer begins, changes the tables or ends.
