@@ -741,6 +741,11 @@ DECLARE
     deleted bigint := 0;
 BEGIN
     PERFORM check_retention(older_than, batch_size);
+    IF by_operation IS NOT NULL THEN
+        PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
+    ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
+        RETURN 0;
+    END IF;
     IF of_what = 'decisions' THEN
         RETURN remove_decisions(
             ARRAY(
@@ -2392,11 +2397,15 @@ BEGIN
         WHERE message.event_id = ANY (ids)
         ON CONFLICT DO NOTHING;
         DELETE FROM pending_deliveries WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (ids));
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids));
+    ELSE
+        -- A replay promises what it has locked. The statements from here on see what it has promised until now.
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE SKIP LOCKED);
     END IF;
     -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
     WITH gone AS (
         DELETE FROM outbox AS message
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
             AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
             AND (are_erased OR NOT EXISTS (
                 SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
@@ -2423,6 +2432,22 @@ BEGIN
     END IF;
     PERFORM set_config('control_plane.retention', 'off', true);
     RETURN coalesce(cardinality(removed), 0);
+END
+$$;
+
+CREATE FUNCTION public.retention_waits_for() RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    RETURN (
+        SELECT operation_id
+        FROM operations
+        WHERE kind IN ('replay', 'rebuild')
+            AND (state IN ('running', 'paused') OR state = 'failed' AND kind = 'rebuild' AND started_at IS NOT NULL)
+        ORDER BY started_at
+        LIMIT 1
+    );
 END
 $$;
 
@@ -5018,6 +5043,9 @@ REVOKE ALL ON FUNCTION public.refuse_unreleased() FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.remove_decisions(ids uuid[], because text, by_operation uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.remove_events(ids uuid[], are_erased boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.retention_waits_for() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.retention_waits_for() TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) TO acp_command;

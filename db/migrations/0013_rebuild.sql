@@ -183,11 +183,15 @@ BEGIN
         WHERE message.event_id = ANY (ids)
         ON CONFLICT DO NOTHING;
         DELETE FROM pending_deliveries WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (ids));
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids));
+    ELSE
+        -- A replay promises what it has locked. The statements from here on see what it has promised until now.
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE SKIP LOCKED);
     END IF;
     -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
     WITH gone AS (
         DELETE FROM outbox AS message
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
             AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
             AND (are_erased OR NOT EXISTS (
                 SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
@@ -357,8 +361,25 @@ BEGIN
 END
 $$;
 
+-- The operation for whose end the scheduled retention waits: it would miss what it has planned for. Null for none.
+CREATE FUNCTION retention_waits_for() RETURNS uuid
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT operation_id
+        FROM operations
+        WHERE kind IN ('replay', 'rebuild')
+            AND (state IN ('running', 'paused') OR state = 'failed' AND kind = 'rebuild' AND started_at IS NOT NULL)
+        ORDER BY started_at
+        LIMIT 1
+    );
+END
+$$;
+
 -- Deletes the oldest rows that have expired, one batch of them, and returns how many are gone. What another transaction has
--- locked is left for another time.
+-- locked is left for another time; without an operation of its own, so are events and their processing while retention waits.
 CREATE FUNCTION delete_expired(of_what text, older_than timestamptz, batch_size integer, by_operation uuid DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -369,6 +390,11 @@ DECLARE
     deleted bigint := 0;
 BEGIN
     PERFORM check_retention(older_than, batch_size);
+    IF by_operation IS NOT NULL THEN
+        PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
+    ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
+        RETURN 0;
+    END IF;
     IF of_what = 'decisions' THEN
         RETURN remove_decisions(
             ARRAY(
@@ -1192,7 +1218,7 @@ $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    count_expiring, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance, plan_rebuild, begin_rebuild,
+    count_expiring, retention_waits_for, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance, plan_rebuild, begin_rebuild,
     rebuild_events, compare_rebuild, judge_rebuild, swap_rebuild
     TO acp_maintain;
 GRANT EXECUTE ON FUNCTION is_rebuilding, spoil_rebuild TO acp_consume;
