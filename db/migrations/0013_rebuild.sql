@@ -176,14 +176,18 @@ DECLARE
 BEGIN
     PERFORM set_config('control_plane.retention', 'on', true);
     IF are_erased THEN
+        -- Locks in the order of MigrationFunction: the outbox, then its pending deliveries.
+        LOCK TABLE outbox IN ROW EXCLUSIVE MODE;
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE);
+        PERFORM FROM pending_deliveries WHERE outbox_id = ANY (message_ids) ORDER BY outbox_id, subscription FOR UPDATE;
         INSERT INTO processed_events (consumer, event_id)
         SELECT subscriptions.name, message.event_id
         FROM outbox AS message
         JOIN subscriptions ON subscriptions.topic = message.topic
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
+        ORDER BY subscriptions.name, message.event_id
         ON CONFLICT DO NOTHING;
-        DELETE FROM pending_deliveries WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (ids));
-        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids));
+        DELETE FROM pending_deliveries WHERE outbox_id = ANY (message_ids);
     ELSE
         -- A replay promises what it has locked. The statements from here on see what it has promised until now.
         message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE SKIP LOCKED);

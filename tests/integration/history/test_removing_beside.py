@@ -1,19 +1,26 @@
 """Removing beside others: a replay that promises, a rebuild that folds, MigrationFunction changing subscriptions."""
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from psycopg import Connection
-from tests.conftest import TestDatabase
+from psycopg import Connection, errors
+from tests.conftest import MIGRATIONS, TestDatabase
+from tests.integration import seeds
 from tests.integration.history import running
 from tests.integration.history.test_retention import age_all, count
 from tests.integration.test_maintenance import store_old
 
 from control_plane.model.domain import OnReplay
+from control_plane.model.subscription import Subscription
 from control_plane.operations.history.rebuild import Rebuild
 from control_plane.operations.replay import Replay
 from control_plane.ops.maintenance import Maintenance
+from control_plane.ops.migrations import read_migrations
+from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
+from control_plane.ops.timeline import QUERIES
+from control_plane.ops.upgrade import upgrade
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
 from domains import DOMAINS, EVENT_TYPES
@@ -65,6 +72,44 @@ def test_the_scheduled_retention_waits_for_a_rebuild(
     owner.execute("UPDATE operations SET state = 'cancelled', finished_at = now()")
     report = retention().run(maintain, remaining_seconds=lambda: 60.0)
     assert (report.deleted_events, report.finished, count(owner, "processed_events")) == (3, True, 0)
+
+
+def test_an_erasure_and_a_change_of_subscriptions_wait_for_each_other(
+    app: Connection[Any], owner: Connection[Any], database: TestDatabase
+) -> None:
+    event_ids = seeds.store(app, seeds.ticks(3))
+    erased: list[Any] = []
+
+    def erase() -> None:
+        with connect(database.owner_url, application_name="erasing") as erasing:
+            erased.extend(erasing.execute("SELECT remove_events(%s::uuid[], true)", [event_ids]).fetchall())
+
+    erasing = threading.Thread(target=erase)
+    with owner.transaction():
+        owner.execute(QUERIES["lock_out_new_messages"].sql)
+        erasing.start()
+        seeds.wait_until_waiting(database, "erasing")
+        owner.execute(QUERIES["lock_out_settlements"].sql)
+    erasing.join(30)
+    assert erased == [(3,)]
+    assert (count(owner, "outbox"), count(owner, "pending_deliveries")) == (0, 0)
+
+
+def test_an_upgrade_that_conflicts_with_others_is_tried_again(
+    owner: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conflicts = [errors.DeadlockDetected(), errors.LockNotAvailable()]
+
+    def sync(connection: Connection[Any], wanted: Mapping[str, Subscription]) -> SubscriptionReport:
+        report = sync_subscriptions(connection, wanted)
+        if conflicts:
+            raise conflicts.pop()
+        return report
+
+    monkeypatch.setattr("control_plane.ops.upgrade.sync_subscriptions", sync)
+    report = upgrade(owner, read_migrations(MIGRATIONS), {"late": Subscription("market.ticks")}, playbooks=())
+    assert report.subscriptions.added == ("late",)
+    assert owner.execute("SELECT removed_at FROM subscriptions WHERE name = 'late'").fetchall() == [(None,)]
 
 
 def retention() -> Maintenance:
