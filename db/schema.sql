@@ -450,7 +450,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.check_retention(before timestamp with time zone, batch_size integer) RETURNS void
+CREATE FUNCTION public.check_retention(older_than timestamp with time zone, batch_size integer) RETURNS void
     LANGUAGE plpgsql STABLE
     AS $$
 BEGIN
@@ -459,8 +459,8 @@ BEGIN
         RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF before IS NULL OR before > now() - interval '30 days' THEN
-        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(before::text, 'never')
+    IF older_than IS NULL OR older_than > now() - interval '30 days' THEN
+        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(older_than::text, 'never')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -714,12 +714,12 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(counted bigint, last_at timestamp with time zone, last_id text, first_at timestamp with time zone, sample text[])
+CREATE FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(counted bigint, last_at timestamp with time zone, last_id text, first_at timestamp with time zone, sample text[])
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM check_retention(before, most);
+    PERFORM check_retention(older_than, most);
     RETURN QUERY
     SELECT
         count(*),
@@ -727,11 +727,11 @@ BEGIN
         (array_agg(found.id ORDER BY found.at DESC, found.id DESC))[1],
         min(found.at),
         (array_agg(found.id ORDER BY found.at, found.id))[1:5]
-    FROM expiring(of_what, before, after_at, after_id, most) AS found;
+    FROM expiring(of_what, older_than, after_at, after_id, most) AS found;
 END
 $$;
 
-CREATE FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid DEFAULT NULL::uuid) RETURNS bigint
+CREATE FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid DEFAULT NULL::uuid) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -740,11 +740,16 @@ CREATE FUNCTION public.delete_expired(of_what text, before timestamp with time z
 DECLARE
     deleted bigint := 0;
 BEGIN
-    PERFORM check_retention(before, batch_size);
+    PERFORM check_retention(older_than, batch_size);
+    IF by_operation IS NOT NULL THEN
+        PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
+    ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
+        RETURN 0;
+    END IF;
     IF of_what = 'decisions' THEN
         RETURN remove_decisions(
             ARRAY(
-                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
                 FOR UPDATE OF expirable SKIP LOCKED
             ),
             'retention', by_operation
@@ -752,7 +757,7 @@ BEGIN
     ELSIF of_what = 'events' THEN
         RETURN remove_events(
             ARRAY(
-                SELECT event_id FROM expirable_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                SELECT event_id FROM expirable_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
                 FOR UPDATE OF expirable SKIP LOCKED
             ),
             false
@@ -762,45 +767,52 @@ BEGIN
     IF of_what = 'raw_payloads' THEN
         DELETE FROM raw_payloads
         WHERE id = ANY (ARRAY(
-            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
         DELETE FROM processed_events
         WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+            FOR UPDATE OF expirable SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'dead_letters' THEN
+        DELETE FROM dead_letters
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM expirable_dead_letters AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'repeated_looks' THEN
         DELETE FROM repeated_looks
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM repeated_looks WHERE observed_at < before ORDER BY observed_at LIMIT batch_size
+            SELECT ctid FROM repeated_looks WHERE observed_at < older_than ORDER BY observed_at LIMIT batch_size
             FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    ELSIF of_what = 'consume_failures' THEN
         DELETE FROM consume_failures
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM consume_failures WHERE failed_at < before ORDER BY failed_at LIMIT batch_size
+            SELECT ctid FROM consume_failures WHERE failed_at < older_than ORDER BY failed_at LIMIT batch_size
             FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+    ELSIF of_what = 'audit' THEN
         DELETE FROM api_audit
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM api_audit WHERE at < before ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
+            SELECT ctid FROM api_audit WHERE at < older_than ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+    ELSE
         RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM set_config('control_plane.retention', 'off', true);
@@ -1261,7 +1273,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(id text, at timestamp with time zone)
+CREATE FUNCTION public.expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) RETURNS TABLE(id text, at timestamp with time zone)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -1271,38 +1283,42 @@ BEGIN
     IF of_what = 'decisions' THEN
         RETURN QUERY
         SELECT decision_id::text, at FROM expirable_decisions
-        WHERE at < before AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
+        WHERE at < older_than AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
     ELSIF of_what = 'events' THEN
         RETURN QUERY
         SELECT event_id::text, at FROM expirable_events
-        WHERE at < before AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
+        WHERE at < older_than AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
     ELSIF of_what = 'raw_payloads' THEN
         RETURN QUERY
         SELECT id::text, at FROM expirable_raw_payloads
-        WHERE at < before AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
+        WHERE at < older_than AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
     ELSIF of_what = 'processed_events' THEN
         RETURN QUERY
         SELECT place::text, at FROM expirable_processed_events
-        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+        WHERE at < older_than AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
     ELSIF of_what = 'delivery_failures' THEN
         RETURN QUERY
         SELECT place::text, at FROM expirable_delivery_failures
-        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+        WHERE at < older_than AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+    ELSIF of_what = 'dead_letters' THEN
+        RETURN QUERY
+        SELECT id::text, at FROM expirable_dead_letters
+        WHERE at < older_than AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
     ELSIF of_what = 'repeated_looks' THEN
         RETURN QUERY
         SELECT ctid::text, observed_at FROM repeated_looks
-        WHERE observed_at < before AND (observed_at, ctid::text) > (after_at, after_id)
+        WHERE observed_at < older_than AND (observed_at, ctid::text) > (after_at, after_id)
         ORDER BY observed_at, ctid::text LIMIT most;
-    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    ELSIF of_what = 'consume_failures' THEN
         RETURN QUERY
         SELECT ctid::text, failed_at FROM consume_failures
-        WHERE failed_at < before AND (failed_at, ctid::text) > (after_at, after_id)
+        WHERE failed_at < older_than AND (failed_at, ctid::text) > (after_at, after_id)
         ORDER BY failed_at, ctid::text LIMIT most;
-    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+    ELSIF of_what = 'audit' THEN
         RETURN QUERY
         SELECT ctid::text, at FROM api_audit
-        WHERE at < before AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
-    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+        WHERE at < older_than AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
+    ELSE
         RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -2374,18 +2390,26 @@ DECLARE
 BEGIN
     PERFORM set_config('control_plane.retention', 'on', true);
     IF are_erased THEN
+        -- Locks in the order of MigrationFunction: the outbox, then its pending deliveries.
+        LOCK TABLE outbox IN ROW EXCLUSIVE MODE;
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE);
+        PERFORM FROM pending_deliveries WHERE outbox_id = ANY (message_ids) ORDER BY outbox_id, subscription FOR UPDATE;
         INSERT INTO processed_events (consumer, event_id)
         SELECT subscriptions.name, message.event_id
         FROM outbox AS message
         JOIN subscriptions ON subscriptions.topic = message.topic
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
+        ORDER BY subscriptions.name, message.event_id
         ON CONFLICT DO NOTHING;
-        DELETE FROM pending_deliveries WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (ids));
+        DELETE FROM pending_deliveries WHERE outbox_id = ANY (message_ids);
+    ELSE
+        -- A replay promises what it has locked. The statements from here on see what it has promised until now.
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE SKIP LOCKED);
     END IF;
     -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
     WITH gone AS (
         DELETE FROM outbox AS message
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
             AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
             AND (are_erased OR NOT EXISTS (
                 SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
@@ -2396,12 +2420,8 @@ BEGIN
     DELETE FROM delivery_failures WHERE outbox_id = ANY (message_ids);
     DELETE FROM dead_letters WHERE outbox_id = ANY (message_ids);
     DELETE FROM deliveries WHERE outbox_id = ANY (message_ids);
-    IF are_erased AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    IF are_erased THEN
         DELETE FROM consume_failures WHERE event_id = ANY (ids);
-    END IF;
-    IF are_erased AND EXISTS (
-        SELECT FROM pg_attribute WHERE attrelid = 'public.dead_letters'::regclass AND attname = 'event_id'
-    ) THEN
         DELETE FROM dead_letters WHERE event_id = ANY (ids);
     END IF;
     WITH gone AS (
@@ -2416,6 +2436,22 @@ BEGIN
     END IF;
     PERFORM set_config('control_plane.retention', 'off', true);
     RETURN coalesce(cardinality(removed), 0);
+END
+$$;
+
+CREATE FUNCTION public.retention_waits_for() RETURNS uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    RETURN (
+        SELECT operation_id
+        FROM operations
+        WHERE kind IN ('replay', 'rebuild')
+            AND (state IN ('running', 'paused') OR state = 'failed' AND kind = 'rebuild' AND started_at IS NOT NULL)
+        ORDER BY started_at
+        LIMIT 1
+    );
 END
 $$;
 
@@ -2575,6 +2611,22 @@ BEGIN
         INSERT INTO switch_changes (scope, is_off, set_by, reason)
         VALUES ('model:' || of_model, true, 'control plane', 'it charged more than was reserved');
     END IF;
+END
+$$;
+
+CREATE FUNCTION public.spoil_failed_rebuild() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NEW.state = 'failed' THEN
+        UPDATE rebuilds
+        SET spoiled_by = coalesce(spoiled_by, 'the rebuild had failed'), is_equal = NULL, accepted_by = NULL
+        WHERE operation_id = NEW.operation_id;
+    ELSE
+        NEW.progress := NEW.progress || '{"done": 0, "skipped": 0, "cursor": {}}';
+    END IF;
+    RETURN NEW;
 END
 $$;
 
@@ -3600,6 +3652,14 @@ CREATE TABLE public.executions (
 
 COMMENT ON TABLE public.executions IS 'What the client did with an action, once, or that nobody executed it before it expired. Immutable.';
 
+CREATE VIEW public.expirable_dead_letters AS
+ SELECT id,
+    resolved_at AS at
+   FROM public.dead_letters
+  WHERE ((outbox_id IS NULL) AND (resolution IS NOT NULL));
+
+COMMENT ON VIEW public.expirable_dead_letters IS 'Dead letters that are resolved and whose body is no message of the outbox. Those of a message go with its event.';
+
 CREATE TABLE public.outbox (
     id bigint NOT NULL,
     event_id uuid NOT NULL,
@@ -3924,7 +3984,7 @@ COMMENT ON COLUMN public.rebuilds.is_equal IS 'Whether both tables had the same 
 
 COMMENT ON COLUMN public.rebuilds.accepted_by IS 'Who accepted that they differ.';
 
-COMMENT ON COLUMN public.rebuilds.spoiled_by IS 'The error of a write to the shadow tables that failed: they lack it, so the rebuild fails.';
+COMMENT ON COLUMN public.rebuilds.spoiled_by IS 'Why the shadow tables lack something: the error of a write to them that failed, or that the rebuild did.';
 
 CREATE TABLE public.relay_handover (
     only_one boolean DEFAULT true NOT NULL,
@@ -4355,7 +4415,7 @@ ALTER TABLE ONLY public.operation_items
     ADD CONSTRAINT operation_items_pkey PRIMARY KEY (operation_id, item);
 
 ALTER TABLE ONLY public.operations
-    ADD CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE ((state = ANY (ARRAY['running'::text, 'paused'::text])));
+    ADD CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE (((state = ANY (ARRAY['running'::text, 'paused'::text])) OR ((state = 'failed'::text) AND (kind = 'rebuild'::text) AND (started_at IS NOT NULL))));
 
 ALTER TABLE ONLY public.operations
     ADD CONSTRAINT operations_pkey PRIMARY KEY (operation_id);
@@ -4461,6 +4521,8 @@ CREATE INDEX consume_failures_by_event ON public.consume_failures USING btree (e
 CREATE INDEX consume_failures_by_time ON public.consume_failures USING btree (failed_at);
 
 CREATE INDEX consume_failures_of_a_message ON public.consume_failures USING btree (subscription, message_id, id);
+
+CREATE INDEX dead_letters_by_end ON public.dead_letters USING btree (resolved_at) WHERE ((outbox_id IS NULL) AND (resolution IS NOT NULL));
 
 CREATE INDEX dead_letters_by_event ON public.dead_letters USING btree (event_id) WHERE (event_id IS NOT NULL);
 
@@ -4595,6 +4657,8 @@ CREATE TRIGGER events_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON publi
 CREATE TRIGGER executions_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.executions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER operations_change_by_steps AFTER UPDATE OF state ON public.operations FOR EACH ROW WHEN ((old.state <> new.state)) EXECUTE FUNCTION public.refuse_operation_change();
+
+CREATE TRIGGER operations_spoil_failed_rebuilds BEFORE UPDATE OF state ON public.operations FOR EACH ROW WHEN (((new.kind = 'rebuild'::text) AND (old.state <> new.state) AND ((new.state = 'failed'::text) OR ((old.state = 'failed'::text) AND (new.state = 'running'::text))))) EXECUTE FUNCTION public.spoil_failed_rebuild();
 
 CREATE TRIGGER outbox_is_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.outbox FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -4757,7 +4821,7 @@ REVOKE ALL ON FUNCTION public.check_is_api() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.check_release() FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION public.check_retention(before timestamp with time zone, batch_size integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.check_retention(older_than timestamp with time zone, batch_size integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.claim_call(of_call uuid, claimant text, lease_seconds double precision) TO acp_agent;
@@ -4774,11 +4838,11 @@ GRANT ALL ON FUNCTION public.compare_rebuild(of_operation uuid) TO acp_maintain;
 REVOKE ALL ON FUNCTION public.count_erasable(of_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.count_erasable(of_operation uuid) TO acp_maintain;
 
-REVOKE ALL ON FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.count_expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) TO acp_maintain;
 
-REVOKE ALL ON FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.delete_expired(of_what text, before timestamp with time zone, batch_size integer, by_operation uuid) TO acp_maintain;
+REVOKE ALL ON FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.delete_kept_answers(batch_size integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_kept_answers(batch_size integer) TO acp_maintain;
@@ -4833,7 +4897,7 @@ REVOKE ALL ON FUNCTION public.erasure_key(of_source text, of_entity text, of_typ
 REVOKE ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.expire_action(of_action uuid, because text, wake_event json) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.expiring(of_what text, before timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION public.expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) TO acp_maintain;
@@ -4984,6 +5048,9 @@ REVOKE ALL ON FUNCTION public.remove_decisions(ids uuid[], because text, by_oper
 
 REVOKE ALL ON FUNCTION public.remove_events(ids uuid[], are_erased boolean) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION public.retention_waits_for() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.retention_waits_for() TO acp_maintain;
+
 REVOKE ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) TO acp_command;
 
@@ -4997,6 +5064,8 @@ REVOKE ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigi
 GRANT ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) TO acp_relay;
 
 REVOKE ALL ON FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text, at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.spoil_failed_rebuild() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_consume;

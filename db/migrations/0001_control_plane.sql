@@ -143,7 +143,9 @@ CREATE TABLE operations (
             )
         END
     ) STORED,
-    CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&) WHERE (state IN ('running', 'paused'))
+    -- A rebuild that failed still has its shadow tables, of which nothing is erased.
+    CONSTRAINT operations_one_at_a_time EXCLUDE USING gist (scope WITH &&)
+        WHERE (state IN ('running', 'paused') OR state = 'failed' AND kind = 'rebuild' AND started_at IS NOT NULL)
 );
 COMMENT ON TABLE operations IS 'Planned, recorded, pausable runs: what people did to the flow. docs/operations.md says how.';
 COMMENT ON COLUMN operations.subscription IS 'The subscription or consumer that it is about; empty for all.';

@@ -4,6 +4,7 @@
 -- What expires is looked for by its age.
 CREATE INDEX processed_events_by_age ON processed_events (processed_at);
 CREATE INDEX delivery_failures_by_age ON delivery_failures (failed_at);
+CREATE INDEX dead_letters_by_end ON dead_letters (resolved_at) WHERE outbox_id IS NULL AND resolution IS NOT NULL;
 CREATE INDEX decisions_by_end ON decisions (closed_at) WHERE closed_at IS NOT NULL;
 CREATE INDEX decisions_by_trigger ON decisions (trigger_event_id);
 CREATE INDEX raw_payloads_of_entity ON raw_payloads (entity_id) WHERE entity_id IS NOT NULL;
@@ -139,17 +140,24 @@ WHERE NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox
 COMMENT ON VIEW expirable_delivery_failures IS 'Failed attempts of deliveries that have ended and are no open dead letter.';
 
 
+CREATE VIEW expirable_dead_letters AS
+SELECT id, resolved_at AS at
+FROM dead_letters
+WHERE outbox_id IS NULL AND resolution IS NOT NULL;
+COMMENT ON VIEW expirable_dead_letters IS 'Dead letters that are resolved and whose body is no message of the outbox. Those of a message go with its event.';
+
+
 -- Nothing younger than 30 days expires: SQS keeps a message for two weeks, and what forgets an event forgets that it was
 -- processed.
-CREATE FUNCTION check_retention(before timestamptz, batch_size integer) RETURNS void LANGUAGE plpgsql STABLE AS $$
+CREATE FUNCTION check_retention(older_than timestamptz, batch_size integer) RETURNS void LANGUAGE plpgsql STABLE AS $$
 BEGIN
     -- LIMIT takes null for no limit at all.
     IF batch_size IS NULL OR batch_size < 1 THEN
         RAISE EXCEPTION 'a batch of % rows refused: 1 is the least', coalesce(batch_size::text, 'no')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF before IS NULL OR before > now() - interval '30 days' THEN
-        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(before::text, 'never')
+    IF older_than IS NULL OR older_than > now() - interval '30 days' THEN
+        RAISE EXCEPTION 'a retention until % refused: what is younger than 30 days is kept', coalesce(older_than::text, 'never')
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -168,18 +176,26 @@ DECLARE
 BEGIN
     PERFORM set_config('control_plane.retention', 'on', true);
     IF are_erased THEN
+        -- Locks in the order of MigrationFunction: the outbox, then its pending deliveries.
+        LOCK TABLE outbox IN ROW EXCLUSIVE MODE;
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE);
+        PERFORM FROM pending_deliveries WHERE outbox_id = ANY (message_ids) ORDER BY outbox_id, subscription FOR UPDATE;
         INSERT INTO processed_events (consumer, event_id)
         SELECT subscriptions.name, message.event_id
         FROM outbox AS message
         JOIN subscriptions ON subscriptions.topic = message.topic
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
+        ORDER BY subscriptions.name, message.event_id
         ON CONFLICT DO NOTHING;
-        DELETE FROM pending_deliveries WHERE outbox_id IN (SELECT id FROM outbox WHERE event_id = ANY (ids));
+        DELETE FROM pending_deliveries WHERE outbox_id = ANY (message_ids);
+    ELSE
+        -- A replay promises what it has locked. The statements from here on see what it has promised until now.
+        message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE SKIP LOCKED);
     END IF;
     -- If a subscription was promised a message meanwhile, the message stays, and so, by the foreign key, does its event.
     WITH gone AS (
         DELETE FROM outbox AS message
-        WHERE message.event_id = ANY (ids)
+        WHERE message.id = ANY (message_ids)
             AND NOT EXISTS (SELECT FROM pending_deliveries AS pending WHERE pending.outbox_id = message.id)
             AND (are_erased OR NOT EXISTS (
                 SELECT FROM dead_letters AS letter WHERE letter.outbox_id = message.id AND letter.resolution IS NULL
@@ -190,12 +206,8 @@ BEGIN
     DELETE FROM delivery_failures WHERE outbox_id = ANY (message_ids);
     DELETE FROM dead_letters WHERE outbox_id = ANY (message_ids);
     DELETE FROM deliveries WHERE outbox_id = ANY (message_ids);
-    IF are_erased AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    IF are_erased THEN
         DELETE FROM consume_failures WHERE event_id = ANY (ids);
-    END IF;
-    IF are_erased AND EXISTS (
-        SELECT FROM pg_attribute WHERE attrelid = 'public.dead_letters'::regclass AND attname = 'event_id'
-    ) THEN
         DELETE FROM dead_letters WHERE event_id = ANY (ids);
     END IF;
     WITH gone AS (
@@ -279,10 +291,9 @@ BEGIN
 END
 $$;
 
--- The next rows that expire, in the order of their age, after a given place. A table that another migration may bring is
--- asked for by its name first.
+-- The next rows that expire, in the order of their age, after a given place.
 CREATE FUNCTION expiring(
-    of_what text, before timestamptz, after_at timestamptz, after_id text, most integer
+    of_what text, older_than timestamptz, after_at timestamptz, after_id text, most integer
 ) RETURNS TABLE (id text, at timestamptz)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, public, pg_temp
@@ -293,38 +304,42 @@ BEGIN
     IF of_what = 'decisions' THEN
         RETURN QUERY
         SELECT decision_id::text, at FROM expirable_decisions
-        WHERE at < before AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
+        WHERE at < older_than AND (at, decision_id::text) > (after_at, after_id) ORDER BY at, decision_id::text LIMIT most;
     ELSIF of_what = 'events' THEN
         RETURN QUERY
         SELECT event_id::text, at FROM expirable_events
-        WHERE at < before AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
+        WHERE at < older_than AND (at, event_id::text) > (after_at, after_id) ORDER BY at, event_id::text LIMIT most;
     ELSIF of_what = 'raw_payloads' THEN
         RETURN QUERY
         SELECT id::text, at FROM expirable_raw_payloads
-        WHERE at < before AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
+        WHERE at < older_than AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
     ELSIF of_what = 'processed_events' THEN
         RETURN QUERY
         SELECT place::text, at FROM expirable_processed_events
-        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+        WHERE at < older_than AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
     ELSIF of_what = 'delivery_failures' THEN
         RETURN QUERY
         SELECT place::text, at FROM expirable_delivery_failures
-        WHERE at < before AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+        WHERE at < older_than AND (at, place::text) > (after_at, after_id) ORDER BY at, place::text LIMIT most;
+    ELSIF of_what = 'dead_letters' THEN
+        RETURN QUERY
+        SELECT id::text, at FROM expirable_dead_letters
+        WHERE at < older_than AND (at, id::text) > (after_at, after_id) ORDER BY at, id::text LIMIT most;
     ELSIF of_what = 'repeated_looks' THEN
         RETURN QUERY
         SELECT ctid::text, observed_at FROM repeated_looks
-        WHERE observed_at < before AND (observed_at, ctid::text) > (after_at, after_id)
+        WHERE observed_at < older_than AND (observed_at, ctid::text) > (after_at, after_id)
         ORDER BY observed_at, ctid::text LIMIT most;
-    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    ELSIF of_what = 'consume_failures' THEN
         RETURN QUERY
         SELECT ctid::text, failed_at FROM consume_failures
-        WHERE failed_at < before AND (failed_at, ctid::text) > (after_at, after_id)
+        WHERE failed_at < older_than AND (failed_at, ctid::text) > (after_at, after_id)
         ORDER BY failed_at, ctid::text LIMIT most;
-    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+    ELSIF of_what = 'audit' THEN
         RETURN QUERY
         SELECT ctid::text, at FROM api_audit
-        WHERE at < before AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
-    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+        WHERE at < older_than AND (at, ctid::text) > (after_at, after_id) ORDER BY at, ctid::text LIMIT most;
+    ELSE
         RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
     END IF;
 END
@@ -332,13 +347,13 @@ $$;
 
 -- Counts the next rows that expire, and says where the next call goes on; a plan is made of such calls.
 CREATE FUNCTION count_expiring(
-    of_what text, before timestamptz, after_at timestamptz, after_id text, most integer
+    of_what text, older_than timestamptz, after_at timestamptz, after_id text, most integer
 ) RETURNS TABLE (counted bigint, last_at timestamptz, last_id text, first_at timestamptz, sample text[])
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM check_retention(before, most);
+    PERFORM check_retention(older_than, most);
     RETURN QUERY
     SELECT
         count(*),
@@ -346,13 +361,30 @@ BEGIN
         (array_agg(found.id ORDER BY found.at DESC, found.id DESC))[1],
         min(found.at),
         (array_agg(found.id ORDER BY found.at, found.id))[1:5]
-    FROM expiring(of_what, before, after_at, after_id, most) AS found;
+    FROM expiring(of_what, older_than, after_at, after_id, most) AS found;
+END
+$$;
+
+-- The operation for whose end the scheduled retention waits: it would miss what it has planned for. Null for none.
+CREATE FUNCTION retention_waits_for() RETURNS uuid
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    RETURN (
+        SELECT operation_id
+        FROM operations
+        WHERE kind IN ('replay', 'rebuild')
+            AND (state IN ('running', 'paused') OR state = 'failed' AND kind = 'rebuild' AND started_at IS NOT NULL)
+        ORDER BY started_at
+        LIMIT 1
+    );
 END
 $$;
 
 -- Deletes the oldest rows that have expired, one batch of them, and returns how many are gone. What another transaction has
--- locked is left for another time.
-CREATE FUNCTION delete_expired(of_what text, before timestamptz, batch_size integer, by_operation uuid DEFAULT NULL) RETURNS bigint
+-- locked is left for another time; without an operation of its own, so are events and their processing while retention waits.
+CREATE FUNCTION delete_expired(of_what text, older_than timestamptz, batch_size integer, by_operation uuid DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 SET plan_cache_mode = force_custom_plan
@@ -361,11 +393,16 @@ AS $$
 DECLARE
     deleted bigint := 0;
 BEGIN
-    PERFORM check_retention(before, batch_size);
+    PERFORM check_retention(older_than, batch_size);
+    IF by_operation IS NOT NULL THEN
+        PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
+    ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
+        RETURN 0;
+    END IF;
     IF of_what = 'decisions' THEN
         RETURN remove_decisions(
             ARRAY(
-                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                SELECT decision_id FROM expirable_decisions AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
                 FOR UPDATE OF expirable SKIP LOCKED
             ),
             'retention', by_operation
@@ -373,7 +410,7 @@ BEGIN
     ELSIF of_what = 'events' THEN
         RETURN remove_events(
             ARRAY(
-                SELECT event_id FROM expirable_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+                SELECT event_id FROM expirable_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
                 FOR UPDATE OF expirable SKIP LOCKED
             ),
             false
@@ -383,45 +420,52 @@ BEGIN
     IF of_what = 'raw_payloads' THEN
         DELETE FROM raw_payloads
         WHERE id = ANY (ARRAY(
-            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT id FROM expirable_raw_payloads AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
         DELETE FROM processed_events
         WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < before ORDER BY at LIMIT batch_size
+            SELECT place FROM expirable_delivery_failures AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+            FOR UPDATE OF expirable SKIP LOCKED
+        ));
+        GET DIAGNOSTICS deleted = ROW_COUNT;
+    ELSIF of_what = 'dead_letters' THEN
+        DELETE FROM dead_letters
+        WHERE id = ANY (ARRAY(
+            SELECT id FROM expirable_dead_letters AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
             FOR UPDATE OF expirable SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'repeated_looks' THEN
         DELETE FROM repeated_looks
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM repeated_looks WHERE observed_at < before ORDER BY observed_at LIMIT batch_size
+            SELECT ctid FROM repeated_looks WHERE observed_at < older_than ORDER BY observed_at LIMIT batch_size
             FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what = 'consume_failures' AND to_regclass('public.consume_failures') IS NOT NULL THEN
+    ELSIF of_what = 'consume_failures' THEN
         DELETE FROM consume_failures
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM consume_failures WHERE failed_at < before ORDER BY failed_at LIMIT batch_size
+            SELECT ctid FROM consume_failures WHERE failed_at < older_than ORDER BY failed_at LIMIT batch_size
             FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what = 'audit' AND to_regclass('public.api_audit') IS NOT NULL THEN
+    ELSIF of_what = 'audit' THEN
         DELETE FROM api_audit
         WHERE ctid = ANY (ARRAY(
-            SELECT ctid FROM api_audit WHERE at < before ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
+            SELECT ctid FROM api_audit WHERE at < older_than ORDER BY at LIMIT batch_size FOR UPDATE SKIP LOCKED
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
-    ELSIF of_what IS NULL OR of_what NOT IN ('consume_failures', 'audit') THEN
+    ELSE
         RAISE EXCEPTION 'nothing of the name % expires', coalesce(of_what, '(none)') USING ERRCODE = 'invalid_parameter_value';
     END IF;
     PERFORM set_config('control_plane.retention', 'off', true);
@@ -879,7 +923,28 @@ COMMENT ON TABLE rebuilds IS 'One row per consumer that is being rebuilt: while 
 COMMENT ON COLUMN rebuilds.until_seq IS 'Events up to here are folded; what is processed after begun_at is written to both anyway.';
 COMMENT ON COLUMN rebuilds.is_equal IS 'Whether both tables had the same rows when they were compared; null before.';
 COMMENT ON COLUMN rebuilds.accepted_by IS 'Who accepted that they differ.';
-COMMENT ON COLUMN rebuilds.spoiled_by IS 'The error of a write to the shadow tables that failed: they lack it, so the rebuild fails.';
+COMMENT ON COLUMN rebuilds.spoiled_by IS 'Why the shadow tables lack something: the error of a write to them that failed, or that the rebuild did.';
+
+-- What a consumer processes while its rebuild has failed is in its own tables alone: the shadows are of no use any more, nor
+-- is what was compared, and a rebuild that is resumed begins anew.
+CREATE FUNCTION spoil_failed_rebuild() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    IF NEW.state = 'failed' THEN
+        UPDATE rebuilds
+        SET spoiled_by = coalesce(spoiled_by, 'the rebuild had failed'), is_equal = NULL, accepted_by = NULL
+        WHERE operation_id = NEW.operation_id;
+    ELSE
+        NEW.progress := NEW.progress || '{"done": 0, "skipped": 0, "cursor": {}}';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER operations_spoil_failed_rebuilds BEFORE UPDATE OF state ON operations
+    FOR EACH ROW
+    WHEN (NEW.kind = 'rebuild' AND OLD.state <> NEW.state AND (NEW.state = 'failed' OR OLD.state = 'failed' AND NEW.state = 'running'))
+    EXECUTE FUNCTION spoil_failed_rebuild();
 
 -- Whether a consumer is being rebuilt, for its effect's transaction, which must ask before it touches a table: until it ends,
 -- no rebuild of this consumer begins, changes the tables or ends.
@@ -1157,7 +1222,7 @@ $$;
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    count_expiring, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance, plan_rebuild, begin_rebuild,
+    count_expiring, retention_waits_for, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance, plan_rebuild, begin_rebuild,
     rebuild_events, compare_rebuild, judge_rebuild, swap_rebuild
     TO acp_maintain;
 GRANT EXECUTE ON FUNCTION is_rebuilding, spoil_rebuild TO acp_consume;

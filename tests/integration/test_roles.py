@@ -121,7 +121,7 @@ _SHARED = {
     "control_plane.ops.discard_dead_letters": {COMMAND},
     **_each({READER, COMMAND}, "control_plane.ops", "count_dead_letters open_letters_of_queues select_dead_letters"),
     "control_plane.ops.dead_letter_content": {READER},
-    **_each({MAINTAIN}, "control_plane.platform", "delete_expired count_expiring"),
+    **_each({MAINTAIN}, "control_plane.platform", "delete_expired count_expiring retention_waits_for"),
     "control_plane.platform.days_ago": EVERYBODY,
     **_each(
         {MAINTAIN},
@@ -577,6 +577,7 @@ FORGERIES = [
     only("SELECT * FROM discard_dead_letters('{}', 'why', 'me', '{}')", COMMAND),
     # What leaves the record
     only("SELECT delete_expired('events', now() - interval '30 days', 1)", MAINTAIN),
+    only("SELECT retention_waits_for()", MAINTAIN),
     only("SELECT * FROM count_expiring('events', now() - interval '30 days', '-infinity', '', 1)", MAINTAIN),
     only("SELECT * FROM count_erasable(gen_random_uuid())", MAINTAIN),
     only("SELECT * FROM erase_step(gen_random_uuid(), 1)", MAINTAIN),

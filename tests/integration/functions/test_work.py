@@ -330,7 +330,7 @@ def test_maintenance_deletes_events_only_with_a_retention(
     nothing = {
         "deleted_events": 0, "deleted_raw_payloads": 0, "deleted_repeated_looks": 0, "finished": True,
         "pinned_horizon": None, "deleted_decisions": 0, "deleted_processed_events": 0, "deleted_delivery_failures": 0,
-        "deleted_consume_failures": 0, "deleted_audit": 0, "deleted_kept_answers": 0,
+        "deleted_consume_failures": 0, "deleted_audit": 0, "deleted_kept_answers": 0, "deleted_dead_letters": 0,
     }  # fmt: skip
     assert load("maintenance", DATABASE_URL=database.url("acp_maintain"), EVENT_RETENTION_DAYS="")() == nothing
     forgetful = load("maintenance", DATABASE_URL=database.url("acp_maintain"), EVENT_RETENTION_DAYS="40")

@@ -17,8 +17,10 @@ from tests.integration.history import running
 from control_plane.ingestion.store import Look, store_events
 from control_plane.model.contract import Event
 from control_plane.model.domain import Consumer
+from control_plane.operations.history.erasure import Erasure
 from control_plane.operations.history.rebuild import Rebuild, accept
 from control_plane.operations.kind import Operation, OperationConflict, OperationRefused, State
+from control_plane.operations.service import cancel_operation, resume_operation, start_operation
 from control_plane.platform.database import connect
 from domains import DOMAINS, EVENT_TYPES
 from domains.finance import signal_lab
@@ -268,6 +270,57 @@ def test_a_shadow_that_refuses_spoils_the_rebuild_and_not_the_consumer(
     assert owner.execute("SELECT count(*) FROM signal_lab_bars WHERE entity_id = 'IBM'").fetchone() == (2,)
     with pytest.raises(OperationRefused, match="could not write to the shadow tables"):
         running.step(maintain, REBUILD, operation.operation_id)
+
+
+@pytest.mark.parametrize("phase", ["fold", "compare", "swap"])
+def test_a_failed_rebuild_begins_anew_when_it_is_resumed(
+    app: Connection[Any], owner: Connection[Any], maintain: Connection[Any], database: TestDatabase, phase: str
+) -> None:
+    consumed(app, stored(app, looks(10)))
+    operation = until(owner, maintain, phase)
+    fail(maintain, operation)
+    # The consumer has to write to its own tables alone, of old bars and of new ones.
+    consumed(app, stored(app, [*looks(3, revisions=3), *looks(4, entity="IBM")]))
+    right = rows(owner)
+    with pytest.raises(errors.ObjectNotInPrerequisiteState):
+        maintain.execute("SELECT swap_rebuild(%s)", [operation.operation_id])
+    assert owner.execute("SELECT is_equal, accepted_by, spoiled_by IS NOT NULL FROM rebuilds").fetchall() == [
+        (None, None, True)
+    ]
+    with connect(database.url("acp_command"), application_name="test") as command:
+        resumed = resume_operation(command, operation.operation_id).after
+    assert (resumed.state, resumed.done, resumed.cursor) == (State.RUNNING, 0, {})
+    running.finish(maintain, REBUILD, operation.operation_id)
+    ended = running.read(owner, operation.operation_id)
+    assert (ended.state, ended.cursor["phase"]) == (State.DONE, "swapped")
+    assert rows(owner) == right
+
+
+def test_nothing_is_erased_beside_the_shadows_of_a_failed_rebuild(
+    app: Connection[Any], owner: Connection[Any], maintain: Connection[Any], database: TestDatabase
+) -> None:
+    consumed(app, stored(app, looks(3)))
+    failed = until(owner, maintain, "compare")
+    fail(maintain, failed)
+    erasure = running.plan(owner, maintain, Erasure([]), {"entity_id": "AAPL"})
+    with connect(database.url("acp_command"), application_name="test") as command:
+        with pytest.raises(OperationConflict, match=f"{failed.operation_id} of signal_lab, which is failed"):
+            start(command, erasure)
+        cancel_operation(command, [REBUILD], failed.operation_id)
+        start(command, erasure)
+    assert running.read(owner, erasure.operation_id).state is State.RUNNING
+
+
+def fail(maintain: Connection[Any], operation: Operation) -> None:
+    maintain.execute(
+        "UPDATE operations SET state = 'failed', finished_at = now(), error = 'no luck' WHERE operation_id = %s",
+        [operation.operation_id],
+    )
+
+
+def start(command: Connection[Any], operation: Operation) -> None:
+    assert operation.plan_hash is not None
+    start_operation(command, operation.operation_id, plan_hash=operation.plan_hash, started_by="kim", reason="why")
 
 
 def test_what_retention_has_deleted_cannot_be_rebuilt_from(

@@ -90,10 +90,10 @@ SET
 WHERE operation_id = %(operation_id)s
 
 -- name: active_operations
--- The operations that are running or paused, oldest first.
+-- The operations beside which others may not run, oldest first: those that are running or paused, and failed rebuilds.
 SELECT operation_id, kind, subscription, state
 FROM operations
-WHERE state IN ('running', 'paused')
+WHERE state IN ('running', 'paused') OR state = 'failed' AND kind = 'rebuild' AND started_at IS NOT NULL
 ORDER BY started_at
 
 -- name: claim_operation

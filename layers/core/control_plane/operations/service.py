@@ -121,7 +121,10 @@ def pause_operation(connection: Connection[Any], operation_id: UUID) -> Change:
 
 
 def resume_operation(connection: Connection[Any], operation_id: UUID) -> Change:
-    """Lets a paused or failed operation go on where it was. Raises OperationConflict, OperationNotFound."""
+    """Lets a paused or failed operation go on where it was; a failed rebuild begins anew.
+
+    Raises OperationConflict, OperationNotFound.
+    """
     with connection.transaction():
         before = _lock(connection, operation_id)
         _check_state(before, State.PAUSED, State.FAILED, to="resumed")

@@ -8,7 +8,7 @@ from psycopg import Connection
 
 from control_plane.ops.horizon import PINNED_AFTER_SECONDS, HorizonHolder, pinned_horizon
 from control_plane.ops.timeline import QUERIES
-from control_plane.platform.expiry import EXPIRING, delete_expired
+from control_plane.platform.expiry import EXPIRING, HELD, delete_expired, retention_waits_for
 from control_plane.platform.telemetry import Telemetry
 
 BATCH_SIZE: Final = 1000
@@ -33,9 +33,11 @@ class MaintenanceReport:
     deleted_raw_payloads: int
     deleted_repeated_looks: int
     finished: bool
-    """False if time ran out before all was deleted; the next run continues."""
+    """False if time ran out before all was deleted, or it waits for an operation; a later run continues."""
     pinned_horizon: HorizonHolder | None
     deleted_decisions: int = 0
+    deleted_dead_letters: int = 0
+    """Deleted resolved letters that are of no message of the outbox."""
     deleted_processed_events: int = 0
     deleted_delivery_failures: int = 0
     deleted_consume_failures: int = 0
@@ -91,8 +93,12 @@ class Maintenance:
         looks, finished = delete("repeated_looks", REPEATED_LOOK_RETENTION_DAYS)
         deleted = dict.fromkeys(EXPIRING, 0)
         retention_days = {"consume_failures": CONSUME_FAILURE_RETENTION_DAYS, **self._retention_days}
+        waits_for = retention_waits_for(connection)
         for what in EXPIRING:
-            if what in retention_days:
+            if what in retention_days and what in HELD and waits_for is not None:
+                finished = False
+                self._telemetry.logger.info("retention waits for an operation", what=what, operation_id=str(waits_for))
+            elif what in retention_days:
                 deleted[what], is_done = delete(what, retention_days[what])
                 finished = finished and is_done
         answers, is_done = in_batches(delete_answers)

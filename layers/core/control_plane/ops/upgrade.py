@@ -13,6 +13,7 @@ from control_plane.model.deciding import PlaybookVersion
 from control_plane.model.subscription import Subscription
 from control_plane.ops.migrations import Migration, MigrationError, MigrationReport, migrate
 from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
+from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
@@ -47,14 +48,19 @@ def upgrade(
     """Applies the missing migrations and syncs the subscriptions; None leaves the subscriptions as they are.
 
     ``playbooks`` are the versions that this release has; an open decision that needs another one refuses it.
-    It is one transaction, so that no ingestion stores messages under a new schema before their subscriptions exist.
+    It is one transaction, tried again where it conflicts with others, so that no ingestion stores messages under a new
+    schema before their subscriptions exist.
     ``connection`` is the owner's, in autocommit mode. Raises MigrationError, SubscriptionError, psycopg.Error.
     """
-    with connection.transaction():
-        schema = migrate(connection, migrations)
-        _check_open_decisions(connection, playbooks)
-        report = SubscriptionReport() if subscriptions is None else sync_subscriptions(connection, subscriptions)
-    return UpgradeReport(schema, report)
+
+    def work() -> UpgradeReport:
+        with connection.transaction():
+            schema = migrate(connection, migrations)
+            _check_open_decisions(connection, playbooks)
+            report = SubscriptionReport() if subscriptions is None else sync_subscriptions(connection, subscriptions)
+        return UpgradeReport(schema, report)
+
+    return retry_conflicts(work)
 
 
 def _check_open_decisions(connection: Connection[Any], playbooks: Collection[PlaybookVersion]) -> None:

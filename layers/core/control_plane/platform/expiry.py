@@ -15,9 +15,15 @@ from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
 EXPIRING: Final = (
-    "decisions", "events", "raw_payloads", "processed_events", "delivery_failures", "consume_failures", "audit",
+    "decisions", "events", "dead_letters", "raw_payloads", "processed_events", "delivery_failures", "consume_failures",
+    "audit",
 )  # fmt: skip
-"""What has a retention, in the order in which it is deleted: raw payloads go after the events made of them."""
+"""What has a retention, in the order in which it is deleted: raw payloads go after the events made of them.
+
+Dead letters are those that are resolved and whose body is no message of the outbox; others go with their event."""
+
+HELD: Final = ("events", "processed_events")
+"""What the scheduled retention leaves alone while a replay or a rebuild is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,14 @@ def delete_expired(
     ).fetchone()
     assert row is not None, "a function's value is a row"
     return int(row[0])
+
+
+def retention_waits_for(connection: Connection[Any]) -> UUID | None:
+    """Returns the operation for whose end the scheduled retention of HELD waits. Raises psycopg.Error."""
+    row = connection.execute(QUERIES["retention_waits_for"].sql).fetchone()
+    assert row is not None, "a function's value is a row"
+    operation_id: UUID | None = row[0]
+    return operation_id
 
 
 def count_expiring(

@@ -182,6 +182,10 @@ SELECT delete_expired(
     %(operation_id)s::uuid
 )
 
+-- name: retention_waits_for
+-- The operation for whose end the scheduled retention of events and their processing waits; null for none.
+SELECT retention_waits_for()
+
 -- name: count_expiring
 -- Counts the next rows of one kind that are older than an instant, so many at most, after a place. Returns how many, the place
 -- of the last one, the age of the first one and a sample.

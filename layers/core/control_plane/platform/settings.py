@@ -281,7 +281,7 @@ RETENTION_SETTINGS: Final = {
     "consume_failures": "CONSUME_FAILURE_RETENTION_DAYS",
     "audit": "AUDIT_RETENTION_DAYS",
 }
-"""The setting of MaintenanceFunction for each of control_plane.platform.expiry.EXPIRING."""
+"""The setting for each of control_plane.platform.expiry.EXPIRING. Dead letters go by that of events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +304,7 @@ class MaintenanceSettings:
                 what: reader.integer(name, 0, minimum=30, maximum=36_500) for what, name in RETENTION_SETTINGS.items()
             }
             days["raw_payloads"] = days["raw_payloads"] or days["events"]
+            days["dead_letters"] = days["events"]
             return cls(
                 database=DatabaseSettings.read(reader),
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
