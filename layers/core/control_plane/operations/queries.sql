@@ -112,7 +112,22 @@ WHERE operation_id = (
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
-RETURNING operation_id, fence
+RETURNING operation_id, fence, kind
+
+-- name: operation_to_prepare
+-- The operation that is to make a step, under a lease that lasts until what the step waits for is there; no row if the
+-- claim was superseded, or it is due no longer.
+UPDATE operations
+SET lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+WHERE operation_id = %(operation_id)s
+    AND fence = %(fence)s
+    AND state IN ('planning', 'running')
+    AND next_step_at <= clock_timestamp()
+RETURNING
+    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
+    planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
+    state IN ('planning', 'running')
+        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
 
 -- name: claimed_operation
 -- The operation that is to make a step, locked; no row if the claim was superseded, or it is due no longer.
