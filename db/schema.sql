@@ -1830,16 +1830,21 @@ CREATE FUNCTION public.make_api_token(made_by text, new_name text, new_sha256 by
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    makers_end timestamptz;
 BEGIN
     PERFORM check_is_api();
     IF made_by <> 'root' THEN
         -- Its row is locked: a maker that is revoked meanwhile makes nothing.
-        PERFORM FROM api_tokens
+        SELECT expires_at INTO makers_end FROM api_tokens
         WHERE name = made_by AND 'admin' = ANY (scopes) AND new_scopes <@ scopes AND revoked_at IS NULL
             AND (expires_at IS NULL OR expires_at > clock_timestamp())
         FOR SHARE;
         IF NOT FOUND THEN
             RETURN 'lacking';
+        END IF;
+        IF coalesce(expires, 'infinity') > makers_end THEN
+            RETURN 'outlives';
         END IF;
     END IF;
     INSERT INTO api_tokens (name, sha256, scopes, created_by, expires_at)

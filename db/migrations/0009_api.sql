@@ -90,23 +90,29 @@ BEGIN
 END
 $$;
 
--- Makes a token: made, taken (its name was given before), lacking (its maker has not all of its scopes). root has all.
+-- Makes a token: made, taken (its name was given before), lacking (its maker has not all of its scopes), outlives (it
+-- would be valid for longer than its maker). root has all scopes, and no end.
 CREATE FUNCTION make_api_token(
     made_by text, new_name text, new_sha256 bytea, new_scopes text[], expires timestamptz
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+DECLARE
+    makers_end timestamptz;
 BEGIN
     PERFORM check_is_api();
     IF made_by <> 'root' THEN
         -- Its row is locked: a maker that is revoked meanwhile makes nothing.
-        PERFORM FROM api_tokens
+        SELECT expires_at INTO makers_end FROM api_tokens
         WHERE name = made_by AND 'admin' = ANY (scopes) AND new_scopes <@ scopes AND revoked_at IS NULL
             AND (expires_at IS NULL OR expires_at > clock_timestamp())
         FOR SHARE;
         IF NOT FOUND THEN
             RETURN 'lacking';
+        END IF;
+        IF coalesce(expires, 'infinity') > makers_end THEN
+            RETURN 'outlives';
         END IF;
     END IF;
     INSERT INTO api_tokens (name, sha256, scopes, created_by, expires_at)

@@ -3,12 +3,12 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -28,10 +28,14 @@ from control_plane.ingestion.rebuild import rebuild_observations
 from control_plane.ingestion.source import Fetched
 from control_plane.model.backfill import History, Reach
 from control_plane.model.errors import SourceError
+from control_plane.operations import service
 from control_plane.operations.backfill.kind import Backfill, PieceFailed, backfill_wanted
 from control_plane.operations.backfill.pieces import keep_piece
-from control_plane.operations.kind import Operation, OperationConflict, OperationRefused
+from control_plane.operations.engine import Engine
+from control_plane.operations.kind import Operation, OperationConflict, OperationRefused, State
+from control_plane.operations.rows import read_operation
 from control_plane.platform.database import connect
+from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES
 from domains.finance.price_file import BARS
 from local_cloud.roles import COMMAND, INGEST, MAINTAIN
@@ -85,8 +89,9 @@ class Deployment:
         return operation_of("backfill", chosen, plan=planned.plan)
 
     def step(self, operation: Operation, *, most: int = 1) -> tuple[Operation, bool]:
+        asked = self.kind.prepare(operation, most=most, seconds=60)
         with self.maintain.transaction():
-            stepped = self.kind.step(self.maintain, operation, most=most, seconds=60)
+            stepped = self.kind.step(self.maintain, operation, most=most, seconds=60, prepared=asked)
         progress = {
             "total": operation.total,
             "done": operation.done + stepped.done,
@@ -154,8 +159,7 @@ def test_a_piece_that_was_stored_and_not_recorded_is_done_again_and_adds_none(
     deployment: Deployment, owner: Connection[Any]
 ) -> None:
     operation = deployment.plan(wanted())
-    with deployment.maintain.transaction(force_rollback=True):  # killed before its progress was committed
-        deployment.kind.step(deployment.maintain, operation, most=1, seconds=60)
+    deployment.kind.prepare(operation, most=1, seconds=60)  # killed before its progress was committed
     assert counts(owner)[0] == 30
     is_finished = False
     while not is_finished:
@@ -245,10 +249,49 @@ def test_nothing_is_fetched_while_the_sources_breaker_is_open(
 
 def test_a_rate_spreads_the_pieces(deployment: Deployment) -> None:
     operation = replace(deployment.plan(wanted()), rate=0.5)
-    stepped = deployment.kind.step(deployment.maintain, operation, most=100, seconds=60)
+    asked = deployment.kind.prepare(operation, most=100, seconds=60)
+    stepped = deployment.kind.step(deployment.maintain, operation, most=100, seconds=60, prepared=asked)
     assert stepped.done == 1
     assert stepped.next_at is not None
     assert stepped.next_at > datetime.now(UTC) + timedelta(seconds=1)
+
+
+def test_a_pause_and_a_cancel_wait_for_no_source(
+    deployment: Deployment, source: Past, owner: Connection[Any], telemetry: Telemetry
+) -> None:
+    due: list[Callable[[UUID], Any]] = []
+
+    def ask(event: Mapping[str, Any]) -> Mapping[str, Any]:
+        while due:
+            due.pop()(UUID(event["operation_id"]))
+        return deployment.ask(event)
+
+    kind = Backfill([HISTORY], ask, now=lambda: NOW)
+    deployment.command.execute("SET lock_timeout = '500ms'")
+    engine = Engine(deployment.maintain, [kind], telemetry)
+    asked = wanted(until=seeds.FIRST_BAR + DAY)
+    requested = service.request_operation(
+        deployment.command, [kind], kind="backfill", wanted=asked, requested_by="kim"
+    ).after
+
+    def work(command: Callable[[UUID], Any] | None = None) -> Operation:
+        due.extend([command] if command else [])
+        engine.work()
+        operation = read_operation(deployment.command, requested.operation_id)
+        assert operation is not None
+        return operation
+
+    plan_hash = work().plan_hash or ""
+    service.start_operation(
+        deployment.command, requested.operation_id, plan_hash=plan_hash, started_by="kim", reason="a gap"
+    )
+    paused = work(lambda it: service.pause_operation(deployment.command, it))
+    assert (paused.state, paused.done, paused.failures) == (State.PAUSED, 0, 0), "its piece will be asked for again"
+    service.resume_operation(deployment.command, requested.operation_id)
+    cancelled = work(lambda it: service.cancel_operation(deployment.command, [kind], it))
+    assert (cancelled.state, cancelled.done, cancelled.failures) == (State.CANCELLED, 0, 0)
+    assert len(source.windows) == 2
+    assert counts(owner)[0] == 30, "what is stored stays, once"
 
 
 # Files

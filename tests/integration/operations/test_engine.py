@@ -131,6 +131,56 @@ def test_a_superseded_claim_changes_nothing(world: World, owner: Connection[Any]
     assert counting.read(started.operation_id).done == 0
 
 
+class Preparing(Counting):
+    """It counts, too, by what it has prepared; each preparation calls ``meanwhile`` first."""
+
+    def __init__(self, meanwhile: Callable[[Operation], None]) -> None:
+        super().__init__()
+        self.meanwhile = meanwhile
+
+    def prepare(self, operation: Operation, *, most: int, seconds: float) -> int:
+        self.meanwhile(operation)
+        return int(operation.cursor.get("at", 0)) + 1
+
+    def step(
+        self, connection: Connection[Any], operation: Operation, *, most: int, seconds: float, prepared: Any = None
+    ) -> Stepped:
+        self.steps.append(prepared)
+        return Stepped(1, 0, {"at": prepared}, is_finished=prepared == 10)
+
+
+def test_what_a_step_waits_for_is_prepared_under_its_lease_and_without_a_lock(
+    world: World, owner: Connection[Any]
+) -> None:
+    owner.execute("SET lock_timeout = '500ms'")
+
+    def look(operation: Operation) -> None:
+        row = owner.execute(
+            "SELECT lease_until > now() + interval '60 seconds' FROM operations WHERE operation_id = %s FOR UPDATE",
+            [operation.operation_id],
+        ).fetchone()
+        assert row == (True,)
+
+    kind = Preparing(look)
+    counting = replace(world, kinds=[kind])
+    started = counting.start(counting.plan("backfill"))
+    assert counting.run().finished == 1
+    assert kind.steps == list(range(1, 11))
+    assert counting.read(started.operation_id).done == 10
+
+
+def test_what_was_prepared_under_a_superseded_claim_is_not_recorded(world: World, owner: Connection[Any]) -> None:
+    def supersede(_operation: Operation) -> None:
+        owner.execute("UPDATE operations SET fence = fence + 1")
+
+    kind = Preparing(supersede)
+    counting = replace(world, kinds=[kind])
+    started = counting.start(counting.plan("backfill"))
+    assert engine.Engine(counting.maintain, counting.kinds, counting.telemetry).work()
+    assert kind.steps == []
+    assert counting.read(started.operation_id).done == 0
+
+
 def test_engines_at_once_make_each_step_once(world: World, owner: Connection[Any], database: TestDatabase) -> None:
     make_letters(owner, 300)
     started = world.start(world.plan("redrive", everything=True))

@@ -67,6 +67,27 @@ def test_letters_are_found_planned_redriven_and_on_record(
     assert (rows[0]["before"]["state"], rows[0]["after"]["plan_hash"]) == ("planned", planned["plan_hash"])
 
 
+def test_a_large_filter_is_shown_in_part_and_kept_once(
+    api: Client, commands: Client, woken: list[str], owner: Connection[Any]
+) -> None:
+    ids = list(range(10**12, 10**12 + 3000))
+    first = {"count": 3000, "first": ids[:100]}
+    body = {"kind": "redrive", "filter": {"ids": ids}, **WHY}
+    planning = commands.ask("POST", "/operations", body, key="a-large-one")
+    assert planning.status == 202, planning.body
+    assert planning.body["filter"]["ids"] == first
+    again = commands.ask("POST", "/operations", body, key="a-large-one")
+    assert (again.status, again.body["operation_id"]) == (202, planning.body["operation_id"])
+    assert owner.execute("SELECT max(octet_length(body::text)) < 1000 FROM idempotency_keys").fetchone() == (True,)
+    owner.execute("UPDATE operations SET plan = jsonb_build_object('windows', filter -> 'ids')")
+    one = api.ask("GET", f"/operations/{planning.body['operation_id']}").body
+    assert (one["filter"]["ids"], one["plan"]["windows"]) == (first, first)
+    [listed] = api.ask("GET", "/operations").body["items"]
+    assert listed["filter"]["left_out_bytes"] > 4000 < listed["plan"]["left_out_bytes"]
+    assert len(str(listed)) < 2000
+    assert len(woken) == 2
+
+
 def test_a_plan_that_is_another_one_is_not_started(
     api: Client, commands: Client, woken: list[str], work: Callable[[], None], owner: Connection[Any]
 ) -> None:

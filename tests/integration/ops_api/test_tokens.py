@@ -12,6 +12,7 @@ from tests.integration.ops_api.client import TOKEN, Client
 
 from control_plane.api.callers import MADE
 from control_plane.api.scopes import Scope
+from control_plane.model.ids import canonical_instant
 from control_plane.platform.database import connect
 
 WHY = "because of a test"
@@ -107,6 +108,17 @@ def test_the_database_asks_again_whether_the_maker_may(commands: Client, databas
                 "SELECT make_api_token(%s, %s, %s, %s, NULL)", [maker, "new", digest, scopes]
             ).fetchone()
             assert row == (said,), maker
+
+
+def test_no_token_makes_another_that_is_valid_for_longer(commands: Client, owner: Connection[Any]) -> None:
+    end = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    admin = make(commands, "admin", "admin", expires_at=end.isoformat())
+    body = {"name": "kim", "scopes": ["read"], "reason": WHY}
+    for longer in (None, (end + timedelta(seconds=1)).isoformat()):
+        refused = commands.ask("POST", "/tokens", body | {"expires_at": longer}, token=admin)
+        assert f"expires_at must be {canonical_instant(end)} or earlier" in refused.detail(403)
+    make(commands, "kim", "read", by=admin, expires_at=end.isoformat())
+    assert owner.execute("SELECT expires_at FROM api_tokens WHERE name = 'kim'").fetchone() == (end,)
 
 
 def test_a_revoked_token_is_refused_at_once(commands: Client, api: Client) -> None:

@@ -14,6 +14,7 @@ from control_plane.api.routes import Call, Strict
 from control_plane.api.rows import rows
 from control_plane.api.scopes import Scope, with_implied
 from control_plane.api.tokens import digest
+from control_plane.model.ids import canonical_instant
 
 Reason = Annotated[str, Field(min_length=1, max_length=1000, description="Why; kept on record.")]
 
@@ -25,7 +26,9 @@ class NewToken(Strict):
     scopes: tuple[Literal["read", "operate", "approve", "metrics", "admin"], ...] = Field(
         min_length=1, max_length=10, description="What it may do."
     )
-    expires_at: AwareDatetime | None = Field(None, description="When it ends; without it, when it is revoked.")
+    expires_at: AwareDatetime | None = Field(
+        None, description="When it ends, its maker's end at the latest; without it, when it is revoked."
+    )
     reason: Reason
 
 
@@ -36,7 +39,10 @@ class RevokedToken(Strict):
 
 
 def make_token(changes: Changes, call: Call) -> Response:
-    """Makes a token, and shows it this once. Raises Refused for a name that was given, or scopes beyond the maker's."""
+    """Makes a token, and shows it this once.
+
+    Raises Refused for a name that was given, and for scopes or an end beyond the maker's.
+    """
     wanted: NewToken = call.body
     scopes = with_implied(map(Scope, wanted.scopes))
     if lacking := scopes - call.caller.scopes:
@@ -66,6 +72,13 @@ def make_token(changes: Changes, call: Call) -> Response:
             raise Refused(HTTPStatus.CONFLICT, f"There was a token {wanted.name} already: give this one another name.")
         if row[0] == "lacking":
             raise Refused(HTTPStatus.FORBIDDEN, f"The token {call.caller.token} may make no such token any more.")
+        if row[0] == "outlives":
+            [maker] = rows(connection, "token", name=call.caller.token)
+            raise Refused(
+                HTTPStatus.FORBIDDEN,
+                f"The token {call.caller.token} makes none that is valid for longer than itself: expires_at must be "
+                f"{canonical_instant(maker['expires_at'])} or earlier.",
+            )
         [made] = rows(connection, "token", name=wanted.name)
         # The answer is kept for a repeated request, and the token is stored nowhere.
         return Changed(made | {"token": token}, after=made, status=HTTPStatus.CREATED, kept=made | {"token": None})

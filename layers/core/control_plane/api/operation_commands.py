@@ -14,7 +14,7 @@ from pydantic import Field
 from control_plane.api.access_commands import Reason
 from control_plane.api.changes import Changed, Changes
 from control_plane.api.http import Refused, Response
-from control_plane.api.operations import KindName, operation_of
+from control_plane.api.operations import KindName, operation_of, shown
 from control_plane.api.routes import Call, Strict
 from control_plane.api.scopes import Scope
 from control_plane.operations import service
@@ -192,9 +192,8 @@ class Operations:
             except OperationRefused as error:
                 raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error)) from error
             before, after = None if change.before is None else _brief(change.before), _brief(change.after)
-            # What is kept to answer a repeated request must not keep whom an erasure is about.
-            kept = after if change.after.kind == "erasure" else None
-            return Changed(change.after.to_dict(), before, after, status, kept)
+            # What is kept to answer a repeated request must be small, and must not keep whom an erasure is about.
+            return Changed(shown(change.after), before, after, status, kept=after)
 
         return self.changes.make(call, act, reason=reason)
 

@@ -1,8 +1,9 @@
 """Operations as the API shows them: what was asked for, its plan, and how far it is."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from pydantic import Field
@@ -11,12 +12,15 @@ from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
 from control_plane.api.routes import Call
 from control_plane.api.rows import parse_id
-from control_plane.operations.kind import State
+from control_plane.operations.kind import Operation, State
 from control_plane.operations.rows import read_operation
 from control_plane.operations.service import list_operations as read_operations
 from control_plane.platform.database import Database
 
 type KindName = Literal["redrive", "replay", "backfill", "rebuild", "retention", "erasure"]
+
+MOST_SHOWN: Final = 100
+"""Of a longer list in a filter or a plan, this many are shown."""
 
 
 class OperationsQuery(Page):
@@ -48,13 +52,29 @@ def list_operations(database: Database, call: Call) -> Response:
 
 
 def show_operation(database: Database, call: Call) -> Response:
-    """Returns one operation, with its plan and its progress. Raises Refused."""
+    """Returns one operation, with its plan and its progress; of long lists their beginning. Raises Refused."""
     operation_id = operation_of(call)
     with database.bounded() as connection:
         operation = read_operation(connection, operation_id)
     if operation is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"There is no operation {operation_id}.")
-    return Response(HTTPStatus.OK, operation.to_dict())
+    return Response(HTTPStatus.OK, shown(operation))
+
+
+def shown(operation: Operation) -> dict[str, Any]:
+    """Returns an operation as the API shows it by itself: in place of a long list, such as ids, its length and its
+    beginning.
+    """
+    return {name: _shortened(value) for name, value in operation.to_dict().items()}
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _shortened(one) for name, one in value.items()}
+    if isinstance(value, list):
+        first = [_shortened(one) for one in value[:MOST_SHOWN]]
+        return {"count": len(value), "first": first} if len(value) > MOST_SHOWN else first
+    return value
 
 
 def operation_of(call: Call) -> UUID:

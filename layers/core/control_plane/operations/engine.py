@@ -9,16 +9,26 @@ from uuid import UUID
 from psycopg import Connection
 
 from control_plane.model.text import readable
-from control_plane.operations.kind import Kind, Operation, OperationRefused, State, find_kind, hash_of
+from control_plane.operations.kind import (
+    Kind,
+    Operation,
+    OperationRefused,
+    PreparingKind,
+    State,
+    find_kind,
+    hash_of,
+)
 from control_plane.operations.rows import QUERIES, as_text, fetch_operation
 from control_plane.platform.conflicts import retry_conflicts
 from control_plane.platform.telemetry import Telemetry
 
 LEASE_SECONDS: Final = 30.0
 """After a kill, how long its operation waits for the next engine."""
+PREPARE_SECONDS: Final = 45.0
+"""How much longer the lease is while a step is prepared: an answer is waited for no longer."""
 STEP_ITEMS: Final = 2000
 STEP_SECONDS: Final = 1.0
-"""What a step may take: a command waits for the step that is under way."""
+"""What a step may take: a command waits for the step that is under way, but not for what is prepared for one."""
 TURN_SECONDS: Final = 5.0
 """For how long one operation makes steps while others wait."""
 RESERVE_SECONDS: Final = 40.0
@@ -54,6 +64,7 @@ class OperationsReport:
 class _Claim:
     operation_id: UUID
     fence: int
+    kind: str
 
 
 class Engine:
@@ -117,17 +128,28 @@ class Engine:
         return None if row is None else _Claim(*row)
 
     def _step(self, claim: _Claim) -> bool:
-        """Makes one step, with the record of it, in one transaction; returns whether another one is due at once."""
-        return retry_conflicts(lambda: self._step_once(claim))
+        """Makes one step, with the record of it, in one transaction; returns whether another one is due at once.
 
-    def _step_once(self, claim: _Claim) -> bool:
+        What the step has to wait for is done before, under the lease alone: a pause and a cancel act at once.
+        """
+        kind, prepared = find_kind(self._kinds, claim.kind), None
+        if isinstance(kind, PreparingKind):
+            lease = {"lease_seconds": self._lease_seconds + PREPARE_SECONDS}
+            operation = fetch_operation(self._connection, "operation_to_prepare", asdict(claim) | lease)
+            if operation is None:
+                return False
+            if operation.state is State.RUNNING:
+                prepared = kind.prepare(operation, most=self._step_items, seconds=STEP_SECONDS)
+        return retry_conflicts(lambda: self._step_once(claim, kind, prepared))
+
+    def _step_once(self, claim: _Claim, kind: Kind, prepared: Any) -> bool:
         with self._connection.transaction():
             self._connection.execute(QUERIES["queue_for_operation"].sql, {"operation_id": claim.operation_id})
             operation = fetch_operation(self._connection, "claimed_operation", asdict(claim))
             if operation is None:
                 return False
-            kind = find_kind(self._kinds, operation.kind)
-            goes_on = self._plan(kind, operation) if operation.state is State.PLANNING else self._run(kind, operation)
+            planning = operation.state is State.PLANNING
+            goes_on = self._plan(kind, operation) if planning else self._run(kind, operation, prepared)
         self.steps += 1
         return goes_on
 
@@ -149,8 +171,9 @@ class Engine:
             self._log(operation, State.PLANNED, progress)
         return not planned.is_complete
 
-    def _run(self, kind: Kind, operation: Operation) -> bool:
-        stepped = kind.step(self._connection, operation, most=self._step_items, seconds=STEP_SECONDS)
+    def _run(self, kind: Kind, operation: Operation, prepared: Any) -> bool:
+        more = {"prepared": prepared} if isinstance(kind, PreparingKind) else {}
+        stepped = kind.step(self._connection, operation, most=self._step_items, seconds=STEP_SECONDS, **more)
         progress = dict(operation.progress) | {
             "done": operation.done + stepped.done,
             "skipped": operation.skipped + stepped.skipped,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from psycopg import Connection
@@ -161,6 +161,24 @@ class Kind(Protocol):
 
         Returns how many items that were done are so no longer; None is none.
         """
+
+
+@runtime_checkable
+class PreparingKind(Kind, Protocol):
+    """A kind whose steps wait for others, such as another function: they do so outside the transaction."""
+
+    def prepare(self, operation: Operation, *, most: int, seconds: float) -> Any:
+        """Does what must be waited for, at most ``most`` items in about ``seconds``, and returns what became of it.
+
+        It runs under the operation's lease and holds no lock: the operation may be paused or cancelled meanwhile, or
+        the process killed. The result is lost then, so what is done must be such that it can be done again. Raises as
+        ``step`` does.
+        """
+
+    def step(
+        self, connection: Connection[Any], operation: Operation, *, most: int, seconds: float, prepared: Any = None
+    ) -> Stepped:
+        """Records what was ``prepared`` for the operation as it stands."""
 
 
 def hash_of(kind: str, chosen: Mapping[str, Any], plan: Mapping[str, Any]) -> str:

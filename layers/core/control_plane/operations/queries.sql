@@ -17,9 +17,18 @@ WHERE operation_id = %(operation_id)s
 
 -- name: operations
 -- The operations of a kind, a subscription and some states, newest first; null is any. A page goes on after the last one
--- of the page before.
+-- of the page before. A filter and a plan of more than 4,000 bytes are left out, and their size is told instead.
 SELECT
-    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
+    operation_id, kind, subscription,
+    CASE
+        WHEN octet_length(filter::text) > 4000 THEN jsonb_build_object('left_out_bytes', octet_length(filter::text))
+        ELSE filter
+    END AS filter,
+    CASE
+        WHEN octet_length(plan::text) > 4000 THEN jsonb_build_object('left_out_bytes', octet_length(plan::text))
+        ELSE plan
+    END AS plan,
+    plan_hash, state, progress, rate, requested_by, reason, requested_at,
     planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
     state IN ('planning', 'running')
         AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
@@ -112,7 +121,22 @@ WHERE operation_id = (
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
-RETURNING operation_id, fence
+RETURNING operation_id, fence, kind
+
+-- name: operation_to_prepare
+-- The operation that is to make a step, under a lease that lasts until what the step waits for is there; no row if the
+-- claim was superseded, or it is due no longer.
+UPDATE operations
+SET lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+WHERE operation_id = %(operation_id)s
+    AND fence = %(fence)s
+    AND state IN ('planning', 'running')
+    AND next_step_at <= clock_timestamp()
+RETURNING
+    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
+    planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
+    state IN ('planning', 'running')
+        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
 
 -- name: claimed_operation
 -- The operation that is to make a step, locked; no row if the claim was superseded, or it is due no longer.

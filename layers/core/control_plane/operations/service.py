@@ -171,7 +171,10 @@ def list_operations(
     after: tuple[datetime, UUID] | None = None,
     limit: int = 50,
 ) -> Sequence[Operation]:
-    """Returns operations, newest first; ``after`` is the requested_at and the id of the last one of the page before."""
+    """Returns operations, newest first; ``after`` is the requested_at and the id of the last one of the page before.
+
+    A large filter or plan is ``{"left_out_bytes": its size}``: ``read_operation`` returns it.
+    """
     with connection.cursor(row_factory=operation_row) as cursor:
         return cursor.execute(
             QUERIES["operations"].sql,

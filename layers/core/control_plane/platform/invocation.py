@@ -11,8 +11,7 @@ from control_plane.model.errors import ControlPlaneError
 from control_plane.model.text import readable
 
 ANSWER_SECONDS: Final = 35.0
-"""How long an answer is waited for: less than an engine's step may take, and than the 60 s for which Postgres leaves a
-session idle within a transaction."""
+"""How long an answer is waited for: less than the engine's lease lasts then. No transaction is open meanwhile."""
 
 
 class InvocationFailed(ControlPlaneError):

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -34,11 +35,21 @@ class PieceFailed(ControlPlaneError):
     """Raised when a piece could not be had now, and may be later. Retryable."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What became of the pieces that a step has asked for."""
+
+    done: int
+    skipped: int
+    cursor: Mapping[str, Any]
+
+
 class Backfill:
     """Asks IngestionFunction for one piece after the other, oldest first: a window of one symbol, or a piece of a file.
 
-    A piece that is done twice adds nothing, because ingestion derives the events' ids. What a source no longer has, or
-    does not know, is skipped and noted; what it does not answer is tried again.
+    It is asked before the step's transaction, so that a pause or a cancel never waits for a source. A piece that is
+    done twice adds nothing, because ingestion derives the events' ids. What a source no longer has, or does not know,
+    is skipped and noted; what it does not answer is tried again.
     """
 
     name = "backfill"
@@ -78,8 +89,8 @@ class Backfill:
         pace = SECONDS_OF_A_PIECE if operation.rate is None else max(SECONDS_OF_A_PIECE, 1 / operation.rate)
         return Planned({**plan, "estimated_seconds": round(plan["total"] * pace), "effect": _effect(chosen)}, True)
 
-    def step(self, connection: Connection[Any], operation: Operation, *, most: int, seconds: float) -> Stepped:
-        """Does some pieces, at least one. Raises PieceFailed, and OperationRefused where a file is gone."""
+    def prepare(self, operation: Operation, *, most: int, seconds: float) -> Asked:
+        """Has some pieces ingested, at least one. Raises PieceFailed, and OperationRefused where a file is gone."""
         started = self._monotonic()
         total, cursor = operation.total, dict(operation.cursor)
         place: int = cursor.get("next", 0)
@@ -103,13 +114,27 @@ class Backfill:
             skipped += bool(failures)
             done += not failures
             place += 1
-        is_finished = place >= total
+        return Asked(done, skipped, {"next": place, **counts, "failed": noted[:MOST_NOTED]})
+
+    def step(
+        self,
+        connection: Connection[Any],
+        operation: Operation,
+        *,
+        most: int,
+        seconds: float,
+        prepared: Asked | None = None,
+    ) -> Stepped:
+        """Records the pieces that were ingested, and forgets a file at its end."""
+        del most, seconds  # They bound what was prepared.
+        assert prepared is not None, "the engine prepares each step"
+        is_finished = prepared.cursor["next"] >= operation.total
         if is_finished:
             self._forget(connection, operation)
         return Stepped(
-            done,
-            skipped,
-            {"next": place, **counts, "failed": noted[:MOST_NOTED]},
+            prepared.done,
+            prepared.skipped,
+            prepared.cursor,
             is_finished,
             None if operation.rate is None else _present(connection) + timedelta(seconds=1 / operation.rate),
         )
