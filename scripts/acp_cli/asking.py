@@ -72,6 +72,14 @@ def asking(ctx: typer.Context) -> Iterator[Client]:
         raise AcpError(message, remedy=_REMEDIES.get(error.status, "")) from None
 
 
+def why(reason: str, by: str = "") -> str:
+    """Returns the reason that a change is recorded with; the API asks for one. ``by`` is a person whom it names."""
+    by = by.strip() or ("" if reason.strip() else os.environ.get("USER", "somebody"))
+    if not reason.strip():
+        return f"asked for by {by}"
+    return f"{reason.strip()} ({by})" if by else reason.strip()
+
+
 def version() -> str:
     """Returns this program's version."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

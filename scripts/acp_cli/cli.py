@@ -59,7 +59,7 @@ COMMANDS = {
         "breakers": Entry("breaker_commands", "The breakers of subscriptions and sources."),
         "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
-        "redrive": Entry("dead_letter_commands", "Send dead letters again."),
+        "redrive": Entry("redrive_command", "Send dead letters again."),
         "operations": Entry("operations_commands", "Redrives, replays and others: plan, start, follow, cancel."),
         "discard": Entry("dead_letter_commands", "Let dead letters go that nobody needs."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
