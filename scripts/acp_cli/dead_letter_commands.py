@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from acp_cli.asking import asking, why
+from acp_cli.asking import ByOption, asking, why
 from acp_cli.letter_filters import (
     EventOption,
     EverythingOption,
@@ -114,7 +114,7 @@ def discard(
     trace: TraceOption = None,
     everything: EverythingOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be discarded.")] = False,
-    by: Annotated[str, typer.Option("--by", help="Whom the reason names, beside the token.", show_default=False)] = "",
+    by: ByOption = None,
     as_json: _JsonOption = False,
 ) -> None:
     """Let dead letters go that nobody needs any more; they stay on record, with the reason, and are never sent again.
@@ -126,6 +126,7 @@ def discard(
     if not because.strip():
         msg = "--because is empty: say why they are discarded."
         raise UsageError(msg)
+    recorded = why(because, by)
     with asking(ctx) as client:
         there = {letter["id"]: letter["subscription"] or letter["queue"] for letter in chosen.read(client)}
         report: dict[str, Any] = {
@@ -136,7 +137,7 @@ def discard(
             "not_open": [number for number in chosen.ids or () if number not in there],
         }
         if not dry_run:
-            report |= _discard(client, there, why(because, by))
+            report |= _discard(client, there, recorded)
     if as_json:
         _print_json(report)
     else:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import typer
 
+from acp_cli.asking import EVERY
 from local_cloud.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ _AGE: Final = re.compile(r"([0-9]{1,6})(s|min|h|d)")
 _UNITS: Final = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days"}
 _GREATEST_ID: Final = 10**18 - 1
 _IDS_AT_A_TIME: Final = 100
-EVERY: Final = 1 << 62
-"""More than there can be."""
 
 
 class LetterKind(StrEnum):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from acp_cli.asking import asking, sentence, why
+from acp_cli.asking import ByOption, asking, sentence, why
 from acp_cli.following import cancel_operation, follow_operation, plan_operation
 from acp_cli.letter_filters import (
     EventOption,
@@ -64,7 +64,7 @@ def redrive(
         float | None, typer.Option("--rate", help="Letters per second, so that others go before.", show_default=False)
     ] = None,
     because: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with the operation.")] = "",
-    by: Annotated[str, typer.Option("--by", help="Whom the reason names, beside the token.", show_default=False)] = "",
+    by: ByOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Send dead letters again, each with a fresh budget of attempts; their failures stay on record.
@@ -74,8 +74,9 @@ def redrive(
     """
     chosen = chosen_letters(ids, subscription, reason, kind, older_than, newer_than, event, trace)
     check_asked(chosen, "redrive", everything=everything)
+    recorded = why(because, by)
     with asking(ctx) as client:
-        report, skipped = _redriven(client, chosen, why(because, by), rate=rate, dry_run=dry_run)
+        report, skipped = _redriven(client, chosen, recorded, rate=rate, dry_run=dry_run)
     if as_json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
     else:

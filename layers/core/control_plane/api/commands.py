@@ -215,4 +215,5 @@ def _operation_routes(operations: operation_commands.Operations) -> Sequence[Rou
             rate=50,
         ),
         command("cancel", operations.cancel, "Ends an operation; what is done stays done.", flow_commands.Because),
+        command("accept", operations.accept, "Accepts a rebuild that differs.", flow_commands.Because),
     ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final
+from uuid import UUID
 
 from psycopg import Connection
 from pydantic import Field
@@ -15,6 +16,7 @@ from control_plane.api.operations import KindName, operation_of
 from control_plane.api.routes import Call, Strict
 from control_plane.api.scopes import Scope
 from control_plane.operations import service
+from control_plane.operations.history.rebuild import accept
 from control_plane.operations.kind import Kind, Operation, OperationConflict, OperationNotFound, OperationRefused
 from control_plane.operations.rows import read_operation
 from control_plane.operations.service import HIGHEST_RATE, Change
@@ -115,6 +117,16 @@ class Operations:
             lambda connection, it: service.cancel_operation(connection, self.kinds(), it),
         )
 
+    def accept(self, call: Call) -> Response:
+        """Accepts that a rebuild's tables differ from those in use, which they replace then."""
+
+        def act(connection: Connection[Any], operation_id: UUID) -> Change:
+            before = _found(connection, operation_id)
+            accept(connection, operation_id, accepted_by=call.caller.token)
+            return Change(before, _found(connection, operation_id))
+
+        return self._woken(self._change(call, call.body.reason, act))
+
     def _change(self, call: Call, reason: str, command: Callable[[Connection[Any], Any], Change]) -> Response:
         def act(connection: Connection[Any]) -> Change:
             _check_scope_of(connection, call)
@@ -166,6 +178,13 @@ def _check_scope_of(connection: Connection[Any], call: Call) -> None:
     operation = read_operation(connection, operation_of(call))
     if operation is not None:
         _check_scope(call, operation.kind)
+
+
+def _found(connection: Connection[Any], operation_id: UUID) -> Operation:
+    operation = read_operation(connection, operation_id)
+    if operation is None:
+        raise OperationNotFound(f"there is no operation {operation_id}")
+    return operation
 
 
 def _brief(operation: Operation) -> Mapping[str, Any]:
