@@ -61,6 +61,7 @@ COMMANDS = {
         "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
         "redrive": Entry("redrive_command", "Send dead letters again."),
+        "replay": Entry("replay_command", "Plan that stored messages are sent again."),
         "operations": Entry("operations_commands", "Redrives, replays and others: plan, start, follow, cancel."),
         "discard": Entry("dead_letter_commands", "Let dead letters go that nobody needs."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
@@ -90,7 +91,7 @@ COMMANDS = {
     "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
     "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
 }
-LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "ingest", "relay", "watch", "logs", "invoke", "drill", "db"})
+LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "logs", "invoke", "drill", "db"})
 """The commands that work on this machine's cloud itself, and so on no other deployment."""
 
 

@@ -11,7 +11,7 @@ from uuid import UUID  # noqa: TC003 - typer reads the annotation
 import typer
 
 from acp_cli.asking import asking
-from local_cloud.errors import UsageError
+from acp_cli.instants import instant_text
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
@@ -59,8 +59,8 @@ def events(
                 entity_id=entity,
                 trace_id=trace,
                 source=source,
-                since=_instant(since, "--since"),
-                until=_instant(until, "--until"),
+                since=instant_text(since, "--since"),
+                until=instant_text(until, "--until"),
             )
         )
     if as_json:
@@ -83,16 +83,3 @@ def _line(event: Mapping[str, Any]) -> str:
         f"[dim]{event['event_id']}[/]  [bold]{shown(event['event_type'])}[/]  {shown(about)}  "
         f"{occurred:%Y-%m-%d %H:%M:%S}Z{revision}  [dim]{shown(event['source'])}[/]"
     )
-
-
-def _instant(text: str | None, option: str) -> str | None:
-    """Returns an instant as the API takes it; one without a time zone is UTC. Raises UsageError."""
-    if text is None:
-        return None
-    try:
-        instant = datetime.fromisoformat(text.strip())
-    except ValueError:
-        msg = f"{option} is {text!r}, which is no instant."
-        raise UsageError(msg, remedy="Give a day or an instant, in UTC without a zone: 2026-01-05T14:30") from None
-    zoned = instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-    return zoned.isoformat().replace("+00:00", "Z")

@@ -95,11 +95,7 @@ def plan(
     wanted, recorded = _filter(fields or ()), why(because, by)
     with asking(ctx) as client:
         planned = plan_operation(client, kind, wanted, reason=recorded, rate=rate)
-    _report(planned, as_json=as_json)
-    Progress().say(
-        f"Start it within an hour: scripts/acp operations start {planned['operation_id']} {planned['plan_hash']} "
-        "--because TEXT"
-    )
+    show_plan(planned, as_json=as_json)
 
 
 @_operations.command("start")
@@ -203,6 +199,15 @@ def _change(
     with asking(ctx) as client:
         changed = client.send(method, f"/operations/{operation_id}/{what}", body)
     _report(changed, as_json=as_json)
+
+
+def show_plan(planned: Mapping[str, Any], *, as_json: bool) -> None:
+    """Prints a plan, and how it is started."""
+    _report(planned, as_json=as_json)
+    Progress().say(
+        f"Start it within an hour: scripts/acp operations start {planned['operation_id']} {planned['plan_hash']} "
+        "--because TEXT"
+    )
 
 
 def _report(operation: Mapping[str, Any], *, as_json: bool) -> None:

@@ -145,7 +145,7 @@ def test_a_redrive_that_must_not_run_beside_another_leaves_no_plan(
     assert states == [("running",), ("cancelled",)]
 
 
-@pytest.mark.parametrize("command", [["up"], ["relay"], ["db", "shell"]])
+@pytest.mark.parametrize("command", [["up"], ["watch"], ["db", "shell"]])
 def test_a_local_command_is_refused_for_another_deployment(cloud: RunningCloud, command: list[str]) -> None:
     refused = run(cloud, "--url", "https://example.com/v1", *command)
     assert (refused.exit_code, "is for the local cloud alone" in refused.stderr) == (2, True)

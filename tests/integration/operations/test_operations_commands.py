@@ -53,3 +53,38 @@ def test_what_cannot_be_done_is_said_with_the_reason(cloud: RunningCloud, argume
     result = run(cloud, "operations", *arguments)
     assert result.exit_code in (1, 2)
     assert complaint in result.stderr.replace("\n", " ")
+
+
+def test_a_replay_is_planned_by_options(cloud: RunningCloud, owner: Connection[Any]) -> None:
+    make_delivered(owner, 20)
+    result = run(cloud, "replay", "--topic", "market.ticks", "--since", "2001-01-01", "--rate", "50", "--json")
+    planned = json.loads(result.stdout)
+    assert (planned["kind"], planned["state"], planned["total"]) == ("replay", "planned", 20)
+    assert planned["filter"]["occurred_since"].startswith("2001-01-01T00:00:00")
+    assert f"scripts/acp operations start {planned['operation_id']} {planned['plan_hash']}" in result.stderr
+    refused = run(cloud, "replay")
+    assert (refused.exit_code, "name one of the two" in refused.stderr) == (1, True)
+
+
+def test_a_backfill_is_planned_by_options(cloud: RunningCloud) -> None:
+    result = run(
+        cloud, "backfill", "plan", "AAPL,MSFT", "--since", "2026-01-05", "--interval", "1d", "--no-publish", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    planned = json.loads(result.stdout)
+    assert (planned["kind"], planned["state"]) == ("backfill", "planned")
+    assert (planned["filter"]["symbols"], planned["filter"]["publish"]) == (["AAPL", "MSFT"], False)
+
+
+def test_an_operation_that_fails_is_followed_to_its_reason(cloud: RunningCloud, owner: Connection[Any]) -> None:
+    make_letters(owner, 3)
+    planned = given(cloud, "plan", "redrive", "subscription=signal_lab")
+    owner.execute("DROP FUNCTION redrive_letters CASCADE")
+    owner.execute("UPDATE operations SET failures = 5")
+    result = run(
+        cloud, "operations", "start", planned["operation_id"], planned["plan_hash"], "--because", "why", "--follow"
+    )
+    assert result.exit_code == 1
+    assert f"Operation {planned['operation_id']} is failed: " in result.stderr
+    assert "redrive_letters" in result.stderr
+    assert f"scripts/acp operations resume {planned['operation_id']}" in result.stderr
