@@ -1,12 +1,15 @@
 """OperationsFunction: every minute it plans the operations that people have asked for, and makes steps of others."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from control_plane.operations.backfill.kind import Ask
 from control_plane.operations.engine import run_operations
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
-from control_plane.platform.settings import DatabaseFunctionSettings
+from control_plane.platform.invocation import invoker
+from control_plane.platform.settings import OperationsSettings
 from control_plane.platform.telemetry import Telemetry
 from domains import load_kinds
 
@@ -14,15 +17,31 @@ telemetry = Telemetry("operations")
 
 
 @cache
+def settings() -> OperationsSettings:
+    """Returns the settings, validated once per environment."""
+    return OperationsSettings.from_environ(environ())
+
+
+@cache
 def database() -> Database:
     """Returns the environment's one connection."""
-    settings = DatabaseFunctionSettings.from_environ(environ())
     return open_database(
-        settings.database,
-        endpoint_url=settings.cloud_endpoint_url,
+        settings().database,
+        endpoint_url=settings().cloud_endpoint_url,
         application_name="acp-operations",
         role="acp_maintain",
     )
+
+
+@cache
+def ingestion() -> Ask:
+    """Returns what invokes IngestionFunction. It is made for the first piece: most runs have none."""
+    return invoker(settings().ingestion_function, endpoint_url=settings().cloud_endpoint_url)
+
+
+def ingest(piece: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Has IngestionFunction do one piece of a backfill, and returns its result."""
+    return ingestion()(piece)
 
 
 @function(telemetry, sample="events/operations.json")
@@ -30,7 +49,7 @@ def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
     """Works for as long as something is planning or running, and there is time. Returns an OperationsReport."""
     report = run_operations(
         database().connection(),
-        load_kinds(),
+        load_kinds(ask=ingest),
         telemetry,
         remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
     )

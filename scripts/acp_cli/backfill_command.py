@@ -91,6 +91,40 @@ def plan(
     show_plan(planned, as_json=as_json)
 
 
+@_backfill.command("file")
+def file_(
+    ctx: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A CSV (also .csv.gz) or Parquet file.", show_default=False)],
+    *,
+    observed_at: Annotated[
+        str,
+        typer.Option(metavar="INSTANT", help="When its observations were made, so that a later look stands before it."),
+    ],
+    shape: _ShapeOption = "bars",
+    source: Annotated[str, typer.Option(help="What the events name as their source.")] = "file",
+    publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Deliver what is stored, or not.")] = True,
+    rate: Annotated[float | None, typer.Option("--rate", help="Pieces per second.", show_default=False)] = None,
+    because: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with the operation.")] = "",
+    by: ByOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Send a file in pieces, and plan that it is stored. Nothing is sent if a row is bad."""
+    observed, recorded = instant_text(observed_at, "--observed-at"), why(because, by)
+    read = read_file(file, find_shape(shape))
+    refuse_bad_rows(file, read)
+    assert observed is not None, "the option is required"
+    wanted = file_wanted(read, observed_at=observed, source=source, publish=publish)
+    with asking(ctx) as client:
+        with Progress().step("Sent") as step:
+            for number, part in enumerate(read.parts, 1):
+                body = {"observations": json.loads(part.body), "reason": recorded}
+                client.send("PUT", f"/backfill-files/{wanted['file']}/{number}", body)
+                step.update(f"{number:,} of {len(read.parts):,} pieces")
+            step.note = f"{read.observations:,} observations in {len(read.parts):,} pieces"
+        planned = plan_operation(client, "backfill", wanted, reason=recorded, rate=rate)
+    show_plan(planned, as_json=as_json)
+
+
 def find_shape(name: str) -> FileShape:
     """Returns a kind of file by its name. Raises UsageError."""
     if name not in _SHAPES:

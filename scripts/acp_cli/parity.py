@@ -39,6 +39,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "PUT /operations/{operation_id}/rate": "operations rate",
     "POST /operations/{operation_id}/cancel": "operations cancel",
     "POST /operations/{operation_id}/accept": "operations accept",
+    "PUT /backfill-files/{file}/{number}": "backfill file",
     "GET /tokens": "tokens list",
     "POST /tokens": "tokens make",
     "DELETE /tokens/{name}": "tokens revoke",

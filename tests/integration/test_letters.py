@@ -316,7 +316,7 @@ def test_an_event_with_an_open_letter_of_a_consumer_is_kept(app: Connection[Any]
         owner.execute("ALTER TABLE events DISABLE TRIGGER USER")
         owner.execute("UPDATE events SET ingested_at = now() - interval '99 days'")
         owner.execute("ALTER TABLE events ENABLE TRIGGER USER")
-    assert owner.execute("SELECT delete_expired_events(30, 10)").fetchone() == (0,)
+    assert owner.execute("SELECT delete_expired('events', now() - interval '30 days', 10)").fetchone() == (0,)
     discard(owner, DeadLetterFilter(ids=[letter_id]), requested_by="kim", reason="why")
-    assert owner.execute("SELECT delete_expired_events(30, 10)").fetchone() == (1,)
+    assert owner.execute("SELECT delete_expired('events', now() - interval '30 days', 10)").fetchone() == (1,)
     assert read_dead_letters(app, limit=9, with_resolved=True) == []

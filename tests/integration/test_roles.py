@@ -97,7 +97,6 @@ _SHARED = {
     **_each(READERS_OF_DECISIONS, "control_plane.api", "open_approvals approval switch"),
     **_each({READER}, "control_plane.api", "audit flow_of_subscriptions"),
     "control_plane.ops.delete_kept_answers": {MAINTAIN},
-    "control_plane.ops.subscriptions": {READER, COMMAND},
     "control_plane.ingestion.newest_occurrence": {*READERS_OF_EVENTS, INGEST},
     "control_plane.ingestion.chain_heads": {INGEST, READER},
     "control_plane.ingestion.piece_of_file": {INGEST, READER},
@@ -161,8 +160,8 @@ _OPERATIONS = {
         "operation operations active_operations next_step_at count_operations",
     ),
     **_each(EVERYBODY, "control_plane.operations", "database_now oldest_writer queue_for_operation"),
-    "control_plane.operations.newest_letter": {MAINTAIN, READER},
-    **_each({MAINTAIN, READER}, "control_plane", "operations.subscriptions_of ops.subscriptions"),
+    "control_plane.operations.newest_letter": {COMMAND, MAINTAIN, READER},
+    **_each({COMMAND, MAINTAIN, READER}, "control_plane", "operations.subscriptions_of ops.subscriptions"),
     "control_plane.consumers.mark_replayed": {CONSUME},
 }
 _SHARED |= _OPERATIONS

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import pytest
 from psycopg import Connection, errors
 from psycopg.rows import dict_row
-from tests.integration import seeds
+from tests.integration import operating_guards, seeds
 from tests.integration.decisions import guards
 
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NotSent, NoVerdict, Outcome, QueueFault
@@ -269,6 +269,7 @@ REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("circuit_breakers", "circuit_breakers_consecutive_failures_check", {"consecutive_failures": -1}),
     ("relay_handover", "relay_handover_only_one_check", {"only_one": False}),
     ("relay_handover", "relay_handover_name_check", {"name": ""}),
+    *operating_guards.REFUSED,
 ]
 """Table, constraint, what is wrong with the row."""
 
@@ -281,7 +282,7 @@ def test_a_row_that_makes_no_sense_is_refused(
         columns, places = ", ".join(values), ", ".join(["%s"] * len(values))
         owner.execute(f"INSERT INTO {table} ({columns}) VALUES ({places})".encode(), list(values.values()))
 
-    sound = SOUND[table] | ({"event_id": stored} if table == "outbox" else {})
+    sound = (SOUND | operating_guards.SOUND)[table] | ({"event_id": stored} if table == "outbox" else {})
     with pytest.raises(errors.CheckViolation) as refused:
         insert(sound | wrong)
     assert refused.value.diag.constraint_name == constraint

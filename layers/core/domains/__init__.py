@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from control_plane.model.contract import PLATFORM_PAYLOADS, EventTypes
 from control_plane.model.decision_events import DECISION_PAYLOADS
 from control_plane.model.domain import Domain
+from control_plane.model.errors import ControlPlaneError
 from domains import finance
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from control_plane.decisions.audit import Finding
     from control_plane.model.deciding import Deciding
+    from control_plane.operations.backfill.kind import Ask
     from control_plane.operations.kind import Kind
 
 DOMAINS: Final[tuple[Domain, ...]] = (finance.DOMAIN,)
@@ -39,18 +41,27 @@ def load_forgetting(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Callable[[
     return [import_module(domain.forgetting).forget for domain in domains if domain.forgetting is not None]
 
 
-def load_kinds(domains: Iterable[Domain] = DOMAINS) -> "Sequence[Kind]":
-    """Imports the kinds of operation that there are, and returns them; a replay asks the domains what it means."""
-    redrive, replay, retention, erasure, rebuild = (
+def load_kinds(domains: Iterable[Domain] = DOMAINS, *, ask: "Ask | None" = None) -> "Sequence[Kind]":
+    """Imports the kinds of operation that there are, and returns them; a replay asks the domains what it means.
+
+    ``ask`` runs IngestionFunction for a piece of a backfill; whoever only plans and starts operations needs none.
+    """
+    redrive, replay, backfill, retention, erasure, rebuild = (
         import_module(f"control_plane.operations.{name}")
-        for name in ("redrive", "replay", "history.retention", "history.erasure", "history.rebuild")
+        for name in ("redrive", "replay", "backfill.kind", "history.retention", "history.erasure", "history.rebuild")
     )
     consumers = [consumer for domain in domains for consumer in domain.consumers]
     on_replay = {consumer.name: consumer.on_replay for consumer in consumers}
+    histories = [history for domain in domains for history in domain.histories]
     return [
         redrive.Redrive(),
         replay.Replay(on_replay),
+        backfill.Backfill(histories, ask or _nobody),
         retention.Retention(),
         erasure.Erasure(load_forgetting(domains)),
         rebuild.Rebuild(consumers, EVENT_TYPES),
     ]
+
+
+def _nobody(_piece: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise ControlPlaneError("a piece of a backfill is for OperationsFunction to do: it asks IngestionFunction for it")

@@ -113,6 +113,7 @@ REFUSED: Final[list[tuple[str, str, dict[str, object]]]] = [
     ("agent_calls", "agent_calls_cost_micros_check", {"cost_micros": -1}),
     ("agent_calls", "agent_calls_input_tokens_check", {"input_tokens": -1}),
     ("agent_calls", "agent_calls_output_tokens_check", {"output_tokens": -1}),
+    ("agent_calls", "agent_calls_retry_after_seconds_check", {"retry_after_seconds": -1}),
     ("agent_calls", "agent_calls_outcome_check", {"outcome": "lost", "ended_at": NOW}),
     ("agent_calls", "agent_calls_end_is_whole", {"outcome": "failed"}),
     ("agent_calls", "agent_calls_answered", {"outcome": "answered", "ended_at": NOW}),

@@ -3,6 +3,7 @@
 import json
 import uuid
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -24,7 +25,7 @@ from tests.integration.functions.invoked import (
 
 from control_plane.ingestion.store import store_events
 from control_plane.model.contract import SourceFetchFailed
-from control_plane.model.errors import ConfigurationError, DatabaseUnavailable
+from control_plane.model.errors import ConfigurationError, DatabaseUnavailable, MalformedInvocation
 from control_plane.ops.migrations import read_migrations
 from control_plane.ops.subscriptions import SubscriptionError
 from control_plane.platform.database import connect
@@ -76,6 +77,28 @@ def test_ingestion_takes_the_events_symbols_and_names_those_that_failed(
     assert kinds == [("IBM", "rate_limited"), ("NOSUCH", "unknown_symbol")]
     warnings = [line for line in ingestion.logs if line["level"] == "WARNING"]
     assert [line["trace_id"] for line in warnings] == [answer["trace_id"]] * 2
+
+
+def test_ingestion_stores_a_piece_of_a_backfill_and_says_why_a_symbol_failed(
+    load: Load, database: Any, app: Connection[Any]
+) -> None:
+    today = datetime.now(UTC)
+    piece = {
+        "operation_id": "00000000-0000-4000-8000-000000000007",
+        "symbols": ["IBM", "NOSUCH"],
+        "since": (today - timedelta(days=8)).isoformat(),
+        "until": (today - timedelta(days=3)).isoformat(),
+        "interval": "1d",
+        "publish": False,
+    }
+    with serve() as market:
+        ingestion = load("ingestion", DATABASE_URL=database.url("acp_ingest"), MARKET_DATA_URL=market.url)
+        first, again = ingestion(piece), ingestion(piece)
+    assert first["trace_id"] == again["trace_id"]
+    assert [failure["kind"] for failure in first["failures"]] == ["unknown_symbol"]
+    assert first["ingested"] == again["duplicates"] == count(app, "events") >= 5
+    assert count(app, "pending_deliveries") == 0
+    ingestion.fails(MalformedInvocation, "publish", event={"operation_id": piece["operation_id"]})
 
 
 def test_ingestion_stops_asking_a_source_after_the_configured_failures(

@@ -1,6 +1,7 @@
 """acp operations on a real Postgres; only the cloud around it is a stand-in."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,23 @@ def test_a_backfill_is_planned_by_options(cloud: RunningCloud) -> None:
     planned = json.loads(result.stdout)
     assert (planned["kind"], planned["state"]) == ("backfill", "planned")
     assert (planned["filter"]["symbols"], planned["filter"]["publish"]) == (["AAPL", "MSFT"], False)
+
+
+def test_a_file_is_sent_in_pieces_and_planned(cloud: RunningCloud, owner: Connection[Any], tmp_path: Path) -> None:
+    file = tmp_path / "old.csv"
+    file.write_text(
+        "symbol,occurred_at,interval,open,high,low,close,volume,currency\n"
+        "AAPL,2013-02-28T09:30:00-05:00,1d,444.05,447.87,441.4,441.4,11518400,USD\n"
+    )
+    arguments = ("backfill", "file", str(file), "--observed-at", "2026-01-06", "--json")
+    first = run(cloud, *arguments)
+    assert first.exit_code == 0, first.output
+    planned = json.loads(first.stdout)
+    assert (planned["kind"], planned["total"], planned["filter"]["source"]) == ("backfill", 1, "file")
+    assert run(cloud, *arguments).exit_code == 0
+    assert owner.execute("SELECT count(*) FROM backfill_pieces").fetchall() == [(1,)]
+    file.write_text(file.read_text() + "AAPL,soon,1d,444.05,447.87,441.4,441.4,11518400,USD\n")
+    assert "line 3" in run(cloud, *arguments).stderr
 
 
 def test_an_operation_that_fails_is_followed_to_its_reason(cloud: RunningCloud, owner: Connection[Any]) -> None:

@@ -7,6 +7,7 @@ from psycopg import Connection
 from tests.conftest import SUBSCRIPTIONS
 from tests.integration.operations.world import World, dead_letter_all, deliver_all, make_letters, pending_of
 
+from control_plane.operations.engine import Engine
 from control_plane.operations.kind import OperationRefused, State
 from control_plane.operations.redrive import Redrive
 from control_plane.ops.subscriptions import sync_subscriptions
@@ -64,7 +65,10 @@ def test_a_subscription_that_is_removed_meanwhile_has_its_letters_skipped(world:
     assert world.plan("redrive", everything=True).plan["inactive"] == {"signal_lab": 5}
 
 
-def test_two_letters_of_one_message_become_one_delivery(world: World, owner: Connection[Any], app: Any) -> None:
+@pytest.mark.parametrize("step_items", [1, 100])
+def test_two_letters_of_one_message_become_one_delivery(
+    world: World, owner: Connection[Any], app: Any, step_items: int
+) -> None:
     make_letters(owner, 1)
     world.start(world.plan("redrive", everything=True))
     world.run()
@@ -73,7 +77,7 @@ def test_two_letters_of_one_message_become_one_delivery(world: World, owner: Con
         "UPDATE dead_letters SET resolution = NULL, resolved_at = NULL, resolved_by = NULL, redriven_by = NULL"
     )
     again = world.start(world.plan("redrive", everything=True))
-    world.run()
+    assert Engine(world.maintain, world.kinds, world.telemetry, step_items=step_items).work()
     assert world.read(again.operation_id).done == 2
     assert pending_of(owner, again.operation_id) == 1
 

@@ -7,6 +7,7 @@ import pytest
 
 from control_plane.model.errors import ConfigurationError
 from control_plane.platform.settings import (
+    CommandApiSettings,
     DatabaseFunctionSettings,
     IngestionSettings,
     OpsApiSettings,
@@ -146,6 +147,14 @@ def test_the_apis_token_is_named_exactly_once_and_never_shown() -> None:
     assert both.startswith("both API_TOKEN and API_TOKEN_SECRET_ARN are set")
     (neither,) = problems(OpsApiSettings.from_environ, OPS_API | {"API_TOKEN": " "})
     assert neither.startswith("neither API_TOKEN nor API_TOKEN_SECRET_ARN is set")
+
+
+def test_the_functions_whose_runs_the_api_starts_are_named() -> None:
+    named = OPS_API | {"INGESTION_FUNCTION": "a", "RELAY_FUNCTION": "b"}
+    settings = CommandApiSettings.from_environ(named)
+    assert (settings.ingestion_function, settings.relay_function) == ("a", "b")
+    unnamed = problems(CommandApiSettings.from_environ, OPS_API)
+    assert [problem.partition(" ")[0] for problem in unnamed] == ["INGESTION_FUNCTION", "RELAY_FUNCTION"]
 
 
 def test_the_oldest_age_that_health_tolerates_has_bounds() -> None:

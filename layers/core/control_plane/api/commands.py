@@ -214,6 +214,20 @@ def _operation_routes(operations: operation_commands.Operations) -> Sequence[Rou
             operation_commands.NewRate,
             rate=50,
         ),
+        command("accept", operations.accept, "Accepts that rebuilt tables differ.", flow_commands.Because),
         command("cancel", operations.cancel, "Ends an operation; what is done stays done.", flow_commands.Because),
-        command("accept", operations.accept, "Accepts a rebuild that differs.", flow_commands.Because),
+        Route(
+            "PUT",
+            "/backfill-files/{file}/{number}",
+            Scope.OPERATE,
+            operations.keep_piece,
+            "Keeps a piece of a file for a backfill.",
+            body=operation_commands.Piece,
+            examples=(
+                Example(
+                    {"file": "0" * 64, "number": "1"},
+                    body={"observations": [{"entity_id": "AAPL"}], "reason": "history of 2012"},
+                ),
+            ),
+        ),
     ]

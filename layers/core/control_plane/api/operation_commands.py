@@ -1,5 +1,7 @@
 """What people do with operations: plan one, start it by its plan's hash, pause, resume, change its rate, cancel."""
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -16,7 +18,8 @@ from control_plane.api.operations import KindName, operation_of
 from control_plane.api.routes import Call, Strict
 from control_plane.api.scopes import Scope
 from control_plane.operations import service
-from control_plane.operations.history.rebuild import accept
+from control_plane.operations.backfill import pieces
+from control_plane.operations.history import rebuild
 from control_plane.operations.kind import Kind, Operation, OperationConflict, OperationNotFound, OperationRefused
 from control_plane.operations.rows import read_operation
 from control_plane.operations.service import HIGHEST_RATE, Change
@@ -24,6 +27,9 @@ from control_plane.platform.aws import RunNotStarted
 
 FOR_ADMINS: Final = frozenset({"retention", "erasure"})
 """The kinds that delete what cannot be had again: they ask for the scope admin."""
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,5}")
 
 
 class WantedOperation(Strict):
@@ -47,6 +53,13 @@ class NewRate(Strict):
     """Another rate."""
 
     rate: float = Field(gt=0, le=HIGHEST_RATE, description="Items per second.")
+    reason: Reason
+
+
+class Piece(Strict):
+    """A piece of a file that a backfill is to take: ``acp backfill`` cuts files into pieces."""
+
+    observations: list[dict[str, Any]] = Field(min_length=1, description="Rows of the file, as its domain shapes them.")
     reason: Reason
 
 
@@ -109,6 +122,20 @@ class Operations:
         wanted: NewRate = call.body
         return self._change(call, wanted.reason, lambda connection, it: service.set_rate(connection, it, wanted.rate))
 
+    def accept(self, call: Call) -> Response:
+        """Accepts that a rebuild's tables differ from those in use: they are swapped in."""
+
+        def act(connection: Connection[Any], operation_id: UUID) -> Change:
+            before = read_operation(connection, operation_id)
+            if before is None:
+                raise OperationNotFound(f"there is no operation {operation_id}")
+            rebuild.accept(connection, operation_id, accepted_by=call.caller.token)
+            after = read_operation(connection, operation_id)
+            assert after is not None, "it was there just now"
+            return Change(before, after)
+
+        return self._woken(self._change(call, call.body.reason, act))
+
     def cancel(self, call: Call) -> Response:
         """Ends an operation: what is done stays done, what is promised and not under way is taken back."""
         return self._change(
@@ -117,15 +144,28 @@ class Operations:
             lambda connection, it: service.cancel_operation(connection, self.kinds(), it),
         )
 
-    def accept(self, call: Call) -> Response:
-        """Accepts that a rebuild's tables differ from those in use, which they replace then."""
+    def keep_piece(self, call: Call) -> Response:
+        """Keeps a piece of a file for a backfill; the same piece once more changes nothing."""
+        wanted: Piece = call.body
+        file, number = call.parameters["file"], call.parameters["number"]
+        if _SHA256.fullmatch(file) is None or _NUMBER.fullmatch(number) is None:
+            raise Refused(
+                HTTPStatus.BAD_REQUEST,
+                "A piece's path is the file's name, 64 hexadecimal digits, and a number from 1 on.",
+            )
+        body = json.dumps(wanted.observations, ensure_ascii=False, separators=(",", ":"))
 
-        def act(connection: Connection[Any], operation_id: UUID) -> Change:
-            before = _found(connection, operation_id)
-            accept(connection, operation_id, accepted_by=call.caller.token)
-            return Change(before, _found(connection, operation_id))
+        def act(connection: Connection[Any]) -> Changed:
+            try:
+                is_new = pieces.keep_piece(connection, file=file, number=int(number), body=body)
+            except OperationConflict as error:
+                raise Refused(HTTPStatus.CONFLICT, _sentence(error)) from error
+            except OperationRefused as error:
+                raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error)) from error
+            kept = {"file": file, "piece": int(number), "is_new": is_new}
+            return Changed(kept, None, kept)
 
-        return self._woken(self._change(call, call.body.reason, act))
+        return self.changes.make(call, act, reason=wanted.reason)
 
     def _change(self, call: Call, reason: str, command: Callable[[Connection[Any], Any], Change]) -> Response:
         def act(connection: Connection[Any]) -> Change:
@@ -151,8 +191,10 @@ class Operations:
                 raise Refused(HTTPStatus.CONFLICT, _sentence(error)) from error
             except OperationRefused as error:
                 raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, _sentence(error)) from error
-            before = None if change.before is None else _brief(change.before)
-            return Changed(change.after.to_dict(), before, _brief(change.after), status)
+            before, after = None if change.before is None else _brief(change.before), _brief(change.after)
+            # What is kept to answer a repeated request must not keep whom an erasure is about.
+            kept = after if change.after.kind == "erasure" else None
+            return Changed(change.after.to_dict(), before, after, status, kept)
 
         return self.changes.make(call, act, reason=reason)
 
@@ -178,13 +220,6 @@ def _check_scope_of(connection: Connection[Any], call: Call) -> None:
     operation = read_operation(connection, operation_of(call))
     if operation is not None:
         _check_scope(call, operation.kind)
-
-
-def _found(connection: Connection[Any], operation_id: UUID) -> Operation:
-    operation = read_operation(connection, operation_id)
-    if operation is None:
-        raise OperationNotFound(f"there is no operation {operation_id}")
-    return operation
 
 
 def _brief(operation: Operation) -> Mapping[str, Any]:

@@ -10,8 +10,9 @@ from botocore.config import Config
 from control_plane.model.errors import ControlPlaneError
 from control_plane.model.text import readable
 
-ANSWER_SECONDS: Final = 50.0
-"""How long an answer is waited for. Postgres ends a session that is idle within a transaction for 60 s."""
+ANSWER_SECONDS: Final = 35.0
+"""How long an answer is waited for: less than an engine's step may take, and than the 60 s for which Postgres leaves a
+session idle within a transaction."""
 
 
 class InvocationFailed(ControlPlaneError):

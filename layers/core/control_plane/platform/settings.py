@@ -197,6 +197,35 @@ class OpsApiSettings:
         )
 
 
+def _function_name(reader: EnvironReader, name: str) -> str:
+    """Reads the name of a function that another one starts or asks."""
+    if (text := reader.text(name)) is None:
+        reader.problem(f"{name} is not set: it must name the function that is to be run")
+    return text or ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationsSettings:
+    """Settings of OperationsFunction."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    ingestion_function: str
+    """The name of the function that does a backfill's pieces."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "OperationsSettings":
+        """Returns the settings. Raises ConfigurationError."""
+        return _read(
+            environ,
+            lambda reader: cls(
+                DatabaseSettings.read(reader),
+                reader.url("CLOUD_ENDPOINT_URL"),
+                _function_name(reader, "INGESTION_FUNCTION"),
+            ),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class CommandApiSettings:
     """Settings of CommandApiFunction."""
@@ -212,21 +241,15 @@ class CommandApiSettings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "CommandApiSettings":
         """Returns the settings. Raises ConfigurationError."""
-
-        def function_name(reader: EnvironReader, name: str) -> str:
-            if (text := reader.text(name)) is None:
-                reader.problem(f"{name} is not set: it must name the function whose runs the API starts")
-            return text or ""
-
         return _read(
             environ,
             lambda reader: cls(
                 database=DatabaseSettings.read(reader),
                 cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
                 api_token=ApiTokenSettings.read(reader),
-                ingestion_function=function_name(reader, "INGESTION_FUNCTION"),
-                relay_function=function_name(reader, "RELAY_FUNCTION"),
-                operations_function=function_name(reader, "OPERATIONS_FUNCTION"),
+                ingestion_function=_function_name(reader, "INGESTION_FUNCTION"),
+                relay_function=_function_name(reader, "RELAY_FUNCTION"),
+                operations_function=_function_name(reader, "OPERATIONS_FUNCTION"),
             ),
         )
 

@@ -26,7 +26,7 @@ _RETRY: Final = timedelta(seconds=3)
 """When a swap is tried again after somebody has read the tables for longer than it waits."""
 _ASKED_AGAIN: Final = timedelta(seconds=5)
 """How often it is looked whether a difference was accepted."""
-_EVENTS_PER_SECOND: Final = 4_000
+_EVENTS_PER_SECOND: Final = 1_000
 _EFFECT: Final = (
     "The consumer writes everything twice meanwhile. Readers see its tables as they are until the new ones take their "
     "place, for which they wait a moment. Nothing is told or sent."
