@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tomllib
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
 
 from acp_client.client import ApiError, ApiUnreachable, Client
 from acp_client.profiles import Profile, ProfileError, chosen_profile
@@ -16,10 +18,13 @@ from local_cloud.workspace import CHECKOUT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import typer
-
 LOCAL: Final = "local"
 """What the local cloud is called among the profiles."""
+ByOption = Annotated[
+    str | None, typer.Option("--by", help="Whom the reason names, beside the token.", show_default=False)
+]
+EVERY: Final = 1 << 62
+"""The most items of a list that has no limit."""
 _REMEDIES: Final = {
     401: "Is the token of this deployment, not expired and not revoked? acp login NAME --url URL stores another.",
     403: "An admin can make a token with that scope: acp tokens make NAME --scope SCOPE",
@@ -70,6 +75,19 @@ def asking(ctx: typer.Context) -> Iterator[Client]:
     except ApiError as error:
         message = str(error) if profile.name == LOCAL else f"{profile.url}: {error}"
         raise AcpError(message, remedy=_REMEDIES.get(error.status, "")) from None
+
+
+def why(reason: str, by: str | None = None) -> str:
+    """Returns the reason that a change is recorded with; the API asks for one. ``by`` is a person whom it names.
+
+    Raises UsageError for a person without a name.
+    """
+    if by is not None and not by.strip():
+        msg = "--by is empty: say who asks for it, or leave it out."
+        raise UsageError(msg)
+    if not reason.strip():
+        return f"asked for by {(by or os.environ.get('USER', 'somebody')).strip()}"
+    return reason.strip() if by is None else f"{reason.strip()} ({by.strip()})"
 
 
 def version() -> str:

@@ -1,4 +1,4 @@
-"""audit: whether what was decided is still on record as it was, and whether the accounts add up to it."""
+"""audit verify: whether what was decided is still on record as it was, and whether the accounts add up to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
-from control_plane.decisions.audit import audit as audit_record
+from acp_cli.audit_log_command import log
+from control_plane.decisions.audit import audit
 from domains import load_reconciling
 from local_cloud import database
 from local_cloud.aws import AWS_ERRORS
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from local_cloud.run_state import RunState
 
 PANEL = "Decisions"
+_audit = typer.Typer(help="The API's log of changes, or a check of what was decided.", no_args_is_help=True)
 _SHOWN = 50
 _UNDETECTABLE = "changes by one who may write every table cannot be detected there"
 
@@ -43,16 +45,20 @@ class _Log:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("audit", rich_help_panel=PANEL)(audit)
+    _audit.command("log")(log)
+    app.add_typer(_audit, name="audit", rich_help_panel=PANEL)
 
 
-def audit(
+@_audit.command("verify")
+def verify(
     ctx: typer.Context,
     *,
-    log: Annotated[
+    log_file: Annotated[
         Path | None,
         typer.Option(
-            help="A file with TimersFunction's log lines, in the place of the local cloud's log.", show_default=False
+            "--log",
+            help="A file with TimersFunction's log lines, in the place of the local cloud's log.",
+            show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
@@ -64,10 +70,10 @@ def audit(
     cloud, progress = ctx.obj, Progress()
     assert isinstance(cloud, Cloud), "the callback sets it"
     run = cloud.running()
-    anchors = _from_file(log) if log is not None else _from_cloud(cloud, run)
+    anchors = _from_file(log_file) if log_file is not None else _from_cloud(cloud, run)
     with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
         with progress.step("Chains, anchors, rows") as step:
-            found = audit_record(connection, anchors.lines)
+            found = audit(connection, anchors.lines)
             step.note = f"{found.decisions} decisions, {found.steps} steps"
         with progress.step("Accounts") as step:
             accounts = [finding for reconcile in load_reconciling() for finding in reconcile(connection)]

@@ -6,17 +6,16 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
-from datetime import UTC
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
-import psycopg
 import typer
 from rich.table import Table
 
+from acp_cli.asking import EVERY, ByOption, asking, is_local, why
 from acp_cli.status import duration
-from control_plane.platform import breakers
+from acp_client.client import ApiError, in_path
 from control_plane.platform.breakers import Breaker
-from local_cloud import database
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.market import SOURCES
@@ -26,6 +25,7 @@ from local_cloud.visible import Terminal, shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from acp_client.client import Client
     from local_cloud.run_state import RunState
 
 PANEL = "Signals"
@@ -66,33 +66,49 @@ def hold(
     ctx: typer.Context,
     name: _NameArgument,
     *,
-    by: Annotated[str, typer.Option("--by", envvar="USER", help="Who holds it; others see it.")] = "somebody",
+    by: ByOption = None,
     reason: Annotated[
         str, typer.Option("--reason", metavar="TEXT", help="Why; others see it, too.", show_default=False)
     ] = "",
     force: Annotated[bool, typer.Option("--force", help="Take over what somebody else holds.")] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Hold exactly this source, though it never failed and so is not listed.")
+    ] = False,
 ) -> None:
     """Hold a subscription's or a source's breaker open until `resume`: nothing is sent to it or fetched from it."""
-    if not by.strip():
-        msg = "--by is empty: say who holds it."
-        raise UsageError(msg)
-    cloud, run = _running(ctx)
-    with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
-        guarded = _named(connection, cloud, run, name)
-        holder = breakers.hold(connection, guarded.name, by=by.strip(), reason=reason, force=force)
-    if holder is not None:
-        msg = f"{guarded} is held by {holder} already."
-        raise AcpError(msg, remedy=f"To hold it in their place: scripts/acp hold {guarded.name} --force")
+    recorded = why(reason, by)
+    with asking(ctx) as client:
+        stored = _stored(client)
+        known = _guarded(ctx, client, stored)
+        guarded = Guarded(name, kind="source") if new else find(known, name)
+        body = {"reason": recorded, "force": force}
+        if guarded.kind != "subscription":
+            body["is_new"] = new or (guarded.kind == "source" and guarded.name not in stored)
+        try:
+            held = client.send("POST", f"{_path(guarded)}/hold", body)
+        except ApiError as error:
+            if error.status != 409 or force:
+                raise
+            holder = _stored(client).get(guarded.name, Breaker(guarded.name)).held_by
+            msg = f"{guarded} is held by {holder} already."
+            raise AcpError(msg, remedy=f"To hold it in their place: scripts/acp hold {guarded.name} --force") from None
     what = "no message is sent to it" if guarded.kind == "subscription" else "nothing is fetched from it"
-    Progress().say(f"{guarded} is held by {by.strip()}: {what} until scripts/acp resume {guarded.name}")
+    Progress().say(f"{guarded} is held by {held['held_by']}: {what} until scripts/acp resume {guarded.name}")
 
 
 def resume(ctx: typer.Context, name: _NameArgument) -> None:
     """Let go of a breaker that is held, or cut the cool-down of an open one short: it is probed at once."""
-    cloud, run = _running(ctx)
-    with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
-        guarded = _named(connection, cloud, run, name)
-        resumed = breakers.resume(connection, guarded.name)
+    with asking(ctx) as client:
+        stored = _stored(client)
+        guarded = find(_guarded(ctx, client, stored), name)
+        resumed = not stored.get(guarded.name, Breaker(guarded.name)).is_closed
+        if resumed:
+            try:
+                client.send("POST", f"{_path(guarded)}/resume", {"reason": why("")})
+            except ApiError as error:
+                if error.status != 409:  # It has closed meanwhile.
+                    raise
+                resumed = False
     Progress().say(
         f"{guarded} is probed by the next run: its breaker closes if that succeeds."
         if resumed
@@ -107,10 +123,9 @@ def list_breakers(
     """List the breakers of subscriptions and sources, or forget one that nobody guards with any more."""
     if ctx.invoked_subcommand is not None:
         return
-    cloud, run = _running(ctx)
-    with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
-        stored = {breaker.name: breaker for breaker in breakers.read_breakers(connection)}
-    guarded = guarded_by_breakers(run, cloud.outputs(run), stored)
+    with asking(ctx) as client:
+        stored = _stored(client)
+        guarded = _guarded(ctx, client, stored)
     # A breaker that never failed and was never held is not stored.
     rows = [(each, stored.get(each.name) or Breaker(each.name)) for each in guarded]
     if as_json:
@@ -126,16 +141,14 @@ def forget(
     name: Annotated[str, typer.Argument(help="A breaker, as `acp breakers` lists it.", show_default=False)],
 ) -> None:
     """Forget a breaker, for a subscription or a source that is gone. One that is still guarded with starts closed."""
-    cloud, run = _running(ctx)
-    with psycopg.connect(database.owner_url(cloud.postgres(run), run)) as connection:
-        stored = {breaker.name: breaker for breaker in breakers.read_breakers(connection)}
-        known = guarded_by_breakers(run, cloud.outputs(run), stored)
-        found = find([each for each in known if each.name in stored], name)
+    with asking(ctx) as client:
+        stored = _stored(client)
+        found = find([each for each in _guarded(ctx, client, stored) if each.name in stored], name)
         breaker = stored[found.name]
         if breaker.is_guarded and breaker.held_by is not None:
             msg = f"{found} is held by {breaker.held_by}, and is still guarded with: forgetting it would let it go."
             raise UsageError(msg, remedy=f"If that is meant: scripts/acp resume {found.name}")
-        breakers.forget(connection, found.name)
+        client.send("DELETE", f"/breakers/{in_path(found.name)}", reason=why(""))
     Progress().say(f"The breaker of {found} is forgotten.")
 
 
@@ -211,12 +224,31 @@ def _outlook(breaker: Breaker) -> str:
     return f"probe in {duration(breaker.retry_in_seconds)}" if breaker.retry_in_seconds is not None else "–"
 
 
-def _named(connection: psycopg.Connection[tuple[Any, ...]], cloud: Cloud, run: RunState, asked: str) -> Guarded:
-    stored = [breaker.name for breaker in breakers.read_breakers(connection)]
-    return find(guarded_by_breakers(run, cloud.outputs(run), stored), asked)
+def _stored(client: Client) -> dict[str, Breaker]:
+    """Returns the breakers that ever failed or were held, by name."""
+    fields = {field.name for field in dataclasses.fields(Breaker)}
+    found = {}
+    for row in client.pages("/breakers", most=EVERY):
+        known = {name: value for name, value in row.items() if name in fields}
+        if known["opened_at"] is not None:
+            known["opened_at"] = datetime.fromisoformat(known["opened_at"])
+        found[row["name"]] = Breaker(**known)
+    return found
 
 
-def _running(ctx: typer.Context) -> tuple[Cloud, RunState]:
-    cloud = ctx.obj
-    assert isinstance(cloud, Cloud), "the callback sets it"
-    return cloud, cloud.running()
+def _guarded(ctx: typer.Context, client: Client, stored: Iterable[str]) -> list[Guarded]:
+    """Returns what has a breaker: of the local cloud as it was deployed, of another deployment as its API lists it."""
+    if is_local(ctx):
+        cloud = ctx.obj
+        assert isinstance(cloud, Cloud), "the callback sets it"
+        run = cloud.running()
+        return guarded_by_breakers(run, cloud.outputs(run), stored)
+    there = client.pages("/subscriptions", most=EVERY)
+    guarded = [Guarded(row["name"], kind="subscription") for row in there if row["removed_at"] is None]
+    names = {each.name for each in guarded}
+    return guarded + [Guarded(name) for name in stored if name not in names]
+
+
+def _path(guarded: Guarded) -> str:
+    kind = "subscriptions" if guarded.kind == "subscription" else "breakers"
+    return f"/{kind}/{in_path(guarded.name)}"

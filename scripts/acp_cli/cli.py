@@ -15,7 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from acp_cli.output import ReaderGone, prepare_streams
 from local_cloud.environ import isolated
-from local_cloud.errors import AcpError
+from local_cloud.errors import AcpError, UsageError
 from local_cloud.workspace import CHECKOUT, Workspace
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ COMMANDS = {
         "relay": Entry("pipeline_commands", "Deliver what is pending now."),
         "backfill": Entry("backfill_command", "Fill in the past from a source or a file."),
         "watch": Entry("pipeline_commands", "Messages and their deliveries as they happen."),
+        "events": Entry("event_commands", "What was stored, newest first."),
         "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
         "logs": Entry("pipeline_commands", "A function's log, made readable."),
         "invoke": Entry("invoke_command", "Run a function once in Lambda's own container."),
@@ -59,7 +60,8 @@ COMMANDS = {
         "breakers": Entry("breaker_commands", "The breakers of subscriptions and sources."),
         "anomalies": Entry("anomaly_commands", "The bars that were found unusual, and what explains them."),
         "dead-letters": Entry("dead_letter_commands", "The messages that were given up on, and why."),
-        "redrive": Entry("dead_letter_commands", "Send dead letters again."),
+        "redrive": Entry("redrive_command", "Send dead letters again."),
+        "replay": Entry("replay_command", "Plan that stored messages are sent again."),
         "operations": Entry("operations_commands", "Redrives, replays and others: plan, start, follow, cancel."),
         "discard": Entry("dead_letter_commands", "Let dead letters go that nobody needs."),
         "drill": Entry("drill_command", "Make something fail, and see the guarantee hold."),
@@ -72,13 +74,14 @@ COMMANDS = {
         "deny": Entry("approval_commands", "Deny an action."),
         "switch": Entry("approval_commands", "Switch off, or on, all or a part of what is decided."),
         "switches": Entry("approval_commands", "What is switched off, by whom and why."),
-        "audit": Entry("audit_command", "Whether the record, and the accounts, are as they were."),
+        "audit": Entry("audit_command", "Who changed what by the API; whether the record is as it was."),
         "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
     },
     _DEPLOYMENTS: {
         "login": Entry("profile_commands", "Store a deployment's URL and token, and ask it from now on."),
         "logout": Entry("profile_commands", "Forget a deployment and its token."),
         "profiles": Entry("profile_commands", "The deployments that acp knows."),
+        "tokens": Entry("token_commands", "Who may ask the API for what: list, make, revoke."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {
@@ -88,6 +91,8 @@ COMMANDS = {
     "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
     "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
 }
+LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "logs", "invoke", "drill", "db"})
+"""The commands that work on this machine's cloud itself, and so on no other deployment."""
 
 
 class Commands(TyperGroup):
@@ -210,6 +215,9 @@ def root(
         from acp_cli.asking import Wanted  # noqa: PLC0415  --help and --version need none
 
         ctx.meta["acp.deployment"] = Wanted(url, token, profile)
+    if ctx.invoked_subcommand in LOCAL_ONLY and (url or profile not in {None, "local"}):
+        msg = f"{ctx.invoked_subcommand} is for the local cloud alone."
+        raise UsageError(msg, remedy="Leave out --url and --profile.")
     if ctx.obj is None or callable(ctx.obj):
         ctx.obj = ctx.obj() if ctx.obj is not None else _open_cloud(None)
 

@@ -190,7 +190,7 @@ def _why_none(look: Look, start: StartDay) -> Sequence[str]:
 def _next(state: str, decision_id: str) -> str:
     lines = [
         f"  scripts/acp decision {decision_id} --replay  decides again from the record, and compares the bytes",
-        "  scripts/acp audit                      whether anything on record was changed",
+        "  scripts/acp audit verify               whether anything on record was changed",
     ]
     if state == "awaiting_approval":
         lines.insert(0, "  scripts/acp approvals                  it waits for you: scripts/acp approve ID, or deny ID")

@@ -64,8 +64,7 @@ class Client:
 
     def get(self, path: str, **query: Any) -> Any:
         """Returns the JSON of a read; a parameter that is None is left out. Raises ApiError, ApiUnreachable."""
-        asked = urlencode({name: value for name, value in query.items() if value is not None})
-        return self._request("GET", f"{path}?{asked}" if asked else path, None, {})
+        return self._request("GET", _with_query(path, query), None, {})
 
     def pages(self, path: str, *, most: int, **query: Any) -> Iterator[dict[str, Any]]:
         """Yields up to ``most`` items of a list, page by page. Raises ApiError, ApiUnreachable."""
@@ -78,13 +77,18 @@ class Client:
             if after is None:
                 return
 
-    def send(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None) -> Any:
+    def send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, **query: Any
+    ) -> Any:
         """Asks for a change, and returns the answer's JSON; None where it has none.
 
         ``key`` is the Idempotency-Key; without one the change is a new one. Raises ApiError, ApiUnreachable.
         """
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid4())}
-        return self._request(method, path, json.dumps(body or {}).encode(), headers)
+        headers = {"Idempotency-Key": key or str(uuid4())}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        content = None if body is None else json.dumps(body).encode()
+        return self._request(method, _with_query(path, query), content, headers)
 
     def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
         for attempt in range(1, TRIES + 1):
@@ -134,6 +138,11 @@ class Client:
 def in_path(text: str) -> str:
     """Returns text as one part of a path, whatever it contains."""
     return quote(text, safe="")
+
+
+def _with_query(path: str, query: Mapping[str, Any]) -> str:
+    asked = urlencode({name: value for name, value in query.items() if value is not None})
+    return f"{path}?{asked}" if asked else path
 
 
 def _explanation(status: int, said: Any) -> str:

@@ -95,14 +95,20 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture
 def cloud(
     postgres: PostgresServer, database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> RunningCloud:
-    """A stand-in for the running local cloud, with the test's database; its user is ada."""
+) -> Iterator[RunningCloud]:
+    """A stand-in for the running local cloud, with the test's database and its API; its user is ada."""
     # The commands are imported by those who test them.
-    from tests.integration.running_cloud import RunningCloud
+    from tests.integration.ops_api.server import ApiServer
+    from tests.integration.running_cloud import API_TOKEN, RunningCloud
 
     monkeypatch.setattr(local_database, "NAME", database.name)
     monkeypatch.setenv("USER", "ada")
-    return RunningCloud(tmp_path, postgres)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for variable in ("ACP_URL", "ACP_TOKEN", "ACP_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    server = ApiServer(database, API_TOKEN)
+    yield RunningCloud(tmp_path, postgres, server.url)
+    server.close()
 
 
 @pytest.fixture

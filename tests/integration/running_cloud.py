@@ -17,24 +17,27 @@ from local_cloud.run_state import Deployment, RunState
 from local_cloud.workspace import CHECKOUT, Workspace
 
 QUEUE_URL = "http://sqs.localhost:4566/000000000000/acp-market-ticks-1a2b"
+API_TOKEN = "the-token-of-a-cloud-that-seems-to-run"
 
 
 class RunningCloud(Cloud):
-    """A cloud that seems to run, with the test's own database."""
+    """A cloud that seems to run, with the test's own database, and with its API where there is a URL of one."""
 
-    def __init__(self, folder: Path, server: PostgresServer) -> None:
+    def __init__(self, folder: Path, server: PostgresServer, api_url: str = "") -> None:
         super().__init__(Workspace(CHECKOUT, folder, folder / "state"))
         self._server = server
+        self._api_url = api_url
 
     def running(self) -> RunState:
         return RunState(
             role_passwords=dict.fromkeys(SECRETS.values(), PASSWORD),
+            api_token=API_TOKEN,
             market_source="replay",
             deployment=Deployment(
                 "1@2",
                 template="",
                 code="",
-                outputs={"MarketTicksQueueUrl": QUEUE_URL},
+                outputs={"MarketTicksQueueUrl": QUEUE_URL} | ({"ApiUrl": self._api_url} if self._api_url else {}),
                 environ={"SUBSCRIPTION_QUEUE_URLS": f'{{"signal_lab": "{QUEUE_URL}"}}'},
             ),
         )

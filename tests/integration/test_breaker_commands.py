@@ -28,10 +28,11 @@ def test_a_person_holds_a_subscription_and_lets_it_go(cloud: RunningCloud, app: 
     held = run(cloud, "hold", "signal_lab")
     assert held.exit_code == 0, held.output
     assert held.stderr == (
-        "signal_lab (MarketTicksQueue) is held by ada: no message is sent to it until scripts/acp resume signal_lab\n"
+        "signal_lab (MarketTicksQueue) is held by token:root: no message is sent to it until "
+        "scripts/acp resume signal_lab\n"
     )
     (breaker,) = read_status(app).breakers
-    assert (breaker.name, breaker.state, breaker.held_by) == ("signal_lab", "open", "ada")
+    assert (breaker.name, breaker.state, breaker.held_by) == ("signal_lab", "open", "token:root")
 
     resumed = run(cloud, "resume", "MarketTicksQueue")
     assert resumed.exit_code == 0
@@ -40,10 +41,12 @@ def test_a_person_holds_a_subscription_and_lets_it_go(cloud: RunningCloud, app: 
     assert (breaker.held_by, breaker.probe_is_due) == (None, True)
 
 
-def test_the_holder_of_a_breaker_can_be_named(cloud: RunningCloud, app: Connection[Any]) -> None:
-    held = run(cloud, "hold", "yfinance", "--by", " Grace ")
+def test_a_person_can_be_named_beside_the_token(cloud: RunningCloud, app: Connection[Any]) -> None:
+    held = run(cloud, "hold", "yfinance", "--reason", "it lies", "--by", " Grace ")
     assert "nothing is fetched from it until scripts/acp resume yfinance-replay" in held.stderr
-    assert [(breaker.name, breaker.held_by) for breaker in read_breakers(app)] == [("yfinance-replay", "Grace")]
+    assert [(breaker.name, breaker.held_by, breaker.held_reason) for breaker in read_breakers(app)] == [
+        ("yfinance-replay", "token:root", "it lies (Grace)")
+    ]
 
 
 def test_why_it_is_held_is_seen_by_others(
@@ -52,7 +55,7 @@ def test_why_it_is_held_is_seen_by_others(
     monkeypatch.setenv("COLUMNS", "200")
     (event_id,) = seeds.store(app, seeds.ticks(1))
     assert run(cloud, "hold", "signal_lab", "--reason", "the queue moves").exit_code == 0
-    assert "by ada  the queue moves" in run(cloud, "breakers").stdout
+    assert "by token:root  the queue moves" in run(cloud, "breakers").stdout
     listed = json.loads(run(cloud, "breakers", "--json").stdout)
     assert [each["held_reason"] for each in listed] == ["the queue moves", None]
     assert "because: the queue moves; scripts/acp resume signal_lab" in run(cloud, "trace", str(event_id)).stdout
@@ -125,6 +128,6 @@ def test_a_held_breaker_cannot_be_forgotten(cloud: RunningCloud, app: Connection
     run(cloud, "hold", "signal_lab")
     refused = run(cloud, "breakers", "forget", "signal_lab")
     assert refused.exit_code == 2
-    assert "signal_lab (MarketTicksQueue) is held by ada" in refused.stderr
+    assert "signal_lab (MarketTicksQueue) is held by token:root" in refused.stderr
     assert "scripts/acp resume signal_lab" in refused.stderr
-    assert [breaker.held_by for breaker in read_breakers(app)] == ["ada"]
+    assert [breaker.held_by for breaker in read_breakers(app)] == ["token:root"]

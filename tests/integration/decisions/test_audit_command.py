@@ -37,14 +37,14 @@ def log(world: World, tmp_path: Path) -> Path:
 
 
 def test_a_record_as_it_was_is_clean(cloud: RunningCloud, world: World, log: Path) -> None:
-    result = run(cloud, "audit", "--log", str(log))
+    result = run(cloud, "audit", "verify", "--log", str(log))
     assert result.exit_code == 0, result.output
     assert "Nothing was changed in 3 decisions" in result.stderr
     assert f"Held against 1 anchors of {log}" in result.stderr
     assert "newer than the last anchor" not in result.stderr
     world.detect(anomaly(entity="D"))
     world.run()
-    newer = run(cloud, "audit")
+    newer = run(cloud, "audit", "verify")
     assert newer.exit_code == 0
     assert "steps are newer than the last anchor: changes by one who may write" in newer.stderr
     assert "Not held against a log, for the stack has no TimersFunction" in newer.stderr
@@ -56,10 +56,10 @@ def test_a_changed_step_is_named(cloud: RunningCloud, log: Path, superuser: Conn
         " (SELECT ctid FROM decision_steps WHERE kind = 'proposal' LIMIT 1) RETURNING decision_id, seq"
     ).fetchone()
     assert row is not None
-    result = run(cloud, "audit", "--log", str(log))
+    result = run(cloud, "audit", "verify", "--log", str(log))
     assert result.exit_code == 1
     assert f"decision_steps  decision {row[0]}\n  step {row[1]} is not what was hashed" in result.stdout
-    told = json.loads(run(cloud, "audit", "--json").stdout)
+    told = json.loads(run(cloud, "audit", "verify", "--json").stdout)
     assert not told["is_clean"]
     assert {finding["decision_id"] for finding in told["findings"]} == {str(row[0])}
 
@@ -71,20 +71,20 @@ def test_a_deleted_row_names_its_step(cloud: RunningCloud, log: Path, superuser:
         "SELECT seq FROM decision_steps WHERE decision_id = %s AND kind = 'approval'", row
     ).fetchone()
     assert seq is not None
-    result = run(cloud, "audit", "--log", str(log))
+    result = run(cloud, "audit", "verify", "--log", str(log))
     assert (result.exit_code, f"the row that step {seq[0]} tells of is gone" in result.stdout) == (1, True)
 
 
 def test_rewritten_anchors_are_held_against_the_log(cloud: RunningCloud, log: Path, superuser: Connection[Any]) -> None:
     superuser.execute("DELETE FROM anchors")
     superuser.execute("UPDATE decisions SET anchored_seq = -1")
-    assert run(cloud, "audit").exit_code == 0
-    result = run(cloud, "audit", "--log", str(log))
+    assert run(cloud, "audit", "verify").exit_code == 0
+    result = run(cloud, "audit", "verify", "--log", str(log))
     assert (result.exit_code, "is not what the log says, or is gone" in result.stdout) == (1, True)
 
 
 def test_a_log_that_cannot_be_read_is_refused(cloud: RunningCloud, tmp_path: Path) -> None:
-    result = run(cloud, "audit", "--log", str(tmp_path / "none"))
+    result = run(cloud, "audit", "verify", "--log", str(tmp_path / "none"))
     assert (result.exit_code, "--log takes a file" in result.stderr) == (2, True)
 
 
@@ -113,8 +113,8 @@ def test_the_paper_account_is_reconciled(
         with connect(database.url("acp_action"), application_name="test") as client:
             paper_account.consume(client, released.event)
         signal_lab.consume(prices, second)
-    assert "Accounts: they add up" in run(cloud, "audit").stderr
+    assert "Accounts: they add up" in run(cloud, "audit", "verify").stderr
     superuser.execute(change.encode())
-    result = run(cloud, "audit")
+    result = run(cloud, "audit", "verify")
     assert result.exit_code == 1
     assert finding in result.stdout

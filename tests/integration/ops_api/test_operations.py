@@ -142,7 +142,7 @@ def test_what_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("method", "what"), [("POST", "start"), ("POST", "pause"), ("PUT", "rate"), ("POST", "cancel")]
+    ("method", "what"), [("POST", "start"), ("POST", "pause"), ("PUT", "rate"), ("POST", "cancel"), ("POST", "accept")]
 )
 def test_an_operation_that_is_not_there_is_404(commands: Client, method: str, what: str) -> None:
     body = {**WHY, **({"plan_hash": "0" * 64} if what == "start" else {"rate": 1} if what == "rate" else {})}
@@ -169,6 +169,27 @@ def test_a_run_that_cannot_be_started_loses_no_operation(
     assert commands.ask("POST", "/operations", REDRIVE).status == 202
     assert owner.execute("SELECT state FROM operations").fetchall() == [("planning",)]
     assert "cannot be started: throttled" in commands.function.output
+
+
+def test_what_is_no_rebuild_that_differs_is_not_accepted(commands: Client, woken: list[str]) -> None:
+    operation_id = commands.ask("POST", "/operations", REDRIVE).body["operation_id"]
+    refused = commands.ask("POST", f"/operations/{operation_id}/accept", WHY)
+    assert "is no rebuild that waits for an acceptance" in refused.detail(409)
+
+
+def test_letters_are_listed_by_their_ids_and_from_one_on(api: Client, owner: Connection[Any]) -> None:
+    make_letters(owner, 5)
+
+    def ids(**query: str) -> list[int]:
+        return [letter["id"] for letter in api.ask("GET", "/dead-letters", query=query).body["items"]]
+
+    newest = ids()
+    assert ids(ids=f"{newest[3]},{newest[1]}") == [newest[1], newest[3]]
+    assert ids(below=str(newest[1])) == newest[2:]
+    first = api.ask("GET", "/dead-letters", query={"below": str(newest[0]), "limit": "2"}).body
+    assert ids(below=str(newest[0]), after=first["next"]) == newest[3:]
+    for wrong in ("1,", "x", "1" * 19, ",".join("1" * 101)):
+        assert "ids" in api.ask("GET", "/dead-letters", query={"ids": wrong}).detail(400)
 
 
 def test_a_letters_content_is_shown_as_it_came(api: Client, owner: Connection[Any]) -> None:

@@ -123,6 +123,9 @@ def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> No
         "dead-letters",
         "redrive",
         "discard",
+        "events",
+        "tokens",
+        "audit",
         "db",
     ):
         assert f" {word} " in result.output
@@ -152,6 +155,11 @@ def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> No
         ["redrive", "1"],
         ["redrive", "--all", "--dry-run"],
         ["discard", "1", "--because", "why"],
+        ["events"],
+        ["operations", "list"],
+        ["tokens", "list"],
+        ["audit", "log"],
+        ["audit", "verify"],
         ["db", "migrate"],
         ["db", "shell"],
     ],

@@ -16,9 +16,10 @@ import pytest
 from acp_cli import cli, invoke_command, pipeline_commands
 from acp_cli.breaker_commands import Guarded
 from acp_cli.breaker_commands import _table as breakers_table
-from acp_cli.dead_letter_commands import _described, _said
+from acp_cli.dead_letter_commands import _described
 from acp_cli.logs import render_line
 from acp_cli.pipeline_commands import _show_run, ingested_table
+from acp_cli.redrive_command import _said
 from acp_cli.status import Report
 from acp_cli.timeline import render_timeline
 from control_plane.ops.dead_letters import DeadLetter, RedriveReport
@@ -170,7 +171,7 @@ def test_breakers_show_hostile_text_written_out(field: str) -> None:
 def test_a_dead_letter_shows_hostile_text_written_out(field: str) -> None:
     (plain,) = report("").pipeline.dead_letters
     changes: dict[str, Any] = {field: HOSTILE}
-    assert WRITTEN_OUT in printed(_described(replace(plain, **changes)))
+    assert WRITTEN_OUT in printed(_described(replace(plain, **changes).to_dict()))
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -39,6 +39,10 @@ class DeadLettersQuery(Page):
     until: QueryInstant | None = Field(None, description="Dead-lettered before this instant.")
     event_id: QueryId | None = None
     trace_id: QueryId | None = None
+    ids: str | None = Field(
+        None, pattern=r"^[0-9]{1,18}(,[0-9]{1,18}){0,99}$", description="These alone: up to 100 ids, with commas."
+    )
+    below: str | None = Field(None, pattern=r"^[0-9]{1,18}$", description="Those before this id.")
     resolved: QueryFlag = Field(default=False, description="Those that were redriven or discarded, too.")
 
 
@@ -53,7 +57,10 @@ def list_dead_letters(database: Database, call: Call) -> Response:
     """Returns a page of dead letters, newest first."""
     query: DeadLettersQuery = call.query
     [below] = position(query, int)
+    if query.below is not None:
+        below = min(int(query.below), _GREATEST_ID if below is None else below)
     chosen = DeadLetterFilter(
+        ids=None if query.ids is None else [int(number) for number in query.ids.split(",")],
         kind=query.kind,
         subscription=query.subscription,
         reason=query.reason,

@@ -1,9 +1,10 @@
 """Holding and resuming, by a subscription or a breaker, and starting a run."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
 from psycopg import Connection
 from pydantic import Field
@@ -16,12 +17,17 @@ from control_plane.api.rows import rows
 from control_plane.platform import breakers
 from control_plane.platform.breakers import Breaker, read_breakers
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
+
 
 class Hold(Strict):
     """Why something is held."""
 
     reason: Reason
     force: bool = Field(default=False, description="Takes over what somebody else holds.")
+    is_new: bool = Field(
+        default=False, description="Holds a source, too, whose breaker is not on record because it never failed."
+    )
 
 
 class Because(Strict):
@@ -35,7 +41,11 @@ def hold(changes: Changes, call: Call) -> Response:
     name, wanted = call.parameters["name"], call.body
 
     def act(connection: Connection[Any]) -> Changed:
-        before = _known(connection, call, name)
+        is_new = wanted.is_new and "/breakers/" in call.route
+        if is_new and _NAME.fullmatch(name) is None:
+            detail = "A new breaker's name has 1 to 63 letters, digits, _ and -, such as yfinance."
+            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+        before = _stored(connection, name) if is_new else _known(connection, call, name)
         by = f"token:{call.caller.token}"
         holder = breakers.hold(connection, name, by=by, reason=wanted.reason, force=wanted.force)
         if holder is not None:

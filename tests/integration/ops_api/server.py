@@ -1,0 +1,96 @@
+"""The API behind a real HTTP server on loopback: the gateway's stand-in before the two functions."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import pytest
+from tests.integration.ops_api.client import RUNS, VARIABLES, Client
+from tests.integration.ops_api.gateway import Gateway
+
+from control_plane.operations.engine import Engine
+from control_plane.platform.database import connect
+from control_plane.platform.telemetry import Telemetry
+from domains import load_kinds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from tests.conftest import TestDatabase
+
+
+class _Handler(WSGIRequestHandler):
+    def get_environ(self) -> dict[str, Any]:
+        # WSGI's own PATH_INFO is decoded already, and a name in a path may hold a slash.
+        return super().get_environ() | {"REQUEST_URI": self.path}
+
+    def log_message(self, *_: object) -> None:
+        """Logs nothing: the functions do."""
+
+
+class ApiServer:
+    """Answers as the deployed API does; the functions are loaded by the first request.
+
+    Who starts OperationsFunction finds its work done: all that is due of it is done before the answer. Other runs are
+    only noted, in ``started``.
+    """
+
+    def __init__(self, database: TestDatabase, token: str) -> None:
+        self.started: list[str] = []
+        self._database = database
+        self._token = token
+        self._stack = ExitStack()
+        self._server = WSGIServer(("127.0.0.1", 0), _Handler)
+        self._server.set_app(self._answer)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        """Stops it."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._stack.close()
+
+    def _answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return self._gateway(environ, start_response)
+
+    @cached_property
+    def _gateway(self) -> Gateway:
+        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command", **RUNS)]
+        vars(clients[1].function.module)["start_run"] = self._start
+        return Gateway(*clients)
+
+    def _load(self, function: str, role: str, **variables: str) -> Client:
+        with pytest.MonkeyPatch.context() as environ:
+            for variable in VARIABLES:
+                environ.delenv(variable, raising=False)
+            for variable, value in (
+                variables | {"API_TOKEN": self._token, "DATABASE_URL": self._database.url(role)}
+            ).items():
+                environ.setenv(variable, value)
+            client = Client(function)
+            client.function.module.settings()
+        client.function.module.telemetry.logger.setLevel("ERROR")
+        self._stack.callback(client.function.close)
+        return client
+
+    def _start(self, function: str, **_: object) -> None:
+        self.started.append(function)
+        if function != RUNS["OPERATIONS_FUNCTION"]:
+            return
+        telemetry = Telemetry("operations")
+        telemetry.logger.setLevel("CRITICAL")
+        with connect(self._database.url("acp_maintain"), application_name="operations") as connection:
+            engine = Engine(connection, load_kinds(), telemetry)
+            while engine.work():
+                pass
