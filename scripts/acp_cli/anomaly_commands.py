@@ -6,13 +6,10 @@ import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import psycopg
 import typer
-from psycopg.rows import dict_row
 
-from control_plane.platform.queries import load_queries
-from local_cloud import database
-from local_cloud.cloud import Cloud
+from acp_cli.asking import asking
+from acp_cli.deciders import instant_of
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
@@ -20,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PANEL = "Signals"
-QUERIES = load_queries("acp_cli")
 _COLOURS = {"detected": "yellow", "explained": "green", "withdrawn": "dim"}
 
 
@@ -32,25 +28,20 @@ def register(app: typer.Typer) -> None:
 def anomalies(
     ctx: typer.Context,
     *,
+    entity: Annotated[str | None, typer.Option("--entity", metavar="SYMBOL", help="Only those about it.")] = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many to show.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """List the bars that were found unusual, newest first: how unusual, how the market moved, what explains it."""
-    cloud = ctx.obj
-    assert isinstance(cloud, Cloud), "the callback sets it"
-    run = cloud.running()
-    with (
-        psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection,
-        connection.cursor(row_factory=dict_row) as cursor,
-    ):
+    with asking(ctx) as client:
         # One more than is shown tells whether there are more.
-        found = cursor.execute(QUERIES["anomalies"].sql, {"limit": limit + 1}).fetchall()
+        found = list(client.pages("/anomalies", most=limit + 1, entity_id=entity))
     if as_json:
-        sys.stdout.write(json.dumps(found[:limit], indent=2, default=_as_text) + "\n")
+        sys.stdout.write(json.dumps(found[:limit], indent=2) + "\n")
         return
     console = Terminal()
     for anomaly in found[:limit]:
-        console.print(described(anomaly), soft_wrap=True)
+        console.print(described(anomaly | {"occurred_at": instant_of(anomaly["occurred_at"])}), soft_wrap=True)
     if len(found) > limit:
         Progress().say(f"These are the newest {limit}; --limit shows more.")
     if not found:
@@ -89,7 +80,3 @@ def _explanation(action: Mapping[str, Any], details: Mapping[str, Any]) -> str:
 
 def _percent(ppm: int) -> str:
     return f"{ppm / 1e6:+.1%}"
-
-
-def _as_text(value: Any) -> str:
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,4 +1,4 @@
-"""approvals, approve, deny, switch, switches: what people decide themselves, each as their own login."""
+"""approvals, approve, deny, switch, switches: what people decide themselves, by their token or their own login."""
 
 from __future__ import annotations
 
@@ -7,44 +7,45 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
 
-import psycopg
 import typer
 from rich.table import Table
 
+from acp_cli.asking import is_local
+from acp_cli.deciders import deciding_as, is_whole
 from acp_cli.status import duration
-from control_plane.decisions import approvals as asked
 from control_plane.decisions import switches as switched
-from control_plane.platform.database import Database
 from domains import load_deciding
-from local_cloud import database
-from local_cloud.cloud import Cloud
-from local_cloud.errors import AcpError, UsageError
+from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown, shown_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AbstractContextManager
 
+    from acp_cli.deciders import Decider
     from control_plane.decisions.approvals import ApprovalRequest
 
 PANEL = "Decisions"
-QUIET_SECONDS = 1.0
-"""How long a switch waits for releases and executions before the command says that it does."""
-MOST_SECONDS = 30.0
-"""How long it waits in all; those that are frozen are ended by Postgres well before."""
+_ELSEWHERE = "; or --force, where the deployment has what is not in this checkout"
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 _ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept on record.")]
-_ByOption = Annotated[str, typer.Option("--by", envvar="USER", help="Who you are: your login at the database.")]
+_ByOption = Annotated[
+    str | None,
+    typer.Option(
+        "--by",
+        metavar="NAME",
+        help="On the local cloud: a login of this name at its database, in place of its token.",
+        show_default=False,
+    ),
+]
 _UrlOption = Annotated[
     str | None,
     typer.Option(
         "--database-url",
         envvar="ACP_DATABASE_URL",
         metavar="URL",
-        help="A deployed database, by your own login there; --by counts locally.",
+        help="A deployed database, by your own login there, in place of a token.",
         show_default=False,
     ),
 ]
@@ -73,11 +74,11 @@ def register(app: typer.Typer) -> None:
 
 
 def approvals(
-    ctx: typer.Context, *, by: _ByOption = "somebody", url: _UrlOption = None, as_json: _JsonOption = False
+    ctx: typer.Context, *, by: _ByOption = None, url: _UrlOption = None, as_json: _JsonOption = False
 ) -> None:
     """List the actions that people are asked to approve, the most urgent first. Silence is a no."""
-    with _connected(ctx, by, url) as connection:
-        requests = asked.open_requests(connection)
+    with deciding_as(ctx, by, url) as decider:
+        requests = decider.open_requests()
     if as_json:
         sys.stdout.write(json.dumps([_as_json(request) for request in requests], indent=2) + "\n")
         return
@@ -100,14 +101,14 @@ def approve(
     *,
     reason: _ReasonOption = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask, for scripts; takes the whole ID.")] = False,
-    by: _ByOption = "somebody",
+    by: _ByOption = None,
     url: _UrlOption = None,
 ) -> None:
     """Show an action and, once you confirm it, approve exactly that.
 
     It is judged again, and released if nothing speaks against it now.
     """
-    if yes and not _is_whole(request_id):
+    if yes and not is_whole(request_id):
         msg = f"{request_id!r} is not a whole id, and with --yes nobody is asked whether it is the right one."
         raise UsageError(msg, remedy="scripts/acp approvals --json has whole ids.")
     _answer(ctx, request_id, gives=True, reason=reason, by=by, url=url, confirm=not yes)
@@ -118,7 +119,7 @@ def deny(
     request_id: _IdArgument,
     *,
     reason: _ReasonOption = "",
-    by: _ByOption = "somebody",
+    by: _ByOption = None,
     url: _UrlOption = None,
 ) -> None:
     """Deny an action, for good."""
@@ -136,26 +137,27 @@ def switch(
     ],
     *,
     reason: _ReasonOption = "",
-    by: _ByOption = "somebody",
+    force: Annotated[
+        bool, typer.Option("--force", help="Even what is not known here: a deployment may have plug-ins of its own.")
+    ] = False,
+    by: _ByOption = None,
     url: _UrlOption = None,
 ) -> None:
     """Switch a scope off, or on again. Once it returns, nothing that the scope covers is released or executed."""
     if not switched.is_scope(scope):
         msg = f"{scope!r} is no scope."
         raise UsageError(msg, remedy="all, domain:NAME, playbook:NAME, agent:NAME, action:TYPE or model:NAME")
-    with _connected(ctx, by, url) as connection:
-        _check_scope(connection, scope, state)
-        who = _set_switch(connection, scope, state, reason)
+    with deciding_as(ctx, by, url) as decider:
+        _check_scope(decider, scope, state, force=force, remedy="" if is_local(ctx) else _ELSEWHERE)
+        who = decider.set_switch(scope, is_off=state is State.off, reason=reason)
     said = f"until scripts/acp switch on {scope}" if state is State.off else "again"
     Progress().say(f"{scope} is {state} {said} (by {who}).")
 
 
-def switches(
-    ctx: typer.Context, *, by: _ByOption = "somebody", url: _UrlOption = None, as_json: _JsonOption = False
-) -> None:
+def switches(ctx: typer.Context, *, by: _ByOption = None, url: _UrlOption = None, as_json: _JsonOption = False) -> None:
     """List what was ever switched, what is off first."""
-    with _connected(ctx, by, url) as connection:
-        found = switched.list_switches(connection)
+    with deciding_as(ctx, by, url) as decider:
+        found = decider.list_switches()
     if as_json:
         rows = [
             {
@@ -182,48 +184,33 @@ def switches(
     Terminal().print(table)
 
 
-def _set_switch(connection: psycopg.Connection[Any], scope: str, state: State, reason: str) -> str:
-    """Sets a switch, and says so where that has to wait; returns the login that set it."""
-    is_off = state is State.off
-    try:
-        return switched.set_switch(connection, scope, off=is_off, reason=reason, most_seconds=QUIET_SECONDS)
-    except psycopg.errors.LockNotAvailable:
-        Progress().say("Waiting for releases and executions that are under way. No other begins meanwhile.")
-    try:
-        return switched.set_switch(connection, scope, off=is_off, reason=reason, most_seconds=MOST_SECONDS)
-    except psycopg.errors.LockNotAvailable:
-        msg = f"{scope} was not switched {state}: something has held the switches' lock for {MOST_SECONDS:.0f} s."
-        raise AcpError(msg, remedy="Run it again. Who holds it: docs/operations.md, Approvals and switches") from None
-
-
-def _check_scope(connection: psycopg.Connection[Any], scope: str, state: State) -> None:
+def _check_scope(decider: Decider, scope: str, state: State, *, force: bool, remedy: str) -> None:
     """Raises UsageError for what no plug-in is called; what was ever switched can be switched on again."""
     if scope.startswith("model:"):
         Progress().say("Models are known to their provider alone: check that its name is right.")
         return
     known = switched.scopes_of(load_deciding())
-    if scope in known or (state is State.on and scope in {one.scope for one in switched.list_switches(connection)}):
+    if force or scope in known:
+        return
+    if state is State.on and scope in {one.scope for one in decider.list_switches()}:
         return
     msg = f"There is nothing called {scope} here."
-    raise UsageError(msg, remedy=f"One of {', '.join(known)}, or model:NAME")
+    raise UsageError(msg, remedy=f"One of {', '.join(known)}, or model:NAME{remedy}")
 
 
 def _answer(
-    ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str, url: str | None, confirm: bool
+    ctx: typer.Context, request_id: str, *, gives: bool, reason: str, by: str | None, url: str | None, confirm: bool
 ) -> None:
-    with _connected(ctx, by, url) as connection:
-        request = _found(asked.find_requests(connection, request_id), request_id)
+    with deciding_as(ctx, by, url) as decider:
+        request = _found(decider.find_requests(request_id), request_id)
         Terminal().print(_indented(request.shown), soft_wrap=True)
         if confirm:
             _confirm()
-        answered = asked.answer(connection, request, action_sha256=request.action_sha256, gives=gives, reason=reason)
-    if not answered.counts:
-        msg = f"This {'approval' if gives else 'denial'} does not count: {asked.WHY_NOT[answered.outcome]}."
-        raise AcpError(msg, remedy="What waits for an answer: scripts/acp approvals")
+        who = decider.answer(request, gives=gives, reason=reason)
     if gives:
-        Progress().say(f"Approved by {answered.by}: it is judged once more, and released if nothing speaks against it.")
+        Progress().say(f"Approved by {who}: it is judged once more, and released if nothing speaks against it.")
     else:
-        Progress().say(f"Denied by {answered.by}.")
+        Progress().say(f"Denied by {who}.")
 
 
 def _confirm() -> None:
@@ -238,13 +225,6 @@ def _confirm() -> None:
 
 def _is_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def _is_whole(request_id: str) -> bool:
-    try:
-        return str(UUID(request_id)) == request_id.lower()
-    except ValueError:
-        return False
 
 
 def _found(requests: Sequence[ApprovalRequest], request_id: str) -> ApprovalRequest:
@@ -276,17 +256,3 @@ def _instant(at: datetime) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in shown_lines(text).split("\n"))
-
-
-def _connected(ctx: typer.Context, by: str, url: str | None) -> AbstractContextManager[psycopg.Connection[Any]]:
-    """A session as a person: at the database that is named, or else at the local cloud's, by a login that it makes."""
-    if url is not None:
-        given = Database(lambda: url, application_name="acp", origin="--database-url", role="acp_command")
-        return given.connection()
-    if not by.strip():
-        msg = "--by is empty: say who you are."
-        raise UsageError(msg)
-    cloud = ctx.obj
-    assert isinstance(cloud, Cloud), "the callback sets it"
-    run = cloud.running()
-    return psycopg.connect(database.person_url(cloud.postgres(run), run, by.strip()), autocommit=True)

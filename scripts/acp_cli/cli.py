@@ -69,6 +69,7 @@ COMMANDS = {
     _DECISIONS: {
         "decisions": Entry("decision_commands", "What was decided, newest first."),
         "decision": Entry("decision_commands", "One decision, step by step, as a tree."),
+        "artifact": Entry("artifact_command", "What a decision used, by its hash."),
         "approvals": Entry("approval_commands", "The actions that people are asked to approve."),
         "approve": Entry("approval_commands", "Approve exactly one action, as yourself."),
         "deny": Entry("approval_commands", "Deny an action."),

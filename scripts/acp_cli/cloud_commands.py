@@ -159,7 +159,22 @@ def down(
 def status_(
     ctx: typer.Context, *, as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False
 ) -> None:
-    """Show the services, the deliveries of each subscription by state with ages, dead letters, sources and queues."""
+    """Show the services, the deliveries of each subscription by state with ages, dead letters, sources and queues.
+
+    Of a deployment it shows what its API tells: its health, and what is open for each subscription.
+    """
+    from acp_cli.asking import asking, is_local  # noqa: PLC0415  up and down need none
+
+    if not is_local(ctx):
+        from acp_cli.deployment_status import read_deployment  # noqa: PLC0415
+
+        with asking(ctx) as client:
+            of_deployment = read_deployment(client)
+        if as_json:
+            _print_json(of_deployment.to_dict())
+        else:
+            Terminal().print(of_deployment.render())
+        return
     cloud = _cloud(ctx)
     run = cloud.running()
     # Slow to import, and needed only where there is something to see.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import sys
@@ -12,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
+from acp_cli.asking import asking, is_local
+from acp_cli.deciders import instant_of
 from acp_cli.decision_tree import COLOURS, rendered
 from control_plane.decisions.offline import network_off
-from control_plane.decisions.reading import find_decisions, list_decisions, read_tree
+from control_plane.decisions.reading import DecisionTree, TreeStep, find_decisions
 from control_plane.decisions.record import load
 from control_plane.decisions.replay import replay
 from domains import load_deciding
@@ -24,10 +25,10 @@ from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
-    from control_plane.decisions.reading import DecisionSummary
+    from acp_client.client import Client
     from control_plane.decisions.replay import Replayed
     from local_cloud.cloud import Cloud
 
@@ -54,10 +55,10 @@ def decisions(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """List decisions, newest first: what about, and what came of each."""
-    with _reading(ctx) as connection:
-        found = list_decisions(connection, limit=limit, state=state, entity_id=entity)
+    with asking(ctx) as client:
+        found = list(client.pages("/decisions", most=limit, state=state, entity_id=entity))
     if as_json:
-        _print_json([dataclasses.asdict(one) for one in found])
+        _print_json(found)
         return
     console = Terminal()
     for one in found:
@@ -85,21 +86,24 @@ def decision(
     if again:
         _replay(ctx, decision_id, as_json=as_json)
         return
-    with _reading(ctx) as connection:
-        tree = read_tree(connection, _found(connection, decision_id))
-    assert tree is not None, "it was found in the same transaction"
+    with asking(ctx) as client:
+        said = client.get(f"/decisions/{_found(client, decision_id)}")
     if as_json:
-        _print_json({"decision": tree.facts, "steps": [dataclasses.asdict(step) for step in tree.steps]})
+        _print_json(said)
         return
     console = Terminal()
-    for line in rendered(tree):
+    for line in rendered(_tree(said)):
         console.print(line, soft_wrap=True)
 
 
 def _replay(ctx: typer.Context, decision_id: str, *, as_json: bool) -> None:
     """Decides again from what was read, and prints the first difference."""
+    if not is_local(ctx):
+        msg = "--replay reads the whole record from the local cloud's database, and a deployment was named."
+        raise UsageError(msg, remedy="Leave --replay out, or name the local cloud: scripts/acp --profile local")
     with _reading(ctx) as connection:
-        loaded = load(connection, _found(connection, decision_id))
+        prefix = _checked(decision_id)
+        loaded = load(connection, _only(find_decisions(connection, prefix), decision_id))
     assert loaded is not None, "it was found in the same transaction"
     facts = loaded.record.decision
     plug_ins = load_deciding().get(facts.domain)
@@ -155,12 +159,20 @@ def _reading(ctx: typer.Context) -> psycopg.Connection[Any]:
     return psycopg.connect(database.reader_url(cloud.postgres(run), run))
 
 
-def _found(connection: psycopg.Connection[Any], text: str) -> UUID:
+def _found(client: Client, text: str) -> str:
+    prefix = _checked(text)
+    return _only([str(one["decision_id"]) for one in client.pages("/decisions", most=2, id_prefix=prefix)], text)
+
+
+def _checked(text: str) -> str:
     prefix = text.lower()
     if _PREFIX.fullmatch(prefix) is None:
         msg = f"{text!r} is no decision's id, nor the first four or more characters of one."
         raise UsageError(msg, remedy="scripts/acp decisions lists them.")
-    found = find_decisions(connection, prefix)
+    return prefix
+
+
+def _only[Id: (str, UUID)](found: Sequence[Id], text: str) -> Id:
     if not found:
         msg = f"There is no decision {text}."
         raise UsageError(msg, remedy="scripts/acp decisions lists them.")
@@ -170,14 +182,34 @@ def _found(connection: psycopg.Connection[Any], text: str) -> UUID:
     return found[0]
 
 
-def _line(one: DecisionSummary) -> str:
-    colour = COLOURS.get(one.state, "default")
-    about = f"{shown(one.entity_id)} {shown(one.anomaly_kind)}"
-    shadow = " (shadow)" if one.is_shadow else ""
-    action = f" · {shown(one.action_type)}" if one.action_type else ""
+def _tree(said: Mapping[str, Any]) -> DecisionTree:
+    """Returns a decision as the API tells it."""
+    facts = said["decision"] | {name: instant_of(said["decision"][name]) for name in ("occurred_at", "opened_at")}
+    steps = [
+        TreeStep(
+            seq=step["seq"],
+            parent=step["parent"],
+            kind=step["kind"],
+            author=step["author"],
+            at=instant_of(step["at"]),
+            cost_micros=step["cost_micros"],
+            body=step["body"],
+            output_sha256=step["output_sha256"],
+            output=step["output"],
+        )
+        for step in said["steps"]
+    ]
+    return DecisionTree(facts, steps)
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    colour = COLOURS.get(one["state"], "default")
+    about = f"{shown(one['entity_id'])} {shown(one['anomaly_kind'])}"
+    shadow = " (shadow)" if one["is_shadow"] else ""
+    action = f" · {shown(one['action_type'])}" if one["action_type"] else ""
     return (
-        f"[bold]{str(one.decision_id)[:8]}[/]  {one.occurred_at:%Y-%m-%d %H:%M}  {about:<24} "
-        f"[{colour}]{one.state}[/]{shadow}{action}"
+        f"[bold]{one['decision_id'][:8]}[/]  {instant_of(one['occurred_at']):%Y-%m-%d %H:%M}  {about:<24} "
+        f"[{colour}]{one['state']}[/]{shadow}{action}"
     )
 
 

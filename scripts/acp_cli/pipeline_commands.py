@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -17,13 +18,15 @@ from rich.cells import cell_len
 from rich.live import Live
 from rich.table import Table
 
+from acp_cli.asking import asking, is_local
+from acp_cli.deciders import NO_REASON, instant_of
 from acp_cli.logs import render_line, since_seconds
 from acp_cli.output import wait_while_read
 from acp_cli.symbols import split_symbols
 from acp_cli.timeline import instant, render_timeline, state_text, styled_state
 from control_plane.model.errors import ConfigurationError
-from control_plane.ops.timeline import read_timeline, recent_messages
-from control_plane.platform.breakers import read_breakers
+from control_plane.ops.timeline import EventTimeline, recent_messages
+from control_plane.platform.breakers import Breaker
 from control_plane.platform.queries import load_queries
 from control_plane.platform.settings import parse_symbols
 from local_cloud import database
@@ -41,13 +44,18 @@ from local_cloud.workspace import CHECKOUT
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from acp_client.client import Client
     from local_cloud.run_state import RunState
 
 PANEL = "Signals"
 QUERIES = load_queries("acp_cli")
 _SHORT_ID = 8
 _MOST_CANDIDATES = 10
+_MOST_OF_RUN = 10_000
+_DIGITS = 32
+"""Hexadecimal digits of an id."""
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
+_ReasonOption = Annotated[str, typer.Option("--reason", help="Why; a deployment keeps it on record.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,19 +67,30 @@ def register(app: typer.Typer) -> None:
 def ingest(
     ctx: typer.Context,
     symbols: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            help=f"As Yahoo spells them: AAPL MSFT, or AAPL,MSFT; the replay has {REPLAYED}.",
+            help=f"As Yahoo spells them: AAPL MSFT, or AAPL,MSFT; the replay has {REPLAYED}. "
+            "A deployment ingests its own: name none.",
             show_default=False,
         ),
-    ],
+    ] = None,
     *,
+    reason: _ReasonOption = "",
     as_json: _JsonOption = False,
 ) -> None:
-    """Ingest symbols now, without waiting for the schedule. Fails when one of them does, naming it."""
+    """Ingest symbols now, without waiting for the schedule. Fails when one of them does, naming it.
+
+    On a deployment the run is started, and not waited for.
+    """
+    if not is_local(ctx):
+        if symbols:
+            msg = f"A deployment ingests its own symbols, and {', '.join(symbols)} cannot be chosen."
+            raise UsageError(msg, remedy="Leave them out. Its symbols are the stack's parameter Symbols.")
+        _start(ctx, "/ingestion/run", reason, as_json=as_json)
+        return
     try:
         # As the function will read them: what it would refuse is refused here, before anything is asked.
-        symbols = [*parse_symbols(split_symbols(symbols), name="The list of symbols")]
+        symbols = [*parse_symbols(split_symbols(symbols or []), name="The list of symbols")]
     except ConfigurationError as error:
         raise UsageError(f"{error}.", remedy="Try scripts/acp ingest AAPL MSFT") from None
     cloud, run = _running(ctx)
@@ -90,8 +109,11 @@ def ingest(
         )
 
 
-def relay(ctx: typer.Context, *, as_json: _JsonOption = False) -> None:
-    """Deliver what is pending now: one relay that drains the outbox and ends."""
+def relay(ctx: typer.Context, *, reason: _ReasonOption = "", as_json: _JsonOption = False) -> None:
+    """Deliver what is pending now: one relay that drains the outbox and ends. A deployment's is not waited for."""
+    if not is_local(ctx):
+        _start(ctx, "/relay/run", reason, as_json=as_json)
+        return
     cloud, run = _running(ctx)
     with Progress().step("Relaying"):
         result = _invoke(cloud, run, "relay", {"linger_seconds": 0})
@@ -153,20 +175,20 @@ def trace(
     as_json: _JsonOption = False,
 ) -> None:
     """Show an event's timeline: raw payload, event, its delivery to each subscription with every attempt, consumers."""
-    lowest, highest = id_range(event_id)
-    cloud, run = _running(ctx)
-    with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
-        found = _find_events(connection, event_id, lowest, highest)
+    digits = id_digits(event_id)
+    with asking(ctx) as client:
+        found = _find_events(ctx, client, event_id, digits)
         if len(found) > 1:
             _show_run(found, as_json=as_json)
             return
-        timeline = read_timeline(connection, found[0]["event_id"])
-        breakers = {breaker.name: breaker for breaker in read_breakers(connection)}
-    assert timeline is not None, "it was found"
+        told = client.get(f"/events/{found[0]['event_id']}")
+        breakers = [] if as_json else list(client.pages("/breakers", most=_MOST_OF_RUN))
     if as_json:
-        _print_json(timeline.to_dict())
-    else:
-        Terminal().print(render_timeline(timeline, breakers))
+        _print_json(told)
+        return
+    # A newer deployment may tell more.
+    timeline = EventTimeline(**{field.name: told[field.name] for field in fields(EventTimeline) if field.name in told})
+    Terminal().print(render_timeline(timeline, {one["name"]: _breaker(one) for one in breakers}))
 
 
 def logs(
@@ -253,37 +275,67 @@ def _table_width(columns: Mapping[str, Sequence[str]]) -> int:
     return sum(max(map(cell_len, (name, *cells))) for name, cells in columns.items()) + 2 * (len(columns) - 1)
 
 
-def id_range(text: str) -> tuple[UUID, UUID]:
-    """Returns the lowest and the highest UUID that begin with these digits. Raises UsageError for other text."""
+def id_digits(text: str) -> str:
+    """Returns the digits that an id begins with. Raises UsageError for other text."""
     digits = text.strip().rstrip("….").replace("-", "").lower()
-    if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
+    if not re.fullmatch(rf"[0-9a-f]{{1,{_DIGITS}}}", digits):
         msg = f"{text!r} is no event id: it must be a UUID or its beginning, such as scripts/acp watch shows."
         raise UsageError(msg)
-    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    return digits
 
 
-def _find_events(
-    connection: psycopg.Connection[dict[str, Any]], asked: str, lowest: UUID, highest: UUID
-) -> list[dict[str, Any]]:
-    """Returns the one event that the id means, or all events of the one run.
+def _find_events(ctx: typer.Context, client: Client, asked: str, digits: str) -> list[dict[str, Any]]:
+    """Returns the one event that the id means, or all events of the one run, in the order in which they were stored.
 
     Raises AcpError if there is none, UsageError if there are several.
     """
-    ids = {"lowest": lowest, "highest": highest, "limit": _MOST_CANDIDATES + 1}
-    events = connection.execute(QUERIES["events_by_id"].sql, ids).fetchall()
-    runs = [] if len(events) == 1 else connection.execute(QUERIES["runs_by_id"].sql, ids).fetchall()
+    events = list(client.pages("/events", most=_MOST_CANDIDATES + 1, id_prefix=digits))
     if len(events) == 1:
         return events
+    runs = _find_runs(ctx, digits)
     if not events and len(runs) == 1:
-        return connection.execute(QUERIES["events_of_run"].sql, runs[0]).fetchall()
-    if not events and not runs:
+        of_run = list(client.pages("/events", most=_MOST_OF_RUN, trace_id=str(runs[0]["trace_id"])))
+        if of_run:
+            return of_run[::-1]
+    if not events and len(runs) < 2:
         msg = f"There is no event and no run {asked}."
-        raise AcpError(msg, remedy="scripts/acp watch shows the newest events.")
+        if is_local(ctx):
+            raise AcpError(msg, remedy="scripts/acp watch shows the newest events.")
+        raise AcpError(msg, remedy="scripts/acp events lists events. A run is found by its whole trace id alone.")
     candidates = [f"  {row['event_id']}  {row['event_type']} {row['entity_id'] or ''}".rstrip() for row in events]
-    candidates += [f"  {row['trace_id']}  a run of {row['count']} events" for row in runs]
+    candidates += [f"  {row['trace_id']}  a run of {row['count']} events" for row in runs if "count" in row]
     more = ["  …"] if len(candidates) > _MOST_CANDIDATES else []
     msg = f"{asked!r} could be several:"
     raise UsageError(msg, details="\n".join(candidates[:_MOST_CANDIDATES] + more), remedy="Give more of the id.")
+
+
+def _find_runs(ctx: typer.Context, digits: str) -> list[dict[str, Any]]:
+    """Returns the ingestion runs whose trace ids begin so; a deployment's API finds one by its whole id alone."""
+    if len(digits) == _DIGITS:
+        return [{"trace_id": UUID(digits)}]
+    if not is_local(ctx):
+        return []
+    ids = {"lowest": UUID(digits.ljust(_DIGITS, "0")), "highest": UUID(digits.ljust(_DIGITS, "f"))}
+    cloud, run = _running(ctx)
+    with psycopg.connect(database.reader_url(cloud.postgres(run), run), row_factory=dict_row) as connection:
+        return connection.execute(QUERIES["runs_by_id"].sql, ids | {"limit": _MOST_CANDIDATES + 1}).fetchall()
+
+
+def _breaker(told: Mapping[str, Any]) -> Breaker:
+    """Returns a breaker as the API tells it."""
+    known = {field.name: told[field.name] for field in fields(Breaker) if field.name in told}
+    opened_at = known.get("opened_at")
+    return Breaker(**known | {"opened_at": None if opened_at is None else instant_of(opened_at)})
+
+
+def _start(ctx: typer.Context, path: str, reason: str, *, as_json: bool) -> None:
+    """Starts a run on a deployment."""
+    with asking(ctx) as client:
+        told = client.send("POST", path, {"reason": reason or NO_REASON})
+    if as_json:
+        _print_json(told)
+    else:
+        Progress().say(f"{told['started']} was started at {client.profile.url}. What it does: scripts/acp events")
 
 
 def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
@@ -295,7 +347,7 @@ def _show_run(events: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     for column in ("event id", "entity", "event", "occurred"):
         table.add_column(column, no_wrap=column == "event id", overflow="ellipsis")
     for row in events:
-        occurred = f"{row['occurred_at'].astimezone(UTC):%m-%d %H:%M:%S}Z"
+        occurred = f"{instant_of(row['occurred_at']).astimezone(UTC):%m-%d %H:%M:%S}Z"
         table.add_row(
             f"{row['event_id']!s:.{_SHORT_ID}}…", shown(row["entity_id"] or "–"), shown(row["event_type"]), occurred
         )

@@ -34,14 +34,6 @@ JOIN events USING (event_id)
 ORDER BY processed_at DESC, occurred_at DESC
 LIMIT 1
 
--- name: events_by_id
--- The events whose ids are between two ids, that is, begin with the same digits.
-SELECT event_id, event_type, entity_id, occurred_at, trace_id
-FROM events
-WHERE event_id BETWEEN %(lowest)s AND %(highest)s
-ORDER BY event_id
-LIMIT %(limit)s
-
 -- name: runs_by_id
 -- The ingestion runs whose trace ids are between two ids, with how many events each has stored.
 SELECT trace_id, count(*) AS count
@@ -50,13 +42,6 @@ WHERE trace_id BETWEEN %(lowest)s AND %(highest)s
 GROUP BY trace_id
 ORDER BY trace_id
 LIMIT %(limit)s
-
--- name: events_of_run
--- The events that one ingestion run has stored, with the columns of events_by_id.
-SELECT event_id, event_type, entity_id, occurred_at, trace_id
-FROM events
-WHERE trace_id = %(trace_id)s
-ORDER BY seq
 
 -- name: anomalies
 -- What the detector has on record, newest first, each with how the entities of its source moved at that instant.

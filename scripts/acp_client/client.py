@@ -66,6 +66,16 @@ class Client:
         """Returns the JSON of a read; a parameter that is None is left out. Raises ApiError, ApiUnreachable."""
         return self._request("GET", _with_query(path, query), None, {})
 
+    def health(self) -> Mapping[str, Any]:
+        """Returns what /health says, also where it says that something fails; it is asked once.
+
+        Raises ApiError, ApiUnreachable.
+        """
+        status, said, pause = self._ask("GET", "/health", None, {})
+        if status in {200, 503} and isinstance(said, dict) and {"status", "checks"} <= said.keys():
+            return said
+        raise ApiError(status, _explanation(status, said), retry_after_seconds=pause)
+
     def pages(self, path: str, *, most: int, **query: Any) -> Iterator[dict[str, Any]]:
         """Yields up to ``most`` items of a list, page by page. Raises ApiError, ApiUnreachable."""
         after = None

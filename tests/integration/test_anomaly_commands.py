@@ -1,11 +1,37 @@
 """acp anomalies on a real Postgres; only the cloud around it is a stand-in."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pytest
 from psycopg import Connection
+from tests.conftest import TestDatabase
+from tests.integration.api_server import ApiServer, lead_to, no_deployment, serving
 from tests.integration.detection import bar, deliver, quiet, split
 from tests.integration.running_cloud import RunningCloud, run
+
+from local_cloud.cloud import Cloud
+from local_cloud.workspace import CHECKOUT, Workspace
+
+
+@pytest.fixture
+def api(database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    no_deployment(tmp_path, monkeypatch)
+    with serving(database, monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
+def cloud(cloud: RunningCloud, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
+    lead_to(api, cloud, monkeypatch)
+    return cloud
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Cloud:
+    return Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
 
 
 def test_where_there_are_none_that_is_said(cloud: RunningCloud) -> None:
@@ -36,3 +62,12 @@ def test_a_withdrawn_one_says_so(cloud: RunningCloud, app: Connection[Any]) -> N
     deliver(app, *quiet(60), bar(50.0, 60), bar(100.0, 60, revision=1))
     first, *_ = run(cloud, "anomalies").stdout.splitlines()
     assert first == "AAPL  2026-01-05 13:00  return  withdrawn"
+
+
+def test_those_of_a_deployment_are_listed(nowhere: Cloud, api: ApiServer, app: Connection[Any]) -> None:
+    deliver(app, *quiet(60), bar(50.0, 60))
+    reader = ("--url", api.url, "--token", api.make_token("kim", "read"))
+    result = run(nowhere, *reader, "anomalies", "--entity", "AAPL")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("AAPL  2026-01-05 13:00  return  detected  -50.0%, score ")
+    assert run(nowhere, *reader, "anomalies", "--entity", "MSFT").stderr == "No anomalies.\n"

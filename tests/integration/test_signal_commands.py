@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,12 +14,32 @@ import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
 from tests.integration import running_acp, seeds
+from tests.integration.api_server import ApiServer, lead_to, no_deployment, serving
 from tests.integration.running_cloud import RunningCloud, deliver, give_up, run
 
 from acp_cli.pipeline_commands import _print_ingested
+from control_plane.platform.breakers import hold
+from local_cloud.cloud import Cloud
 from local_cloud.postgres import PostgresServer
+from local_cloud.workspace import CHECKOUT, Workspace
 
-CHECKOUT = Path(__file__).parents[2]
+
+@pytest.fixture
+def api(database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    no_deployment(tmp_path, monkeypatch)
+    with serving(database, monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
+def cloud(cloud: RunningCloud, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
+    lead_to(api, cloud, monkeypatch)
+    return cloud
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Cloud:
+    return Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
 
 
 @pytest.fixture
@@ -90,6 +111,58 @@ def test_an_id_of_nothing_says_where_to_look(cloud: RunningCloud, event_ids: lis
     assert refused.stderr == "There is no event and no run ffffffff-ffff.\nscripts/acp watch shows the newest events.\n"
 
 
+def test_a_trace_ids_beginning_finds_its_run_on_the_local_cloud(cloud: RunningCloud, event_ids: list[UUID]) -> None:
+    shown = run(cloud, "trace", "00000000-0000-0000")
+    assert shown.stdout.splitlines()[-1].startswith(f"4 events of trace {UUID(int=1)};"), shown.output
+
+
+def test_a_deployments_events_are_traced(nowhere: Cloud, api: ApiServer, event_ids: list[UUID]) -> None:
+    reader = ("--url", api.url, "--token", api.make_token("kim", "read"))
+    whole = run(nowhere, *reader, "trace", str(event_ids[0]))
+    assert whole.exit_code == 0, whole.output
+    assert "dead-lettered: gave up after 5 attempts: [denied]" in " ".join(whole.stdout.split())
+    assert run(nowhere, *reader, "trace", str(event_ids[0])[:8]).stdout == whole.stdout
+    told = json.loads(run(nowhere, *reader, "trace", str(event_ids[0]), "--json").stdout)
+    assert told["event"]["event_id"] == str(event_ids[0])
+    listed = json.loads(run(nowhere, *reader, "trace", str(UUID(int=1)), "--json").stdout)
+    assert [each["event_id"] for each in listed] == list(map(str, event_ids))
+    refused = run(nowhere, *reader, "trace", "ffffffff-ffff")
+    assert (refused.exit_code, "by its whole trace id alone" in " ".join(refused.stderr.split())) == (1, True)
+
+
+def test_what_waits_behind_a_held_breaker_says_so(
+    nowhere: Cloud, api: ApiServer, app: Connection[Any], event_ids: list[UUID]
+) -> None:
+    hold(app, "signal_lab", by="kim", reason="its consumer is mended")
+    shown = run(nowhere, *api.options, "trace", str(event_ids[3]))
+    assert "held by kim since" in " ".join(shown.stdout.split()), shown.output
+
+
+# runs of a deployment
+
+
+@pytest.mark.parametrize(("command", "function"), [("ingest", "ingestion"), ("relay", "relay")])
+def test_a_deployments_run_is_started_and_not_awaited(
+    nowhere: Cloud, api: ApiServer, owner: Connection[Any], command: str, function: str
+) -> None:
+    operator = ("--url", api.url, "--token", api.make_token("kim", "operate"))
+    result = run(nowhere, *operator, command, "--reason", "the feed is back")
+    assert (result.exit_code, api.started) == (0, [function]), result.output
+    assert f"Function was started at {api.url}." in " ".join(result.stderr.split())
+    row = owner.execute("SELECT token, reason FROM api_audit ORDER BY id DESC LIMIT 1").fetchone()
+    assert row == ("kim", "the feed is back")
+    reader = ("--url", api.url, "--token", api.make_token("ada", "read"))
+    refused = run(nowhere, *reader, command)
+    assert refused.exit_code == 1
+    assert "asks for the scope operate" in " ".join(refused.stderr.split())
+    assert api.started == [function]
+
+
+def test_a_deployments_symbols_are_its_own(nowhere: Cloud, api: ApiServer) -> None:
+    assert run(nowhere, *api.options, "ingest", "AAPL").exit_code == 2
+    assert api.started == []
+
+
 # status
 
 
@@ -107,10 +180,11 @@ def test_status_names_dead_letter_and_lag_with_commands(cloud: RunningCloud, acp
 
 @pytest.mark.parametrize("environ", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}])
 def test_status_and_trace_are_readable_in_any_encoding(
-    acp: Any, event_ids: list[UUID], environ: dict[str, str]
+    acp: Any, api: ApiServer, event_ids: list[UUID], environ: dict[str, str]
 ) -> None:
-    for arguments in (["status"], ["trace", str(event_ids[0])]):
-        process = acp(*arguments, **environ)
+    deployment = {"ACP_URL": api.url, "ACP_TOKEN": api.token}
+    for arguments, named in ((["status"], {}), (["trace", str(event_ids[0])], deployment)):
+        process = acp(*arguments, **environ, **named)
         output, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (0, b"")
         text = output.decode("latin-1" if environ.get("PYTHONIOENCODING") == "latin-1" else "ascii")

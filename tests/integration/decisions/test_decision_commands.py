@@ -1,14 +1,16 @@
 """acp decision on a real Postgres; only the cloud around it is a stand-in."""
 
+import hashlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from tests.conftest import TestDatabase
+from tests.integration.api_server import ApiServer, lead_to, no_deployment, serving
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly
 from tests.integration.running_cloud import RunningCloud, run
@@ -17,19 +19,27 @@ from acp_cli import decision_commands
 from control_plane.decisions.offline import NetworkRefused, network_off
 from control_plane.model.deciding import AgentResult
 from control_plane.model.text import has_invisible
-from local_cloud import database as local_database
-from local_cloud.postgres import PostgresServer
+from local_cloud.cloud import Cloud
+from local_cloud.workspace import CHECKOUT, Workspace
 
 
 @pytest.fixture
-def cloud(cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
-    monkeypatch.setattr(decision_commands, "load_deciding", lambda: world.deciding)
+def api(database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    no_deployment(tmp_path, monkeypatch)
+    with serving(database, monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
+def cloud(cloud: RunningCloud, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
+    lead_to(api, cloud, monkeypatch)
     return cloud
 
 
 @pytest.fixture
-def decided(world: World) -> str:
+def decided(world: World, monkeypatch: pytest.MonkeyPatch) -> str:
     """The beginning of the id of a decision that has come to its end."""
+    monkeypatch.setattr(decision_commands, "load_deciding", lambda: world.deciding)
     world.detect(anomaly())
     world.run()
     assert world.record().decision.state == "scored"
@@ -102,6 +112,46 @@ def test_the_tree_reads_within_eighty_columns(cloud: RunningCloud, decided: str)
     assert shown.splitlines()[-1].strip()
 
 
+def test_a_deployment_shows_its_decisions(world: World, api: ApiServer, decided: str, tmp_path: Path) -> None:
+    nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
+    reader = ("--url", api.url, "--token", api.make_token("kim", "read"))
+    [listed] = run(nowhere, *reader, "decisions", "--state", "scored").stdout.splitlines()
+    assert listed.startswith(f"{decided}  ")
+    assert run(nowhere, *reader, "decisions", "--state", "refused").stdout == ""
+    [told] = json.loads(run(nowhere, *reader, "decisions", "--json").stdout)
+    assert told["decision_id"].startswith(decided)
+    shown = run(nowhere, *reader, "decision", decided)
+    assert shown.stdout.splitlines()[0] == told["decision_id"]
+    whole = json.loads(run(nowhere, *reader, "decision", told["decision_id"], "--json").stdout)
+    assert len(whole["steps"]) == told["steps"]
+    assert run(nowhere, *reader, "decision", "ffff").exit_code == 2
+    replayed = run(nowhere, *reader, "decision", decided, "--replay")
+    assert (replayed.exit_code, "a deployment was named" in replayed.stderr) == (2, True)
+
+
+def test_an_artifact_is_read_whole_and_checked(
+    cloud: RunningCloud, world: World, api: ApiServer, decided: str, tmp_path: Path
+) -> None:
+    whole = json.loads(run(cloud, "decision", decided, "--json").stdout)
+    step = next(step for step in whole["steps"] if step["output_sha256"] and step["output"])
+    name = step["output_sha256"]
+    file = tmp_path / "artifact"
+    assert run(cloud, "artifact", name, "-o", str(file)).exit_code == 0
+    assert file.read_text() == step["output"]
+    assert run(cloud, "artifact", name).stdout == step["output"]
+    missing = run(cloud, "artifact", "0" * 64)
+    assert (missing.exit_code, "There is no artifact" in missing.stderr) == (1, True)
+    assert run(cloud, "artifact", name[:-1]).exit_code == 2
+    content = bytes(range(256)) * 4100
+    large = hashlib.sha256(content).hexdigest()
+    world.owner.execute(
+        "INSERT INTO artifacts (sha256, kind, bytes) VALUES (sha256(%(bytes)s), 'evidence', %(bytes)s)",
+        {"bytes": content},
+    )
+    assert run(cloud, "artifact", large, "-o", str(file)).exit_code == 0
+    assert file.read_bytes() == content
+
+
 HOSTILE = {
     "raw NUL": b'{"hypothesis": "\x00"}',
     "a lone surrogate": '{"hypothesis": "\ud800"}'.encode("utf-8", "surrogatepass"),
@@ -114,18 +164,13 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_shown_and_steers_nothing(
-    make_world: Callable[..., World],
-    postgres: PostgresServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
+    make_world: Callable[..., World], cloud: RunningCloud, name: str
 ) -> None:
     refused = AgentResult("invalid", HOSTILE[name], "it is hostile")
     world = make_world(deciding=toy.deciding(namer={"gives": lambda attempt: refused if attempt == 1 else None}))
-    monkeypatch.setattr(local_database, "NAME", world.database.name)
     world.detect(anomaly())
     world.run()
-    cloud, decision_id = RunningCloud(tmp_path, postgres), str(world.record().decision.decision_id)
+    decision_id = str(world.record().decision.decision_id)
     for arguments in ((), ("--json",)):
         result = run(cloud, "decision", decision_id, *arguments)
         assert result.exit_code == 0, result.output

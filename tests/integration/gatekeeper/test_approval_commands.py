@@ -1,25 +1,44 @@
 """acp approvals, approve, deny, switch, switches and policy on a real Postgres; the cloud around it is a stand-in."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import TestDatabase
+from tests.integration.api_server import ApiServer, lead_to, no_deployment, serving
 from tests.integration.gatekeeper.test_gatekeeper_approvals import make_person
 from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
 
-from acp_cli import approval_commands
+from acp_cli import approval_commands, deciders
 from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud.cloud import Cloud
 from local_cloud.workspace import CHECKOUT, Workspace
 
 
+@pytest.fixture(autouse=True)
+def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_deployment(tmp_path, monkeypatch)
+
+
 @pytest.fixture
-def cloud(cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
-    monkeypatch.setenv("USER", "grace")
+def api(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    with serving(database, monkeypatch) as served:
+        yield served
+
+
+@pytest.fixture
+def cloud(cloud: RunningCloud, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> RunningCloud:
+    lead_to(api, cloud, monkeypatch)
     return cloud
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Cloud:
+    return Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
 
 
 def test_a_person_approves_what_is_shown_as_themselves(
@@ -35,7 +54,9 @@ def test_a_person_approves_what_is_shown_as_themselves(
     assert request["decision_id"] == str(proposed.decision_id)
 
     monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
-    approved = run(cloud, "approve", request["approval_id"][:8], "--reason", "it is small", typed="y\n")
+    approved = run(
+        cloud, "approve", request["approval_id"][:8], "--reason", "it is small", "--by", "grace", typed="y\n"
+    )
     assert approved.exit_code == 0, approved.output
     assert "Approved by person_grace" in approved.stderr
     assert proposed.rows("SELECT is_given, decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [
@@ -103,13 +124,16 @@ def test_an_empty_name_answers_nothing(cloud: RunningCloud) -> None:
 def test_a_scope_is_switched_off_and_on_again(cloud: RunningCloud, world: World) -> None:
     assert "Nothing was ever switched off." in run(cloud, "switches").stderr
     off = run(cloud, "switch", "off", "action:HEDGE", "--reason", "drill")
-    assert off.stderr == "action:HEDGE is off until scripts/acp switch on action:HEDGE (by person_grace).\n"
+    assert off.stderr == "action:HEDGE is off until scripts/acp switch on action:HEDGE (by token:root).\n"
     assert world.propose().judge().reasons == ("switch: action:HEDGE is switched off",)
     table = run(cloud, "switches").stdout
-    assert all(word in table for word in ("action:HEDGE", "off", "person_grace", "drill"))
+    assert all(word in table for word in ("action:HEDGE", "off", "token:root", "drill"))
     assert run(cloud, "switch", "on", "action:HEDGE").exit_code == 0
     [row] = json.loads(run(cloud, "switches", "--json").stdout)
-    assert (row["scope"], row["is_off"], row["set_by"]) == ("action:HEDGE", False, "person_grace")
+    assert (row["scope"], row["is_off"], row["set_by"]) == ("action:HEDGE", False, "token:root")
+    assert row["reason"] == "no reason given"
+    assert run(cloud, "switch", "off", "all", "--by", "grace").exit_code == 0
+    assert "person_grace" in run(cloud, "switches").stdout
 
 
 @pytest.mark.parametrize("scope", ["everything", "domain:", "action:a b", "all "])
@@ -137,12 +161,12 @@ def test_what_is_gone_can_be_switched_on(cloud: RunningCloud, world: World) -> N
 
 
 def test_a_switch_says_that_it_waits(cloud: RunningCloud, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(approval_commands, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(approval_commands, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(deciders, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(deciders, "MOST_SECONDS", 0.2)
     with world.gatekeeper.transaction():
         world.gatekeeper.execute("SELECT switched_off(gen_random_uuid(), 'HEDGE')")
         world.gatekeeper.execute("SET LOCAL idle_in_transaction_session_timeout = '60s'")
-        result = run(cloud, "switch", "off", "all")
+        result = run(cloud, "switch", "off", "all", "--by", "grace")
     said = " ".join(result.stderr.split())
     assert result.exit_code == 1
     assert "Waiting for releases and executions that are under way." in said
@@ -151,9 +175,8 @@ def test_a_switch_says_that_it_waits(cloud: RunningCloud, world: World, monkeypa
 
 
 def test_a_deployed_database_is_used_by_ones_own_login(
-    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+    nowhere: Cloud, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
     proposed = world.propose(market_wide_case())
     proposed.judge()
     approval_id, _, _ = proposed.approval()
@@ -167,6 +190,66 @@ def test_a_deployed_database_is_used_by_ones_own_login(
     refused = run(nowhere, "switches", "--database-url", world.database.url("acp_reader"))
     assert refused.exit_code == 1
     assert "works as acp_command, and was given acp_reader" in " ".join(refused.stderr.split())
+
+
+# Another deployment: a URL and a token, and no local cloud
+
+
+def test_a_deployment_is_answered_by_the_tokens_name(nowhere: Cloud, api: ApiServer, world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approver = ("--url", api.url, "--token", api.make_token("grace", "approve"))
+    [request] = json.loads(run(nowhere, *approver, "approvals", "--json").stdout)
+    assert (request["entity_id"], request["action_sha256"]) == ("AAPL", proposed.approval()[1].hex())
+    approved = run(nowhere, *approver, "approve", request["approval_id"], "--yes", "--reason", "it is small")
+    assert approved.exit_code == 0, approved.output
+    assert "HEDGE: sell 10.00 AAPL at 80.00 USD" in approved.stdout
+    assert "Approved by token:grace: it is judged once more" in " ".join(approved.stderr.split())
+    assert proposed.rows("SELECT is_given, decided_by, reason FROM approvals WHERE decision_id = %(id)s") == [
+        (True, "token:grace", "it is small")
+    ]
+    again = run(nowhere, *approver, "deny", request["approval_id"])
+    assert (again.exit_code, "does not count: it was answered before" in again.stderr) == (1, True)
+    assert run(nowhere, *approver, "approvals").stderr == "Nothing waits for an approval.\n"
+    unknown = run(nowhere, *approver, "deny", "00000000-0000-4000-8000-000000000000")
+    assert (unknown.exit_code, "is no request's id" in " ".join(unknown.stderr.split())) == (2, True)
+
+
+def test_a_token_that_may_not_approve_is_told_so(nowhere: Cloud, api: ApiServer, world: World) -> None:
+    proposed = world.propose(market_wide_case())
+    proposed.judge()
+    approval_id, _, _ = proposed.approval()
+    operator = ("--url", api.url, "--token", api.make_token("kim", "operate"))
+    refused = run(nowhere, *operator, "approve", str(approval_id), "--yes")
+    assert refused.exit_code == 1
+    assert "asks for the scope approve, which the token kim does not have" in " ".join(refused.stderr.split())
+    assert proposed.rows("SELECT FROM approvals WHERE decision_id = %(id)s") == []
+
+
+def test_a_deployment_is_switched_off(nowhere: Cloud, api: ApiServer, world: World) -> None:
+    operator = ("--url", api.url, "--token", api.make_token("kim", "operate"))
+    assert "(by token:kim)" in run(nowhere, *operator, "switch", "off", "action:HEDGE", "--reason", "drill").stderr
+    assert world.propose().judge().reasons == ("switch: action:HEDGE is switched off",)
+    elsewhere = run(nowhere, *operator, "switch", "off", "domain:weather")
+    assert (elsewhere.exit_code, "or --force" in " ".join(elsewhere.stderr.split())) == (2, True)
+    assert run(nowhere, *operator, "switch", "off", "domain:weather", "--force").exit_code == 0
+    assert run(nowhere, *operator, "switch", "off", "model:any/name").exit_code == 0
+    found = json.loads(run(nowhere, *operator, "switches", "--json").stdout)
+    assert {one["scope"]: one["set_by"] for one in found} == dict.fromkeys(
+        ("action:HEDGE", "domain:weather", "model:any/name"), "token:kim"
+    )
+
+
+def test_which_way_is_meant_is_said(
+    nowhere: Cloud, api: ApiServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deployment named by an option is asked by its token, whatever database the environment names."""
+    url = make_person(world, "person_remote")
+    assert run(nowhere, *api.options, "approvals", "--by", "ada").exit_code == 2
+    assert run(nowhere, *api.options, "approvals", "--database-url", url).exit_code == 2
+    monkeypatch.setenv("ACP_DATABASE_URL", url)
+    assert "(by token:root)" in run(nowhere, *api.options, "switch", "off", "all").stderr
+    assert "(by person_remote)" in run(nowhere, "switch", "on", "all").stderr
 
 
 # Policies

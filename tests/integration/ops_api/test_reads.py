@@ -1,15 +1,16 @@
 """The lists: their filters, their pages, and what a wrong query or cursor is answered."""
 
 import json
-from base64 import urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from psycopg import Connection, errors
 from tests.conftest import TestDatabase
-from tests.integration import seeds
+from tests.integration import detection, seeds
 from tests.integration.ops_api.client import Answer, Client
 
 from control_plane.api import pages
@@ -83,6 +84,88 @@ def test_events_are_filtered(api: Client, app: Connection[Any], owner: Connectio
         {"until": "2001-01-01T00:00:00Z"},
     ):
         assert of(api, "/events", "seq", **other) == [], other
+
+
+def test_events_are_found_by_the_beginning_of_their_ids(api: Client, app: Connection[Any]) -> None:
+    ids = sorted(str(event_id) for event_id in seeds.store(app, seeds.ticks(40)))
+    begun = max({one[0] for one in ids}, key=lambda digit: sum(one[0] == digit for one in ids))
+    wanted = [one for one in ids if one[0] == begun]
+    assert len(wanted) > 1
+    for limit in ("1", "2", "200"):
+        assert of(api, "/events", "event_id", id_prefix=begun, limit=limit) == wanted
+    assert of(api, "/events", "event_id", id_prefix=wanted[0][:12].upper()) == wanted[:1]
+    assert of(api, "/events", "event_id", id_prefix=wanted[0]) == wanted[:1]
+    assert of(api, "/decisions", "decision_id", id_prefix=begun) == []
+
+
+@pytest.mark.parametrize("path", ["/events", "/decisions"])
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"id_prefix": "x"}, "id_prefix"),
+        ({"id_prefix": "%"}, "id_prefix"),
+        ({"id_prefix": ""}, "id_prefix"),
+        ({"id_prefix": "--"}, "1 to 32 digits"),
+        ({"id_prefix": "0" * 33}, "1 to 32 digits"),
+        ({"id_prefix": "0" * 37}, "id_prefix"),
+        ({"id_prefix": "0", "entity_id": "AAPL"}, "beside no other filter"),
+        ({"id_prefix": "0", "after": "WzFd"}, "after"),
+        ({"id_prefix": "0", "after": "WyJ4Il0"}, "after"),
+    ],
+)
+def test_a_wrong_beginning_of_an_id_is_named(api: Client, path: str, query: dict[str, str], said: str) -> None:
+    assert said in api.ask("GET", path, query=query).detail(400)
+
+
+def test_anomalies_are_paged_newest_first(api: Client, app: Connection[Any]) -> None:
+    detection.deliver(
+        app,
+        *detection.quiet(60),
+        detection.split(2, minute=60),
+        detection.bar(50.0, 60),
+        detection.bar(50.0, 61, low=30.0),
+        detection.bar(20.0, 62),
+    )
+    [whole] = all_pages(api, "/anomalies")
+    assert [one["state"] for one in whole.body["items"]] == ["detected", "detected", "explained"]
+    assert [one for page in all_pages(api, "/anomalies", limit="1") for one in page.body["items"]] == whole.body[
+        "items"
+    ]
+    assert len(of(api, "/anomalies", "kind", entity_id="AAPL")) == 3
+    assert of(api, "/anomalies", "kind", entity_id="MSFT") == []
+
+
+def test_anomalies_of_one_instant_are_paged(api: Client, owner: Connection[Any]) -> None:
+    for entity, minute, kind in [(e, m, k) for e in ("A", "B", "C") for m in (0, 1) for k in ("range", "return")]:
+        owner.execute(
+            "INSERT INTO detector_anomalies (source, entity_id, series, occurred_at, kind, state, score, threshold,"
+            " bar_event_id, bar_revision, details) VALUES ('s', %s, '1m', '2026-01-05Z'::timestamptz"
+            " + make_interval(mins => %s), %s, 'detected', 9, 6, gen_random_uuid(), 0, '{}')",
+            [entity, minute, kind],
+        )
+    wanted = [(entity, kind) for entity in "ABC" for kind in ("range", "return")] * 2
+    for limit in ("1", "2", "5", "200"):
+        found = [one for page in all_pages(api, "/anomalies", limit=limit) for one in page.body["items"]]
+        assert [(one["entity_id"], one["kind"]) for one in found] == wanted
+        assert [one["occurred_at"][14:16] for one in found] == ["01"] * 6 + ["00"] * 6
+
+
+def test_an_artifact_is_read_in_ranges(api: Client, owner: Connection[Any]) -> None:
+    content = bytes(range(256)) * 10
+    name = sha256(content).hexdigest()
+    owner.execute(
+        "INSERT INTO artifacts (sha256, kind, bytes) VALUES (%s, 'answer', %s)", [bytes.fromhex(name), content]
+    )
+    whole = api.ask("GET", f"/artifacts/{name}").body
+    assert (whole["kind"], whole["size"], whole["offset"], b64decode(whole["base64"])) == ("answer", 2560, 0, content)
+    for offset, length in ((0, 1), (1, 255), (2559, 100), (2560, 1), (999_999_999, 1_048_576)):
+        part = api.ask("GET", f"/artifacts/{name}", query={"offset": str(offset), "length": str(length)})
+        assert part.status == 200, part.body
+        assert b64decode(part.body["base64"]) == content[offset : offset + length]
+    for wrong in ({"length": "0"}, {"length": "1048577"}, {"offset": "-1"}, {"offset": "1" * 10}):
+        assert next(iter(wrong)) in api.ask("GET", f"/artifacts/{name}", query=wrong).detail(400)
+    assert "There is no artifact" in api.ask("GET", f"/artifacts/{'0' * 64}").detail(404)
+    assert "64 hexadecimal digits" in api.ask("GET", f"/artifacts/{name[:-1]}").detail(400)
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ def test_a_database_that_went_away_is_no_traceback(workspace: Workspace, monkeyp
         raise psycopg.OperationalError("connection refused")
 
     monkeypatch.setattr(psycopg, "connect", refuse)
-    result = run(workspace, "trace", EVENT_ID, cloud=FakeCloud(workspace))
+    result = run(workspace, "watch", cloud=FakeCloud(workspace))
     assert result.exit_code == 1
     assert "connection refused" in result.stderr
 

@@ -202,6 +202,7 @@ def test_relay_shows_hostile_text_written_out(
     counts = dict.fromkeys(("claimed", "published", "failed", "dead_lettered", "released"), 0)
     answer = counts | {"breakers": {named["subscription"]: named["state"]}}
     monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.setattr(pipeline_commands, "is_local", lambda _: True)
     monkeypatch.setattr(pipeline_commands, "_running", lambda _: (None, None))
     monkeypatch.setattr(pipeline_commands, "_invoke", lambda *_: answer)
     pipeline_commands.relay(cast("Any", None))
@@ -213,7 +214,8 @@ def test_a_runs_events_show_hostile_text_written_out(
     field: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "500")
-    row = {"event_id": EVENT_ID, "trace_id": EVENT_ID, "entity_id": "AAPL", "event_type": "E", "occurred_at": NOW}
+    row = {"event_id": EVENT_ID, "trace_id": EVENT_ID, "entity_id": "AAPL", "event_type": "E"}
+    row["occurred_at"] = NOW.isoformat()
     _show_run([row | {field: HOSTILE}], as_json=False)
     assert WRITTEN_OUT in capsys.readouterr().out
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
 from control_plane.api.routes import Call
-from control_plane.api.rows import parse_id, read_one, read_rows
+from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_one, read_rows
 from control_plane.decisions.reading import read_tree
 from control_plane.decisions.switches import list_switches
 from control_plane.platform.database import Database
@@ -19,11 +19,18 @@ class DecisionsQuery(Page):
 
     state: str | None = Field(None, max_length=50, description="Such as awaiting_approval.")
     entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
+    id_prefix: str | None = Field(None, pattern=ID_PREFIX, description="Its id begins so; beside no other filter.")
 
 
 def list_decisions(database: Database, call: Call) -> Response:
-    """Returns a page of decisions, newest first."""
+    """Returns a page of decisions, newest first, or by id for a prefix. Raises Refused for a prefix beside a filter."""
     query: DecisionsQuery = call.query
+    if query.id_prefix is not None:
+        if query.state is not None or query.entity_id is not None:
+            raise Refused(HTTPStatus.BAD_REQUEST, "id_prefix stands beside no other filter: leave one of them out.")
+        [after] = position(query, str)
+        same = by_prefix(database, "decisions_by_prefix", query.id_prefix, after=after, limit=query.limit + 1)
+        return page(same, lambda one: [one["decision_id"]], query=query)
     opened_at, decision_id = position(query, datetime, str)
     found = read_rows(
         database,

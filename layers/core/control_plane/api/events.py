@@ -8,7 +8,7 @@ from pydantic import Field
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
 from control_plane.api.routes import Call, QueryId, QueryInstant
-from control_plane.api.rows import parse_id, read_rows
+from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_rows
 from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import Database
 
@@ -24,6 +24,7 @@ class EventsQuery(Page):
     trace_id: QueryId | None = Field(None, description="The run that stored it.")
     since: QueryInstant | None = Field(None, description="Stored at this instant or later.")
     until: QueryInstant | None = Field(None, description="Stored before this instant.")
+    id_prefix: str | None = Field(None, pattern=ID_PREFIX, description="Its id begins so; beside no other filter.")
 
 
 class AnomaliesQuery(Page):
@@ -43,23 +44,49 @@ def show_timeline(database: Database, call: Call) -> Response:
 
 
 def list_events(database: Database, call: Call) -> Response:
-    """Returns a page of events, newest stored first. Raises Refused for a filter that no index serves."""
+    """Returns a page of events, newest stored first, or by id for a prefix.
+
+    Raises Refused for a filter that no index serves.
+    """
     query: EventsQuery = call.query
+    if query.id_prefix is not None:
+        return _events_by_prefix(database, query, query.id_prefix)
     if query.source is not None and not (query.event_type or query.entity_id or query.trace_id):
         raise Refused(HTTPStatus.BAD_REQUEST, f"source is no filter of its own: add {_ALONGSIDE}.")
     _check_window(query.since, query.until)
     [before_seq] = position(query, int)
-    wanted = query.model_dump(exclude={"limit", "after"})
+    wanted = query.model_dump(exclude={"limit", "after", "id_prefix"})
     found = read_rows(database, "events", **wanted, before_seq=before_seq, limit=query.limit + 1)
     return page(found, lambda event: [event["seq"]], query=query)
 
 
 def list_anomalies(database: Database, call: Call) -> Response:
-    """Returns a page of the anomalies that were told, newest first."""
+    """Returns a page of what the detector has on record, newest first."""
     query: AnomaliesQuery = call.query
-    [before_seq] = position(query, int)
-    found = read_rows(database, "anomalies", entity_id=query.entity_id, before_seq=before_seq, limit=query.limit + 1)
-    return page(found, lambda anomaly: [anomaly["seq"]], query=query)
+    occurred_at, source, entity_id, series, kind = position(query, datetime, str, str, str, str)
+    found = read_rows(
+        database,
+        "anomalies",
+        entity_id=query.entity_id,
+        occurred_at=occurred_at,
+        source=source,
+        after_entity_id=entity_id,
+        series=series,
+        kind=kind,
+        limit=query.limit + 1,
+    )
+    return page(
+        found, lambda one: [one[name] for name in ("occurred_at", "source", "entity_id", "series", "kind")], query=query
+    )
+
+
+def _events_by_prefix(database: Database, query: EventsQuery, prefix: str) -> Response:
+    others = query.model_dump(exclude={"limit", "after", "id_prefix"})
+    if any(value is not None for value in others.values()):
+        raise Refused(HTTPStatus.BAD_REQUEST, "id_prefix stands beside no other filter: leave one of them out.")
+    [after] = position(query, str)
+    found = by_prefix(database, "events_by_prefix", prefix, after=after, limit=query.limit + 1)
+    return page(found, lambda event: [event["event_id"]], query=query)
 
 
 def _check_window(since: datetime | None, until: datetime | None) -> None:

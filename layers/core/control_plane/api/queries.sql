@@ -60,16 +60,54 @@ WHERE seq < coalesce(%(before_seq)s::bigint, 9223372036854775807)
 ORDER BY seq DESC
 LIMIT %(limit)s
 
--- name: anomalies
--- The events that say what is unusual, newest stored first, with their payload, before one of them.
+-- name: events_by_prefix
+-- The events whose ids are between two ids, that is, begin with the same digits, by id, after one of them.
 SELECT
-    seq, event_id, source, entity_id, series, occurred_at, revision, observed_at, ingested_at, trace_id,
-    payload_json AS payload
+    seq, event_id, event_type, source, entity_id, entity_type, series, occurred_at, revision, observed_at, ingested_at,
+    schema_version, trace_id
 FROM events
-WHERE event_type = 'ANOMALY_DETECTED'
-    AND seq < coalesce(%(before_seq)s::bigint, 9223372036854775807)
-    AND (%(entity_id)s::text IS NULL OR entity_id = %(entity_id)s)
-ORDER BY seq DESC
+WHERE event_id BETWEEN %(lowest)s AND %(highest)s
+    AND (%(after_id)s::uuid IS NULL OR event_id > %(after_id)s)
+ORDER BY event_id
+LIMIT %(limit)s
+
+-- name: anomalies
+-- What the detector has on record, newest first, each with how the entities of its source moved at that instant, after
+-- one of them.
+SELECT
+    anomaly.source,
+    anomaly.entity_id,
+    anomaly.series,
+    anomaly.occurred_at,
+    anomaly.kind,
+    anomaly.state,
+    anomaly.score,
+    anomaly.threshold,
+    anomaly.bar_event_id,
+    anomaly.bar_revision,
+    anomaly.told,
+    anomaly.told_event_id,
+    anomaly.details,
+    market.entities,
+    market.fell,
+    exp(least(market.median_log_return, 30)) - 1 AS market_return
+FROM detector_anomalies AS anomaly
+LEFT JOIN LATERAL (
+    SELECT *
+    FROM detector_market
+    WHERE source = anomaly.source AND bar_interval = anomaly.series AND occurred_at = anomaly.occurred_at
+) AS market ON true
+WHERE (%(entity_id)s::text IS NULL OR anomaly.entity_id = %(entity_id)s)
+    AND (
+        %(occurred_at)s::timestamptz IS NULL
+        OR anomaly.occurred_at <= %(occurred_at)s
+        AND (
+            anomaly.occurred_at < %(occurred_at)s
+            OR (anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind)
+            > (%(source)s::text, %(after_entity_id)s::text, %(series)s::text, %(kind)s::text)
+        )
+    )
+ORDER BY anomaly.occurred_at DESC, anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind
 LIMIT %(limit)s
 
 -- name: decisions
@@ -90,6 +128,27 @@ WHERE (
     AND (%(entity_id)s::text IS NULL OR decision.entity_id = %(entity_id)s)
 ORDER BY decision.opened_at DESC, decision.decision_id DESC
 LIMIT %(limit)s
+
+-- name: decisions_by_prefix
+-- The decisions whose ids are between two ids, that is, begin with the same digits, by id, after one of them.
+SELECT
+    decision.decision_id, decision.domain, decision.entity_id, decision.anomaly_kind, decision.occurred_at,
+    decision.playbook, decision.state, decision.is_shadow, decision.opened_at, decision.closed_at, decision.deadline,
+    (SELECT count(*) FROM decision_steps WHERE decision_steps.decision_id = decision.decision_id) AS steps,
+    (SELECT coalesce(sum(cost_micros), 0)::bigint FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id)
+        AS cost_micros,
+    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type
+FROM decisions AS decision
+WHERE decision.decision_id BETWEEN %(lowest)s AND %(highest)s
+    AND (%(after_id)s::uuid IS NULL OR decision.decision_id > %(after_id)s)
+ORDER BY decision.decision_id
+LIMIT %(limit)s
+
+-- name: artifact
+-- A range of an artifact's bytes, its kind and its whole size.
+SELECT kind, octet_length(bytes) AS size, substring(bytes FROM %(offset)s::integer + 1 FOR %(length)s::integer) AS bytes
+FROM artifacts
+WHERE sha256 = %(sha256)s
 
 -- name: open_approvals
 -- What people are asked now, the most urgent first, after one of them.

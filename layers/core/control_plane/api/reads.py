@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
-from control_plane.api import access, dead_letters, deciding, events, flow, operations
+from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations
 from control_plane.api.http import Response
 from control_plane.api.pages import Page
 from control_plane.api.routes import Call, Example, Route, Strict
@@ -52,6 +52,13 @@ def read_routes(
             deciding.show_decision,
             "Shows a decision with all its steps.",
             examples=missing("decision_id"),
+        ),
+        read(
+            "/artifacts/{sha256}",
+            artifacts.show_artifact,
+            "Reads a range of what a decision used, in base64.",
+            query=artifacts.ArtifactQuery,
+            examples=(Example(parameters={"sha256": "0" * 64}, query={"length": 1000}, status=HTTPStatus.NOT_FOUND),),
         ),
         read("/approvals", deciding.list_approvals, "Lists what people are asked to approve.", query=Page),
         read(

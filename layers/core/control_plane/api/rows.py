@@ -12,7 +12,10 @@ from control_plane.api.callers import QUERIES
 from control_plane.api.http import Refused
 from control_plane.platform.database import Database
 
+ID_PREFIX: Final = r"^[0-9a-fA-F-]{1,36}$"
 AN_ID: Final = "d0459ed7-a792-5533-b958-aaf36e185583"
+_DIGITS: Final = 32
+"""Hexadecimal digits of a UUID."""
 
 
 def read_rows(database: Database, query: str, **values: Any) -> Sequence[dict[str, Any]]:
@@ -33,6 +36,23 @@ def read_one(database: Database, query: str, missing: str, **values: Any) -> Map
     if not found:
         raise Refused(HTTPStatus.NOT_FOUND, missing)
     return found[0]
+
+
+def by_prefix(
+    database: Database, query: str, prefix: str, *, after: str | None, limit: int
+) -> Sequence[dict[str, Any]]:
+    """Returns the rows of a query whose ids begin with these digits, by id. Raises Refused for too many of them."""
+    digits = prefix.replace("-", "").lower()
+    if not 0 < len(digits) <= _DIGITS:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"id_prefix is the beginning of a UUID: 1 to {_DIGITS} digits.")
+    return read_rows(
+        database,
+        query,
+        lowest=UUID(digits.ljust(_DIGITS, "0")),
+        highest=UUID(digits.ljust(_DIGITS, "f")),
+        after_id=None if after is None else parse_id(after, "after"),
+        limit=limit,
+    )
 
 
 def parse_id(text: str, name: str) -> UUID:
