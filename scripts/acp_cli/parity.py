@@ -15,6 +15,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /anomalies": "anomalies",
     "GET /decisions": "decisions",
     "GET /decisions/{decision_id}": "decision",
+    "GET /artifacts/{sha256}": "artifact",
     "GET /approvals": "approvals",
     "GET /approvals/{approval_id}": "approvals",
     "POST /approvals/{approval_id}": "approve",
