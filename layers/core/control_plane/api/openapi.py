@@ -115,8 +115,12 @@ def _path_parameters(route: Route) -> Sequence[Mapping[str, Any]]:
 
 
 def _text_of_path(name: str) -> Mapping[str, Any]:
+    if name == "letter_id":
+        return {"type": "string", "pattern": "^[0-9]{1,18}$"}
     if name.endswith("_id"):
         return {"type": "string", "format": "uuid"}
+    if name == "sha256":
+        return {"type": "string", "pattern": "^[0-9a-f]{64}$"}
     return {"type": "string", "pattern": f"^({SCOPE.pattern})$"} if name == "scope" else {"type": "string"}
 
 
