@@ -52,7 +52,8 @@ def follow_operation(client: Client, operation: dict[str, Any]) -> dict[str, Any
         raise
     if ended["state"] != "done":
         msg = f"Operation {operation_id} is {ended['state']}{': ' if ended['error'] else ''}{ended['error'] or ''}."
-        raise OperationFailed(msg, remedy=f"scripts/acp operations resume {operation_id} goes on where it was.")
+        goes_on = f"scripts/acp operations resume {operation_id} goes on where it was."
+        raise OperationFailed(msg, remedy="" if ended["state"] == "cancelled" else goes_on)
     return ended
 
 
@@ -82,6 +83,8 @@ def _until(
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         before = operation
         operation = client.get(f"/operations/{operation['operation_id']}")
+        if is_over(operation):
+            break
         if operation["error"] is not None:
             step.update(f"tried again after: {operation['error']}")
         elif operation["total"]:

@@ -197,6 +197,6 @@ def test_a_source_that_never_failed_is_held_only_if_it_is_said_to_be_new(command
     new = {**HOLD, "is_new": True}
     assert "There is no breaker" in commands.ask("POST", "/breakers/yfinance/hold", HOLD).detail(404)
     assert "There is no subscription" in commands.ask("POST", "/subscriptions/yfinance/hold", new).detail(404)
-    assert "A new breaker's name" in commands.ask("POST", "/breakers/a b/hold", new).detail(422)
+    assert "A new breaker's name" in commands.ask("POST", "/breakers/a b/hold", new).detail(404)
     assert commands.ask("POST", "/breakers/yfinance/hold", new).body["held_by"] == "token:root"
     assert commands.ask("POST", "/breakers/yfinance/hold", HOLD).status == 200

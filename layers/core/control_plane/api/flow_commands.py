@@ -44,7 +44,7 @@ def hold(changes: Changes, call: Call) -> Response:
         is_new = wanted.is_new and "/breakers/" in call.route
         if is_new and _NAME.fullmatch(name) is None:
             detail = "A new breaker's name has 1 to 63 letters, digits, _ and -, such as yfinance."
-            raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, detail)
+            raise Refused(HTTPStatus.NOT_FOUND, detail)
         before = _stored(connection, name) if is_new else _known(connection, call, name)
         by = f"token:{call.caller.token}"
         holder = breakers.hold(connection, name, by=by, reason=wanted.reason, force=wanted.force)
