@@ -248,7 +248,7 @@ def test_a_page_is_bounded_in_bytes(api: Client, owner: Connection[Any], monkeyp
     for number in range(4):
         owner.execute(
             "INSERT INTO operations (operation_id, kind, filter, state, requested_by, reason)"
-            " VALUES (gen_random_uuid(), 'redrive', '{}', 'done', 'kim', %s)",
+            " VALUES (gen_random_uuid(), 'redrive', '{}', 'planning', 'kim', %s)",
             [f"{number}" * 400],
         )
     sizes = [len(answer.body["items"]) for answer in all_pages(api, "/operations")]
@@ -262,7 +262,7 @@ def test_an_item_that_is_larger_than_a_page_is_shown(
     monkeypatch.setattr(pages, "MOST_BYTES", 10)
     owner.execute(
         "INSERT INTO operations (operation_id, kind, filter, state, requested_by)"
-        " VALUES (gen_random_uuid(), 'redrive', '{}', 'done', 'kim')"
+        " VALUES (gen_random_uuid(), 'redrive', '{}', 'planning', 'kim')"
     )
     assert len(api.ask("GET", "/operations").body["items"]) == 1
 

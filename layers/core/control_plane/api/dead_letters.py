@@ -5,7 +5,7 @@ Sending them again is an operation.
 
 import base64
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from psycopg import Connection
 from pydantic import Field
@@ -49,7 +49,9 @@ class DeadLettersQuery(Page):
 class Discard(Strict):
     """The dead letters that nobody needs any more."""
 
-    ids: tuple[int, ...] = Field(min_length=1, max_length=_MOST_IDS, description="As GET /dead-letters lists them.")
+    ids: tuple[Annotated[int, Field(ge=0, le=_GREATEST_ID)], ...] = Field(
+        min_length=1, max_length=_MOST_IDS, description="As GET /dead-letters lists them."
+    )
     reason: Reason
 
 
@@ -91,8 +93,6 @@ def show_dead_letter(database: Database, call: Call) -> Response:
 def discard_dead_letters(changes: Changes, call: Call) -> Response:
     """Lets open dead letters go; they stay on record, and are never sent again. Raises Refused if none is open."""
     wanted: Discard = call.body
-    if not all(0 <= number <= _GREATEST_ID for number in wanted.ids):
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "In the body: ids: a dead letter's id is a number from 0 on.")
 
     def act(connection: Connection[Any]) -> Changed:
         try:
