@@ -772,12 +772,24 @@ BEGIN
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
-        DELETE FROM processed_events
-        WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
-            FOR UPDATE OF expirable SKIP LOCKED
-        ));
-        GET DIAGNOSTICS deleted = ROW_COUNT;
+        WITH forgotten AS (
+            DELETE FROM processed_events
+            WHERE ctid = ANY (ARRAY(
+                SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+                FOR UPDATE OF expirable SKIP LOCKED
+            ))
+            RETURNING consumer, event_id
+        ),
+        noted AS (
+            INSERT INTO forgotten_processing AS known (consumer, ingested_until)
+            SELECT forgotten.consumer, max(event.ingested_at)
+            FROM forgotten
+            JOIN events AS event ON event.event_id = forgotten.event_id
+            GROUP BY forgotten.consumer
+            ORDER BY forgotten.consumer
+            ON CONFLICT (consumer) DO UPDATE SET ingested_until = greatest(known.ingested_until, excluded.ingested_until)
+        )
+        SELECT count(*) INTO deleted FROM forgotten;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
@@ -2032,14 +2044,21 @@ CREATE FUNCTION public.processed_since(of_consumer text) RETURNS timestamp with 
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    since timestamptz;
 BEGIN
-    RETURN (
-        SELECT event.ingested_at
-        FROM (
-            SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
-        ) AS oldest
-        JOIN events AS event ON event.event_id = oldest.event_id
-    );
+    SELECT event.ingested_at INTO since
+    FROM (
+        SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
+    ) AS oldest
+    JOIN events AS event ON event.event_id = oldest.event_id;
+    -- An old event may have been processed late, after newer ones that are forgotten by now.
+    RETURN CASE
+        WHEN since IS NOT NULL THEN greatest(
+            since,
+            (SELECT ingested_until + interval '1 microsecond' FROM forgotten_processing WHERE consumer = of_consumer)
+        )
+    END;
 END
 $$;
 
@@ -3785,6 +3804,13 @@ CREATE VIEW public.expirable_raw_payloads AS
 
 COMMENT ON VIEW public.expirable_raw_payloads IS 'Raw payloads from which no stored event was made.';
 
+CREATE TABLE public.forgotten_processing (
+    consumer text NOT NULL,
+    ingested_until timestamp with time zone NOT NULL
+);
+
+COMMENT ON TABLE public.forgotten_processing IS 'The newest event, by its storing, of which retention has deleted the record that a consumer processed it.';
+
 CREATE TABLE public.idempotency_keys (
     token text NOT NULL,
     key text NOT NULL,
@@ -4407,6 +4433,9 @@ ALTER TABLE ONLY public.events
 
 ALTER TABLE ONLY public.executions
     ADD CONSTRAINT executions_pkey PRIMARY KEY (action_id);
+
+ALTER TABLE ONLY public.forgotten_processing
+    ADD CONSTRAINT forgotten_processing_pkey PRIMARY KEY (consumer);
 
 ALTER TABLE ONLY public.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (token, key);
@@ -5381,6 +5410,8 @@ GRANT INSERT(fetched_at) ON TABLE public.raw_payloads TO acp_ingest;
 GRANT INSERT(trace_id) ON TABLE public.raw_payloads TO acp_ingest;
 
 GRANT INSERT(payload_json) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT SELECT ON TABLE public.forgotten_processing TO acp_reader;
 
 GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_maintain;
 GRANT SELECT ON TABLE public.operation_items TO acp_reader;

@@ -425,12 +425,24 @@ BEGIN
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
-        DELETE FROM processed_events
-        WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
-            FOR UPDATE OF expirable SKIP LOCKED
-        ));
-        GET DIAGNOSTICS deleted = ROW_COUNT;
+        WITH forgotten AS (
+            DELETE FROM processed_events
+            WHERE ctid = ANY (ARRAY(
+                SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+                FOR UPDATE OF expirable SKIP LOCKED
+            ))
+            RETURNING consumer, event_id
+        ),
+        noted AS (
+            INSERT INTO forgotten_processing AS known (consumer, ingested_until)
+            SELECT forgotten.consumer, max(event.ingested_at)
+            FROM forgotten
+            JOIN events AS event ON event.event_id = forgotten.event_id
+            GROUP BY forgotten.consumer
+            ORDER BY forgotten.consumer
+            ON CONFLICT (consumer) DO UPDATE SET ingested_until = greatest(known.ingested_until, excluded.ingested_until)
+        )
+        SELECT count(*) INTO deleted FROM forgotten;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
