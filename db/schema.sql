@@ -741,6 +741,9 @@ DECLARE
     deleted bigint := 0;
 BEGIN
     PERFORM check_retention(older_than, batch_size);
+    IF batch_size > 10000 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 10000 are the most', batch_size USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF by_operation IS NOT NULL THEN
         PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
     ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
