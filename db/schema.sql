@@ -1344,7 +1344,7 @@ CREATE FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) RETURNS v
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM erasure_filter(of_operation, ARRAY['running']);
+    PERFORM scrub_erased(of_operation, erasure_filter(of_operation, ARRAY['running']));
     UPDATE erasures SET finished_at = clock_timestamp(), removed = counts WHERE operation_id = of_operation;
     UPDATE operations
     SET filter = jsonb_build_object(
@@ -2416,12 +2416,22 @@ BEGIN
         LOCK TABLE outbox IN ROW EXCLUSIVE MODE;
         message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE);
         PERFORM FROM pending_deliveries WHERE outbox_id = ANY (message_ids) ORDER BY outbox_id, subscription FOR UPDATE;
-        INSERT INTO processed_events (consumer, event_id)
-        SELECT subscriptions.name, message.event_id
+        -- Processed by the live flow and by each replay that has sent it: an effect under way is waited for.
+        INSERT INTO processed_events (consumer, event_id, operation_id)
+        SELECT subscriptions.name, message.event_id, sent.operation_id
         FROM outbox AS message
         JOIN subscriptions ON subscriptions.topic = message.topic
+        CROSS JOIN LATERAL (
+            SELECT NULL::uuid AS operation_id
+            UNION
+            SELECT delivery.operation_id FROM deliveries AS delivery
+            WHERE delivery.outbox_id = message.id AND delivery.subscription = subscriptions.name
+            UNION
+            SELECT pending.operation_id FROM pending_deliveries AS pending
+            WHERE pending.outbox_id = message.id AND pending.subscription = subscriptions.name
+        ) AS sent
         WHERE message.id = ANY (message_ids)
-        ORDER BY subscriptions.name, message.event_id
+        ORDER BY subscriptions.name, message.event_id, sent.operation_id
         ON CONFLICT DO NOTHING;
         DELETE FROM pending_deliveries WHERE outbox_id = ANY (message_ids);
     ELSE
@@ -2488,6 +2498,32 @@ BEGIN
         RETURN 'revoked';
     END IF;
     RETURN CASE WHEN EXISTS (SELECT FROM api_tokens WHERE name = of_name) THEN 'already' ELSE 'unknown' END;
+END
+$$;
+
+CREATE FUNCTION public.scrub_erased(of_operation uuid, wanted jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    of_entity text := wanted ->> 'entity_id';
+    quoted text := to_json(coalesce(of_entity, wanted ->> 'event_id'))::text;
+BEGIN
+    UPDATE operations
+    SET filter = filter || CASE
+        WHEN of_entity IS NULL THEN '{"event_id": "00000000-0000-0000-0000-000000000000"}'::jsonb
+        ELSE jsonb_build_object('entity_id', 'erased by ' || of_operation)
+    END
+    WHERE operation_id <> of_operation
+        AND (filter ->> 'entity_id' = of_entity OR of_entity IS NULL AND filter ->> 'event_id' = wanted ->> 'event_id');
+    UPDATE operations
+    SET plan = plan || '{"sample": []}'
+    WHERE operation_id <> of_operation AND position(quoted IN (plan -> 'sample')::text) > 0;
+    UPDATE idempotency_keys SET body = '{}' WHERE status IS NOT NULL AND position(quoted IN body::jsonb::text) > 0;
+    IF of_entity IS NOT NULL THEN
+        DELETE FROM backfill_pieces
+        WHERE file_sha256 IN (SELECT piece.file_sha256 FROM backfill_pieces AS piece WHERE position(quoted IN piece.body) > 0);
+    END IF;
 END
 $$;
 
@@ -2678,7 +2714,11 @@ CREATE FUNCTION public.store_dead_letters(given json) RETURNS TABLE(letter_id bi
 BEGIN
     RETURN QUERY
     WITH letter AS MATERIALIZED (
-        SELECT DISTINCT ON (queue, message_id) letter.*, decode(body_base64, 'base64') AS body
+        SELECT DISTINCT ON (queue, message_id)
+            letter.*,
+            decode(body_base64, 'base64') AS body,
+            NOT EXISTS (SELECT FROM events WHERE events.event_id = letter.event_id)
+                AND EXISTS (SELECT FROM processed_events AS processed WHERE processed.event_id = letter.event_id) AS is_erased
         FROM json_to_recordset(given) AS letter (
             kind text, queue text, message_id text, subscription text, body_base64 text, attributes jsonb, receives integer,
             sent_at timestamptz, event_id uuid, event_type text, trace_id uuid, reason text
@@ -2695,6 +2735,7 @@ BEGIN
         delivery.operation_id,
         greatest(failure.attempt, letter.receives, 0),
         coalesce(
+            CASE WHEN letter.is_erased THEN 'what it was about is erased' END,
             letter.reason,
             failure.error,
             'no reason recorded: the consumer was killed, timed out or did not reach Postgres before it could say'
@@ -2706,8 +2747,8 @@ BEGIN
         letter.queue,
         letter.message_id,
         letter.sent_at,
-        letter.body,
-        letter.attributes
+        CASE WHEN letter.is_erased THEN '' ELSE letter.body END,
+        CASE WHEN NOT letter.is_erased THEN letter.attributes END
     FROM letter
     LEFT JOIN subscriptions AS ordered ON ordered.name = letter.subscription
     LEFT JOIN outbox AS message
@@ -5085,6 +5126,8 @@ GRANT ALL ON FUNCTION public.retention_waits_for() TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) TO acp_command;
+
+REVOKE ALL ON FUNCTION public.scrub_erased(of_operation uuid, wanted jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) TO acp_command;

@@ -591,6 +591,7 @@ FORGERIES = [
     only("SELECT remove_events('{}', true)"),
     only("SELECT remove_decisions('{}', 'retention', NULL)"),
     only("SELECT expiring('events', now(), now(), '', 1)"),
+    only("SELECT scrub_erased(gen_random_uuid(), '{}')"),
     only("SELECT erasure_key('x', 'x', NULL, NULL, NULL)"),
     only("SELECT is_erased('x', 'x', NULL, NULL, NULL)"),
     only("SELECT erasure_filter(gen_random_uuid(), '{}')"),
