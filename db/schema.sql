@@ -741,6 +741,9 @@ DECLARE
     deleted bigint := 0;
 BEGIN
     PERFORM check_retention(older_than, batch_size);
+    IF batch_size > 10000 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 10000 are the most', batch_size USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF by_operation IS NOT NULL THEN
         PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
     ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
@@ -772,12 +775,24 @@ BEGIN
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
-        DELETE FROM processed_events
-        WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
-            FOR UPDATE OF expirable SKIP LOCKED
-        ));
-        GET DIAGNOSTICS deleted = ROW_COUNT;
+        WITH forgotten AS (
+            DELETE FROM processed_events
+            WHERE ctid = ANY (ARRAY(
+                SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+                FOR UPDATE OF expirable SKIP LOCKED
+            ))
+            RETURNING consumer, event_id
+        ),
+        noted AS (
+            INSERT INTO forgotten_processing AS known (consumer, ingested_until)
+            SELECT forgotten.consumer, max(event.ingested_at)
+            FROM forgotten
+            JOIN events AS event ON event.event_id = forgotten.event_id
+            GROUP BY forgotten.consumer
+            ORDER BY forgotten.consumer
+            ON CONFLICT (consumer) DO UPDATE SET ingested_until = greatest(known.ingested_until, excluded.ingested_until)
+        )
+        SELECT count(*) INTO deleted FROM forgotten;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
@@ -1329,7 +1344,7 @@ CREATE FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) RETURNS v
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    PERFORM erasure_filter(of_operation, ARRAY['running']);
+    PERFORM scrub_erased(of_operation, erasure_filter(of_operation, ARRAY['running']));
     UPDATE erasures SET finished_at = clock_timestamp(), removed = counts WHERE operation_id = of_operation;
     UPDATE operations
     SET filter = jsonb_build_object(
@@ -2037,14 +2052,21 @@ CREATE FUNCTION public.processed_since(of_consumer text) RETURNS timestamp with 
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    since timestamptz;
 BEGIN
-    RETURN (
-        SELECT event.ingested_at
-        FROM (
-            SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
-        ) AS oldest
-        JOIN events AS event ON event.event_id = oldest.event_id
-    );
+    SELECT event.ingested_at INTO since
+    FROM (
+        SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
+    ) AS oldest
+    JOIN events AS event ON event.event_id = oldest.event_id;
+    -- An old event may have been processed late, after newer ones that are forgotten by now.
+    RETURN CASE
+        WHEN since IS NOT NULL THEN greatest(
+            since,
+            (SELECT ingested_until + interval '1 microsecond' FROM forgotten_processing WHERE consumer = of_consumer)
+        )
+    END;
 END
 $$;
 
@@ -2399,12 +2421,22 @@ BEGIN
         LOCK TABLE outbox IN ROW EXCLUSIVE MODE;
         message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE);
         PERFORM FROM pending_deliveries WHERE outbox_id = ANY (message_ids) ORDER BY outbox_id, subscription FOR UPDATE;
-        INSERT INTO processed_events (consumer, event_id)
-        SELECT subscriptions.name, message.event_id
+        -- Processed by the live flow and by each replay that has sent it: an effect under way is waited for.
+        INSERT INTO processed_events (consumer, event_id, operation_id)
+        SELECT subscriptions.name, message.event_id, sent.operation_id
         FROM outbox AS message
         JOIN subscriptions ON subscriptions.topic = message.topic
+        CROSS JOIN LATERAL (
+            SELECT NULL::uuid AS operation_id
+            UNION
+            SELECT delivery.operation_id FROM deliveries AS delivery
+            WHERE delivery.outbox_id = message.id AND delivery.subscription = subscriptions.name
+            UNION
+            SELECT pending.operation_id FROM pending_deliveries AS pending
+            WHERE pending.outbox_id = message.id AND pending.subscription = subscriptions.name
+        ) AS sent
         WHERE message.id = ANY (message_ids)
-        ORDER BY subscriptions.name, message.event_id
+        ORDER BY subscriptions.name, message.event_id, sent.operation_id
         ON CONFLICT DO NOTHING;
         DELETE FROM pending_deliveries WHERE outbox_id = ANY (message_ids);
     ELSE
@@ -2471,6 +2503,32 @@ BEGIN
         RETURN 'revoked';
     END IF;
     RETURN CASE WHEN EXISTS (SELECT FROM api_tokens WHERE name = of_name) THEN 'already' ELSE 'unknown' END;
+END
+$$;
+
+CREATE FUNCTION public.scrub_erased(of_operation uuid, wanted jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    of_entity text := wanted ->> 'entity_id';
+    quoted text := to_json(coalesce(of_entity, wanted ->> 'event_id'))::text;
+BEGIN
+    UPDATE operations
+    SET filter = filter || CASE
+        WHEN of_entity IS NULL THEN '{"event_id": "00000000-0000-0000-0000-000000000000"}'::jsonb
+        ELSE jsonb_build_object('entity_id', 'erased by ' || of_operation)
+    END
+    WHERE operation_id <> of_operation
+        AND (filter ->> 'entity_id' = of_entity OR of_entity IS NULL AND filter ->> 'event_id' = wanted ->> 'event_id');
+    UPDATE operations
+    SET plan = plan || '{"sample": []}'
+    WHERE operation_id <> of_operation AND position(quoted IN (plan -> 'sample')::text) > 0;
+    UPDATE idempotency_keys SET body = '{}' WHERE status IS NOT NULL AND position(quoted IN body::jsonb::text) > 0;
+    IF of_entity IS NOT NULL THEN
+        DELETE FROM backfill_pieces
+        WHERE file_sha256 IN (SELECT piece.file_sha256 FROM backfill_pieces AS piece WHERE position(quoted IN piece.body) > 0);
+    END IF;
 END
 $$;
 
@@ -2661,7 +2719,11 @@ CREATE FUNCTION public.store_dead_letters(given json) RETURNS TABLE(letter_id bi
 BEGIN
     RETURN QUERY
     WITH letter AS MATERIALIZED (
-        SELECT DISTINCT ON (queue, message_id) letter.*, decode(body_base64, 'base64') AS body
+        SELECT DISTINCT ON (queue, message_id)
+            letter.*,
+            decode(body_base64, 'base64') AS body,
+            NOT EXISTS (SELECT FROM events WHERE events.event_id = letter.event_id)
+                AND EXISTS (SELECT FROM processed_events AS processed WHERE processed.event_id = letter.event_id) AS is_erased
         FROM json_to_recordset(given) AS letter (
             kind text, queue text, message_id text, subscription text, body_base64 text, attributes jsonb, receives integer,
             sent_at timestamptz, event_id uuid, event_type text, trace_id uuid, reason text
@@ -2678,6 +2740,7 @@ BEGIN
         delivery.operation_id,
         greatest(failure.attempt, letter.receives, 0),
         coalesce(
+            CASE WHEN letter.is_erased THEN 'what it was about is erased' END,
             letter.reason,
             failure.error,
             'no reason recorded: the consumer was killed, timed out or did not reach Postgres before it could say'
@@ -2689,8 +2752,8 @@ BEGIN
         letter.queue,
         letter.message_id,
         letter.sent_at,
-        letter.body,
-        letter.attributes
+        CASE WHEN letter.is_erased THEN '' ELSE letter.body END,
+        CASE WHEN NOT letter.is_erased THEN letter.attributes END
     FROM letter
     LEFT JOIN subscriptions AS ordered ON ordered.name = letter.subscription
     LEFT JOIN outbox AS message
@@ -3790,6 +3853,13 @@ CREATE VIEW public.expirable_raw_payloads AS
 
 COMMENT ON VIEW public.expirable_raw_payloads IS 'Raw payloads from which no stored event was made.';
 
+CREATE TABLE public.forgotten_processing (
+    consumer text NOT NULL,
+    ingested_until timestamp with time zone NOT NULL
+);
+
+COMMENT ON TABLE public.forgotten_processing IS 'The newest event, by its storing, of which retention has deleted the record that a consumer processed it.';
+
 CREATE TABLE public.idempotency_keys (
     token text NOT NULL,
     key text NOT NULL,
@@ -4412,6 +4482,9 @@ ALTER TABLE ONLY public.events
 
 ALTER TABLE ONLY public.executions
     ADD CONSTRAINT executions_pkey PRIMARY KEY (action_id);
+
+ALTER TABLE ONLY public.forgotten_processing
+    ADD CONSTRAINT forgotten_processing_pkey PRIMARY KEY (consumer);
 
 ALTER TABLE ONLY public.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (token, key);
@@ -5059,6 +5132,8 @@ GRANT ALL ON FUNCTION public.retention_waits_for() TO acp_maintain;
 REVOKE ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) TO acp_command;
 
+REVOKE ALL ON FUNCTION public.scrub_erased(of_operation uuid, wanted jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) TO acp_command;
 
@@ -5386,6 +5461,8 @@ GRANT INSERT(fetched_at) ON TABLE public.raw_payloads TO acp_ingest;
 GRANT INSERT(trace_id) ON TABLE public.raw_payloads TO acp_ingest;
 
 GRANT INSERT(payload_json) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT SELECT ON TABLE public.forgotten_processing TO acp_reader;
 
 GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_maintain;
 GRANT SELECT ON TABLE public.operation_items TO acp_reader;

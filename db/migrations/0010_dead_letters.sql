@@ -42,7 +42,8 @@ $$;
 
 -- Stores messages of SQS's dead-letter queues as dead letters, and returns the new ones: a message is known by its queue
 -- and id, and stored once. Bodies come in base64. A body that is, byte for byte, what the outbox has for this event and the
--- subscription's topic can be redriven. Why it failed is what its consumer recorded last, unless the message says so itself.
+-- subscription's topic can be redriven. Of an event that was erased (it is gone, and marked as processed) neither body nor
+-- reason nor attributes are kept. Why it failed is what its consumer recorded last, unless the message says so itself.
 CREATE FUNCTION store_dead_letters(given json) RETURNS TABLE (
     letter_id bigint,
     kind text,
@@ -64,7 +65,11 @@ AS $$
 BEGIN
     RETURN QUERY
     WITH letter AS MATERIALIZED (
-        SELECT DISTINCT ON (queue, message_id) letter.*, decode(body_base64, 'base64') AS body
+        SELECT DISTINCT ON (queue, message_id)
+            letter.*,
+            decode(body_base64, 'base64') AS body,
+            NOT EXISTS (SELECT FROM events WHERE events.event_id = letter.event_id)
+                AND EXISTS (SELECT FROM processed_events AS processed WHERE processed.event_id = letter.event_id) AS is_erased
         FROM json_to_recordset(given) AS letter (
             kind text, queue text, message_id text, subscription text, body_base64 text, attributes jsonb, receives integer,
             sent_at timestamptz, event_id uuid, event_type text, trace_id uuid, reason text
@@ -81,6 +86,7 @@ BEGIN
         delivery.operation_id,
         greatest(failure.attempt, letter.receives, 0),
         coalesce(
+            CASE WHEN letter.is_erased THEN 'what it was about is erased' END,
             letter.reason,
             failure.error,
             'no reason recorded: the consumer was killed, timed out or did not reach Postgres before it could say'
@@ -92,8 +98,8 @@ BEGIN
         letter.queue,
         letter.message_id,
         letter.sent_at,
-        letter.body,
-        letter.attributes
+        CASE WHEN letter.is_erased THEN '' ELSE letter.body END,
+        CASE WHEN NOT letter.is_erased THEN letter.attributes END
     FROM letter
     LEFT JOIN subscriptions AS ordered ON ordered.name = letter.subscription
     LEFT JOIN outbox AS message

@@ -237,20 +237,33 @@ END
 $$;
 
 
--- The oldest event, by its storing, that a consumer has recorded as processed; null where it has recorded nothing. What
--- is older was either never sent to it, or processed and forgotten since.
+CREATE TABLE forgotten_processing (
+    consumer       text        PRIMARY KEY,
+    ingested_until timestamptz NOT NULL
+);
+COMMENT ON TABLE forgotten_processing IS 'The newest event, by its storing, of which retention has deleted the record that a consumer processed it.';
+
+-- Since when, by their storing, a consumer has a record of all events that it has processed; null where it has recorded
+-- nothing. What is older was either never sent to it, or processed and forgotten since.
 CREATE FUNCTION processed_since(of_consumer text) RETURNS timestamptz
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+DECLARE
+    since timestamptz;
 BEGIN
-    RETURN (
-        SELECT event.ingested_at
-        FROM (
-            SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
-        ) AS oldest
-        JOIN events AS event ON event.event_id = oldest.event_id
-    );
+    SELECT event.ingested_at INTO since
+    FROM (
+        SELECT event_id FROM processed_events WHERE consumer = of_consumer ORDER BY processed_at LIMIT 1
+    ) AS oldest
+    JOIN events AS event ON event.event_id = oldest.event_id;
+    -- An old event may have been processed late, after newer ones that are forgotten by now.
+    RETURN CASE
+        WHEN since IS NOT NULL THEN greatest(
+            since,
+            (SELECT ingested_until + interval '1 microsecond' FROM forgotten_processing WHERE consumer = of_consumer)
+        )
+    END;
 END
 $$;
 
@@ -396,4 +409,4 @@ GRANT EXECUTE ON FUNCTION
 GRANT SELECT (operation_id, kind) ON operations TO acp_consume;
 GRANT SELECT (operation_id), INSERT (operation_id) ON processed_events TO acp_consume;
 
-GRANT SELECT ON operation_items TO acp_reader;
+GRANT SELECT ON operation_items, forgotten_processing TO acp_reader;

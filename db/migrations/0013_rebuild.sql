@@ -180,12 +180,22 @@ BEGIN
         LOCK TABLE outbox IN ROW EXCLUSIVE MODE;
         message_ids := ARRAY(SELECT id FROM outbox WHERE event_id = ANY (ids) ORDER BY id FOR UPDATE);
         PERFORM FROM pending_deliveries WHERE outbox_id = ANY (message_ids) ORDER BY outbox_id, subscription FOR UPDATE;
-        INSERT INTO processed_events (consumer, event_id)
-        SELECT subscriptions.name, message.event_id
+        -- Processed by the live flow and by each replay that has sent it: an effect under way is waited for.
+        INSERT INTO processed_events (consumer, event_id, operation_id)
+        SELECT subscriptions.name, message.event_id, sent.operation_id
         FROM outbox AS message
         JOIN subscriptions ON subscriptions.topic = message.topic
+        CROSS JOIN LATERAL (
+            SELECT NULL::uuid AS operation_id
+            UNION
+            SELECT delivery.operation_id FROM deliveries AS delivery
+            WHERE delivery.outbox_id = message.id AND delivery.subscription = subscriptions.name
+            UNION
+            SELECT pending.operation_id FROM pending_deliveries AS pending
+            WHERE pending.outbox_id = message.id AND pending.subscription = subscriptions.name
+        ) AS sent
         WHERE message.id = ANY (message_ids)
-        ORDER BY subscriptions.name, message.event_id
+        ORDER BY subscriptions.name, message.event_id, sent.operation_id
         ON CONFLICT DO NOTHING;
         DELETE FROM pending_deliveries WHERE outbox_id = ANY (message_ids);
     ELSE
@@ -394,6 +404,9 @@ DECLARE
     deleted bigint := 0;
 BEGIN
     PERFORM check_retention(older_than, batch_size);
+    IF batch_size > 10000 THEN
+        RAISE EXCEPTION 'a batch of % rows refused: 10000 are the most', batch_size USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     IF by_operation IS NOT NULL THEN
         PERFORM lock_operation_at_work(by_operation, 'retention', 'running');
     ELSIF of_what IN ('events', 'processed_events') AND retention_waits_for() IS NOT NULL THEN
@@ -425,12 +438,24 @@ BEGIN
         ));
         GET DIAGNOSTICS deleted = ROW_COUNT;
     ELSIF of_what = 'processed_events' THEN
-        DELETE FROM processed_events
-        WHERE ctid = ANY (ARRAY(
-            SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
-            FOR UPDATE OF expirable SKIP LOCKED
-        ));
-        GET DIAGNOSTICS deleted = ROW_COUNT;
+        WITH forgotten AS (
+            DELETE FROM processed_events
+            WHERE ctid = ANY (ARRAY(
+                SELECT place FROM expirable_processed_events AS expirable WHERE at < older_than ORDER BY at LIMIT batch_size
+                FOR UPDATE OF expirable SKIP LOCKED
+            ))
+            RETURNING consumer, event_id
+        ),
+        noted AS (
+            INSERT INTO forgotten_processing AS known (consumer, ingested_until)
+            SELECT forgotten.consumer, max(event.ingested_at)
+            FROM forgotten
+            JOIN events AS event ON event.event_id = forgotten.event_id
+            GROUP BY forgotten.consumer
+            ORDER BY forgotten.consumer
+            ON CONFLICT (consumer) DO UPDATE SET ingested_until = greatest(known.ingested_until, excluded.ingested_until)
+        )
+        SELECT count(*) INTO deleted FROM forgotten;
     ELSIF of_what = 'delivery_failures' THEN
         DELETE FROM delivery_failures
         WHERE ctid = ANY (ARRAY(
@@ -789,13 +814,41 @@ BEGIN
 END
 $$;
 
+-- What names an erasure's subject beside the record: filters and samples of other operations, the API's kept answers and
+-- files that wait for a backfill. A filter keeps its fields, with values that select nothing.
+CREATE FUNCTION scrub_erased(of_operation uuid, wanted jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    of_entity text := wanted ->> 'entity_id';
+    quoted text := to_json(coalesce(of_entity, wanted ->> 'event_id'))::text;
+BEGIN
+    UPDATE operations
+    SET filter = filter || CASE
+        WHEN of_entity IS NULL THEN '{"event_id": "00000000-0000-0000-0000-000000000000"}'::jsonb
+        ELSE jsonb_build_object('entity_id', 'erased by ' || of_operation)
+    END
+    WHERE operation_id <> of_operation
+        AND (filter ->> 'entity_id' = of_entity OR of_entity IS NULL AND filter ->> 'event_id' = wanted ->> 'event_id');
+    UPDATE operations
+    SET plan = plan || '{"sample": []}'
+    WHERE operation_id <> of_operation AND position(quoted IN (plan -> 'sample')::text) > 0;
+    UPDATE idempotency_keys SET body = '{}' WHERE status IS NOT NULL AND position(quoted IN body::jsonb::text) > 0;
+    IF of_entity IS NOT NULL THEN
+        DELETE FROM backfill_pieces
+        WHERE file_sha256 IN (SELECT piece.file_sha256 FROM backfill_pieces AS piece WHERE position(quoted IN piece.body) > 0);
+    END IF;
+END
+$$;
+
 -- Ends an erasure: its tombstone gets the counts, and the operation forgets what it was about.
 CREATE FUNCTION finish_erasure(of_operation uuid, counts jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
 BEGIN
-    PERFORM erasure_filter(of_operation, ARRAY['running']);
+    PERFORM scrub_erased(of_operation, erasure_filter(of_operation, ARRAY['running']));
     UPDATE erasures SET finished_at = clock_timestamp(), removed = counts WHERE operation_id = of_operation;
     UPDATE operations
     SET filter = jsonb_build_object(

@@ -43,12 +43,20 @@ def test_a_role_that_does_not_exist_is_named(database: TestDatabase) -> None:
 
 
 @pytest.mark.parametrize("what", [*EXPIRING, "repeated_looks"])
-@pytest.mark.parametrize("size", ["NULL", "0", "-1"])
-def test_a_batch_without_a_size_is_refused(database: TestDatabase, what: str, size: str) -> None:
+@pytest.mark.parametrize("size", ["NULL", "0", "-1", "10001"])
+def test_a_batch_without_a_size_or_of_too_many_rows_is_refused(database: TestDatabase, what: str, size: str) -> None:
     with connect(database.url("acp_maintain"), application_name="test") as connection:
         with pytest.raises(errors.InvalidParameterValue, match="a batch of"):
             connection.execute(f"SELECT delete_expired('{what}', now() - interval '30 days', {size})".encode())
         connection.execute(f"SELECT delete_expired('{what}', now() - interval '30 days', 1)".encode())
+
+
+def test_an_operation_that_is_none_deletes_nothing(database: TestDatabase) -> None:
+    with (
+        connect(database.url("acp_maintain"), application_name="test") as connection,
+        pytest.raises(errors.ObjectNotInPrerequisiteState, match="no retention"),
+    ):
+        connection.execute("SELECT delete_expired('audit', now() - interval '30 days', 1, gen_random_uuid())")
 
 
 TOLD_BY = {

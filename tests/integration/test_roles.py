@@ -305,6 +305,7 @@ TABLES = {
     "delivery_failures": {READER},
     "operations": {READER, COMMAND, MAINTAIN},
     "operation_items": {READER, MAINTAIN},
+    "forgotten_processing": {READER},
     "subscriptions": {READER, COMMAND},
     "delivery_states": {READER},
     "outbox_states": {READER},
@@ -360,11 +361,12 @@ TABLES = {
     "expirable_raw_payloads": NOBODY,
     "expirable_processed_events": NOBODY,
     "expirable_delivery_failures": NOBODY,
+    "expirable_dead_letters": NOBODY,
 }
 VIEWS = {
     "delivery_states", "outbox_states", "signal_lab_returns", "signal_lab_risk", "signal_lab_adjustments",
     "detector_market", "expirable_decisions", "expirable_events", "expirable_raw_payloads",
-    "expirable_processed_events", "expirable_delivery_failures",
+    "expirable_processed_events", "expirable_delivery_failures", "expirable_dead_letters",
 }  # fmt: skip
 DATA = [name for name in TABLES if name not in VIEWS]
 
@@ -591,6 +593,7 @@ FORGERIES = [
     only("SELECT remove_events('{}', true)"),
     only("SELECT remove_decisions('{}', 'retention', NULL)"),
     only("SELECT expiring('events', now(), now(), '', 1)"),
+    only("SELECT scrub_erased(gen_random_uuid(), '{}')"),
     only("SELECT erasure_key('x', 'x', NULL, NULL, NULL)"),
     only("SELECT is_erased('x', 'x', NULL, NULL, NULL)"),
     only("SELECT erasure_filter(gen_random_uuid(), '{}')"),
@@ -643,6 +646,7 @@ FORGERIES = [
     only("SELECT * FROM messages_in_window('{}', '{}', 0, 1)"),
     only("SELECT * FROM freeze_window('market.ticks')", MAINTAIN),
     only("SELECT processed_since('signal_lab')", MAINTAIN),
+    only("DELETE FROM forgotten_processing"),
     only("SELECT * FROM plan_replay(gen_random_uuid(), 0, 1, 1)", MAINTAIN),
     only("SELECT * FROM promise_replay(gen_random_uuid(), 0, 1, 1, now(), 1)", MAINTAIN),
     only("SELECT withdraw_replay(gen_random_uuid())", COMMAND),

@@ -21,6 +21,7 @@ from control_plane.operations import service
 from control_plane.operations.kind import OperationRefused, State
 from control_plane.operations.replay import Replay
 from control_plane.platform.backlog import oldest_pending_age
+from control_plane.platform.expiry import delete_expired
 from domains.finance import signal_lab
 
 SAFE = Replay({"signal_lab": OnReplay.SAFE, "system_events": OnReplay.SKIP})
@@ -255,6 +256,36 @@ def test_a_consumer_that_skips_refuses_what_it_has_forgotten(world: World, owner
     assert "remembers what it has processed only since" in (refused.error or "")
     owner.execute("DELETE FROM processed_events")
     assert "not at all" in (world.plan("replay", subscription="system_events").error or "")
+
+
+def test_what_retention_has_forgotten_is_not_sent_again_however_late_an_old_event_was_processed(
+    world: World, owner: Connection[Any]
+) -> None:
+    make_delivered(owner, 3, subscription="system_events")
+    oldest, *_, newest = [row[0] for row in owner.execute("SELECT event_id FROM events ORDER BY seq")]
+    with owner.transaction():
+        owner.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        owner.execute("UPDATE events SET ingested_at = now() - interval '60 days' + seq * interval '1 day'")
+        owner.execute("ALTER TABLE events ENABLE TRIGGER USER")
+    owner.execute("UPDATE processed_events SET processed_at = now() - interval '50 days'")
+    owner.execute("UPDATE processed_events SET processed_at = now() - interval '51 days' WHERE event_id = %s", [oldest])
+    planned = world.plan("replay", subscription="system_events")
+    assert (planned.state, planned.total) == (State.PLANNED, 3)
+    # The first one was redriven: it was processed last.
+    owner.execute("UPDATE processed_events SET processed_at = now() WHERE event_id = %s", [oldest])
+    assert delete_expired(world.maintain, "processed_events", days=40, batch_size=9) == 2
+    world.start(planned)
+    world.run()
+    assert world.read(planned.operation_id).state is State.FAILED
+    assert owner.execute("SELECT count(*) FROM pending_deliveries").fetchone() == (0,)
+    refused = world.plan("replay", subscription="system_events")
+    assert "remembers what it has processed only since" in (refused.error or "")
+    ((until,),) = owner.execute("SELECT ingested_at FROM events WHERE event_id = %s", [newest]).fetchall()
+    assert world.plan("replay", subscription="system_events", ingested_since=until.isoformat()).state is State.FAILED
+    make_delivered(owner, 1, subscription="system_events")
+    since = (until + timedelta(microseconds=1)).isoformat()
+    later = world.plan("replay", subscription="system_events", ingested_since=since)
+    assert (later.state, later.total) == (State.PLANNED, 1), later.error
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ ORDER BY transactions DESC
 LIMIT 1
 
 -- name: processed_since
--- When the oldest event was stored that a consumer has recorded as processed; null for none.
+-- Since when, by their storing, a consumer has a record of all events that it has processed; null for none.
 SELECT processed_since(%(consumer)s)
 
 -- name: plan_replay

@@ -79,7 +79,12 @@ class Replay:
         messages, oldest, sample, looked_at = row
         self._check_memory(notes["remembered_since"], oldest)
         counted = notes["messages"] + messages
-        seen = {"messages": counted, "sample": [*notes["sample"], *sample][:MOST_SAMPLED]}
+        oldest = min(filter(None, (_instant(notes["oldest"]), oldest)), default=None)
+        seen = {
+            "messages": counted,
+            "sample": [*notes["sample"], *sample][:MOST_SAMPLED],
+            "oldest": oldest and oldest.isoformat(),
+        }
         if looked_at is not None:
             return Planned({**notes, **seen, "after_id": looked_at}, is_complete=False)
         plan = {name: value for name, value in notes.items() if name not in {"after_id", "remembered_since"}}
@@ -101,6 +106,10 @@ class Replay:
         """Promises what is due in the next minute, and waits until the last of it is due."""
         del seconds  # The number of messages that a step looks at bounds it.
         cursor, rate = operation.cursor, operation.rate or DEFAULT_RATE
+        if not cursor:
+            # From here on retention waits. Before, it may have deleted what the plan has relied on.
+            meanings = operation.plan["subscriptions"]
+            self._check_memory(_memories(connection, meanings), _instant(operation.plan["oldest"]))
         now = _database_now(connection)
         promised_until = max(_instant(cursor.get("promised_until")) or now, now)
         subscriptions = len(operation.plan["subscriptions"])
@@ -166,12 +175,9 @@ class Replay:
             "held_back_by": _oldest_writer(connection) if left_out else None,
             "messages": 0,
             "sample": [],
+            "oldest": None,
             "after_id": 0,
-            "remembered_since": {
-                name: _remembered_since(connection, name)
-                for name, meaning in meanings.items()
-                if meaning is OnReplay.SKIP
-            },
+            "remembered_since": _memories(connection, meanings),
         }
 
     def _meaning(self, subscription: str) -> OnReplay:
@@ -214,6 +220,11 @@ def _wanted(chosen: Mapping[str, Any]) -> str:
 
 def _instant(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
+
+
+def _memories(connection: Connection[Any], meanings: Mapping[str, str]) -> dict[str, str | None]:
+    """Returns since when each subscription remembers of those that skip what they have processed."""
+    return {name: _remembered_since(connection, name) for name, one in meanings.items() if one == OnReplay.SKIP}
 
 
 def _remembered_since(connection: Connection[Any], consumer: str) -> str | None:
