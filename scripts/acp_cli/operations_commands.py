@@ -133,14 +133,14 @@ def start(
 def pause(ctx: typer.Context, operation_id: _Id, *, as_json: _JsonOption = False) -> None:
     """Pause an operation after the step that is under way; what it has promised already goes out."""
     with _connection(ctx) as connection:
-        _changed(service.pause_operation(connection, operation_id), as_json=as_json)
+        _changed(service.pause_operation(connection, operation_id, by="acp"), as_json=as_json)
 
 
 @_operations.command("resume")
 def resume(ctx: typer.Context, operation_id: _Id, *, as_json: _JsonOption = False) -> None:
     """Let a paused or failed operation go on where it was."""
     with _connection(ctx) as connection:
-        _changed(service.resume_operation(connection, operation_id), as_json=as_json)
+        _changed(service.resume_operation(connection, operation_id, by="acp"), as_json=as_json)
 
 
 @_operations.command("rate")
@@ -153,14 +153,14 @@ def rate_(
 ) -> None:
     """Change how fast an operation goes; it acts within a minute."""
     with _connection(ctx) as connection:
-        _changed(service.set_rate(connection, operation_id, rate), as_json=as_json)
+        _changed(service.set_rate(connection, operation_id, rate, by="acp"), as_json=as_json)
 
 
 @_operations.command("cancel")
 def cancel(ctx: typer.Context, operation_id: _Id, *, as_json: _JsonOption = False) -> None:
     """End an operation. What is promised and not under way is taken back; what is done stays done."""
     with _connection(ctx) as connection:
-        _changed(service.cancel_operation(connection, load_kinds(), operation_id), as_json=as_json)
+        _changed(service.cancel_operation(connection, load_kinds(), operation_id, by="acp"), as_json=as_json)
 
 
 @_operations.command("accept")
