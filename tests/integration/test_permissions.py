@@ -154,7 +154,7 @@ def runs() -> list[dict[str, Any]]:
     """Returns requests that start the runs of the other functions."""
     body = {"kind": "redrive", "filter": {"everything": True}, "reason": "to see what is asked for"}
     plan = request("command_api") | {"resource": "/operations", "path": "/operations", "pathParameters": None}
-    headers = {"Idempotency-Key": ["plan"], "Content-Type": ["application/json"]}
+    headers = {"Idempotency-Key": ["plan-it-once"], "Content-Type": ["application/json"]}
     asked = [
         plan
         | {"httpMethod": "POST", "body": json.dumps(body), "multiValueHeaders": plan["multiValueHeaders"] | headers}
