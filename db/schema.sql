@@ -12,11 +12,13 @@ CREATE FUNCTION public.accept_rebuild(of_operation uuid, by_whom text) RETURNS b
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    who text := who_operates(by_whom, 'rebuild');
 BEGIN
-    IF by_whom IS NULL OR by_whom = '' THEN
+    IF coalesce(who, '') = '' THEN
         RAISE EXCEPTION 'an acceptance without a name refused' USING ERRCODE = 'check_violation';
     END IF;
-    UPDATE rebuilds SET accepted_by = by_whom WHERE operation_id = of_operation AND NOT is_equal AND accepted_by IS NULL;
+    UPDATE rebuilds SET accepted_by = who WHERE operation_id = of_operation AND NOT is_equal AND accepted_by IS NULL;
     RETURN FOUND;
 END
 $$;
@@ -363,6 +365,25 @@ BEGIN
 END
 $_$;
 
+CREATE FUNCTION public.cancel_operation(of_operation uuid, requester text, taken_back bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['planning', 'planned', 'running', 'paused', 'failed']);
+    UPDATE operations
+    SET
+        state = 'cancelled',
+        finished_at = now(),
+        progress = CASE
+            WHEN taken_back BETWEEN 1 AND (progress ->> 'done')::bigint
+                THEN progress || jsonb_build_object('done', (progress ->> 'done')::bigint - taken_back)
+            ELSE progress
+        END
+    WHERE operation_id = of_operation;
+END
+$$;
+
 CREATE FUNCTION public.carry_over_order() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -378,6 +399,25 @@ BEGIN
         WHERE account = OLD.account AND source = OLD.source AND entity_id = OLD.entity_id;
     END IF;
     RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION public.check_command(of_operation uuid, requester text, in_states text[]) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    operation record;
+    who text;
+BEGIN
+    SELECT kind, state INTO operation FROM operations WHERE operation_id = of_operation FOR UPDATE;
+    who := who_operates(requester, operation.kind);
+    IF operation.state IS NULL OR operation.state <> ALL (in_states) THEN
+        RAISE EXCEPTION 'operation % is %, and not %',
+            of_operation, coalesce(operation.state, 'not there'), array_to_string(in_states, ' or ')
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    RETURN who;
 END
 $$;
 
@@ -898,14 +938,15 @@ CREATE FUNCTION public.discard_dead_letters(letter_ids bigint[], because text, r
 #variable_conflict use_column
 DECLARE
     new_operation uuid := gen_random_uuid();
+    who text := who_operates(requester, 'discard');
     resolved bigint[];
 BEGIN
-    IF coalesce(trim(because), '') = '' OR coalesce(trim(requester), '') = '' THEN
+    IF coalesce(trim(because), '') = '' OR coalesce(trim(who), '') = '' THEN
         RAISE EXCEPTION 'a discard without a reason, or without the name of who asks, is refused' USING ERRCODE = 'check_violation';
     END IF;
     WITH gone AS (
         UPDATE dead_letters
-        SET resolution = 'discarded', resolved_at = now(), resolved_by = requester, resolved_because = because
+        SET resolution = 'discarded', resolved_at = now(), resolved_by = who, resolved_because = because
         WHERE id = ANY (letter_ids) AND resolution IS NULL
         RETURNING id
     )
@@ -916,7 +957,7 @@ BEGIN
     END IF;
     INSERT INTO operations (operation_id, kind, filter, state, progress, requested_by, reason, started_at, finished_at)
     VALUES (
-        new_operation, 'discard', chosen, 'done', jsonb_build_object('dead_letters', cardinality(resolved)), requester, because, now(), now()
+        new_operation, 'discard', chosen, 'done', jsonb_build_object('dead_letters', cardinality(resolved)), who, because, now(), now()
     );
     RETURN QUERY SELECT new_operation, resolved;
 END
@@ -1811,6 +1852,15 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.lock_operation(of_operation uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM FROM operations WHERE operation_id = of_operation FOR UPDATE;
+END
+$$;
+
 CREATE FUNCTION public.lock_operation_at_work(of_operation uuid, of_kind text, in_state text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -1989,6 +2039,16 @@ CREATE FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscriptio
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     RETURN (SELECT public.delivered_since(pending_deliveries.subscription, pending_deliveries.suspect_since) AS delivered_since FROM public.pending_deliveries WHERE ((pending_deliveries.outbox_id = others_were_delivered.of_outbox_id) AND (pending_deliveries.subscription = others_were_delivered.of_subscription) AND (pending_deliveries.claim_token = others_were_delivered.token)));
+
+CREATE FUNCTION public.pause_operation(of_operation uuid, requester text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['running']);
+    UPDATE operations SET state = 'paused' WHERE operation_id = of_operation;
+END
+$$;
 
 CREATE FUNCTION public.plan_rebuild(of_consumer text) RETURNS TABLE(table_name text, held bigint, without_event bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -2476,6 +2536,34 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.request_operation(new_operation uuid, of_kind text, of_subscription text, wanted jsonb, of_rate double precision, requester text, because text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF of_kind = 'discard' THEN
+        RAISE EXCEPTION 'a discard is not planned: discard_dead_letters does it' USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO operations (operation_id, kind, subscription, filter, rate, requested_by, reason)
+    VALUES (
+        new_operation, of_kind, of_subscription, wanted, of_rate, who_operates(requester, of_kind), coalesce(because, '')
+    );
+END
+$$;
+
+CREATE FUNCTION public.resume_operation(of_operation uuid, requester text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['paused', 'failed']);
+    UPDATE operations
+    SET state = 'running', finished_at = NULL, failures = 0, next_step_at = now()
+    WHERE operation_id = of_operation AND started_at IS NOT NULL;
+    RETURN FOUND;
+END
+$$;
+
 CREATE FUNCTION public.retention_waits_for() RETURNS uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -2529,6 +2617,16 @@ BEGIN
         DELETE FROM backfill_pieces
         WHERE file_sha256 IN (SELECT piece.file_sha256 FROM backfill_pieces AS piece WHERE position(quoted IN piece.body) > 0);
     END IF;
+END
+$$;
+
+CREATE FUNCTION public.set_operation_rate(of_operation uuid, requester text, new_rate double precision) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['planned', 'running', 'paused']);
+    UPDATE operations SET rate = new_rate, next_step_at = now() WHERE operation_id = of_operation;
 END
 $$;
 
@@ -2699,6 +2797,29 @@ CREATE FUNCTION public.spoil_rebuild(of_consumer text, because text) RETURNS voi
     AS $$
 BEGIN
     UPDATE rebuilds SET spoiled_by = left(because, 1000) WHERE consumer = of_consumer AND spoiled_by IS NULL;
+END
+$$;
+
+CREATE FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    who text := check_command(of_operation, starter, ARRAY['planned']);
+BEGIN
+    IF coalesce(trim(because), '') = '' THEN
+        RAISE EXCEPTION 'a start without a reason is refused' USING ERRCODE = 'check_violation';
+    END IF;
+    IF of_hash IS NULL OR NOT EXISTS (SELECT FROM operations WHERE operation_id = of_operation AND plan_hash = of_hash) THEN
+        RAISE EXCEPTION 'the plan of operation % is another one', of_operation
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Look at it again, and start it by its hash.';
+    END IF;
+    UPDATE operations
+    SET
+        state = 'running', started_by = who, started_at = now(), reason = because, rate = coalesce(new_rate, rate),
+        next_step_at = now()
+    WHERE operation_id = of_operation AND planned_at > now() - interval '1 hour';
+    RETURN FOUND;
 END
 $$;
 
@@ -2895,6 +3016,28 @@ BEGIN
         RAISE EXCEPTION 'token % may not % (any more)', of_token, wanted_scope USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN 'token:' || of_token;
+END
+$$;
+
+CREATE FUNCTION public.who_operates(requester text, of_kind text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    is_for_admins boolean := coalesce(of_kind IN ('retention', 'erasure'), false);
+BEGIN
+    -- Whoever is the owner, as whom the functions that call this run, may write the table itself.
+    IF pg_has_role(session_user, current_user, 'MEMBER') THEN
+        RETURN requester;
+    END IF;
+    IF session_user = 'acp_command' THEN
+        RETURN who_commands(requester, CASE WHEN is_for_admins THEN 'admin' ELSE 'operate' END);
+    END IF;
+    IF is_for_admins THEN
+        RAISE EXCEPTION 'login % may not command a % itself', session_user, of_kind
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Ask by the API, with a token of scope admin.';
+    END IF;
+    RETURN session_user;
 END
 $$;
 
@@ -4891,7 +5034,12 @@ GRANT ALL ON FUNCTION public.begin_execution(of_action uuid) TO acp_action;
 REVOKE ALL ON FUNCTION public.begin_rebuild(of_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.begin_rebuild(of_operation uuid) TO acp_maintain;
 
+REVOKE ALL ON FUNCTION public.cancel_operation(of_operation uuid, requester text, taken_back bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.cancel_operation(of_operation uuid, requester text, taken_back bigint) TO acp_command;
+
 REVOKE ALL ON FUNCTION public.carry_over_order() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.check_command(of_operation uuid, requester text, in_states text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.check_fence(of_decision uuid, with_fence bigint) FROM PUBLIC;
 
@@ -5032,6 +5180,9 @@ GRANT ALL ON FUNCTION public.leave_decision(of_decision uuid, with_fence bigint,
 REVOKE ALL ON FUNCTION public.lock_decision(of_decision uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.lock_decision(of_decision uuid) TO acp_gatekeeper;
 
+REVOKE ALL ON FUNCTION public.lock_operation(of_operation uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.lock_operation(of_operation uuid) TO acp_command;
+
 REVOKE ALL ON FUNCTION public.lock_operation_at_work(of_operation uuid, of_kind text, in_state text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.lock_rebuild(of_operation uuid) FROM PUBLIC;
@@ -5080,6 +5231,9 @@ GRANT SELECT(last_error) ON TABLE public.pending_deliveries TO acp_reader;
 REVOKE ALL ON FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscription text, token uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.others_were_delivered(of_outbox_id bigint, of_subscription text, token uuid) TO acp_relay;
 
+REVOKE ALL ON FUNCTION public.pause_operation(of_operation uuid, requester text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.pause_operation(of_operation uuid, requester text) TO acp_command;
+
 REVOKE ALL ON FUNCTION public.plan_rebuild(of_consumer text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.plan_rebuild(of_consumer text) TO acp_maintain;
 
@@ -5126,6 +5280,12 @@ REVOKE ALL ON FUNCTION public.remove_decisions(ids uuid[], because text, by_oper
 
 REVOKE ALL ON FUNCTION public.remove_events(ids uuid[], are_erased boolean) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION public.request_operation(new_operation uuid, of_kind text, of_subscription text, wanted jsonb, of_rate double precision, requester text, because text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.request_operation(new_operation uuid, of_kind text, of_subscription text, wanted jsonb, of_rate double precision, requester text, because text) TO acp_command;
+
+REVOKE ALL ON FUNCTION public.resume_operation(of_operation uuid, requester text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.resume_operation(of_operation uuid, requester text) TO acp_command;
+
 REVOKE ALL ON FUNCTION public.retention_waits_for() FROM PUBLIC;
 GRANT ALL ON FUNCTION public.retention_waits_for() TO acp_maintain;
 
@@ -5133,6 +5293,9 @@ REVOKE ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) FROM
 GRANT ALL ON FUNCTION public.revoke_api_token(by_token text, of_name text) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.scrub_erased(of_operation uuid, wanted jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.set_operation_rate(of_operation uuid, requester text, new_rate double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.set_operation_rate(of_operation uuid, requester text, new_rate double precision) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text, told_event json, of_token text) TO acp_command;
@@ -5149,6 +5312,9 @@ REVOKE ALL ON FUNCTION public.spoil_failed_rebuild() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_consume;
+
+REVOKE ALL ON FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.state_may_follow(old_state text, new_state text) FROM PUBLIC;
 
@@ -5168,6 +5334,8 @@ GRANT ALL ON FUNCTION public.use_api_token(of_sha256 bytea) TO acp_reader;
 GRANT ALL ON FUNCTION public.use_api_token(of_sha256 bytea) TO acp_command;
 
 REVOKE ALL ON FUNCTION public.who_commands(of_token text, wanted_scope text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.who_operates(requester text, of_kind text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.withdraw_replay(for_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.withdraw_replay(for_operation uuid) TO acp_command;
@@ -5471,42 +5639,22 @@ GRANT SELECT ON TABLE public.operations TO acp_reader;
 GRANT SELECT ON TABLE public.operations TO acp_command;
 GRANT SELECT ON TABLE public.operations TO acp_maintain;
 
-GRANT INSERT(operation_id) ON TABLE public.operations TO acp_command;
 GRANT SELECT(operation_id) ON TABLE public.operations TO acp_consume;
 
-GRANT INSERT(kind) ON TABLE public.operations TO acp_command;
 GRANT SELECT(kind) ON TABLE public.operations TO acp_consume;
-
-GRANT INSERT(subscription) ON TABLE public.operations TO acp_command;
-
-GRANT INSERT(filter) ON TABLE public.operations TO acp_command;
 
 GRANT UPDATE(plan) ON TABLE public.operations TO acp_maintain;
 
 GRANT UPDATE(plan_hash) ON TABLE public.operations TO acp_maintain;
 
-GRANT UPDATE(state) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(state) ON TABLE public.operations TO acp_maintain;
 
-GRANT UPDATE(progress) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(progress) ON TABLE public.operations TO acp_maintain;
-
-GRANT INSERT(rate),UPDATE(rate) ON TABLE public.operations TO acp_command;
-
-GRANT INSERT(requested_by) ON TABLE public.operations TO acp_command;
-
-GRANT INSERT(reason),UPDATE(reason) ON TABLE public.operations TO acp_command;
 
 GRANT UPDATE(planned_at) ON TABLE public.operations TO acp_maintain;
 
-GRANT UPDATE(started_by) ON TABLE public.operations TO acp_command;
-
-GRANT UPDATE(started_at) ON TABLE public.operations TO acp_command;
-
-GRANT UPDATE(finished_at) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(finished_at) ON TABLE public.operations TO acp_maintain;
 
-GRANT UPDATE(next_step_at) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(next_step_at) ON TABLE public.operations TO acp_maintain;
 
 GRANT UPDATE(last_step_at) ON TABLE public.operations TO acp_maintain;
@@ -5515,10 +5663,8 @@ GRANT UPDATE(lease_until) ON TABLE public.operations TO acp_maintain;
 
 GRANT UPDATE(fence) ON TABLE public.operations TO acp_maintain;
 
-GRANT UPDATE(failures) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(failures) ON TABLE public.operations TO acp_maintain;
 
-GRANT UPDATE(error) ON TABLE public.operations TO acp_command;
 GRANT UPDATE(error) ON TABLE public.operations TO acp_maintain;
 
 GRANT SELECT ON TABLE public.outbox_states TO acp_reader;

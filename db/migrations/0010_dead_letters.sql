@@ -136,14 +136,15 @@ AS $$
 #variable_conflict use_column
 DECLARE
     new_operation uuid := gen_random_uuid();
+    who text := who_operates(requester, 'discard');
     resolved bigint[];
 BEGIN
-    IF coalesce(trim(because), '') = '' OR coalesce(trim(requester), '') = '' THEN
+    IF coalesce(trim(because), '') = '' OR coalesce(trim(who), '') = '' THEN
         RAISE EXCEPTION 'a discard without a reason, or without the name of who asks, is refused' USING ERRCODE = 'check_violation';
     END IF;
     WITH gone AS (
         UPDATE dead_letters
-        SET resolution = 'discarded', resolved_at = now(), resolved_by = requester, resolved_because = because
+        SET resolution = 'discarded', resolved_at = now(), resolved_by = who, resolved_because = because
         WHERE id = ANY (letter_ids) AND resolution IS NULL
         RETURNING id
     )
@@ -154,7 +155,7 @@ BEGIN
     END IF;
     INSERT INTO operations (operation_id, kind, filter, state, progress, requested_by, reason, started_at, finished_at)
     VALUES (
-        new_operation, 'discard', chosen, 'done', jsonb_build_object('dead_letters', cardinality(resolved)), requester, because, now(), now()
+        new_operation, 'discard', chosen, 'done', jsonb_build_object('dead_letters', cardinality(resolved)), who, because, now(), now()
     );
     RETURN QUERY SELECT new_operation, resolved;
 END

@@ -384,13 +384,169 @@ END
 $$;
 
 
--- CommandApiFunction: requests, starts, pauses, resumes and cancels.
+-- Who is on record for a command on an operation of a kind. CommandApiFunction names whose token asks, and the owner
+-- whoever they say; people's logins, members of acp_command, speak for themselves whatever they say, and command nothing
+-- that asks a token for admin.
+CREATE FUNCTION who_operates(requester text, of_kind text) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    is_for_admins boolean := coalesce(of_kind IN ('retention', 'erasure'), false);
+BEGIN
+    -- Whoever is the owner, as whom the functions that call this run, may write the table itself.
+    IF pg_has_role(session_user, current_user, 'MEMBER') THEN
+        RETURN requester;
+    END IF;
+    IF session_user = 'acp_command' THEN
+        RETURN who_commands(requester, CASE WHEN is_for_admins THEN 'admin' ELSE 'operate' END);
+    END IF;
+    IF is_for_admins THEN
+        RAISE EXCEPTION 'login % may not command a % itself', session_user, of_kind
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Ask by the API, with a token of scope admin.';
+    END IF;
+    RETURN session_user;
+END
+$$;
+
+-- Locks an operation for whoever may not write it, so that a step that is under way is waited for.
+CREATE FUNCTION lock_operation(of_operation uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM FROM operations WHERE operation_id = of_operation FOR UPDATE;
+END
+$$;
+
+-- Locks the operation that a command is about, which must be in one of these states. Returns who is on record for it.
+CREATE FUNCTION check_command(of_operation uuid, requester text, in_states text[]) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    operation record;
+    who text;
+BEGIN
+    SELECT kind, state INTO operation FROM operations WHERE operation_id = of_operation FOR UPDATE;
+    who := who_operates(requester, operation.kind);
+    IF operation.state IS NULL OR operation.state <> ALL (in_states) THEN
+        RAISE EXCEPTION 'operation % is %, and not %',
+            of_operation, coalesce(operation.state, 'not there'), array_to_string(in_states, ' or ')
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    RETURN who;
+END
+$$;
+
+-- Records an operation that is to be planned.
+CREATE FUNCTION request_operation(
+    new_operation uuid, of_kind text, of_subscription text, wanted jsonb, of_rate double precision, requester text,
+    because text
+) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    IF of_kind = 'discard' THEN
+        RAISE EXCEPTION 'a discard is not planned: discard_dead_letters does it' USING ERRCODE = 'check_violation';
+    END IF;
+    INSERT INTO operations (operation_id, kind, subscription, filter, rate, requested_by, reason)
+    VALUES (
+        new_operation, of_kind, of_subscription, wanted, of_rate, who_operates(requester, of_kind), coalesce(because, '')
+    );
+END
+$$;
+
+-- Starts a planned operation by its plan's hash; false where the plan is older than an hour.
+CREATE FUNCTION start_operation(
+    of_operation uuid, of_hash text, starter text, because text, new_rate double precision
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    who text := check_command(of_operation, starter, ARRAY['planned']);
+BEGIN
+    IF coalesce(trim(because), '') = '' THEN
+        RAISE EXCEPTION 'a start without a reason is refused' USING ERRCODE = 'check_violation';
+    END IF;
+    IF of_hash IS NULL OR NOT EXISTS (SELECT FROM operations WHERE operation_id = of_operation AND plan_hash = of_hash) THEN
+        RAISE EXCEPTION 'the plan of operation % is another one', of_operation
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Look at it again, and start it by its hash.';
+    END IF;
+    UPDATE operations
+    SET
+        state = 'running', started_by = who, started_at = now(), reason = because, rate = coalesce(new_rate, rate),
+        next_step_at = now()
+    WHERE operation_id = of_operation AND planned_at > now() - interval '1 hour';
+    RETURN FOUND;
+END
+$$;
+
+-- Pauses a running operation: no further step is made.
+CREATE FUNCTION pause_operation(of_operation uuid, requester text) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['running']);
+    UPDATE operations SET state = 'paused' WHERE operation_id = of_operation;
+END
+$$;
+
+-- Lets a paused or failed operation go on; false for one that was never started.
+CREATE FUNCTION resume_operation(of_operation uuid, requester text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['paused', 'failed']);
+    UPDATE operations
+    SET state = 'running', finished_at = NULL, failures = 0, next_step_at = now()
+    WHERE operation_id = of_operation AND started_at IS NOT NULL;
+    RETURN FOUND;
+END
+$$;
+
+-- Sets an operation's rate. The next step is due at once.
+CREATE FUNCTION set_operation_rate(of_operation uuid, requester text, new_rate double precision) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['planned', 'running', 'paused']);
+    UPDATE operations SET rate = new_rate, next_step_at = now() WHERE operation_id = of_operation;
+END
+$$;
+
+-- Ends an operation, and takes from what is done what was taken back.
+CREATE FUNCTION cancel_operation(of_operation uuid, requester text, taken_back bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+BEGIN
+    PERFORM check_command(of_operation, requester, ARRAY['planning', 'planned', 'running', 'paused', 'failed']);
+    UPDATE operations
+    SET
+        state = 'cancelled',
+        finished_at = now(),
+        progress = CASE
+            WHEN taken_back BETWEEN 1 AND (progress ->> 'done')::bigint
+                THEN progress || jsonb_build_object('done', (progress ->> 'done')::bigint - taken_back)
+            ELSE progress
+        END
+    WHERE operation_id = of_operation;
+END
+$$;
+
+
+-- CommandApiFunction: requests, starts, pauses, resumes and cancels, by the owner's functions alone.
 GRANT SELECT ON operations TO acp_command;
-GRANT INSERT (operation_id, kind, subscription, filter, rate, requested_by, reason) ON operations TO acp_command;
-GRANT UPDATE (
-    state, rate, reason, progress, started_by, started_at, finished_at, next_step_at, failures, error
-) ON operations TO acp_command;
-GRANT EXECUTE ON FUNCTION withdraw_replay TO acp_command;
+GRANT EXECUTE ON FUNCTION
+    request_operation, lock_operation, start_operation, pause_operation, resume_operation, set_operation_rate,
+    cancel_operation, withdraw_replay
+    TO acp_command;
 
 -- OperationsFunction: plans and steps.
 GRANT SELECT ON operations TO acp_maintain;

@@ -1189,11 +1189,13 @@ CREATE FUNCTION accept_rebuild(of_operation uuid, by_whom text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
+DECLARE
+    who text := who_operates(by_whom, 'rebuild');
 BEGIN
-    IF by_whom IS NULL OR by_whom = '' THEN
+    IF coalesce(who, '') = '' THEN
         RAISE EXCEPTION 'an acceptance without a name refused' USING ERRCODE = 'check_violation';
     END IF;
-    UPDATE rebuilds SET accepted_by = by_whom WHERE operation_id = of_operation AND NOT is_equal AND accepted_by IS NULL;
+    UPDATE rebuilds SET accepted_by = who WHERE operation_id = of_operation AND NOT is_equal AND accepted_by IS NULL;
     RETURN FOUND;
 END
 $$;

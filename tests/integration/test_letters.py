@@ -231,7 +231,7 @@ def test_a_discard_says_what_and_why_and_who(
 def test_commands_discard_with_their_own_role(database: TestDatabase, app: Connection[Any]) -> None:
     [stored] = store_letters(app, [letter(b"{}")])
     with connect(database.url("acp_command"), application_name="test") as command:
-        report = discard(command, DeadLetterFilter(ids=[stored.letter_id]), requested_by="kim", reason="why")
+        report = discard(command, DeadLetterFilter(ids=[stored.letter_id]), requested_by="root", reason="why")
     assert report.discarded == {"signal_lab": 1}
 
 

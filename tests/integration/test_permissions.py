@@ -171,7 +171,7 @@ def start_backfill(database: Any, operations: Function) -> None:
     """Has a backfill of a day planned and made."""
     wanted = {"symbols": ["AAPL"], "since": "2012-01-03T00:00:00Z", "until": "2012-01-04T00:00:00Z", "interval": "1d"}
     with connect(database.url("acp_command"), application_name="test") as command:
-        asked = request_operation(command, load_kinds(), kind="backfill", wanted=wanted, requested_by="kim").after
+        asked = request_operation(command, load_kinds(), kind="backfill", wanted=wanted, requested_by="root").after
         operations({})
         planned = read_operation(command, asked.operation_id)
         assert planned is not None
@@ -180,7 +180,7 @@ def start_backfill(database: Any, operations: Function) -> None:
             command,
             asked.operation_id,
             plan_hash=planned.plan_hash,
-            started_by="kim",
+            started_by="root",
             reason="to see what is asked for",
         )
         operations({})

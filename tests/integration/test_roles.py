@@ -150,12 +150,10 @@ _SHARED = {
 }
 _OPERATIONS = {
     **_each(
-        {COMMAND}, "control_plane.operations", "request_operation start_operation set_operation_rate withdraw_replay"
-    ),
-    **_each(
-        {COMMAND, MAINTAIN},
+        {COMMAND},
         "control_plane.operations",
-        "lock_operation claimed_operation cancel_old_plans pause_operation resume_operation cancel_operation",
+        "request_operation start_operation set_operation_rate withdraw_replay lock_operation pause_operation "
+        "resume_operation cancel_operation",
     ),
     **_each(
         {COMMAND, MAINTAIN, READER},
@@ -579,7 +577,7 @@ FORGERIES = [
     only("SELECT record_consume_failure('x', 'm', NULL, NULL, 1, 'e')", *WHO_CONSUMES),
     only("INSERT INTO consume_failures (subscription, message_id, attempt, error) VALUES ('x', 'm', 1, 'e')"),
     only("SELECT * FROM store_dead_letters('[]')", MAINTAIN),
-    only("SELECT * FROM discard_dead_letters('{}', 'why', 'me', '{}')", COMMAND),
+    only("SELECT * FROM discard_dead_letters('{}', 'why', 'root', '{}')", COMMAND),
     # What leaves the record
     only("SELECT delete_expired('events', now() - interval '30 days', 1)", MAINTAIN),
     only("SELECT retention_waits_for()", MAINTAIN),
@@ -615,7 +613,7 @@ FORGERIES = [
     only("SELECT compare_rebuild(gen_random_uuid())", MAINTAIN),
     only("SELECT judge_rebuild(gen_random_uuid(), true)", MAINTAIN),
     only("SELECT swap_rebuild(gen_random_uuid())", MAINTAIN),
-    only("SELECT accept_rebuild(gen_random_uuid(), 'me')", COMMAND),
+    only("SELECT accept_rebuild(gen_random_uuid(), 'root')", COMMAND),
     only("SELECT end_rebuild(gen_random_uuid())", COMMAND),
     only("SELECT lock_rebuild(gen_random_uuid())"),
     only("INSERT INTO rebuilds (consumer, operation_id, until_seq) VALUES ('x', gen_random_uuid(), 1)"),
@@ -630,12 +628,24 @@ FORGERIES = [
     only("SELECT delivered_since('signal_lab', now())"),
     # Operations: people command them, the engine makes their steps, and the owner's functions do what they are for
     only("INSERT INTO operations (operation_id, kind, filter, requested_by)"
-         " VALUES (gen_random_uuid(), 'redrive', '{}', 'me')", COMMAND),
+         " VALUES (gen_random_uuid(), 'redrive', '{}', 'me')"),
     only("INSERT INTO operations (operation_id, kind, filter, requested_by, plan_hash)"
          " VALUES (gen_random_uuid(), 'redrive', '{}', 'me', 'x')"),
     only("UPDATE operations SET plan = '{}'", MAINTAIN),
     only("UPDATE operations SET plan_hash = 'x'", MAINTAIN),
-    only("UPDATE operations SET started_by = 'me'", COMMAND),
+    only("UPDATE operations SET started_by = 'me'"),
+    only("UPDATE operations SET state = 'running'", MAINTAIN),
+    only("UPDATE operations SET rate = 1"),
+    only("UPDATE operations SET reason = 'forged'"),
+    only("SELECT request_operation(gen_random_uuid(), 'redrive', '', '{}', NULL, 'root', 'why')", COMMAND),
+    only("SELECT lock_operation(gen_random_uuid())", COMMAND),
+    only("SELECT start_operation(gen_random_uuid(), 'x', 'root', 'why', NULL)", COMMAND),
+    only("SELECT pause_operation(gen_random_uuid(), 'root')", COMMAND),
+    only("SELECT resume_operation(gen_random_uuid(), 'root')", COMMAND),
+    only("SELECT set_operation_rate(gen_random_uuid(), 'root', 1)", COMMAND),
+    only("SELECT cancel_operation(gen_random_uuid(), 'root', 0)", COMMAND),
+    only("SELECT who_operates('root', 'redrive')"),
+    only("SELECT check_command(gen_random_uuid(), 'root', '{planned}')"),
     only("UPDATE operations SET filter = '{}'"),
     only("UPDATE operations SET kind = 'retention'"),
     only("DELETE FROM operations"),

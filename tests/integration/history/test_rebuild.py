@@ -137,9 +137,9 @@ def test_a_row_that_was_changed_behind_its_back_is_mended_once_that_is_accepted(
         maintain.execute("SELECT swap_rebuild(%s)", [operation.operation_id])
     assert rows(owner) == wrong
     with connect(database.url("acp_command"), application_name="test") as command:
-        accept(command, operation.operation_id, accepted_by="lee")
+        accept(command, operation.operation_id, accepted_by="root")
         with pytest.raises(OperationConflict):
-            accept(command, operation.operation_id, accepted_by="kim")
+            accept(command, operation.operation_id, accepted_by="root")
     running.finish(maintain, REBUILD, operation.operation_id)
     assert rows(owner) == right
 
@@ -251,7 +251,7 @@ def test_a_cancelled_rebuild_leaves_nothing_behind(
     with connect(database.url("acp_command"), application_name="test") as command, command.transaction():
         REBUILD.cancel(command, operation)
         command.execute(
-            "UPDATE operations SET state = 'cancelled', finished_at = now() WHERE operation_id = %s",
+            "SELECT cancel_operation(%s, 'root', 0)",
             [operation.operation_id],
         )
     assert rows(owner) == before
@@ -350,7 +350,7 @@ def test_a_mended_fold_is_what_the_rebuild_uses(
     mended = Rebuild([with_fold(doubled)], EVENT_TYPES)
     operation = until(owner, maintain, "acceptance", mended)
     with connect(database.url("acp_command"), application_name="test") as command:
-        accept(command, operation.operation_id, accepted_by="lee")
+        accept(command, operation.operation_id, accepted_by="root")
     running.finish(maintain, mended, operation.operation_id)
     assert owner.execute("SELECT DISTINCT volume FROM signal_lab_bars").fetchall() == [(2400,)]
 

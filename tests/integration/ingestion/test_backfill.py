@@ -271,7 +271,7 @@ def test_a_pause_and_a_cancel_wait_for_no_source(
     engine = Engine(deployment.maintain, [kind], telemetry)
     asked = wanted(until=seeds.FIRST_BAR + DAY)
     requested = service.request_operation(
-        deployment.command, [kind], kind="backfill", wanted=asked, requested_by="kim"
+        deployment.command, [kind], kind="backfill", wanted=asked, requested_by="root"
     ).after
 
     def work(command: Callable[[UUID], Any] | None = None) -> Operation:
@@ -283,12 +283,12 @@ def test_a_pause_and_a_cancel_wait_for_no_source(
 
     plan_hash = work().plan_hash or ""
     service.start_operation(
-        deployment.command, requested.operation_id, plan_hash=plan_hash, started_by="kim", reason="a gap"
+        deployment.command, requested.operation_id, plan_hash=plan_hash, started_by="root", reason="a gap"
     )
-    paused = work(lambda it: service.pause_operation(deployment.command, it))
+    paused = work(lambda it: service.pause_operation(deployment.command, it, by="root"))
     assert (paused.state, paused.done, paused.failures) == (State.PAUSED, 0, 0), "its piece will be asked for again"
-    service.resume_operation(deployment.command, requested.operation_id)
-    cancelled = work(lambda it: service.cancel_operation(deployment.command, [kind], it))
+    service.resume_operation(deployment.command, requested.operation_id, by="root")
+    cancelled = work(lambda it: service.cancel_operation(deployment.command, [kind], it, by="root"))
     assert (cancelled.state, cancelled.done, cancelled.failures) == (State.CANCELLED, 0, 0)
     assert len(source.windows) == 2
     assert counts(owner)[0] == 30, "what is stored stays, once"

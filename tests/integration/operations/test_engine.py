@@ -103,7 +103,7 @@ def test_an_operation_whose_steps_always_fail_is_given_up_visibly_and_can_be_res
     world.telemetry.flush()
     assert '"OperationsFailed"' in capsys.readouterr().out
     mended = replace(world, kinds=[Counting()])
-    service.resume_operation(world.command, started.operation_id)
+    service.resume_operation(world.command, started.operation_id, by="root")
     assert mended.run().finished == 1
 
 
@@ -213,7 +213,7 @@ def test_a_pause_waits_for_the_step_under_way_and_none_follows(world: World, dat
         paused: list[threading.Thread] = []
 
         def pause(_connection: Connection[Any]) -> None:
-            thread = threading.Thread(target=lambda: service.pause_operation(other, started.operation_id))
+            thread = threading.Thread(target=lambda: service.pause_operation(other, started.operation_id, by="root"))
             thread.start()
             paused.append(thread)
             # It waits for the row, which this step holds.

@@ -33,11 +33,11 @@ def test_what_was_planned_is_pending_again_and_delivered(world: World, owner: Co
     assert world.run().finished == 1
     done = world.read(planned.operation_id)
     assert (done.state, done.done, done.skipped, done.started_by, done.reason) == (
-        State.DONE, 7, 0, "lee", "it is mended"
+        State.DONE, 7, 0, "token:root", "it is mended"
     )  # fmt: skip
     assert owner.execute("SELECT resolution, resolved_by, count(*) FROM dead_letters GROUP BY 1, 2").fetchall() == [
         (None, None, 3),
-        ("redriven", "lee", 7),
+        ("redriven", "token:root", 7),
     ]
     assert deliver_all(app) == 7
     assert owner.execute("SELECT count(*) FROM operation_items").fetchall() == [(0,)]

@@ -136,7 +136,7 @@ def test_another_rate_acts_within_a_minute(world: World, owner: Connection[Any])
     make_delivered(owner, 2000)
     started = world.start(world.plan("replay", subscription="signal_lab", rate=5))
     world.run()
-    service.set_rate(world.command, started.operation_id, 10)
+    service.set_rate(world.command, started.operation_id, 10, by="root")
     _pass_a_minute(owner, started.operation_id)
     world.run()
     rows = [row[0] for row in owner.execute("SELECT next_attempt_at FROM pending_deliveries ORDER BY outbox_id")]
@@ -148,12 +148,12 @@ def test_a_pause_promises_nothing_more_and_a_resumption_goes_on(world: World, ow
     make_delivered(owner, 500)
     started = world.start(world.plan("replay", subscription="signal_lab", rate=5))
     world.run()
-    service.pause_operation(world.command, started.operation_id)
+    service.pause_operation(world.command, started.operation_id, by="root")
     before = pending_of(owner, started.operation_id)
     _pass_a_minute(owner, started.operation_id)
     world.run()
     assert pending_of(owner, started.operation_id) == before
-    service.resume_operation(world.command, started.operation_id)
+    service.resume_operation(world.command, started.operation_id, by="root")
     assert finish(world, owner, app, started.operation_id) == 500
 
 

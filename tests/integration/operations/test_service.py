@@ -17,15 +17,15 @@ def test_a_command_tells_before_and_after(world: World, owner: Connection[Any]) 
     make_letters(owner, 1)
     planned = world.plan("redrive", everything=True)
     change = service.start_operation(
-        world.command, planned.operation_id, plan_hash=planned.plan_hash or "", started_by="lee", reason="why not"
+        world.command, planned.operation_id, plan_hash=planned.plan_hash or "", started_by="root", reason="why not"
     )
     assert change.before is not None
     assert (change.before.state, change.after.state) == (State.PLANNED, State.RUNNING)
-    paused = service.pause_operation(world.command, planned.operation_id)
+    paused = service.pause_operation(world.command, planned.operation_id, by="root")
     assert paused.before is not None
     assert (paused.before.state, paused.after.state) == (State.RUNNING, State.PAUSED)
-    assert service.set_rate(world.command, planned.operation_id, 5).after.rate == 5
-    assert service.resume_operation(world.command, planned.operation_id).after.state is State.RUNNING
+    assert service.set_rate(world.command, planned.operation_id, 5, by="root").after.rate == 5
+    assert service.resume_operation(world.command, planned.operation_id, by="root").after.state is State.RUNNING
     assert world.cancel(planned.operation_id).finished_at is not None
 
 
@@ -67,9 +67,9 @@ def test_a_command_in_the_wrong_state_is_refused(world: World, owner: Connection
     with pytest.raises(OperationConflict, match="still being planned"):
         world.start(world.read(operation_id))
     with pytest.raises(OperationConflict, match="is planning: to be paused it must be running"):
-        service.pause_operation(world.command, operation_id)
+        service.pause_operation(world.command, operation_id, by="root")
     world.cancel(operation_id)
-    for command in (world.cancel, lambda one: service.resume_operation(world.command, one)):
+    for command in (world.cancel, lambda one: service.resume_operation(world.command, one, by="root")):
         with pytest.raises(OperationConflict, match="is cancelled"):
             command(operation_id)
     with pytest.raises(OperationNotFound):
@@ -104,7 +104,7 @@ def test_one_operation_of_a_kind_runs_for_a_subscription(world: World, owner: Co
     assert world.read(second.operation_id).state is State.PLANNED
     world.start(world.plan("replay", subscription="system_events", rate=1))
     world.start(world.plan("redrive", everything=True, rate=1))
-    service.pause_operation(world.command, first.operation_id)
+    service.pause_operation(world.command, first.operation_id, by="root")
     with pytest.raises(OperationConflict, match="which is paused"):
         world.start(second)
     world.cancel(first.operation_id)

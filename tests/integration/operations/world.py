@@ -23,7 +23,7 @@ KINDS: Sequence[Kind] = (Redrive(), Replay({"signal_lab": OnReplay.SAFE, "system
 
 @dataclass
 class World:
-    """Commands are given as acp_command, steps are made as acp_maintain."""
+    """Commands are given as acp_command for root's token, steps are made as acp_maintain."""
 
     command: Connection[Any]
     maintain: Connection[Any]
@@ -32,7 +32,7 @@ class World:
 
     def request(self, kind: str, *, rate: float | None = None, **wanted: Any) -> UUID:
         change = service.request_operation(
-            self.command, self.kinds, kind=kind, wanted=wanted, requested_by="kim", rate=rate
+            self.command, self.kinds, kind=kind, wanted=wanted, requested_by="root", rate=rate
         )
         return change.after.operation_id
 
@@ -43,11 +43,11 @@ class World:
         return self.read(operation_id)
 
     def start(self, operation: Operation, **changes: Any) -> Operation:
-        given = {"plan_hash": operation.plan_hash, "started_by": "lee", "reason": "it is mended"} | changes
+        given = {"plan_hash": operation.plan_hash, "started_by": "root", "reason": "it is mended"} | changes
         return service.start_operation(self.command, operation.operation_id, **given).after
 
     def cancel(self, operation_id: UUID) -> Operation:
-        return service.cancel_operation(self.command, self.kinds, operation_id).after
+        return service.cancel_operation(self.command, self.kinds, operation_id, by="root").after
 
     def run(self, *, lease_seconds: float = 30, sleep: Callable[[float], None] | None = None) -> OperationsReport:
         """Runs the engine until nothing is due; a paced operation is left where it waits."""

@@ -50,12 +50,12 @@ def test_letters_are_found_planned_redriven_and_on_record(
     one = f"/operations/{planning.body['operation_id']}"
     work()
     planned = api.ask("GET", one).body
-    assert (planned["state"], planned["total"], planned["requested_by"]) == ("planned", 3, "root")
+    assert (planned["state"], planned["total"], planned["requested_by"]) == ("planned", 3, "token:root")
     started = commands.ask("POST", f"{one}/start", {"plan_hash": planned["plan_hash"], **WHY})
     assert (started.status, started.body["state"]) == (202, "running")
     work()
     done = api.ask("GET", one).body
-    assert (done["state"], done["done"], done["skipped"], done["started_by"]) == ("done", 3, 0, "root")
+    assert (done["state"], done["done"], done["skipped"], done["started_by"]) == ("done", 3, 0, "token:root")
     assert woken == ["operations", "operations"]
     assert api.ask("GET", "/dead-letters", query={"subscription": "signal_lab"}).body["items"] == []
     assert pending_of(owner, planning.body["operation_id"]) == 3
@@ -217,4 +217,7 @@ def test_a_letter_is_discarded_once_with_its_reason(api: Client, commands: Clien
     assert "None of these dead letters is open" in commands.ask("POST", "/dead-letters/discard", body).detail(409)
     assert [letter["id"] for letter in api.ask("GET", "/dead-letters").body["items"]] == [newest["id"]]
     all_of_them = api.ask("GET", "/dead-letters", query={"resolved": "true"}).body["items"]
-    assert [(one["resolution"], one["resolved_by"]) for one in all_of_them] == [(None, None), ("discarded", "root")]
+    assert [(one["resolution"], one["resolved_by"]) for one in all_of_them] == [
+        (None, None),
+        ("discarded", "token:root"),
+    ]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
@@ -111,16 +112,22 @@ class Operations:
 
     def pause(self, call: Call) -> Response:
         """Pauses an operation after the step that is under way."""
-        return self._change(call, call.body.reason, service.pause_operation)
+        return self._change(call, call.body.reason, partial(service.pause_operation, by=call.caller.token))
 
     def resume(self, call: Call) -> Response:
         """Lets a paused or failed operation go on where it was."""
-        return self._woken(self._change(call, call.body.reason, service.resume_operation))
+        return self._woken(
+            self._change(call, call.body.reason, partial(service.resume_operation, by=call.caller.token))
+        )
 
     def set_rate(self, call: Call) -> Response:
         """Changes how many items a second are done."""
         wanted: NewRate = call.body
-        return self._change(call, wanted.reason, lambda connection, it: service.set_rate(connection, it, wanted.rate))
+        return self._change(
+            call,
+            wanted.reason,
+            lambda connection, it: service.set_rate(connection, it, wanted.rate, by=call.caller.token),
+        )
 
     def accept(self, call: Call) -> Response:
         """Accepts that a rebuild's tables differ from those in use: they are swapped in."""
@@ -141,7 +148,7 @@ class Operations:
         return self._change(
             call,
             call.body.reason,
-            lambda connection, it: service.cancel_operation(connection, self.kinds(), it),
+            lambda connection, it: service.cancel_operation(connection, self.kinds(), it, by=call.caller.token),
         )
 
     def keep_piece(self, call: Call) -> Response:

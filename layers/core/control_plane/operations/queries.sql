@@ -1,7 +1,6 @@
 -- name: request_operation
 -- Records what somebody wants. Planning begins with the engine's next look.
-INSERT INTO operations (operation_id, kind, subscription, filter, rate, requested_by, reason)
-VALUES (
+SELECT request_operation(
     %(operation_id)s, %(kind)s, %(subscription)s, %(filter)s::jsonb, %(rate)s, %(requested_by)s, %(reason)s
 )
 
@@ -49,54 +48,28 @@ LIMIT %(limit)s
 SELECT pg_advisory_xact_lock(hashtextextended('operation ' || %(operation_id)s::text, 0))
 
 -- name: lock_operation
--- One operation, locked until the transaction ends: a step that is under way is waited for.
-SELECT
-    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
-    planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
-FROM operations
-WHERE operation_id = %(operation_id)s
-FOR UPDATE
+-- Locks an operation until the transaction ends: a step that is under way is waited for.
+SELECT lock_operation(%(operation_id)s)
 
 -- name: start_operation
--- Starts a planned operation, if its plan is young enough.
-UPDATE operations
-SET
-    state = 'running',
-    started_by = %(started_by)s,
-    started_at = now(),
-    reason = %(reason)s,
-    rate = coalesce(%(rate)s, rate),
-    next_step_at = now()
-WHERE operation_id = %(operation_id)s AND planned_at > now() - make_interval(secs => %(seconds)s)
-RETURNING operation_id
+-- Starts a planned operation by its plan's hash; false where the plan is too old.
+SELECT start_operation(%(operation_id)s, %(plan_hash)s, %(by)s, %(reason)s, %(rate)s)
 
 -- name: pause_operation
 -- Pauses an operation: no further step is made.
-UPDATE operations SET state = 'paused' WHERE operation_id = %(operation_id)s
+SELECT pause_operation(%(operation_id)s, %(by)s)
 
 -- name: resume_operation
 -- Lets a paused or failed operation go on.
-UPDATE operations
-SET state = 'running', finished_at = NULL, failures = 0, next_step_at = now()
-WHERE operation_id = %(operation_id)s
+SELECT resume_operation(%(operation_id)s, %(by)s)
 
 -- name: set_operation_rate
 -- Sets an operation's rate. The next step is due at once.
-UPDATE operations SET rate = %(rate)s, next_step_at = now() WHERE operation_id = %(operation_id)s
+SELECT set_operation_rate(%(operation_id)s, %(by)s, %(rate)s)
 
 -- name: cancel_operation
 -- Ends an operation, and takes from what is done what was taken back.
-UPDATE operations
-SET
-    state = 'cancelled',
-    finished_at = now(),
-    progress = CASE
-        WHEN %(taken_back)s = 0 THEN progress
-        ELSE progress || jsonb_build_object('done', (progress ->> 'done')::bigint - %(taken_back)s)
-    END
-WHERE operation_id = %(operation_id)s
+SELECT cancel_operation(%(operation_id)s, %(by)s, %(taken_back)s)
 
 -- name: active_operations
 -- The operations beside which others may not run, oldest first: those that are running or paused, and failed rebuilds.

@@ -1,4 +1,8 @@
-"""What people do with operations. Each command is a transaction, or part of the caller's; it tells before and after."""
+"""What people do with operations. Each command is a transaction, or part of the caller's; it tells before and after.
+
+Whoever commands is named: by the login acp_command as the token that asks, which must have the scope for it; by the
+owner as they please. A person's login is on record as itself, whatever name is given.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +23,8 @@ from control_plane.operations.kind import (
     State,
     find_kind,
 )
-from control_plane.operations.rows import QUERIES, as_text, fetch_operation, operation_row, read_operation
+from control_plane.operations.rows import QUERIES, as_text, operation_row, read_operation
 
-PLAN_SECONDS: Final = 3600.0
-"""For how long a plan may be started: what it counted changes."""
 LARGEST_FILTER: Final = 1 << 20
 """In bytes, as canonical JSON: more than 100,000 ids."""
 HIGHEST_RATE: Final = 100_000.0
@@ -99,10 +101,10 @@ def start_operation(
             connection,
             "start_operation",
             before,
-            started_by=_named(started_by),
+            by=_named(started_by),
+            plan_hash=plan_hash,
             reason=readable(reason),
             rate=_checked_rate(rate),
-            seconds=PLAN_SECONDS,
         )
         if not started:
             raise OperationConflict(
@@ -111,16 +113,16 @@ def start_operation(
         return Change(before, _read(connection, operation_id))
 
 
-def pause_operation(connection: Connection[Any], operation_id: UUID) -> Change:
+def pause_operation(connection: Connection[Any], operation_id: UUID, *, by: str) -> Change:
     """Pauses a running operation after the step that is under way. Raises OperationConflict, OperationNotFound."""
     with connection.transaction():
         before = _lock(connection, operation_id)
         _check_state(before, State.RUNNING, to="paused")
-        _change(connection, "pause_operation", before)
+        _change(connection, "pause_operation", before, by=by)
         return Change(before, _read(connection, operation_id))
 
 
-def resume_operation(connection: Connection[Any], operation_id: UUID) -> Change:
+def resume_operation(connection: Connection[Any], operation_id: UUID, *, by: str) -> Change:
     """Lets a paused or failed operation go on where it was; a failed rebuild begins anew.
 
     Raises OperationConflict, OperationNotFound.
@@ -130,11 +132,11 @@ def resume_operation(connection: Connection[Any], operation_id: UUID) -> Change:
         _check_state(before, State.PAUSED, State.FAILED, to="resumed")
         if before.started_at is None:
             raise OperationConflict(f"operation {operation_id} failed while it was planned: plan it again")
-        _change(connection, "resume_operation", before)
+        _change(connection, "resume_operation", before, by=by)
         return Change(before, _read(connection, operation_id))
 
 
-def set_rate(connection: Connection[Any], operation_id: UUID, rate: float) -> Change:
+def set_rate(connection: Connection[Any], operation_id: UUID, rate: float, *, by: str) -> Change:
     """Changes how many items per second an operation does.
 
     Raises OperationConflict, OperationNotFound, OperationRefused.
@@ -143,11 +145,11 @@ def set_rate(connection: Connection[Any], operation_id: UUID, rate: float) -> Ch
     with connection.transaction():
         before = _lock(connection, operation_id)
         _check_state(before, State.PLANNED, State.RUNNING, State.PAUSED, to="given another rate")
-        _change(connection, "set_operation_rate", before, rate=checked)
+        _change(connection, "set_operation_rate", before, by=by, rate=checked)
         return Change(before, _read(connection, operation_id))
 
 
-def cancel_operation(connection: Connection[Any], kinds: Iterable[Kind], operation_id: UUID) -> Change:
+def cancel_operation(connection: Connection[Any], kinds: Iterable[Kind], operation_id: UUID, *, by: str) -> Change:
     """Ends an operation: what is promised and not yet under way is taken back, what is done stays done.
 
     Raises OperationConflict, OperationNotFound.
@@ -158,7 +160,7 @@ def cancel_operation(connection: Connection[Any], kinds: Iterable[Kind], operati
         taken_back = 0
         if before.started_at is not None:
             taken_back = find_kind(kinds, before.kind).cancel(connection, before) or 0
-        _change(connection, "cancel_operation", before, taken_back=taken_back)
+        _change(connection, "cancel_operation", before, by=by, taken_back=taken_back)
         return Change(before, _read(connection, operation_id))
 
 
@@ -191,7 +193,8 @@ def list_operations(
 
 def _lock(connection: Connection[Any], operation_id: UUID) -> Operation:
     connection.execute(QUERIES["queue_for_operation"].sql, {"operation_id": operation_id})
-    return _found(fetch_operation(connection, "lock_operation", {"operation_id": operation_id}), operation_id)
+    connection.execute(QUERIES["lock_operation"].sql, {"operation_id": operation_id})
+    return _read(connection, operation_id)
 
 
 def _read(connection: Connection[Any], operation_id: UUID) -> Operation:
@@ -212,11 +215,13 @@ def _check_state(operation: Operation, *states: State, to: str) -> None:
 
 
 def _change(connection: Connection[Any], query: str, operation: Operation, **parameters: Any) -> bool:
-    """Executes a change, and returns whether a query that returns rows has changed one."""
+    """Executes a change by the owner's function, and returns false where that does."""
     try:
         with connection.transaction():
-            cursor = connection.execute(QUERIES[query].sql, {"operation_id": operation.operation_id, **parameters})
-            return cursor.description is None or cursor.fetchone() is not None
+            row = connection.execute(
+                QUERIES[query].sql, {"operation_id": operation.operation_id, **parameters}
+            ).fetchone()
+            return row is None or row[0] is not False
     except errors.ExclusionViolation as error:
         others = connection.execute(QUERIES["active_operations"].sql).fetchall()
         raise OperationConflict(
