@@ -23,6 +23,8 @@ interpreter = Path(os.environ.pop(VARIABLE, ""))
 if not (interpreter.is_absolute() and os.access(interpreter, os.X_OK)):
     sys.exit(f"{VARIABLE} must be the absolute path of a Python interpreter, not '{interpreter}'")
 sys.executable = str(interpreter)
+# By this variable acp recognises the service that it started; a function inherits the service's environment.
+os.environ.pop("ACP_SERVICE", None)
 sys.argv = [sys.argv[0]]
 # MiniStack's main function serves whatever this name holds.
 ministack.app.app = guarded(ministack.app.app)

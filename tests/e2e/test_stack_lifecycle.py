@@ -22,7 +22,7 @@ from tests.e2e.second_consumer.template import SUBSCRIPTION, with_second_consume
 
 from control_plane.platform.database import SCHEMA_VERSION
 from local_cloud.postgres import PostgresServer
-from local_cloud.roles import COMMAND, SECRETS
+from local_cloud.roles import SECRETS
 
 KINDS = {
     "stack",
@@ -188,7 +188,6 @@ def database(tmp_path: Path) -> Iterator[PostgresServer]:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             for role in SECRETS.values():
                 connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'".encode())
-            connection.execute(f"CREATE ROLE {COMMAND} NOLOGIN".encode())
             connection.execute("CREATE DATABASE control_plane OWNER acp_owner")
         yield server
 

@@ -15,6 +15,7 @@ from control_plane.api.changes import Changed, Changes
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
 from control_plane.api.routes import Call, QueryFlag, QueryId, QueryInstant, Strict
+from control_plane.model.contract import WholeNumber
 from control_plane.ops.dead_letters import (
     DeadLetterFilter,
     DiscardError,
@@ -49,7 +50,7 @@ class DeadLettersQuery(Page):
 class Discard(Strict):
     """The dead letters that nobody needs any more."""
 
-    ids: tuple[Annotated[int, Field(ge=0, le=_GREATEST_ID)], ...] = Field(
+    ids: tuple[Annotated[WholeNumber, Field(ge=0, le=_GREATEST_ID)], ...] = Field(
         min_length=1, max_length=_MOST_IDS, description="As GET /dead-letters lists them."
     )
     reason: Reason
