@@ -91,6 +91,8 @@ def make_expressible(case: Any) -> None:
         case.body.pop("expires_at", None)
         if "filter" in case.body:  # Each kind has fields of its own, in docs/operations.md.
             case.body |= {"kind": "redrive", "filter": {"everything": True}}
+        if "observations" in case.body:  # Each domain has fields of its own.
+            case.body["observations"] = [{"entity_id": "AAPL"}]
     for texts in (case.query, case.path_parameters, case.body):
         for name, text in texts.items() if isinstance(texts, dict) else ():
             if isinstance(text, str):

@@ -114,14 +114,20 @@ def _path_parameters(route: Route) -> Sequence[Mapping[str, Any]]:
     ]
 
 
+_PATTERNS: Final = {
+    "letter_id": "[0-9]{1,18}",
+    "sha256": "[0-9a-f]{64}",
+    "file": "[0-9a-f]{64}",
+    "number": "[1-9][0-9]{0,2}",
+    "scope": SCOPE.pattern,
+}
+"""What the path's parameters look like that are neither ids nor names."""
+
+
 def _text_of_path(name: str) -> Mapping[str, Any]:
-    if name == "letter_id":
-        return {"type": "string", "pattern": "^[0-9]{1,18}$"}
-    if name.endswith("_id"):
-        return {"type": "string", "format": "uuid"}
-    if name == "sha256":
-        return {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-    return {"type": "string", "pattern": f"^({SCOPE.pattern})$"} if name == "scope" else {"type": "string"}
+    if name in _PATTERNS:
+        return {"type": "string", "pattern": f"^({_PATTERNS[name]})$"}
+    return {"type": "string", "format": "uuid"} if name.endswith("_id") else {"type": "string"}
 
 
 def _query_parameters(route: Route) -> Sequence[Mapping[str, Any]]:

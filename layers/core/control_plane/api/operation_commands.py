@@ -18,6 +18,7 @@ from control_plane.api.http import Refused, Response
 from control_plane.api.operations import KindName, operation_of, shown
 from control_plane.api.routes import Call, Strict
 from control_plane.api.scopes import Scope
+from control_plane.model.backfill import MOST_OBSERVATIONS
 from control_plane.operations import service
 from control_plane.operations.backfill import pieces
 from control_plane.operations.history import rebuild
@@ -60,7 +61,9 @@ class NewRate(Strict):
 class Piece(Strict):
     """A piece of a file that a backfill is to take: ``acp backfill`` cuts files into pieces."""
 
-    observations: list[dict[str, Any]] = Field(min_length=1, description="Rows of the file, as its domain shapes them.")
+    observations: list[dict[str, Any]] = Field(
+        min_length=1, max_length=MOST_OBSERVATIONS, description="Rows of the file, as its domain shapes them."
+    )
     reason: Reason
 
 
