@@ -2903,7 +2903,7 @@ $$;
 CREATE FUNCTION public.swap_rebuild(of_operation uuid) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    SET lock_timeout TO '2s'
+    SET lock_timeout TO '500ms'
     AS $$
 DECLARE
     of_consumer text;

@@ -1205,7 +1205,7 @@ $$;
 CREATE FUNCTION swap_rebuild(of_operation uuid) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
-SET lock_timeout = '2s'
+SET lock_timeout = '500ms' -- less than deadlock_timeout: this gives up and is tried again, and no reader fails
 AS $$
 DECLARE
     of_consumer text;

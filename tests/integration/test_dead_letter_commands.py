@@ -95,7 +95,9 @@ def test_a_redriven_message_is_pending_with_all_attempts(
         [event_ids[0]],
     ).fetchall()
     assert states == [("redriven", 5, False), ("pending", 0, True)]
-    assert app.execute("SELECT requested_by, reason FROM operations").fetchall() == [("root", "access is granted")]
+    assert app.execute("SELECT requested_by, reason FROM operations").fetchall() == [
+        ("token:root", "access is granted")
+    ]
 
 
 def test_a_redriven_messages_timeline_shows_both_deliveries(cloud: RunningCloud, event_ids: list[UUID]) -> None:
@@ -105,7 +107,7 @@ def test_a_redriven_messages_timeline_shows_both_deliveries(cloud: RunningCloud,
     after = run(cloud, "trace", str(event_ids[0])).stdout
     words = " ".join(after.replace("│", " ").split())
     assert "for signal_lab (market.ticks): redriven after 5 attempts" in words
-    assert "redriven by root" in words
+    assert "redriven by token:root" in words
     assert "again for signal_lab (market.ticks): pending after 0 attempts" in words
     assert "send it again" not in words
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,8 +24,6 @@ from control_plane.platform.database import connect
 from control_plane.platform.messages import one_as_json
 from control_plane.platform.telemetry import Telemetry
 from domains.finance import paper_account, signal_lab
-from local_cloud import database as local_database
-from local_cloud.postgres import PostgresServer
 
 EXPIRE = "SELECT expire_action(%s, %s, %s::json)"
 ROUNDS = 8
@@ -210,18 +207,11 @@ def test_an_event_about_something_else_is_refused(
     assert executions(owner) == []
 
 
-def test_acp_decision_shows_what_expired(
-    database: TestDatabase,
-    open_as: OpenAs,
-    postgres: PostgresServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(local_database, "NAME", database.name)
+def test_acp_decision_shows_what_expired(database: TestDatabase, open_as: OpenAs, cloud: RunningCloud) -> None:
     released = release(database)
     pass_expiry(database)
     expire_actions(open_as("acp_decide"), Telemetry("test"))
-    shown = run(RunningCloud(tmp_path, postgres), "decision", str(released.decision_id))
+    shown = run(cloud, "decision", str(released.decision_id))
     assert shown.exit_code == 0, shown.output
     assert "execution: failed" in shown.stdout
     assert f"reason: {NOT_EXECUTED}" in shown.stdout

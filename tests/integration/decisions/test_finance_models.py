@@ -17,6 +17,7 @@ from tests.integration.decisions.finance import LAST, STOCKS, closes, fold, inst
 from backtest.services import Services, plug_ins
 from control_plane.decisions.agent_calls import agents_by_name, run_call
 from control_plane.decisions.engine import Engine
+from control_plane.decisions.models import model_agent
 from control_plane.decisions.models.model_agent import with_model
 from control_plane.decisions.models.providers import connect_model
 from control_plane.decisions.record import load, load_record
@@ -129,6 +130,12 @@ def hand_over(services: Services, app: Connection[Any]) -> None:
     assert row is not None
     services.skip_messages(app)
     services.decide_on(app, row[0])
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the next attempt come at once, where no provider has said otherwise."""
+    monkeypatch.setattr(model_agent, "PAUSE_SECONDS", None)
 
 
 def decide(services: Services, app: Connection[Any]) -> Record:
@@ -245,6 +252,7 @@ def test_a_summary_changes_no_action(market: Connection[Any], endpoint: ModelEnd
 
 @pytest.mark.parametrize("kind", ["away", "wrong_schema", "error"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.usefixtures("no_pauses")
 def test_without_an_answer_the_rules_stand_in(
     market: Connection[Any], endpoint: ModelEndpoint, open_services: Open, protocol: str, kind: str
 ) -> None:

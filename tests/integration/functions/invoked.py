@@ -63,7 +63,8 @@ class Function:
         spec.loader.exec_module(self.module)
         self._output = io.StringIO()
         # The logger outlives the module, and keeps the stream that it was first given.
-        self.module.telemetry.logger.registered_handler.setStream(self._output)
+        # That one may be closed by now, so it is not flushed.
+        self.module.telemetry.logger.registered_handler.stream = self._output
 
     def __call__(self, event: Any = None) -> dict[str, Any]:
         result = self.module.handler({} if event is None else event, FakeContext())

@@ -230,11 +230,14 @@ def test_signal_lab_asks_once_for_a_lost_postgres_per_batch(
     load: Load, database: Any, app: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Lost:
-        """A database that is there for the first look, which the first message shares, and no longer."""
+        """A database that is there for the first look and the first message, and no longer."""
 
         asked = 0
 
         def connection(self) -> Connection[Any]:
+            return app
+
+        def same_connection(self) -> Connection[Any]:
             self.asked += 1
             if self.asked > 1:
                 raise DatabaseUnavailable("no route to host")

@@ -288,7 +288,7 @@ def test_a_failed_rebuild_begins_anew_when_it_is_resumed(
         (None, None, True)
     ]
     with connect(database.url("acp_command"), application_name="test") as command:
-        resumed = resume_operation(command, operation.operation_id, by="kim").after
+        resumed = resume_operation(command, operation.operation_id, by="root").after
     assert (resumed.state, resumed.done, resumed.cursor) == (State.RUNNING, 0, {})
     running.finish(maintain, REBUILD, operation.operation_id)
     ended = running.read(owner, operation.operation_id)
@@ -306,7 +306,7 @@ def test_nothing_is_erased_beside_the_shadows_of_a_failed_rebuild(
     with connect(database.url("acp_command"), application_name="test") as command:
         with pytest.raises(OperationConflict, match=f"{failed.operation_id} of signal_lab, which is failed"):
             start(command, erasure)
-        cancel_operation(command, [REBUILD], failed.operation_id, by="kim")
+        cancel_operation(command, [REBUILD], failed.operation_id, by="root")
         start(command, erasure)
     assert running.read(owner, erasure.operation_id).state is State.RUNNING
 
@@ -320,7 +320,7 @@ def fail(maintain: Connection[Any], operation: Operation) -> None:
 
 def start(command: Connection[Any], operation: Operation) -> None:
     assert operation.plan_hash is not None
-    start_operation(command, operation.operation_id, plan_hash=operation.plan_hash, started_by="kim", reason="why")
+    start_operation(command, operation.operation_id, plan_hash=operation.plan_hash, started_by="root", reason="why")
 
 
 def test_what_retention_has_deleted_cannot_be_rebuilt_from(

@@ -19,7 +19,7 @@ def given(cloud: RunningCloud, *arguments: str) -> Any:
 def test_a_redrive_is_planned_started_and_seen_done(cloud: RunningCloud, owner: Connection[Any]) -> None:
     make_letters(owner, 7)
     planned = given(cloud, "plan", "redrive", "subscription=signal_lab")
-    assert (planned["state"], planned["total"], planned["requested_by"]) == ("planned", 7, "root")
+    assert (planned["state"], planned["total"], planned["requested_by"]) == ("planned", 7, "token:root")
     done = given(cloud, "start", planned["operation_id"], planned["plan_hash"], "--because", "it is mended")
     assert (done["state"], done["done"], done["reason"]) == ("done", 7, "it is mended")
     result = run(cloud, "operations", "list")

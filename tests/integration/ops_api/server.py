@@ -80,7 +80,10 @@ class ApiServer:
                 environ.setenv(variable, value)
             client = Client(function)
             client.function.module.settings()
-        client.function.module.telemetry.logger.setLevel("ERROR")
+        logger = client.function.module.telemetry.logger
+        # Loggers are the process's, so a later test would find this one silent.
+        self._stack.callback(logger.setLevel, logger.log_level)
+        logger.setLevel("ERROR")
         self._stack.callback(client.function.close)
         return client
 
