@@ -69,6 +69,7 @@ def test_there_are_query_files() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
 def test_every_query_of_the_layer_is_described(path: Path) -> None:
-    queries = load_queries(f"control_plane.{path.parent.name}")
+    package = path.parent.relative_to(control_plane.__path__[0])
+    queries = load_queries(".".join(("control_plane", *package.parts)))
     assert queries
     assert [name for name, query in queries.items() if not query.description] == []

@@ -150,11 +150,15 @@ def test_the_apis_token_is_named_exactly_once_and_never_shown() -> None:
 
 
 def test_the_functions_whose_runs_the_api_starts_are_named() -> None:
-    named = OPS_API | {"INGESTION_FUNCTION": "a", "RELAY_FUNCTION": "b"}
+    named = OPS_API | {"INGESTION_FUNCTION": "a", "RELAY_FUNCTION": "b", "OPERATIONS_FUNCTION": "c"}
     settings = CommandApiSettings.from_environ(named)
-    assert (settings.ingestion_function, settings.relay_function) == ("a", "b")
+    assert (settings.ingestion_function, settings.relay_function, settings.operations_function) == ("a", "b", "c")
     unnamed = problems(CommandApiSettings.from_environ, OPS_API)
-    assert [problem.partition(" ")[0] for problem in unnamed] == ["INGESTION_FUNCTION", "RELAY_FUNCTION"]
+    assert [problem.partition(" ")[0] for problem in unnamed] == [
+        "INGESTION_FUNCTION",
+        "RELAY_FUNCTION",
+        "OPERATIONS_FUNCTION",
+    ]
 
 
 def test_the_oldest_age_that_health_tolerates_has_bounds() -> None:

@@ -89,6 +89,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
         "ActionsExpired", "ApprovalsWaiting", "OldestApprovalAge", "BudgetUsed",
         "OperationsActive", "OperationsStalled", "OperationsFinished", "OperationsFailed",
+        "DeadLettersStored", "DeadLettersNotStored", "OpenDeadLetters",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)
