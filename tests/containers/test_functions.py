@@ -154,6 +154,16 @@ def consumer(containers: Containers, function: str) -> None:
     assert {row[0] for row in processed} >= sent
 
 
+def dead_letter(containers: Containers) -> None:
+    text = (CHECKOUT / "events" / "dead_letter.json").read_text()
+    for queue in ("MarketTicksDeadLetterQueue", "FailedInvocationsQueue"):
+        text = text.replace(f"ai-control-plane-{queue}", containers.cloud.environ[f"{queue}Name"])
+    batch = json.loads(text)
+    assert containers.invoke("DeadLetterFunction", batch) == {"batchItemFailures": []}
+    kept = containers.cloud.query("SELECT message_id FROM dead_letters")
+    assert {row[0] for row in kept} >= {record["messageId"] for record in batch["Records"]}
+
+
 def timers(containers: Containers) -> None:
     assert containers.invoke("TimersFunction", "timers.json").keys() == {"expired", "woken", "anchored"}
 
@@ -184,6 +194,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "SignalLabFunction": signal_lab,
     "OpsApiFunction": ops_api,
     "CommandApiFunction": command_api,
+    "DeadLetterFunction": dead_letter,
     "TimersFunction": timers,
     "OperationsFunction": operations,
     "DecisionFunction": partial(of_deciding, function="DecisionFunction", sample="decision.json", refuses=False),
