@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _WAITING: Final = "waiting for OperationsFunction, which comes every minute"
+_STALLED: Final = "no step for five minutes: does OperationsFunction run? Its log and its alarms say more"
 
 
 class OperationFailed(AcpError):
@@ -85,7 +86,9 @@ def _until(
         operation = client.get(f"/operations/{operation['operation_id']}")
         if is_over(operation):
             break
-        if operation["error"] is not None:
+        if operation["is_stalled"]:
+            step.update(_STALLED)
+        elif operation["error"] is not None:
             step.update(f"tried again after: {operation['error']}")
         elif operation["total"]:
             step.update(progress_text(operation))
