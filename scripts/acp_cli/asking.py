@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from acp_cli.version import version
 from acp_client.client import ApiError, ApiUnreachable, Client
 from acp_client.profiles import Profile, ProfileError, chosen_profile
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, NotRunningError, UsageError
-from local_cloud.workspace import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,12 +89,6 @@ def why(reason: str, by: str | None = None) -> str:
     return reason.strip() if by is None else f"{reason.strip()} ({by.strip()})"
 
 
-def version() -> str:
-    """Returns this program's version."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["version"])
-
-
 def _wanted(ctx: typer.Context) -> Wanted:
     wanted = ctx.find_root().meta.get("acp.deployment")
     return wanted if isinstance(wanted, Wanted) else Wanted()
@@ -115,4 +108,5 @@ def _local_profile(ctx: typer.Context) -> Profile:
 def sentence(error: Exception) -> str:
     """Returns an error's text as a sentence."""
     text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+    first = text[:1] if text.startswith("http") else text[:1].upper()
+    return first + text[1:] + ("" if text.endswith((".", "?")) else ".")
