@@ -55,11 +55,11 @@ function Header({ view }) {
     <a class="brand" href=${link("flow")}>AI Control Plane</a>
     <nav aria-label="Views">${VIEWS.map(([one, title]) => html`<a key=${one} href=${link(one)} ref=${one === view ? current : undefined}
       aria-current=${one === view ? "page" : undefined}>${title}</a>`)}</nav>
-    <div class="tools">
+    <div class="tools">${name && html`<span class="who" title=${`Signed in as ${name}`}>${visible(name)}</span>`}
       <button type="button" aria-pressed=${inUtc} onClick=${() => utc.set(inUtc ? null : "1")} title="Show times in UTC">UTC</button>
-      <button type="button" onClick=${() => theme.set(next)} title="Change between dark, light and the system's theme">
-        ${THEMES[chosen] ?? "Auto"}</button>
-      <button type="button" onClick=${() => signOut()} title=${name ? `Signed in as ${name}` : "Signed in"}>Sign out</button>
+      <button type="button" onClick=${() => theme.set(next)} aria-label=${`Theme: ${THEMES[chosen] ?? "Auto"}`}
+        title="Dark, light, or as the system">${THEMES[chosen] ?? "Auto"}</button>
+      <button type="button" onClick=${() => signOut()}>Sign out</button>
     </div></header>`;
 }
 

@@ -71,7 +71,7 @@ export class Problem extends Error {
 const RELEASE = document.querySelector("meta[name=release]")?.content;
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 const MAY_PASS = new Set([0, 502, 503, 504]);
-export const newKey = () => crypto.randomUUID();
+export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((n) => n.toString(16).padStart(2, "0")).join("");
 
 /** Asks the API: `path` is relative to it, such as `events/ID`. A change is sent again under its key if no answer came. */
 export async function api(method, path, { params, body, key = newKey(), signal } = {}) {

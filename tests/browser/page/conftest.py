@@ -120,15 +120,25 @@ type OpenTab = Callable[..., Tab]
 
 @pytest.fixture
 def open_tab(browser: Browser) -> Iterator[OpenTab]:
-    """Opens a URL in a browser of its own, which must report no violated policy and no error in the end."""
+    """Opens a URL in a browser profile of its own, which must report no violated policy and no error in the end.
+
+    ``flow`` stands in for the answer of GET /flow.
+    """
     tabs: list[Tab] = []
 
     def open_tab(
-        url: str, *, theme: str = "light", width: str = "wide", options: Mapping[str, Any] | None = None
+        url: str,
+        *,
+        theme: str = "light",
+        width: str = "wide",
+        flow: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Tab:
         size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
         context = browser.new_context(color_scheme=theme, viewport=size, **(options or {}))  # type: ignore[arg-type]
         context.add_init_script(WATCH)
+        if flow is not None:
+            context.route("**/flow", lambda route: route.fulfill(json=flow))
         tab = Tab(context.new_page())
         tab.page.on("request", lambda request: tab.requests.append(request))  # noqa: PLW0108 - it must take attributes
         tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
