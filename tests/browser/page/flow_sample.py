@@ -95,7 +95,7 @@ def quiet_flow() -> dict[str, Any]:
     flow = busy_flow()
     nothing = {"minutes": [0] * 60, "last_minute": 0, "oldest_age_seconds": None, "failed_hour": 0}
     for stage in flow["stages"]:
-        stage |= nothing | {"parts": [], "backlog": None if stage["backlog"] is None else 0}
+        stage.update(nothing, parts=[], backlog=None if stage["backlog"] is None else 0)
     return flow | {
         "waiting": {"approvals": 0, "oldest_approval_age_seconds": None, "dead_letters": 0},
         "open_breakers": [],

@@ -32,7 +32,7 @@ def test_a_token_that_is_refused_says_why(site: Site, open_tab: OpenTab) -> None
 
 
 def test_a_token_that_is_revoked_signs_out_with_the_reason(site: Site, open_tab: OpenTab) -> None:
-    tab = open_tab(site.url(token=site.make_token("eve", "read")))
+    tab = open_tab(site.url(token=site.api.make_token("eve", "read")))
     expect(tab.page.locator(".who")).to_have_text("eve")
     site.api.ask("DELETE", "/tokens/eve?reason=over")
     expect(tab.page.get_by_role("alert")).to_have_text("The token eve is revoked.")
