@@ -65,7 +65,7 @@ def document() -> Response:
     def nowhere() -> Any:
         raise AssertionError("a route is described, and not called")
 
-    routes = [*read_routes(nowhere, nowhere, nowhere), *command_routes(nowhere, {}, nowhere)]
+    routes = [*read_routes(nowhere, nowhere, nowhere, nowhere), *command_routes(nowhere, {}, nowhere)]
     return Response(HTTPStatus.OK, describe(routes))
 
 
