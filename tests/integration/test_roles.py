@@ -140,6 +140,7 @@ _SHARED = {
     "control_plane.decisions.audited_tombstones": {READER},
     **_each({READER, COMMAND, MAINTAIN}, "control_plane.ops", "count_stalled_operations active_operations"),
     "control_plane.ops.events_by_type": READERS_OF_EVENTS,
+    **_each({READER}, "control_plane.tracing", "traced_events traced_decisions"),
     "control_plane.ops.playbooks_of_open_decisions": READERS_OF_DECISIONS,
     **_each(
         {READER},

@@ -390,6 +390,8 @@ class RelaySettings:
     lease_seconds: float
     breaker_failure_threshold: int
     breaker_cool_down_seconds: float
+    traces_ratio: float
+    """The share of events whose spans are exported; 0 where none are."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "RelaySettings":
@@ -409,6 +411,7 @@ class RelaySettings:
                 lease_seconds=reader.number("LEASE_SECONDS", 30, minimum=1, maximum=900),
                 breaker_failure_threshold=_breaker_failure_threshold(reader),
                 breaker_cool_down_seconds=_breaker_cool_down_seconds(reader),
+                traces_ratio=reader.number("TRACES_SAMPLE_RATIO", 0, minimum=0, maximum=1),
             ),
         )
 
