@@ -125,3 +125,56 @@ SELECT
 FROM decisions AS decision
 LEFT JOIN artifacts AS pins ON pins.sha256 = decision.pins_sha256
 WHERE decision.decision_id = ANY (%(decision_ids)s::uuid[])
+
+-- name: begin_traces
+-- How far the export of traces has come, and up to which transaction all events are complete; it begins now where it has not.
+SELECT stored_by::text, seq, stored_before::text, is_new
+FROM begin_traces(%(anew)s)
+
+-- name: events_to_export
+-- The next events in the order in which they became complete, each with the decision that it says was opened.
+SELECT
+    event_id,
+    stored_by::text,
+    seq,
+    CASE WHEN event_type = 'DECISION_OPENED' THEN (payload_json ->> 'decision_id')::uuid END AS decision_id
+FROM events
+WHERE (stored_by, seq) > (%(stored_by)s::xid8, %(seq)s::bigint) AND stored_by < %(stored_before)s::xid8
+ORDER BY stored_by, seq
+LIMIT %(limit)s
+
+-- name: due_traces
+-- Events and decisions that were not over when they were last looked at, and are to be looked at again.
+SELECT kind, id
+FROM waiting_traces
+WHERE look_at <= now()
+ORDER BY look_at
+LIMIT %(limit)s
+
+-- name: advance_traces
+-- Notes what a receiver has accepted. Returns false where another run has moved the cursor meanwhile.
+SELECT advance_traces(
+    %(from_stored_by)s::xid8, %(from_seq)s, %(to_stored_by)s::xid8, %(to_seq)s, %(ended_events)s::uuid[],
+    %(ended_decisions)s::uuid[], %(waiting_events)s::uuid[], %(waiting_decisions)s::uuid[]
+)
+
+-- name: traces_behind
+-- How many seconds ago the oldest event after the cursor was stored, or the longest overdue look was due; and how many wait.
+SELECT
+    coalesce(
+        extract(
+            epoch FROM now() - least(
+                (
+                    SELECT ingested_at
+                    FROM events
+                    WHERE (events.stored_by, events.seq) > (position.stored_by, position.seq)
+                    ORDER BY events.stored_by, events.seq
+                    LIMIT 1
+                ),
+                (SELECT min(look_at) FROM waiting_traces WHERE look_at <= now())
+            )
+        ),
+        0
+    )::double precision,
+    (SELECT count(*) FROM waiting_traces)
+FROM trace_cursor AS position
