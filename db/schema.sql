@@ -62,6 +62,40 @@ BEGIN
 END
 $$;
 
+CREATE FUNCTION public.advance_traces(from_stored_by xid8, from_seq bigint, to_stored_by xid8, to_seq bigint, ended_events uuid[], ended_decisions uuid[], waiting_events uuid[], waiting_decisions uuid[]) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    IF (to_stored_by, to_seq) < (from_stored_by, from_seq)
+        OR (to_stored_by, to_seq) <> (from_stored_by, from_seq) AND to_stored_by >= pg_snapshot_xmin(pg_current_snapshot())
+    THEN
+        RAISE EXCEPTION 'the export of traces cannot move from (%, %) to (%, %)', from_stored_by, from_seq, to_stored_by, to_seq
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    UPDATE trace_cursor
+    SET stored_by = to_stored_by, seq = to_seq, advanced_at = now()
+    WHERE stored_by = from_stored_by AND seq = from_seq;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    DELETE FROM waiting_traces
+    WHERE kind = 'event' AND id = ANY (ended_events) OR kind = 'decision' AND id = ANY (ended_decisions);
+    INSERT INTO waiting_traces AS waiting (kind, id)
+    SELECT DISTINCT kind, id
+    FROM (
+        SELECT 'event' AS kind, unnest(waiting_events) AS id
+        UNION ALL
+        SELECT 'decision', unnest(waiting_decisions)
+    ) AS given
+    ORDER BY kind, id
+    ON CONFLICT (kind, id) DO UPDATE
+    SET look_at = now() + least(greatest((now() - waiting.since) / 4, interval '30 seconds'), interval '15 minutes');
+    RETURN true;
+END
+$$;
+
 CREATE FUNCTION public.anchor_heads(most integer, after_decision uuid DEFAULT NULL::uuid) RETURNS TABLE(anchor_id bigint, root bytea, prev_root bytea, heads text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -364,6 +398,27 @@ BEGIN
     RETURN last_seq;
 END
 $_$;
+
+CREATE FUNCTION public.begin_traces(anew boolean) RETURNS TABLE(stored_by xid8, seq bigint, stored_before xid8, is_new boolean)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+DECLARE
+    horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    begun boolean;
+BEGIN
+    INSERT INTO trace_cursor AS cursor (stored_by, seq) VALUES (horizon, 0)
+    ON CONFLICT (only_one) DO UPDATE
+    SET stored_by = excluded.stored_by, seq = excluded.seq, begun_at = now(), advanced_at = now()
+    WHERE anew OR cursor.stored_by > excluded.stored_by
+    RETURNING true INTO begun;
+    IF begun THEN
+        DELETE FROM waiting_traces;
+    END IF;
+    RETURN QUERY SELECT stored_by, seq, horizon, coalesce(begun, false) FROM trace_cursor;
+END
+$$;
 
 CREATE FUNCTION public.cancel_operation(of_operation uuid, requester text, taken_back bigint) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -4818,6 +4873,20 @@ COMMENT ON TABLE public.timers IS 'When a decision is to be looked at again with
 
 COMMENT ON COLUMN public.timers.kind IS 'call: an agent is tried again then. gather: evidence is not waited for any longer. retry: one that stands still is not looked at before.';
 
+CREATE TABLE public.trace_cursor (
+    only_one boolean DEFAULT true NOT NULL,
+    stored_by xid8 NOT NULL,
+    seq bigint NOT NULL,
+    begun_at timestamp with time zone DEFAULT now() NOT NULL,
+    advanced_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT trace_cursor_only_one_check CHECK (only_one),
+    CONSTRAINT trace_cursor_seq_check CHECK ((seq >= 0))
+);
+
+COMMENT ON TABLE public.trace_cursor IS 'How far the export of traces has come, in the order (stored_by, seq) of events; one row, once there is an export.';
+
+COMMENT ON COLUMN public.trace_cursor.begun_at IS 'What was stored before it is not exported.';
+
 CREATE TABLE public.verdicts (
     verdict_id uuid NOT NULL,
     decision_id uuid NOT NULL,
@@ -4841,6 +4910,16 @@ CREATE TABLE public.verdicts (
 );
 
 COMMENT ON TABLE public.verdicts IS 'Every judgement of a proposal, with the full policy request, so that another policy can be tried on history. Immutable.';
+
+CREATE TABLE public.waiting_traces (
+    kind text NOT NULL,
+    id uuid NOT NULL,
+    since timestamp with time zone DEFAULT now() NOT NULL,
+    look_at timestamp with time zone DEFAULT (now() + '00:00:30'::interval) NOT NULL,
+    CONSTRAINT waiting_traces_kind_check CHECK ((kind = ANY (ARRAY['event'::text, 'decision'::text])))
+);
+
+COMMENT ON TABLE public.waiting_traces IS 'Events and decisions before the cursor whose spans are exported once more is not expected to be recorded of them.';
 
 ALTER TABLE ONLY public.actions
     ADD CONSTRAINT actions_decision_id_key UNIQUE (decision_id);
@@ -5043,8 +5122,14 @@ ALTER TABLE ONLY public.switches
 ALTER TABLE ONLY public.timers
     ADD CONSTRAINT timers_pkey PRIMARY KEY (decision_id, kind, due_at);
 
+ALTER TABLE ONLY public.trace_cursor
+    ADD CONSTRAINT trace_cursor_pkey PRIMARY KEY (only_one);
+
 ALTER TABLE ONLY public.verdicts
     ADD CONSTRAINT verdicts_pkey PRIMARY KEY (verdict_id);
+
+ALTER TABLE ONLY public.waiting_traces
+    ADD CONSTRAINT waiting_traces_pkey PRIMARY KEY (kind, id);
 
 CREATE INDEX actions_by_account ON public.actions USING btree (account, released_at);
 
@@ -5127,6 +5212,8 @@ CREATE INDEX events_by_raw_payload ON public.events USING btree (raw_payload_id)
 CREATE INDEX events_by_trace ON public.events USING btree (trace_id);
 
 CREATE INDEX events_by_type ON public.events USING btree (event_type, occurred_at);
+
+CREATE INDEX events_in_order ON public.events USING btree (stored_by, seq);
 
 CREATE INDEX events_of_entity ON public.events USING btree (entity_id, seq);
 
@@ -5360,6 +5447,9 @@ GRANT ALL ON FUNCTION public.accept_rebuild(of_operation uuid, by_whom text) TO 
 REVOKE ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer) TO acp_decide;
 
+REVOKE ALL ON FUNCTION public.advance_traces(from_stored_by xid8, from_seq bigint, to_stored_by xid8, to_seq bigint, ended_events uuid[], ended_decisions uuid[], waiting_events uuid[], waiting_decisions uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.advance_traces(from_stored_by xid8, from_seq bigint, to_stored_by xid8, to_seq bigint, ended_events uuid[], ended_decisions uuid[], waiting_events uuid[], waiting_decisions uuid[]) TO acp_reader;
+
 REVOKE ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.anchor_heads(most integer, after_decision uuid) TO acp_decide;
 
@@ -5384,6 +5474,9 @@ GRANT ALL ON FUNCTION public.begin_execution(of_action uuid) TO acp_action;
 
 REVOKE ALL ON FUNCTION public.begin_rebuild(of_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.begin_rebuild(of_operation uuid) TO acp_maintain;
+
+REVOKE ALL ON FUNCTION public.begin_traces(anew boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.begin_traces(anew boolean) TO acp_reader;
 
 REVOKE ALL ON FUNCTION public.cancel_operation(of_operation uuid, requester text, taken_back bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.cancel_operation(of_operation uuid, requester text, taken_back bigint) TO acp_command;
@@ -6180,9 +6273,13 @@ GRANT SELECT ON TABLE public.switch_changes TO acp_reader;
 GRANT SELECT ON TABLE public.timers TO acp_decide;
 GRANT SELECT ON TABLE public.timers TO acp_reader;
 
+GRANT SELECT ON TABLE public.trace_cursor TO acp_reader;
+
 GRANT SELECT ON TABLE public.verdicts TO acp_decide;
 GRANT SELECT ON TABLE public.verdicts TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.verdicts TO acp_command;
 GRANT SELECT ON TABLE public.verdicts TO acp_reader;
+
+GRANT SELECT ON TABLE public.waiting_traces TO acp_reader;
 
 ALTER DEFAULT PRIVILEGES FOR ROLE postgres REVOKE ALL ON FUNCTIONS FROM PUBLIC;

@@ -147,6 +147,12 @@ _SHARED = {
     "control_plane.decisions.audited_tombstones": {READER},
     **_each({READER, COMMAND, MAINTAIN}, "control_plane.ops", "count_stalled_operations active_operations"),
     "control_plane.ops.events_by_type": READERS_OF_EVENTS,
+    **_each(
+        {READER},
+        "control_plane.tracing",
+        "traced_events begin_traces due_traces advance_traces traces_behind",
+    ),
+    **_each(READERS_OF_EVENTS, "control_plane.tracing", "events_to_export traced_decisions"),
     "control_plane.ops.playbooks_of_open_decisions": READERS_OF_DECISIONS,
     **_each(
         {READER},
@@ -319,6 +325,8 @@ TABLES = {
     "repeated_looks": {READER, INGEST},
     "circuit_breakers": {READER, INGEST, RELAY, COMMAND},
     "backfill_pieces": {READER, INGEST},
+    "trace_cursor": {READER},
+    "waiting_traces": {READER},
     "signal_lab_bars": {READER, CONSUME, ACTION, DECIDE, GATEKEEPER},
     "signal_lab_latest_prices": {READER, CONSUME},
     "signal_lab_returns": {READER},
@@ -398,6 +406,13 @@ DELETES = [only(f"DELETE FROM {table}", *DELETERS.get(table, NOBODY)) for table 
 ]
 
 FORGERIES = [
+    # Traces that nobody exports: the cursor moves by its function alone
+    only("INSERT INTO trace_cursor (stored_by, seq) VALUES ('9', 9)"),
+    only("UPDATE trace_cursor SET seq = seq + 1"),
+    only("INSERT INTO waiting_traces (kind, id) VALUES ('event', gen_random_uuid())"),
+    only("UPDATE waiting_traces SET look_at = 'infinity'"),
+    only("SELECT * FROM begin_traces(false)", READER),
+    only("SELECT advance_traces('1'::xid8, 0, '1'::xid8, 0, '{}', '{}', '{}', '{}')", READER),
     # Delivered without a claim
     only("INSERT INTO deliveries (outbox_id, subscription, delivery_attempts, message_id) VALUES (4, 'x', 1, 'm')"),
     only("UPDATE deliveries SET message_id = 'forged'"),

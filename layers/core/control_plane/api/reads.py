@@ -68,13 +68,20 @@ def read_routes(
             query=events.EventsQuery,
             examples=(Example(query={"event_type": "MARKET_TICK_INGESTED", "limit": 2}),),
         ),
-        read("/events/{event_id}", events.show_timeline, "Shows an event's timeline.", examples=missing("event_id")),
+        read(
+            "/events/{event_id}",
+            events.show_timeline,
+            "Shows an event's timeline, or its spans.",
+            query=events.ShownAs,
+            examples=missing("event_id"),
+        ),
         read("/anomalies", events.list_anomalies, "Lists what was found unusual.", query=events.AnomaliesQuery),
         read("/decisions", deciding.list_decisions, "Lists decisions.", query=deciding.DecisionsQuery),
         read(
             "/decisions/{decision_id}",
             deciding.show_decision,
-            "Shows a decision with all its steps.",
+            "Shows a decision with all its steps, or its spans.",
+            query=events.ShownAs,
             examples=missing("decision_id"),
         ),
         read(

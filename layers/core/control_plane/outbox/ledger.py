@@ -33,6 +33,8 @@ class RelayPolicy:
     max_attempts: int
     publish_concurrency: int
     breaker: BreakerPolicy
+    traces_ratio: float = 0
+    """The share of events whose spans TraceFunction exports; 0 where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Ledger:
                 lanes=taking_part,
                 lease_seconds=self._policy.lease_seconds,
                 max_attempts=self._policy.max_attempts,
+                traces_ratio=self._policy.traces_ratio,
             )
 
         return Look(self._session.execute(claim), won)
