@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.conftest import TestDatabase
-from tests.integration.ops_api.client import RUNS, TOKEN, VARIABLES, Client
+from tests.integration.functions.invoked import Function
+from tests.integration.ops_api.client import RUNS, TOKEN, VARIABLES, Client, asked_by
 from tests.integration.ops_api.conftest import with_settings
 from tests.integration.ops_api.gateway import Gateway
 from tests.integration.running_cloud import RunningCloud
@@ -31,6 +32,8 @@ class ApiServer:
 
     url: str
     commands: Client
+    retrial: Function
+    """RetrialFunction, which the API asks."""
     token: str = TOKEN
     started: list[str] = field(default_factory=list)
     """The functions that were started by it."""
@@ -60,9 +63,10 @@ def serving(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator
                 environ.setenv(variable, value)
             clients.append(with_settings(Client(function)))
     reads, commands = clients
+    retrial = asked_by(reads, database.url("acp_reader"))
     # One request at a time, as one environment of a function has it.
     server = make_server("127.0.0.1", 0, Gateway(reads, commands), threaded=False, request_handler=Quiet)
-    api = ApiServer(f"http://127.0.0.1:{server.server_port}", commands)
+    api = ApiServer(f"http://127.0.0.1:{server.server_port}", commands, retrial)
     monkeypatch.setattr(commands.function.module, "start_run", lambda name, **_: api.started.append(name))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -72,8 +76,8 @@ def serving(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator
         server.shutdown()
         thread.join()
         server.server_close()
-        for client in clients:
-            client.function.close()
+        for loaded in (retrial, *(client.function for client in clients)):
+            loaded.close()
 
 
 def no_deployment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

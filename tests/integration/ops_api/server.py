@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
-from tests.integration.ops_api.client import RUNS, VARIABLES, Client
+from tests.integration.ops_api.client import RUNS, VARIABLES, Client, asked_by
 from tests.integration.ops_api.gateway import Gateway
 
 from control_plane.operations.engine import Engine
@@ -66,17 +66,17 @@ class ApiServer:
 
     @cached_property
     def _gateway(self) -> Gateway:
-        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command", **RUNS)]
+        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command")]
         vars(clients[1].function.module)["start_run"] = self._start
+        self._stack.callback(asked_by(clients[0], self._database.url("acp_reader")).close)
         return Gateway(*clients)
 
-    def _load(self, function: str, role: str, **variables: str) -> Client:
+    def _load(self, function: str, role: str) -> Client:
         with pytest.MonkeyPatch.context() as environ:
             for variable in VARIABLES:
                 environ.delenv(variable, raising=False)
-            for variable, value in (
-                variables | {"API_TOKEN": self._token, "DATABASE_URL": self._database.url(role)}
-            ).items():
+            given = {"API_TOKEN": self._token, "DATABASE_URL": self._database.url(role)}
+            for variable, value in (RUNS | given).items():
                 environ.setenv(variable, value)
             client = Client(function)
             client.function.module.settings()
