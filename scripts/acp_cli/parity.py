@@ -17,6 +17,8 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /anomalies": "anomalies",
     "GET /decisions": "decisions",
     "GET /decisions/{decision_id}": "decision",
+    "POST /decisions/{decision_id}/replay": "decision",
+    "POST /policies/test": "policy test",
     "GET /artifacts/{sha256}": "artifact",
     "GET /approvals": "approvals",
     "GET /approvals/{approval_id}": "approvals",

@@ -42,8 +42,8 @@ class ApiUnreachable(Exception):
 class Client:
     """Asks one deployment.
 
-    Reads are sent again after a failure. So are changes: each carries an Idempotency-Key, by which the API answers the
-    second time what it answered the first, and does nothing twice.
+    Reads are sent again after a failure, those by POST among them. So are changes: each carries an Idempotency-Key, by
+    which the API answers the second time what it answered the first, and does nothing twice.
     """
 
     def __init__(
@@ -92,6 +92,10 @@ class Client:
             if after is None:
                 return
 
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Returns the JSON of a read by POST, which changes nothing. Raises ApiError, ApiUnreachable."""
+        return self._request("POST", path, *_content(body))
+
     def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, **query: Any
     ) -> Any:
@@ -99,11 +103,10 @@ class Client:
 
         ``key`` is the Idempotency-Key; without one the change is a new one. Raises ApiError, ApiUnreachable.
         """
-        headers = {"Idempotency-Key": key or str(uuid4())}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        content = None if body is None else json.dumps(body).encode()
-        return self._request(method, _with_query(path, query), content, headers)
+        content, headers = _content(body)
+        return self._request(
+            method, _with_query(path, query), content, {**headers, "Idempotency-Key": key or str(uuid4())}
+        )
 
     def _request(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
@@ -160,6 +163,11 @@ class Client:
 def in_path(text: str) -> str:
     """Returns text as one part of a path, whatever it contains."""
     return quote(text, safe="")
+
+
+def _content(body: Mapping[str, Any] | None) -> tuple[bytes | None, Mapping[str, str]]:
+    """Returns a request's body as bytes, with the header that says what it is."""
+    return (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": "application/json"})
 
 
 def _with_query(path: str, query: Mapping[str, Any]) -> str:

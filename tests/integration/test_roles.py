@@ -58,9 +58,9 @@ _SHARED = {
     **_each(
         READERS_OF_DECISIONS,
         "control_plane.decisions",
-        "decisions_of_anomaly find_decisions decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
+        "decisions_of_anomaly decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
         "judged_artifacts approval_of_action open_approval_requests approval_request switches recorded_requests "
-        "count_unasked_verdicts approvals_waiting expired_actions decision audited_decisions audited_steps",
+        "count_verdicts approvals_waiting expired_actions decision audited_decisions audited_steps",
     ),
     "control_plane.decisions.list_decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.decisions.artifacts": {*READERS_OF_DECISIONS, ACTION},

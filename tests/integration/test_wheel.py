@@ -69,8 +69,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 @pytest.fixture
-def api(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    with serving(database, monkeypatch) as served:
+def api(database: TestDatabase) -> Iterator[ApiServer]:
+    with serving(database) as served:
         yield served
 
 

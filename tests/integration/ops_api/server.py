@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
-from tests.integration.ops_api.client import RUNS, VARIABLES, Client
+from tests.integration.ops_api.client import RUNS, VARIABLES, Client, asked_by
 from tests.integration.ops_api.gateway import Gateway
 
 from control_plane.operations.engine import Engine
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from tests.conftest import TestDatabase
+    from tests.integration.functions.invoked import Function
 
 
 class _Handler(WSGIRequestHandler):
@@ -57,6 +58,12 @@ class ApiServer:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def retrial(self) -> Function:
+        """RetrialFunction, which the API asks."""
+        _ = self._gateway
+        return self._retrial
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -95,17 +102,18 @@ class ApiServer:
 
     @cached_property
     def _gateway(self) -> Gateway:
-        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command", **RUNS)]
+        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command")]
         vars(clients[1].function.module)["start_run"] = self._start
+        self._retrial = asked_by(clients[0], self._database.url("acp_reader"))
+        self._stack.callback(self._retrial.close)
         return Gateway(*clients)
 
-    def _load(self, function: str, role: str, **variables: str) -> Client:
+    def _load(self, function: str, role: str) -> Client:
         with pytest.MonkeyPatch.context() as environ:
             for variable in VARIABLES:
                 environ.delenv(variable, raising=False)
-            for variable, value in (
-                variables | {"API_TOKEN": self.token, "DATABASE_URL": self._database.url(role)}
-            ).items():
+            given = {"API_TOKEN": self.token, "DATABASE_URL": self._database.url(role)}
+            for variable, value in (RUNS | given).items():
                 environ.setenv(variable, value)
             client = Client(function)
             client.function.module.settings()

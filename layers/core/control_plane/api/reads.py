@@ -1,9 +1,10 @@
 """The routes that read: those of OpsApiFunction, whose role of the database can write nothing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 
-from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations
+from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations, retrials
 from control_plane.api.http import Response
 from control_plane.api.page import Page as WebPage
 from control_plane.api.page import page_routes
@@ -21,8 +22,11 @@ def read_routes(
     health: Callable[[], Response],
     document: Callable[[], Response],
     web_page: Callable[[], WebPage],
+    try_again: retrials.Ask,
 ) -> Sequence[Route]:
-    """Returns the routes. ``health`` answers /health, and ``document`` the OpenAPI document."""
+    """Returns the routes. ``health`` answers /health, ``document`` the OpenAPI document; ``try_again`` asks
+    RetrialFunction.
+    """
 
     def read(
         path: str,
@@ -83,6 +87,33 @@ def read_routes(
             "Shows a decision with all its steps, or its spans.",
             query=events.ShownAs,
             examples=missing("decision_id"),
+        ),
+        Route(
+            "POST",
+            "/decisions/{decision_id}/replay",
+            Scope.READ,
+            partial(retrials.replay_decision, try_again),
+            "Decides it again from its record, and compares the bytes.",
+            examples=missing("decision_id"),
+            only_reads=True,
+        ),
+        Route(
+            "POST",
+            "/policies/test",
+            Scope.READ,
+            partial(retrials.try_policies, try_again),
+            "Tries policies on the newest recorded requests.",
+            body=retrials.PolicyTrial,
+            examples=(
+                Example(
+                    body={
+                        "policies": '@id("nothing") forbid (principal, action, resource);',
+                        "domain": "finance",
+                        "limit": 100,
+                    }
+                ),
+            ),
+            only_reads=True,
         ),
         read(
             "/artifacts/{sha256}",

@@ -180,6 +180,8 @@ class OpsApiSettings:
     api_token: ApiTokenSettings
     health_max_pending_age_seconds: float
     """The age of the oldest pending delivery from which /health reports that the pipeline is failing."""
+    retrial_function: str
+    """The name of the function that decides again and tries policies."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "OpsApiSettings":
@@ -193,6 +195,7 @@ class OpsApiSettings:
                 health_max_pending_age_seconds=reader.number(
                     "HEALTH_MAX_PENDING_AGE_SECONDS", 300, minimum=1, maximum=604_800
                 ),
+                retrial_function=_function_name(reader, "RETRIAL_FUNCTION"),
             ),
         )
 
