@@ -17,6 +17,8 @@ from local_cloud.errors import AcpError, NotRunningError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from local_cloud.run_state import RunState
+
 LOCAL: Final = "local"
 """What the local cloud is called among the profiles."""
 ByOption = Annotated[
@@ -65,7 +67,24 @@ def asking(ctx: typer.Context) -> Iterator[Client]:
 
     Its errors are raised as AcpError, NotRunningError where the local cloud is down.
     """
-    profile = _wanted(ctx).profile() or _local_profile(ctx)
+    profile = _wanted(ctx).profile()
+    if profile is None:
+        cloud = ctx.obj
+        assert isinstance(cloud, Cloud), "the callback sets it"
+        profile = _local_profile(cloud, cloud.running())
+    with _translated(profile) as client:
+        yield client
+
+
+@contextmanager
+def asking_locally(cloud: Cloud, run: RunState) -> Iterator[Client]:
+    """Yields a client of the local cloud with its own token, for a command that has just brought it up."""
+    with _translated(_local_profile(cloud, run)) as client:
+        yield client
+
+
+@contextmanager
+def _translated(profile: Profile) -> Iterator[Client]:
     try:
         yield Client(profile, agent=f"acp/{version()}")
     except ApiUnreachable as error:
@@ -94,10 +113,7 @@ def _wanted(ctx: typer.Context) -> Wanted:
     return wanted if isinstance(wanted, Wanted) else Wanted()
 
 
-def _local_profile(ctx: typer.Context) -> Profile:
-    cloud = ctx.obj
-    assert isinstance(cloud, Cloud), "the callback sets it"
-    run = cloud.running()
+def _local_profile(cloud: Cloud, run: RunState) -> Profile:
     url = cloud.outputs(run).get("ApiUrl")
     if url is None:
         msg = "The local cloud has no API."

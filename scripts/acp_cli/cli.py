@@ -85,6 +85,7 @@ COMMANDS = {
         "profiles": Entry("profile_commands", "The deployments that acp knows."),
         "tokens": Entry("token_commands", "Who may ask the API for what: list, make, revoke."),
         "whoami": Entry("whoami_command", "Say whose token the API is asked with, and what it may do."),
+        "page": Entry("page_command", "The address of the page that shows it all, with a token."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {

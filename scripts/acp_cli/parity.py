@@ -47,6 +47,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "PUT /backfill-files/{file}/{number}": "backfill file",
     "GET /tokens": "tokens list",
     "POST /tokens": "tokens make",
+    "GET /ui": "page",
     "DELETE /tokens/{name}": "tokens revoke",
     "GET /audit": "audit log",
     "POST /ingestion/run": "ingest",
@@ -56,7 +57,6 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
 
 WITHOUT_COMMAND: Final[Mapping[str, str]] = {
     "GET /openapi.json": "it is for programs, which read it where it is",
-    "GET /ui": "it is for browsers",
     "GET /ui/{asset}": "it is for browsers",
 }
 """The routes that no command asks, each with the reason."""

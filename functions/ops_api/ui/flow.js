@@ -36,14 +36,15 @@ function Rate({ of }) {
 function Stage({ stage, open }) {
   const { waits, age = "oldest" } = STAGES[stage.stage] ?? {};
   const { tone, word } = healthOf(stage);
-  const said = stage.oldest_age_seconds === null || stage.oldest_age_seconds === undefined;
+  const ages = stage.parts.map((part) => part.oldest_age_seconds).filter((one) => typeof one === "number");
+  const oldest = stage.oldest_age_seconds ?? (ages.length ? Math.max(...ages) : null);
   return html`<li class=${`stage ${open ? "open" : ""}`}>
     <a href=${link("flow", { stage: open ? undefined : stage.stage })} aria-expanded=${open ? "true" : "false"}>
       <span class="name">${stage.stage}</span><${State} word=${word} tone=${tone} />
       <${Rate} of=${stage.last_minute} />
       <${Sparkline} values=${stage.minutes} label=${`${stage.stage}, the last hour`} tone=${stage.stage} />
       <span class="figures"><span>${waits ? html`<b>${count(stage.backlog)}</b> ${waits}` : "\u00a0"}</span>
-        <span>${said ? "\u00a0" : html`${age} <${Age} seconds=${stage.oldest_age_seconds} />`}</span></span>
+        <span>${oldest === null ? "\u00a0" : html`${age} <${Age} seconds=${oldest} />`}</span></span>
     </a></li>`;
 }
 

@@ -1,11 +1,9 @@
 """Every view opens in both themes and at both widths: axe finds nothing, no policy is violated, nothing overflows."""
 
 import pytest
-from tests.browser.page.conftest import THEMES, WIDTHS, OpenTab, Site
+from tests.browser.page.conftest import THEMES, VIEWS, WIDTHS, OpenTab, Site
 from tests.browser.page.flow_sample import busy_flow, quiet_flow
 from tests.browser.page.seeding import HOSTILE
-
-VIEWS = ("flow",)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -13,8 +11,7 @@ VIEWS = ("flow",)
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_is_accessible(site: Site, open_tab: OpenTab, view: str, theme: str, width: str) -> None:
     tab = open_tab(site.url(view), theme=theme, width=width)
-    tab.page.wait_for_selector("main h1", state="attached")
-    tab.page.wait_for_load_state("networkidle")
+    tab.settle()
     assert tab.page.locator("[role=alert]").count() == 0
     assert tab.violations() == []
     assert not tab.overflows()
