@@ -7,12 +7,14 @@ import re
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
 from acp_cli.asking import asking
 from acp_cli.deciders import instant_of
 from acp_cli.decision_tree import COLOURS, rendered
+from acp_cli.instants import instant_text
 from control_plane.decisions.reading import DecisionTree, TreeStep
 from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
@@ -42,12 +44,33 @@ def decisions(
         str | None, typer.Option("--state", metavar="STATE", help="Only those in it, such as awaiting_approval.")
     ] = None,
     entity: Annotated[str | None, typer.Option("--entity", metavar="SYMBOL", help="Only those about it.")] = None,
+    playbook: Annotated[
+        str | None, typer.Option("--playbook", metavar="NAME", help="Only those by it, such as unusual_bar.")
+    ] = None,
+    event: Annotated[
+        UUID | None, typer.Option("--event", metavar="ID", help="Only those that it is about, or that it caused.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="Opened then or later: 2026-01-05T14:30Z.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="Opened before then.")] = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=10_000, help="How many to show.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """List decisions, newest first: what about, and what came of each."""
     with asking(ctx) as client:
-        found = list(client.pages("/decisions", most=limit, state=state, entity_id=entity))
+        found = list(
+            client.pages(
+                "/decisions",
+                most=limit,
+                state=state,
+                entity_id=entity,
+                playbook=playbook,
+                event_id=event,
+                since=instant_text(since, "--since"),
+                until=instant_text(until, "--until"),
+            )
+        )
     if as_json:
         _print_json(found)
         return

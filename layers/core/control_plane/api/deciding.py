@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from control_plane.api.http import Refused, Response
-from control_plane.api.pages import Page, page, position
-from control_plane.api.routes import Call
+from control_plane.api.pages import Page, check_window, page, position
+from control_plane.api.routes import Call, QueryId, QueryInstant
 from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_one, read_rows
 from control_plane.decisions.reading import DecisionTree, read_tree
 from control_plane.decisions.switches import list_switches
@@ -23,24 +23,33 @@ class DecisionsQuery(Page):
 
     state: str | None = Field(None, max_length=50, description="Such as awaiting_approval.")
     entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
+    playbook: str | None = Field(None, max_length=200, description="Such as unusual_bar.")
+    since: QueryInstant | None = Field(None, description="Opened at this instant or later.")
+    until: QueryInstant | None = Field(None, description="Opened before this instant.")
+    event_id: QueryId | None = Field(None, description="About what this event tells of, or told of by it.")
     id_prefix: str | None = Field(None, pattern=ID_PREFIX, description="Its id begins so; beside no other filter.")
 
 
 def list_decisions(database: Database, call: Call) -> Response:
-    """Returns a page of decisions, newest first, or by id for a prefix. Raises Refused for a prefix beside a filter."""
+    """Returns a page of decisions, newest first, or by id for a prefix. Raises Refused for filters that do not fit."""
     query: DecisionsQuery = call.query
+    wanted = query.model_dump(exclude={"limit", "after", "id_prefix", "event_id"})
     if query.id_prefix is not None:
-        if query.state is not None or query.entity_id is not None:
+        if query.event_id is not None or any(value is not None for value in wanted.values()):
             raise Refused(HTTPStatus.BAD_REQUEST, "id_prefix stands beside no other filter: leave one of them out.")
         [after] = position(query, str)
         same = by_prefix(database, "decisions_by_prefix", query.id_prefix, after=after, limit=query.limit + 1)
         return page(same, lambda one: [one["decision_id"]], query=query)
+    check_window(query.since, query.until)
     opened_at, decision_id = position(query, datetime, str)
+    among = None
+    if query.event_id is not None:
+        among = [row["decision_id"] for row in read_rows(database, "decisions_of_event", event_id=query.event_id)]
     found = read_rows(
         database,
         "decisions",
-        state=query.state,
-        entity_id=query.entity_id,
+        **wanted,
+        among=among,
         opened_at=opened_at,
         decision_id=None if decision_id is None else parse_id(decision_id, "after"),
         limit=query.limit + 1,

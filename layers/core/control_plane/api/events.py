@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from control_plane.api.http import Refused, Response
-from control_plane.api.pages import Page, page, position
+from control_plane.api.pages import Page, check_window, page, position
 from control_plane.api.routes import Call, QueryId, QueryInstant, Strict
 from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_rows
 from control_plane.ops.timeline import read_timeline
@@ -71,7 +71,7 @@ def list_events(database: Database, call: Call) -> Response:
         return _events_by_prefix(database, query, query.id_prefix)
     if query.source is not None and not (query.event_type or query.entity_id or query.trace_id):
         raise Refused(HTTPStatus.BAD_REQUEST, f"source is no filter of its own: add {_ALONGSIDE}.")
-    _check_window(query.since, query.until)
+    check_window(query.since, query.until)
     [before_seq] = position(query, int)
     wanted = query.model_dump(exclude={"limit", "after", "id_prefix"})
     found = read_rows(database, "events", **wanted, before_seq=before_seq, limit=query.limit + 1)
@@ -105,8 +105,3 @@ def _events_by_prefix(database: Database, query: EventsQuery, prefix: str) -> Re
     [after] = position(query, str)
     found = by_prefix(database, "events_by_prefix", prefix, after=after, limit=query.limit + 1)
     return page(found, lambda event: [event["event_id"]], query=query)
-
-
-def _check_window(since: datetime | None, until: datetime | None) -> None:
-    if since is not None and until is not None and since >= until:
-        raise Refused(HTTPStatus.BAD_REQUEST, "since is not before until: nothing could be between them.")

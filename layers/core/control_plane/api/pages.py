@@ -50,6 +50,12 @@ def page(
     return Response(HTTPStatus.OK, {"items": shown, "next": None if is_last else cursor(key(shown[-1]))})
 
 
+def check_window(since: datetime | None, until: datetime | None) -> None:
+    """Raises Refused for a window that holds no instant."""
+    if since is not None and until is not None and since >= until:
+        raise Refused(HTTPStatus.BAD_REQUEST, "since is not before until: nothing could be between them.")
+
+
 def cursor(values: Sequence[Any]) -> str:
     """Returns the values as a text that a client hands back."""
     return urlsafe_b64encode(json.dumps(list(values), default=as_json).encode()).decode().rstrip("=")

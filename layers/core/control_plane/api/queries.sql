@@ -126,8 +126,37 @@ WHERE (
     )
     AND (%(state)s::text IS NULL OR decision.state = %(state)s)
     AND (%(entity_id)s::text IS NULL OR decision.entity_id = %(entity_id)s)
+    AND (%(playbook)s::text IS NULL OR decision.playbook = %(playbook)s)
+    AND (%(since)s::timestamptz IS NULL OR decision.opened_at >= %(since)s)
+    AND (%(until)s::timestamptz IS NULL OR decision.opened_at < %(until)s)
+    AND (%(among)s::uuid[] IS NULL OR decision.decision_id = ANY (%(among)s))
 ORDER BY decision.opened_at DESC, decision.decision_id DESC
 LIMIT %(limit)s
+
+-- name: decisions_of_event
+-- The decisions that an event opened, those about the instant that it tells of, and the one that it was told by. An
+-- anomaly is about the instant of its bar, whose source and series its payload names.
+SELECT decision_id
+FROM decisions
+WHERE trigger_event_id = %(event_id)s
+UNION
+SELECT decision.decision_id
+FROM events AS event
+JOIN decisions AS decision USING (entity_id, occurred_at)
+WHERE event.event_id = %(event_id)s
+    AND (decision.source, decision.series) = (
+        CASE WHEN event.event_type = 'ANOMALY_DETECTED' THEN event.payload_json ->> 'observed_source' ELSE event.source END,
+        CASE WHEN event.event_type = 'ANOMALY_DETECTED' THEN event.payload_json ->> 'series' ELSE event.series END
+    )
+UNION
+SELECT decision.decision_id
+FROM events AS event
+JOIN decisions AS decision
+    ON decision.decision_id = CASE
+        WHEN event.payload_json ->> 'decision_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+            THEN (event.payload_json ->> 'decision_id')::uuid
+    END
+WHERE event.event_id = %(event_id)s AND event.source = 'decisions'
 
 -- name: decisions_by_prefix
 -- The decisions whose ids are between two ids, that is, begin with the same digits, by id, after one of them.

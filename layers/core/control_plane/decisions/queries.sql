@@ -184,7 +184,7 @@ LIMIT %(limit)s
 -- One decision as its row has it.
 SELECT
     decision_id, domain, playbook, playbook_version, anomaly_kind, source, entity_id, series, occurred_at, trigger_event_id,
-    trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at
+    trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, superseded_by, head_seq, anchored_seq
 FROM decisions
 WHERE decision_id = %(decision_id)s
 
