@@ -1,12 +1,14 @@
 """OpsApiFunction: answers what the control plane is doing; it changes nothing."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from control_plane.api.callers import Callers
 from control_plane.api.dispatch import Api
 from control_plane.api.health import HealthReporter
 from control_plane.api.openapi import document
+from control_plane.api.page import RELEASE_HEADER, Page
 from control_plane.api.reads import read_routes
 from control_plane.api.tokens import BearerToken, token_text
 from control_plane.platform.aws import read_secret
@@ -69,10 +71,12 @@ def open_for_health() -> Database:
     )
 
 
+page = Page.read(Path(__file__).parent / "ui")
 api = Api(
-    read_routes(database, lambda: health().answer(), document),
+    read_routes(database, lambda: health().answer(), document, lambda: page),
     guard=Callers(token, database),
     telemetry=telemetry,
+    headers={RELEASE_HEADER: page.release},
 )
 
 

@@ -83,6 +83,7 @@ COMMANDS = {
         "logout": Entry("profile_commands", "Forget a deployment and its token."),
         "profiles": Entry("profile_commands", "The deployments that acp knows."),
         "tokens": Entry("token_commands", "Who may ask the API for what: list, make, revoke."),
+        "whoami": Entry("whoami_command", "Say whose token the API is asked with, and what it may do."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {

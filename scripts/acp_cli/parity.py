@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /health": "status",
+    "GET /whoami": "whoami",
     "GET /flow": "status",
     "GET /events": "events",
     "GET /events/{event_id}": "trace",
@@ -52,5 +53,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
 
 WITHOUT_COMMAND: Final[Mapping[str, str]] = {
     "GET /openapi.json": "it is for programs, which read it where it is",
+    "GET /ui": "it is for browsers",
+    "GET /ui/{asset}": "it is for browsers",
 }
 """The routes that no command asks, each with the reason."""

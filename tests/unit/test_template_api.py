@@ -30,7 +30,7 @@ STATEMENT_BYTES = 420
 def routes_of(function: str) -> Sequence[Route]:
     if function == "CommandApiFunction":
         return command_routes(lambda: NEVER, {}, lambda: NEVER)
-    return read_routes(lambda: NEVER, lambda: NEVER, lambda: NEVER)
+    return read_routes(lambda: NEVER, lambda: NEVER, lambda: NEVER, lambda: NEVER)
 
 
 def api_events(function: str) -> list[dict[str, Any]]:
@@ -64,9 +64,14 @@ def test_no_route_is_answered_by_both_functions() -> None:
     Api(both(), guard=lambda _: NEVER, telemetry=Telemetry("test"))
 
 
-def test_only_health_and_the_document_are_public() -> None:
+def test_only_health_the_document_and_the_page_are_public() -> None:
     routes = both()
-    assert {route.path for route in routes if route.scope is Scope.PUBLIC} == {"/health", "/openapi.json"}
+    assert {route.path for route in routes if route.scope is Scope.PUBLIC} == {
+        "/health",
+        "/openapi.json",
+        "/ui",
+        "/ui/{asset}",
+    }
     assert not any(route.changes for route in routes_of("OpsApiFunction"))
     assert all(route.changes for route in routes_of("CommandApiFunction"))
 
@@ -78,6 +83,8 @@ def test_the_gateway_lets_few_requests_for_health_through() -> None:
         ("/~1health", "GET"),
         ("/~1health", "HEAD"),
         ("/~1openapi.json", "GET"),
+        ("/~1ui", "GET"),
+        ("/~1ui~1{asset}", "GET"),
         ("/~1ingestion~1run", "POST"),
         ("/~1relay~1run", "POST"),
         ("/~1tokens", "POST"),

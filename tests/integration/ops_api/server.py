@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import urllib.request
+import uuid
 from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
@@ -53,6 +57,20 @@ class ApiServer:
     def url(self) -> str:
         """Where it listens."""
         return f"http://127.0.0.1:{self._server.server_port}"
+
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, **about: Any) -> Any:
+        """Returns the answer's body; a refusal is an AssertionError. ``about`` may name another token."""
+        headers = {"Authorization": f"Bearer {about.get('token', self._token)}", "Content-Type": "application/json"}
+        if method != "GET":
+            headers["Idempotency-Key"] = str(uuid.uuid4())
+        sent = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, sent, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except HTTPError as refusal:
+            with refusal:
+                raise AssertionError(refusal.read().decode()) from None
 
     def close(self) -> None:
         """Stops it."""

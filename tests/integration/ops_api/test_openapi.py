@@ -22,7 +22,7 @@ from control_plane.api.routes import Route
 from control_plane.api.scopes import TOKEN_SCOPES
 
 NEVER: Any = None
-ROUTES: list[Route] = [*read_routes(NEVER, NEVER, NEVER), *command_routes(NEVER, {}, NEVER)]
+ROUTES: list[Route] = [*read_routes(NEVER, NEVER, NEVER, NEVER), *command_routes(NEVER, {}, NEVER)]
 EXAMPLES = [
     pytest.param(route.name, example, id=f"{route.name} {number}")
     for route in ROUTES

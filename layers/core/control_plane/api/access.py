@@ -1,5 +1,7 @@
 """Tokens, and what was done with them, as they are read."""
 
+from http import HTTPStatus
+
 from pydantic import Field
 
 from control_plane.api.http import Response
@@ -13,6 +15,19 @@ class AuditQuery(Page):
     """Whose changes; without a token everybody's."""
 
     token: str | None = Field(None, max_length=63, description="A token's name.")
+
+
+def show_whoami(database: Database, call: Call) -> Response:
+    """Returns the name, the scopes and the end of the token that asks."""
+    found = read_rows(database, "token", name=call.caller.token)
+    return Response(
+        HTTPStatus.OK,
+        {
+            "name": call.caller.token,
+            "scopes": sorted(call.caller.scopes),
+            "expires_at": found[0]["expires_at"] if found else None,
+        },
+    )
 
 
 def list_tokens(database: Database, call: Call) -> Response:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any
 
 from control_plane.api.http import MOST_BYTES, NotAProxyRequest, Refused, Request, Response, failure, problem
@@ -22,17 +23,25 @@ type Guard = Callable[[Request], Caller]
 class Api:
     """An HTTP API: a set of routes, and an answer to every request.
 
-    ``guard`` is called before every route that is not public, and the caller must have the route's scope. Raises
-    ValueError for two routes that could answer the same request.
+    ``guard`` is called before every route that is not public, and the caller must have the route's scope. ``headers``
+    are sent with every answer. Raises ValueError for two routes that could answer the same request.
     """
 
-    def __init__(self, routes: Sequence[Route], *, guard: Guard, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        *,
+        guard: Guard,
+        telemetry: Telemetry,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         for one, other in combinations(routes, 2):
             if overlap(one, other):
                 raise ValueError(f"{one.method} {one.path} and {other.method} {other.path} answer the same requests")
         self.routes = routes
         self._guard = guard
         self._telemetry = telemetry
+        self._headers = headers
 
     def answer(self, event: Mapping[str, Any], context: LambdaContext) -> dict[str, Any]:
         """Returns the answer to an event of API Gateway's REST proxy.
@@ -51,6 +60,7 @@ class Api:
                 "The answer is larger than Lambda can return: read the database itself.",
             )
             answer = response.to_proxy(instance=instance, with_body=with_body)
+        answer["headers"].update(self._headers)
         if response.cause is not None:
             log_failure(self._telemetry, response.cause)
         if response.status == HTTPStatus.UNAUTHORIZED:

@@ -65,7 +65,7 @@ def document() -> Response:
     def nowhere() -> Any:
         raise AssertionError("a route is described, and not called")
 
-    routes = [*read_routes(nowhere, nowhere, nowhere), *command_routes(nowhere, {}, nowhere)]
+    routes = [*read_routes(nowhere, nowhere, nowhere, nowhere), *command_routes(nowhere, {}, nowhere)]
     return Response(HTTPStatus.OK, describe(routes))
 
 
@@ -181,7 +181,11 @@ def _responses(route: Route) -> Mapping[str, Any]:
                 "next": {"type": ["string", "null"], "description": "Send it as after; null on the last page."},
             },
         }
-    done = {"description": route.summary, "content": {"application/json": {"schema": schema}}}
+    content = {
+        content_type: {"schema": schema if content_type == "application/json" else {"type": "string"}}
+        for content_type in route.content_types
+    }
+    done = {"description": route.summary, "content": content}
     responses = {str(int(route.status)): done}
     responses |= {str(status): {"description": _REFUSALS[status], "content": _PROBLEM} for status in sorted(refusals)}
     if route.path == "/health":

@@ -5,6 +5,8 @@ from http import HTTPStatus
 
 from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations
 from control_plane.api.http import Response
+from control_plane.api.page import Page as WebPage
+from control_plane.api.page import page_routes
 from control_plane.api.pages import Page
 from control_plane.api.routes import Call, Example, Route, Strict
 from control_plane.api.scopes import Scope
@@ -15,7 +17,10 @@ NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
 def read_routes(
-    database: Callable[[], Database], health: Callable[[], Response], document: Callable[[], Response]
+    database: Callable[[], Database],
+    health: Callable[[], Response],
+    document: Callable[[], Response],
+    web_page: Callable[[], WebPage],
 ) -> Sequence[Route]:
     """Returns the routes. ``health`` answers /health, and ``document`` the OpenAPI document."""
 
@@ -36,6 +41,8 @@ def read_routes(
     return [
         Route("GET", "/health", Scope.PUBLIC, lambda _: health(), "Tells whether the control plane works."),
         Route("GET", "/openapi.json", Scope.PUBLIC, lambda _: document(), "Describes every route."),
+        *page_routes(web_page),
+        read("/whoami", access.show_whoami, "Says whose token this is, and what it may do."),
         read("/flow", flow.show_flow, "Shows what is open at each stage, with ages."),
         read(
             "/events",

@@ -72,6 +72,8 @@ class Call:
     """The Idempotency-Key; empty for a route that changes nothing."""
     fingerprint: bytes = b""
     """A digest over everything that the client asks for; two calls under one key must agree in it."""
+    accept: str = ""
+    """The content types that the client wants, as its Accept header says; empty for a route that changes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class Route:
     examples: Sequence[Example] = (Example(),)
     status: HTTPStatus = HTTPStatus.OK
     """The status of an answer that is no problem."""
+    content_types: Sequence[str] = ("application/json",)
+    """The content types of an answer that is no problem, for the OpenAPI document."""
 
     def __post_init__(self) -> None:
         """Raises TypeError without a scope, and ValueError for a route that cannot be right."""

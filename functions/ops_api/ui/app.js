@@ -1,0 +1,169 @@
+/** The shell: signing in, navigation, keys, and the view that the query string names. */
+import { render } from "preact";
+import {
+  Trouble, farewell, html, link, loadSession, navigate, newerRelease, signIn, signOut, theme, token, trouble, useEffect, useQuery,
+  useRef, useSession, useState, useStore, utc, visible,
+} from "#kit";
+
+/** The menu: a view's name, which its module has, too, and its title. */
+const VIEWS = [
+  ["flow", "Flow"], ["events", "Events"], ["decisions", "Decisions"], ["approvals", "Approvals"], ["letters", "Dead letters"],
+  ["operations", "Operations"], ["switches", "Switches"], ["audit", "Audit"],
+];
+/** Views that no menu has, and the list that each belongs to. */
+const DETAILS = { event: "events", decision: "decisions" };
+const KEYS = [
+  ["/", "go to the first filter"], ["j  k", "next and previous row"], ["Enter", "open the row"], ["Esc", "close what is open"],
+  ["g and a letter", "go to a view: its first letter, l for dead letters"], ["?", "this help"],
+];
+
+/** The token comes in the fragment, which is never sent, and leaves the address at once. */
+function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (given === null) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  signIn(given.trim());
+}
+
+function SignIn() {
+  const why = useStore(farewell);
+  const submit = (event) => {
+    event.preventDefault();
+    const given = new FormData(event.target).get("token").trim();
+    if (given) signIn(given);
+  };
+  return html`<main class="signin"><form onSubmit=${submit}>
+    <h1>AI Control Plane</h1>
+    ${why && html`<p role="alert">${visible(why)}</p>`}
+    <label class="field"><span>Token</span>
+      <input name="token" type="password" autocomplete="off" required autofocus spellcheck=${false} /></label>
+    <button class="primary">Sign in</button>
+    <p class="muted"><code>acp page</code> prints this page's address with a token of its own. The token stays in this tab, and is
+      forgotten when the tab is closed.</p></form></main>`;
+}
+
+const THEMES = { light: "Light", dark: "Dark" };
+function Header({ view }) {
+  const { name } = useSession();
+  const chosen = useStore(theme);
+  const inUtc = useStore(utc) === "1";
+  const current = useRef();
+  useEffect(() => current.current?.scrollIntoView({ block: "nearest", inline: "center" }), [view]);
+  const next = { null: "dark", dark: "light", light: null }[chosen];
+  return html`<header class="top">
+    <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.querySelector("main")?.focus(); }}>Skip to content</a>
+    <a class="brand" href=${link("flow")}>AI Control Plane</a>
+    <nav aria-label="Views">${VIEWS.map(([one, title]) => html`<a key=${one} href=${link(one)} ref=${one === view ? current : undefined}
+      aria-current=${one === view ? "page" : undefined}>${title}</a>`)}</nav>
+    <div class="tools">
+      <button type="button" aria-pressed=${inUtc} onClick=${() => utc.set(inUtc ? null : "1")} title="Show times in UTC">UTC</button>
+      <button type="button" onClick=${() => theme.set(next)} title="Change between dark, light and the system's theme">
+        ${THEMES[chosen] ?? "Auto"}</button>
+      <button type="button" onClick=${() => signOut()} title=${name ? `Signed in as ${name}` : "Signed in"}>Sign out</button>
+    </div></header>`;
+}
+
+function Banners() {
+  const problem = useStore(trouble);
+  const isOld = useStore(newerRelease);
+  return html`<div class="banners" role="status">
+    ${problem && html`<p class="banner">${visible(problem.detail)} What is shown may be old; it is asked again.</p>`}
+    ${isOld && html`<p class="banner">There is a newer release of this page.
+      <button type="button" class="primary" onClick=${() => location.reload()}>Reload</button></p>`}</div>`;
+}
+
+function Help({ onClose }) {
+  const dialog = useRef();
+  useEffect(() => dialog.current.showModal(), []);
+  return html`<dialog ref=${dialog} aria-label="Keys" onClose=${onClose}><form method="dialog"><h2>Keys</h2>
+    <dl class="keys">${KEYS.map(([keys, what]) => html`<dt><kbd>${keys}</kbd></dt><dd>${what}</dd>`)}</dl>
+    <footer><button class="primary" autofocus>Close</button></footer></form></dialog>`;
+}
+
+function useView(name) {
+  const [loaded, setLoaded] = useState({});
+  useEffect(() => {
+    let wanted = true;
+    const known = DETAILS[name] ?? VIEWS.some(([one]) => one === name);
+    const problem = { title: "This part of the page is not there", detail: known
+      ? "It could not be loaded: a newer release may have replaced it. Reload the page."
+      : "The address names no view of this page: choose one above." };
+    (known ? import(`#views/${name}`) : Promise.reject()).then(
+      (module) => wanted && setLoaded({ name, module }), () => wanted && setLoaded({ name, problem }));
+    return () => { wanted = false; };
+  }, [name]);
+  return loaded.name === name ? loaded : {};
+}
+
+function Main({ view, query }) {
+  const { module, problem } = useView(view);
+  const main = useRef();
+  const shown = useRef(view);
+  useEffect(() => {
+    document.title = `${module?.title ? `${module.title} · ` : ""}AI Control Plane`;
+    if (module && shown.current !== view) { shown.current = view; main.current.focus(); }
+  }, [module]);
+  return html`<main id="main" tabindex="-1" ref=${main}>
+    ${problem && html`<${Trouble} error=${problem} retry=${() => location.reload()} />`}
+    ${module && html`<h1 class="hidden">${module.title}</h1><${module.View} key=${view} query=${query} />`}</main>`;
+}
+
+function moveRow(step) {
+  const rows = [...document.querySelectorAll("a.row")];
+  const now = rows.indexOf(document.activeElement);
+  const from = now >= 0 ? now : rows.findIndex((row) => row.getAttribute("aria-current")) - (step < 0 ? 0 : 0);
+  rows[Math.max(0, Math.min(rows.length - 1, from < 0 ? 0 : from + step))]?.focus();
+}
+const LETTERS = Object.fromEntries(VIEWS.map(([name]) => [name === "operations" ? "o" : name === "audit" ? "u" : name[0], name]));
+
+function useKeys(showHelp) {
+  useEffect(() => {
+    let leading = 0;
+    const onKey = (event) => {
+      const typing = event.target.closest("input, select, textarea, dialog");
+      if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
+      const goes = event.timeStamp - leading < 1500 && LETTERS[event.key];
+      const done = goes ? () => navigate(link(goes)) : {
+        "/": () => document.querySelector(".filters input, .filters select")?.focus(),
+        j: () => moveRow(1), k: () => moveRow(-1), "?": showHelp, g: () => { leading = event.timeStamp; },
+        Escape: () => (typing ? !typing.closest("dialog") && typing.blur() : document.querySelector("[data-close]")?.click()),
+      }[event.key];
+      if (goes) leading = 0;
+      if (!done) return;
+      if (event.key !== "Escape") event.preventDefault();
+      done();
+    };
+    addEventListener("keydown", onKey);
+    return () => removeEventListener("keydown", onKey);
+  }, []);
+}
+
+function App() {
+  const [query] = useQuery();
+  const signedIn = useStore(token) !== null;
+  const chosen = useStore(theme);
+  const [help, setHelp] = useState(false);
+  useKeys(() => setHelp(true));
+  useEffect(() => { document.documentElement.dataset.theme = chosen ?? "auto"; }, [chosen]);
+  useEffect(() => {
+    const timer = signedIn && setTimeout(loadSession, 2000); // a view that asks nothing tells nobody who one is
+    return () => clearTimeout(timer);
+  }, [signedIn]);
+  if (!signedIn) return html`<${SignIn} />`;
+  const view = query.view ?? "flow";
+  return html`<${Header} view=${DETAILS[view] ?? view} /><${Main} view=${view} query=${query} /><${Banners} />
+    ${help && html`<${Help} onClose=${() => setHelp(false)} />`}`;
+}
+
+addEventListener("hashchange", takeToken);
+document.addEventListener("click", (event) => {
+  const a = event.target.closest?.("a[href]");
+  if (!a || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || a.target || a.hasAttribute("download")) return;
+  if (a.origin !== location.origin || a.pathname !== location.pathname || !a.getAttribute("href").startsWith("?")) return;
+  event.preventDefault();
+  navigate(a.getAttribute("href"));
+});
+takeToken();
+const root = document.getElementById("app");
+root.textContent = "";
+render(html`<${App} />`, root);
