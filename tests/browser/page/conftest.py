@@ -31,6 +31,7 @@ class Site:
 
     api: ApiServer
     seeded: Seeded
+    database: TestDatabase
     token: str = ROOT
 
     def url(self, view: str | None = None, *, token: str | None = None, **query: str) -> str:
@@ -46,7 +47,7 @@ class Site:
 def _site(database: TestDatabase, seeded: Seeded) -> Iterator[Site]:
     api = ApiServer(database, ROOT)
     try:
-        yield Site(api, seeded)
+        yield Site(api, seeded, database)
     finally:
         api.close()
 

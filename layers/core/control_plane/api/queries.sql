@@ -225,3 +225,27 @@ LIMIT %(limit)s
 -- name: switch
 -- One switch; no row for a scope that was never switched.
 SELECT scope, is_off, set_by, set_at, reason FROM switches WHERE scope = %(scope)s
+
+-- name: deliveries_of_operation
+-- What has become of the messages that an operation made pending: how many still wait for a relay, and how many were
+-- given up on again; at most 100,000 of each are counted. What is neither is in its queue.
+SELECT
+    (progress ->> 'done')::bigint AS done,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM pending_deliveries AS due WHERE due.operation_id = operation.operation_id LIMIT %(most)s + 1
+        ) AS open
+    ) AS waiting,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM dead_letters AS letter
+            WHERE letter.dead_lettered_at >= operation.started_at
+                AND letter.operation_id = operation.operation_id
+                AND letter.kind = 'relay'
+            LIMIT %(most)s + 1
+        ) AS given_up
+    ) AS dead_lettered
+FROM operations AS operation
+WHERE operation.operation_id = %(operation_id)s
