@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /health": "status",
     "GET /flow": "status",
+    "GET /metrics": "metrics",
     "GET /events": "events",
     "GET /events/{event_id}": "trace",
     "GET /anomalies": "anomalies",

@@ -116,6 +116,26 @@ def test_head_is_get_without_a_body(telemetry: Telemetry) -> None:
     assert ask(telemetry, routes, "/b", "HEAD")["statusCode"] == 405
 
 
+def test_an_answer_may_be_text_of_its_own_content_type() -> None:
+    page = Response(HTTPStatus.OK, None, {"Cache-Control": "no-cache"}, "text/html; charset=utf-8", text="<p>ä</p>")
+    answer = page.to_proxy(instance="urn:uuid:1")
+    assert answer["body"] == "<p>ä</p>"
+    assert answer["headers"]["Content-Type"] == "text/html; charset=utf-8"
+    assert answer["headers"]["Cache-Control"] == "no-cache"
+    assert page.to_proxy(instance="urn:uuid:1", with_body=False)["body"] == ""
+
+
+def test_a_route_reads_what_its_client_accepts(telemetry: Telemetry) -> None:
+    route = made("GET", "/a", lambda call: Response(HTTPStatus.OK, {"accept": call.accept}))
+    answer = ask(telemetry, [route], "/a", headers={"ACCEPT": "text/plain;q=0.5"})
+    assert answer["body"] == {"accept": "text/plain;q=0.5"}
+
+
+def test_an_answer_has_one_body() -> None:
+    with pytest.raises(ValueError, match="one body"):
+        Response(HTTPStatus.OK, {}, text="text")
+
+
 def test_options_names_the_methods(telemetry: Telemetry) -> None:
     routes = [made("GET", "/a", echo), made("PUT", "/a", echo)]
     answer = ask(telemetry, routes, "/a", "OPTIONS", guard=refuse)

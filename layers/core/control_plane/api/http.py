@@ -113,7 +113,7 @@ def _mapping(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One HTTP answer, whose body is JSON."""
+    """One HTTP answer, whose body is JSON, or text of another content type."""
 
     status: HTTPStatus
     body: Mapping[str, Any] | None
@@ -122,20 +122,28 @@ class Response:
     content_type: str = "application/json"
     cause: Exception | None = None
     """The error that led to this answer, for the log."""
+    text: str | None = None
+    """The body as text of ``content_type``, in the place of ``body``."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an answer with two bodies."""
+        if self.body is not None and self.text is not None:
+            raise ValueError("an answer has one body, JSON or text")
 
     def to_proxy(self, *, instance: str, with_body: bool = True) -> dict[str, Any]:
         """Returns the answer as API Gateway expects it; a problem document names ``instance`` as its own id."""
-        body = self.body
-        if body is not None and self.content_type == _PROBLEM:
-            body = {**body, "instance": instance}
         return {
             "statusCode": int(self.status),
             "headers": {"Content-Type": self.content_type, **_HEADERS, **self.headers},
-            "body": json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=as_json)
-            if with_body and body is not None
-            else "",
+            "body": self._text(instance) if with_body else "",
             "isBase64Encoded": False,
         }
+
+    def _text(self, instance: str) -> str:
+        if self.body is None:
+            return self.text or ""
+        body = {**self.body, "instance": instance} if self.content_type == _PROBLEM else self.body
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=as_json)
 
 
 def as_json(value: object) -> str:

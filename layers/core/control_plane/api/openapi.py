@@ -7,7 +7,7 @@ from typing import Any, Final
 from control_plane.api.http import Response
 from control_plane.api.pages import Page
 from control_plane.api.reads import read_routes
-from control_plane.api.routes import Route, Strict
+from control_plane.api.routes import JSON, Route, Strict
 from control_plane.api.scopes import Scope
 from control_plane.decisions.switches import SCOPE
 
@@ -181,7 +181,11 @@ def _responses(route: Route) -> Mapping[str, Any]:
                 "next": {"type": ["string", "null"], "description": "Send it as after; null on the last page."},
             },
         }
-    done = {"description": route.summary, "content": {"application/json": {"schema": schema}}}
+    content = {
+        content_type: {"schema": schema if content_type == JSON else {"type": "string"}}
+        for content_type in route.content_types
+    }
+    done = {"description": route.summary, "content": content}
     responses = {str(int(route.status)): done}
     responses |= {str(status): {"description": _REFUSALS[status], "content": _PROBLEM} for status in sorted(refusals)}
     if route.path == "/health":

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations
 from control_plane.api.http import Response
 from control_plane.api.pages import Page
-from control_plane.api.routes import Call, Example, Route, Strict
+from control_plane.api.routes import JSON, Call, Example, Route, Strict
 from control_plane.api.scopes import Scope
 from control_plane.platform.database import Database
 
@@ -27,8 +27,18 @@ def read_routes(
         scope: Scope = Scope.READ,
         query: type[Strict] | None = None,
         examples: Sequence[Example] = (Example(),),
+        content_types: Sequence[str] = (JSON,),
     ) -> Route:
-        return Route("GET", path, scope, lambda call: answer(database(), call), summary, query=query, examples=examples)
+        return Route(
+            "GET",
+            path,
+            scope,
+            lambda call: answer(database(), call),
+            summary,
+            query=query,
+            examples=examples,
+            content_types=content_types,
+        )
 
     def missing(name: str) -> Sequence[Example]:
         return (Example(parameters={name: NOBODY}, status=HTTPStatus.NOT_FOUND),)
@@ -36,7 +46,14 @@ def read_routes(
     return [
         Route("GET", "/health", Scope.PUBLIC, lambda _: health(), "Tells whether the control plane works."),
         Route("GET", "/openapi.json", Scope.PUBLIC, lambda _: document(), "Describes every route."),
-        read("/flow", flow.show_flow, "Shows what is open at each stage, with ages."),
+        read("/flow", flow.FlowPictures().show, "Shows each stage's rate, backlog, oldest age and failures."),
+        read(
+            "/metrics",
+            flow.show_metrics,
+            "Shows the metrics as Prometheus reads them.",
+            scope=Scope.METRICS,
+            content_types=("text/plain", "application/openmetrics-text"),
+        ),
         read(
             "/events",
             events.list_events,

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 from control_plane.api.http import NotAProxyRequest, Request, Response
 from control_plane.api.scopes import Scope
 
+JSON: Final = "application/json"
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
 _PATH: Final = re.compile(r"(/[a-z][a-z0-9_.-]*|/\{[a-z][a-z0-9_]*\})+")
@@ -72,6 +73,8 @@ class Call:
     """The Idempotency-Key; empty for a route that changes nothing."""
     fingerprint: bytes = b""
     """A digest over everything that the client asks for; two calls under one key must agree in it."""
+    accept: str = ""
+    """The content types that the client wants, as its Accept header says; empty for a route that changes something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class Route:
     examples: Sequence[Example] = (Example(),)
     status: HTTPStatus = HTTPStatus.OK
     """The status of an answer that is no problem."""
+    content_types: Sequence[str] = (JSON,)
+    """The content types of an answer that is no problem, for the OpenAPI document."""
 
     def __post_init__(self) -> None:
         """Raises TypeError without a scope, and ValueError for a route that cannot be right."""
