@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from acp_cli.output import ReaderGone, prepare_streams
+from acp_cli.own_aws import keep
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.workspace import CHECKOUT, Workspace
@@ -53,7 +54,7 @@ COMMANDS = {
         "watch": Entry("pipeline_commands", "Messages and their deliveries as they happen."),
         "events": Entry("event_commands", "What was stored, newest first."),
         "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
-        "logs": Entry("pipeline_commands", "A function's log, made readable."),
+        "logs": Entry("logs_command", "A function's log, or all lines about one event or decision."),
         "invoke": Entry("invoke_command", "Run a function once in Lambda's own container."),
         "hold": Entry("breaker_commands", "Send nothing to a subscription, or fetch nothing from a source."),
         "resume": Entry("breaker_commands", "End a hold or a cool-down of a breaker."),
@@ -76,7 +77,7 @@ COMMANDS = {
         "switch": Entry("approval_commands", "Switch off, or on, all or a part of what is decided."),
         "switches": Entry("approval_commands", "What is switched off, by whom and why."),
         "audit": Entry("audit_command", "Who changed what by the API; whether the record is as it was."),
-        "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
+        "policy": Entry("policy_commands", "Check policies, or try them on what was judged so far."),
     },
     _DEPLOYMENTS: {
         "login": Entry("profile_commands", "Store a deployment's URL and token, and ask it from now on."),
@@ -92,7 +93,7 @@ COMMANDS = {
     "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
     "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
 }
-LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "logs", "invoke", "drill", "db"})
+LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "invoke", "drill", "db"})
 """The commands that work on this machine's cloud itself, and so on no other deployment."""
 
 
@@ -234,6 +235,7 @@ def main() -> None:
     prepare_streams(os.environ)
     # Of the user's AWS variables, only this one may be meant for acp.
     endpoint_url = os.environ.get("AWS_ENDPOINT_URL")
+    keep(os.environ)
     cleaned = isolated(os.environ)
     os.environ.clear()
     os.environ.update(cleaned)
