@@ -179,6 +179,7 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
         (NAMESPACE, "BudgetUsed", "timers"),
         (NAMESPACE, "OperationsStalled", "operations"),
         (NAMESPACE, "OperationsFailed", "operations"),
+        (NAMESPACE, "RetentionHeld", "maintenance"),
     }
 
 
@@ -194,7 +195,7 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
 ONE_IS_TOO_MANY = (
     "UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm", "AbandonedDecisionsAlarm", "VerdictErrorsAlarm",
     "ActionsExpiredAlarm", "ApprovalsWaitingAlarm", "OpenDeadLettersAlarm", "DeadLettersNotStoredAlarm",
-    "OperationsStalledAlarm", "OperationsFailedAlarm",
+    "OperationsStalledAlarm", "OperationsFailedAlarm", "RetentionHeldAlarm",
 )  # fmt: skip
 
 

@@ -66,6 +66,7 @@ METRICS: Final = {
     "OperationsStalled": MetricUnit.Count,
     "OperationsFinished": MetricUnit.Count,
     "OperationsFailed": MetricUnit.Count,
+    "RetentionHeld": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 
