@@ -199,6 +199,7 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
         (NAMESPACE, "OperationsFailed", "operations"),
         (NAMESPACE, "TracesBehind", "trace"),
         (NAMESPACE, "SpansRejected", "trace"),
+        (NAMESPACE, "RetentionHeld", "maintenance"),
     }
 
 
@@ -214,7 +215,7 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
 ONE_IS_TOO_MANY = (
     "UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm", "AbandonedDecisionsAlarm", "VerdictErrorsAlarm",
     "ActionsExpiredAlarm", "ApprovalsWaitingAlarm", "OpenDeadLettersAlarm", "DeadLettersNotStoredAlarm",
-    "OperationsStalledAlarm", "OperationsFailedAlarm", "SpansRejectedAlarm",
+    "OperationsStalledAlarm", "OperationsFailedAlarm", "SpansRejectedAlarm", "RetentionHeldAlarm",
 )  # fmt: skip
 
 
