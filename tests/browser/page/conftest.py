@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, sync_playwright
+from tests.browser.page.lives import live_decisions, live_event
 from tests.browser.page.seeding import Seeded, operate, seed
 from tests.conftest import TEMPLATE, TestDatabase, _database
 from tests.integration.ops_api.server import ApiServer
@@ -43,6 +45,7 @@ class Site:
 
     api: ApiServer
     seeded: Seeded
+    database: TestDatabase
     token: str = ROOT
 
     def url(self, view: str | None = None, *, token: str | None = None, **query: str) -> str:
@@ -56,10 +59,18 @@ class Site:
         return token
 
 
+@dataclass
+class LiveSite(Site):
+    """A deployment with whole lives in it; lives.py says which."""
+
+    event_id: UUID | None = None
+    decisions: list[UUID] = field(default_factory=list)
+
+
 def _site(database: TestDatabase, seeded: Seeded) -> Iterator[Site]:
     api = ApiServer(database, ROOT)
     try:
-        yield Site(api, seeded)
+        yield Site(api, seeded, database)
     finally:
         api.close()
 
@@ -83,6 +94,17 @@ def site(postgres: PostgresServer, seeded_database: tuple[TestDatabase, Seeded])
     template, seeded = seeded_database
     for database in _database(postgres, template=template.name):
         yield from _site(database, seeded)
+
+
+@pytest.fixture(scope="session")
+def live_site(postgres: PostgresServer, seeded_database: tuple[TestDatabase, Seeded]) -> Iterator[LiveSite]:
+    """A deployment with an event and decisions to which everything happened; tests only read it."""
+    template, seeded = seeded_database
+    for database in _database(postgres, template=template.name):
+        for site in _site(database, seeded):
+            site.api.ask("PUT", "/switches/action:HEDGE", {"is_off": False, "reason": "a decision is to be executed"})
+            event_id, decisions = live_event(database, site.api), live_decisions(database)
+            yield LiveSite(site.api, seeded, database, event_id=event_id, decisions=decisions)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from tests.browser.page.conftest import THEMES, WIDTHS, OpenTab, Site
 
-VIEWS = ("flow",)
+VIEWS = ("flow", "events", "decisions")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
