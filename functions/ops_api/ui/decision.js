@@ -245,7 +245,7 @@ const isWrong = ({ kind, body }) => WRONG.has(kind) || (kind === "call_answered"
 
 function Step({ step, opened }) {
   const answer = step.kind === "call_answered" || step.kind === "proposal" ? parsed(step.output) : {};
-  const body = step.kind === "anomaly" || step.kind === "joined" ? { ...step.body.payload, ...step.body.payload?.details } : step.body;
+  const body = step.kind === "anomaly" || step.kind === "joined" ? { ...step.body.payload, ...step.body.payload?.details, details: null } : step.body;
   const gave = step.kind === "call_answered" ? "Answer" : "Output";
   const tokens = [body.input_tokens, body.output_tokens].filter((one) => Number.isFinite(one)).map(count).join(" + ");
   return html`<li class=${BELOW.has(step.kind) ? "below" : undefined} id=${`step-${step.seq}`}><details><summary>
