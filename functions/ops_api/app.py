@@ -1,5 +1,6 @@
 """OpsApiFunction: answers what the control plane is doing; it changes nothing."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from control_plane.api.health import HealthReporter
 from control_plane.api.openapi import document
 from control_plane.api.page import RELEASE_HEADER, Page
 from control_plane.api.reads import read_routes
+from control_plane.api.retrials import ANSWER_SECONDS, Ask
 from control_plane.api.tokens import BearerToken, token_text
 from control_plane.platform.aws import read_secret
 from control_plane.platform.conninfo import database_url
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database, origin_of
+from control_plane.platform.invocation import invoker
 from control_plane.platform.settings import OpsApiSettings
 from control_plane.platform.telemetry import Telemetry
 
@@ -71,9 +74,22 @@ def open_for_health() -> Database:
     )
 
 
+@cache
+def retrial() -> Ask:
+    """Returns what asks RetrialFunction. It is made for the first question: most environments get none."""
+    return invoker(
+        settings().retrial_function, endpoint_url=settings().cloud_endpoint_url, answer_seconds=ANSWER_SECONDS
+    )
+
+
+def try_again(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Has RetrialFunction decide something again, and returns its answer."""
+    return retrial()(event)
+
+
 page = Page.read(Path(__file__).parent / "ui")
 api = Api(
-    read_routes(database, lambda: health().answer(), document, lambda: page),
+    read_routes(database, lambda: health().answer(), document, lambda: page, try_again),
     guard=Callers(token, database),
     telemetry=telemetry,
     headers={RELEASE_HEADER: page.release},

@@ -49,6 +49,7 @@ def relay(name: str) -> Relay:
             max_attempts=settings().max_delivery_attempts,
             publish_concurrency=settings().publish_concurrency,
             breaker=BreakerPolicy(settings().breaker_failure_threshold, settings().breaker_cool_down_seconds),
+            traces_ratio=settings().traces_ratio,
         ),
         telemetry=telemetry,
         name=name,

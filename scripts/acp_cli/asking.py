@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from acp_cli.version import version
 from acp_client.client import ApiError, ApiUnreachable, Client
 from acp_client.profiles import Profile, ProfileError, chosen_profile
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, NotRunningError, UsageError
-from local_cloud.workspace import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from local_cloud.run_state import RunState
 
 LOCAL: Final = "local"
 """What the local cloud is called among the profiles."""
@@ -66,7 +67,24 @@ def asking(ctx: typer.Context) -> Iterator[Client]:
 
     Its errors are raised as AcpError, NotRunningError where the local cloud is down.
     """
-    profile = _wanted(ctx).profile() or _local_profile(ctx)
+    profile = _wanted(ctx).profile()
+    if profile is None:
+        cloud = ctx.obj
+        assert isinstance(cloud, Cloud), "the callback sets it"
+        profile = _local_profile(cloud, cloud.running())
+    with _translated(profile) as client:
+        yield client
+
+
+@contextmanager
+def asking_locally(cloud: Cloud, run: RunState) -> Iterator[Client]:
+    """Yields a client of the local cloud with its own token, for a command that has just brought it up."""
+    with _translated(_local_profile(cloud, run)) as client:
+        yield client
+
+
+@contextmanager
+def _translated(profile: Profile) -> Iterator[Client]:
     try:
         yield Client(profile, agent=f"acp/{version()}")
     except ApiUnreachable as error:
@@ -90,21 +108,12 @@ def why(reason: str, by: str | None = None) -> str:
     return reason.strip() if by is None else f"{reason.strip()} ({by.strip()})"
 
 
-def version() -> str:
-    """Returns this program's version."""
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return str(project["version"])
-
-
 def _wanted(ctx: typer.Context) -> Wanted:
     wanted = ctx.find_root().meta.get("acp.deployment")
     return wanted if isinstance(wanted, Wanted) else Wanted()
 
 
-def _local_profile(ctx: typer.Context) -> Profile:
-    cloud = ctx.obj
-    assert isinstance(cloud, Cloud), "the callback sets it"
-    run = cloud.running()
+def _local_profile(cloud: Cloud, run: RunState) -> Profile:
     url = cloud.outputs(run).get("ApiUrl")
     if url is None:
         msg = "The local cloud has no API."
@@ -115,4 +124,5 @@ def _local_profile(ctx: typer.Context) -> Profile:
 def sentence(error: Exception) -> str:
     """Returns an error's text as a sentence."""
     text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?")) else ".")
+    first = text[:1] if text.startswith("http") else text[:1].upper()
+    return first + text[1:] + ("" if text.endswith((".", "?")) else ".")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import psycopg
 import typer
 
+from acp_cli.asking import is_local
 from acp_cli.audit_log_command import log
 from control_plane.decisions.audit import audit
 from domains import load_reconciling
@@ -67,6 +68,9 @@ def verify(
 
     Ends with 1 where something was changed, added or taken away; each finding says whose and which step or row.
     """
+    if not is_local(ctx):
+        msg = "audit verify reads the database and the log themselves, so it is for the local cloud alone."
+        raise UsageError(msg, remedy="Leave out --url and --profile.")
     cloud, progress = ctx.obj, Progress()
     assert isinstance(cloud, Cloud), "the callback sets it"
     run = cloud.running()

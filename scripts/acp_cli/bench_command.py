@@ -15,7 +15,7 @@ import typer
 from bench.chart import chart
 from bench.report import Report
 from bench.rig import BenchError, open_rig
-from bench.scenarios import QUICK, SCENARIOS, Sizes
+from bench.scenarios import ON_DEMAND, QUICK, SCENARIOS, Sizes
 from local_cloud.cloud import Cloud
 from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
@@ -31,12 +31,13 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     ctx: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help=f"Only these: {', '.join(SCENARIOS)}.", show_default=False),
+    ] = None,
     *,
     scenario: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help=f"Only this one; may be repeated: {', '.join(SCENARIOS)}.", show_default=False
-        ),
+        list[str] | None, typer.Option(metavar="NAME", help="The same; may be repeated.", show_default=False)
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns of each side.", show_default="5")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small numbers, one round: a check that it works.")] = False,
@@ -54,24 +55,28 @@ def bench(
         ),
     ] = None,
     chart_file: Annotated[
-        Path | None, typer.Option("--chart", metavar="FILE", help="An SVG of the bars.", show_default=False)
+        Path | None, typer.Option("--chart", metavar="FILE", help="An SVG of what peers measures.", show_default=False)
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail where a bar is missed.")] = False,
 ) -> None:
     """Measure the relay and deciding, each figure beside a bare loop or a limit. Takes about half an hour.
 
     Needs nothing running: it starts a PostgreSQL (fsync on, as in production), a local queue and LocalStack's SQS, and
-    clears them away.
+    clears them away. Only acp bench peers compares the relay with other queues, which it installs into .acp.
     """
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
     sizes = QUICK if quick else Sizes()
     if rounds is not None:
         sizes = dataclasses.replace(sizes, rounds=rounds)
-    chosen = list(dict.fromkeys(scenario or SCENARIOS))
+    named = [*(names or ()), *(scenario or ())]
+    chosen = list(dict.fromkeys(named or [name for name in SCENARIOS if name not in ON_DEMAND]))
     if unknown := [name for name in chosen if name not in SCENARIOS]:
         msg = f"There is no scenario {unknown[0]!r}. There are: {', '.join(SCENARIOS)}."
         raise UsageError(msg)
+    if chart_file is not None and "peers" not in chosen:
+        msg = "The chart shows what peers measures, and that was not asked for."
+        raise UsageError(msg, remedy=f"scripts/acp bench peers --chart {chart_file}")
     report = _measure(cloud, chosen, sizes, quick=quick, endpoint=endpoint, latency_ms=latency_ms)
     _hand_over(report, json_file, chart_file)
     if strict and report.missed:
@@ -116,6 +121,6 @@ def _hand_over(report: Report, json_file: str | None, chart_file: Path | None) -
         note = (
             f"{report.started_at[:10]} · {report.machine['cores']} cores, Python {report.machine['python']}, "
             f"PostgreSQL {report.machine['postgres']['server_version']} · "
-            f"{report.summary} · scripts/acp bench"
+            f"{report.summary} · scripts/acp bench peers"
         )
-        chart_file.write_text(chart(report.figures, note=note), encoding="utf-8")
+        chart_file.write_text(chart(report.scenarios["peers"].figures, note=note), encoding="utf-8")

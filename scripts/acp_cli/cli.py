@@ -6,7 +6,6 @@ import importlib
 import os
 import signal
 import sys
-import tomllib
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -14,9 +13,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from acp_cli.output import ReaderGone, prepare_streams
+from acp_cli.version import version
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError, UsageError
-from local_cloud.workspace import CHECKOUT, Workspace
+from local_cloud.workspace import Workspace, has_checkout
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -51,6 +51,7 @@ COMMANDS = {
         "relay": Entry("pipeline_commands", "Deliver what is pending now."),
         "backfill": Entry("backfill_command", "Fill in the past from a source or a file."),
         "watch": Entry("pipeline_commands", "Messages and their deliveries as they happen."),
+        "metrics": Entry("metrics_command", "What was counted, as Prometheus reads it."),
         "events": Entry("event_commands", "What was stored, newest first."),
         "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
         "logs": Entry("pipeline_commands", "A function's log, made readable."),
@@ -84,6 +85,7 @@ COMMANDS = {
         "profiles": Entry("profile_commands", "The deployments that acp knows."),
         "tokens": Entry("token_commands", "Who may ask the API for what: list, make, revoke."),
         "whoami": Entry("whoami_command", "Say whose token the API is asked with, and what it may do."),
+        "page": Entry("page_command", "The address of the page that shows it all, with a token."),
     },
     _DATABASE: {"db": Entry("db_commands", "Migrate the local database, or look into it with psql.")},
     _MEASURING: {
@@ -95,6 +97,11 @@ COMMANDS = {
 }
 LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "logs", "invoke", "drill", "db"})
 """The commands that work on this machine's cloud itself, and so on no other deployment."""
+OF_A_CHECKOUT = LOCAL_ONLY | {"bench", "backtest", "new"}
+"""The commands that need the checkout: where acp was installed alone, they say so."""
+OF_NO_DEPLOYMENT = frozenset({"login", "logout", "profiles", "completion"})
+"""The commands that ask no deployment."""
+_USE_A_CHECKOUT = "Clone the AI Control Plane and use its scripts/acp."
 
 
 class Commands(TyperGroup):
@@ -114,6 +121,9 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Returns the command that is called, fully loaded; the list of commands needs only names and summaries."""
         name, command, rest = super().resolve_command(ctx, args)
+        if name in OF_A_CHECKOUT and not has_checkout():
+            msg = f"{name} works in a checkout alone, and this acp was installed without one."
+            raise UsageError(msg, remedy=_USE_A_CHECKOUT)
         return name, load(name) if name is not None and command is not None else command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -123,6 +133,11 @@ class Commands(TyperGroup):
         except AcpError as error:
             report(str(error.args[0]), error.details, error.remedy)
             raise typer.Exit(error.exit_code) from None
+        except ModuleNotFoundError as error:
+            if has_checkout():
+                raise
+            report(f"This needs {error.name}, which this acp was installed without.", "", _USE_A_CHECKOUT)
+            raise typer.Exit(2) from None
         except _expected_errors() as error:
             report(str(error).strip(), "", "See scripts/acp status")
             raise typer.Exit(1) from None
@@ -182,8 +197,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        sys.stdout.write(f"acp {project['version']}\n")
+        sys.stdout.write(f"acp {version()}\n")
         raise typer.Exit
 
 
@@ -220,6 +234,12 @@ def root(
     if ctx.invoked_subcommand in LOCAL_ONLY and (url or profile not in {None, "local"}):
         msg = f"{ctx.invoked_subcommand} is for the local cloud alone."
         raise UsageError(msg, remedy="Leave out --url and --profile.")
+    if not has_checkout() and ctx.invoked_subcommand not in OF_NO_DEPLOYMENT:
+        from acp_cli.asking import is_local  # noqa: PLC0415  --help and --version need none
+
+        if is_local(ctx):
+            msg = "Which deployment? This acp was installed without a checkout, so there is no local cloud."
+            raise UsageError(msg, remedy="acp login NAME --url URL stores one; or give --url and --token.")
     if ctx.obj is None or callable(ctx.obj):
         ctx.obj = ctx.obj() if ctx.obj is not None else _open_cloud(None)
 

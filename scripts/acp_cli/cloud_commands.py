@@ -138,7 +138,7 @@ def up(
     with locked(cloud.workspace.state, "up", on_wait=progress.say):
         run = cloud.up(options, progress)
         mending.mend_what_was_left(cloud, run, progress.say)
-    progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp watch, status, trace.")
+    progress.say(f"It is up, with market data from {run.market_source}. Next: scripts/acp page, watch, status, trace.")
     if run.market_source == MarketChoice.REPLAY:
         progress.say(f"The replay has {REPLAYED}, and no other symbol.")
     if url := cloud.outputs(run).get("ApiUrl"):

@@ -9,20 +9,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
-import psycopg
 import typer
 
-from acp_cli.asking import asking, is_local
+from acp_cli.asking import asking
 from acp_cli.deciders import instant_of
 from acp_cli.decision_tree import COLOURS, rendered
 from acp_cli.instants import instant_text
-from control_plane.decisions.offline import network_off
-from control_plane.decisions.reading import DecisionTree, TreeStep, find_decisions
-from control_plane.decisions.record import load
-from control_plane.decisions.replay import replay
-from domains import load_deciding
-from local_cloud import database
-from local_cloud.errors import AcpError, UsageError
+from control_plane.decisions.reading import DecisionTree, TreeStep
+from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
@@ -30,8 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from acp_client.client import Client
-    from control_plane.decisions.replay import Replayed
-    from local_cloud.cloud import Cloud
 
 PANEL = "Decisions"
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]{3,35}")
@@ -97,88 +89,52 @@ def decision(
     decision_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, or the first characters of it.")],
     *,
     again: Annotated[
-        bool, typer.Option("--replay", help="Decide again from its record, network off, and compare the bytes.")
+        bool, typer.Option("--replay", help="Have it decided again from its record, and the bytes compared.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for scripts.")] = False,
 ) -> None:
     """Show one decision as a tree: evidence, answers, costs, verdict and reasons, action, outcome.
 
-    With --replay it ends with 1 where something would be decided differently today.
+    With --replay the deployment decides it again with the network off; it ends with 1 where something would be decided
+    differently, or cannot be by this release.
     """
-    if again:
-        _replay(ctx, decision_id, as_json=as_json)
-        return
     with asking(ctx) as client:
-        said = client.get(f"/decisions/{_found(client, decision_id)}")
+        path = f"/decisions/{_found(client, decision_id)}"
+        said = client.ask(f"{path}/replay") if again else client.get(path)
     if as_json:
         _print_json(said)
-        return
-    console = Terminal()
-    for line in rendered(_tree(said)):
-        console.print(line, soft_wrap=True)
-
-
-def _replay(ctx: typer.Context, decision_id: str, *, as_json: bool) -> None:
-    """Decides again from what was read, and prints the first difference."""
-    if not is_local(ctx):
-        msg = "--replay reads the whole record from the local cloud's database, and a deployment was named."
-        raise UsageError(msg, remedy="Leave --replay out, or name the local cloud: scripts/acp --profile local")
-    with _reading(ctx) as connection:
-        prefix = _checked(decision_id)
-        loaded = load(connection, _only(find_decisions(connection, prefix), decision_id))
-    assert loaded is not None, "it was found in the same transaction"
-    facts = loaded.record.decision
-    plug_ins = load_deciding().get(facts.domain)
-    if plug_ins is None:
-        msg = f"No domain {facts.domain} is here, which decided {facts.decision_id}."
-        raise AcpError(msg, remedy="Replay it with the release that decided it.")
-    with network_off() as refused:
-        result = replay(loaded, plug_ins)
-    found = result.difference
-    is_same = found is None and not refused
-    if as_json:
-        difference = None
-        if found is not None:
-            path, recorded, decided = found.field()
-            names = ("seq", "what", "field", "recorded", "decided")
-            difference = dict(zip(names, (found.seq, found.what, path, recorded, decided), strict=True))
-        content = {
-            "decision_id": facts.decision_id, "is_identical": is_same, "steps": result.steps,
-            "compared_bytes": result.compared_bytes, "refused": refused, "difference": difference,
-        }  # fmt: skip
-        _print_json(content)
     else:
         console = Terminal()
-        for line in _compared(result, refused):
+        for line in _compared(said) if again else rendered(_tree(said)):
             console.print(line, soft_wrap=True)
-    if not is_same:
+    if again and not said["same"]:
         raise typer.Exit(1)
 
 
-def _compared(result: Replayed, refused: Sequence[str]) -> Iterator[str]:
+def _compared(said: Mapping[str, Any]) -> Iterator[str]:
     """What a replay found, as lines of markup."""
-    counts = f"{result.steps} steps, {result.compared_bytes:,} bytes"
-    if refused:
-        yield f"[red]It asked for the network[/], which was off: {shown(', '.join(sorted(set(refused))))}"
-    if (found := result.difference) is None:
-        if not refused:
-            yield f"[green]replayed byte-identical[/], {counts}, network off"
+    if (needs := said["needs"]) is not None:
+        here = ", ".join(needs["here"]) or "none"
+        yield f"[yellow]It cannot be replayed here[/]: {shown(needs['detail'])}"
+        yield f"  versions of {shown(needs['playbook'])} here: {shown(here)}"
         return
-    path, recorded, decided = found.field()
-    where = f"{found.what}, {path}" if path else found.what
-    yield f"[red]Step {found.seq} would be decided differently[/] ({shown(where)}), after {counts} alike"
-    yield f"  recorded: {shown(_short(recorded))}"
-    yield f"  decided:  {shown(_short(decided))}"
+    counts = f"{said['steps']} steps, {said['compared_bytes']:,} bytes"
+    if said["network"]:
+        yield f"[red]It asked for the network[/], which was off: {shown(', '.join(said['network']))}"
+    if (found := said["difference"]) is None:
+        if said["same"]:
+            yield f"[green]replayed byte-identical[/], {counts}, network off"
+            yield f"  SHA-256 of both: {said['recorded_sha256']}"
+        return
+    where = f"{found['what']}, {found['field']}" if found["field"] else found["what"]
+    yield f"[red]Step {found['seq']} would be decided differently[/] ({shown(where)}), after {counts} alike"
+    yield f"  recorded: {shown(_short(found['recorded']))}"
+    yield f"  decided:  {shown(_short(found['decided']))}"
+    yield f"  SHA-256:  {said['recorded_sha256'][:16]}… recorded, {said['decided_sha256'][:16]}… decided"
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _SHORT else text[: _SHORT - 1] + "…"
-
-
-def _reading(ctx: typer.Context) -> psycopg.Connection[Any]:
-    cloud: Cloud = ctx.obj
-    run = cloud.running()
-    return psycopg.connect(database.reader_url(cloud.postgres(run), run))
 
 
 def _found(client: Client, text: str) -> str:
@@ -194,7 +150,7 @@ def _checked(text: str) -> str:
     return prefix
 
 
-def _only[Id: (str, UUID)](found: Sequence[Id], text: str) -> Id:
+def _only(found: Sequence[str], text: str) -> str:
     if not found:
         msg = f"There is no decision {text}."
         raise UsageError(msg, remedy="scripts/acp decisions lists them.")

@@ -13,9 +13,11 @@ import psycopg
 import typer
 from psycopg.rows import class_row
 
+from acp_cli.asking import asking_locally
 from acp_cli.cloud_commands import PANEL, CloudOption, FromOption, MarketOption
 from acp_cli.demo_decision import DEFAULT_DAY, show_decision
 from acp_cli.output import ReaderGone
+from acp_cli.page_command import page_address
 from acp_cli.pipeline_commands import QUERIES
 from acp_cli.timeline import render_timeline
 from control_plane.ops.timeline import read_timeline
@@ -26,7 +28,7 @@ from local_cloud.functions import function_name
 from local_cloud.interrupts import uninterrupted
 from local_cloud.market import MarketChoice, choose
 from local_cloud.progress import Progress
-from local_cloud.visible import Terminal
+from local_cloud.visible import Terminal, shown
 from local_cloud.workspace import locked
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 SYMBOLS_WANTED = 3
 _LIMIT_SECONDS = 300
-_HELP = """Where to look, in another terminal:
+_HELP = """Or in another terminal:
   scripts/acp watch           events and their deliveries, live
   scripts/acp status          counts and ages
   scripts/acp trace EVENT_ID  an event's timeline
@@ -111,6 +113,7 @@ def demo(
             if not once:
                 staying = True
                 hint = "" if run.market_from is not None else f"\n\n{_DECISION_HINT}"
+                _show_page(cloud, run, progress)
                 progress.say(f"\n{_HELP}{hint}\n\nIt stays up until Ctrl-C.")
                 _stay(cloud)
         except KeyboardInterrupt:
@@ -163,6 +166,15 @@ def _show(cloud: Cloud, run: RunState, progress: Progress) -> None:
     console = Terminal()
     console.print(f"\nOne event's timeline, from {run.market_source} to its consumer:")
     console.print(render_timeline(timeline))
+
+
+def _show_page(cloud: Cloud, run: RunState, progress: Progress) -> None:
+    with asking_locally(cloud, run) as client:
+        address = page_address(client, "the demo")
+    # On standard output, as what a script could take; and whole, so that a terminal can follow it.
+    progress.say("\nThe page, for a browser:")
+    Terminal().print(shown(address.url), soft_wrap=True)
+    progress.say(address.told)
 
 
 def _wait_for_flow(connection: psycopg.Connection, cloud: Cloud, run: RunState, step: Step) -> Flow:

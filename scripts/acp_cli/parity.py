@@ -11,11 +11,14 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /health": "status",
     "GET /whoami": "whoami",
     "GET /flow": "status",
+    "GET /metrics": "metrics",
     "GET /events": "events",
     "GET /events/{event_id}": "trace",
     "GET /anomalies": "anomalies",
     "GET /decisions": "decisions",
     "GET /decisions/{decision_id}": "decision",
+    "POST /decisions/{decision_id}/replay": "decision",
+    "POST /policies/test": "policy test",
     "GET /artifacts/{sha256}": "artifact",
     "GET /approvals": "approvals",
     "GET /approvals/{approval_id}": "approvals",
@@ -44,6 +47,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "PUT /backfill-files/{file}/{number}": "backfill file",
     "GET /tokens": "tokens list",
     "POST /tokens": "tokens make",
+    "GET /ui": "page",
     "DELETE /tokens/{name}": "tokens revoke",
     "GET /audit": "audit log",
     "POST /ingestion/run": "ingest",
@@ -53,7 +57,6 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
 
 WITHOUT_COMMAND: Final[Mapping[str, str]] = {
     "GET /openapi.json": "it is for programs, which read it where it is",
-    "GET /ui": "it is for browsers",
     "GET /ui/{asset}": "it is for browsers",
 }
 """The routes that no command asks, each with the reason."""

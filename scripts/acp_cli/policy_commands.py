@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import psycopg
 import typer
 from rich.table import Table
 
+from acp_cli.asking import asking
+from acp_cli.deciders import instant_of
 from control_plane.decisions import policy as policies
-from control_plane.decisions import retrial
 from control_plane.decisions.policy import PolicyUnusable
 from domains import DOMAINS, load_deciding
-from local_cloud import database
-from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from control_plane.decisions.policy import Policy
-    from control_plane.decisions.retrial import Retried
     from control_plane.model.deciding import Gate
 
 PANEL = "Decisions"
-_policy = typer.Typer(help="Check policies, or try them on every verdict so far.", no_args_is_help=True)
+_policy = typer.Typer(help="Check policies, or try them on what was judged so far.", no_args_is_help=True)
 _DomainOption = Annotated[str, typer.Option("--domain", help="Whose policies they are.")]
 _SchemaOption = Annotated[
     Path | None, typer.Option("--schema", help="Another Cedar schema than the domain's.", show_default=False)
@@ -63,26 +59,27 @@ def try_on_history(
     *,
     domain: _DomainOption = "finance",
     schema: _SchemaOption = None,
+    limit: Annotated[
+        int, typer.Option("-n", "--limit", min=1, max=500, help="How many of the newest requests to judge again.")
+    ] = 500,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
-    """Judge every recorded request again by these policies, and say where the verdict would have been another.
+    """Judge the newest recorded requests again by these policies, and say where the verdict would have been another.
 
-    Nothing is changed. Verdicts that fell before any policy was asked (schema, evidence) stay what they are.
+    The deployment does it, by its own schema where none is given; nothing is changed. Verdicts that fell before any
+    policy was asked (schema, evidence) stay what they are.
     """
-    loaded = _load(file, domain, schema)
-    cloud = ctx.obj
-    assert isinstance(cloud, Cloud), "the callback sets it"
-    run = cloud.running()
-    with psycopg.connect(database.reader_url(cloud.postgres(run), run)) as connection:
-        retried = list(retrial.retry(connection, domain, loaded))
-        unasked = retrial.count_unasked(connection)
-    changed = retrial.differences(retried)
+    wanted: dict[str, Any] = {"policies": _read(file), "domain": domain, "limit": limit}
+    if schema is not None:
+        wanted["schema"] = _read(schema)
+    with asking(ctx) as client:
+        said = client.ask("/policies/test", wanted)
     if as_json:
-        sys.stdout.write(json.dumps(_as_json(retried, changed, unasked), indent=2) + "\n")
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
         return
-    if changed:
-        Terminal().print(_table(changed))
-    Progress().say(_summary(retried, changed, unasked))
+    if said["rows"]:
+        Terminal().print(_table(said["rows"]))
+    Progress().say(_summary(said))
 
 
 def gate_of(domain: str) -> Gate:
@@ -123,18 +120,18 @@ def _called(file: Path | None, domain: str) -> str:
     return f"{domain}'s policies" if file is None else str(file)
 
 
-def _table(changed: Sequence[Retried]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("decision", "entity", "bar", "was", "would be", "because of"):
         table.add_column(column, overflow="fold")
-    for one in changed:
+    for one in rows:
         table.add_row(
-            str(one.decision_id)[:8],
-            shown(one.entity_id),
-            f"{one.occurred_at:%Y-%m-%d %H:%M}",
-            _said(one.before.verdict),
-            _said(one.after.verdict),
-            shown(", ".join(one.after.reasons or one.after.errors)),
+            one["decision_id"][:8],
+            shown(one["entity_id"]),
+            f"{instant_of(one['occurred_at']):%Y-%m-%d %H:%M}",
+            _said(one["was"]),
+            _said(one["would_be"]),
+            shown(", ".join(one["reasons"] or one["errors"])),
         )
     return table
 
@@ -143,32 +140,15 @@ def _said(verdict: str) -> str:
     return {"needs_approval": "approval"}.get(verdict, verdict)
 
 
-def _summary(retried: Sequence[Retried], changed: Sequence[Retried], unasked: int) -> str:
-    moves = Counter(f"{_said(one.before.verdict)} → {_said(one.after.verdict)}" for one in changed)
-    how = "".join(f"; {move}: {count}" for move, count in sorted(moves.items()))
+def _summary(said: Mapping[str, Any]) -> str:
+    counts = said["counts"]
+    how = "".join(f"; {_said(one['was'])} → {_said(one['would_be'])}: {one['count']}" for one in counts["moves"])
+    left = said["recorded"] - said["tried"]
+    older = {
+        "limit": f"{left} older ones were not tried.\n",
+        "time": f"There was no time for {left} older ones.\n",
+    }.get(said["stopped_by"], "")
     return (
-        f"{len(changed)} of {len(retried)} verdicts would differ{how}.\n"
-        f"{unasked} fell before any policy was asked, and stay."
+        f"{counts['different']} of {said['tried']} verdicts would differ{how}.\n{older}"
+        f"{said['unasked']} fell before any policy was asked, and stay."
     )
-
-
-def _as_json(retried: Sequence[Retried], changed: Sequence[Retried], unasked: int) -> dict[str, Any]:
-    return {
-        "judged": len(retried),
-        "unasked": unasked,
-        "differences": [
-            {
-                "verdict_id": str(one.verdict_id),
-                "decision_id": str(one.decision_id),
-                "entity_id": one.entity_id,
-                "occurred_at": one.occurred_at.isoformat(),
-                "is_shadow": one.is_shadow,
-                "recorded": one.recorded,
-                "before": one.before.verdict,
-                "after": one.after.verdict,
-                "reasons": list(one.after.reasons),
-                "errors": list(one.after.errors),
-            }
-            for one in changed
-        ],
-    }

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acp_cli.asking import LOCAL, UnreachableError, sentence, version
+from acp_cli.asking import LOCAL, UnreachableError, sentence
+from acp_cli.version import version
 from acp_client.client import ApiError, ApiUnreachable, Client
 from acp_client.profiles import ProfileError, Profiles, profile_of, profiles_path
 from local_cloud.errors import AcpError, UsageError

@@ -42,8 +42,8 @@ class ApiUnreachable(Exception):
 class Client:
     """Asks one deployment.
 
-    Reads are sent again after a failure. So are changes: each carries an Idempotency-Key, by which the API answers the
-    second time what it answered the first, and does nothing twice.
+    Reads are sent again after a failure, those by POST among them. So are changes: each carries an Idempotency-Key, by
+    which the API answers the second time what it answered the first, and does nothing twice.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class Client:
         """Returns the JSON of a read; a parameter that is None is left out. Raises ApiError, ApiUnreachable."""
         return self._request("GET", _with_query(path, query), None, {})
 
+    def text(self, path: str, *, accept: str) -> str:
+        """Returns a read that is no JSON, as text. Raises ApiError, ApiUnreachable."""
+        said: str = self._request("GET", path, None, {"Accept": accept}, as_text=True)
+        return said
+
     def health(self) -> Mapping[str, Any]:
         """Returns what /health says, also where it says that something fails; it is asked once.
 
@@ -87,6 +92,10 @@ class Client:
             if after is None:
                 return
 
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Returns the JSON of a read by POST, which changes nothing. Raises ApiError, ApiUnreachable."""
+        return self._request("POST", path, *_content(body))
+
     def send(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, key: str | None = None, **query: Any
     ) -> Any:
@@ -94,16 +103,17 @@ class Client:
 
         ``key`` is the Idempotency-Key; without one the change is a new one. Raises ApiError, ApiUnreachable.
         """
-        headers = {"Idempotency-Key": key or str(uuid4())}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        content = None if body is None else json.dumps(body).encode()
-        return self._request(method, _with_query(path, query), content, headers)
+        content, headers = _content(body)
+        return self._request(
+            method, _with_query(path, query), content, {**headers, "Idempotency-Key": key or str(uuid4())}
+        )
 
-    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
+    def _request(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
+    ) -> Any:
         for attempt in range(1, TRIES + 1):
             try:
-                status, said, pause = self._ask(method, path, body, headers)
+                status, said, pause = self._ask(method, path, body, headers, as_text=as_text)
             except ApiUnreachable:
                 if attempt == TRIES:
                     raise
@@ -118,9 +128,12 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     def _ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
     ) -> tuple[int, Any, float | None]:
-        """Sends a request once; returns the status, the JSON (None without a body), and Retry-After in seconds."""
+        """Sends a request once; returns the status, the JSON (None without a body), and Retry-After in seconds.
+
+        With ``as_text``, an answer that is no problem is text.
+        """
         url = self.profile.url + path
         try:
             answer = self._pool.request(
@@ -135,6 +148,8 @@ class Client:
         if len(content) > _MOST_BYTES:
             raise ApiUnreachable(f"{url} answers with more than {_MOST_BYTES:,} bytes, so it is not the API")
         try:
+            if as_text and answer.status < 400:
+                return answer.status, content.decode(), None
             said = json.loads(content) if content else None
         except ValueError:
             if answer.status < 400:
@@ -148,6 +163,11 @@ class Client:
 def in_path(text: str) -> str:
     """Returns text as one part of a path, whatever it contains."""
     return quote(text, safe="")
+
+
+def _content(body: Mapping[str, Any] | None) -> tuple[bytes | None, Mapping[str, str]]:
+    """Returns a request's body as bytes, with the header that says what it is."""
+    return (None, {}) if body is None else (json.dumps(body).encode(), {"Content-Type": "application/json"})
 
 
 def _with_query(path: str, query: Mapping[str, Any]) -> str:

@@ -25,11 +25,6 @@ class Bar:
         """Whether the value meets the limit; a value equal to the limit does."""
         return value >= self.limit if self.sense == "≥" else value <= self.limit
 
-    def margin(self, value: float) -> float:
-        """Returns how many times better than the limit the value is: 1 just meets it, 2 is twice as good."""
-        better, worse = (value, self.limit) if self.sense == "≥" else (self.limit, value)
-        return better / worse if worse else math.inf
-
 
 @dataclass(frozen=True, slots=True)
 class Figure:

@@ -63,6 +63,13 @@ FROM outbox
 WHERE id IN (SELECT outbox_id FROM pending_deliveries)
 ORDER BY id
 
+-- name: pending_bodies
+-- The bodies of the pending messages, for queues of others that are to have the same ones.
+SELECT payload_json::text AS body
+FROM outbox
+WHERE id IN (SELECT outbox_id FROM pending_deliveries)
+ORDER BY id
+
 -- name: written_rows
 -- How many dead row versions the updates and deletes of these tables have made, vacuumed or not, and how many bytes the
 -- tables and their indexes take on disk.

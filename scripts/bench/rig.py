@@ -86,12 +86,12 @@ class Queues:
 class Child:
     """A measured process. It prepares, waits for `go`, and reports; at the end of the block it is killed if it runs."""
 
-    def __init__(self, program: str, options: Mapping[str, Any], *, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(self, program: str, command: Sequence[str], *, environ: Mapping[str, str], log: Path) -> None:
         self._program = program
         self._log = log
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", f"bench.{program}", json.dumps(options)],
+                command,
                 env=dict(environ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -201,12 +201,15 @@ class Rig:
         more_environ: Mapping[str, str] | None = None,
     ) -> Child:
         """Starts a program of this package."""
-        return Child(
-            program,
-            options or {},
-            environ={**self.environ(database, queues), **(more_environ or {})},
-            log=self.folder / f"{program}-{next(self._numbers)}.log",
-        )
+        command = [sys.executable, "-m", f"bench.{program}", json.dumps(options or {})]
+        return self._child(program, command, {**self.environ(database, queues), **(more_environ or {})})
+
+    def peer(self, program: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
+        """Starts a program of another environment than the bench's."""
+        return self._child(program, command, environ)
+
+    def _child(self, program: str, command: Sequence[str], environ: Mapping[str, str]) -> Child:
+        return Child(program, command, environ=environ, log=self.folder / f"{program}-{next(self._numbers)}.log")
 
     def environ(self, database: Database, queues: Queues | None = None) -> dict[str, str]:
         """Returns the relay function's environment, with the folders that it imports from in Lambda."""

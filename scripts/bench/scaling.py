@@ -31,8 +31,9 @@ MINUTES_A_DAY: Final = 390
 """How long a stock exchange is open: all of a day's events come in these minutes, each minute's at once."""
 MEBIBYTES_OF_A_CORE: Final = 1_769
 """A Lambda function with so much memory has one core; one with less has its share of it."""
-_EVERY_SECONDS: Final = 2.0
-"""The time between two bursts where the simulation is checked."""
+_MOST_BUSY: Final = 0.5
+"""How busy the consumer is at most where the simulation is checked: near its limit, a small error in its service time
+becomes a large one in the delay."""
 
 
 def scaling(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
@@ -47,13 +48,14 @@ def scaling(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
         relay = _relay(rig, sizes.events)
         say(f"{number}: the consumer")
         consumed = _consume(rig, sizes.consumed, consumer.batch)
-        say(f"{number}: {sizes.bursts} bursts of {sizes.burst}")
-        real = _real_delays(rig, sizes, consumer.batch)
+        every_seconds = sizes.burst * consumed["seconds_a_message"] / _MOST_BUSY
+        say(f"{number}: {sizes.bursts} bursts of {sizes.burst}, every {every_seconds:.1f} s")
+        real = _real_delays(rig, sizes, consumer.batch, every_seconds)
         stages = [
             Stage("relay", 1, MAX_BATCH_ENTRIES, 0, relay["seconds_a_message"]),
             Stage("consumer", 1, consumer.batch, 0, consumed["seconds_a_message"]),
         ]
-        simulated = simulate(bursts(count=sizes.burst, every_seconds=_EVERY_SECONDS, times=sizes.bursts), stages)[-1]
+        simulated = simulate(bursts(count=sizes.burst, every_seconds=every_seconds, times=sizes.bursts), stages)[-1]
         rounds.append(
             {
                 "relay": relay,
@@ -124,19 +126,19 @@ def timed_consumer(
         return child.report()
 
 
-def _real_delays(rig: Rig, sizes: Sizes, batch: int) -> list[float]:
+def _real_delays(rig: Rig, sizes: Sizes, batch: int, every_seconds: float) -> list[float]:
     """Commits bursts into a lingering relay, and lets SignalLab take them as they arrived; returns seconds of delay.
 
     The consumer runs after the relay, at the same pace, so that the two do not share the machine's cores.
     """
-    seconds = _EVERY_SECONDS * sizes.bursts
+    seconds = every_seconds * sizes.bursts
     with rig.fresh(Seed(0)) as database, serve(latency_ms=rig.latency_ms) as endpoint:
         queues = Queues(endpoint.url, {SUBSCRIPTION: endpoint.queue_url(SUBSCRIPTION)})
         options = relay_options(seconds + KEPT_BACK_SECONDS, linger_seconds=seconds, warm_up=True)
         with rig.child("measured_relay", database, queues, options) as relay:
             relay.wait_until_ready()
             relay.go()
-            committed = _commit_bursts(database, sizes)
+            committed = _commit_bursts(database, sizes, every_seconds)
             relay.report()
         arrived = [request.at for request in endpoint.requests() for _ in range(request.entries)]
     due = [at - committed[0] for at in arrived]
@@ -146,7 +148,7 @@ def _real_delays(rig: Rig, sizes: Sizes, batch: int) -> list[float]:
     return [max(end - start, 0.0) for end, start in zip(through, born, strict=True)]
 
 
-def _commit_bursts(database: Database, sizes: Sizes) -> list[float]:
+def _commit_bursts(database: Database, sizes: Sizes, every_seconds: float) -> list[float]:
     """Commits the bursts at even intervals; returns when each commit returned, by ``time.monotonic()``."""
     asked = {"padding": 0, "delivered": False, "event_id": None, "topic": MARKET_TICKS, "subscriptions": [SUBSCRIPTION]}
     committed = []
@@ -154,7 +156,7 @@ def _commit_bursts(database: Database, sizes: Sizes) -> list[float]:
         connection.execute(QUERIES["make_subscriptions"].sql, asked)
         started = time.monotonic()
         for number in range(sizes.bursts):
-            time.sleep(max(started + number * _EVERY_SECONDS - time.monotonic(), 0))
+            time.sleep(max(started + number * every_seconds - time.monotonic(), 0))
             connection.execute(QUERIES["make_events"].sql, asked | {"count": sizes.burst})
             committed.append(time.monotonic())
     return committed

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import deciding, footprint, ingesting, latency, rebuilding, scaling, storage, throughput
+from bench import deciding, footprint, ingesting, latency, peering, rebuilding, scaling, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
 
-__all__ = ["QUICK", "SCENARIOS", "Scenario", "Sizes"]
+__all__ = ["ON_DEMAND", "QUICK", "SCENARIOS", "Scenario", "Sizes"]
 
 type Scenario = Callable[[Rig, Sizes, Callable[[str], object]], Measured]
 
@@ -37,4 +37,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "ingest": ingesting.ingest,
     "scaling": scaling.scaling,
     "rebuild": rebuilding.rebuild,
+    "peers": peering.peers,
 }
+
+ON_DEMAND = frozenset({"peers"})
+"""Scenarios that are measured only where they are named, because they install other software."""

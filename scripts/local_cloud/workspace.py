@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+"""The checkout that this module lies in. Where acp was installed alone there is none: see :func:`has_checkout`."""
+
+
+def has_checkout() -> bool:
+    """Tells whether this is a checkout, rather than a package that was installed alone."""
+    return (CHECKOUT / "template.yaml").is_file()
 
 
 @dataclass(frozen=True, slots=True)

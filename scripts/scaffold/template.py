@@ -110,7 +110,10 @@ def _with_copies(text: str, group: Sequence[str], names: Names, topic: str) -> s
         r"^(      Description: ).*$", rf"\g<1>Consumes the events of {topic}.", copies, count=1, flags=re.MULTILINE
     )
     copies = re.sub(
-        r"^(      AlarmDescription: )The consumer of \w+ ", rf"\g<1>{names.pascal} ", copies, flags=re.MULTILINE
+        r"^(      AlarmDescription: >-\n        )The consumer of \w+ ",
+        rf"\g<1>{names.pascal} ",
+        copies,
+        flags=re.MULTILINE,
     )
     return text[:end] + copies + text[end:]
 

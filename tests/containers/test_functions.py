@@ -173,6 +173,14 @@ def operations(containers: Containers) -> None:
     assert report == {"steps": 0, "finished": 0, "failed": 0, "active": 0, "stalled": 0}
 
 
+def retrial(containers: Containers) -> None:
+    answer = containers.invoke("RetrialFunction", "retrial.json")
+    assert answer["refused"] == "no_decision", answer
+    policies = {"kind": "policies", "domain": "finance", "policies": '@id("x") permit (principal, action, resource);'}
+    tried = containers.invoke("RetrialFunction", policies)["result"]
+    assert (tried["policies"], tried["tried"]) == (["x"], tried["recorded"])
+
+
 def of_deciding(containers: Containers, function: str, sample: str, *, refuses: bool) -> None:
     """Its sample is about a decision that there is not: some leave it alone, the others take it for invented."""
     batch = json.loads((CHECKOUT / "events" / sample).read_text())
@@ -197,6 +205,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "DeadLetterFunction": dead_letter,
     "TimersFunction": timers,
     "OperationsFunction": operations,
+    "RetrialFunction": retrial,
     "DecisionFunction": partial(of_deciding, function="DecisionFunction", sample="decision.json", refuses=False),
     "AgentFunction": partial(of_deciding, function="AgentFunction", sample="agent.json", refuses=False),
     "GatekeeperFunction": partial(of_deciding, function="GatekeeperFunction", sample="gatekeeper.json", refuses=True),

@@ -1,6 +1,7 @@
 """Runs `scripts/demo` as somebody who has just cloned the repository."""
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_it_shows_a_decision_and_stays_up_until_ctrl_c(command: list[str], tmp_p
             shown = output.read_text()
             assert "is that of 2008-09-29." in shown, shown
             assert "a person is asked to approve" in shown, shown
+            assert re.search(r"^http://\S+/ui#token=\S+$", shown, re.MULTILINE), shown
             # At Ctrl-C a terminal signals the whole foreground process group.
             os.killpg(demo.pid, signal.SIGINT)
             assert demo.wait(180) == 0, output.read_text()

@@ -18,7 +18,7 @@ from control_plane.model.errors import ControlPlaneError, MalformedInvocation
 ROOT = Path(__file__).parents[2]
 type Load = Callable[[str], Function]
 
-FUNCTIONS = [*NEEDED, "ops_api"]
+FUNCTIONS = [*NEEDED, "ops_api", "retrial"]
 RECORD = {"messageId": "1", "body": "{}", "attributes": {}, "messageAttributes": {}}
 REQUEST = {"httpMethod": "GET", "path": "/health"}
 
@@ -33,7 +33,12 @@ def load(monkeypatch: pytest.MonkeyPatch, database: Any) -> Iterator[Load]:
     with ExitStack() as stack:
 
         def load(name: str) -> Function:
-            variables = {"DATABASE_URL": database.app_url, "API_TOKEN": "token", **NEEDED.get(name, {})}
+            variables = {
+                "DATABASE_URL": database.app_url,
+                "API_TOKEN": "token",
+                "RETRIAL_FUNCTION": "retrial",
+                **NEEDED.get(name, {}),
+            }
             for variable, value in variables.items():
                 monkeypatch.setenv(variable, value)
             function = Function(name)
@@ -84,6 +89,9 @@ def test_an_event_that_is_no_object_is_named(load: Load, name: str, event: Any, 
         ],
         ("signal_lab", {}, "no list of Records"),
         *[("signal_lab", {"Records": value}, "no list of Records") for value in each(None, {}, "text", 1)],
+        *[("retrial", value, "asks for no retrial") for value in each({}, {"kind": "x"}, {"kind": "decision"})],
+        ("retrial", {"kind": "decision", "decision_id": "7"}, "decision_id"),
+        ("retrial", {"kind": "policies", "domain": None, "policies": 7}, "policies"),
         ("ops_api", {}, "no httpMethod and path"),
         *[("ops_api", REQUEST | {"httpMethod": value}, "no httpMethod and path") for value in each(None, 1, [], {})],
         *[("ops_api", REQUEST | {"path": value}, "no httpMethod and path") for value in each(None, 1, [], {})],

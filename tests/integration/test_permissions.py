@@ -44,6 +44,8 @@ BY_LAMBDA = {
 API_TOKEN = "a-token-of-the-tests-own-0123456789"
 PIECE = json.dumps(dict.fromkeys(("fetched", "ingested", "duplicates", "stale", "rejected"), 0)).encode()
 """What IngestionFunction answers for a piece of a backfill without a bar."""
+ANSWERS = {"RetrialFunction": b'{"refused": "no_decision", "detail": "There is no such decision."}'}
+"""What other functions answer that are waited for."""
 ON_FAILURE = ("sqs:SendMessage", "FailedInvocationsQueue")
 """The queue to which Lambda sends a failed scheduled invocation."""
 
@@ -61,8 +63,9 @@ class Recorder:
         if started := re.fullmatch(r"/2015-03-31/functions/(\w+)/invocations", environ["PATH_INFO"]):
             self.requests.append(("lambda:InvokeFunction", started[1]))
             if environ.get("HTTP_X_AMZ_INVOCATION_TYPE") != "Event":
-                start_response("200 OK", [("Content-Length", str(len(PIECE)))])
-                return [PIECE]
+                answer = ANSWERS.get(started[1], PIECE)
+                start_response("200 OK", [("Content-Length", str(len(answer)))])
+                return [answer]
             start_response("202 ACCEPTED", [("Content-Length", "0")])
             return [b""]
         # A request of another protocol than AWS's JSON fails here, and with it the test.
@@ -150,6 +153,13 @@ def request(sample: str) -> dict[str, Any]:
     return asked
 
 
+def replay() -> dict[str, Any]:
+    """Returns a request that has RetrialFunction asked."""
+    decision_id = str(uuid4())
+    where = {"resource": "/decisions/{decision_id}/replay", "path": f"/decisions/{decision_id}/replay"}
+    return request("ops_api_event") | where | {"httpMethod": "POST", "pathParameters": {"decision_id": decision_id}}
+
+
 def runs() -> list[dict[str, Any]]:
     """Returns requests that start the runs of the other functions."""
     body = {"kind": "redrive", "filter": {"everything": True}, "reason": "to see what is asked for"}
@@ -192,7 +202,7 @@ def start_backfill(database: Any, operations: Function) -> None:
 EVENTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "IngestionFunction": lambda: [{}],
     "RelayFunction": lambda: [{}],
-    "OpsApiFunction": lambda: [request("ops_api_health"), request("ops_api_event")],
+    "OpsApiFunction": lambda: [request("ops_api_health"), request("ops_api_event"), replay()],
     "CommandApiFunction": lambda: [request("command_api"), *runs()],
     "MigrationFunction": lambda: [{}],
     "MaintenanceFunction": lambda: [{}],

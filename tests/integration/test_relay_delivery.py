@@ -31,7 +31,7 @@ def test_every_message_is_published_once_with_body_and_attributes(app: Connectio
             "event_type": event.event_type,
             "schema_version": "1",
             "trace_id": str(event.trace_id),
-            "traceparent": f"00-{event.trace_id.hex}-{event.event_id.hex[16:]}-01",
+            "traceparent": f"00-{event.trace_id.hex}-{event.event_id.hex[16:]}-00",
         }
     rows = seeds.deliveries(app)
     assert {row["state"] for row in rows.values()} == {"delivered"}

@@ -27,15 +27,24 @@ DEPLOYED = {FUNCTIONS[name]["CodeUri"].removeprefix("functions/"): name for name
 
 
 def table(first_column: str) -> list[list[str]]:
-    """Returns the rows of operations.md's table whose first column has this heading."""
-    lines = OPERATIONS.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_column} |"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    return rows
+    """Returns the rows of operations.md's tables whose first column has this heading."""
+    return [row for rows in tables(first_column).values() for row in rows]
+
+
+def tables(first_column: str) -> dict[str, list[list[str]]]:
+    """Returns the rows of each such table by the anchor of the heading that it stands under."""
+    found: dict[str, list[list[str]]] = {}
+    anchor, rows = "", None
+    for line in OPERATIONS.splitlines():
+        if line.startswith("#"):
+            anchor = re.sub(r"[^\w\- ]", "", line.strip("# ").lower()).replace(" ", "-")
+        if line.startswith(f"| {first_column} |"):
+            rows = found.setdefault(anchor, [])
+        elif rows is not None and line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+        else:
+            rows = None
+    return {anchor: rows[1:] for anchor, rows in found.items()}
 
 
 def names(cell: str) -> list[str]:
@@ -99,6 +108,14 @@ def test_every_alarm_is_documented_and_every_documented_alarm_is_there() -> None
     documented = [name for name, _ in rows]
     assert sorted(f"{name}Alarm" for name in documented) == sorted(ALARMS)
     assert all(meaning and remedy for _, (_, meaning, remedy) in rows)
+
+
+def test_every_alarm_links_the_part_of_operations_that_explains_it() -> None:
+    explained = {
+        f"{name}Alarm": anchor for anchor, rows in tables("alarm").items() for row in rows for name in names(row[0])
+    }
+    linked = {alarm: ALARMS[alarm]["AlarmDescription"].rpartition(" Runbook: ")[2] for alarm in ALARMS}
+    assert linked == {alarm: f"docs/operations.md#{anchor}" for alarm, anchor in explained.items()}
 
 
 @pytest.mark.parametrize("alarm", ALARMS)

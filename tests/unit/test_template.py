@@ -58,6 +58,7 @@ FIXED_FUNCTIONS = {
     "TimersFunction",
     "DeadLetterFunction",
     "OperationsFunction",
+    "RetrialFunction",
 }
 FIXED_PARAMETERS = {
     "Symbols",
@@ -257,6 +258,7 @@ def test_every_function_has_the_core_layer_and_a_few_another() -> None:
         "DecisionFunction": [{"Ref": "DecisionsLayer"}],
         "AgentFunction": [{"Ref": "DecisionsLayer"}],
         "GatekeeperFunction": [{"Ref": "DecisionsLayer"}],
+        "RetrialFunction": [{"Ref": "DecisionsLayer"}],
     }
 
 
@@ -357,6 +359,7 @@ def test_each_function_has_its_own_roles_secret() -> None:
         "MaintenanceFunction": "MaintainDatabaseSecretArn",
         "DeadLetterFunction": "MaintainDatabaseSecretArn",
         "OperationsFunction": "MaintainDatabaseSecretArn",
+        "RetrialFunction": "ReadDatabaseSecretArn",
     }
 
 

@@ -30,7 +30,7 @@ STATEMENT_BYTES = 420
 def routes_of(function: str) -> Sequence[Route]:
     if function == "CommandApiFunction":
         return command_routes(lambda: NEVER, {}, lambda: NEVER)
-    return read_routes(lambda: NEVER, lambda: NEVER, lambda: NEVER, lambda: NEVER)
+    return read_routes(lambda: NEVER, lambda: NEVER, lambda: NEVER, lambda: NEVER, lambda _: NEVER)
 
 
 def api_events(function: str) -> list[dict[str, Any]]:
@@ -88,6 +88,8 @@ def test_the_gateway_lets_few_requests_for_health_through() -> None:
         ("/~1ingestion~1run", "POST"),
         ("/~1relay~1run", "POST"),
         ("/~1tokens", "POST"),
+        ("/~1decisions~1{decision_id}~1replay", "POST"),
+        ("/~1policies~1test", "POST"),
     }
     # Each request at work holds a connection to Postgres.
     assert 0 < limits["/*", "*"]["ThrottlingRateLimit"] <= limits["/*", "*"]["ThrottlingBurstLimit"] <= 20

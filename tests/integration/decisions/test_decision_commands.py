@@ -4,6 +4,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly
 from tests.integration.running_cloud import RunningCloud, run
 
-from acp_cli import decision_commands
 from control_plane.decisions.offline import NetworkRefused, network_off
 from control_plane.model.deciding import AgentResult
 from control_plane.model.text import has_invisible
@@ -26,7 +26,7 @@ from local_cloud.workspace import CHECKOUT, Workspace
 @pytest.fixture
 def api(database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     no_deployment(tmp_path, monkeypatch)
-    with serving(database, monkeypatch) as served:
+    with serving(database) as served:
         yield served
 
 
@@ -37,9 +37,9 @@ def cloud(cloud: RunningCloud, api: ApiServer, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def decided(world: World, monkeypatch: pytest.MonkeyPatch) -> str:
+def decided(world: World, api: ApiServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The beginning of the id of a decision that has come to its end."""
-    monkeypatch.setattr(decision_commands, "load_deciding", lambda: world.deciding)
+    monkeypatch.setattr(api.retrial.module, "deciding", lambda: world.deciding)
     world.detect(anomaly())
     world.run()
     assert world.record().decision.state == "scored"
@@ -50,9 +50,10 @@ def test_a_decision_is_replayed_to_the_byte(cloud: RunningCloud, decided: str) -
     result = run(cloud, "decision", decided, "--replay")
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("replayed byte-identical, ")
-    assert result.stdout.endswith(" bytes, network off\n")
+    assert " bytes, network off\n  SHA-256 of both: " in result.stdout
     told = json.loads(run(cloud, "decision", decided, "--replay", "--json").stdout)
-    assert (told["is_identical"], told["difference"], told["refused"]) == (True, None, [])
+    assert (told["same"], told["difference"], told["network"], told["needs"]) == (True, None, [], None)
+    assert told["recorded_sha256"] == told["decided_sha256"]
 
 
 def test_the_first_difference_is_shown(cloud: RunningCloud, database: TestDatabase, decided: str) -> None:
@@ -68,7 +69,9 @@ def test_the_first_difference_is_shown(cloud: RunningCloud, database: TestDataba
     assert f"Step {row[0]} would be decided differently (body, bars)" in result.stdout
     assert "\n  recorded: 99\n  decided:  " in result.stdout
     told = json.loads(run(cloud, "decision", decided, "--replay", "--json").stdout)
-    assert (told["difference"]["seq"], told["difference"]["field"], told["is_identical"]) == (row[0], "bars", False)
+    assert (told["difference"]["seq"], told["difference"]["kind"]) == (row[0], "observing")
+    assert (told["difference"]["field"], told["difference"]["recorded"], told["same"]) == ("bars", "99", False)
+    assert told["recorded_sha256"] != told["decided_sha256"]
 
 
 def test_a_playbook_that_asks_for_the_network_is_told(
@@ -84,10 +87,25 @@ def test_a_playbook_that_asks_for_the_network_is_told(
     assert "It asked for the network, which was off: socket." in result.stdout
 
 
-def test_a_domain_that_is_not_here_is_named(cloud: RunningCloud, decided: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decision_commands, "load_deciding", dict)
+def test_a_version_that_is_gone_is_named(
+    cloud: RunningCloud, api: ApiServer, world: World, decided: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    playbook = world.deciding["toy"].playbooks[0]
+    newer = replace(world.deciding["toy"], playbooks=(toy.Nudging(version="99"),))
+    monkeypatch.setattr(api.retrial.module, "deciding", lambda: {"toy": newer})
     result = run(cloud, "decision", decided, "--replay")
-    assert (result.exit_code, "No domain toy is here" in result.stderr) == (1, True)
+    assert result.exit_code == 1
+    assert f"It was decided by {playbook.name} {playbook.version}, which this release does not have" in result.stdout
+    told = json.loads(run(cloud, "decision", decided, "--replay", "--json").stdout)
+    assert (told["same"], told["needs"]["here"]) == (None, ["99"])
+    monkeypatch.setattr(api.retrial.module, "deciding", dict)
+    assert "versions of nudging here: none" in run(cloud, "decision", decided, "--replay").stdout
+
+
+def test_a_decision_that_is_not_there_is_no_secret(api: ApiServer, decided: str, tmp_path: Path) -> None:
+    nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
+    missing = run(nowhere, *api.options, "decision", "00000000", "--replay")
+    assert (missing.exit_code, "There is no decision 00000000" in missing.stderr) == (2, True)
 
 
 def test_the_network_comes_back_after_a_replay() -> None:
@@ -126,7 +144,7 @@ def test_a_deployment_shows_its_decisions(world: World, api: ApiServer, decided:
     assert len(whole["steps"]) == told["steps"]
     assert run(nowhere, *reader, "decision", "ffff").exit_code == 2
     replayed = run(nowhere, *reader, "decision", decided, "--replay")
-    assert (replayed.exit_code, "a deployment was named" in replayed.stderr) == (2, True)
+    assert (replayed.exit_code, "replayed byte-identical" in replayed.stdout) == (0, True), replayed.output
 
 
 def test_an_artifact_is_read_whole_and_checked(

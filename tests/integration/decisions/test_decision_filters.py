@@ -28,7 +28,7 @@ def listed(database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Lists the entities of the decisions that acp finds by these options."""
     no_deployment(tmp_path, monkeypatch)
     nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
-    with serving(database, monkeypatch) as api:
+    with serving(database) as api:
 
         def listed(*options: str) -> list[str]:
             result = run(nowhere, *api.options, "decisions", "--json", *options)

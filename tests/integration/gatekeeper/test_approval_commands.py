@@ -26,7 +26,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def api(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    with serving(database, monkeypatch) as served:
+    with serving(database) as served:
         yield served
 
 
@@ -291,9 +291,13 @@ def test_another_policy_is_tried_on_every_verdict_so_far(cloud: RunningCloud, wo
     assert "1 of 2 verdicts would differ; permitted → approval: 1." in result.stderr
     assert str(released.decision_id)[:8] in result.stdout
     told = json.loads(run(cloud, "policy", "test", stricter(tmp_path), "--json").stdout)
-    assert (told["judged"], told["unasked"]) == (2, 1)
-    [difference] = told["differences"]
-    assert (difference["before"], difference["after"]) == ("permitted", "needs_approval")
+    assert (told["recorded"], told["tried"], told["stopped_by"], told["unasked"]) == (2, 2, None, 1)
+    assert told["counts"]["moves"] == [{"was": "permitted", "would_be": "needs_approval", "count": 1}]
+    [difference] = told["rows"]
+    assert (difference["was"], difference["would_be"]) == ("permitted", "needs_approval")
+    assert difference["decision_id"] == str(released.decision_id)
+    newest = run(cloud, "policy", "test", stricter(tmp_path), "--limit", "1")
+    assert "0 of 1 verdicts would differ.\n1 older ones were not tried." in newest.stderr
 
 
 def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, world: World, tmp_path: Path) -> None:
@@ -307,7 +311,7 @@ def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, 
     file = tmp_path / "nothing.cedar"
     file.write_text('@id("none") forbid (principal, action, resource);')
     told = json.loads(run(cloud, "policy", "test", str(file), "--json").stdout)
-    assert [(one["recorded"], one["before"], one["after"]) for one in told["differences"]] == [
-        ("needs_approval", "needs_approval", "refused"),
+    assert [(one["recorded"], one["was"], one["would_be"]) for one in told["rows"]] == [
         ("permitted", "permitted", "refused"),
+        ("needs_approval", "needs_approval", "refused"),
     ]

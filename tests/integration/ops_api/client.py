@@ -1,6 +1,7 @@
 """Clients of the API's functions, which ask as API Gateway does."""
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,13 @@ from tests.integration.functions.invoked import Function
 
 TOKEN = "the-token-of-these-tests-is-long-enough"
 VARIABLES = ("DATABASE_URL", "DATABASE_SECRET_ARN", "API_TOKEN", "API_TOKEN_SECRET_ARN", "CLOUD_ENDPOINT_URL")
-RUNS = {"INGESTION_FUNCTION": "ingestion", "RELAY_FUNCTION": "relay", "OPERATIONS_FUNCTION": "operations"}
+RUNS = {
+    "INGESTION_FUNCTION": "ingestion",
+    "RELAY_FUNCTION": "relay",
+    "OPERATIONS_FUNCTION": "operations",
+    "RETRIAL_FUNCTION": "retrial",
+}
+"""The names of the functions that the API's functions start or ask."""
 
 
 class Client:
@@ -70,11 +77,28 @@ class Client:
         answer = self.function(event)
         assert answer.keys() == {"statusCode", "headers", "body", "isBase64Encoded"}
         assert answer["isBase64Encoded"] is False
-        assert answer["headers"]["Cache-Control"] == "no-store"
+        is_json = answer["headers"]["Content-Type"] in {"application/json", "application/problem+json"}
+        assert not is_json or answer["headers"]["Cache-Control"] == "no-store"
         assert answer["headers"]["X-Content-Type-Options"] == "nosniff"
         for secret in (PASSWORD, TOKEN):
             assert secret not in json.dumps(answer) + self.function.output
-        return Answer(answer["statusCode"], answer["headers"], json.loads(answer["body"] or "null"))
+        body = json.loads(answer["body"] or "null") if is_json else answer["body"]
+        return Answer(answer["statusCode"], answer["headers"], body)
+
+
+def asked_by(api: Client, url: str) -> Function:
+    """Returns a RetrialFunction that OpsApiFunction asks in the place of Lambda; it reads the database as its role."""
+    before = os.environ.get("DATABASE_URL")
+    os.environ["DATABASE_URL"] = url
+    try:
+        retrial = Function("retrial")
+        retrial.module.database()  # Its settings are read now; the connection is opened by the first question.
+    finally:
+        os.environ.pop("DATABASE_URL")
+        if before is not None:
+            os.environ["DATABASE_URL"] = before
+    vars(api.function.module)["invoker"] = lambda *_, **__: retrial
+    return retrial
 
 
 class Answer:

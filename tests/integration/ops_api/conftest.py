@@ -16,7 +16,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
             for variable in VARIABLES:
                 monkeypatch.delenv(variable, raising=False)
             token = {} if "API_TOKEN_SECRET_ARN" in variables else {"API_TOKEN": TOKEN}
-            for variable, value in (token | variables).items():
+            for variable, value in (RUNS | token | variables).items():
                 monkeypatch.setenv(variable, value)
             client = Client(function)
             stack.callback(client.function.close)
@@ -33,7 +33,7 @@ def api(load: Load, database: Any) -> Client:
 @pytest.fixture
 def commands(load: Load, database: Any) -> Client:
     """CommandApiFunction; nothing can be started by it."""
-    return with_settings(load("command_api", DATABASE_URL=database.url("acp_command"), **RUNS))
+    return with_settings(load("command_api", DATABASE_URL=database.url("acp_command")))
 
 
 def with_settings(client: Client) -> Client:

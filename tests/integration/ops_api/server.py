@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
-from tests.integration.ops_api.client import RUNS, VARIABLES, Client
+from tests.integration.ops_api.client import RUNS, VARIABLES, Client, asked_by
 from tests.integration.ops_api.gateway import Gateway
 
 from control_plane.operations.engine import Engine
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from tests.conftest import TestDatabase
+    from tests.integration.functions.invoked import Function
 
 
 class _Handler(WSGIRequestHandler):
@@ -46,7 +47,7 @@ class ApiServer:
     def __init__(self, database: TestDatabase, token: str) -> None:
         self.started: list[str] = []
         self._database = database
-        self._token = token
+        self.token = token
         self._stack = ExitStack()
         self._server = WSGIServer(("127.0.0.1", 0), _Handler)
         self._server.set_app(self._answer)
@@ -58,9 +59,26 @@ class ApiServer:
         """Where it listens."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    @property
+    def retrial(self) -> Function:
+        """RetrialFunction, which the API asks."""
+        _ = self._gateway
+        return self._retrial
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options by which acp asks it."""
+        return ("--url", self.url, "--token", self.token)
+
+    def make_token(self, name: str, *scopes: str) -> str:
+        """Makes a token, and returns it."""
+        made = self.ask("POST", "/tokens", {"name": name, "scopes": list(scopes), "reason": "a test"})
+        token: str = made["token"]
+        return token
+
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, **about: Any) -> Any:
         """Returns the answer's body; a refusal is an AssertionError. ``about`` may name another token."""
-        headers = {"Authorization": f"Bearer {about.get('token', self._token)}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {about.get('token', self.token)}", "Content-Type": "application/json"}
         if method != "GET":
             headers["Idempotency-Key"] = str(uuid.uuid4())
         sent = None if body is None else json.dumps(body).encode()
@@ -84,17 +102,18 @@ class ApiServer:
 
     @cached_property
     def _gateway(self) -> Gateway:
-        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command", **RUNS)]
+        clients = [self._load("ops_api", "acp_reader"), self._load("command_api", "acp_command")]
         vars(clients[1].function.module)["start_run"] = self._start
+        self._retrial = asked_by(clients[0], self._database.url("acp_reader"))
+        self._stack.callback(self._retrial.close)
         return Gateway(*clients)
 
-    def _load(self, function: str, role: str, **variables: str) -> Client:
+    def _load(self, function: str, role: str) -> Client:
         with pytest.MonkeyPatch.context() as environ:
             for variable in VARIABLES:
                 environ.delenv(variable, raising=False)
-            for variable, value in (
-                variables | {"API_TOKEN": self._token, "DATABASE_URL": self._database.url(role)}
-            ).items():
+            given = {"API_TOKEN": self.token, "DATABASE_URL": self._database.url(role)}
+            for variable, value in (RUNS | given).items():
                 environ.setenv(variable, value)
             client = Client(function)
             client.function.module.settings()

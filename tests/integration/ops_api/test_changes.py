@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
-from tests.integration.ops_api.client import RUNS, TOKEN, Client, Load
+from tests.integration.ops_api.client import TOKEN, Client, Load
 
 from control_plane.ops.maintenance import Maintenance
 from control_plane.platform.database import connect
@@ -94,7 +94,7 @@ def test_a_key_is_forgotten_after_a_day(commands: Client, owner: Connection[Any]
 def test_concurrent_requests_under_one_key_change_once(
     load: Load, database: TestDatabase, owner: Connection[Any]
 ) -> None:
-    clients = [load("command_api", DATABASE_URL=database.url("acp_command"), **RUNS) for _ in range(4)]
+    clients = [load("command_api", DATABASE_URL=database.url("acp_command")) for _ in range(4)]
 
     def ask(client: Client) -> int:
         body = {"name": "kim", "scopes": ["read"], "reason": WHY}

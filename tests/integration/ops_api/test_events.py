@@ -1,5 +1,6 @@
 """GET /events: which tokens may read a timeline, which paths are routes, and what an error shows."""
 
+import base64
 import json
 import uuid
 from collections.abc import Iterator
@@ -7,7 +8,9 @@ from typing import Any
 
 import boto3
 import pytest
+from google.protobuf.json_format import ParseDict
 from moto import mock_aws
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from psycopg import Connection
 from tests.checkout import ROOT
 from tests.conftest import PASSWORD
@@ -16,6 +19,7 @@ from tests.integration.ops_api.client import TOKEN, Client, Load
 
 from control_plane.api import tokens
 from control_plane.api.http import NotAProxyRequest
+from control_plane.model.lifecycle import Accepted
 from control_plane.ops.timeline import read_timeline
 
 OLD = "an-old-token-that-was-long-enough-too"
@@ -32,6 +36,34 @@ def test_the_token_opens_an_events_timeline(api: Client, app: Connection[Any]) -
     assert answer.body == json.loads(json.dumps(timeline.to_dict()))
     assert answer.body["event"]["event_id"] == str(event_id)
     assert api.timeline(str(event_id).upper()).body == answer.body
+
+
+def test_an_event_is_shown_as_the_spans_of_its_trace(api: Client, app: Connection[Any]) -> None:
+    [event_id] = seeds.store(app, seeds.ticks(1))
+    seeds.settle(app, seeds.claim(app), Accepted("m-1"))
+    answer = api.ask("GET", f"/events/{event_id}", query={"format": "otlp"})
+    assert answer.status == 200
+    request = ParseDict(with_ids_as_base64(answer.body), ExportTraceServiceRequest())
+    spans = {span.name: span for one in request.resource_spans for span in one.scope_spans[0].spans}
+    assert spans.keys() == {"create market.ticks", "send signal_lab"}
+    assert spans["create market.ticks"].span_id == event_id.bytes[8:]
+    assert spans["send signal_lab"].parent_span_id == event_id.bytes[8:]
+    assert api.ask("GET", f"/events/{uuid.uuid4()}", query={"format": "otlp"}).status == 404
+    assert "format" in api.ask("GET", f"/events/{event_id}", query={"format": "xml"}).detail(400)
+
+
+def with_ids_as_base64(value: Any) -> Any:
+    """Returns OTLP's JSON as protobuf's own mapping has it, where bytes are Base64."""
+    if isinstance(value, list):
+        return [with_ids_as_base64(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: base64.b64encode(bytes.fromhex(one)).decode()
+        if name.endswith(("raceId", "panId"))
+        else with_ids_as_base64(one)
+        for name, one in value.items()
+    }
 
 
 def test_an_unknown_event_is_not_found(api: Client) -> None:

@@ -8,9 +8,11 @@ from uuid import uuid4
 import pytest
 from psycopg import Connection
 from tests.conftest import TestDatabase
+from tests.integration import seeds
 from tests.integration.operations.world import KINDS, make_letters, pending_of
 from tests.integration.ops_api.client import Client
 
+from control_plane.model.lifecycle import Accepted, MessageFault
 from control_plane.operations.engine import run_operations
 from control_plane.platform.database import connect
 from control_plane.platform.telemetry import Telemetry
@@ -59,12 +61,27 @@ def test_letters_are_found_planned_redriven_and_on_record(
     assert woken == ["operations", "operations"]
     assert api.ask("GET", "/dead-letters", query={"subscription": "signal_lab"}).body["items"] == []
     assert pending_of(owner, planning.body["operation_id"]) == 3
+    assert (planned["deliveries"], done["deliveries"]) == (None, {"waiting": 3, "delivered": 0, "dead_lettered": 0})
     rows = api.ask("GET", "/audit").body["items"]
     assert [(row["route"], row["after"]["state"]) for row in rows] == [
         ("POST /operations/{operation_id}/start", "running"),
         ("POST /operations", "planning"),
     ]
     assert (rows[0]["before"]["state"], rows[0]["after"]["plan_hash"]) == ("planned", planned["plan_hash"])
+
+
+def test_what_becomes_of_redriven_messages_is_told(
+    api: Client, commands: Client, work: Callable[[], None], owner: Connection[Any], app: Connection[Any]
+) -> None:
+    vars(commands.function.module)["start"] = str
+    make_letters(owner, 4)
+    one = f"/operations/{commands.ask('POST', '/operations', REDRIVE).body['operation_id']}"
+    work()
+    commands.ask("POST", f"{one}/start", {"plan_hash": api.ask("GET", one).body["plan_hash"], **WHY})
+    work()
+    seeds.settle(app, seeds.claim(app, rows=1), MessageFault("big"))
+    seeds.settle(app, seeds.claim(app, rows=2), Accepted("m"))
+    assert api.ask("GET", one).body["deliveries"] == {"waiting": 1, "delivered": 2, "dead_lettered": 1}
 
 
 def test_a_large_filter_is_shown_in_part_and_kept_once(

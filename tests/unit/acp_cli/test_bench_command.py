@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from acp_cli import bench_command
 from acp_cli.cli import app
 from bench.figures import Bar, Figure, Measured
-from bench.scenarios import SCENARIOS, Sizes
+from bench.scenarios import ON_DEMAND, SCENARIOS, Sizes
 from local_cloud.cloud import Cloud
 from local_cloud.workspace import CHECKOUT, Workspace
 
@@ -51,7 +51,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sizes]]:
         def measure(_rig: object, sizes: Sizes, say: Any) -> Measured:
             say("round 1 of 1")
             asked.append((name, sizes))
-            return Measured([Figure(f"{name} is slow", 0.5, "×", AT_LEAST)], [])
+            rate = Figure("relay, to a queue", 1234, "/s", spread=(1000, 1500))
+            return Measured([rate if name == "peers" else Figure(f"{name} is slow", 0.5, "×", AT_LEAST)], [])
 
         return measure
 
@@ -70,7 +71,23 @@ def run(tmp_path: Path, *arguments: str) -> Result:
 
 def test_all_scenarios_run(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
     assert run(tmp_path).exit_code == 0
-    assert [name for name, _ in asked] == list(SCENARIOS)
+    assert [name for name, _ in asked] == [name for name in SCENARIOS if name not in ON_DEMAND]
+
+
+def test_a_scenario_that_installs_other_software_runs_where_it_is_named(
+    tmp_path: Path, asked: list[tuple[str, Sizes]]
+) -> None:
+    assert run(tmp_path, "peers", "idle", "--scenario", "peers").exit_code == 0
+    assert [name for name, _ in asked] == ["peers", "idle"]
+
+
+def test_a_chart_without_what_it_shows_is_refused_before_anything_is_measured(
+    tmp_path: Path, asked: list[tuple[str, Sizes]]
+) -> None:
+    result = run(tmp_path, "idle", "--chart", str(tmp_path / "bench.svg"))
+    assert result.exit_code == 2
+    assert "scripts/acp bench peers --chart" in result.stderr
+    assert not asked
 
 
 def test_chosen_scenarios_run_once_each_with_the_rounds_asked_for(
@@ -113,7 +130,8 @@ def test_json_on_standard_output_is_all_there_is(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("asked")
 def test_json_and_chart_go_to_files(tmp_path: Path) -> None:
     numbers, picture = tmp_path / "bench.json", tmp_path / "bench.svg"
-    result = run(tmp_path, "--scenario", "idle", "--json", str(numbers), "--chart", str(picture))
+    result = run(tmp_path, "idle", "peers", "--json", str(numbers), "--chart", str(picture))
     assert "idle is slow" in result.stdout
     assert json.loads(numbers.read_text())["settings"]["RELAY_CLAIM_SIZE"] == "200"
-    assert "idle is slow" in picture.read_text()
+    assert "1,234 /s" in picture.read_text()
+    assert "idle" not in picture.read_text()

@@ -125,6 +125,7 @@ def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> No
         "discard",
         "events",
         "tokens",
+        "page",
         "audit",
         "db",
     ):
@@ -158,6 +159,7 @@ def test_help_names_every_command_and_the_exit_codes(workspace: Workspace) -> No
         ["events"],
         ["operations", "list"],
         ["tokens", "list"],
+        ["page"],
         ["audit", "log"],
         ["audit", "verify"],
         ["db", "migrate"],

@@ -11,7 +11,7 @@ from control_plane.api.commands import command_routes
 from control_plane.api.reads import read_routes
 
 NEVER: Any = None
-ROUTES = [route.name for route in (*read_routes(NEVER, NEVER, NEVER, NEVER), *command_routes(NEVER, {}, NEVER))]
+ROUTES = [route.name for route in (*read_routes(NEVER, NEVER, NEVER, NEVER, NEVER), *command_routes(NEVER, {}, NEVER))]
 
 
 def test_every_route_has_a_command_or_a_reason() -> None:

@@ -65,18 +65,18 @@ def test_a_percentile_is_one_of_the_values(percent: float, expected: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("bar", "value", "met", "margin"),
+    ("bar", "value", "met"),
     [
-        (AT_LEAST, 1.5, True, 1),
-        (AT_LEAST, 3.0, True, 2),
-        (AT_LEAST, 0.75, False, 0.5),
-        (AT_MOST, 100, True, 1),
-        (AT_MOST, 50, True, 2),
-        (AT_MOST, 200, False, 0.5),
+        (AT_LEAST, 1.5, True),
+        (AT_LEAST, 3.0, True),
+        (AT_LEAST, 0.75, False),
+        (AT_MOST, 100, True),
+        (AT_MOST, 50, True),
+        (AT_MOST, 200, False),
     ],
 )
-def test_bar_tells_whether_it_is_met_and_the_margin(bar: Bar, value: float, met: bool, margin: float) -> None:
-    assert (bar.is_met_by(value), bar.margin(value)) == (met, margin)
+def test_bar_tells_whether_it_is_met(bar: Bar, value: float, met: bool) -> None:
+    assert bar.is_met_by(value) == met
 
 
 def test_a_run_that_lost_messages_is_no_measurement() -> None:
@@ -132,39 +132,37 @@ def test_numbers_are_shown_with_what_counts(number: float, expected: str) -> Non
 # --- the chart --------------------------------------------------------------------------------------------------------
 
 
-def drawn(*figures: Figure) -> tuple[str, float, list[ElementTree.Element]]:
-    """Returns the SVG, the position of its limit line, and its bars."""
+def drawn(*figures: Figure) -> tuple[str, list[ElementTree.Element]]:
+    """Returns the SVG and its bars."""
     svg = chart(figures, note="a <note>")
-    root = ElementTree.fromstring(svg)
-    elements = list(root.iter())
-    (limit,) = [element for element in elements if element.get("class") == "limit"]
-    return svg, float(limit.attrib["x1"]), [one for one in elements if one.get("class") in {"met", "missed"}]
+    elements = ElementTree.fromstring(svg).iter()
+    return svg, [one for one in elements if one.get("class") in {"ours", "other"}]
 
 
-def test_chart_draws_met_bars_right_and_missed_ones_left() -> None:
-    _, limit, (met, missed) = drawn(Figure("a", 50, "ms", AT_MOST), Figure("b", 0.75, "×", AT_LEAST))
-    assert (met.get("class"), missed.get("class")) == ("met", "missed")
-    assert float(met.attrib["x"]) == limit
-    assert float(missed.attrib["x"]) + float(missed.attrib["width"]) == pytest.approx(limit)
-    # Twice as good is as far to the right as half as good to the left.
-    assert float(met.attrib["width"]) == pytest.approx(float(missed.attrib["width"]))
-
-
-def test_chart_omits_figures_without_bar_and_clips_extremes() -> None:
-    _, limit, bars = drawn(
-        Figure("information", 1, "/s"), Figure("endless", 0, "ms", AT_MOST), Figure("none", 0, "×", AT_LEAST)
+def test_the_chart_draws_rates_to_one_scale_and_nothing_else() -> None:
+    _, (own, other) = drawn(
+        Figure("relay, to a queue", 200, "/s"), Figure("a loop, to a queue", 100, "/s"), Figure("a ratio", 2, "×")
     )
-    endless, none = bars
-    assert float(endless.attrib["width"]) == float(none.attrib["width"]) > 100
-    assert float(none.attrib["x"]) + float(none.attrib["width"]) == pytest.approx(limit)
+    assert (own.get("class"), other.get("class")) == ("ours", "other")
+    assert own.attrib["x"] == other.attrib["x"]
+    assert float(own.attrib["width"]) == pytest.approx(2 * float(other.attrib["width"]))
 
 
-def test_chart_has_dark_colours_and_escapes_text() -> None:
-    svg, _, _ = drawn(Figure("a < b", 1, "×", AT_LEAST))
+def test_the_chart_has_room_for_the_best_round() -> None:
+    svg, (bar,) = drawn(Figure("relay, to a queue", 100, "/s", spread=(50, 400)))
+    (line,) = [one for one in ElementTree.fromstring(svg).iter() if one.get("class") == "spread"]
+    start, end = float(line.attrib["x1"]), float(line.attrib["x2"])
+    left, width = float(bar.attrib["x"]), float(bar.attrib["width"])
+    assert [start - left, end - left] == pytest.approx([width / 2, width * 4], abs=0.2)
+
+
+def test_the_chart_has_dark_colours_escapes_text_and_is_told_in_words() -> None:
+    svg, _ = drawn(Figure('a < "b", to < c', 1, "/s"))
     assert "prefers-color-scheme: dark" in svg
     assert 'class="card"' in svg
-    assert "a &lt; b" in svg
+    assert "a &lt; " in svg
     assert "a &lt;note&gt;" in svg
+    assert ElementTree.fromstring(svg).attrib["aria-label"] == 'Messages a second. a < "b", to < c: 1'
 
 
 # --- the rig ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from uuid import UUID, uuid4
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,9 @@ EVENT_ID = "cea9faf8-8b5a-5945-88e3-977867f54405"
 TRACE_ID = "0af76519-16cd-43dd-8448-eb211c80319c"
 
 
-def made(body: str = "{}", *, event_type: str = "MARKET_TICK", operation_id: UUID | None = None) -> Message:
+def made(
+    body: str = "{}", *, event_type: str = "MARKET_TICK", operation_id: UUID | None = None, traces_ratio: float = 0
+) -> Message:
     return make_message(
         outbox_id=1,
         subscription="signal_lab",
@@ -25,6 +28,7 @@ def made(body: str = "{}", *, event_type: str = "MARKET_TICK", operation_id: UUI
         attempt=1,
         is_suspect=False,
         body=body,
+        traces_ratio=traces_ratio,
     )
 
 
@@ -34,8 +38,14 @@ def test_a_live_message_bears_the_attributes_of_the_contract() -> None:
         "event_type": "MARKET_TICK",
         "schema_version": "1",
         "trace_id": TRACE_ID,
-        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-88e3977867f54405-01",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-88e3977867f54405-00",
     }
+
+
+@pytest.mark.parametrize(("ratio", "flags"), [(0, "00"), (0.59, "00"), (0.6, "01"), (1, "01")])
+def test_traceparent_says_sampled_for_the_share_of_events_that_is_exported(ratio: float, flags: str) -> None:
+    assert 0.59 < int(EVENT_ID[24:], 16) / 2**48 < 0.6
+    assert made(traces_ratio=ratio).attributes["traceparent"].rpartition("-")[2] == flags
 
 
 def test_a_message_of_an_operation_names_it() -> None:

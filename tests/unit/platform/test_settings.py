@@ -21,7 +21,7 @@ ARN = "arn:aws:secretsmanager:us-east-1:000000000000:secret:db"
 QUEUES = '{"signal_lab": "https://queues.example/ticks"}'
 RELAY = {"DATABASE_URL": URL, "SUBSCRIPTION_QUEUE_URLS": QUEUES}
 INGESTION = {"DATABASE_SECRET_ARN": ARN, "SYMBOLS": "AAPL"}
-OPS_API = {"DATABASE_URL": URL, "API_TOKEN": "open sesame"}
+OPS_API = {"DATABASE_URL": URL, "API_TOKEN": "open sesame", "RETRIAL_FUNCTION": "retrial"}
 
 FROM_ENVIRON: list[Callable[[dict[str, str]], Any]] = [
     DatabaseFunctionSettings.from_environ,
@@ -142,7 +142,8 @@ def test_the_apis_token_is_named_exactly_once_and_never_shown() -> None:
     settings = OpsApiSettings.from_environ(OPS_API)
     assert (settings.api_token.token, settings.api_token.secret_arn) == ("open sesame", None)
     assert "sesame" not in repr(settings) + str(settings.api_token)
-    assert OpsApiSettings.from_environ({"DATABASE_URL": URL, "API_TOKEN_SECRET_ARN": ARN}).api_token.secret_arn == ARN
+    of_secret = {name: value for name, value in OPS_API.items() if name != "API_TOKEN"} | {"API_TOKEN_SECRET_ARN": ARN}
+    assert OpsApiSettings.from_environ(of_secret).api_token.secret_arn == ARN
     (both,) = problems(OpsApiSettings.from_environ, OPS_API | {"API_TOKEN_SECRET_ARN": ARN})
     assert both.startswith("both API_TOKEN and API_TOKEN_SECRET_ARN are set")
     (neither,) = problems(OpsApiSettings.from_environ, OPS_API | {"API_TOKEN": " "})
@@ -159,6 +160,12 @@ def test_the_functions_whose_runs_the_api_starts_are_named() -> None:
         "RELAY_FUNCTION",
         "OPERATIONS_FUNCTION",
     ]
+
+
+def test_the_function_that_the_api_asks_is_named() -> None:
+    assert OpsApiSettings.from_environ(OPS_API).retrial_function == "retrial"
+    (unnamed,) = problems(OpsApiSettings.from_environ, OPS_API | {"RETRIAL_FUNCTION": ""})
+    assert unnamed.startswith("RETRIAL_FUNCTION is not set")
 
 
 def test_the_oldest_age_that_health_tolerates_has_bounds() -> None:

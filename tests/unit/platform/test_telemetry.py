@@ -90,6 +90,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "ActionsExpired", "ApprovalsWaiting", "OldestApprovalAge", "BudgetUsed",
         "OperationsActive", "OperationsStalled", "OperationsFinished", "OperationsFailed",
         "DeadLettersStored", "DeadLettersNotStored", "OpenDeadLetters",
+        "SpansExported", "SpansRejected", "TraceExportFailures", "TracesBehind",
     }  # fmt: skip
     for name in METRICS:
         telemetry.count(name, 1)
@@ -97,7 +98,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
     units = {metric["Name"]: metric["Unit"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
     latencies = {"PublishLatency", "CommitToPublishLatency", "RelayDuration", "DecisionDuration"}
     assert {name for name, unit in units.items() if unit == "Milliseconds"} == latencies
-    ages = {"OldestPendingAge", "MarketSilence", "OldestApprovalAge"}
+    ages = {"OldestPendingAge", "MarketSilence", "OldestApprovalAge", "TracesBehind"}
     assert {name for name, unit in units.items() if unit == "Seconds"} == ages
     shares = {"BudgetUsed"}
     assert {name for name, unit in units.items() if unit == "Percent"} == shares

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from http import HTTPStatus
+from typing import Any
 
 from pydantic import Field
 
@@ -9,9 +10,12 @@ from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, check_window, page, position
 from control_plane.api.routes import Call, QueryId, QueryInstant
 from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_one, read_rows
-from control_plane.decisions.reading import read_tree
+from control_plane.decisions.reading import DecisionTree, read_tree
 from control_plane.decisions.switches import list_switches
 from control_plane.platform.database import Database
+from control_plane.tracing.decisions import decision_spans
+from control_plane.tracing.record import read_decisions
+from control_plane.tracing.spans import as_otlp_json
 
 
 class DecisionsQuery(Page):
@@ -54,12 +58,21 @@ def list_decisions(database: Database, call: Call) -> Response:
 
 
 def show_decision(database: Database, call: Call) -> Response:
-    """Returns a decision with all its steps; a step's parent says where it hangs. Raises Refused."""
+    """Returns a decision with all its steps, or its spans; a step's parent says where it hangs. Raises Refused."""
     decision_id = parse_id(call.parameters["decision_id"], "decision_id")
     with database.bounded() as connection:
-        tree = read_tree(connection, decision_id)
-    if tree is None:
+        if call.query.format == "otlp":
+            spans = [span for one in read_decisions(connection, [decision_id]) for span in decision_spans(one)]
+            shown = as_otlp_json(spans) if spans else None
+        else:
+            tree = read_tree(connection, decision_id)
+            shown = None if tree is None else _tree(tree)
+    if shown is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"There is no decision {decision_id}.")
+    return Response(HTTPStatus.OK, shown)
+
+
+def _tree(tree: DecisionTree) -> dict[str, Any]:
     steps = [
         {
             "seq": step.seq,
@@ -74,7 +87,7 @@ def show_decision(database: Database, call: Call) -> Response:
         }
         for step in tree.steps
     ]
-    return Response(HTTPStatus.OK, {"decision": tree.facts, "steps": steps})
+    return {"decision": tree.facts, "steps": steps}
 
 
 def list_approvals(database: Database, call: Call) -> Response:

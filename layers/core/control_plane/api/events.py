@@ -2,15 +2,19 @@
 
 from datetime import datetime
 from http import HTTPStatus
+from typing import Literal
 
 from pydantic import Field
 
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, check_window, page, position
-from control_plane.api.routes import Call, QueryId, QueryInstant
+from control_plane.api.routes import Call, QueryId, QueryInstant, Strict
 from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_rows
 from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import Database
+from control_plane.tracing.events import event_spans
+from control_plane.tracing.record import read_events
+from control_plane.tracing.spans import as_otlp_json
 
 _ALONGSIDE = "event_type, entity_id or trace_id"
 
@@ -33,14 +37,28 @@ class AnomaliesQuery(Page):
     entity_id: str | None = Field(None, max_length=200, description="Such as AAPL.")
 
 
+class ShownAs(Strict):
+    """In which shape something is shown."""
+
+    format: Literal["otlp"] | None = Field(None, description="otlp: as the spans of a trace, in OTLP's JSON.")
+
+
 def show_timeline(database: Database, call: Call) -> Response:
-    """Returns an event's whole timeline. Raises Refused for a text that is no id, and for an id without an event."""
+    """Returns an event's whole timeline, or its spans.
+
+    Raises Refused for a text that is no id, and for an id without an event.
+    """
     event_id = parse_id(call.parameters["event_id"], "event_id")
     with database.bounded() as connection:
-        timeline = read_timeline(connection, event_id)
-    if timeline is None:
+        if call.query.format == "otlp":
+            spans = [span for event in read_events(connection, [event_id]) for span in event_spans(event)]
+            shown = as_otlp_json(spans) if spans else None
+        else:
+            timeline = read_timeline(connection, event_id)
+            shown = None if timeline is None else timeline.to_dict()
+    if shown is None:
         raise Refused(HTTPStatus.NOT_FOUND, f"There is no event {event_id}.")
-    return Response(HTTPStatus.OK, timeline.to_dict())
+    return Response(HTTPStatus.OK, shown)
 
 
 def list_events(database: Database, call: Call) -> Response:

@@ -12,6 +12,7 @@ from uuid import UUID
 from control_plane.model.errors import DatabaseUnavailable, MalformedInvocation, SchemaVersionMismatch
 from control_plane.model.text import readable
 from control_plane.platform.aws import RunNotStarted, SecretUnavailable
+from control_plane.platform.invocation import FunctionBusy, InvocationFailed
 
 RETRY_AFTER_SECONDS: Final = 5
 """How long a client is told to wait after a 503."""
@@ -188,6 +189,11 @@ def failure(error: Exception, *, with_details: bool) -> Response:
             detail = "A secret cannot be read right now; the log says which."
         case RunNotStarted():
             detail = "The function cannot be started right now; the log says why."
+        case FunctionBusy():
+            detail = "As much of this is at work already as may be: ask again in a moment."
+        case InvocationFailed():
+            detail = "The function that answers this failed, or was too slow; its log says why."
+            return problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail, cause=error)
         case SchemaVersionMismatch():
             detail = str(error) if with_details else "The database's schema is behind; the log says what to run."
         case _:

@@ -75,7 +75,7 @@ def _read_body(route: Route, request: Request) -> BaseModel | None:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This route takes JSON: send the header Content-Type: application/json."
         )
     try:
-        value = parse_object(request.body, most_bytes=MOST_BODY_BYTES)
+        value = parse_object(request.body, most_bytes=MOST_BODY_BYTES, has_lines=route.body.has_lines)
     except NotStrictJson as error:
         raise Refused(HTTPStatus.BAD_REQUEST, f"The body: {readable(str(error))}.") from None
     try:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from control_plane.api.http import Response
 from control_plane.api.pages import Page
 from control_plane.api.reads import read_routes
-from control_plane.api.routes import Route, Strict
+from control_plane.api.routes import JSON, Route, Strict
 from control_plane.api.scopes import Scope
 from control_plane.decisions.switches import SCOPE
 
@@ -20,10 +20,10 @@ _REFUSALS: Final = {
     409: "What it is about does not allow it now.",
     413: "The body is too large.",
     415: "The body is not JSON.",
-    422: "A field of the body is wrong, or the Idempotency-Key was used for another request.",
+    422: "A field of the body is wrong or cannot be used, or the Idempotency-Key was used for another request.",
     429: "Too many requests.",
     500: "Something went wrong; the log says what.",
-    503: "The database or a secret cannot be used right now.",
+    503: "The database, a secret or another function cannot be used right now.",
 }
 _KEY: Final = {
     "name": "Idempotency-Key",
@@ -62,10 +62,10 @@ def document() -> Response:
     # Slow to import, and needed here alone: OpsApiFunction runs none of these routes.
     from control_plane.api.commands import command_routes  # noqa: PLC0415
 
-    def nowhere() -> Any:
+    def nowhere(*_: object) -> Any:
         raise AssertionError("a route is described, and not called")
 
-    routes = [*read_routes(nowhere, nowhere, nowhere, nowhere), *command_routes(nowhere, {}, nowhere)]
+    routes = [*read_routes(nowhere, nowhere, nowhere, nowhere, nowhere), *command_routes(nowhere, {}, nowhere)]
     return Response(HTTPStatus.OK, describe(routes))
 
 
@@ -170,7 +170,7 @@ def _responses(route: Route) -> Mapping[str, Any]:
     if route.changes:
         refusals |= {409, 422}
     if route.body is not None:
-        refusals |= {413, 415}
+        refusals |= {413, 415, 422}
     schema: dict[str, Any] = {"type": "object"}
     if _is_page(route.query):
         schema = {
@@ -182,7 +182,7 @@ def _responses(route: Route) -> Mapping[str, Any]:
             },
         }
     content = {
-        content_type: {"schema": schema if content_type == "application/json" else {"type": "string"}}
+        content_type: {"schema": schema if content_type == JSON else {"type": "string"}}
         for content_type in route.content_types
     }
     done = {"description": route.summary, "content": content}

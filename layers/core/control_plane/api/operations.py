@@ -6,12 +6,13 @@ from http import HTTPStatus
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from psycopg import Connection
 from pydantic import Field
 
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, page, position
 from control_plane.api.routes import Call
-from control_plane.api.rows import parse_id
+from control_plane.api.rows import parse_id, rows
 from control_plane.operations.kind import Operation, State
 from control_plane.operations.rows import read_operation
 from control_plane.operations.service import list_operations as read_operations
@@ -21,6 +22,10 @@ type KindName = Literal["redrive", "replay", "backfill", "rebuild", "retention",
 
 MOST_SHOWN: Final = 100
 """Of a longer list in a filter or a plan, this many are shown."""
+MOST_DELIVERIES: Final = 100_000
+"""Of an operation's messages that wait or were given up on, so many are counted."""
+SENDING: Final = frozenset({"redrive", "replay"})
+"""The kinds whose items are messages that a relay delivers."""
 
 
 class OperationsQuery(Page):
@@ -52,13 +57,15 @@ def list_operations(database: Database, call: Call) -> Response:
 
 
 def show_operation(database: Database, call: Call) -> Response:
-    """Returns one operation, with its plan and its progress; of long lists their beginning. Raises Refused."""
+    """Returns one operation, with its plan, its progress and what has become of its messages; of long lists their
+    beginning. Raises Refused.
+    """
     operation_id = operation_of(call)
     with database.bounded() as connection:
         operation = read_operation(connection, operation_id)
-    if operation is None:
-        raise Refused(HTTPStatus.NOT_FOUND, f"There is no operation {operation_id}.")
-    return Response(HTTPStatus.OK, shown(operation))
+        if operation is None:
+            raise Refused(HTTPStatus.NOT_FOUND, f"There is no operation {operation_id}.")
+        return Response(HTTPStatus.OK, shown(operation) | {"deliveries": _deliveries(connection, operation)})
 
 
 def shown(operation: Operation) -> dict[str, Any]:
@@ -66,6 +73,22 @@ def shown(operation: Operation) -> dict[str, Any]:
     beginning.
     """
     return {name: _shortened(value) for name, value in operation.to_dict().items()}
+
+
+def _deliveries(connection: Connection[Any], operation: Operation) -> Mapping[str, int | None] | None:
+    """Returns how many of its messages wait for a relay, were given up on again, and are in their queues.
+
+    None for a kind that sends none, and before its start; a number is None where it is more than MOST_DELIVERIES, or
+    follows from such a one.
+    """
+    if operation.kind not in SENDING or operation.started_at is None:
+        return None
+    [counted] = rows(connection, "deliveries_of_operation", operation_id=operation.operation_id, most=MOST_DELIVERIES)
+    waiting, given_up = (
+        None if counted[name] > MOST_DELIVERIES else int(counted[name]) for name in ("waiting", "dead_lettered")
+    )
+    delivered = None if waiting is None or given_up is None else max((counted["done"] or 0) - waiting - given_up, 0)
+    return {"waiting": waiting, "delivered": delivered, "dead_lettered": given_up}
 
 
 def _shortened(value: Any) -> Any:

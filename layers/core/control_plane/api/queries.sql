@@ -226,53 +226,26 @@ LIMIT %(limit)s
 -- One switch; no row for a scope that was never switched.
 SELECT scope, is_off, set_by, set_at, reason FROM switches WHERE scope = %(scope)s
 
--- name: flow_of_subscriptions
--- Per subscription what is open: at most 10,000 pending deliveries and 1,000 dead letters are counted, so that the cost
--- does not grow with a backlog.
+-- name: deliveries_of_operation
+-- What has become of the messages that an operation made pending: how many still wait for a relay, and how many were
+-- given up on again; at most 100,000 of each are counted. What is neither is in its queue.
 SELECT
-    subscription.name AS subscription,
-    subscription.topic,
-    subscription.removed_at IS NULL AS is_active,
-    pending.count AS pending,
-    extract(epoch FROM clock_timestamp() - pending.oldest)::double precision AS oldest_pending_age_seconds,
+    (progress ->> 'done')::bigint AS done,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM pending_deliveries AS due WHERE due.operation_id = operation.operation_id LIMIT %(most)s + 1
+        ) AS open
+    ) AS waiting,
     (
         SELECT count(*)
         FROM (
             SELECT FROM dead_letters AS letter
-            WHERE letter.subscription = subscription.name AND letter.resolution IS NULL
-            LIMIT 1000
-        ) AS letters
-    ) AS dead_letters,
-    coalesce(breaker.state, 'closed') AS breaker,
-    breaker.held_by
-FROM subscriptions AS subscription
-LEFT JOIN circuit_breakers AS breaker USING (name)
-CROSS JOIN LATERAL (
-    SELECT count(*), min(promised_at) AS oldest
-    FROM (
-        (
-            SELECT promised_at FROM pending_deliveries AS due
-            WHERE due.subscription = subscription.name AND due.suspect_since IS NULL
-            ORDER BY next_attempt_at, outbox_id
-            LIMIT 10000
-        )
-        UNION ALL
-        (
-            SELECT promised_at FROM pending_deliveries AS due
-            WHERE due.subscription = subscription.name AND due.suspect_since IS NOT NULL
-            ORDER BY next_attempt_at, outbox_id
-            LIMIT 1000
-        )
-    ) AS open
-) AS pending
-ORDER BY subscription.name
-
--- name: flow_of_events
--- When the newest event was stored, and how many were in the last minute, up to 10,000. No index serves a condition on
--- clock_timestamp(), so this asks now().
-SELECT
-    (SELECT ingested_at FROM events ORDER BY seq DESC LIMIT 1) AS newest_ingested_at,
-    (
-        SELECT count(*)
-        FROM (SELECT FROM events WHERE ingested_at > now() - interval '1 minute' LIMIT 10000) AS newest
-    ) AS ingested_last_minute
+            WHERE letter.dead_lettered_at >= operation.started_at
+                AND letter.operation_id = operation.operation_id
+                AND letter.kind = 'relay'
+            LIMIT %(most)s + 1
+        ) AS given_up
+    ) AS dead_lettered
+FROM operations AS operation
+WHERE operation.operation_id = %(operation_id)s

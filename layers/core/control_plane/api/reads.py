@@ -1,14 +1,15 @@
 """The routes that read: those of OpsApiFunction, whose role of the database can write nothing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 
-from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations
+from control_plane.api import access, artifacts, dead_letters, deciding, events, flow, operations, retrials
 from control_plane.api.http import Response
 from control_plane.api.page import Page as WebPage
 from control_plane.api.page import page_routes
 from control_plane.api.pages import Page
-from control_plane.api.routes import Call, Example, Route, Strict
+from control_plane.api.routes import JSON, Call, Example, Route, Strict
 from control_plane.api.scopes import Scope
 from control_plane.platform.database import Database
 
@@ -21,8 +22,11 @@ def read_routes(
     health: Callable[[], Response],
     document: Callable[[], Response],
     web_page: Callable[[], WebPage],
+    try_again: retrials.Ask,
 ) -> Sequence[Route]:
-    """Returns the routes. ``health`` answers /health, and ``document`` the OpenAPI document."""
+    """Returns the routes. ``health`` answers /health, ``document`` the OpenAPI document; ``try_again`` asks
+    RetrialFunction.
+    """
 
     def read(
         path: str,
@@ -32,8 +36,18 @@ def read_routes(
         scope: Scope = Scope.READ,
         query: type[Strict] | None = None,
         examples: Sequence[Example] = (Example(),),
+        content_types: Sequence[str] = (JSON,),
     ) -> Route:
-        return Route("GET", path, scope, lambda call: answer(database(), call), summary, query=query, examples=examples)
+        return Route(
+            "GET",
+            path,
+            scope,
+            lambda call: answer(database(), call),
+            summary,
+            query=query,
+            examples=examples,
+            content_types=content_types,
+        )
 
     def missing(name: str) -> Sequence[Example]:
         return (Example(parameters={name: NOBODY}, status=HTTPStatus.NOT_FOUND),)
@@ -43,7 +57,14 @@ def read_routes(
         Route("GET", "/openapi.json", Scope.PUBLIC, lambda _: document(), "Describes every route."),
         *page_routes(web_page),
         read("/whoami", access.show_whoami, "Says whose token this is, and what it may do."),
-        read("/flow", flow.show_flow, "Shows what is open at each stage, with ages."),
+        read("/flow", flow.FlowPictures().show, "Shows each stage's rate, backlog, oldest age and failures."),
+        read(
+            "/metrics",
+            flow.show_metrics,
+            "Shows the metrics as Prometheus reads them.",
+            scope=Scope.METRICS,
+            content_types=("text/plain", "application/openmetrics-text"),
+        ),
         read(
             "/events",
             events.list_events,
@@ -51,14 +72,48 @@ def read_routes(
             query=events.EventsQuery,
             examples=(Example(query={"event_type": "MARKET_TICK_INGESTED", "limit": 2}),),
         ),
-        read("/events/{event_id}", events.show_timeline, "Shows an event's timeline.", examples=missing("event_id")),
+        read(
+            "/events/{event_id}",
+            events.show_timeline,
+            "Shows an event's timeline, or its spans.",
+            query=events.ShownAs,
+            examples=missing("event_id"),
+        ),
         read("/anomalies", events.list_anomalies, "Lists what was found unusual.", query=events.AnomaliesQuery),
         read("/decisions", deciding.list_decisions, "Lists decisions.", query=deciding.DecisionsQuery),
         read(
             "/decisions/{decision_id}",
             deciding.show_decision,
-            "Shows a decision with all its steps.",
+            "Shows a decision with all its steps, or its spans.",
+            query=events.ShownAs,
             examples=missing("decision_id"),
+        ),
+        Route(
+            "POST",
+            "/decisions/{decision_id}/replay",
+            Scope.READ,
+            partial(retrials.replay_decision, try_again),
+            "Decides it again from its record, and compares the bytes.",
+            examples=missing("decision_id"),
+            only_reads=True,
+        ),
+        Route(
+            "POST",
+            "/policies/test",
+            Scope.READ,
+            partial(retrials.try_policies, try_again),
+            "Tries policies on the newest recorded requests.",
+            body=retrials.PolicyTrial,
+            examples=(
+                Example(
+                    body={
+                        "policies": '@id("nothing") forbid (principal, action, resource);',
+                        "domain": "finance",
+                        "limit": 100,
+                    }
+                ),
+            ),
+            only_reads=True,
         ),
         read(
             "/artifacts/{sha256}",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 from control_plane.api.http import NotAProxyRequest, Request, Response
 from control_plane.api.scopes import Scope
 
+JSON: Final = "application/json"
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
 _PATH: Final = re.compile(r"(/[a-z][a-z0-9_.-]*|/\{[a-z][a-z0-9_]*\})+")
@@ -39,6 +40,9 @@ QueryId = Annotated[UUID, _spelled(_UUID, "a UUID")]
 
 class Strict(BaseModel):
     """A query or a body: a field that it does not declare is refused, and so is a value of another type."""
+
+    has_lines: ClassVar[bool] = False
+    """Whether texts of this body may have line ends and tabs; other control characters never pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -90,8 +94,9 @@ class Example:
 class Route:
     """A path of literal parts and ``{parameters}``, with the function that answers it.
 
-    A GET route also answers HEAD; a route of any other method changes something, and takes an Idempotency-Key. Raises
-    TypeError for a route without a scope, and ValueError for one that cannot be right.
+    A GET route also answers HEAD; a route of any other method changes something, and takes an Idempotency-Key, unless
+    it says that it ``only_reads``. Raises TypeError for a route without a scope, and ValueError for one that cannot be
+    right.
     """
 
     method: str
@@ -106,8 +111,11 @@ class Route:
     examples: Sequence[Example] = (Example(),)
     status: HTTPStatus = HTTPStatus.OK
     """The status of an answer that is no problem."""
-    content_types: Sequence[str] = ("application/json",)
+    content_types: Sequence[str] = (JSON,)
     """The content types of an answer that is no problem, for the OpenAPI document."""
+    only_reads: bool = False
+    """Whether a POST changes nothing: what it asks is too long for a query, or so costly that no cache or crawler may
+    ask it by following a link. It takes no Idempotency-Key, and is no change on record."""
 
     def __post_init__(self) -> None:
         """Raises TypeError without a scope, and ValueError for a route that cannot be right."""
@@ -115,9 +123,11 @@ class Route:
             raise TypeError(f"{self.name} has no scope: it must say who may call it")
         if self.method not in METHODS or _PATH.fullmatch(self.path) is None:
             raise ValueError(f"{self.name} is no route: a method of {', '.join(METHODS)}, and a path such as /a/{{b}}")
+        if self.only_reads and self.method != "POST":
+            raise ValueError(f"{self.name} only reads: that is said of a POST alone")
         if self.changes and self.scope is Scope.PUBLIC:
             raise ValueError(f"{self.name} changes something, so it cannot be public")
-        if self.body is not None and not self.changes:
+        if self.body is not None and self.method == "GET":
             raise ValueError(f"{self.name} takes a body, which GET has none of")
 
     @property
@@ -133,7 +143,7 @@ class Route:
     @property
     def changes(self) -> bool:
         """Whether the route changes something."""
-        return self.method != "GET"
+        return self.method != "GET" and not self.only_reads
 
     @property
     def names(self) -> Sequence[str]:

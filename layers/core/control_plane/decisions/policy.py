@@ -7,6 +7,7 @@ whatever any error occurred in: Cedar by itself skips a policy that fails, even 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,11 @@ from control_plane.model.ids import canonical_json
 
 RELEASE: Final = "Release"
 RELEASE_WITHOUT_APPROVAL: Final = "ReleaseWithoutApproval"
+DEEPEST: Final = 200
+"""How deep brackets may be nested. Cedar's parser recurses, and some thousands of them end the whole process."""
+
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|([(\[{])|([)\]}])', re.DOTALL)
+"""A bracket, or a text or a comment, whose brackets are none."""
 
 
 class PolicyUnusable(ControlPlaneError):
@@ -78,6 +84,9 @@ def load(policies: str, schema: str) -> Policy:
         raise PolicyUnusable("there are no policies: an empty text permits nothing, and is taken for a mistake")
     if not isinstance(schema, str) or not schema.strip():
         raise PolicyUnusable("there is no schema to validate policies and requests against")
+    for what, given in (("policies", policies), ("schema", schema)):
+        if _depth(given) > DEEPEST:
+            raise PolicyUnusable(f"the {what} nest brackets deeper than {DEEPEST}: write them flatter")
     try:
         parsed_schema = cedarpy.Schema.from_str(schema)
     except ValueError as error:
@@ -87,6 +96,8 @@ def load(policies: str, schema: str) -> Policy:
         names = _names(policies)
     except ValueError as error:
         raise PolicyUnusable(f"the policies cannot be parsed: {error}") from None
+    except RecursionError:  # of the JSON that Cedar writes of them
+        raise PolicyUnusable("a policy is one expression of too many parts: cut it into several policies") from None
     found = cedarpy.validate_policies(policies, parsed_schema)
     if not found.validation_passed or found.errors:
         told = sorted({f"{names.get(error.policy_id, error.policy_id)}: {error.error}" for error in found.errors})
@@ -101,6 +112,18 @@ def load(policies: str, schema: str) -> Policy:
         parsed,
         parsed_schema,
     )
+
+
+def _depth(text: str) -> int:
+    """Returns how deep a text nests brackets."""
+    depth = deepest = 0
+    for found in _BRACKETS.finditer(text):
+        if found[1]:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif found[2]:
+            depth -= 1
+    return deepest
 
 
 def _names(policies: str) -> dict[str, str]:

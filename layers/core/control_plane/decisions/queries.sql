@@ -122,20 +122,35 @@ SELECT set_switch(%(scope)s, %(off)s, %(reason)s, %(event)s::json, %(token)s)
 SELECT scope, is_off, set_by, set_at, reason FROM switches ORDER BY is_off DESC, scope
 
 -- name: recorded_requests
--- Every verdict that a policy was asked for, with the request, the policy and its schema, oldest first.
+-- A domain's newest verdicts that a policy was asked for, with the request, and the names of the policy and its schema.
+WITH newest AS (
+    SELECT
+        verdict.verdict_id, verdict.decision_id, verdict.judged_at, verdict.verdict, verdict.is_shadow,
+        verdict.approval_id, decision.entity_id, decision.occurred_at, verdict.policy_sha256, verdict.schema_sha256,
+        verdict.request_sha256
+    FROM verdicts AS verdict
+    JOIN decisions AS decision USING (decision_id)
+    WHERE decision.domain = %(domain)s
+        AND verdict.request_sha256 IS NOT NULL
+        AND verdict.policy_sha256 IS NOT NULL
+    ORDER BY verdict.judged_at DESC, verdict.verdict_id DESC
+    LIMIT %(limit)s
+)
 SELECT
-    verdict.verdict_id, verdict.decision_id, verdict.judged_at, verdict.verdict, verdict.is_shadow, verdict.approval_id,
-    decision.domain, decision.entity_id, decision.occurred_at, policy.bytes, schema.bytes, request.bytes
+    newest.verdict_id, newest.decision_id, newest.judged_at, newest.verdict, newest.is_shadow, newest.approval_id,
+    newest.entity_id, newest.occurred_at, newest.policy_sha256, newest.schema_sha256, request.bytes
+FROM newest
+JOIN artifacts AS request ON request.sha256 = newest.request_sha256
+ORDER BY newest.judged_at DESC, newest.verdict_id DESC
+
+-- name: count_verdicts
+-- How many of a domain's verdicts a policy was asked for, and how many fell before any was.
+SELECT
+    count(*) FILTER (WHERE verdict.request_sha256 IS NOT NULL AND verdict.policy_sha256 IS NOT NULL) AS asked,
+    count(*) FILTER (WHERE verdict.request_sha256 IS NULL OR verdict.policy_sha256 IS NULL) AS unasked
 FROM verdicts AS verdict
 JOIN decisions AS decision USING (decision_id)
-JOIN artifacts AS policy ON policy.sha256 = verdict.policy_sha256
-JOIN artifacts AS schema ON schema.sha256 = verdict.schema_sha256
-JOIN artifacts AS request ON request.sha256 = verdict.request_sha256
-ORDER BY verdict.judged_at, verdict.verdict_id
-
--- name: count_unasked_verdicts
--- How many verdicts fell before any policy was asked.
-SELECT count(*) FROM verdicts WHERE request_sha256 IS NULL OR policy_sha256 IS NULL
+WHERE decision.domain = %(domain)s
 
 -- name: insert_decision_events
 -- Events of deciding, their messages, and one pending delivery per message and subscription.
@@ -164,14 +179,6 @@ WHERE (%(state)s::text IS NULL OR decision.state = %(state)s)
     AND (%(entity_id)s::text IS NULL OR decision.entity_id = %(entity_id)s)
 ORDER BY decision.opened_at DESC, decision.decision_id
 LIMIT %(limit)s
-
--- name: find_decisions
--- The decisions whose id begins so; two are enough to see that a prefix names more than one.
-SELECT decision_id
-FROM decisions
-WHERE decision_id::text LIKE %(prefix)s || '%%'
-ORDER BY decision_id
-LIMIT 2
 
 -- name: decision_facts
 -- One decision as its row has it.

@@ -71,11 +71,6 @@ def list_decisions(
         return cursor.execute(QUERIES["list_decisions"].sql, values).fetchall()
 
 
-def find_decisions(connection: Connection[Any], prefix: str) -> Sequence[UUID]:
-    """Returns the ids that begin so, at most two: more than one says that the prefix is too short."""
-    return [row[0] for row in connection.execute(QUERIES["find_decisions"].sql, {"prefix": prefix}).fetchall()]
-
-
 def read_tree(connection: Connection[Any], decision_id: UUID) -> DecisionTree | None:
     """Returns a decision with all its steps; None where there is no such decision."""
     with connection.cursor(row_factory=dict_row) as cursor:

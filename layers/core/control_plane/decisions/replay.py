@@ -5,6 +5,7 @@ versions and reservations. Decided again: every command of the playbook, every s
 wrote because of them.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ class Difference:
     """The first step that is decided differently."""
 
     seq: int
+    kind: str
+    """The recorded step's kind."""
     what: str
     """kind, parent, body, output, time or fault."""
     recorded: str
@@ -51,6 +54,10 @@ class Replayed:
     steps: int
     compared_bytes: int
     difference: Difference | None
+    recorded_sha256: bytes
+    """Over all that was compared, up to the first difference and with it, as it was recorded."""
+    decided_sha256: bytes
+    """Over the same, as it was decided again."""
 
     @property
     def is_identical(self) -> bool:
@@ -67,25 +74,36 @@ class _Differs(Exception):
 def replay(stored: Loaded, plug_ins: Deciding) -> Replayed:
     """Decides a stored decision again, without a connection. Its playbook's version must be among the plug-ins."""
     record, compared, steps = stored.record, 0, 0
+    alike = hashlib.sha256()
     state = "opened"
+
+    def differs(step: Step, what: str, recorded: str, decided: str) -> Replayed:
+        sides = [alike.copy(), alike.copy()]
+        for side, text in zip(sides, (recorded, decided), strict=True):
+            side.update(text.encode(errors="surrogatepass"))
+        found = Difference(step.seq, step.kind, what, recorded, decided)
+        return Replayed(steps, compared, found, sides[0].digest(), sides[1].digest())
+
     for place, step in enumerate(record.steps):
         before = Record(replace(record.decision, state=state), record.steps[:place], record.artifacts)
         state = moves.state_after(step.kind, step.body) or state
         if step.kind in READ:
             continue
         try:
-            compared += _compare(before, step, stored.bodies[place], plug_ins)
+            same = _compare(before, step, stored.bodies[place], plug_ins)
         except _Differs as found:
-            return Replayed(steps, compared, Difference(step.seq, found.what, found.recorded, found.decided))
+            return differs(step, found.what, found.recorded, found.decided)
         except Exception as error:  # noqa: BLE001 - code that cannot decide this record any more is a difference too
-            fault = f"{type(error).__name__}: {error}"
-            return Replayed(steps, compared, Difference(step.seq, "fault", step.kind, fault))
+            return differs(step, "fault", step.kind, f"{type(error).__name__}: {error}")
+        for part in same:
+            compared += len(part)
+            alike.update(part)
         steps += 1
-    return Replayed(steps, compared, None)
+    return Replayed(steps, compared, None, alike.digest(), alike.digest())
 
 
-def _compare(before: Record, step: Step, body: bytes, plug_ins: Deciding) -> int:
-    """Compares one step with what is decided before it; returns how many bytes were the same. Raises _Differs."""
+def _compare(before: Record, step: Step, body: bytes, plug_ins: Deciding) -> Sequence[bytes]:
+    """Compares one step with what is decided before it; returns the bytes that were the same. Raises _Differs."""
     playbook = find_version(plug_ins, before)
     agents = _recorded_agents(before, step)
     given = _circumstances(before, step)
@@ -107,7 +125,7 @@ def _compare(before: Record, step: Step, body: bytes, plug_ins: Deciding) -> int
     return _same(step, body, decided)
 
 
-def _same(step: Step, body: bytes, decided: Append) -> int:
+def _same(step: Step, body: bytes, decided: Append) -> Sequence[bytes]:
     if step.kind != decided.kind:
         raise _Differs("kind", step.kind, decided.kind)
     if step.parent != decided.parent:
@@ -117,10 +135,12 @@ def _same(step: Step, body: bytes, decided: Append) -> int:
     output = None if decided.output is None else sha256(decided.output)
     if step.output_sha256 != output:
         raise _Differs("output", _hex(step.output_sha256), _hex(output))
-    return len(body) + (0 if decided.output is None else len(decided.output))
+    return [body] if decided.output is None else [body, decided.output]
 
 
-def _compare_call(before: Record, step: Step, body: bytes, calls_seq: int, calls: Sequence[IntendedCall]) -> int:
+def _compare_call(
+    before: Record, step: Step, body: bytes, calls_seq: int, calls: Sequence[IntendedCall]
+) -> Sequence[bytes]:
     """A call that was intended, or that no budget had room for, is one of those that were due."""
     due = {(call.agent, call.attempt): call for call in calls}
     call = due.get((step.body.get("agent", ""), step.body.get("attempt", 0)))
@@ -138,7 +158,7 @@ def _compare_call(before: Record, step: Step, body: bytes, calls_seq: int, calls
     recorded = {name: step.body.get(name) for name in decided}
     if recorded != decided or step.input_sha256 != call.request_sha256 or step.parent != calls_seq:
         raise _Differs("body", canonical_json(recorded).decode(), canonical_json(decided).decode())
-    return len(canonical_json(decided))
+    return [canonical_json(decided)]
 
 
 @dataclass(slots=True)

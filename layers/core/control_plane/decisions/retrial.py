@@ -1,6 +1,6 @@
-"""Tries other policies on every verdict so far: what they would have decided, and where that differs."""
+"""Tries other policies on the newest verdicts: what they would have decided, and where that differs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -12,6 +12,8 @@ from control_plane.decisions.policy import Policy, PolicyUnusable, Ruling, from_
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
+MOST_REQUESTS: Final = 500
+"""The most recorded requests that are judged again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +38,53 @@ class Retried:
         return self.before.verdict != self.after.verdict
 
 
-def retry(connection: Connection[Any], domain: str, policy: Policy) -> Iterator[Retried]:
-    """Yields every request of a domain's that policies were asked about, oldest first. Raises psycopg.Error."""
-    for row in connection.execute(QUERIES["recorded_requests"].sql).fetchall():
-        (verdict_id, decision_id, judged_at, recorded, is_shadow, approval, of_domain, entity, at, *texts) = row
-        if of_domain != domain:
-            continue
-        used, schema, request = (bytes(text) for text in texts)
+@dataclass(frozen=True, slots=True)
+class Retrial:
+    """What a policy came to on the record."""
+
+    retried: Sequence[Retried]
+    """The newest requests, newest first."""
+    recorded: int
+    """The domain's recorded requests in all."""
+    unasked: int
+    """The domain's verdicts that fell before any policy was asked: they stay what they are."""
+    is_out_of_time: bool
+
+    @property
+    def differences(self) -> Sequence[Retried]:
+        """Those where the verdict would have been another."""
+        return [one for one in self.retried if one.differs]
+
+
+def retry(
+    connection: Connection[Any],
+    domain: str,
+    policy: Policy,
+    *,
+    limit: int = MOST_REQUESTS,
+    is_over: Callable[[], bool] = lambda: False,
+) -> Retrial:
+    """Judges a domain's newest recorded requests again, until ``is_over`` says that there is no time left.
+
+    Raises psycopg.Error.
+    """
+    counted = connection.execute(QUERIES["count_verdicts"].sql, {"domain": domain}).fetchone()
+    assert counted is not None
+    rows = connection.execute(QUERIES["recorded_requests"].sql, {"domain": domain, "limit": limit}).fetchall()
+    names = sorted({bytes(name) for row in rows for name in (row[8], row[9])})
+    found = connection.execute(QUERIES["artifacts"].sql, {"hashes": names}).fetchall()
+    texts = {bytes(name): bytes(content) for name, content in found}
+    retried: list[Retried] = []
+    for row in rows:
+        if is_over():
+            break
+        verdict_id, decision_id, judged_at, recorded, is_shadow, approval, entity, at, used, schema, request = row
         is_approved = approval is not None and recorded != "needs_approval"
-        asked = from_record(request)
-        yield Retried(
-            verdict_id,
-            decision_id,
-            judged_at,
-            entity,
-            at,
-            is_shadow,
-            recorded,
-            _ruling(used, schema, asked, is_approved=is_approved),
-            rule(policy, asked, is_approved=is_approved),
-        )
-
-
-def count_unasked(connection: Connection[Any]) -> int:
-    """Returns how many verdicts fell before any policy was asked. Raises psycopg.Error."""
-    row = connection.execute(QUERIES["count_unasked_verdicts"].sql).fetchone()
-    assert row is not None
-    return int(row[0])
+        asked = from_record(bytes(request))
+        before = _ruling(texts[bytes(used)], texts[bytes(schema)], asked, is_approved=is_approved)
+        after = rule(policy, asked, is_approved=is_approved)
+        retried.append(Retried(verdict_id, decision_id, judged_at, entity, at, is_shadow, recorded, before, after))
+    return Retrial(retried, counted[0], counted[1], is_out_of_time=len(retried) < len(rows))
 
 
 def _ruling(policies: bytes, schema: bytes, asked: dict[str, Any], *, is_approved: bool) -> Ruling:
@@ -70,8 +92,3 @@ def _ruling(policies: bytes, schema: bytes, asked: dict[str, Any], *, is_approve
         return rule(load(policies.decode(), schema.decode()), asked, is_approved=is_approved)
     except PolicyUnusable as error:  # by a newer Cedar, which reads it otherwise
         return Ruling("refused", (), (str(error),))
-
-
-def differences(retried: Sequence[Retried]) -> Sequence[Retried]:
-    """Returns those where the verdict would have been another."""
-    return [one for one in retried if one.differs]

@@ -7,6 +7,7 @@ client reads another lets through what it never saw.
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, Final, Never
 
 from control_plane.model.errors import ContractViolation
@@ -18,6 +19,7 @@ MOST_DEPTH: Final = 32
 
 _STRINGS: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKETS: Final = re.compile(rb"[\[\]{}]")
+_LINES: Final = str.maketrans("", "", "\t\n\r")
 
 
 class NotStrictJson(ContractViolation):
@@ -27,12 +29,19 @@ class NotStrictJson(ContractViolation):
         super().__init__(reason, field="JSON")
 
 
-def parse(given: bytes, *, most_bytes: int = MOST_BYTES, most_depth: int = MOST_DEPTH, check_texts: bool = True) -> Any:
+def parse(
+    given: bytes,
+    *,
+    most_bytes: int = MOST_BYTES,
+    most_depth: int = MOST_DEPTH,
+    check_texts: bool = True,
+    has_lines: bool = False,
+) -> Any:
     """Returns the value that the bytes stand for; raises NotStrictJson.
 
     Refused: more than ``most_bytes``, nesting deeper than ``most_depth``, bytes that are not UTF-8, a key given twice,
     NaN, Infinity, a number beyond a double, and, where texts are checked, those with lone surrogates, control or
-    invisible characters.
+    invisible characters; ``has_lines`` lets line ends and tabs pass.
     """
     if len(given) > most_bytes:
         raise NotStrictJson(f"has {len(given)} bytes, and {most_bytes} is the most")
@@ -48,13 +57,13 @@ def parse(given: bytes, *, most_bytes: int = MOST_BYTES, most_depth: int = MOST_
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits
         raise NotStrictJson(f"cannot be read: {error}") from None
     if check_texts:
-        _check_texts(value)
+        _check_texts(value, _LINES if has_lines else {})
     return value
 
 
-def parse_object(given: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def parse_object(given: bytes, *, most_bytes: int = MOST_BYTES, has_lines: bool = False) -> dict[str, Any]:
     """Returns the object that the bytes stand for; raises NotStrictJson, also for another kind of value."""
-    value = parse(given, most_bytes=most_bytes)
+    value = parse(given, most_bytes=most_bytes, has_lines=has_lines)
     if not isinstance(value, dict):
         raise NotStrictJson("is not a JSON object")
     return value
@@ -88,15 +97,15 @@ def _float(digits: str) -> float:
     return number
 
 
-def _check_texts(value: Any) -> None:
+def _check_texts(value: Any, passing: Mapping[int, int | None]) -> None:
     match value:
         case str():
-            if has_invisible(value):
+            if has_invisible(value.translate(passing)):
                 raise NotStrictJson("holds a text with a control character, a lone surrogate or one that is invisible")
         case dict():
             for name, item in value.items():
-                _check_texts(name)
-                _check_texts(item)
+                _check_texts(name, passing)
+                _check_texts(item, passing)
         case list():
             for item in value:
-                _check_texts(item)
+                _check_texts(item, passing)

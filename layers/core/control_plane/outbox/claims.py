@@ -61,6 +61,8 @@ class Claim:
 
     token: UUID
     rows: Sequence[ClaimedRow] = ()
+    traces_ratio: float = 0
+    """The share of events whose spans are exported."""
 
     @cached_property
     def deliveries(self) -> Sequence["ClaimedDelivery"]:
@@ -69,7 +71,7 @@ class Claim:
         They are made on first use, so that the deciding thread makes them instead of the thread that speaks with
         Postgres.
         """
-        return [_delivery(row, self.token) for row in self.rows if row.fate != "lost"]
+        return [_delivery(row, self.token, self.traces_ratio) for row in self.rows if row.fate != "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def claim(
     lanes: Mapping[str, LaneLimits],
     lease_seconds: float,
     max_attempts: int,
+    traces_ratio: float = 0,
 ) -> Claim:
     """Claims due deliveries of the given subscriptions; the claim is committed when this returns.
 
@@ -117,7 +120,7 @@ def claim(
                 "leases_per_attempt": LEASES_PER_ATTEMPT,
             },
         ).fetchall()
-    return Claim(token, rows)
+    return Claim(token, rows, traces_ratio)
 
 
 def others_were_delivered(connection: Connection[Any], message: Message) -> bool:
@@ -133,12 +136,12 @@ def others_were_delivered(connection: Connection[Any], message: Message) -> bool
     return row is not None and row[0]
 
 
-def _delivery(row: ClaimedRow, token: UUID) -> ClaimedDelivery:
+def _delivery(row: ClaimedRow, token: UUID, traces_ratio: float) -> ClaimedDelivery:
     verdict: MessageFault | Exhausted | None = None
     if row.fate == "exhausted":
         reason = row.last_error or "the limit is lower than the attempts made"
         verdict = Exhausted(f"gave up after {row.delivery_attempts} attempts: {reason}")
-    message, fault = _message(row, token)
+    message, fault = _message(row, token, traces_ratio)
     verdict = verdict or fault
     if verdict is None and message.size > MAX_BATCH_BYTES:
         verdict = MessageFault(
@@ -147,7 +150,7 @@ def _delivery(row: ClaimedRow, token: UUID) -> ClaimedDelivery:
     return ClaimedDelivery(message, verdict)
 
 
-def _message(row: ClaimedRow, token: UUID) -> tuple[Message, MessageFault | None]:
+def _message(row: ClaimedRow, token: UUID, traces_ratio: float) -> tuple[Message, MessageFault | None]:
     """Returns the row's message; if none can be made of the row, a message without a body, and the reason."""
     if row.fate == "claimed" and row.body is None:
         return _bodiless(row, token), MessageFault("its message is not in the outbox")
@@ -165,6 +168,7 @@ def _message(row: ClaimedRow, token: UUID) -> tuple[Message, MessageFault | None
             attempt=row.delivery_attempts,
             is_suspect=row.is_suspect,
             body=row.body or "",
+            traces_ratio=traces_ratio,
         )
     except Exception as error:  # noqa: BLE001 - whatever is wrong with one row must not stop the others
         return _bodiless(row, token), MessageFault(f"no message can be made of it: {type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from control_plane.model.lifecycle import Outcome
-from control_plane.model.trace import traceparent
+from control_plane.model.trace import is_sampled, traceparent
 
 MAX_BATCH_ENTRIES: Final = 10
 MAX_BATCH_BYTES: Final = 1_048_576
@@ -52,14 +52,18 @@ def make_message(
     attempt: int,
     is_suspect: bool,
     body: str,
+    traces_ratio: float = 0,
 ) -> Message:
-    """Returns the message with its attributes and its size; the ids are text as Postgres writes a uuid."""
+    """Returns the message with its attributes and its size; the ids are text as Postgres writes a uuid.
+
+    ``traces_ratio`` is the share of events whose spans are exported, for the flag in ``traceparent``.
+    """
     attributes = {
         "event_id": event_id,
         "event_type": event_type,
         "schema_version": str(schema_version),
         "trace_id": trace_id,
-        "traceparent": traceparent(trace_id, event_id),
+        "traceparent": traceparent(trace_id, event_id, is_sampled=is_sampled(event_id, traces_ratio)),
     }
     if operation_id is not None:
         attributes["operation_id"] = str(operation_id)

@@ -180,6 +180,8 @@ class OpsApiSettings:
     api_token: ApiTokenSettings
     health_max_pending_age_seconds: float
     """The age of the oldest pending delivery from which /health reports that the pipeline is failing."""
+    retrial_function: str
+    """The name of the function that decides again and tries policies."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "OpsApiSettings":
@@ -193,6 +195,7 @@ class OpsApiSettings:
                 health_max_pending_age_seconds=reader.number(
                     "HEALTH_MAX_PENDING_AGE_SECONDS", 300, minimum=1, maximum=604_800
                 ),
+                retrial_function=_function_name(reader, "RETRIAL_FUNCTION"),
             ),
         )
 
@@ -224,6 +227,38 @@ class OperationsSettings:
                 _function_name(reader, "INGESTION_FUNCTION"),
             ),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """Settings of TraceFunction."""
+
+    database: DatabaseSettings
+    cloud_endpoint_url: str | None
+    endpoint: str
+    """The whole URL to which an OTLP receiver takes traces over HTTP."""
+    secret_arn: str | None
+    """The secret that holds headers for the receiver; None sends none."""
+    sample_ratio: float
+    """The share of events whose spans are exported whatever becomes of them."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "TraceSettings":
+        """Returns the settings. Raises ConfigurationError."""
+
+        def build(reader: EnvironReader) -> TraceSettings:
+            endpoint = reader.url("TRACES_ENDPOINT")
+            if endpoint is None:
+                reader.problem("TRACES_ENDPOINT is not set: it must be the URL of an OTLP receiver's traces")
+            return cls(
+                database=DatabaseSettings.read(reader),
+                cloud_endpoint_url=reader.url("CLOUD_ENDPOINT_URL"),
+                endpoint=endpoint or "",
+                secret_arn=reader.text("TRACES_SECRET_ARN"),
+                sample_ratio=reader.number("TRACES_SAMPLE_RATIO", 1, minimum=0, maximum=1),
+            )
+
+        return _read(environ, build)
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +425,8 @@ class RelaySettings:
     lease_seconds: float
     breaker_failure_threshold: int
     breaker_cool_down_seconds: float
+    traces_ratio: float
+    """The share of events whose spans are exported; 0 where none are."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> "RelaySettings":
@@ -409,6 +446,7 @@ class RelaySettings:
                 lease_seconds=reader.number("LEASE_SECONDS", 30, minimum=1, maximum=900),
                 breaker_failure_threshold=_breaker_failure_threshold(reader),
                 breaker_cool_down_seconds=_breaker_cool_down_seconds(reader),
+                traces_ratio=reader.number("TRACES_SAMPLE_RATIO", 0, minimum=0, maximum=1),
             ),
         )
 

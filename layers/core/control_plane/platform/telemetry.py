@@ -66,6 +66,10 @@ METRICS: Final = {
     "OperationsStalled": MetricUnit.Count,
     "OperationsFinished": MetricUnit.Count,
     "OperationsFailed": MetricUnit.Count,
+    "SpansExported": MetricUnit.Count,
+    "SpansRejected": MetricUnit.Count,
+    "TraceExportFailures": MetricUnit.Count,
+    "TracesBehind": MetricUnit.Seconds,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 

@@ -1,0 +1,80 @@
+"""A person at the page, whose actions are counted: by mouse, or by the keyboard alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from playwright.sync_api import Locator, Page, expect
+
+type Hand = Literal["mouse", "keyboard"]
+
+_MOST_TABS = 150
+_NAME_OF_FOCUS = """() => {
+  const at = document.activeElement;
+  return at === null ? null : [at.tagName, at.getAttribute('aria-label') ?? '', at.innerText ?? '', at.name ?? ''];
+}"""
+
+
+@dataclass
+class Person:
+    """Opening a link, pressing a button, choosing, ticking and typing a text are actions; moving the focus is none."""
+
+    page: Page
+    hand: Hand = "mouse"
+    actions: int = 0
+
+    def press(self, label: str, *, role: Literal["button", "link", "checkbox"] = "button", exact: bool = True) -> None:
+        """Presses what has this accessible name."""
+        self._act(self.page.get_by_role(role, name=label, exact=exact), "Space" if role == "checkbox" else "Enter")
+
+    def submit(self, label: str) -> None:
+        """Sends the form that is open: by its button, or by Enter in the field that has the focus."""
+        form = self.page.locator("form").filter(has=self.page.locator(":focus"))
+        button = form.get_by_role("button", name=label, exact=True)
+        expect(button).to_be_enabled()
+        if self.hand == "mouse":
+            button.click()
+        else:
+            self.page.keyboard.press("Enter")
+        self.actions += 1
+
+    def type(self, field: str, text: str) -> None:
+        """Types a text into the field of this name; if it has the focus already, without going there."""
+        found = self.page.locator(f"[name='{field}']:visible")
+        expect(found).to_be_enabled()
+        if not found.evaluate("(one) => one === document.activeElement"):
+            if self.hand == "mouse":
+                found.click()
+            else:
+                self._move_to(found)
+        self.page.keyboard.type(text)
+        self.actions += 1
+
+    def open_row(self, label: str) -> None:
+        """Opens a row of a list; the keyboard moves there by j."""
+        row = self.page.locator("tr").filter(has_text=label).locator("a.row").first
+        expect(row).to_be_visible()
+        if self.hand == "mouse":
+            row.click()
+        else:
+            for _ in range(_MOST_TABS):
+                if row.evaluate("(one) => one === document.activeElement"):
+                    break
+                self.page.keyboard.press("j")
+            self.page.keyboard.press("Enter")
+        self.actions += 1
+
+    def _act(self, found: Locator, key: str) -> None:
+        expect(found).to_be_visible()
+        if self.hand == "mouse":
+            found.click()
+        else:
+            self._move_to(found)
+            self.page.keyboard.press(key)
+        self.actions += 1
+
+    def _move_to(self, found: Locator) -> None:
+        for _ in range(_MOST_TABS):
+            if found.evaluate("(one) => one === document.activeElement"):
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {found}: the focus is on {self.page.evaluate(_NAME_OF_FOCUS)}")
