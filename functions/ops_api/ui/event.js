@@ -139,7 +139,10 @@ function Story({ timeline }) {
 const value = (given) => Object.values(given ?? {})[0];
 /** Returns the spans of an OTLP answer, each below its parent, with times in seconds from the first. */
 export function spansOf(otlp) {
-  const all = (otlp?.resourceSpans ?? []).flatMap((resource) => resource.scopeSpans ?? []).flatMap((scope) => scope.spans ?? []);
+  const all = (otlp?.resourceSpans ?? []).flatMap((one) => {
+    const service = value(one.resource?.attributes?.find((each) => each.key === "service.name")?.value);
+    return (one.scopeSpans ?? []).flatMap((scope) => scope.spans ?? []).map((each) => ({ ...each, service }));
+  });
   if (!all.length) return { rows: [], total: 0 };
   const first = all.map((one) => BigInt(one.startTimeUnixNano)).reduce((a, b) => (a < b ? a : b));
   const at = (nanos) => Number(BigInt(nanos) - first) / 1e9;
@@ -165,7 +168,8 @@ export function Waterfall({ path }) {
       <svg class=${one.status?.code === 2 ? "bad" : ""} height="16" aria-hidden="true"><rect y="3" height="10" rx="2" x=${`${(99.5 * one.start) / total}%`}
         width=${`${Math.max(0.5, (100 * (one.end - one.start)) / total)}%`} /></svg>
       <span class="number">${spoken(one.end - one.start)}</span></summary>
-      <dl class="facts"><dt>from</dt><dd>+${spoken(one.start)}</dd><dt>span</dt><dd><${Term}>${visible(one.spanId)}<//></dd>
+      <dl class="facts">${one.status?.message && html`<dt>failed</dt><dd class="said"><${Said}>${one.status.message}<//></dd>`}
+        ${one.service && html`<dt>service</dt><dd><${Text}>${one.service}<//></dd>`}<dt>from</dt><dd>+${spoken(one.start)}</dd><dt>span</dt><dd><${Term}>${visible(one.spanId)}<//></dd>
         ${(one.attributes ?? []).map((each) => html`<dt><${Text}>${each.key}<//></dt><dd><${Text}>${String(value(each.value))}<//></dd>`)}
         ${(one.events ?? []).map((each) => html`<dt><${Text}>${each.name}<//></dt><dd>${(each.attributes ?? []).map((said) =>
           html`<div><${Text}>${`${said.key}: ${value(said.value)}`}<//></div>`)}</dd>`)}</dl></details></li>`)}</ol>

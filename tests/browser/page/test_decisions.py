@@ -180,6 +180,27 @@ REPLAYS = {
 }
 
 
+def test_the_record_is_decided_again_and_policies_are_asked(live_site: LiveSite, open_tab: OpenTab) -> None:
+    decision_id = str(live_site.decisions[0])
+    replayed = live_site.api.ask("POST", f"/decisions/{decision_id}/replay")
+    page = opened(open_tab(live_site.url("decision", id=decision_id)).page)
+    again = part(page, "Decide again")
+    again.get_by_role("button", name="Replay check").click()
+    assert replayed["same"] is True
+    expect(again).to_contain_text(f"{replayed['steps']} steps and {replayed['compared_bytes']:,} bytes, alike")
+    other = part(page, "What another policy would have said")
+    other.get_by_role("button", name="Begin with the one that judged it").click()
+    expect(other.get_by_role("textbox")).to_have_value(re.compile("permit"))
+    other.get_by_role("button", name="Ask").click()
+    expect(other).to_contain_text(" the same, 0 different of the newest ")
+    other.get_by_role("textbox").fill('@id("nothing")\nforbid (principal, action, resource);')
+    other.get_by_role("button", name="Ask").click()
+    expect(other.locator("tbody tr", has_text="AAPL").first).to_contain_text("refused")
+    other.get_by_role("textbox").fill("permit")
+    other.get_by_role("button", name="Ask").click()
+    expect(other.get_by_role("alert")).to_be_visible()
+
+
 @pytest.mark.parametrize("name", REPLAYS)
 def test_a_decision_is_decided_again(live_site: LiveSite, open_tab: OpenTab, name: str) -> None:
     said, told = REPLAYS[name]
