@@ -181,7 +181,7 @@ export function usePages(path, params, { seconds = null, keyOf = JSON.stringify 
       setRest({ busy: false, error: null });
     } catch (error) { setRest({ busy: false, error }); }
   };
-  const reload = () => { setPages({ asked: null, items: [], next: null }); first.reload(); };
+  const reload = () => { setPages((old) => ({ ...old, more: false })); first.reload(); };
   const busy = rest.busy || (first.data === undefined && first.error === null);
   return { items: shown.items, error: rest.error ?? first.error, busy, more: shown.next !== null, loadMore, reload,
     stale: first.stale, at: first.at };
@@ -242,13 +242,16 @@ export function exact(at, inUtc = utc.get() === "1") {
   const there = new Date(date.getTime() - (inUtc ? 0 : date.getTimezoneOffset() * 60000)).toISOString();
   return `${there.slice(0, 10)} ${there.slice(11, 23)}${inUtc ? " UTC" : ""}`;
 }
-/** A time: how long ago, or with `absolute` when; the other, and UTC, on hover. */
+function ago(at) {
+  const seconds = (Date.now() - new Date(at).getTime()) / 1000;
+  return seconds < -1 ? `in ${coarse(-seconds)}` : seconds < 1 ? "now" : `${coarse(seconds)} ago`;
+}
+/** A time: how long ago, or with `absolute` when; the other, and UTC, on hover. It is drawn again when its words change. */
 export function Instant({ at, absolute = false }) {
-  const now = useNow();
+  const [told, setTold] = useState(ago(at));
   const inUtc = useStore(utc) === "1";
+  useEffect(() => { setTold(ago(at)); return ticks.listen(() => setTold(ago(at))); }, [at]);
   if (!at) return html`<span class="muted">–</span>`;
-  const seconds = (now - new Date(at).getTime()) / 1000;
-  const told = seconds < -1 ? `in ${coarse(-seconds)}` : seconds < 1 ? "now" : `${coarse(seconds)} ago`;
   const title = `${inUtc ? exact(at, true) : `${exact(at, false)} local, ${exact(at, true)}`}`;
   return html`<time class="number" datetime=${at} title=${absolute ? `${told}; ${title}` : title}>
     ${absolute ? exact(at, inUtc).replace(/\.000/, "") : told}</time>`;
@@ -291,12 +294,11 @@ export function Id({ value, view, param = "id" }) {
       <svg viewBox="0 0 16 16" aria-hidden="true"><path d=${copied ? ICONS.good : "M6 5h7v8.5H6zM10 5V2.5H3V11h3"} /></svg>
     </button></span>`;
 }
-const LINES = 24;
 export function Json({ value, label = "JSON" }) {
   const text = visible(JSON.stringify(value, null, 2) ?? "");
   const lines = text.split("\n").length;
   const whole = html`<pre class="json" tabindex="0" role="region" aria-label=${label}>${text}</pre>`;
-  return lines <= LINES && text.length < 4000 ? whole
+  return lines <= 24 && text.length < 4000 ? whole
     : html`<details class="fold"><summary>${count(lines)} lines, ${count(text.length)} characters</summary>${whole}</details>`;
 }
 
@@ -321,7 +323,6 @@ export function Split({ list, detail, title, closeHref }) {
     ${detail && html`<section class="pane" aria-label=${title}><header><h2>${title}</h2>
       <a class="button" data-close href=${closeHref}>Close</a></header>${detail}</section>`}</div>`;
 }
-const pad = (n) => String(n).padStart(2, "0");
 function forInput(at, inUtc) {
   const date = at ? new Date(at) : null;
   return date === null || Number.isNaN(date.getTime()) ? "" : exact(at, inUtc).slice(0, 16).replace(" ", "T");

@@ -49,6 +49,17 @@ def test_a_token_is_shown_once_and_stored_nowhere(commands: Client, api: Client,
     assert (listed["name"], listed["scopes"], listed["created_by"]) == ("kim", ["read"], "root")
 
 
+def test_whoami_says_whose_token_this_is(commands: Client, api: Client) -> None:
+    end = canonical_instant(datetime.now(UTC) + timedelta(hours=12))
+    token = make(commands, "kim", "operate", expires_at=end)
+    known = api.ask("GET", "/whoami", token=token)
+    assert known.body == {"name": "kim", "scopes": ["operate", "read"], "expires_at": end}
+    root = api.ask("GET", "/whoami").body
+    assert (root["name"], root["expires_at"]) == ("root", None)
+    assert root["scopes"] == ["admin", "approve", "metrics", "operate", "read"]
+    assert api.ask("GET", "/whoami", token=make(commands, "prometheus", "metrics")).status == 403
+
+
 @pytest.mark.parametrize(
     ("given", "has"),
     [
@@ -80,7 +91,7 @@ def test_every_route_but_the_public_ones_asks_for_a_token(commands: Client, api:
             answer = client.ask(route.method, re.sub(r"\{\w+\}", "x", route.path), token=None)
             if answer.status != 401:
                 opened.add(route.name)
-    assert opened == {"GET /health", "GET /openapi.json"}
+    assert opened == {"GET /health", "GET /openapi.json", "GET /ui", "GET /ui/{asset}"}
 
 
 def test_no_token_makes_another_with_a_scope_that_it_lacks(commands: Client, owner: Connection[Any]) -> None:
