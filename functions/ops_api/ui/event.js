@@ -1,7 +1,7 @@
 /** One event: where it stands, its timeline in order of time, its spans, and what came from the source beside it. */
 import {
   Empty, Icon, Id, Instant, Json, Split, State, Stale, Term, Text, Trouble, api, exact, html, link, spoken, useEffect,
-  useMemo, usePoll, useState, useStore, utc, visible,
+  useMemo, usePoll, useRef, useState, useStore, utc, visible,
 } from "#kit";
 
 export const title = "Event";
@@ -159,6 +159,17 @@ export function spansOf(otlp) {
 }
 /** The spans that the record stands for, as a waterfall; says so where this API has none. */
 export function Waterfall({ path }) {
+  const place = useRef();
+  const [isSeen, setSeen] = useState(false);
+  useEffect(() => {
+    // Most who open a record do not scroll down to its spans, which are a second answer of the same size.
+    const watching = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && setSeen(true));
+    watching.observe(place.current);
+    return () => watching.disconnect();
+  }, []);
+  return html`<div ref=${place}>${isSeen ? html`<${Spans} path=${path} />` : html`<p class="muted">Reading …</p>`}</div>`;
+}
+function Spans({ path }) {
   const { data, error } = useOnce(path, { format: "otlp" });
   const { rows, total } = useMemo(() => spansOf(data), [data]);
   if (error) return html`<p class="muted">${error.status === 400 || error.status === 404 ? "This API tells no spans." : visible(error.message)}</p>`;

@@ -4,15 +4,18 @@ import csv
 import io
 import json
 import re
+import time
+from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 from tests.browser.page.conftest import ROOT, THEMES, WIDTHS, LiveSite, OpenTab, Site
 from tests.browser.page.seeding import HOSTILE
+from tests.browser.page.test_limits import limits, refused
 from tests.checkout import ROOT as CHECKOUT_FOLDER
 from tests.integration import seeds
 from tests.integration.running_cloud import run
@@ -235,6 +238,8 @@ def test_spans_are_a_waterfall(live_site: LiveSite, open_tab: OpenTab) -> None:
     tab = open_tab("about:blank")
     tab.page.route("**/events/*?format=otlp", answer)
     tab.page.goto(live_site.url("event", id=str(live_site.event_id)))
+    assert [one.url for one in tab.requests if "otlp" in one.url] == []
+    tab.page.get_by_role("region", name="Spans").scroll_into_view_if_needed()
     shown = tab.page.locator(".waterfall li")
     expect(shown).to_have_count(3)
     names = tab.page.locator(".waterfall .name")
@@ -244,6 +249,31 @@ def test_spans_are_a_waterfall(live_site: LiveSite, open_tab: OpenTab) -> None:
     shown.nth(1).locator("summary").click()
     expect(shown.nth(1)).to_contain_text("<b>Timeout</b>")
     assert tab.violations() == []
+
+
+def test_ten_tabs_with_an_event_fit_the_gateways_limits(live_site: LiveSite, browser: Browser) -> None:
+    asked: dict[str, list[float]] = defaultdict(list)
+
+    def note(request: Request) -> None:
+        path = re.sub(r"/[0-9a-f]{8}-[0-9a-f-]{27}$", "/{id}", urlsplit(request.url).path).removeprefix("/")
+        asked["ui/{asset}" if path.startswith("ui/") else path].append(time.monotonic())
+
+    contexts = [browser.new_context() for _ in range(10)]
+    try:
+        url = live_site.url("events", id=str(live_site.event_id))
+        for context in contexts:
+            context.on("request", note)
+            context.new_page().evaluate(f"setTimeout(() => location.replace({url!r}))")
+        for context in contexts:
+            context.pages[0].wait_for_selector(".story", timeout=60_000)
+        contexts[0].pages[0].wait_for_timeout(6000)
+    finally:
+        for context in contexts:
+            context.close()
+    assert {"ui", "events", "events/{id}", "decisions"} <= asked.keys()
+    allowed = limits()
+    seen = {path: refused(sorted(instants), *allowed.get(path, allowed["*"])) for path, instants in asked.items()}
+    assert set(seen.values()) == {0}, seen
 
 
 @pytest.mark.parametrize("width", WIDTHS)
