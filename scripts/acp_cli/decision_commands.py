@@ -7,7 +7,7 @@ import re
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
-from uuid import UUID
+from uuid import UUID  # noqa: TC003 - typer reads the annotation
 
 import typer
 

@@ -44,7 +44,7 @@ def render_timeline(timeline: EventTimeline, breakers: Mapping[str, Breaker] | N
     stored.add(shown(_compact(event["payload"])))
     redrives = {
         (letter["subscription"], letter["redriven_by"]): letter["resolved_at"]
-        for letter in timeline.deliveries
+        for letter in (*timeline.deliveries, *timeline.consumer_dead_letters)
         if letter["redriven_by"] is not None
     }
     for delivery in timeline.deliveries:

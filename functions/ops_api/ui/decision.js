@@ -2,7 +2,7 @@
 import {
   Empty, Id, Instant, Json, Split, Stale, State, Table, Term, Text, Trouble, api, count, html, link, spoken, usePoll, useState, visible,
 } from "#kit";
-import { Section, Waterfall, micros } from "#views/event";
+import { Said, Section, Waterfall, micros } from "#views/event";
 
 export const title = "Decision";
 
@@ -36,7 +36,7 @@ const isSaid = (value) => value !== null && value !== undefined && value !== "" 
 function Fields({ of, only }) {
   const told = Object.entries(of ?? {}).filter(([name, value]) => isSaid(value) && !HIDDEN.test(name) && (!only || only.includes(name)));
   return told.length > 0 && html`<dl class="facts">${told.map(([name, value]) => html`<dt><${Text}>${label(name)}<//></dt>
-    <dd><${Text}>${written(name, value)}<//></dd>`)}</dl>`;
+    <dd><${Said}>${written(name, value)}<//></dd>`)}</dl>`;
 }
 function parsed(text) {
   try {
@@ -50,7 +50,7 @@ const list = (value) => (Array.isArray(value) ? value : []);
 
 /* What a step used or gave, by its hash. */
 
-function Artifact({ sha256, name }) {
+function Artifact({ sha256, name, of }) {
   const [state, setState] = useState({});
   if (!sha256) return null;
   const read = async () => {
@@ -66,8 +66,8 @@ function Artifact({ sha256, name }) {
   };
   if (state.error) return html`<${Trouble} error=${state.error} retry=${read} />`;
   if (state.value === undefined) return html`<button type="button" disabled=${state.busy} onClick=${read}>${state.busy ? "Reading …" : `Show ${name}`}</button>`;
-  return html`<div><h4>${name}</h4>${state.isText ? html`<pre class="json" tabindex="0" role="region" aria-label=${name}>${visible(state.value)}</pre>`
-    : html`<${Json} value=${state.value} label=${name} />`}
+  return html`<div><h3>${name}</h3>${state.isText ? html`<pre class="json" tabindex="0" role="region" aria-label=${`${name} of ${of}`}>${visible(state.value)}</pre>`
+    : html`<${Json} value=${state.value} label=${`${name} of ${of}`} />`}
     ${state.more > 0 && html`<p class="muted">${count(state.more)} more bytes: <${Term}>acp artifact ${hex(sha256)}<//></p>`}</div>`;
 }
 
@@ -76,7 +76,15 @@ function Artifact({ sha256, name }) {
 const named = (steps, kind) => steps.filter((step) => step.kind === kind);
 const newest = (steps, kind) => named(steps, kind).at(-1);
 
-function Came({ facts, steps }) {
+/** What would be done, on one line. */
+function Action({ of }) {
+  const { side, entity_id: entity, quantity_micros: quantity, reference_price_micros: price, notional_micros: amount, currency, ...rest } = of;
+  const isOrder = side && entity && Number.isFinite(quantity) && Number.isFinite(price);
+  const said = isOrder ? `${side} ${money(quantity)} ${entity} at ${money(price)} ${currency}${Number.isFinite(amount) ? `, ${money(amount)} ${currency} in all` : ""}` : "";
+  const more = written("", isOrder ? rest : of);
+  return html`<p class="action"><${Text}>${[said, more].filter(Boolean).join("; ")}<//></p>`;
+}
+function Came({ facts, steps, poll }) {
   const proposal = newest(steps, "proposal");
   const verdict = newest(steps, "verdict");
   const asked = newest(steps, "approval_asked");
@@ -96,10 +104,10 @@ function Came({ facts, steps }) {
   return html`<p class="about"><strong><${Text}>${facts.entity_id}<//></strong> <${State} word=${facts.state} />
       ${proposal && html`<b><${Text}>${proposal.body.action_type}<//></b>`}
       ${proposal?.body.option && html`<span class="muted"><${Text}>${proposal.body.option}<//></span>`}
-      ${facts.is_shadow && html`<span class="muted">in shadow: nothing is released</span>`}</p>
-    ${proposal?.output && html`<${Fields} of=${parsed(proposal.output)} />`}
+      ${facts.is_shadow && html`<span class="muted">in shadow: nothing is released</span>`}<${Stale} poll=${poll} /></p>
+    ${proposal?.output && html`<${Action} of=${parsed(proposal.output)} />`}
     ${why.length > 0 && html`<ul class="plain because">${why.map((one) => html`<li>${one}</li>`)}</ul>`}
-    ${isWaiting && html`<p class="asks"><${State} word="awaiting_approval" /> A person is asked until <${Instant} at=${asked.body.expires_at} absolute />; silence is a no.
+    ${isWaiting && html`<p class="asks"><${State} word="awaiting_approval" /> <span>A person is asked until <${Instant} at=${asked.body.expires_at} absolute />; silence is a no.</span>
       <a class="button primary" href=${link("approvals", { id: asked.body.approval_id })}>Answer …</a></p>`}`;
 }
 
@@ -112,9 +120,9 @@ function options(steps) {
   return list(simulated.options).map((one) => ({ ...one, happened: happened[one.name] ?? null, isTaken: one.name === taken,
     quantiles: one.loss_quantiles_micros ?? {} }));
 }
-/** Round marks from one end to the other, four to seven of them. */
+/** Round marks from one end to the other, three to seven of them. */
 export function marks(from, to) {
-  const raw = (to - from) / 4;
+  const raw = (to - from) / 6;
   const unit = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find((each) => each * unit >= raw) * unit;
   const first = Math.ceil(from / step);
@@ -129,7 +137,7 @@ function Distributions({ rows }) {
   const edge = (high - low || 1) * 0.06;
   const x = (amount) => `${((100 * (amount - low + edge)) / (high - low + 2 * edge)).toFixed(2)}%`;
   const span = (from, to) => ({ x: x(Math.min(from, to)), width: `${((100 * Math.abs(to - from)) / (high - low + 2 * edge)).toFixed(2)}%` });
-  return html`<figure class="options" aria-label="Simulated options">
+  return html`<figure class="options" aria-label="Simulated options, drawn">
     ${drawn.map((one) => {
     const [half, most, worst] = ["50", "95", "99"].map((q) => -one.quantiles[q]);
     const said = `${one.name}: half of the paths end below ${money(half)}, one in twenty below ${money(most)}, one in a hundred below ${money(worst)}; on average ${money(one.mean_micros)}${one.happened === null ? "" : `; it came to ${money(one.happened)}`}`;
@@ -156,7 +164,7 @@ function Options({ steps }) {
   return html`<${Section} name="Simulated options">
     ${paths && html`<p class="muted">${count(paths)} paths of ${count(bars)} bars${move ? `; a move beyond ${percent(move.threshold_ppm)} in ${percent(move.probability_ppm)} of them` : ""}. Amounts in the account's currency.</p>`}
     <${Distributions} rows=${rows} />
-    ${isDrawn ? html`<${Table} label="Simulated options" rows=${rows} keyOf=${(one) => one.name} columns=${[
+    ${isDrawn ? html`<${Table} label="Simulated options, in numbers" rows=${rows} keyOf=${(one) => one.name} columns=${[
     { title: "Option", cell: (one) => html`<${Text}>${label(one.name)}<//>` },
     { title: "Loss, half", align: "right", cell: (one) => money(one.quantiles["50"]) },
     { title: "1 in 20", align: "right", cell: (one) => money(one.quantiles["95"]) },
@@ -185,11 +193,12 @@ function Verdicts({ steps }) {
         <span class="muted"> <${Instant} at=${step.at} absolute />${step.body.is_shadow ? ", in shadow" : ""}${isOtherPolicy(steps, step) ? ", by another policy than when the decision was opened" : ""}</span></p>
       <ul>${list(step.body.reasons).map((one) => html`<li><${Text}>${one}<//></li>`)}
         ${list(step.body.errors).map((one) => html`<li class="said"><${Text}>${one}<//></li>`)}</ul>
-      <div class="buttons"><${Artifact} sha256=${step.body.policy_sha256} name="the policy" /><${Artifact} sha256=${step.body.request_sha256} name="what it was asked" /></div></li>`)}</ol>
-    ${asked && html`<div><h4>What a person was asked</h4><pre class="json" tabindex="0" role="region" aria-label="What a person was asked">${visible(asked.body.shown)}</pre>
+      <div class="buttons"><${Artifact} sha256=${step.body.policy_sha256} name="the policy" of=${`step ${step.seq}`} /><${Artifact} sha256=${step.body.request_sha256} name="what it was asked" of=${`step ${step.seq}`} /></div></li>`)}</ol>
+    ${asked && html`<div><h3>What a person was asked</h3><pre class="json" tabindex="0" role="region" aria-label="What a person was asked">${visible(asked.body.shown)}</pre>
       <p>${answer ? html`<${State} word=${answer.body.is_given ? "approved" : "denied"} /> by <b><${Text}>${answer.body.decided_by}<//></b>, <${Instant} at=${answer.at} absolute />${answer.body.reason && html`: <${Text}>${answer.body.reason}<//>`}`
     : html`<${State} word="awaiting_approval" /> until <${Instant} at=${asked.body.expires_at} absolute />`}
-        <a href=${link("approvals", { id: asked.body.approval_id })}>the request</a></p></div>`}<//>`;
+</p>
+      <p><a href=${link("approvals", { id: asked.body.approval_id })}>The request, with its answer</a></p></div>`}<//>`;
 }
 function Outcome({ steps }) {
   const outcome = newest(steps, "outcome");
@@ -236,19 +245,21 @@ const isWrong = ({ kind, body }) => WRONG.has(kind) || (kind === "call_answered"
 
 function Step({ step, opened }) {
   const answer = step.kind === "call_answered" || step.kind === "proposal" ? parsed(step.output) : {};
-  const body = step.kind === "anomaly" || step.kind === "joined" ? { ...step.body.payload, ...step.body.payload?.details } : step.body;
+  const body = step.kind === "anomaly" || step.kind === "joined" ? { ...step.body.payload, ...step.body.payload?.details, details: null } : step.body;
+  const gave = step.kind === "call_answered" ? "Answer" : "Output";
   const tokens = [body.input_tokens, body.output_tokens].filter((one) => Number.isFinite(one)).map(count).join(" + ");
   return html`<li class=${BELOW.has(step.kind) ? "below" : undefined} id=${`step-${step.seq}`}><details><summary>
       <span class=${isWrong(step) ? "what wrong" : "what"}><${Text}>${what(step)}<//></span>
-      ${step.body.error && html`<span class="said"><${Text}>${step.body.error}<//></span>`}
+      ${step.body.error && html`<span class="said"><${Text}>${step.body.error.slice(0, 600)}<//></span>`}
       <span class="muted number">${step.cost_micros ? `${usd(step.cost_micros)}  ` : ""}+${passed(opened, step.at).toFixed(1)} s</span></summary>
     <div class="inside"><${Fields} of=${answer} />${step.kind !== "call_answered" && html`<${Fields} of=${body} />`}
       <p class="muted">Step ${step.seq}, by ${step.author}, <${Instant} at=${step.at} absolute />${step.body.attempt ? `, attempt ${step.body.attempt}` : ""}${tokens && `, ${tokens} tokens`}</p>
-      <div class="buttons"><${Artifact} sha256=${step.body.request_sha256} name="the request" />
-        ${step.output === null && html`<${Artifact} sha256=${step.output_sha256} name="the output" />`}</div>
-      ${step.output !== null && html`<h4>${step.kind === "call_answered" ? "Answer" : "Output"}</h4>${Object.keys(parsed(step.output)).length
-    ? html`<${Json} value=${parsed(step.output)} label="Output" />` : html`<pre class="json" tabindex="0" role="region" aria-label="Output">${visible(step.output)}</pre>`}`}
-      <details class="fold"><summary>As recorded</summary><${Json} value=${step.body} label="Body" /></details></div></details></li>`;
+      <div class="buttons"><${Artifact} sha256=${step.body.request_sha256} name="the request" of=${`step ${step.seq}`} />
+        ${step.output === null && html`<${Artifact} sha256=${step.output_sha256} name="the output" of=${`step ${step.seq}`} />`}</div>
+      ${step.output !== null && html`<h3>${gave}</h3>${Object.keys(parsed(step.output)).length
+    ? html`<${Json} value=${parsed(step.output)} label=${`${gave} of step ${step.seq}`} />`
+    : html`<pre class="json" tabindex="0" role="region" aria-label=${`${gave} of step ${step.seq}`}>${visible(step.output)}</pre>`}`}
+      <details class="fold"><summary>As recorded</summary><${Json} value=${step.body} label=${`Record of step ${step.seq}`} /></details></div></details></li>`;
 }
 
 /* Asked again. */
@@ -313,19 +324,19 @@ export function Detail({ id }) {
   const cost = steps.reduce((sum, step) => sum + step.cost_micros, 0);
   const wrong = steps.filter(isWrong).length;
   return html`<div class="detail">
-    <section class="part headline" aria-label="What came of it"><${Came} facts=${facts} steps=${steps} />
+    <section class="part headline" aria-label="What came of it"><${Came} facts=${facts} steps=${steps} poll=${poll} />
       ${proposal?.body.summary && html`<p class="summary"><${Text}>${proposal.body.summary}<//></p>`}
       <dl class="facts"><dt>opened by</dt><dd>${anomaly ? html`<${Text}>${facts.anomaly_kind}<//> ${Number.isFinite(anomaly.score) && html`<span class="number">score ${anomaly.score.toFixed(1)}, threshold ${anomaly.threshold}</span> `}` : ""}
           <${Id} value=${facts.trigger_event_id} view="event" /> ${anomaly?.bar_event_id && html`<a href=${link("event", { id: anomaly.bar_event_id })}>its bar</a>`}</dd>
         <dt>about</dt><dd><${Instant} at=${facts.occurred_at} absolute /> <span class="muted"><${Text}>${facts.series}<//></span></dd>
         ${proposal?.body.hypothesis && html`<dt>explanation</dt><dd><${Text}>${label(proposal.body.hypothesis)}<//></dd>`}
         <dt>agents cost</dt><dd>${usd(cost)} of at most ${usd(facts.budget_micros)}</dd>
-        <dt>took</dt><dd>${facts.closed_at ? spoken(passed(facts.opened_at, facts.closed_at)) : html`opened <${Instant} at=${facts.opened_at} />, deadline <${Instant} at=${facts.deadline} />`}, ${count(steps.length)} steps${wrong ? `, ${wrong} of which went wrong` : ""}</dd>
+        <dt>time</dt><dd>${facts.closed_at ? spoken(passed(facts.opened_at, facts.closed_at)) : html`opened <${Instant} at=${facts.opened_at} />, deadline <${Instant} at=${facts.deadline} />`}, ${count(steps.length)} steps${wrong ? `, ${wrong} of which went wrong` : ""}</dd>
         <dt>playbook</dt><dd><${Text}>${`${facts.playbook} ${facts.playbook_version}`}<//></dd>
         ${facts.superseded_by && html`<dt>superseded</dt><dd><${State} word="superseded" tone="warn" /> by <${Id} value=${facts.superseded_by} view="event" /></dd>`}
         ${facts.head_seq !== undefined && html`<dt>record</dt><dd>${facts.anchored_seq >= facts.head_seq ? html`<${State} word="anchored" tone="good" /> outside the database, whole`
     : `${count(facts.anchored_seq + 1)} of ${count(facts.head_seq + 1)} steps are anchored outside the database so far`}</dd>`}
-        <dt>decision</dt><dd><${Id} value=${facts.decision_id} view="decision" /> <a href=${link("events", { trace_id: facts.trace_id })}>all events of its run</a> <${Stale} poll=${poll} /></dd></dl>
+        <dt>decision</dt><dd><${Id} value=${facts.decision_id} view="decision" /> <a href=${link("events", { trace_id: facts.trace_id })}>all events of its run</a></dd></dl>
     </section>
     <${Verdicts} steps=${steps} /><${Options} steps=${steps} /><${Outcome} steps=${steps} />
     <${Section} name="Every step"><ol class="steps">${told(steps).map((step) => html`<${Step} key=${step.seq} step=${step} opened=${facts.opened_at} />`)}</ol><//>

@@ -1,7 +1,7 @@
 /** The list of decisions: live, filtered by the query string, with the chosen one's record beside it. */
-import { Duration, Empty, Filters, Id, Instant, More, Split, State, Table, Text, Trouble, html, link } from "#kit";
+import { Duration, Empty, Id, Instant, More, Split, State, Table, Text, Trouble, html, link } from "#kit";
 import { Detail, usd } from "#views/decision";
-import { LiveBar, chosen, useLive } from "#views/events";
+import { Filtering, LiveBar, chosen, useLive } from "#views/events";
 
 export const title = "Decisions";
 
@@ -26,12 +26,12 @@ const COLUMNS = [
 export function View({ query }) {
   const params = chosen(query, FILTERS);
   const live = useLive("decisions", params, (one) => one.decision_id);
-  const list = html`
-    <${Filters} fields=${[
+  const filters = html`<${Filtering} query=${query} names=${FILTERS} fields=${[
     { name: "state", label: "State", kind: "select", options: STATES }, { name: "entity_id", label: "Entity" }, { name: "playbook", label: "Playbook" },
     { name: "since", label: "Opened since", kind: "instant" }, { name: "until", label: "Opened before", kind: "instant" },
     { name: "event_id", label: "Event", kind: "id" }, { name: "id_prefix", label: "Id begins", kind: "id" },
-  ]} />
+  ]} />`;
+  const list = html`
     <${LiveBar} live=${live} path="decisions" params=${params} name="decisions" />
     <${Trouble} error=${live.error} retry=${live.poll.reload} />
     ${live.items.length > 0 && html`<${Table} label="Decisions" columns=${COLUMNS} rows=${live.items} keyOf=${(one) => one.decision_id}
@@ -39,6 +39,6 @@ export function View({ query }) {
     ${!live.items.length && !live.busy && !live.error && html`<${Empty}>${Object.keys(params).length ? "No decision fits."
     : html`No decision yet: something unusual opens one. <a href=${link("events", { event_type: "ANOMALY_DETECTED" })}>What was unusual</a>`}<//>`}
     <${More} pages=${live} />`;
-  return html`<${Split} title="Decision" closeHref=${link("decisions", params)} list=${list}
+  return html`${filters}<${Split} title="Decision" closeHref=${link("decisions", params)} list=${list}
     detail=${query.id && html`<${Detail} key=${query.id} id=${query.id} />`} />`;
 }

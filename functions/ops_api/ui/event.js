@@ -1,7 +1,7 @@
 /** One event: where it stands, its timeline in order of time, its spans, and what came from the source beside it. */
 import {
   Empty, Icon, Id, Instant, Json, Split, State, Stale, Term, Text, Trouble, api, exact, html, link, spoken, useEffect,
-  useMemo, usePoll, useState, visible,
+  useMemo, usePoll, useRef, useState, useStore, utc, visible,
 } from "#kit";
 
 export const title = "Event";
@@ -38,7 +38,7 @@ export function story({ event, raw_payload: raw, deliveries, processing, consume
   if (raw) tell(raw.fetched_at, "idle", `fetched from ${raw.source}`);
   const revision = event.revision ? `, revision ${event.revision}` : "";
   tell(event.ingested_at, "good", `stored with its messages, in one transaction${revision}`);
-  const redrivenAt = new Map(deliveries.filter((one) => one.redriven_by)
+  const redrivenAt = new Map([...deliveries, ...letters].filter((one) => one.redriven_by)
     .map((one) => [`${one.subscription} ${one.redriven_by}`, one.resolved_at]));
   for (const one of deliveries) {
     const about = { who: one.subscription };
@@ -98,21 +98,36 @@ export function standing({ event, deliveries, processing, consumer_dead_letters:
   return rows;
 }
 
+const LONG = 600;
+/** A text of any length: a long one shows its beginning, and the rest when it is opened. */
+export function Said({ children, name = "The whole text" }) {
+  const text = visible(children ?? "");
+  return text.length <= LONG ? html`<${Text}>${text}<//>` : html`<details class="long"><summary><${Text}>${text.slice(0, 200)} …<//> <span class="muted">${name}</span></summary>
+    <${Text}>${text}<//></details>`;
+}
+/** A time of a day that is told above it. */
+function Clock({ at }) {
+  const text = exact(at, useStore(utc) === "1");
+  return html`<time class="when number" datetime=${at} title=${`${exact(at, false)} local, ${exact(at, true)}`}>${text.slice(11, 23)}</time>`;
+}
 function Story({ timeline }) {
   const told = story(timeline);
-  let day = null;
+  const inUtc = useStore(utc) === "1";
+  let day = null, error = null;
   return html`<ol class="story">${told.map((one) => {
-    const date = exact(one.at).slice(0, 10);
+    const date = exact(one.at, inUtc).slice(0, 10);
     const isNewDay = date !== day;
+    const isSame = one.error && one.error === error;
     day = date;
+    error = one.error ?? error;
     const since = seconds(timeline.event.ingested_at, one.at);
     return html`<li key=${`${one.at} ${one.who} ${one.text}`} class=${one.isAhead ? "ahead" : undefined}>
       ${isNewDay && html`<p class="day">${date}</p>`}
       <${Icon} tone=${one.tone} />
-      <span class="when"><${Instant} at=${one.at} absolute /></span>
+      <${Clock} at=${one.at} />
       <div><p>${one.who && html`<b><${Text}>${one.who}<//></b> `}<${Text}>${one.text}<//>
           <span class="muted number"> ${Math.abs(since) < 5e-4 ? "" : `${since < 0 ? "−" : "+"}${spoken(since)}`}</span></p>
-        ${one.error && html`<p class="said"><${Text}>${one.error}<//></p>`}
+        ${isSame ? html`<p class="muted">for the same reason</p>` : one.error && html`<div class="said"><${Said}>${one.error}<//></div>`}
         ${one.by && html`<p class="muted">by <${Text}>${one.by}<//></p>`}
         ${one.operation && html`<p class="muted">by operation <${Id} value=${one.operation} view="operations" /></p>`}
         ${one.letter && html`<p><a href=${link("letters", { id: one.letter })}>dead letter ${one.letter}</a></p>`}</div></li>`;
@@ -124,7 +139,10 @@ function Story({ timeline }) {
 const value = (given) => Object.values(given ?? {})[0];
 /** Returns the spans of an OTLP answer, each below its parent, with times in seconds from the first. */
 export function spansOf(otlp) {
-  const all = (otlp?.resourceSpans ?? []).flatMap((resource) => resource.scopeSpans ?? []).flatMap((scope) => scope.spans ?? []);
+  const all = (otlp?.resourceSpans ?? []).flatMap((one) => {
+    const service = value(one.resource?.attributes?.find((each) => each.key === "service.name")?.value);
+    return (one.scopeSpans ?? []).flatMap((scope) => scope.spans ?? []).map((each) => ({ ...each, service }));
+  });
   if (!all.length) return { rows: [], total: 0 };
   const first = all.map((one) => BigInt(one.startTimeUnixNano)).reduce((a, b) => (a < b ? a : b));
   const at = (nanos) => Number(BigInt(nanos) - first) / 1e9;
@@ -141,6 +159,17 @@ export function spansOf(otlp) {
 }
 /** The spans that the record stands for, as a waterfall; says so where this API has none. */
 export function Waterfall({ path }) {
+  const place = useRef();
+  const [isSeen, setSeen] = useState(false);
+  useEffect(() => {
+    // Most who open a record do not scroll down to its spans, which are a second answer of the same size.
+    const watching = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && setSeen(true));
+    watching.observe(place.current);
+    return () => watching.disconnect();
+  }, []);
+  return html`<div ref=${place}>${isSeen ? html`<${Spans} path=${path} />` : html`<p class="muted">Reading …</p>`}</div>`;
+}
+function Spans({ path }) {
   const { data, error } = useOnce(path, { format: "otlp" });
   const { rows, total } = useMemo(() => spansOf(data), [data]);
   if (error) return html`<p class="muted">${error.status === 400 || error.status === 404 ? "This API tells no spans." : visible(error.message)}</p>`;
@@ -150,7 +179,8 @@ export function Waterfall({ path }) {
       <svg class=${one.status?.code === 2 ? "bad" : ""} height="16" aria-hidden="true"><rect y="3" height="10" rx="2" x=${`${(99.5 * one.start) / total}%`}
         width=${`${Math.max(0.5, (100 * (one.end - one.start)) / total)}%`} /></svg>
       <span class="number">${spoken(one.end - one.start)}</span></summary>
-      <dl class="facts"><dt>from</dt><dd>+${spoken(one.start)}</dd><dt>span</dt><dd><${Term}>${visible(one.spanId)}<//></dd>
+      <dl class="facts">${one.status?.message && html`<dt>failed</dt><dd class="said"><${Said}>${one.status.message}<//></dd>`}
+        ${one.service && html`<dt>service</dt><dd><${Text}>${one.service}<//></dd>`}<dt>from</dt><dd>+${spoken(one.start)}</dd><dt>span</dt><dd><${Term}>${visible(one.spanId)}<//></dd>
         ${(one.attributes ?? []).map((each) => html`<dt><${Text}>${each.key}<//></dt><dd><${Text}>${String(value(each.value))}<//></dd>`)}
         ${(one.events ?? []).map((each) => html`<dt><${Text}>${each.name}<//></dt><dd>${(each.attributes ?? []).map((said) =>
           html`<div><${Text}>${`${said.key}: ${value(said.value)}`}<//></div>`)}</dd>`)}</dl></details></li>`)}</ol>
@@ -160,7 +190,7 @@ export function Waterfall({ path }) {
 /* What it led to. */
 
 export function Section({ name, children, ...rest }) {
-  return html`<section class="part" aria-label=${name} ...${rest}><h3>${name}</h3>${children}</section>`;
+  return html`<section class="part" aria-label=${name} ...${rest}><h2>${name}</h2>${children}</section>`;
 }
 function Decisions({ id, decision }) {
   const { data, error } = useOnce("decisions", { event_id: id, limit: 20 });
@@ -186,7 +216,7 @@ export function Detail({ id }) {
       ${stands.length ? html`<ul class="stands">${stands.map((one) => html`<li key=${one.who}>
         <${State} word=${one.word} /><b><${Text}>${one.who}<//></b><span class="muted">${one.text}</span>
         ${one.letter && html`<a class="button" href=${link("letters", { id: one.letter })}>Send again …</a>`}
-        ${one.error && html`<p class="said"><${Text}>${one.error}<//></p>`}</li>`)}</ul>`
+        ${one.error && html`<div class="said"><${Said}>${one.error}<//></div>`}</li>`)}</ul>`
     : html`<p><${State} word="promised to nobody" tone="warn" />
         <span class="muted"> its topic had no subscription then, or it was stored without being published</span></p>`}
       <dl class="facts"><dt>about</dt><dd><${Instant} at=${event.occurred_at} absolute />${event.revision ? `, revision ${event.revision}` : ""}
@@ -199,9 +229,9 @@ export function Detail({ id }) {
     <${Section} name="Decisions on it"><${Decisions} id=${event.event_id} /><//>
     <${Section} name="Spans"><${Waterfall} path=${`events/${event.event_id}`} /><//>
     <${Section} name="What the source said, and what was made of it"><div class="beside">
-      <div><h4>Raw payload</h4>${raw ? html`<p class="muted">fetched <${Instant} at=${raw.fetched_at} />${raw.omitted && html`; <${Text}>${raw.omitted}<//>`}</p>
+      <div><h3>Raw payload</h3>${raw ? html`<p class="muted">fetched <${Instant} at=${raw.fetched_at} />${raw.omitted && html`; <${Text}>${raw.omitted}<//>`}</p>
         ${!raw.omitted && html`<${Json} value=${raw.payload_json} label="Raw payload" />`}` : html`<p class="muted">It came from no source's answer.</p>`}</div>
-      <div><h4>Message</h4><p class="muted">as every subscription gets it</p><${Json} value=${payload} label="Payload" />
+      <div><h3>Message</h3><p class="muted">as every subscription gets it</p><${Json} value=${payload} label="Payload" />
         <details class="fold"><summary>Envelope</summary><${Json} value=${envelope} label="Envelope" /></details></div></div><//>
     <p class="muted part">In a terminal: <${Term}>acp trace ${event.event_id}<//></p></div>`;
 }

@@ -57,6 +57,14 @@ export function chosen(query, names) {
   return given.id_prefix ? { id_prefix: given.id_prefix } : given;
 }
 
+const NARROW = matchMedia("(max-width: 720px)");
+/** The filters of a list; on a phone they are folded until one is set, for the list comes first there. */
+export function Filtering({ query, names, fields }) {
+  const set = names.filter((name) => query[name]).length;
+  const [isOpen] = useState(set > 0 || !NARROW.matches);
+  return html`<details class="filtering" open=${isOpen}><summary>Filters${set ? ` (${set})` : ""}</summary><${Filters} fields=${fields} /></details>`;
+}
+
 /** The contract's types of events; a test holds them equal. */
 const TYPES = [
   "MARKET_TICK_INGESTED", "CORPORATE_SPLIT_INGESTED", "CORPORATE_DIVIDEND_INGESTED", "SIGNAL_REJECTED", "SOURCE_FETCH_FAILED",
@@ -79,19 +87,19 @@ const COLUMNS = [
 export function View({ query }) {
   const params = chosen(query, FILTERS);
   const live = useLive("events", params, (one) => one.event_id);
-  const list = html`
-    <${Filters} fields=${[
+  const filters = html`<${Filtering} query=${query} names=${FILTERS} fields=${[
     { name: "event_type", label: "Event", kind: "select", options: TYPES.includes(query.event_type) || !query.event_type ? TYPES : [query.event_type, ...TYPES] },
     { name: "entity_id", label: "Entity" }, { name: "source", label: "Source" },
     { name: "since", label: "Stored since", kind: "instant" }, { name: "until", label: "Stored before", kind: "instant" },
     { name: "trace_id", label: "Run", kind: "id" }, { name: "id_prefix", label: "Id begins", kind: "id" },
-  ]} />
+  ]} />`;
+  const list = html`
     <${LiveBar} live=${live} path="events" params=${params} name="events" />
     <${Trouble} error=${live.error} retry=${live.poll.reload} />
     ${live.items.length > 0 && html`<${Table} label="Events" columns=${COLUMNS} rows=${live.items} keyOf=${(one) => one.event_id}
       current=${query.id} href=${(one) => link("events", { ...params, id: one.event_id })} />`}
     ${!live.items.length && !live.busy && !live.error && html`<${Empty}>No event fits.<//>`}
     <${More} pages=${live} />`;
-  return html`<${Split} title="Event" closeHref=${link("events", params)} list=${list}
+  return html`${filters}<${Split} title="Event" closeHref=${link("events", params)} list=${list}
     detail=${query.id && html`<${Detail} key=${query.id} id=${query.id} />`} />`;
 }

@@ -1,12 +1,14 @@
 """The page in a real browser, before the real functions and a real Postgres."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
+from uuid import UUID
 
 import pytest
 from playwright.sync_api import Browser
+from tests.browser.page.lives import live_decisions, live_event
 from tests.browser.page.seeding import Seeded, operate, seed
 from tests.browser.page.tabs import THEMES, VIEWS, WIDTHS, Tab, answer_flow, new_tab, running_browser
 from tests.conftest import TEMPLATE, TestDatabase, _database
@@ -14,7 +16,7 @@ from tests.integration.ops_api.server import ApiServer
 
 from local_cloud.postgres import PostgresServer
 
-__all__ = ["THEMES", "VIEWS", "WIDTHS", "OpenTab", "Site", "Tab"]
+__all__ = ["THEMES", "VIEWS", "WIDTHS", "LiveSite", "OpenTab", "Site", "Tab"]
 
 ROOT = "the-token-of-these-tests-is-long-enough"
 
@@ -44,6 +46,14 @@ class Site:
         return self.api.make_token(name, *scopes)
 
 
+@dataclass
+class LiveSite(Site):
+    """A deployment with whole lives in it; lives.py says which."""
+
+    event_id: UUID | None = None
+    decisions: list[UUID] = field(default_factory=list)
+
+
 def _site(database: TestDatabase, seeded: Seeded) -> Iterator[Site]:
     api = ApiServer(database, ROOT)
     try:
@@ -71,6 +81,17 @@ def site(postgres: PostgresServer, seeded_database: tuple[TestDatabase, Seeded])
     template, seeded = seeded_database
     for database in _database(postgres, template=template.name):
         yield from _site(database, seeded)
+
+
+@pytest.fixture(scope="session")
+def live_site(postgres: PostgresServer, seeded_database: tuple[TestDatabase, Seeded]) -> Iterator[LiveSite]:
+    """A deployment with an event and decisions to which everything happened; tests only read it."""
+    template, seeded = seeded_database
+    for database in _database(postgres, template=template.name):
+        for site in _site(database, seeded):
+            site.api.ask("PUT", "/switches/action:HEDGE", {"is_off": False, "reason": "a decision is to be executed"})
+            event_id, decisions = live_event(database, site.api), live_decisions(database)
+            yield LiveSite(site.api, seeded, database, event_id=event_id, decisions=decisions)
 
 
 @pytest.fixture

@@ -5,27 +5,27 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import pytest
-from psycopg import Connection
 from tests.integration import seeds
-from tests.integration.decisions.finance import LAST, STOCKS, closes, hold, instant, past, wobble
+from tests.integration.decisions.finance import LAST, SOURCE, STOCKS, closes, hold, instant, past, wobble
 from tests.integration.functions.invoked import VARIABLES, Function, failures, record
 
 from backtest.services import QUERIES, Services, plug_ins
 from control_plane.model.decision_events import AgentFailed
-from control_plane.model.lifecycle import Accepted
+from control_plane.model.lifecycle import Accepted, Failed
 from control_plane.platform.database import connect
-from domains import EVENT_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from uuid import UUID
 
+    from psycopg import Connection
     from tests.conftest import TestDatabase
     from tests.integration.ops_api.server import ApiServer
 
     from control_plane.model.contract import Event
+    from control_plane.model.lifecycle import Outcome
 
 SUBSCRIPTION = "signal_lab"
 REFUSED = "the queue refused it: <b>SerializationError</b>"
@@ -40,31 +40,45 @@ def live_event(database: TestDatabase, api: ApiServer, *, entity_id: str = "NVDA
         connect(database.app_url, application_name="test") as app,
         connect(database.owner_url, application_name="test") as owner,
     ):
-        owner.execute("UPDATE pending_deliveries SET next_attempt_at = now() + interval '1 day'")
+        # Whatever else is pending stays as it is.
+        owner.execute("UPDATE pending_deliveries SET next_attempt_at = next_attempt_at + interval '1 day'")
         [event_id] = seeds.store(app, seeds.ticks(1, entity_id=entity_id))
-        seeds.give_up(app, reason=REFUSED, attempts=2)
+        for _ in range(2):
+            _attempt(app, owner, event_id, Failed(REFUSED))
         _redrive(api, event_id)
-        seeds.settle(app, seeds.claim(app), Accepted("m-1"))
+        _attempt(app, owner, event_id, Accepted("m-1"))
         row = app.execute("SELECT payload_json::text FROM outbox WHERE event_id = %s", [event_id]).fetchone()
         assert row is not None
-        message = record(row[0], 1, event_id=str(event_id))
         with _function("signal_lab", database.url("acp_consume")) as consumer:
             owner.execute("ALTER TABLE signal_lab_bars ADD CONSTRAINT poison CHECK (price < 0) NOT VALID")
+            message = record(row[0], 1, event_id=str(event_id))
             for received in ("1", "2"):
                 message["attributes"]["ApproximateReceiveCount"] = received
                 assert failures(consumer({"Records": [message]})) == [message["messageId"]]
             owner.execute("ALTER TABLE signal_lab_bars DROP CONSTRAINT poison")
-        queues = {"DEAD_LETTER_QUEUES": json.dumps({SUBSCRIPTION: "ticks-dead"}), "FAILED_INVOCATIONS_QUEUE": "failed"}
-        with _function("dead_letter", database.url("acp_maintain"), **queues) as moving:
-            given_up = message | {"eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:ticks-dead"}
-            assert failures(moving({"Records": [given_up]})) == []
-        _redrive(api, event_id)
-        seeds.settle(app, seeds.claim(app), Accepted("m-2"))
-        with _function("signal_lab", database.url("acp_consume")) as consumer:
-            again = record(row[0], 2, event_id=str(event_id))
+            queues = {
+                "DEAD_LETTER_QUEUES": json.dumps({SUBSCRIPTION: "ticks-dead"}),
+                "FAILED_INVOCATIONS_QUEUE": "failed",
+            }
+            with _function("dead_letter", database.url("acp_maintain"), **queues) as moving:
+                given_up = message | {"eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:ticks-dead"}
+                assert failures(moving({"Records": [given_up]})) == []
+            _redrive(api, event_id)
+            _attempt(app, owner, event_id, Accepted("m-2"))
             for _ in range(2):
-                assert failures(consumer({"Records": [again]})) == []
+                assert failures(consumer({"Records": [record(row[0], 2, event_id=str(event_id))]})) == []
+        owner.execute("UPDATE pending_deliveries SET next_attempt_at = next_attempt_at - interval '1 day'")
     return event_id
+
+
+def _attempt(app: Connection[Any], owner: Connection[Any], event_id: UUID, outcome: Outcome) -> None:
+    """Makes an attempt of the relay on this event alone, with two attempts as the most."""
+    owner.execute(
+        "UPDATE pending_deliveries SET next_attempt_at = now() FROM outbox WHERE id = outbox_id AND event_id = %s",
+        [event_id],
+    )
+    claim = seeds.claim(app, max_attempts=2, subscriptions=[SUBSCRIPTION])
+    assert seeds.settle(app, claim, outcome, max_attempts=2) == [event_id]
 
 
 def _redrive(api: ApiServer, event_id: UUID) -> None:
@@ -147,15 +161,14 @@ def live_decisions(database: TestDatabase) -> list[UUID]:
         services.skip_messages(app)
         for text in told:
             services.decide_on(app, text)
-        found = app.execute("SELECT decision_id FROM decisions WHERE domain = 'finance' ORDER BY opened_at").fetchall()
+        query = "SELECT decision_id FROM decisions WHERE source = %s ORDER BY opened_at"
+        found = app.execute(query, [SOURCE]).fetchall()
         return [decision_id for (decision_id,) in found]
 
 
 def _anomalies(app: Connection[Any]) -> list[str]:
-    query = "SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work' AND payload_json->>'source' = 'decisions' ORDER BY id"
-    return [
-        text
-        for (text,) in app.execute(query).fetchall()
-        if (event := EVENT_TYPES.parse_event(text)).event_type == "ANOMALY_DETECTED"
-        and event.payload["domain"] == "finance"
-    ]
+    query = (
+        "SELECT payload_json::text FROM outbox WHERE event_type = 'ANOMALY_DETECTED' AND topic = 'decisions.work'"
+        " AND payload_json->'payload'->>'observed_source' = %s ORDER BY id"
+    )
+    return [text for (text,) in app.execute(query, [SOURCE]).fetchall()]
