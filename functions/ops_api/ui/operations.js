@@ -3,7 +3,7 @@ import {
   Bar, Empty, Export, Filters, Instant, More, Split, Stale, State, Table, Tabs, Text, Trouble, api, html, link, newKey, usePages,
   usePoll, useQuery, useRef, useState, utc,
 } from "#kit";
-import { FOR_ADMINS, Lacking, Operation, lacking } from "#views/operating";
+import { FOR_ADMINS, Lacking, Name, Operation, lacking } from "#views/operating";
 
 export const title = "Operations";
 
@@ -23,12 +23,12 @@ export function View({ query }) {
   const pages = usePages("operations", params, { seconds: 3, keyOf: (one) => one.operation_id });
   const here = (more) => link("operations", { ...params, ...more });
   const columns = [
-    { title: "Kind", width: 90, cell: (one) => one.kind },
-    { title: "For", width: 150, cell: (one) => html`<${Text}>${one.subscription || "–"}<//>` },
+    { title: "Kind", width: 90, cell: (one) => html`<span class="name">${one.kind}</span>` },
+    { title: "For", width: 150, cell: (one) => html`<${Name}>${one.subscription || "–"}<//>` },
     { title: "State", width: 130, cell: (one) => html`<${State} word=${one.is_stalled ? "stalled" : one.state} />` },
     { title: "Done", width: 210, wide: true, cell: (one) => one.total > 0 && html`<${Bar} done=${one.done + one.skipped} total=${one.total} />` },
     { title: "Asked for", width: 100, cell: (one) => html`<${Instant} at=${one.requested_at} />` },
-    { title: "By", width: 120, wide: true, cell: (one) => html`<${Text}>${one.started_by ?? one.requested_by}<//>` },
+    { title: "By", width: 120, wide: true, cell: (one) => html`<${Name}>${one.started_by ?? one.requested_by}<//>` },
     { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
   ];
   const isFiltered = Object.values(params).some(Boolean);

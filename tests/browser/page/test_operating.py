@@ -1,4 +1,4 @@
-"""What people do on the page: approve, redrive, discard, operate, switch, hold, make tokens; in few actions, by any hand."""
+"""What people do on the page: answer, redrive, discard, operate, switch, hold, make tokens; by mouse or by keyboard."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -309,7 +309,7 @@ def test_a_token_is_made_shown_once_and_revoked(site: Site, open_tab: OpenTab) -
     person.type("reason", "sam left")
     person.submit("Revoke")
     expect(page.get_by_role("button", name="Revoke sam")).to_have_count(0)
-    with pytest.raises(AssertionError, match="401|revoked|token"):
+    with pytest.raises(AssertionError, match="revoked"):
         site.api.ask("GET", "/flow", token=token)
 
 
@@ -317,7 +317,7 @@ def test_a_token_is_made_shown_once_and_revoked(site: Site, open_tab: OpenTab) -
 
 
 @pytest.mark.parametrize(
-    ("view", "query", "label", "scope"),
+    "refused",
     [
         ("letters", {}, "Redrive all …", "operate"),
         ("approvals", {"id": "the request"}, "Approve", "approve"),
@@ -325,10 +325,12 @@ def test_a_token_is_made_shown_once_and_revoked(site: Site, open_tab: OpenTab) -
         ("switches", {}, "Switch off …", "operate"),
         ("switches", {}, "Hold signal_lab", "operate"),
     ],
+    ids=lambda refused: refused[2],
 )
 def test_what_a_token_may_not_do_is_shown_with_the_reason(
-    site: Site, open_tab: OpenTab, view: str, query: dict[str, str], label: str, scope: str
+    site: Site, open_tab: OpenTab, refused: tuple[str, dict[str, str], str, str]
 ) -> None:
+    view, query, label, scope = refused
     reader = site.make_token("reader", "read")
     tab = open_tab(site.url(view, token=reader, **addressed(site, query)))
     button = tab.page.get_by_role("button", name=label).first
@@ -360,10 +362,14 @@ def test_hostile_text_stays_text_and_in_its_place(site: Site, open_tab: OpenTab,
         site.api.ask("POST", "/operations", {"kind": "redrive", "filter": {"reason": reason[:200]}, "reason": reason})
     [letter, *_] = site.api.ask("GET", "/dead-letters")["items"]
     for view, query in (
-        ("letters", {}), ("letters", {"id": str(letter["id"])}), ("operations", {}),
-        ("operations", addressed(site, {"id": "the redrive"})), ("audit", {}), ("audit", addressed(site, {"id": "a change"})),
+        ("letters", {}),
+        ("letters", {"id": str(letter["id"])}),
+        ("operations", {}),
+        ("operations", addressed(site, {"id": "the redrive"})),
+        ("audit", {}),
+        ("audit", addressed(site, {"id": "a change"})),
         ("switches", {}),
-    ):  # fmt: skip
+    ):
         tab = open_tab(site.url(view, **query), width="phone")
         expect(tab.page.locator("table, .letter, .operation, .change").first).to_be_attached()
         quiet(tab)
@@ -372,10 +378,18 @@ def test_hostile_text_stays_text_and_in_its_place(site: Site, open_tab: OpenTab,
 
 
 PLACES: list[tuple[str, dict[str, str]]] = [
-    ("approvals", {}), ("approvals", {"id": "the request"}), ("letters", {}), ("letters", {"id": "a letter"}),
-    ("operations", {}), ("operations", {"id": "the redrive"}), ("operations", {"new": "redrive"}), ("operations", {"new": "retention"}),
-    ("audit", {}), ("audit", {"id": "a change"}), ("switches", {}),
-]  # fmt: skip
+    ("approvals", {}),
+    ("approvals", {"id": "the request"}),
+    ("letters", {}),
+    ("letters", {"id": "a letter"}),
+    ("operations", {}),
+    ("operations", {"id": "the redrive"}),
+    ("operations", {"new": "redrive"}),
+    ("operations", {"new": "retention"}),
+    ("audit", {}),
+    ("audit", {"id": "a change"}),
+    ("switches", {}),
+]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
