@@ -656,6 +656,13 @@ BEGIN
         FROM decided
         WHERE claim_token IS NOT NULL
     ),
+    counted AS (
+        INSERT INTO flow_deltas (stage, name, outcome, n)
+        SELECT 'outbox', subscription, 'lost', count(*)
+        FROM decided
+        WHERE claim_token IS NOT NULL
+        GROUP BY subscription
+    ),
     taken AS (
         UPDATE pending_deliveries AS pending
         SET
@@ -722,6 +729,29 @@ BEGIN
 END
 $_$;
 
+CREATE FUNCTION public.count_consumed(of_consumer text, of_event uuid, is_new boolean, is_replay boolean) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    consumed_at CONSTANT timestamptz := clock_timestamp();
+    of_trace uuid;
+    took double precision;
+BEGIN
+    IF is_new AND NOT is_replay THEN
+        SELECT trace_id, greatest(extract(epoch FROM consumed_at - ingested_at), 0) INTO of_trace, took
+        FROM events
+        WHERE event_id = of_event;
+    END IF;
+    INSERT INTO flow_deltas (at, stage, name, outcome, bucket, seconds, trace_id, trace_seconds)
+    VALUES (
+        consumed_at, 'consumer', of_consumer, CASE WHEN is_new THEN 'processed' ELSE 'duplicate' END, flow_bucket(took), took,
+        of_trace, took
+    );
+    RETURN is_new;
+END
+$$;
+
 CREATE FUNCTION public.count_erasable(of_operation uuid) RETURNS TABLE(what text, counted bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -768,6 +798,86 @@ BEGIN
         min(found.at),
         (array_agg(found.id ORDER BY found.at, found.id))[1:5]
     FROM expiring(of_what, older_than, after_at, after_id, most) AS found;
+END
+$$;
+
+CREATE FUNCTION public.count_fetches(of_source text, fetched integer, failed integer) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO flow_deltas (stage, name, outcome, n)
+    SELECT 'source', of_source, outcome, n
+    FROM (VALUES ('fetched', fetched), ('failed', failed)) AS fetches (outcome, n)
+    WHERE n > 0;
+END
+$$;
+
+CREATE FUNCTION public.count_row() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    now_at CONSTANT timestamptz := clock_timestamp();
+    stage text;
+    name text;
+    outcome text;
+    since timestamptz;
+    of_trace uuid;
+    took double precision;
+BEGIN
+    CASE TG_TABLE_NAME
+        WHEN 'decisions' THEN
+            stage := 'decision';
+            name := NEW.playbook;
+            of_trace := NEW.trace_id;
+            IF TG_OP = 'INSERT' THEN
+                outcome := 'opened';
+            ELSE
+                outcome := NEW.state;
+                since := NEW.opened_at;
+            END IF;
+        WHEN 'agent_calls' THEN
+            stage := 'agent';
+            name := NEW.agent;
+            outcome := NEW.outcome;
+            since := NEW.intended_at;
+            of_trace := (SELECT trace_id FROM decisions WHERE decision_id = NEW.decision_id);
+        WHEN 'verdicts' THEN
+            stage := 'verdict';
+            name := CASE WHEN NEW.is_shadow THEN 'shadow' ELSE 'binding' END;
+            outcome := NEW.verdict;
+        WHEN 'approval_requests' THEN
+            stage := 'approval';
+            name := 'person';
+            outcome := 'requested';
+        WHEN 'approvals' THEN
+            stage := 'approval';
+            name := 'person';
+            outcome := CASE WHEN NEW.is_given THEN 'given' ELSE 'denied' END;
+        WHEN 'actions' THEN
+            stage := 'action';
+            name := NEW.action_type;
+            outcome := 'released';
+        WHEN 'executions' THEN
+            stage := 'action';
+            name := (SELECT action_type FROM actions WHERE action_id = NEW.action_id);
+            outcome := NEW.outcome;
+        WHEN 'consume_failures' THEN
+            stage := 'consumer';
+            name := NEW.subscription;
+            outcome := 'failed';
+        WHEN 'dead_letters' THEN
+            stage := 'queue';
+            name := coalesce(NEW.subscription, NEW.queue);
+            outcome := NEW.kind;
+    END CASE;
+    IF since IS NOT NULL THEN
+        took := greatest(extract(epoch FROM now_at - since), 0);
+    END IF;
+    INSERT INTO flow_deltas (at, stage, name, outcome, bucket, seconds, trace_id, trace_seconds)
+    VALUES (now_at, stage, name, outcome, flow_bucket(took), took, CASE WHEN took IS NOT NULL THEN of_trace END, took);
+    RETURN NULL;
 END
 $$;
 
@@ -1474,6 +1584,72 @@ BEGIN
     JOIN decisions AS decision USING (decision_id)
     WHERE decision.closed_at IS NULL OR reason = 'call'
     GROUP BY decision_id, decision.trace_id, decision.entity_id;
+END
+$$;
+
+CREATE FUNCTION public.flow_bounds() RETURNS double precision[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY[(0.005)::double precision, (0.01)::double precision, (0.025)::double precision, (0.05)::double precision, (0.1)::double precision, (0.25)::double precision, (0.5)::double precision, (1)::double precision, (2.5)::double precision, (5)::double precision, (10)::double precision, (30)::double precision, (60)::double precision, (300)::double precision, (900)::double precision, (1800)::double precision];
+
+CREATE FUNCTION public.flow_bucket(seconds double precision) RETURNS smallint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((width_bucket(seconds, public.flow_bounds()) - ((seconds = ANY (public.flow_bounds())))::integer))::smallint;
+
+CREATE FUNCTION public.fold_flow(most integer DEFAULT 100000) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    folded bigint;
+BEGIN
+    IF most IS NULL OR most < 1 THEN
+        RAISE EXCEPTION 'a fold of % rows refused: 1 is the least', coalesce(most::text, 'no')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('fold_flow', 0)) THEN
+        RETURN 0;
+    END IF;
+    PERFORM set_config('control_plane.retention', 'on', true);
+    WITH gone AS (
+        DELETE FROM flow_deltas
+        WHERE ctid = ANY (ARRAY(
+            SELECT ctid FROM flow_deltas WHERE at < clock_timestamp() - interval '1 minute' LIMIT most
+        ))
+        RETURNING *
+    ),
+    minutes AS (
+        INSERT INTO flow_minutes AS kept (minute, stage, name, outcome, n, seconds)
+        SELECT date_trunc('minute', at), stage, name, outcome, sum(n), sum(seconds)
+        FROM gone
+        GROUP BY date_trunc('minute', at), stage, name, outcome
+        ON CONFLICT (minute, stage, name, outcome) DO UPDATE
+        SET n = kept.n + excluded.n, seconds = coalesce(kept.seconds + excluded.seconds, kept.seconds, excluded.seconds)
+    ),
+    totals AS (
+        INSERT INTO flow_totals AS kept (
+            stage, name, outcome, bucket, n, seconds, newest_at, trace_id, trace_seconds, traced_at
+        )
+        SELECT
+            stage, name, outcome, bucket, sum(n), sum(seconds), max(at),
+            (array_agg(trace_id ORDER BY at DESC) FILTER (WHERE trace_id IS NOT NULL))[1],
+            (array_agg(trace_seconds ORDER BY at DESC) FILTER (WHERE trace_id IS NOT NULL))[1],
+            max(at) FILTER (WHERE trace_id IS NOT NULL)
+        FROM gone
+        GROUP BY stage, name, outcome, bucket
+        ON CONFLICT ON CONSTRAINT flow_totals_key DO UPDATE
+        SET
+            n = kept.n + excluded.n,
+            seconds = kept.seconds + excluded.seconds,
+            newest_at = greatest(kept.newest_at, excluded.newest_at),
+            trace_id = CASE WHEN excluded.traced_at IS NULL THEN kept.trace_id ELSE excluded.trace_id END,
+            trace_seconds = CASE WHEN excluded.traced_at IS NULL THEN kept.trace_seconds ELSE excluded.trace_seconds END,
+            traced_at = coalesce(excluded.traced_at, kept.traced_at)
+    )
+    SELECT count(*) INTO folded FROM gone;
+    PERFORM set_config('control_plane.retention', 'off', true);
+    DELETE FROM flow_minutes WHERE minute < now() - interval '7 days';
+    RETURN folded;
 END
 $$;
 
@@ -2677,7 +2853,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) RETURNS TABLE(outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
+CREATE FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[], send_seconds double precision[] DEFAULT NULL::double precision[], waited_seconds double precision[] DEFAULT NULL::double precision[]) RETURNS TABLE(outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
@@ -2689,9 +2865,10 @@ BEGIN
         SELECT *
         FROM unnest(
             outbox_ids, for_subscriptions, operation_ids, claim_tokens, dispositions, message_ids, errors,
-            delays_seconds, are_suspect
+            delays_seconds, are_suspect, send_seconds, waited_seconds
         ) AS outcome (
-            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect
+            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect,
+            sent_for, waited_for
         )
     ),
     ended AS (
@@ -2704,7 +2881,8 @@ BEGIN
             AND outcome.disposition IN ('published', 'dead_lettered', 'exhausted')
         RETURNING
             pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
-            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error
+            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error,
+            outcome.sent_for, outcome.waited_for
     ),
     kept AS (
         UPDATE pending_deliveries AS pending
@@ -2724,7 +2902,7 @@ BEGIN
             AND outcome.disposition IN ('failed', 'released')
         RETURNING
             pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
-            pending.delivery_attempts, outcome.disposition, outcome.error
+            pending.delivery_attempts, outcome.disposition, outcome.error, outcome.sent_for, outcome.waited_for
     ),
     delivered AS (
         INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)
@@ -2738,22 +2916,50 @@ BEGIN
         FROM ended
         WHERE disposition IN ('dead_lettered', 'exhausted')
     ),
+    settled AS (
+        SELECT
+            outbox_id, subscription, operation_id, promised_at, delivery_attempts, disposition, error, sent_for, waited_for
+        FROM ended
+        UNION ALL
+        SELECT
+            outbox_id, subscription, operation_id, promised_at, delivery_attempts, disposition, error, sent_for, waited_for
+        FROM kept
+    ),
     failures AS (
         INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
         SELECT outbox_id, subscription, operation_id, delivery_attempts, settled_by, error
-        FROM (
-            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM ended
-            UNION ALL
-            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM kept
-        ) AS settled
+        FROM settled
         WHERE disposition IN ('failed', 'dead_lettered')
+    ),
+    counted AS (
+        INSERT INTO flow_deltas (stage, name, outcome, bucket, n, seconds, trace_id, trace_seconds)
+        SELECT
+            stage, name, outcome, bucket, n, seconds,
+            (SELECT trace_id FROM outbox WHERE outbox.id = slowest), longest
+        FROM (
+            SELECT
+                stage, name, outcome, flow_bucket(took) AS bucket, count(*) AS n, sum(took) AS seconds,
+                -- Of those that are counted together, the slowest is the example.
+                CASE WHEN max(took) IS NOT NULL THEN (array_agg(outbox_id ORDER BY took DESC))[1] END AS slowest,
+                max(took) AS longest
+            FROM (
+                SELECT
+                    'outbox' AS stage, subscription AS name, disposition AS outcome, outbox_id,
+                    CASE
+                        WHEN disposition = 'published' THEN
+                            greatest(extract(epoch FROM now() - promised_at) - coalesce(waited_for, 0), 0)
+                    END AS took
+                FROM settled
+                UNION ALL
+                SELECT 'send', subscription, 'sent', outbox_id, greatest(sent_for, 0)
+                FROM settled
+                WHERE sent_for IS NOT NULL
+            ) AS measured
+            GROUP BY stage, name, outcome, flow_bucket(took)
+        ) AS grouped
     )
     SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
-    FROM (
-        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM ended
-        UNION ALL
-        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM kept
-    ) AS settled;
+    FROM settled;
 END
 $$;
 
@@ -3145,6 +3351,12 @@ BEGIN
         FROM messages
         JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
         WHERE is_promised
+    ),
+    counted AS (
+        INSERT INTO flow_deltas (stage, name, outcome, n)
+        SELECT 'store', topic, 'stored', count(*)
+        FROM given
+        GROUP BY topic
     )
     -- The json text may hold more than the columns of events show: further fields, or a field given twice.
     SELECT refuse_message('its fields are not those of an event, each once', 'check_violation'), 0
@@ -4012,6 +4224,99 @@ CREATE VIEW public.expirable_raw_payloads AS
 
 COMMENT ON VIEW public.expirable_raw_payloads IS 'Raw payloads from which no stored event was made.';
 
+CREATE TABLE public.flow_deltas (
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    stage text NOT NULL,
+    name text NOT NULL,
+    outcome text NOT NULL,
+    bucket smallint,
+    n bigint DEFAULT 1 NOT NULL,
+    seconds double precision,
+    trace_id uuid,
+    trace_seconds double precision,
+    CONSTRAINT flow_deltas_are_measured_or_not CHECK (((bucket IS NULL) = (seconds IS NULL))),
+    CONSTRAINT flow_deltas_n_check CHECK ((n > 0)),
+    CONSTRAINT flow_deltas_seconds_check CHECK ((seconds >= (0)::double precision))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000', autovacuum_vacuum_insert_scale_factor='0', autovacuum_vacuum_insert_threshold='50000');
+
+COMMENT ON TABLE public.flow_deltas IS 'What happened in the last minutes: a row per statement, kind and bucket, appended by what did it. Folded into flow_minutes and flow_totals.';
+
+COMMENT ON COLUMN public.flow_deltas.name IS 'The part of the stage: a subscription, topic, consumer, source, playbook, agent or type of action.';
+
+COMMENT ON COLUMN public.flow_deltas.bucket IS 'Which bucket of flow_bounds() the durations are in; null where none was measured.';
+
+COMMENT ON COLUMN public.flow_deltas.seconds IS 'The sum of the durations.';
+
+COMMENT ON COLUMN public.flow_deltas.trace_id IS 'The trace of one of those that are counted, as an example, with its own duration in trace_seconds.';
+
+CREATE TABLE public.flow_totals (
+    stage text NOT NULL,
+    name text NOT NULL,
+    outcome text NOT NULL,
+    bucket smallint,
+    n bigint NOT NULL,
+    seconds double precision,
+    newest_at timestamp with time zone NOT NULL,
+    trace_id uuid,
+    trace_seconds double precision,
+    traced_at timestamp with time zone
+);
+
+COMMENT ON TABLE public.flow_totals IS 'How much ever happened, without what is still in flow_deltas. Nothing lowers it: neither retention, erasure nor a rebuild.';
+
+CREATE VIEW public.flow_counts AS
+ SELECT stage,
+    name,
+    outcome,
+    bucket,
+    (sum(n))::bigint AS n,
+    sum(seconds) AS seconds,
+    max(newest_at) AS newest_at,
+    (array_agg(trace_id ORDER BY both_of_them.traced_at DESC) FILTER (WHERE (traced_at IS NOT NULL)))[1] AS trace_id,
+    (array_agg(trace_seconds ORDER BY both_of_them.traced_at DESC) FILTER (WHERE (traced_at IS NOT NULL)))[1] AS trace_seconds,
+    max(traced_at) AS traced_at
+   FROM ( SELECT flow_totals.stage,
+            flow_totals.name,
+            flow_totals.outcome,
+            flow_totals.bucket,
+            flow_totals.n,
+            flow_totals.seconds,
+            flow_totals.newest_at,
+            flow_totals.trace_id,
+            flow_totals.trace_seconds,
+            flow_totals.traced_at
+           FROM public.flow_totals
+        UNION ALL
+         SELECT flow_deltas.stage,
+            flow_deltas.name,
+            flow_deltas.outcome,
+            flow_deltas.bucket,
+            flow_deltas.n,
+            flow_deltas.seconds,
+            flow_deltas.at,
+            flow_deltas.trace_id,
+            flow_deltas.trace_seconds,
+                CASE
+                    WHEN (flow_deltas.trace_id IS NOT NULL) THEN flow_deltas.at
+                    ELSE NULL::timestamp with time zone
+                END AS "case"
+           FROM public.flow_deltas) both_of_them
+  GROUP BY stage, name, outcome, bucket;
+
+COMMENT ON VIEW public.flow_counts IS 'How much ever happened, up to this moment.';
+
+CREATE TABLE public.flow_minutes (
+    minute timestamp with time zone NOT NULL,
+    stage text NOT NULL,
+    name text NOT NULL,
+    outcome text NOT NULL,
+    n bigint NOT NULL,
+    seconds double precision
+);
+
+COMMENT ON TABLE public.flow_minutes IS 'How much happened in each minute of the last seven days.';
+
 CREATE TABLE public.forgotten_processing (
     consumer text NOT NULL,
     ingested_until timestamp with time zone NOT NULL
@@ -4642,6 +4947,12 @@ ALTER TABLE ONLY public.events
 ALTER TABLE ONLY public.executions
     ADD CONSTRAINT executions_pkey PRIMARY KEY (action_id);
 
+ALTER TABLE ONLY public.flow_minutes
+    ADD CONSTRAINT flow_minutes_pkey PRIMARY KEY (minute, stage, name, outcome);
+
+ALTER TABLE ONLY public.flow_totals
+    ADD CONSTRAINT flow_totals_key UNIQUE NULLS NOT DISTINCT (stage, name, outcome, bucket);
+
 ALTER TABLE ONLY public.forgotten_processing
     ADD CONSTRAINT forgotten_processing_pkey PRIMARY KEY (consumer);
 
@@ -4863,9 +5174,13 @@ CREATE INDEX verdicts_by_request ON public.verdicts USING btree (request_sha256)
 
 CREATE INDEX verdicts_by_schema ON public.verdicts USING btree (schema_sha256) WHERE (schema_sha256 IS NOT NULL);
 
+CREATE TRIGGER actions_are_counted AFTER INSERT ON public.actions FOR EACH ROW EXECUTE FUNCTION public.count_row();
+
 CREATE TRIGGER actions_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.actions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER actions_are_verdicted BEFORE INSERT ON public.actions FOR EACH ROW EXECUTE FUNCTION public.check_release();
+
+CREATE TRIGGER agent_calls_ended_are_counted AFTER UPDATE ON public.agent_calls FOR EACH ROW WHEN (((old.outcome IS NULL) AND (new.outcome IS NOT NULL))) EXECUTE FUNCTION public.count_row();
 
 CREATE TRIGGER agent_scores_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.agent_scores FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -4873,13 +5188,21 @@ CREATE TRIGGER anchors_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON publ
 
 CREATE TRIGGER api_audit_is_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.api_audit FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
+CREATE TRIGGER approval_requests_are_counted AFTER INSERT ON public.approval_requests FOR EACH ROW EXECUTE FUNCTION public.count_row();
+
 CREATE TRIGGER approval_requests_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.approval_requests FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER approvals_are_counted AFTER INSERT ON public.approvals FOR EACH ROW EXECUTE FUNCTION public.count_row();
 
 CREATE TRIGGER approvals_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.approvals FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER artifacts_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.artifacts FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
+CREATE TRIGGER consume_failures_are_counted AFTER INSERT ON public.consume_failures FOR EACH ROW EXECUTE FUNCTION public.count_row();
+
 CREATE TRIGGER dead_letters_are_described BEFORE INSERT ON public.dead_letters FOR EACH ROW WHEN ((new.outbox_id IS NOT NULL)) EXECUTE FUNCTION public.describe_dead_letter();
+
+CREATE TRIGGER dead_letters_of_queues_are_counted AFTER INSERT ON public.dead_letters FOR EACH ROW WHEN ((new.kind <> 'relay'::text)) EXECUTE FUNCTION public.count_row();
 
 CREATE TRIGGER decision_steps_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.decision_steps FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -4887,11 +5210,21 @@ CREATE TRIGGER decision_tombstones_are_immutable BEFORE DELETE OR UPDATE OR TRUN
 
 CREATE TRIGGER decisions_are_not_removed BEFORE INSERT ON public.decisions FOR EACH ROW EXECUTE FUNCTION public.refuse_removed_decision();
 
+CREATE TRIGGER decisions_closed_are_counted AFTER UPDATE ON public.decisions FOR EACH ROW WHEN (((old.closed_at IS NULL) AND (new.closed_at IS NOT NULL))) EXECUTE FUNCTION public.count_row();
+
+CREATE TRIGGER decisions_opened_are_counted AFTER INSERT ON public.decisions FOR EACH ROW EXECUTE FUNCTION public.count_row();
+
+CREATE TRIGGER decisions_proposed_are_counted AFTER UPDATE ON public.decisions FOR EACH ROW WHEN (((old.state <> 'proposed'::text) AND (new.state = 'proposed'::text))) EXECUTE FUNCTION public.count_row();
+
 CREATE TRIGGER deliveries_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.deliveries FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER events_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.events FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
+CREATE TRIGGER executions_are_counted AFTER INSERT ON public.executions FOR EACH ROW EXECUTE FUNCTION public.count_row();
+
 CREATE TRIGGER executions_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.executions FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER flow_deltas_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.flow_deltas FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER operations_change_by_steps AFTER UPDATE OF state ON public.operations FOR EACH ROW WHEN ((old.state <> new.state)) EXECUTE FUNCTION public.refuse_operation_change();
 
@@ -4908,6 +5241,8 @@ CREATE TRIGGER paper_orders_are_carried_over AFTER DELETE ON public.paper_orders
 CREATE TRIGGER raw_payloads_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.raw_payloads FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 CREATE TRIGGER switch_changes_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.switch_changes FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER verdicts_are_counted AFTER INSERT ON public.verdicts FOR EACH ROW EXECUTE FUNCTION public.count_row();
 
 CREATE TRIGGER verdicts_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.verdicts FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -5077,11 +5412,21 @@ GRANT ALL ON FUNCTION public.claim_deliveries(new_token uuid, claimant text, for
 REVOKE ALL ON FUNCTION public.compare_rebuild(of_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.compare_rebuild(of_operation uuid) TO acp_maintain;
 
+REVOKE ALL ON FUNCTION public.count_consumed(of_consumer text, of_event uuid, is_new boolean, is_replay boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_consumed(of_consumer text, of_event uuid, is_new boolean, is_replay boolean) TO acp_consume;
+GRANT ALL ON FUNCTION public.count_consumed(of_consumer text, of_event uuid, is_new boolean, is_replay boolean) TO acp_detect;
+GRANT ALL ON FUNCTION public.count_consumed(of_consumer text, of_event uuid, is_new boolean, is_replay boolean) TO acp_action;
+
 REVOKE ALL ON FUNCTION public.count_erasable(of_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.count_erasable(of_operation uuid) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.count_expiring(of_what text, older_than timestamp with time zone, after_at timestamp with time zone, after_id text, most integer) TO acp_maintain;
+
+REVOKE ALL ON FUNCTION public.count_fetches(of_source text, fetched integer, failed integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_fetches(of_source text, fetched integer, failed integer) TO acp_ingest;
+
+REVOKE ALL ON FUNCTION public.count_row() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_expired(of_what text, older_than timestamp with time zone, batch_size integer, by_operation uuid) TO acp_maintain;
@@ -5146,6 +5491,14 @@ GRANT ALL ON FUNCTION public.finish_erasure(of_operation uuid, counts jsonb) TO 
 
 REVOKE ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.fire_timers(most integer, idle_seconds double precision) TO acp_decide;
+
+REVOKE ALL ON FUNCTION public.flow_bounds() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.flow_bounds() TO acp_reader;
+
+REVOKE ALL ON FUNCTION public.flow_bucket(seconds double precision) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION public.fold_flow(most integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.fold_flow(most integer) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.forget_backfill_pieces(of_file text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.forget_backfill_pieces(of_file text) TO acp_command;
@@ -5321,8 +5674,8 @@ GRANT ALL ON FUNCTION public.set_switch(of_scope text, off boolean, because text
 REVOKE ALL ON FUNCTION public.set_timer(of_decision uuid, with_fence bigint, timer_kind text, at timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.set_timer(of_decision uuid, with_fence bigint, timer_kind text, at timestamp with time zone) TO acp_decide;
 
-REVOKE ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[]) TO acp_relay;
+REVOKE ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[], send_seconds double precision[], waited_seconds double precision[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[], send_seconds double precision[], waited_seconds double precision[]) TO acp_relay;
 
 REVOKE ALL ON FUNCTION public.settle_reservation(of_call uuid, charged bigint, of_model text, at timestamp with time zone) FROM PUBLIC;
 
@@ -5647,6 +6000,14 @@ GRANT INSERT(fetched_at) ON TABLE public.raw_payloads TO acp_ingest;
 GRANT INSERT(trace_id) ON TABLE public.raw_payloads TO acp_ingest;
 
 GRANT INSERT(payload_json) ON TABLE public.raw_payloads TO acp_ingest;
+
+GRANT SELECT ON TABLE public.flow_deltas TO acp_reader;
+
+GRANT SELECT ON TABLE public.flow_totals TO acp_reader;
+
+GRANT SELECT ON TABLE public.flow_counts TO acp_reader;
+
+GRANT SELECT ON TABLE public.flow_minutes TO acp_reader;
 
 GRANT SELECT ON TABLE public.forgotten_processing TO acp_reader;
 

@@ -137,6 +137,13 @@ BEGIN
         FROM decided
         WHERE claim_token IS NOT NULL
     ),
+    counted AS (
+        INSERT INTO flow_deltas (stage, name, outcome, n)
+        SELECT 'outbox', subscription, 'lost', count(*)
+        FROM decided
+        WHERE claim_token IS NOT NULL
+        GROUP BY subscription
+    ),
     taken AS (
         UPDATE pending_deliveries AS pending
         SET
@@ -195,6 +202,8 @@ RETURN (
 -- Settles deliveries of one claim or of several. A row that another claim has taken over is not changed and not
 -- returned. The arrays are parallel. A disposition is published, dead_lettered, exhausted (dead-lettered
 -- without a further attempt), failed or released (its attempt is given back). Age is in seconds since the promise.
+-- send_seconds says how long the send took that carried the message, null where none did; waited_seconds, how long ago its
+-- outcome was known.
 CREATE FUNCTION settle_deliveries(
     settled_by text,
     outbox_ids bigint[],
@@ -205,7 +214,9 @@ CREATE FUNCTION settle_deliveries(
     message_ids text[],
     errors text[],
     delays_seconds double precision[],
-    are_suspect boolean[]
+    are_suspect boolean[],
+    send_seconds double precision[] DEFAULT NULL,
+    waited_seconds double precision[] DEFAULT NULL
 ) RETURNS TABLE (outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -219,9 +230,10 @@ BEGIN
         SELECT *
         FROM unnest(
             outbox_ids, for_subscriptions, operation_ids, claim_tokens, dispositions, message_ids, errors,
-            delays_seconds, are_suspect
+            delays_seconds, are_suspect, send_seconds, waited_seconds
         ) AS outcome (
-            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect
+            outbox_id, subscription, operation_id, claim_token, disposition, message_id, error, delay_seconds, is_suspect,
+            sent_for, waited_for
         )
     ),
     ended AS (
@@ -234,7 +246,8 @@ BEGIN
             AND outcome.disposition IN ('published', 'dead_lettered', 'exhausted')
         RETURNING
             pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
-            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error
+            pending.delivery_attempts, outcome.disposition, outcome.message_id, outcome.error,
+            outcome.sent_for, outcome.waited_for
     ),
     kept AS (
         UPDATE pending_deliveries AS pending
@@ -254,7 +267,7 @@ BEGIN
             AND outcome.disposition IN ('failed', 'released')
         RETURNING
             pending.outbox_id, pending.subscription, pending.operation_id, pending.promised_at,
-            pending.delivery_attempts, outcome.disposition, outcome.error
+            pending.delivery_attempts, outcome.disposition, outcome.error, outcome.sent_for, outcome.waited_for
     ),
     delivered AS (
         INSERT INTO deliveries (outbox_id, subscription, operation_id, delivery_attempts, message_id)
@@ -268,22 +281,50 @@ BEGIN
         FROM ended
         WHERE disposition IN ('dead_lettered', 'exhausted')
     ),
+    settled AS (
+        SELECT
+            outbox_id, subscription, operation_id, promised_at, delivery_attempts, disposition, error, sent_for, waited_for
+        FROM ended
+        UNION ALL
+        SELECT
+            outbox_id, subscription, operation_id, promised_at, delivery_attempts, disposition, error, sent_for, waited_for
+        FROM kept
+    ),
     failures AS (
         INSERT INTO delivery_failures (outbox_id, subscription, operation_id, attempt, claimed_by, error)
         SELECT outbox_id, subscription, operation_id, delivery_attempts, settled_by, error
-        FROM (
-            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM ended
-            UNION ALL
-            SELECT outbox_id, subscription, operation_id, delivery_attempts, disposition, error FROM kept
-        ) AS settled
+        FROM settled
         WHERE disposition IN ('failed', 'dead_lettered')
+    ),
+    counted AS (
+        INSERT INTO flow_deltas (stage, name, outcome, bucket, n, seconds, trace_id, trace_seconds)
+        SELECT
+            stage, name, outcome, bucket, n, seconds,
+            (SELECT trace_id FROM outbox WHERE outbox.id = slowest), longest
+        FROM (
+            SELECT
+                stage, name, outcome, flow_bucket(took) AS bucket, count(*) AS n, sum(took) AS seconds,
+                -- Of those that are counted together, the slowest is the example.
+                CASE WHEN max(took) IS NOT NULL THEN (array_agg(outbox_id ORDER BY took DESC))[1] END AS slowest,
+                max(took) AS longest
+            FROM (
+                SELECT
+                    'outbox' AS stage, subscription AS name, disposition AS outcome, outbox_id,
+                    CASE
+                        WHEN disposition = 'published' THEN
+                            greatest(extract(epoch FROM now() - promised_at) - coalesce(waited_for, 0), 0)
+                    END AS took
+                FROM settled
+                UNION ALL
+                SELECT 'send', subscription, 'sent', outbox_id, greatest(sent_for, 0)
+                FROM settled
+                WHERE sent_for IS NOT NULL
+            ) AS measured
+            GROUP BY stage, name, outcome, flow_bucket(took)
+        ) AS grouped
     )
     SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
-    FROM (
-        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM ended
-        UNION ALL
-        SELECT outbox_id, subscription, operation_id, disposition, promised_at FROM kept
-    ) AS settled;
+    FROM settled;
 END
 $$;
 
@@ -348,6 +389,12 @@ BEGIN
         FROM messages
         JOIN subscriptions ON subscriptions.topic = messages.topic AND subscriptions.removed_at IS NULL
         WHERE is_promised
+    ),
+    counted AS (
+        INSERT INTO flow_deltas (stage, name, outcome, n)
+        SELECT 'store', topic, 'stored', count(*)
+        FROM given
+        GROUP BY topic
     )
     -- The json text may hold more than the columns of events show: further fields, or a field given twice.
     SELECT refuse_message('its fields are not those of an event, each once', 'check_violation'), 0

@@ -51,6 +51,7 @@ COMMANDS = {
         "relay": Entry("pipeline_commands", "Deliver what is pending now."),
         "backfill": Entry("backfill_command", "Fill in the past from a source or a file."),
         "watch": Entry("pipeline_commands", "Messages and their deliveries as they happen."),
+        "metrics": Entry("metrics_command", "What was counted, as Prometheus reads it."),
         "events": Entry("event_commands", "What was stored, newest first."),
         "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
         "logs": Entry("pipeline_commands", "A function's log, made readable."),

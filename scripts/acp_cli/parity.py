@@ -11,6 +11,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /health": "status",
     "GET /whoami": "whoami",
     "GET /flow": "status",
+    "GET /metrics": "metrics",
     "GET /events": "events",
     "GET /events/{event_id}": "trace",
     "GET /anomalies": "anomalies",

@@ -66,6 +66,11 @@ class Client:
         """Returns the JSON of a read; a parameter that is None is left out. Raises ApiError, ApiUnreachable."""
         return self._request("GET", _with_query(path, query), None, {})
 
+    def text(self, path: str, *, accept: str) -> str:
+        """Returns a read that is no JSON, as text. Raises ApiError, ApiUnreachable."""
+        said: str = self._request("GET", path, None, {"Accept": accept}, as_text=True)
+        return said
+
     def health(self) -> Mapping[str, Any]:
         """Returns what /health says, also where it says that something fails; it is asked once.
 
@@ -100,10 +105,12 @@ class Client:
         content = None if body is None else json.dumps(body).encode()
         return self._request(method, _with_query(path, query), content, headers)
 
-    def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
+    def _request(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
+    ) -> Any:
         for attempt in range(1, TRIES + 1):
             try:
-                status, said, pause = self._ask(method, path, body, headers)
+                status, said, pause = self._ask(method, path, body, headers, as_text=as_text)
             except ApiUnreachable:
                 if attempt == TRIES:
                     raise
@@ -118,9 +125,12 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     def _ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
     ) -> tuple[int, Any, float | None]:
-        """Sends a request once; returns the status, the JSON (None without a body), and Retry-After in seconds."""
+        """Sends a request once; returns the status, the JSON (None without a body), and Retry-After in seconds.
+
+        With ``as_text``, an answer that is no problem is text.
+        """
         url = self.profile.url + path
         try:
             answer = self._pool.request(
@@ -135,6 +145,8 @@ class Client:
         if len(content) > _MOST_BYTES:
             raise ApiUnreachable(f"{url} answers with more than {_MOST_BYTES:,} bytes, so it is not the API")
         try:
+            if as_text and answer.status < 400:
+                return answer.status, content.decode(), None
             said = json.loads(content) if content else None
         except ValueError:
             if answer.status < 400:

@@ -1,12 +1,14 @@
 """scripts/sbom: writes what is shipped as a CycloneDX document.
 
-The functions and layers are those of template.yaml, and a layer's packages those of its lock. A package has the hashes
-of all files that the lock admits. What Lambda's own runtime adds is not included.
+The functions and layers are those of template.yaml, a layer's packages those of its lock, and what the page ships of
+npm's packages that of vendor.lock. A package has the hashes of all files that the lock admits. What Lambda's own
+runtime adds is not included.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import sys
 import tomllib
 from pathlib import Path
@@ -23,6 +25,7 @@ from local_cloud.template import read_template
 from local_cloud.workspace import CHECKOUT
 from supply_chain.licences import licence
 from supply_chain.locks import Locked, read_lock
+from supply_chain.vendored import UI, VendoredPackage, read_vendor_lock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,13 +55,16 @@ def sbom(checkout: Path) -> Bom:
             bom.components.add(layer)
             bom.register_dependency(layer, [packages[locked] for locked in lock])
     bom.components.update(packages.values())
+    vendored = {package: _vendored(package) for package in read_vendor_lock()}
+    bom.components.update(vendored.values())
     functions = []
     for name, resource in resources.items():
         if resource["Type"] == "AWS::Serverless::Function":
             functions.append(function := own(name, ComponentType.APPLICATION))
             bom.components.add(function)
             used = [*everywhere, *resource["Properties"].get("Layers", [])]
-            bom.register_dependency(function, [layers[one["Ref"]] for one in used])
+            own_files = vendored.values() if checkout / resource["Properties"]["CodeUri"] == UI.parent else ()
+            bom.register_dependency(function, [*(layers[one["Ref"]] for one in used), *own_files])
     bom.register_dependency(application, functions)
     return bom
 
@@ -73,6 +79,20 @@ def _package(locked: Locked) -> Component:
         purl=purl,
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=one) for one in locked.sha256],
         licenses=[LicenseFactory().make_from_string(licence(locked.name))],
+    )
+
+
+def _vendored(package: VendoredPackage) -> Component:
+    purl = PackageURL("npm", name=package.name, version=package.version)
+    content = base64.b64decode(package.integrity.removeprefix("sha512-")).hex()
+    return Component(
+        name=package.name,
+        version=package.version,
+        type=ComponentType.LIBRARY,
+        bom_ref=purl.to_string(),
+        purl=purl,
+        hashes=[HashType(alg=HashAlgorithm.SHA_512, content=content)],
+        licenses=[LicenseFactory().make_from_string(package.licence)],
     )
 
 

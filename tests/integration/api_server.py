@@ -1,79 +1,28 @@
-"""The API on loopback: both of its functions behind an HTTP server, on the test's database."""
+"""The API on loopback for the tests of acp: as a deployment, or as the API of the stand-in of the local cloud."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.conftest import TestDatabase
-from tests.integration.ops_api.client import RUNS, TOKEN, VARIABLES, Client
-from tests.integration.ops_api.conftest import with_settings
-from tests.integration.ops_api.gateway import Gateway
+from tests.integration.ops_api.client import TOKEN
+from tests.integration.ops_api.server import ApiServer
 from tests.integration.running_cloud import RunningCloud
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from local_cloud.run_state import RunState
 
-
-class Quiet(WSGIRequestHandler):
-    """Logs nothing."""
-
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        pass
-
-
-@dataclass
-class ApiServer:
-    """An API that runs."""
-
-    url: str
-    commands: Client
-    token: str = TOKEN
-    started: list[str] = field(default_factory=list)
-    """The functions that were started by it."""
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The options by which acp asks it."""
-        return ("--url", self.url, "--token", self.token)
-
-    def make_token(self, name: str, *scopes: str) -> str:
-        answer = self.commands.ask("POST", "/tokens", {"name": name, "scopes": list(scopes), "reason": "a test"})
-        assert answer.status == 201, answer.body
-        token: str = answer.body["token"]
-        return token
+__all__ = ["ApiServer", "lead_to", "no_deployment", "serving"]
 
 
 @contextmanager
-def serving(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+def serving(database: TestDatabase) -> Iterator[ApiServer]:
     """Serves the API until the block ends."""
-    clients = []
-    for function, role in (("ops_api", "acp_reader"), ("command_api", "acp_command")):
-        with monkeypatch.context() as environ:
-            for variable in VARIABLES:
-                environ.delenv(variable, raising=False)
-            settings = {"API_TOKEN": TOKEN, "DATABASE_URL": database.url(role)} | RUNS
-            for variable, value in settings.items():
-                environ.setenv(variable, value)
-            clients.append(with_settings(Client(function)))
-    reads, commands = clients
-    # One request at a time, as one environment of a function has it.
-    server = make_server("127.0.0.1", 0, Gateway(reads, commands), threaded=False, request_handler=Quiet)
-    api = ApiServer(f"http://127.0.0.1:{server.server_port}", commands)
-    monkeypatch.setattr(commands.function.module, "start_run", lambda name, **_: api.started.append(name))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    api = ApiServer(database, TOKEN)
     try:
         yield api
     finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        for client in clients:
-            client.function.close()
+        api.close()
 
 
 def no_deployment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,16 @@ def test_a_token_is_made_shown_once_used_listed_and_revoked(cloud: RunningCloud,
     assert run(cloud, "audit", "log", "--name", "nobody").stderr == "Nothing was changed by nobody.\n"
 
 
+def test_whoami_says_whose_token_is_used(cloud: RunningCloud, nowhere: Cloud) -> None:
+    url = url_of(cloud)
+    assert asked(nowhere, url, "whoami").stdout == "root: admin, approve, metrics, operate, read, until it is revoked\n"
+    made = asked(nowhere, url, "tokens", "make", "kim", "--scope", "read", "--because", "kim joins", "--json")
+    kim = json.loads(made.stdout)["token"]
+    assert json.loads(asked(nowhere, url, "whoami", "--json", token=kim).stdout) == {
+        "name": "kim", "scopes": ["read"], "expires_at": None,
+    }  # fmt: skip
+
+
 def test_a_wrong_token_is_refused_with_the_remedy(cloud: RunningCloud, nowhere: Cloud) -> None:
     refused = asked(nowhere, url_of(cloud), "dead-letters", token="a-token-that-is-nobody-s")
     assert (refused.exit_code, "acp login" in refused.stderr) == (1, True)

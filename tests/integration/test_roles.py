@@ -92,13 +92,20 @@ _SHARED = {
     **_each({INGEST, RELAY, COMMAND}, "control_plane.platform", "probe_breaker give_back_probe"),
     **_each({READER, COMMAND}, "control_plane.api", "use_token token tokens subscription subscriptions"),
     **_each({COMMAND}, "control_plane.api", "make_token revoke_token begin_change end_change"),
-    **_each(READERS_OF_EVENTS, "control_plane.api", "events events_by_prefix flow_of_events"),
+    **_each(READERS_OF_EVENTS, "control_plane.api", "events events_by_prefix"),
     "control_plane.api.anomalies": READERS_OF_BARS,
     "control_plane.api.artifact": {*READERS_OF_DECISIONS, ACTION},
     "control_plane.api.decisions_by_prefix": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.api.decisions": READERS_OF_DECISIONS - {COMMAND},
     **_each(READERS_OF_DECISIONS, "control_plane.api", "open_approvals approval switch"),
-    **_each({READER}, "control_plane.api", "audit flow_of_subscriptions"),
+    **_each({READER}, "control_plane.api", "audit"),
+    "control_plane.flow.fold": {MAINTAIN},
+    "control_plane.flow.now": EVERYBODY,
+    "control_plane.flow.events": READERS_OF_EVENTS,
+    "control_plane.flow.breakers": {INGEST, RELAY, READER, COMMAND},
+    "control_plane.flow.open_dead_letters": {RELAY, READER, COMMAND},
+    "control_plane.flow.operations": {COMMAND, MAINTAIN, READER},
+    **_each(READERS_OF_DECISIONS, "control_plane.flow", "open_decisions open_actions waiting_approvals switches_off"),
     "control_plane.ops.delete_kept_answers": {MAINTAIN},
     "control_plane.ingestion.newest_occurrence": {*READERS_OF_EVENTS, INGEST},
     "control_plane.ingestion.chain_heads": {INGEST, READER},
@@ -167,6 +174,7 @@ _OPERATIONS = {
 }
 _SHARED |= _OPERATIONS
 _OF_PACKAGES = {
+    "control_plane.flow": {READER},
     "control_plane.operations": {MAINTAIN},
     "control_plane.consumers": {CONSUME, DETECT, ACTION},
     "control_plane.ingestion": {INGEST},
@@ -238,6 +246,7 @@ def snapshot(owner: Connection[Any]) -> dict[str, list[Any]]:
         "raw_payloads", "events", "outbox", "pending_deliveries", "deliveries", "dead_letters", "delivery_failures",
         "consume_failures",
         "processed_events", "operations", "subscriptions", "schema_migrations", "circuit_breakers", "relay_handover",
+        "flow_deltas", "flow_minutes", "flow_totals",
     )  # fmt: skip
     return {
         table: owner.execute(f"SELECT to_jsonb(row)::text FROM {table} AS row ORDER BY 1".encode()).fetchall()
@@ -354,6 +363,10 @@ TABLES = {
     "erasures": {READER},
     "rebuilds": {READER, MAINTAIN, COMMAND},
     "rebuildable": {READER},
+    "flow_deltas": {READER},
+    "flow_minutes": {READER},
+    "flow_totals": {READER},
+    "flow_counts": {READER},
     "expirable_decisions": NOBODY,
     "expirable_events": NOBODY,
     "expirable_raw_payloads": NOBODY,
@@ -364,7 +377,7 @@ TABLES = {
 VIEWS = {
     "delivery_states", "outbox_states", "signal_lab_returns", "signal_lab_risk", "signal_lab_adjustments",
     "detector_market", "expirable_decisions", "expirable_events", "expirable_raw_payloads",
-    "expirable_processed_events", "expirable_delivery_failures", "expirable_dead_letters",
+    "expirable_processed_events", "expirable_delivery_failures", "expirable_dead_letters", "flow_counts",
 }  # fmt: skip
 DATA = [name for name in TABLES if name not in VIEWS]
 
@@ -663,6 +676,18 @@ FORGERIES = [
     only("SELECT withdraw_replay(gen_random_uuid())", COMMAND),
     only("INSERT INTO processed_events (consumer, event_id, operation_id)"
          " VALUES ('x', gen_random_uuid(), gen_random_uuid())", CONSUME),
+    # Counting what did not happen; a consumer and ingestion count what is theirs, one after the other
+    only("INSERT INTO flow_deltas (stage, name, outcome) VALUES ('outbox', 'x', 'published')"),
+    only("UPDATE flow_deltas SET n = 0"),
+    only("INSERT INTO flow_minutes (minute, stage, name, outcome, n) VALUES (now(), 'outbox', 'x', 'published', 1)"),
+    only("UPDATE flow_minutes SET n = 0"),
+    only("INSERT INTO flow_totals (stage, name, outcome, n, newest_at) VALUES ('outbox', 'x', 'published', 1, now())"),
+    only("UPDATE flow_totals SET n = 0"),
+    only("SELECT count_consumed('x', gen_random_uuid(), true, false)", CONSUME, DETECT, ACTION),
+    only("SELECT count_fetches('x', 1, 1)", INGEST),
+    only("SELECT fold_flow(1)", MAINTAIN),
+    only("SELECT flow_bounds()", READER),
+    only("SELECT flow_bucket(1)"),
 ]  # fmt: skip
 
 POWERS = [

@@ -1,5 +1,5 @@
 /** The shell: signing in, navigation, keys, and the view that the query string names. */
-import { render } from "preact";
+import { Component, render } from "preact";
 import {
   Trouble, farewell, html, link, loadSession, navigate, newerRelease, signIn, signOut, theme, token, trouble, useEffect, useQuery,
   useRef, useSession, useState, useStore, utc, visible,
@@ -55,11 +55,11 @@ function Header({ view }) {
     <a class="brand" href=${link("flow")}>AI Control Plane</a>
     <nav aria-label="Views">${VIEWS.map(([one, title]) => html`<a key=${one} href=${link(one)} ref=${one === view ? current : undefined}
       aria-current=${one === view ? "page" : undefined}>${title}</a>`)}</nav>
-    <div class="tools">
+    <div class="tools">${name && html`<span class="who" title=${`Signed in as ${name}`}>${visible(name)}</span>`}
       <button type="button" aria-pressed=${inUtc} onClick=${() => utc.set(inUtc ? null : "1")} title="Show times in UTC">UTC</button>
-      <button type="button" onClick=${() => theme.set(next)} title="Change between dark, light and the system's theme">
-        ${THEMES[chosen] ?? "Auto"}</button>
-      <button type="button" onClick=${() => signOut()} title=${name ? `Signed in as ${name}` : "Signed in"}>Sign out</button>
+      <button type="button" onClick=${() => theme.set(next)} aria-label=${`Theme: ${THEMES[chosen] ?? "Auto"}`}
+        title="Dark, light, or as the system">${THEMES[chosen] ?? "Auto"}</button>
+      <button type="button" onClick=${() => signOut()}>Sign out</button>
     </div></header>`;
 }
 
@@ -95,6 +95,18 @@ function useView(name) {
   return loaded.name === name ? loaded : {};
 }
 
+/** Shows a sentence in the place of a view that cannot show what it was answered. */
+class Guard extends Component {
+  componentDidCatch(error) {
+    reportError(error);
+    this.setState({ error });
+  }
+  render({ children }, { error }) {
+    return error ? html`<${Trouble} retry=${() => location.reload()} error=${{ title: "This part of the page failed",
+      detail: "The page and the API may be of different releases: reload the page." }} />` : children;
+  }
+}
+
 function Main({ view, query }) {
   const { module, problem } = useView(view);
   const main = useRef();
@@ -105,7 +117,7 @@ function Main({ view, query }) {
   }, [module]);
   return html`<main id="main" tabindex="-1" ref=${main}>
     ${problem && html`<${Trouble} error=${problem} retry=${() => location.reload()} />`}
-    ${module && html`<h1 class="hidden">${module.title}</h1><${module.View} key=${view} query=${query} />`}</main>`;
+    ${module && html`<h1 class="hidden">${module.title}</h1><${Guard} key=${view}><${module.View} query=${query} /><//>`}</main>`;
 }
 
 function moveRow(step) {

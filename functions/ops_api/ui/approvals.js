@@ -19,7 +19,7 @@ function Left({ until }) {
 export function View({ query }) {
   const pages = usePages("approvals", undefined, { seconds: 5, keyOf: (one) => one.approval_id });
   const columns = [
-    { title: "What would be done", cell: (one) => html`<span class="clamp"><${Text}>${headline(one.shown)}<//></span>` },
+    { title: "What would be done", cell: (one) => html`<span class="cut"><${Text}>${headline(one.shown)}<//></span>` },
     { title: "For", width: 120, wide: true, cell: (one) => html`<${Name}>${one.entity_id}<//>` },
     { title: "Playbook", width: 140, wide: true, cell: (one) => html`<${Name}>${one.playbook}<//>` },
     { title: "Asked", width: 90, wide: true, cell: (one) => html`<${Instant} at=${one.requested_at} />` },
@@ -48,7 +48,7 @@ function Approval({ id, answered }) {
   const isOver = new Date(request.expires_at) <= Date.now();
   const verdict = tree.data?.steps.findLast((step) => step.kind === "verdict" && step.body.verdict === "needs_approval")?.body;
   const reload = () => { poll.reload(); answered(); };
-  return html`<div class="approval">
+  return html`<div class="approval-pane">
     <h3><${Text}>${headline(request.shown)}<//></h3>
     <p class="standing">${isAnswered
       ? html`<${State} word=${request.is_given ? "approved" : "denied"} /> <span>by <${Text}>${request.decided_by}<//>, <${Instant} at=${request.decided_at} />${
@@ -61,7 +61,7 @@ function Approval({ id, answered }) {
       : html`<p class="muted">${tree.data ? "It is not on record." : tree.error ? "It cannot be read now." : "Reading …"}</p>`}
     ${!isAnswered && !isOver && html`<${Answer} request=${request} done=${reload} />`}
     <h4>What follows</h4>
-    <dl class="facts">
+    <dl class="pairs">
       <div><dt>Approved</dt><dd>It is judged once more by the policy of that moment, and released if nothing speaks against it.</dd></div>
       <div><dt>Denied</dt><dd>It is never done. The decision goes on to be scored by what happens.</dd></div>
       <div><dt>No answer</dt><dd>The same as a no, from <${Clock} at=${request.expires_at} /> on.</dd></div></dl>
@@ -124,7 +124,7 @@ function Shown({ text }) {
     else if (fact) last("facts").lines.push([fact[1], fact[2]]);
     else parts.push({ kind: "title", lines: [line] });
   }
-  return html`<section class="shown" aria-label="What is asked">${parts.map(({ kind, lines }, place) => ({
+  return html`<section class="asked-for" aria-label="What is asked">${parts.map(({ kind, lines }, place) => ({
     title: () => html`<h4 key=${place}><${Text}>${lines[0]}<//></h4>`,
     facts: () => html`<${Facts} key=${place} rows=${lines} />`,
     prose: () => html`<blockquote key=${place}><${Text}>${lines.join(" ")}<//></blockquote>`,

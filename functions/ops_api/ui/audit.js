@@ -27,7 +27,7 @@ function Audit({ query }) {
     { title: "Token", width: 140, cell: (one) => html`<${Name}>${one.token}<//>` },
     { title: "What", cell: (one) => html`<code class="route">${visible(one.route)}</code>` },
     { title: "On", width: 180, wide: true, cell: (one) => html`<${Name}>${subject(one)}<//>` },
-    { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
+    { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
     { title: "From", width: 130, wide: true, cell: (one) => html`<${Name}>${one.address}<//>` },
   ];
   const row = pages.items.find((one) => String(one.id) === query.id);
@@ -58,7 +58,7 @@ function Change({ row }) {
   const before = row.before ?? {}, after = row.after ?? {};
   const names = [...new Set([...Object.keys(before), ...Object.keys(after)])];
   const changed = names.filter((name) => said(before[name]) !== said(after[name]));
-  return html`<div class="change">
+  return html`<div class="change-pane">
     <p class="cause"><${Text}>${row.reason}<//></p>
     <${Facts} rows=${[
       ["Route", html`<code>${visible(row.route)}</code>`],

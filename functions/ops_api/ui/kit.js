@@ -71,7 +71,7 @@ export class Problem extends Error {
 const RELEASE = document.querySelector("meta[name=release]")?.content;
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 const MAY_PASS = new Set([0, 502, 503, 504]);
-export const newKey = () => crypto.randomUUID();
+export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((n) => n.toString(16).padStart(2, "0")).join("");
 
 /** Asks the API: `path` is relative to it, such as `events/ID`. A change is sent again under its key if no answer came. */
 export async function api(method, path, { params, body, key = newKey(), signal } = {}) {
@@ -305,7 +305,7 @@ export function Json({ value, label = "JSON" }) {
 /** A dense table. With `href`, a row's first cell is a link over the row; j and k move between them. */
 export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current }) {
   const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ") || undefined;
-  return html`<div class="scroll" tabindex=${href ? undefined : 0} role="region" aria-label=${label}><table>
+  return html`<div class="scroll" tabindex=${href ? undefined : 0} role="group" aria-label=${label}><table>
     <caption class="hidden">${label}</caption>
     <colgroup>${columns.map((one) => html`<col width=${one.width} class=${classOf(one)} />`)}</colgroup>
     <thead><tr>${columns.map((one) => html`<th scope="col" class=${classOf(one)}>${one.title}</th>`)}</tr></thead>

@@ -56,12 +56,12 @@ export function View({ query }) {
   const columns = [
     { title: "Letter", width: 70, cell: (one) => `#${one.id}` },
     { title: html`<input type="checkbox" aria-label="Tick all open letters that are shown" checked=${isAll} onChange=${() => all(!isAll)} />`,
-      width: 40, cell: (one) => !one.resolution && html`<input type="checkbox" class="tick" aria-label=${`Tick letter ${one.id}`}
+      width: 40, cell: (one) => !one.resolution && html`<input type="checkbox" class="tickbox" aria-label=${`Tick letter ${one.id}`}
         checked=${ticked.has(one.id)} onChange=${() => toggle(one.id)} />` },
     { title: "Given up", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.dead_lettered_at} />` },
     { title: "For", width: 140, cell: (one) => html`<${Name}>${one.subscription ?? one.queue}<//>` },
     { title: "By", width: 110, wide: true, cell: (one) => html`<${Name}>${KINDS[one.kind] ?? one.kind}<//>` },
-    { title: "Reason", cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
+    { title: "Reason", cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
     { title: "Event", width: 130, wide: true, cell: (one) => html`<${Id} value=${one.event_id} view="event" />` },
     { title: "State", width: 110, wide: true, cell: (one) => html`<${State} word=${one.resolution ?? "dead"} tone=${one.resolution ? "idle" : "bad"} />` },
   ];
@@ -112,7 +112,7 @@ function Letter({ id, redrive, discard }) {
   if (!letter) return poll.error ? html`<${Trouble} error=${poll.error} retry=${poll.reload} />` : html`<p class="muted">Reading …</p>`;
   const isOpen = !letter.resolution;
   const off = letter.is_redrivable ? "" : "the outbox does not hold its message: it can only be discarded";
-  return html`<div class="letter">
+  return html`<div class="letter-pane">
     <p class="cause"><${State} word=${letter.resolution ?? "dead"} tone=${isOpen ? "bad" : "idle"} /> <${Text}>${letter.reason}<//></p>
     ${isOpen && html`<p class="acts"><${Act} scope="operate" kind="primary" off=${off}
         onClick=${() => redrive({ ids: [letter.id] }, `Redrive letter ${letter.id}`)}>Redrive it …<//>

@@ -40,7 +40,7 @@ export function Lacking({ scope, what }) {
 }
 
 /** A name in a list: in one line, whole on hover. */
-export const Name = ({ children }) => html`<span class="name" title=${children ? visible(children) : undefined}><${Text}>${children ?? "–"}<//></span>`;
+export const Name = ({ children }) => html`<span class="oneline" title=${children ? visible(children) : undefined}><${Text}>${children ?? "–"}<//></span>`;
 
 /** A time to the second, as the clock shows it. */
 export function Clock({ at }) {
@@ -50,7 +50,7 @@ export function Clock({ at }) {
 }
 
 /** Names, and what they have; one that has nothing is left out. */
-export const Facts = ({ rows }) => html`<dl class="facts">${rows
+export const Facts = ({ rows }) => html`<dl class="pairs">${rows
   .filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
   .map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${
     typeof value === "string" ? html`<${Text}>${value}<//>` : value}</dd></div>`)}</dl>`;
@@ -85,7 +85,7 @@ export function Plan({ operation }) {
   const { plan, kind, total } = operation;
   const [one, many] = ITEMS[kind] ?? OTHER;
   const sample = Array.isArray(plan.sample) ? plan.sample : [];
-  return html`<div class="plan">
+  return html`<div class="plan-told">
     <p class="total"><strong>${counted(total, one, many)}</strong>${plan.estimated_seconds > 0 && html`<span class="muted">
       ${" "}about <${Duration} seconds=${plan.estimated_seconds} /></span>`}</p>
     <${Counts} title="By subscription" of=${plan.letters} />
@@ -173,7 +173,7 @@ export function Progress({ operation }) {
   const [one, many, is] = ITEMS[kind] ?? OTHER;
   if (!operation.started_at) return null;
   const left = Math.max(total - done - skipped, 0);
-  return html`<section class="progress" aria-label="Progress">
+  return html`<section class="progress-told" aria-label="Progress">
     <p><${Bar} done=${done + skipped} total=${total} label=${`${many} ${is}`} /> <span>${total === 1 ? one : many} ${is}${
       skipped > 0 && `, ${count(skipped)} of them skipped: gone or settled meanwhile`}${
       state === "running" && rate && left > 0 && html`; <${Duration} seconds=${left / rate} /> left`}</span></p>
@@ -232,7 +232,7 @@ export function Operation({ id }) {
   };
   const commands = commandsOf(operation, send);
   const cursor = progress?.cursor ?? {};
-  return html`<div class="operation">
+  return html`<div class="operation-pane">
     <h3><span>${kind}${subscription && html` of <${Text}>${subscription}<//>`}</span><${State} word=${state} /></h3>
     ${operation.is_stalled && html`<p class="warning">It should be at work, and has made no step for five minutes.</p>`}
     ${operation.error && html`<p class="warning">${state === "failed" ? "It was given up: " : `${counted(operation.failures, "attempt")} failed: `}

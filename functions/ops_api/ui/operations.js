@@ -23,13 +23,13 @@ export function View({ query }) {
   const pages = usePages("operations", params, { seconds: 3, keyOf: (one) => one.operation_id });
   const here = (more) => link("operations", { ...params, ...more });
   const columns = [
-    { title: "Kind", width: 90, cell: (one) => html`<span class="name">${one.kind}</span>` },
+    { title: "Kind", width: 90, cell: (one) => html`<span class="oneline">${one.kind}</span>` },
     { title: "For", width: 150, cell: (one) => html`<${Name}>${one.subscription || "–"}<//>` },
     { title: "State", width: 130, cell: (one) => html`<${State} word=${one.is_stalled ? "stalled" : one.state} />` },
     { title: "Done", width: 210, wide: true, cell: (one) => one.total > 0 && html`<${Bar} done=${one.done + one.skipped} total=${one.total} />` },
     { title: "Asked for", width: 100, cell: (one) => html`<${Instant} at=${one.requested_at} />` },
     { title: "By", width: 120, wide: true, cell: (one) => html`<${Name}>${one.started_by ?? one.requested_by}<//>` },
-    { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
+    { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
   ];
   const isFiltered = Object.values(params).some(Boolean);
   const list = html`
@@ -125,16 +125,16 @@ function Planning({ kind, here, reload }) {
       tabs=${Object.keys(WHAT).map((name) => ({ name, title: name }))} />
     <p>${WHAT[kind]} Planning counts, and does nothing; what is planned is started by its plan.</p>
     ${kind === "backfill" && html`<p class="muted">A file is sent in pieces by <code>acp backfill file</code>.</p>`}
-    <form key=${kind} class="grid" onSubmit=${plan}>
+    <form key=${kind} class="form-grid" onSubmit=${plan}>
       ${Object.entries(known).map(([name, values]) => html`<datalist key=${name} id=${`known-${name}`}>${values.map((one) =>
         html`<option value=${one} />`)}</datalist>`)}
       ${FIELDS[kind].map(([name, label, how, required]) => html`<${Field} key=${name} name=${name} label=${label} how=${how}
         required=${required} known=${known} />`)}
       ${!FOR_ADMINS.has(kind) && kind !== "rebuild" && html`<label class="field"><span>At most so many a second</span>
         <input name="rate" type="number" min="0.01" max="100000" step="any" placeholder="the kind's own" /></label>`}
-      <label class="field whole"><span>Why? It is kept on record.</span>
+      <label class="field full"><span>Why? It is kept on record.</span>
         <input name="reason" required pattern=".*\\S.*" maxlength="1000" autocomplete="off" /></label>
-      <div class="whole"><${Trouble} error=${state.error} />
+      <div class="full"><${Trouble} error=${state.error} />
         <p class="acts"><button class="primary" aria-disabled=${lacking(scope) ? "true" : undefined} title=${lacking(scope) || undefined}
           disabled=${state.busy}>Plan it</button></p>
         <${Lacking} scope=${scope} what="plan it" /></div></form></div>`;

@@ -48,11 +48,11 @@ function Switches({ ask }) {
     { title: "It stops", width: 360, wide: true, cell: (one) => STOPS[kindOf(one.scope)] },
     { title: "Since", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.set_at} />` },
     { title: "By", width: 130, wide: true, cell: (one) => html`<${Name}>${one.set_by}<//>` },
-    { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
+    { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
     { title: "", width: 120, cell: (one) => html`<${Act} scope="operate" kind=${one.is_off ? "primary small" : "small"}
         aria-label=${`Switch ${visible(one.scope)} ${one.is_off ? "on" : "off"}`} onClick=${() => change(one)}>Switch ${one.is_off ? "on" : "off"} …<//>` },
   ];
-  return html`<section aria-labelledby="switches"><header class="section"><h2 id="switches">Switches</h2>
+  return html`<section aria-labelledby="switches"><header class="section-head"><h2 id="switches">Switches</h2>
       <${Act} scope="operate" kind="danger" onClick=${switchOff}>Switch off …<//><span class="push"><${Stale} poll=${pages} /></span></header>
     <${Lacking} scope="operate" what="switch, hold or resume" />
     <${Trouble} error=${pages.items.length ? null : pages.error} retry=${pages.reload} />
@@ -119,7 +119,7 @@ function Passing({ ask }) {
     { title: "Name", width: 190, cell: (one) => html`<code><${Name}>${one.name}<//></code>` },
     { title: "Is", width: 210, wide: true, cell: (one) => one.kind === "source" ? "a source, or gone" : html`<${Name}>${`subscription to ${one.topic}`}<//>` },
     { title: "Since", width: 100, wide: true, cell: (one) => one.opened_at && html`<${Instant} at=${one.opened_at} />` },
-    { title: "Because", wide: true, cell: (one) => html`<span class="clamp"><${Because} row=${one} /></span>` },
+    { title: "Because", wide: true, cell: (one) => html`<span class="cut"><${Because} row=${one} /></span>` },
     { title: "", width: 250, cell: (one) => html`<span class="acts tight">
       ${one.state !== "closed" && html`<${Act} scope="operate" kind="primary small" aria-label=${`Resume ${one.name}`} onClick=${() => resume(one)}>Resume …<//>`}
       ${one.held_by !== `token:${session.name}` && html`<${Act} scope="operate" kind="small" aria-label=${`Hold ${one.name}`}
@@ -128,7 +128,7 @@ function Passing({ ask }) {
         off=${one.is_guarded && one.held_by ? "it is held and in use: resume it" : ""} onClick=${() => forget(one)}>Forget …<//>`}</span>` },
   ];
   const error = subscriptions.error ?? breakers.error;
-  return html`<section aria-labelledby="passing"><header class="section"><h2 id="passing">Subscriptions and sources</h2>
+  return html`<section aria-labelledby="passing"><header class="section-head"><h2 id="passing">Subscriptions and sources</h2>
       <${Act} scope="operate" onClick=${holdSource}>Hold a source …<//><span class="push"><${Stale} poll=${breakers} /></span></header>
     <${Trouble} error=${rows.length ? null : error} retry=${reload} />
     ${rows.length > 0 ? html`<${Table} label="Subscriptions and sources" columns=${columns} rows=${rows} keyOf=${(one) => `${one.kind} ${one.name}`} />`
@@ -153,7 +153,7 @@ function Tokens({ ask }) {
   useSession();
   const [isMaking, setMaking] = useState(false);
   const why = lacking("admin");
-  return html`<section aria-labelledby="tokens"><header class="section"><h2 id="tokens">Tokens</h2>
+  return html`<section aria-labelledby="tokens"><header class="section-head"><h2 id="tokens">Tokens</h2>
       <${Act} scope="admin" onClick=${() => setMaking(true)}>Make a token …<//></header>
     ${why ? html`<${Empty}>Tokens are for admins: ${why}.<//>` : html`<${TokenList} ask=${ask} isMaking=${isMaking} setMaking=${setMaking} />`}</section>`;
 }

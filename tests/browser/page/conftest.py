@@ -1,40 +1,28 @@
 """The page in a real browser, before the real functions and a real Postgres."""
 
-import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser
 from tests.browser.page.seeding import Seeded, operate, seed
+from tests.browser.page.tabs import THEMES, VIEWS, WIDTHS, Tab, answer_flow, new_tab, running_browser
 from tests.conftest import TEMPLATE, TestDatabase, _database
 from tests.integration.ops_api.server import ApiServer
 
 from local_cloud.postgres import PostgresServer
 
+__all__ = ["THEMES", "VIEWS", "WIDTHS", "OpenTab", "Site", "Tab"]
+
 ROOT = "the-token-of-these-tests-is-long-enough"
-WIDTHS = {"phone": (390, 844), "wide": (1280, 800)}
-THEMES = ("light", "dark")
-WATCH = """
-window.reports = [];
-document.addEventListener('securitypolicyviolation', (event) =>
-  window.reports.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
-"""
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert path, "These tests need a Chromium: on Debian and Ubuntu, apt-get install chromium"
-    with sync_playwright() as playwright:
-        # Root cannot use the sandbox; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @dataclass
@@ -52,9 +40,8 @@ class Site:
         return f"{self.api.url}/ui{'?' if given else ''}{urlencode(given)}#token={token or self.token}"
 
     def make_token(self, name: str, *scopes: str) -> str:
-        made = self.api.ask("POST", "/tokens", {"name": name, "scopes": list(scopes), "reason": "a test"})
-        token: str = made["token"]
-        return token
+        """Makes a token, and returns it."""
+        return self.api.make_token(name, *scopes)
 
 
 def _site(database: TestDatabase, seeded: Seeded) -> Iterator[Site]:
@@ -92,47 +79,28 @@ def empty_site(database: TestDatabase) -> Iterator[Site]:
     yield from _site(database, Seeded())
 
 
-@dataclass
-class Tab:
-    """A page in the browser, with all that it asked for."""
-
-    page: Page
-    requests: list[Request] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    def reports(self) -> list[str]:
-        """Returns what the Content Security Policy refused."""
-        found: list[str] = self.page.evaluate("window.reports")
-        return found
-
-    def violations(self) -> list[str]:
-        """Returns what axe finds, each with the elements."""
-        found = Axe().run(self.page, options={"resultTypes": ["violations"]}).response["violations"]
-        return [f"{one['id']}: {json.dumps([node['html'][:200] for node in one['nodes']])}" for one in found]
-
-    def overflows(self) -> bool:
-        """Tells whether the page is wider than its window."""
-        wide: bool = self.page.evaluate("document.documentElement.scrollWidth > innerWidth")
-        return wide
-
-
 type OpenTab = Callable[..., Tab]
 
 
 @pytest.fixture
 def open_tab(browser: Browser) -> Iterator[OpenTab]:
-    """Opens a URL in a browser of its own, which must report no violated policy and no error in the end."""
+    """Opens a URL in a browser profile of its own, which must report no violated policy and no error in the end.
+
+    ``flow`` stands in for the answer of GET /flow.
+    """
     tabs: list[Tab] = []
 
     def open_tab(
-        url: str, *, theme: str = "light", width: str = "wide", options: Mapping[str, Any] | None = None
+        url: str,
+        *,
+        theme: str = "light",
+        width: str = "wide",
+        flow: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Tab:
-        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
-        context = browser.new_context(color_scheme=theme, viewport=size, **(options or {}))  # type: ignore[arg-type]
-        context.add_init_script(WATCH)
-        tab = Tab(context.new_page())
-        tab.page.on("request", lambda request: tab.requests.append(request))  # noqa: PLW0108 - it must take attributes
-        tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
+        tab = new_tab(browser, theme=theme, width=width, **(options or {}))
+        if flow is not None:
+            answer_flow(tab, flow)
         tabs.append(tab)
         tab.page.goto(url)
         return tab

@@ -177,7 +177,7 @@ def test_a_replay_is_planned_started_paused_resumed_and_cancelled(site: Site, op
         person.press(command)
         person.type("reason", f"to see it {state}")
         person.submit(verb)
-        expect(person.page.locator(".operation h3 .state")).to_have_text(state)
+        expect(person.page.locator(".operation-pane h3 .state")).to_have_text(state)
     [replay] = site.api.ask("GET", "/operations?kind=replay")["items"]
     assert (replay["state"], replay["filter"], replay["rate"]) == ("cancelled", {"subscription": "signal_lab"}, 0.05)
 
@@ -371,7 +371,7 @@ def test_hostile_text_stays_text_and_in_its_place(site: Site, open_tab: OpenTab,
         ("switches", {}),
     ):
         tab = open_tab(site.url(view, **query), width="phone")
-        expect(tab.page.locator("table, .letter, .operation, .change").first).to_be_attached()
+        expect(tab.page.locator("table, .letter-pane, .operation-pane, .change-pane").first).to_be_attached()
         quiet(tab)
         assert not tab.overflows(), (view, query)
         assert tab.page.locator("main img, main script").count() == 0

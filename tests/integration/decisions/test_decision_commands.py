@@ -26,7 +26,7 @@ from local_cloud.workspace import CHECKOUT, Workspace
 @pytest.fixture
 def api(database: TestDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
     no_deployment(tmp_path, monkeypatch)
-    with serving(database, monkeypatch) as served:
+    with serving(database) as served:
         yield served
 
 

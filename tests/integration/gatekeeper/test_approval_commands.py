@@ -26,7 +26,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def api(database: TestDatabase, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    with serving(database, monkeypatch) as served:
+    with serving(database) as served:
         yield served
 
 

@@ -46,7 +46,7 @@ class ApiServer:
     def __init__(self, database: TestDatabase, token: str) -> None:
         self.started: list[str] = []
         self._database = database
-        self._token = token
+        self.token = token
         self._stack = ExitStack()
         self._server = WSGIServer(("127.0.0.1", 0), _Handler)
         self._server.set_app(self._answer)
@@ -58,9 +58,20 @@ class ApiServer:
         """Where it listens."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options by which acp asks it."""
+        return ("--url", self.url, "--token", self.token)
+
+    def make_token(self, name: str, *scopes: str) -> str:
+        """Makes a token, and returns it."""
+        made = self.ask("POST", "/tokens", {"name": name, "scopes": list(scopes), "reason": "a test"})
+        token: str = made["token"]
+        return token
+
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, **about: Any) -> Any:
         """Returns the answer's body; a refusal is an AssertionError. ``about`` may name another token."""
-        headers = {"Authorization": f"Bearer {about.get('token', self._token)}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {about.get('token', self.token)}", "Content-Type": "application/json"}
         if method != "GET":
             headers["Idempotency-Key"] = str(uuid.uuid4())
         sent = None if body is None else json.dumps(body).encode()
@@ -93,7 +104,7 @@ class ApiServer:
             for variable in VARIABLES:
                 environ.delenv(variable, raising=False)
             for variable, value in (
-                variables | {"API_TOKEN": self._token, "DATABASE_URL": self._database.url(role)}
+                variables | {"API_TOKEN": self.token, "DATABASE_URL": self._database.url(role)}
             ).items():
                 environ.setenv(variable, value)
             client = Client(function)

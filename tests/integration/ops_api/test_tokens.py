@@ -49,6 +49,17 @@ def test_a_token_is_shown_once_and_stored_nowhere(commands: Client, api: Client,
     assert (listed["name"], listed["scopes"], listed["created_by"]) == ("kim", ["read"], "root")
 
 
+def test_whoami_says_whose_token_this_is(commands: Client, api: Client) -> None:
+    end = canonical_instant(datetime.now(UTC) + timedelta(hours=12))
+    token = make(commands, "kim", "operate", expires_at=end)
+    known = api.ask("GET", "/whoami", token=token)
+    assert known.body == {"name": "kim", "scopes": ["operate", "read"], "expires_at": end}
+    root = api.ask("GET", "/whoami").body
+    assert (root["name"], root["expires_at"]) == ("root", None)
+    assert root["scopes"] == ["admin", "approve", "metrics", "operate", "read"]
+    assert api.ask("GET", "/whoami", token=make(commands, "prometheus", "metrics")).status == 403
+
+
 @pytest.mark.parametrize(
     ("given", "has"),
     [

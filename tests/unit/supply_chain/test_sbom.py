@@ -14,10 +14,13 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tests.template import FUNCTIONS
 
 from supply_chain.sbom import sbom
+from supply_chain.vendored import read_vendor_lock
 
 ROOT = Path(__file__).parents[3]
 LOCKS = {path: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("layers/*/requirements.txt"))}
 PACKAGES = sorted({found for text in LOCKS.values() for found in re.findall(r"^([a-z0-9-]+)==([^ ]+)", text, re.M)})
+
+VENDORED = {f"pkg:npm/{one.name}@{one.version}": one for one in read_vendor_lock()}
 
 
 @pytest.fixture(scope="module")
@@ -50,5 +53,13 @@ def test_it_names_each_function_with_its_layers(document: str) -> None:
     needs = {one["ref"]: set(one.get("dependsOn", [])) for one in json.loads(document)["dependencies"]}
     assert needs["ai-control-plane"] == FUNCTIONS.keys()
     for name, properties in FUNCTIONS.items():
-        assert needs[name] == {"CoreLayer", *(layer["Ref"] for layer in properties.get("Layers", []))}
-        assert all(needs[layer] for layer in needs[name])
+        layers = {"CoreLayer", *(layer["Ref"] for layer in properties.get("Layers", []))}
+        assert needs[name] == layers | (VENDORED.keys() if name == "OpsApiFunction" else set())
+        assert all(needs[layer] for layer in layers)
+
+
+def test_what_the_page_ships_is_listed(components: dict[str, Any]) -> None:
+    for reference, package in VENDORED.items():
+        [hash_] = components[reference]["hashes"]
+        assert (hash_["alg"], len(hash_["content"])) == ("SHA-512", 128)
+        assert components[reference]["licenses"] == [{"license": {"id": package.licence}}]

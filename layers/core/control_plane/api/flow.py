@@ -1,34 +1,49 @@
-"""The flow: what is open at each stage, subscriptions, breakers."""
+"""The flow: its picture, its metrics, its subscriptions and breakers."""
 
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http import HTTPStatus
+from typing import Any, Final
 
 from control_plane.api.http import Response
 from control_plane.api.pages import Page, page, position
 from control_plane.api.routes import Call
-from control_plane.api.rows import read_rows, rows
-from control_plane.ops.health import MOST_COUNTED
-from control_plane.ops.status import read_consumer_lag
+from control_plane.api.rows import read_rows
+from control_plane.flow.picture import read_picture
 from control_plane.platform.breakers import read_breakers
 from control_plane.platform.database import Database
 
+KEEP_SECONDS: Final = 1.0
+"""For how many seconds a picture is shown again: many pages may look at it at once."""
 
-def show_flow(database: Database, _call: Call) -> Response:
-    """Returns what is open at each stage, with ages."""
+
+class FlowPictures:
+    """Shows the flow from a look at the database that is at most ``keep_seconds`` old."""
+
+    def __init__(self, *, keep_seconds: float = KEEP_SECONDS, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._keep_seconds = keep_seconds
+        self._monotonic = monotonic
+        self._kept: Mapping[str, Any] | None = None
+        self._kept_at = float("-inf")
+
+    def show(self, database: Database, _call: Call) -> Response:
+        """Returns each stage's rate, backlog, oldest age and failures, and what waits for a person."""
+        if self._kept is None or self._monotonic() - self._kept_at >= self._keep_seconds:
+            with database.bounded() as connection:
+                self._kept = read_picture(connection)
+            self._kept_at = self._monotonic()
+        return Response(HTTPStatus.OK, self._kept)
+
+
+def show_metrics(database: Database, call: Call) -> Response:
+    """Returns the metrics as Prometheus reads them, in OpenMetrics where the client asks for that."""
+    from control_plane.flow.exposition import read_metrics, render  # noqa: PLC0415 - few environments are scraped
+
     with database.bounded() as connection:
-        [events] = rows(connection, "flow_of_events")
-        subscriptions = rows(connection, "flow_of_subscriptions")
-        lag = read_consumer_lag(connection, newest=MOST_COUNTED)
-        breakers = read_breakers(connection)
-    return Response(
-        HTTPStatus.OK,
-        {
-            "events": events,
-            "subscriptions": subscriptions,
-            "consumers": [asdict(one) for one in lag],
-            "open_breakers": [one.name for one in breakers if one.is_guarded and not one.is_closed],
-        },
-    )
+        reading = read_metrics(connection)
+    text, content_type = render(reading, call.accept)
+    return Response(HTTPStatus.OK, None, content_type=content_type, text=text)
 
 
 def list_subscriptions(database: Database, call: Call) -> Response:

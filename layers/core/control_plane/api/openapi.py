@@ -7,7 +7,7 @@ from typing import Any, Final
 from control_plane.api.http import Response
 from control_plane.api.pages import Page
 from control_plane.api.reads import read_routes
-from control_plane.api.routes import Route, Strict
+from control_plane.api.routes import JSON, Route, Strict
 from control_plane.api.scopes import Scope
 from control_plane.decisions.switches import SCOPE
 
@@ -182,7 +182,7 @@ def _responses(route: Route) -> Mapping[str, Any]:
             },
         }
     content = {
-        content_type: {"schema": schema if content_type == "application/json" else {"type": "string"}}
+        content_type: {"schema": schema if content_type == JSON else {"type": "string"}}
         for content_type in route.content_types
     }
     done = {"description": route.summary, "content": content}

@@ -18,7 +18,10 @@ from control_plane.api.scopes import Scope
 RELEASE_HEADER: Final = "Acp-Release"
 """Names the page that belongs to this API, so that an older one that is still open can say that it is old."""
 
-_CONTENT_TYPES: Final = {".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css"}
+_HTML: Final = "text/html; charset=utf-8"
+_MODULE: Final = "text/javascript; charset=utf-8"
+_STYLE: Final = "text/css; charset=utf-8"
+_CONTENT_TYPES: Final = {".js": _MODULE, ".mjs": _MODULE, ".css": _STYLE}
 _VENDORED: Final = {
     "preact.mjs": "preact",
     "hooks.mjs": "preact/hooks",
@@ -85,7 +88,7 @@ class Page:
     def answer(self) -> Response:
         """Returns the HTML. It is asked for anew each time, so that page and API change together."""
         headers = {"Cache-Control": "no-cache", "Content-Security-Policy": self.policy, **_NO_REFERRER}
-        return Response(HTTPStatus.OK, None, headers, "text/html; charset=utf-8", text=self.html)
+        return Response(HTTPStatus.OK, None, headers, _HTML, text=self.html)
 
     def answer_asset(self, name: str) -> Response:
         """Returns an asset, which may be kept for ever. Raises Refused for a name that this release does not have."""
@@ -96,7 +99,7 @@ class Page:
                 "This release of the page has no such file: reload the page, which names the files that there are.",
             )
         headers = {"Cache-Control": _FOR_EVER, **_NO_REFERRER}
-        return Response(HTTPStatus.OK, None, headers, f"{asset.content_type}; charset=utf-8", text=asset.text)
+        return Response(HTTPStatus.OK, None, headers, asset.content_type, text=asset.text)
 
 
 def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
@@ -108,7 +111,7 @@ def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
             Scope.PUBLIC,
             lambda _: page().answer(),
             "Loads the page.",
-            content_types=("text/html",),
+            content_types=(_HTML,),
         ),
         Route(
             "GET",
@@ -117,7 +120,7 @@ def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
             lambda call: page().answer_asset(call.parameters["asset"]),
             "Loads a file of the page.",
             examples=(Example(parameters={"asset": "of-another-release.js"}, status=HTTPStatus.NOT_FOUND),),
-            content_types=("text/javascript", "text/css"),
+            content_types=(_MODULE, _STYLE),
         ),
     ]
 

@@ -8,7 +8,7 @@ from control_plane.api.http import Response
 from control_plane.api.page import Page as WebPage
 from control_plane.api.page import page_routes
 from control_plane.api.pages import Page
-from control_plane.api.routes import Call, Example, Route, Strict
+from control_plane.api.routes import JSON, Call, Example, Route, Strict
 from control_plane.api.scopes import Scope
 from control_plane.platform.database import Database
 
@@ -32,8 +32,18 @@ def read_routes(
         scope: Scope = Scope.READ,
         query: type[Strict] | None = None,
         examples: Sequence[Example] = (Example(),),
+        content_types: Sequence[str] = (JSON,),
     ) -> Route:
-        return Route("GET", path, scope, lambda call: answer(database(), call), summary, query=query, examples=examples)
+        return Route(
+            "GET",
+            path,
+            scope,
+            lambda call: answer(database(), call),
+            summary,
+            query=query,
+            examples=examples,
+            content_types=content_types,
+        )
 
     def missing(name: str) -> Sequence[Example]:
         return (Example(parameters={name: NOBODY}, status=HTTPStatus.NOT_FOUND),)
@@ -43,7 +53,14 @@ def read_routes(
         Route("GET", "/openapi.json", Scope.PUBLIC, lambda _: document(), "Describes every route."),
         *page_routes(web_page),
         read("/whoami", access.show_whoami, "Says whose token this is, and what it may do."),
-        read("/flow", flow.show_flow, "Shows what is open at each stage, with ages."),
+        read("/flow", flow.FlowPictures().show, "Shows each stage's rate, backlog, oldest age and failures."),
+        read(
+            "/metrics",
+            flow.show_metrics,
+            "Shows the metrics as Prometheus reads them.",
+            scope=Scope.METRICS,
+            content_types=("text/plain", "application/openmetrics-text"),
+        ),
         read(
             "/events",
             events.list_events,

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
 from control_plane.api.http import NotAProxyRequest, Request, Response
 from control_plane.api.scopes import Scope
 
+JSON: Final = "application/json"
 METHODS: Final = ("GET", "POST", "PUT", "DELETE")
 
 _PATH: Final = re.compile(r"(/[a-z][a-z0-9_.-]*|/\{[a-z][a-z0-9_]*\})+")
@@ -106,7 +107,7 @@ class Route:
     examples: Sequence[Example] = (Example(),)
     status: HTTPStatus = HTTPStatus.OK
     """The status of an answer that is no problem."""
-    content_types: Sequence[str] = ("application/json",)
+    content_types: Sequence[str] = (JSON,)
     """The content types of an answer that is no problem, for the OpenAPI document."""
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ def once(
 ) -> Iterator[bool]:
     """Opens a transaction for one consumer's effect of one event; yields whether the effect is still to be made.
 
-    The effect and its ``processed_events`` row commit together, or, where the block raises, not at all::
+    The effect, its ``processed_events`` row and its count commit together, or, where the block raises, not at all::
 
         with once(connection, consumer="my_consumer", event_id=event.event_id) as is_first:
             if is_first:
@@ -32,7 +32,8 @@ def once(
     """
     query = "mark_processed" if operation_id is None else "mark_replayed"
     with connection.transaction():
-        inserted = connection.execute(
+        row = connection.execute(
             QUERIES[query].sql, {"consumer": consumer, "event_id": event_id, "operation_id": operation_id}
         ).fetchone()
-        yield inserted is not None
+        assert row is not None, "a function's value is a row"
+        yield bool(row[0])

@@ -9,23 +9,32 @@ SELECT record_consume_failure(
 SELECT * FROM store_dead_letters(%(letters)s::json)
 
 -- name: mark_processed
--- Returns a row where this consumer sees the event for the first time. Waits for another delivery of it under way.
-INSERT INTO processed_events (consumer, event_id)
-VALUES (%(consumer)s, %(event_id)s)
-ON CONFLICT DO NOTHING
-RETURNING event_id
+-- Tells whether this consumer sees the event for the first time, and counts it as processed or as a duplicate. Waits for
+-- another delivery of it under way.
+WITH marked AS (
+    INSERT INTO processed_events (consumer, event_id)
+    VALUES (%(consumer)s, %(event_id)s)
+    ON CONFLICT DO NOTHING
+    RETURNING event_id
+)
+SELECT count_consumed(%(consumer)s, %(event_id)s, EXISTS (SELECT FROM marked), false)
 
 -- name: mark_replayed
--- Returns a row where this consumer sees the event for the first time under this operation, if that is a replay; under any
--- other operation it is an event like any other. Waits for another delivery of it under way.
-INSERT INTO processed_events (consumer, event_id, operation_id)
-VALUES (
-    %(consumer)s,
-    %(event_id)s,
-    (SELECT operation_id FROM operations WHERE operation_id = %(operation_id)s AND kind = 'replay')
+-- Tells whether this consumer sees the event for the first time under this operation, if that is a replay; under any other
+-- operation it is an event like any other. Counts it, and waits for another delivery of it under way.
+WITH marked AS (
+    INSERT INTO processed_events (consumer, event_id, operation_id)
+    VALUES (
+        %(consumer)s,
+        %(event_id)s,
+        (SELECT operation_id FROM operations WHERE operation_id = %(operation_id)s AND kind = 'replay')
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING operation_id
 )
-ON CONFLICT DO NOTHING
-RETURNING event_id
+SELECT count_consumed(
+    %(consumer)s, %(event_id)s, EXISTS (SELECT FROM marked), EXISTS (SELECT FROM marked WHERE operation_id IS NOT NULL)
+)
 
 -- name: is_rebuilding
 -- Whether a consumer is being rebuilt; until the transaction ends, no rebuild of it begins or ends.

@@ -118,6 +118,10 @@ FROM insert_events(%(events)s::json)
 SELECT topic, unsubscribed
 FROM insert_unpromised_events(%(events)s::json)
 
+-- name: count_fetches
+-- Counts how many fetches of a source succeeded and failed.
+SELECT count_fetches(%(source)s, %(fetched)s, %(failed)s)
+
 -- name: piece_of_file
 -- One piece of an uploaded file.
 SELECT body

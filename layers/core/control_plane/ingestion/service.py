@@ -23,6 +23,7 @@ from control_plane.ingestion.store import (
     LookOutcome,
     RawPayload,
     Stored,
+    count_fetches,
     database_time,
     newest_occurrences,
     store_events,
@@ -252,9 +253,13 @@ class _Run:
         others = [look for one in kept for look in (*one.judgement.rejections, *one.judgement.notices)]
         raw_payloads = [one.raw_payload for one in kept if one.raw_payload is not None]
 
+        fetched = sum(isinstance(one.answer.outcome, Fetched) for one in judged)
+
         def store() -> Stored:
             with connection.transaction():
-                return store_events(connection, raw_payloads, [*observations, *others])
+                stored = store_events(connection, raw_payloads, [*observations, *others])
+                count_fetches(connection, self.source.name, fetched=fetched, failed=len(judged) - fetched)
+                return stored
 
         stored = retry_conflicts(store)
         for one in judged:

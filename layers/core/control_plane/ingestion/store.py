@@ -288,6 +288,11 @@ def database_time(connection: Connection[Any]) -> datetime:
     return instant
 
 
+def count_fetches(connection: Connection[Any], source: str, *, fetched: int, failed: int) -> None:
+    """Counts how many fetches of a source succeeded and failed, in the caller's transaction. Raises psycopg.Error."""
+    connection.execute(QUERIES["count_fetches"].sql, {"source": source, "fetched": fetched, "failed": failed})
+
+
 def _insert_raw_payloads(connection: Connection[Any], raw_payloads: Sequence[RawPayload]) -> None:
     connection.execute(
         QUERIES["insert_raw_payloads"].sql,

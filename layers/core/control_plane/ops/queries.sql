@@ -539,6 +539,12 @@ WITH gone AS (
     DELETE FROM pending_deliveries
     WHERE subscription = ANY (%(names)s::text[])
     RETURNING *
+),
+counted AS (
+    INSERT INTO flow_deltas (stage, name, outcome, n)
+    SELECT 'outbox', subscription, 'exhausted', count(*)
+    FROM gone
+    GROUP BY subscription
 )
 INSERT INTO dead_letters (outbox_id, subscription, operation_id, promised_at, delivery_attempts, reason)
 SELECT outbox_id, subscription, operation_id, promised_at, delivery_attempts, %(reason)s

@@ -14,7 +14,7 @@ from control_plane.outbox.lanes import Lane
 from control_plane.outbox.ledger import Ledger, Look, RelayPolicy, Survey
 from control_plane.outbox.publisher import Message, Publisher
 from control_plane.outbox.sending import Sent, send
-from control_plane.outbox.settlements import Report, SettledRow
+from control_plane.outbox.settlements import Measured, Report, SettledRow
 from control_plane.outbox.workers import Results
 from control_plane.platform.breakers import Breaker
 from control_plane.platform.telemetry import Telemetry
@@ -322,7 +322,10 @@ class Invocation:
         reports, self.unsettled = self.unsettled, []
         outcomes = [(report.message, self._settlement(report)) for report in reports]
         began_at = self.monotonic()
-        self.on_ledger(partial(self.ledger.settle, outcomes), partial(self._settled, reports, outcomes, began_at))
+        measured = [Measured(report.send_seconds, max(began_at - report.known_at, 0)) for report in reports]
+        self.on_ledger(
+            partial(self.ledger.settle, outcomes, measured), partial(self._settled, reports, outcomes, began_at)
+        )
 
     def _settlement(self, report: Report) -> Settlement:
         # An open breaker keeps the message back without a delay of its own; the message is due once the breaker closes.

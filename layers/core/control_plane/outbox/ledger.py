@@ -15,7 +15,7 @@ from control_plane.outbox import claims, handover, settlements
 from control_plane.outbox.claims import Claim, LaneLimits
 from control_plane.outbox.publisher import Message
 from control_plane.outbox.session import Session
-from control_plane.outbox.settlements import SettledRow
+from control_plane.outbox.settlements import Measured, SettledRow
 from control_plane.platform.backlog import count_open_dead_letters, count_pending, oldest_pending_age
 from control_plane.platform.breakers import Breaker, BreakerPolicy, Breakers
 from control_plane.platform.telemetry import Telemetry
@@ -169,14 +169,16 @@ class Ledger:
         """Whether the queue has accepted other messages of the subscription since this one became suspect."""
         return self._session.execute(lambda connection: claims.others_were_delivered(connection, message))
 
-    def settle(self, outcomes: Sequence[tuple[Message, Settlement]]) -> Sequence[SettledRow]:
+    def settle(
+        self, outcomes: Sequence[tuple[Message, Settlement]], measured: Sequence[Measured]
+    ) -> Sequence[SettledRow]:
         """Records outcomes and returns those that took effect, even where Postgres's first answer was lost."""
         tries = 0
 
         def record(connection: Connection[Any]) -> Sequence[SettledRow]:
             nonlocal tries
             tries += 1
-            settled = settlements.settle(connection, settled_by=self._name, settlements=outcomes)
+            settled = settlements.settle(connection, settled_by=self._name, settlements=outcomes, measured=measured)
             if tries == 1 or len(settled) == len(outcomes):
                 return settled
             # The first try may have been committed although its answer was lost.

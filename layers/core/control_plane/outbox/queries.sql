@@ -60,13 +60,14 @@ FROM claim_deliveries(
 )
 
 -- name: settle
--- Records outcomes, of one claim or of several, and returns those that took effect. A delivery that another claim has
+-- Records and counts outcomes, of one claim or of several, and returns those that took effect. A delivery that another claim has
 -- taken over is left out. Returns key, disposition and the age in seconds since the promise.
 SELECT outbox_id, subscription, operation_id, disposition, age_seconds
 FROM settle_deliveries(
     %(settled_by)s, %(outbox_ids)s::bigint[], %(subscriptions)s::text[], %(operation_ids)s::uuid[],
     %(claim_tokens)s::uuid[], %(dispositions)s::text[], %(message_ids)s::text[], %(errors)s::text[],
-    %(delays_seconds)s::double precision[], %(are_suspect)s::boolean[]
+    %(delays_seconds)s::double precision[], %(are_suspect)s::boolean[], %(send_seconds)s::double precision[],
+    %(waited_seconds)s::double precision[]
 )
 
 -- name: settled_before

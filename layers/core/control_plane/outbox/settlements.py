@@ -26,6 +26,15 @@ class Report:
     """Whether the message is charged for the outcome NoVerdict, since other messages got verdicts meanwhile."""
 
 
+class Measured(NamedTuple):
+    """What the relay measured about one message; the database adds it to the flow's durations."""
+
+    send_seconds: float | None
+    """How long the send took that carried it; None if it was not sent."""
+    waited_seconds: float
+    """How long ago its outcome was known."""
+
+
 class SettledRow(NamedTuple):
     """One delivery whose settlement took effect."""
 
@@ -39,12 +48,16 @@ class SettledRow(NamedTuple):
 
 
 def settle(
-    connection: Connection[Any], *, settled_by: str, settlements: Sequence[tuple[Message, Settlement]]
+    connection: Connection[Any],
+    *,
+    settled_by: str,
+    settlements: Sequence[tuple[Message, Settlement]],
+    measured: Sequence[Measured] = (),
 ) -> Sequence[SettledRow]:
     """Records outcomes in one round trip and returns those that took effect.
 
-    A delivery that another claim has taken over is not changed and not returned. All is committed when this returns.
-    Raises psycopg.Error.
+    A delivery that another claim has taken over is not changed, not counted and not returned. All is committed when
+    this returns. ``measured`` has one entry per settlement, or none. Raises psycopg.Error.
     """
     with connection.cursor(row_factory=lambda _: SettledRow._make) as cursor:
         return cursor.execute(
@@ -60,6 +73,8 @@ def settle(
                 "errors": [settlement.error for _, settlement in settlements],
                 "delays_seconds": [settlement.delay.total_seconds() for _, settlement in settlements],
                 "are_suspect": [settlement.is_suspect for _, settlement in settlements],
+                "send_seconds": [one.send_seconds for one in measured],
+                "waited_seconds": [one.waited_seconds for one in measured],
             },
         ).fetchall()
 

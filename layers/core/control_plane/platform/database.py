@@ -28,7 +28,7 @@ from control_plane.platform.queries import load_queries
 from control_plane.platform.refusals import Attempt, explain, refuses_password
 from control_plane.platform.session import SESSION_LOST, TRACKED, check_session, refuses_options, startup_options
 
-SCHEMA_VERSION = 13
+SCHEMA_VERSION = 14
 """The number of the newest migration this code needs; a test holds it equal to db/migrations."""
 
 OLDER_LAYOUT: Final = "events_and_outbox"

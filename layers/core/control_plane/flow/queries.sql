@@ -1,0 +1,173 @@
+-- name: fold
+-- Folds what was counted more than a minute ago, so many rows at most. Returns how many it was.
+SELECT fold_flow(%(most)s)
+
+-- name: now
+-- The database's time, at the beginning of the transaction.
+SELECT now()
+
+-- name: bounds
+-- The upper bounds of the buckets of durations, in seconds.
+SELECT flow_bounds()
+
+-- name: counts
+-- How much ever happened, by what it was and by bucket of its duration, in one snapshot.
+SELECT stage, name, outcome, bucket, n, seconds, newest_at, trace_id, trace_seconds, traced_at
+FROM flow_counts
+ORDER BY stage, name, outcome, bucket NULLS FIRST
+
+-- name: newest
+-- The parts of each stage that something happened to in the last week, and when it last succeeded.
+SELECT stage, name, max(newest_at) FILTER (WHERE outcome = 'fetched')
+FROM flow_counts
+GROUP BY stage, name
+HAVING max(newest_at) > now() - interval '7 days'
+ORDER BY stage, name
+
+-- name: minutes
+-- How much happened in each of the last sixty minutes; the minute 0 is the one that is not over yet.
+SELECT stage, name, outcome, (extract(epoch FROM date_trunc('minute', now()) - minute) / 60)::integer, sum(n)::bigint
+FROM (
+    SELECT minute, stage, name, outcome, n
+    FROM flow_minutes
+    WHERE minute >= date_trunc('minute', now()) - interval '60 minutes'
+    UNION ALL
+    SELECT date_trunc('minute', at), stage, name, outcome, n
+    FROM flow_deltas
+    WHERE at >= date_trunc('minute', now()) - interval '60 minutes'
+) AS counted
+GROUP BY stage, name, outcome, minute
+
+-- name: last_minute
+-- How much happened in the last sixty seconds, none of which is folded yet.
+SELECT stage, name, outcome, sum(n)::bigint
+FROM flow_deltas
+WHERE at > now() - interval '1 minute'
+GROUP BY stage, name, outcome
+
+-- name: fold_age
+-- The age in seconds of the oldest count that is not folded yet, 0 if there is none.
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(at)), 0)::double precision
+FROM flow_deltas
+
+-- name: subscriptions
+-- Per subscription what is open: at most 10,000 pending deliveries and 1,000 dead letters are counted, so that the cost
+-- does not grow with a backlog. The age is of the live flow: what an operation has promised may be paced over hours.
+SELECT
+    subscription.name AS subscription,
+    subscription.topic,
+    subscription.removed_at IS NULL AS is_active,
+    pending.count AS pending,
+    extract(epoch FROM clock_timestamp() - pending.oldest)::double precision AS oldest_pending_age_seconds,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM dead_letters AS letter
+            WHERE letter.subscription = subscription.name AND letter.resolution IS NULL
+            LIMIT 1000
+        ) AS letters
+    ) AS dead_letters,
+    coalesce(breaker.state, 'closed') AS breaker,
+    breaker.held_by
+FROM subscriptions AS subscription
+LEFT JOIN circuit_breakers AS breaker USING (name)
+CROSS JOIN LATERAL (
+    SELECT count(*), min(promised_at) FILTER (WHERE operation_id IS NULL) AS oldest
+    FROM (
+        (
+            SELECT promised_at, operation_id FROM pending_deliveries AS due
+            WHERE due.subscription = subscription.name AND due.suspect_since IS NULL
+            ORDER BY next_attempt_at, outbox_id
+            LIMIT 10000
+        )
+        UNION ALL
+        (
+            SELECT promised_at, operation_id FROM pending_deliveries AS due
+            WHERE due.subscription = subscription.name AND due.suspect_since IS NOT NULL
+            ORDER BY next_attempt_at, outbox_id
+            LIMIT 1000
+        )
+    ) AS open
+) AS pending
+ORDER BY subscription.name
+
+-- name: events
+-- When the newest event was stored, and how many were in the last minute, up to 10,000. No index serves a condition on
+-- clock_timestamp(), so this asks now().
+SELECT
+    (SELECT ingested_at FROM events ORDER BY seq DESC LIMIT 1) AS newest_ingested_at,
+    (
+        SELECT count(*)
+        FROM (SELECT FROM events WHERE ingested_at > now() - interval '1 minute' LIMIT 10000) AS newest
+    ) AS ingested_last_minute
+
+-- name: open_dead_letters
+-- How many dead letters of each kind are open, up to 1,000 of each.
+SELECT
+    kind,
+    (
+        SELECT count(*)
+        FROM (
+            SELECT FROM dead_letters WHERE dead_letters.kind = one.kind AND resolution IS NULL LIMIT 1000
+        ) AS letter
+    )
+FROM unnest(ARRAY['consumer', 'invocation', 'relay']) AS one (kind)
+
+-- name: open_decisions
+-- Of the decisions that are open, up to 10,000: per playbook how many, and the age in seconds of the oldest.
+SELECT playbook, count(*), extract(epoch FROM clock_timestamp() - min(opened_at))::double precision
+FROM (SELECT playbook, opened_at FROM decisions WHERE closed_at IS NULL LIMIT 10000) AS open
+GROUP BY playbook
+ORDER BY playbook
+
+-- name: open_actions
+-- Of the decisions that are open, up to 10,000: the actions that are released and not executed, with the oldest one's age in
+-- seconds, per type.
+SELECT action_type, count(*), extract(epoch FROM clock_timestamp() - min(released_at))::double precision
+FROM (SELECT decision_id FROM decisions WHERE closed_at IS NULL LIMIT 10000) AS open
+JOIN actions AS action USING (decision_id)
+WHERE NOT EXISTS (SELECT FROM executions AS done WHERE done.action_id = action.action_id)
+GROUP BY action_type
+ORDER BY action_type
+
+-- name: waiting_approvals
+-- Of the decisions that are open, up to 10,000: how many approvals a person is asked for, and the oldest one's age in
+-- seconds; null for none.
+SELECT count(*), extract(epoch FROM clock_timestamp() - min(requested_at))::double precision
+FROM (
+    SELECT decision_id FROM decisions WHERE closed_at IS NULL AND state IN ('proposed', 'awaiting_approval') LIMIT 10000
+) AS open
+JOIN approval_requests AS request USING (decision_id)
+WHERE request.expires_at > clock_timestamp()
+    AND NOT EXISTS (SELECT FROM approvals WHERE approvals.approval_id = request.approval_id)
+
+-- name: breakers
+-- The breakers that are in use.
+SELECT name, state, opened_at, retry_at, held_by, held_reason, last_error
+FROM circuit_breakers
+WHERE guarded_at > now() - interval '15 minutes'
+ORDER BY name
+
+-- name: switches_off
+-- What is switched off, the newest first, 100 at most.
+SELECT scope, set_at AS since, reason, set_by AS "by"
+FROM switches
+WHERE is_off
+ORDER BY set_at DESC
+LIMIT 100
+
+-- name: operations
+-- The operations that are under way, or failed within a day: how far they are, and whether they should be at work and have
+-- made no step for five minutes.
+SELECT
+    operation_id,
+    kind,
+    state,
+    coalesce((progress ->> 'done')::bigint, 0) AS done,
+    coalesce((progress ->> 'total')::bigint, 0) AS total,
+    state IN ('planning', 'running')
+        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
+FROM operations
+WHERE state IN ('planning', 'planned', 'running', 'paused') OR state = 'failed' AND finished_at > now() - interval '1 day'
+ORDER BY requested_at DESC
+LIMIT 100

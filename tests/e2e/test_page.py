@@ -1,0 +1,48 @@
+"""The page on the deployed stack, behind the emulator's gateway and its guard: each view, theme and width."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, expect
+from tests.browser.page.tabs import THEMES, VIEWS, WIDTHS, new_tab, running_browser
+from tests.e2e.conftest import LocalCloud
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", THEMES)
+def test_every_view_opens_and_is_accessible(local_cloud: LocalCloud, browser: Browser, theme: str, width: str) -> None:
+    url, token = local_cloud.environ["API_URL"], local_cloud.environ["API_TOKEN"]
+    tab = new_tab(browser, theme=theme, width=width)
+    try:
+        tab.page.goto(f"{url}/ui#token={token}")
+        for view in VIEWS:
+            tab.page.goto(f"{url}/ui?view={view}")
+            tab.settle()
+            assert tab.page.locator("[role=alert]").count() == 0, (view, tab.page.locator("[role=alert]").inner_text())
+            assert tab.violations() == [], view
+            assert not tab.overflows(), view
+            assert tab.reports() == [], view
+        assert tab.errors == []
+        assert [one.url for one in tab.requests if not one.url.startswith((url, "data:"))] == []
+        assert token not in json.dumps([one.url for one in tab.requests])
+    finally:
+        tab.page.context.close()
+
+
+def test_the_flow_is_drawn_and_opened(local_cloud: LocalCloud, browser: Browser) -> None:
+    tab = new_tab(browser)
+    try:
+        tab.page.goto(f"{local_cloud.environ['API_URL']}/ui#token={local_cloud.environ['API_TOKEN']}")
+        expect(tab.page.locator(".stage")).to_have_count(7, timeout=30_000)
+        tab.page.locator(".stage a", has_text="outbox").click()
+        tab.page.wait_for_selector(".chart canvas")
+        assert tab.reports() == tab.errors == []
+    finally:
+        tab.page.context.close()
