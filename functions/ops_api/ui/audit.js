@@ -69,12 +69,12 @@ function Change({ row }) {
       ["Answer", count(row.status)],
       ["Idempotency key", html`<${Id} value=${row.idempotency_key} />`],
     ]} />
-    <h4>What changed</h4>
+    <h3 class="part">What changed</h3>
     ${changed.length > 0
       ? html`<table class="counts diff"><thead><tr><th scope="col">field</th><th scope="col">before</th><th scope="col">after</th></tr></thead>
           <tbody>${changed.map((name) => html`<tr key=${name}><th scope="row"><${Text}>${name}<//></th>
             <td><${Text}>${said(before[name])}<//></td><td><${Text}>${said(after[name])}<//></td></tr>`)}</tbody></table>`
       : html`<p class="muted">No field that is on record.</p>`}
-    ${row.before && html`<h4>Before</h4><${Json} value=${row.before} label="Before" />`}
-    ${row.after && html`<h4>After</h4><${Json} value=${row.after} label="After" />`}</div>`;
+    ${row.before && html`<h3 class="part">Before</h3><${Json} value=${row.before} label="Before" />`}
+    ${row.after && html`<h3 class="part">After</h3><${Json} value=${row.after} label="After" />`}</div>`;
 }

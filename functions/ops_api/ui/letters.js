@@ -134,11 +134,11 @@ function Letter({ id, redrive, discard }) {
       ["Because", letter.resolved_because],
       ["Redriven by", letter.redriven_by && html`<${Id} value=${letter.redriven_by} view="operations" />`],
     ]} />
-    ${letter.failures?.length > 0 && html`<h4>Failures</h4><ol class="failures">${letter.failures.map((one) => html`<li key=${one.failed_at}>
+    ${letter.failures?.length > 0 && html`<h3 class="part">Failures</h3><ol class="failures">${letter.failures.map((one) => html`<li key=${one.failed_at}>
       <span class="muted">attempt ${count(one.attempt)}, <${Instant} at=${one.failed_at} /></span> <${Text}>${one.error}<//></li>`)}</ol>`}
-    ${letter.body !== null && letter.body !== undefined && html`<h4>What it held</h4><${Json} value=${parsed(letter.body)} label="What it held" />`}
-    ${letter.body_base64 && html`<h4>What it held, in base64</h4><${Json} value=${letter.body_base64} label="What it held" />`}
-    ${letter.attributes && html`<h4>Attributes</h4><${Json} value=${letter.attributes} label="Attributes" />`}</div>`;
+    ${letter.body !== null && letter.body !== undefined && html`<h3 class="part">What it held</h3><${Json} value=${parsed(letter.body)} label="What it held" />`}
+    ${letter.body_base64 && html`<h3 class="part">What it held, in base64</h3><${Json} value=${letter.body_base64} label="What it held" />`}
+    ${letter.attributes && html`<h3 class="part">Attributes</h3><${Json} value=${letter.attributes} label="Attributes" />`}</div>`;
 }
 
 /** Returns JSON's value; a text that is none, or whose numbers JavaScript would round, as it is. */

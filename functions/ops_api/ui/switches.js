@@ -49,7 +49,7 @@ function Switches({ ask }) {
     { title: "Since", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.set_at} />` },
     { title: "By", width: 130, wide: true, cell: (one) => html`<${Name}>${one.set_by}<//>` },
     { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
-    { title: "", width: 120, cell: (one) => html`<${Act} scope="operate" kind=${one.is_off ? "primary small" : "small"}
+    { title: html`<span class="hidden">To do</span>`, width: 120, cell: (one) => html`<${Act} scope="operate" kind=${one.is_off ? "primary small" : "small"}
         aria-label=${`Switch ${visible(one.scope)} ${one.is_off ? "on" : "off"}`} onClick=${() => change(one)}>Switch ${one.is_off ? "on" : "off"} …<//>` },
   ];
   return html`<section aria-labelledby="switches"><header class="section-head"><h2 id="switches">Switches</h2>
@@ -120,7 +120,7 @@ function Passing({ ask }) {
     { title: "Is", width: 210, wide: true, cell: (one) => one.kind === "source" ? "a source, or gone" : html`<${Name}>${`subscription to ${one.topic}`}<//>` },
     { title: "Since", width: 100, wide: true, cell: (one) => one.opened_at && html`<${Instant} at=${one.opened_at} />` },
     { title: "Because", wide: true, cell: (one) => html`<span class="cut"><${Because} row=${one} /></span>` },
-    { title: "", width: 250, cell: (one) => html`<span class="acts tight">
+    { title: html`<span class="hidden">To do</span>`, width: 250, cell: (one) => html`<span class="acts tight">
       ${one.state !== "closed" && html`<${Act} scope="operate" kind="primary small" aria-label=${`Resume ${one.name}`} onClick=${() => resume(one)}>Resume …<//>`}
       ${one.held_by !== `token:${session.name}` && html`<${Act} scope="operate" kind="small" aria-label=${`Hold ${one.name}`}
         onClick=${() => hold(one)}>${one.held_by ? "Take over …" : "Hold …"}<//>`}
@@ -174,7 +174,7 @@ function TokenList({ ask, isMaking, setMaking }) {
     { title: "Last used", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.last_used_at} />` },
     { title: "Ends", width: 110, wide: true, cell: (one) => one.revoked_at ? html`<${Instant} at=${one.revoked_at} />`
       : one.expires_at ? html`<${Instant} at=${one.expires_at} />` : "when revoked" },
-    { title: "", width: 110, cell: (one) => !one.revoked_at && html`<${Act} scope="admin" kind="danger small" aria-label=${`Revoke ${one.name}`}
+    { title: html`<span class="hidden">To do</span>`, width: 110, cell: (one) => !one.revoked_at && html`<${Act} scope="admin" kind="danger small" aria-label=${`Revoke ${one.name}`}
         onClick=${() => revoke(one)}>Revoke …<//>` },
   ];
   return html`${made && html`<${Made} made=${made} onClose=${() => setMade(null)} />`}

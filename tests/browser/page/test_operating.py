@@ -404,7 +404,7 @@ def test_each_place_is_accessible(site: Site, open_tab: OpenTab, theme: str, wid
         found += [f"{view} {query}: {one}" for one in tab.violations()]
         found += [f"{view} {query} overflows"] if tab.overflows() else []
         tab.page.close()
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("theme", THEMES)
