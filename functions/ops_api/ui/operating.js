@@ -55,9 +55,9 @@ export const Facts = ({ rows }) => html`<dl class="pairs">${rows
   .map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${
     typeof value === "string" ? html`<${Text}>${value}<//>` : value}</dd></div>`)}</dl>`;
 
-/** Asks for a reason, and does what was asked: `what` is {title, text, verb, danger, run({reason, key})}, or null. */
+/** Asks for a reason, and does what was asked: `what` is {title, text, verb, danger, keep, run({reason, key})}, or null. */
 export const Asked = ({ what, onClose }) => html`<${Confirm} open=${what !== null} title=${what?.title} verb=${what?.verb}
-  danger=${what?.danger} reason=${true} onConfirm=${what?.run} onClose=${onClose}>${what?.text}<//>`;
+  danger=${what?.danger} keep=${what?.keep} reason=${true} onConfirm=${what?.run} onClose=${onClose}>${what?.text}<//>`;
 
 const plannedOf = (value) => {
   if (typeof value === "number") return count(value);
@@ -143,14 +143,15 @@ export function PlanDialog({ title, request, verb, onClose, onStarted }) {
     try {
       await api("POST", `operations/${operation.operation_id}/start`, { body, key: key.current });
       started.current = true;
+      dialog.current.close();
       onStarted(operation.operation_id);
     } catch (error) {
       if (error.status !== 0) key.current = newKey();
       setState({ busy: false, error });
     }
   };
-  const cancel = (event) => { event.preventDefault(); onClose(); };
-  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${cancel}><form onSubmit=${start}>
+  const leave = (event) => { event.preventDefault(); dialog.current.close(); onClose(); }; // closed, it gives the focus back
+  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${leave}><form onSubmit=${start}>
     <h2>${title}</h2>
     <div class="planned" role="status">
       ${(!operation || operation.state === "planning") && !state.error && html`<p class="muted">Counting …</p>`}
@@ -162,7 +163,7 @@ export function PlanDialog({ title, request, verb, onClose, onStarted }) {
     <label class="field"><span>At most so many a second</span>
       <input name="rate" type="number" min="0.01" max="100000" step="any" placeholder="as fast as it goes" /></label>
     <${Trouble} error=${state.error} />
-    <footer><button type="button" onClick=${onClose}>Cancel</button>
+    <footer><button type="button" onClick=${leave}>Cancel</button>
       <button class="primary" disabled=${!canStart || state.busy}>${verb} ${canStart ? count(operation.total) : ""}</button></footer>
   </form></dialog>`;
 }
@@ -177,7 +178,8 @@ export function Progress({ operation }) {
     <p><${Bar} done=${done + skipped} total=${total} label=${`${many} ${is}`} /> <span>${total === 1 ? one : many} ${is}${
       skipped > 0 && `, ${count(skipped)} of them skipped: gone or settled meanwhile`}${
       state === "running" && rate && left > 0 && html`; <${Duration} seconds=${left / rate} /> left`}</span></p>
-    ${deliveries && html`<p role="status" class=${deliveries.delivered === done && done > 0 ? "all" : undefined}>${deliveries.delivered === null ? "More than 100,000 messages wait for a relay."
+    ${deliveries && html`<p role="status" class=${deliveries.delivered === done && done > 0 ? "all" : undefined}>${
+      deliveries.delivered === null ? "More than 100,000 messages wait for a relay."
       : html`<${Bar} done=${deliveries.delivered} total=${done} label="messages delivered" /> <span>${done === 1 ? "message" : "messages"} delivered${
         deliveries.waiting > 0 ? `, ${count(deliveries.waiting)} ${deliveries.waiting === 1 ? "waits" : "wait"} for a relay` : ""}${
         deliveries.dead_lettered > 0 && html`, <a href=${link("letters", { subscription: operation.subscription })}>
@@ -203,7 +205,8 @@ function commandsOf(operation, send) {
       text: html`<label class="field"><span>Items a second</span><input name="rate" type="number" min="0.01" max="100000"
         step="any" required autofocus defaultValue=${operation.rate ?? ""} data-rate /></label>`,
       run: send("rate", () => ({ rate: Number(document.querySelector("dialog[open] [data-rate]").value) }), "PUT") }],
-    (!isOver || state === "failed") && ["Cancel …", "danger", { title: `Cancel this ${kind}?`, verb: "Cancel it", danger: true,
+    (!isOver || state === "failed") && ["Cancel …", "danger", { title: `Cancel this ${kind}?`, verb: "Cancel it", keep: "Let it go on",
+      danger: true,
       text: html`<p>What is done stays done; what is promised and not under way is taken back.</p>`, run: send("cancel") }],
   ].filter(Boolean);
 }

@@ -64,7 +64,7 @@ const FIELDS = {
     ["interval", "Interval, such as 1m", "text"], ["source", "Source", "text"],
     ["publish", "Store only, and send nothing to subscriptions", "not"]],
   rebuild: [["subscription", "Consumer", "subscription", true]],
-  retention: EXPIRING.map((what) => [what, `${what.replaceAll("_", " ")}: days`, "days"]),
+  retention: EXPIRING.map((what) => [what, `${what.replaceAll("_", " ")} older than, in days`, "days"]),
   erasure: [["entity_id", "Entity", "text"], ["source", "Of this source alone", "text"], ["event_id", "Or one event's observation", "id"],
     ["take_in_again", "Take it in again when a source tells it again", "flag"]],
 };
@@ -91,7 +91,7 @@ function Field({ name, label, how, required, known }) {
   if (how === "flag" || how === "not") return html`<label class="check"><input type="checkbox" name=${field.name} value="yes" /> ${label}</label>`;
   const input = Array.isArray(how) ? html`<select ...${field}><option value="">any</option>${how.map((one) => html`<option>${one}</option>`)}</select>`
     : how === "instant" ? html`<input type="datetime-local" step="1" ...${field} />`
-    : how === "days" ? html`<input type="number" min="30" max="36500" ...${field} placeholder="as it is" />`
+    : how === "days" ? html`<input type="number" min="30" max="36500" ...${field} placeholder="none of them" />`
     : known[how] ? html`<input list=${`known-${how}`} maxlength="200" spellcheck=${false} ...${field} />`
     : html`<input class=${how} maxlength=${how === "list" ? 4000 : 256} spellcheck=${false} ...${field} />`;
   return html`<label class="field"><span>${label}${how === "instant" && (utc.get() === "1" ? " (UTC)" : " (local time)")}</span>${input}</label>`;

@@ -1,6 +1,6 @@
 /** Switches, what may pass to subscriptions and sources, and tokens. */
 import {
-  Confirm, Duration, Empty, Instant, More, Stale, State, Table, Text, Trouble, api, html, link, session, usePages,
+  Confirm, Duration, Empty, Instant, More, Stale, State, Table, Text, Trouble, api, html, link, session, useEffect, usePages,
   useRef, usePoll, useSession, useState, utc, visible,
 } from "#kit";
 import { Act, Asked, Lacking, Name, lacking } from "#views/operating";
@@ -174,7 +174,8 @@ function TokenList({ ask, isMaking, setMaking }) {
     { title: "Last used", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.last_used_at} />` },
     { title: "Ends", width: 110, wide: true, cell: (one) => one.revoked_at ? html`<${Instant} at=${one.revoked_at} />`
       : one.expires_at ? html`<${Instant} at=${one.expires_at} />` : "when revoked" },
-    { title: html`<span class="hidden">To do</span>`, width: 110, cell: (one) => !one.revoked_at && html`<${Act} scope="admin" kind="danger small" aria-label=${`Revoke ${one.name}`}
+    { title: html`<span class="hidden">To do</span>`, width: 110, cell: (one) => !one.revoked_at && html`<${Act} scope="admin"
+        kind="danger small" aria-label=${`Revoke ${one.name}`}
         onClick=${() => revoke(one)}>Revoke …<//>` },
   ];
   return html`${made && html`<${Made} made=${made} onClose=${() => setMade(null)} />`}
@@ -182,11 +183,12 @@ function TokenList({ ask, isMaking, setMaking }) {
     ${pages.items.length > 0 ? html`<${Table} label="Tokens" columns=${columns} rows=${pages.items} keyOf=${(one) => one.name} />
         ${pages.more && html`<${More} pages=${pages} />`}`
       : !pages.busy && !pages.error && html`<${Empty}>There is the secret's token alone.<//>`}
-    ${isMaking && html`<${Making} onClose=${() => setMaking(false)} onMade=${(one) => { setMade(one); pages.reload(); }} />`}`;
+    <${Making} open=${isMaking} onClose=${() => setMaking(false)} onMade=${(one) => { setMade(one); pages.reload(); }} />`;
 }
 
-function Making({ onClose, onMade }) {
-  const given = useRef({ name: "", scopes: new Set(["read"]), expires: "" });
+function Making({ open, onClose, onMade }) {
+  const given = useRef();
+  useEffect(() => { given.current = { name: "", scopes: new Set(["read"]), expires: "" }; }, [open]);
   const toggle = (scope, on) => given.current.scopes[on ? "add" : "delete"](scope);
   const make = async ({ reason, key }) => {
     const { name, scopes, expires } = given.current;
@@ -194,15 +196,17 @@ function Making({ onClose, onMade }) {
     if (expires) body.expires_at = new Date(expires + (utc.get() === "1" ? "Z" : "")).toISOString();
     onMade(await api("POST", "tokens", { body, key }));
   };
-  return html`<${Confirm} open=${true} title="Make a token" verb="Make it" reason=${true} onConfirm=${make} onClose=${onClose}>
-    <label class="field"><span>Whose it is, such as kim</span><input required autofocus maxlength="63" pattern="[a-z][a-z0-9_.\\-]*" autocomplete="off" spellcheck=${false}
+  return html`<${Confirm} open=${open} title="Make a token" verb="Make it" reason=${true} onConfirm=${make} onClose=${onClose}>
+    <label class="field"><span>Whose it is, such as kim</span><input required autofocus maxlength="63"
+      pattern="[a-z][a-z0-9_.\\-]*" autocomplete="off" spellcheck=${false}
       onInput=${(event) => { given.current.name = event.target.value.trim(); }} /></label>
     <fieldset><legend>It may</legend>${Object.entries(SCOPES).map(([scope, what]) => {
       const why = lacking(scope);
       return html`<label key=${scope} class="check"><input type="checkbox" disabled=${why !== ""} defaultChecked=${scope === "read"}
         onChange=${(event) => toggle(scope, event.target.checked)} /> <span><strong>${scope}</strong>: ${what}${why && ` (${why})`}</span></label>`;
     })}</fieldset>
-    <label class="field"><span>Until${utc.get() === "1" ? " (UTC)" : " (local time)"}; empty: until it is revoked${session.expires_at ? ", and no longer than yours" : ""}</span>
+    <label class="field"><span>Until${utc.get() === "1" ? " (UTC)" : " (local time)"};
+      ${" "}empty: until it is revoked${session.expires_at ? ", and no longer than yours" : ""}</span>
       <input type="datetime-local" onInput=${(event) => { given.current.expires = event.target.value; }} /></label><//>`;
 }
 

@@ -97,6 +97,7 @@ def test_a_plan_that_is_only_looked_at_is_cancelled(site: Site, open_tab: OpenTa
     with page.expect_response("**/cancel"):
         page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("button", name="Redrive all that match …")).to_be_focused()
     [newest, *_] = site.api.ask("GET", "/operations")["items"]
     assert newest["state"] == "cancelled"
     assert len(site.api.ask("GET", "/dead-letters?subscription=signal_lab")["items"]) == 3
