@@ -387,7 +387,7 @@ export const Bar = ({ done, total, label = "Progress" }) => html`<span class="ba
   <span class="number">${count(done)}${total === null || total === undefined ? "" : ` of ${count(total)}`}</span></span>`;
 
 /** Asks before a change: Enter confirms, Escape closes. `onConfirm({reason, key})` returns a promise. */
-export function Confirm({ open, title, children, verb, danger = false, reason = false, onConfirm, onClose }) {
+export function Confirm({ open, title, children, verb, danger = false, reason = false, keep = "Cancel", onConfirm, onClose }) {
   const dialog = useRef();
   const [state, setState] = useState({ busy: false, error: null, key: "" });
   useEffect(() => {
@@ -410,7 +410,7 @@ export function Confirm({ open, title, children, verb, danger = false, reason = 
     ${reason && html`<label class="field"><span>Why? It is kept on record.</span>
       <input name="reason" required maxlength="1000" autocomplete="off" autofocus /></label>`}
     <${Trouble} error=${state.error} />
-    <footer><button type="button" onClick=${onClose}>Cancel</button>
+    <footer><button type="button" onClick=${onClose}>${keep}</button>
       <button class=${danger ? "danger" : "primary"} disabled=${state.busy} autofocus=${!reason}>${state.busy ? "…" : verb}</button></footer>
   </form></dialog>`;
 }
