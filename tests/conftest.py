@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import Connection, sql
+from tests.scratch import scratch_folder
 
 from control_plane.model.subscription import Subscription
 from control_plane.ops.migrations import migrate, read_migrations
@@ -41,6 +42,8 @@ GRANT INSERT, DELETE ON circuit_breakers TO acp_test;
 """
 SUBSCRIPTIONS = {"signal_lab": Subscription("market.ticks"), "system_events": Subscription("system.events")}
 """The two subscriptions of the tests; the template has these, and may have more."""
+SMALL_LOG = {"max_wal_size": "128MB"}
+"""Settings of a cluster that lies in memory."""
 
 
 def pytest_configure() -> None:
@@ -94,8 +97,11 @@ def make_roles(connection: Connection[Any]) -> None:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """One cluster per test process, with the roles and a migrated template database."""
-    server = PostgresServer(tmp_path_factory.mktemp("postgres") / "data", password=PASSWORD, fsync=False)
-    with server:
+    log = tmp_path_factory.mktemp("postgres") / "data.log"
+    with (
+        scratch_folder() as folder,
+        PostgresServer(folder / "data", password=PASSWORD, fsync=False, settings=SMALL_LOG, log=log) as server,
+    ):
         with psycopg.connect(server.url(), autocommit=True) as connection:
             make_roles(connection)
             # A test's trigger may end the session of a role that calls an owner's function.
@@ -157,7 +163,8 @@ def _database(server: PostgresServer, *, template: str) -> Iterator[TestDatabase
     name = f"test_{next(_numbers)}"
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER acp_owner").format(
+            # WAL_LOG, the default, writes each page twice.
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER acp_owner STRATEGY FILE_COPY").format(
                 sql.Identifier(name), sql.Identifier(template)
             )
         )
