@@ -1,4 +1,4 @@
-"""A folder for a test process's Postgres: in memory where there is room, and gone when that process has ended."""
+"""Folders for the tests' Postgres: in memory where there is room, and gone when the tests' process has ended."""
 
 import os
 import shutil
@@ -15,14 +15,16 @@ LEAST_FREE = 3 * 1024**3
 # The shell waits until its standard input ends, which happens however the tests' process ends, even killed.
 _REMOVE = """
 cat >/dev/null
-pid=$(head -n 1 "$0/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" && while kill -0 "$pid"; do sleep 0.1; done
+for lock in "$0"/data/postmaster.pid "$0"/*/*/postmaster.pid; do
+  pid=$(head -n 1 "$lock") && kill -QUIT "$pid" && while kill -0 "$pid"; do sleep 0.1; done
+done
 rm -rf -- "$0"
 """
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Makes a folder whose `data` is a Postgres cluster. Whatever ends this process, the server is stopped, too."""
+    """Makes a folder, for a cluster in `data` or deeper by one. Whatever ends this process, the server is stopped."""
     folder = tempfile.mkdtemp(prefix="acp-tests-", dir=MEMORY if _has_room(MEMORY) else None)
     remover = subprocess.Popen(
         ["sh", "-c", _REMOVE, folder],
