@@ -15,6 +15,7 @@ import psutil
 import psycopg
 import pytest
 from moto.server import ThreadedMotoServer
+from tests.scratch import scratch_folder
 
 from bench.latency import _latencies
 from bench.layouts import LAYOUTS, OUTBOX_ID, claim, settle
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    home = tmp_path_factory.mktemp("bench")
+def rig() -> Iterator[Rig]:
+    with scratch_folder() as home:
+        yield from _rig(home)
+
+
+def _rig(home: Path) -> Iterator[Rig]:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     try:

@@ -68,7 +68,7 @@ def pipeline(
     name = f"reliability_{next(_numbers)}"
     with psycopg.connect(seeded.url(), autocommit=True) as admin:
         admin.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER acp_owner").format(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER acp_owner STRATEGY FILE_COPY").format(
                 sql.Identifier(name), sql.Identifier(SEEDED if ticks is None else TEMPLATE)
             )
         )
