@@ -39,8 +39,8 @@ function SignIn() {
     <label class="field"><span>Token</span>
       <input name="token" type="password" autocomplete="off" required autofocus spellcheck=${false} /></label>
     <button class="primary">Sign in</button>
-    <p class="muted"><code>acp page</code> prints this page's address with a token of its own. The token stays in this${" "}
-      tab, and is forgotten when the tab is closed.</p></form></main>`;
+    <p class="muted"><code>acp page</code> prints this page's address with a token of its own. The token stays in${" "}
+      this tab, and is forgotten when the tab is closed.</p></form></main>`;
 }
 
 const THEMES = { light: "Light", dark: "Dark" };

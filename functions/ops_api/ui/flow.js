@@ -100,7 +100,7 @@ function Details({ stage, at }) {
       <a class="button" data-close href=${link("flow")}>Close</a></header>
     ${chart.failed ? html`<p class="muted">The chart could not be loaded: reload the page, or read the table.</p>`
       : chart.module ? html`<${chart.module.Chart} key=${stage.stage} data=${data}
-          label=${`${stage.stage}: ${does}, a minute; the table below says the same`} />`
+          label=${`${stage.stage}: ${does}, a minute; a table below says the same`} />`
       : html`<div class="chart"></div>`}
     ${stage.parts.length > 0 && html`<${Parts} stage=${stage} />`}
     ${chart.module && html`<details class="fold"><summary>The hour as a table</summary>
@@ -130,7 +130,7 @@ function Rows({ items, href, row }) {
 
 const clamped = (text) => text && html`<p class="clamp"><${Text}>${text}<//></p>`;
 const breakerRow = (one) => html`<li key=${one.name}><strong><${Text}>${one.name}<//></strong>
-  <span class="muted">${one.state.replaceAll("_", " ")} since <${Instant} at=${one.opened_at} />
+  <span class="muted">${one.state.replaceAll("_", " ")}, <${Instant} at=${one.opened_at} />
     ${one.retry_at && html`, tries again <${Instant} at=${one.retry_at} />`}</span>${clamped(one.last_error)}</li>`;
 const switchRow = (one) => html`<li key=${one.scope}><strong><${Text}>${one.scope}<//></strong>
   <span class="muted">by <${Text}>${one.by}<//>, <${Instant} at=${one.since} /></span>${clamped(one.reason)}</li>`;

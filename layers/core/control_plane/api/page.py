@@ -108,7 +108,7 @@ def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
             Scope.PUBLIC,
             lambda _: page().answer(),
             "Loads the page.",
-            content_types=(_HTML,),
+            content_types=("text/html",),
         ),
         Route(
             "GET",
@@ -116,8 +116,8 @@ def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
             Scope.PUBLIC,
             lambda call: page().answer_asset(call.parameters["asset"]),
             "Loads a file of the page.",
-            examples=(Example(parameters={"asset": "of-another-release.js"}, status=HTTPStatus.NOT_FOUND),),
-            content_types=(_MODULE, _STYLE),
+            examples=(Example(parameters={"asset": "kit.000000000000.js"}, status=HTTPStatus.NOT_FOUND),),
+            content_types=("text/javascript", "text/css"),
         ),
     ]
 
