@@ -12,6 +12,7 @@ import pytest
 from aws_lambda_powertools.metrics import MetricUnit
 from tests.template import FUNCTIONS, PARAMETERS, QUEUES, RESOURCES, ROOT, TEMPLATE, id_of, of_type
 
+from control_plane.flow.metrics import METRICS as SCRAPED
 from control_plane.platform.telemetry import METRICS, NAMESPACE
 
 ALARMS = of_type("AWS::CloudWatch::Alarm")
@@ -313,3 +314,23 @@ def test_the_dashboards_widgets_fit_its_24_columns_without_overlap() -> None:
         assert max(x for x, _ in cells) < 24
         assert not cells & taken
         taken |= cells
+
+
+def test_the_page_lists_what_is_scraped() -> None:
+    listed = [(name.strip("`"), kind, labels, means) for name, kind, labels, means in table("scraped")]
+    assert listed == [(one.name, one.kind, ", ".join(one.labels) or "–", one.help) for one in SCRAPED]
+
+
+def test_a_scraped_metric_has_one_of_the_agreed_names_or_our_prefix() -> None:
+    agreed = {
+        "events_published_total",
+        "events_failed_total",
+        "events_dead_lettered_total",
+        "publish_latency_seconds",
+    }
+    others = {one.name for one in SCRAPED} - agreed
+    assert {one.name for one in SCRAPED} >= agreed
+    assert all(name.startswith("acp_") for name in others)
+    for one in SCRAPED:
+        assert one.name.endswith("_total") == (one.kind == "counter")
+        assert one.kind != "histogram" or one.name.endswith("_seconds")

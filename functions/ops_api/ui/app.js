@@ -1,20 +1,21 @@
 /** The shell: signing in, navigation, keys, and the view that the query string names. */
 import { Component, render } from "preact";
 import {
-  Trouble, farewell, html, link, loadSession, navigate, newerRelease, signIn, signOut, theme, token, trouble, useEffect, useQuery,
-  useRef, useSession, useState, useStore, utc, visible,
+  Trouble, farewell, html, link, loadSession, navigate, newerRelease, signIn, signOut, theme, token, trouble, useEffect,
+  useQuery, useRef, useSession, useState, useStore, utc, visible,
 } from "#kit";
 
 /** The menu: a view's name, which its module has, too, and its title. */
 const VIEWS = [
-  ["flow", "Flow"], ["events", "Events"], ["decisions", "Decisions"], ["approvals", "Approvals"], ["letters", "Dead letters"],
-  ["operations", "Operations"], ["switches", "Switches"], ["audit", "Audit"],
+  ["flow", "Flow"], ["events", "Events"], ["decisions", "Decisions"], ["approvals", "Approvals"],
+  ["letters", "Dead letters"], ["operations", "Operations"], ["switches", "Switches"], ["audit", "Audit"],
 ];
 /** Views that no menu has, and the list that each belongs to. */
 const DETAILS = { event: "events", decision: "decisions" };
 const KEYS = [
-  ["/", "go to the first filter"], ["j  k", "next and previous row"], ["Enter", "open the row"], ["Esc", "close what is open"],
-  ["g and a letter", "go to a view: its first letter, l for dead letters"], ["?", "this help"],
+  ["/", "go to the first filter"], ["j  k", "next and previous row"], ["Enter", "open the row"],
+  ["Esc", "close what is open"], ["?", "this help"],
+  ["g and a letter", "go to a view: its first letter; l for dead letters, u for the audit"],
 ];
 
 /** The token comes in the fragment, which is never sent, and leaves the address at once. */
@@ -38,11 +39,16 @@ function SignIn() {
     <label class="field"><span>Token</span>
       <input name="token" type="password" autocomplete="off" required autofocus spellcheck=${false} /></label>
     <button class="primary">Sign in</button>
-    <p class="muted"><code>acp page</code> prints this page's address with a token of its own. The token stays in this tab, and is
-      forgotten when the tab is closed.</p></form></main>`;
+    <p class="muted"><code>acp page</code> prints this page's address with a token of its own. The token stays in this${" "}
+      tab, and is forgotten when the tab is closed.</p></form></main>`;
 }
 
 const THEMES = { light: "Light", dark: "Dark" };
+function skip(event) {
+  event.preventDefault();
+  document.querySelector("main")?.focus();
+}
+
 function Header({ view }) {
   const { name } = useSession();
   const chosen = useStore(theme);
@@ -51,12 +57,13 @@ function Header({ view }) {
   useEffect(() => current.current?.scrollIntoView({ block: "nearest", inline: "center" }), [view]);
   const next = { null: "dark", dark: "light", light: null }[chosen];
   return html`<header class="top">
-    <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.querySelector("main")?.focus(); }}>Skip to content</a>
+    <a class="skip" href="#main" onClick=${skip}>Skip to content</a>
     <a class="brand" href=${link("flow")}>AI Control Plane</a>
-    <nav aria-label="Views">${VIEWS.map(([one, title]) => html`<a key=${one} href=${link(one)} ref=${one === view ? current : undefined}
-      aria-current=${one === view ? "page" : undefined}>${title}</a>`)}</nav>
+    <nav aria-label="Views">${VIEWS.map(([one, title]) => html`<a key=${one} href=${link(one)}
+      ref=${one === view ? current : undefined} aria-current=${one === view ? "page" : undefined}>${title}</a>`)}</nav>
     <div class="tools">${name && html`<span class="who" title=${`Signed in as ${name}`}>${visible(name)}</span>`}
-      <button type="button" aria-pressed=${inUtc} onClick=${() => utc.set(inUtc ? null : "1")} title="Show times in UTC">UTC</button>
+      <button type="button" aria-pressed=${inUtc} onClick=${() => utc.set(inUtc ? null : "1")}
+        title="Show times in UTC">UTC</button>
       <button type="button" onClick=${() => theme.set(next)} aria-label=${`Theme: ${THEMES[chosen] ?? "Auto"}`}
         title="Dark, light, or as the system">${THEMES[chosen] ?? "Auto"}</button>
       <button type="button" onClick=${() => signOut()}>Sign out</button>
@@ -102,8 +109,9 @@ class Guard extends Component {
     this.setState({ error });
   }
   render({ children }, { error }) {
-    return error ? html`<${Trouble} retry=${() => location.reload()} error=${{ title: "This part of the page failed",
-      detail: "The page and the API may be of different releases: reload the page." }} />` : children;
+    const problem = { title: "This part of the page failed",
+      detail: "The page and the API may be of different releases: reload the page." };
+    return error ? html`<${Trouble} error=${problem} retry=${() => location.reload()} />` : children;
   }
 }
 
@@ -117,30 +125,34 @@ function Main({ view, query }) {
   }, [module]);
   return html`<main id="main" tabindex="-1" ref=${main}>
     ${problem && html`<${Trouble} error=${problem} retry=${() => location.reload()} />`}
-    ${module && html`<h1 class="hidden">${module.title}</h1><${Guard} key=${view}><${module.View} query=${query} /><//>`}</main>`;
+    ${module && html`<h1 class="hidden">${module.title}</h1>
+      <${Guard} key=${view}><${module.View} query=${query} /><//>`}</main>`;
 }
 
 function moveRow(step) {
   const rows = [...document.querySelectorAll("a.row")];
   const now = rows.indexOf(document.activeElement);
-  const from = now >= 0 ? now : rows.findIndex((row) => row.getAttribute("aria-current")) - (step < 0 ? 0 : 0);
+  const from = now >= 0 ? now : rows.findIndex((row) => row.getAttribute("aria-current"));
   rows[Math.max(0, Math.min(rows.length - 1, from < 0 ? 0 : from + step))]?.focus();
 }
-const LETTERS = Object.fromEntries(VIEWS.map(([name]) => [name === "operations" ? "o" : name === "audit" ? "u" : name[0], name]));
+/** The letters that follow g. */
+const LETTERS = Object.fromEntries(VIEWS.map(([name]) => [name === "audit" ? "u" : name[0], name]));
 
 function useKeys(showHelp) {
   useEffect(() => {
-    let leading = 0;
+    let leading = -Infinity;
     const onKey = (event) => {
       const typing = event.target.closest("input, select, textarea, dialog");
       if (event.ctrlKey || event.metaKey || event.altKey || (typing && event.key !== "Escape")) return;
       const goes = event.timeStamp - leading < 1500 && LETTERS[event.key];
+      const leave = () => (typing ? !typing.closest("dialog") && typing.blur()
+        : document.querySelector("[data-close]")?.click());
       const done = goes ? () => navigate(link(goes)) : {
         "/": () => document.querySelector(".filters input, .filters select")?.focus(),
         j: () => moveRow(1), k: () => moveRow(-1), "?": showHelp, g: () => { leading = event.timeStamp; },
-        Escape: () => (typing ? !typing.closest("dialog") && typing.blur() : document.querySelector("[data-close]")?.click()),
+        Escape: leave,
       }[event.key];
-      if (goes) leading = 0;
+      if (goes) leading = -Infinity;
       if (!done) return;
       if (event.key !== "Escape") event.preventDefault();
       done();
@@ -170,8 +182,8 @@ function App() {
 addEventListener("hashchange", takeToken);
 document.addEventListener("click", (event) => {
   const a = event.target.closest?.("a[href]");
-  if (!a || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey || a.target || a.hasAttribute("download")) return;
-  if (a.origin !== location.origin || a.pathname !== location.pathname || !a.getAttribute("href").startsWith("?")) return;
+  const opensElsewhere = event.button || event.ctrlKey || event.metaKey || event.shiftKey || a?.target;
+  if (!a?.getAttribute("href").startsWith("?") || event.defaultPrevented || opensElsewhere) return;
   event.preventDefault();
   navigate(a.getAttribute("href"));
 });

@@ -39,14 +39,10 @@ export const newerRelease = store(false);
 const who = kept(() => sessionStorage, "acp.who");
 
 export const session = {
-  get token() { return token.get(); },
-  get name() { return whoami().name; },
-  get scopes() { return whoami().scopes; },
-  get expires_at() { return whoami().expires_at; },
+  get token() { return token.get(); }, get name() { return whoami().name; },
+  get scopes() { return whoami().scopes; }, get expires_at() { return whoami().expires_at; },
 };
-function whoami() {
-  return JSON.parse(who.get() ?? "null") ?? { name: "", scopes: [], expires_at: null };
-}
+const whoami = () => JSON.parse(who.get() ?? "null") ?? { name: "", scopes: [], expires_at: null };
 export const may = (scope) => session.scopes.includes(scope);
 export function useSession() { useStore(who); return session; }
 export function signIn(text) { who.set(null); farewell.set(""); token.set(text); }
@@ -56,7 +52,11 @@ let asking = false;
 export async function loadSession() {
   if (who.get() !== null || asking || !session.token) return;
   asking = true;
-  try { who.set(JSON.stringify(await api("GET", "whoami"))); } catch { /* the next answer tries again */ }
+  const asked = session.token;
+  try {
+    const found = JSON.stringify(await api("GET", "whoami"));
+    if (session.token === asked) who.set(found); // one may have signed out meanwhile
+  } catch { /* the next answer tries again */ }
   asking = false;
 }
 
@@ -84,7 +84,8 @@ export async function api(method, path, { params, body, key = newKey(), signal }
   }
 }
 async function ask(method, path, params, body, key, signal) {
-  const headers = { Accept: "application/json", Authorization: `Bearer ${session.token}` };
+  const asked = session.token;
+  const headers = { Accept: "application/json", Authorization: `Bearer ${asked}` };
   if (method !== "GET") headers["Idempotency-Key"] = key;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const sent = { method, headers, signal, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit" };
@@ -105,7 +106,7 @@ async function ask(method, path, params, body, key, signal) {
     if (path !== "whoami") loadSession();
     return said;
   }
-  if (answer.status === 401) signOut(said?.detail ?? "The token is not valid any more.");
+  if (answer.status === 401 && session.token === asked) signOut(said?.detail ?? "The token is not valid any more.");
   const ours = said && typeof said.detail === "string";
   if (!ours && [403, 404, 405].includes(answer.status)) {
     throw new Problem({ status: answer.status, title: "No such route",
@@ -181,7 +182,7 @@ export function usePages(path, params, { seconds = null, keyOf = JSON.stringify 
       setRest({ busy: false, error: null });
     } catch (error) { setRest({ busy: false, error }); }
   };
-  const reload = () => { setPages({ asked: null, items: [], next: null }); first.reload(); };
+  const reload = () => { setPages((old) => ({ ...old, more: false })); first.reload(); };
   const busy = rest.busy || (first.data === undefined && first.error === null);
   return { items: shown.items, error: rest.error ?? first.error, busy, more: shown.next !== null, loadMore, reload,
     stale: first.stale, at: first.at };
@@ -242,13 +243,16 @@ export function exact(at, inUtc = utc.get() === "1") {
   const there = new Date(date.getTime() - (inUtc ? 0 : date.getTimezoneOffset() * 60000)).toISOString();
   return `${there.slice(0, 10)} ${there.slice(11, 23)}${inUtc ? " UTC" : ""}`;
 }
-/** A time: how long ago, or with `absolute` when; the other, and UTC, on hover. */
+function ago(at) {
+  const seconds = (Date.now() - new Date(at).getTime()) / 1000;
+  return seconds < -1 ? `in ${coarse(-seconds)}` : seconds < 1 ? "now" : `${coarse(seconds)} ago`;
+}
+/** A time: how long ago, or with `absolute` when; the other, and UTC, on hover. It is drawn again when its words change. */
 export function Instant({ at, absolute = false }) {
-  const now = useNow();
+  const [told, setTold] = useState(ago(at));
   const inUtc = useStore(utc) === "1";
+  useEffect(() => { setTold(ago(at)); return ticks.listen(() => setTold(ago(at))); }, [at]);
   if (!at) return html`<span class="muted">–</span>`;
-  const seconds = (now - new Date(at).getTime()) / 1000;
-  const told = seconds < -1 ? `in ${coarse(-seconds)}` : seconds < 1 ? "now" : `${coarse(seconds)} ago`;
   const title = `${inUtc ? exact(at, true) : `${exact(at, false)} local, ${exact(at, true)}`}`;
   return html`<time class="number" datetime=${at} title=${absolute ? `${told}; ${title}` : title}>
     ${absolute ? exact(at, inUtc).replace(/\.000/, "") : told}</time>`;
@@ -291,17 +295,15 @@ export function Id({ value, view, param = "id" }) {
       <svg viewBox="0 0 16 16" aria-hidden="true"><path d=${copied ? ICONS.good : "M6 5h7v8.5H6zM10 5V2.5H3V11h3"} /></svg>
     </button></span>`;
 }
-const LINES = 24;
 export function Json({ value, label = "JSON" }) {
   const text = visible(JSON.stringify(value, null, 2) ?? "");
   const lines = text.split("\n").length;
   const whole = html`<pre class="json" tabindex="0" role="region" aria-label=${label}>${text}</pre>`;
-  return lines <= LINES && text.length < 4000 ? whole
+  return lines <= 24 && text.length < 4000 ? whole
     : html`<details class="fold"><summary>${count(lines)} lines, ${count(text.length)} characters</summary>${whole}</details>`;
 }
 
 /* Lists. */
-
 /** A dense table. With `href`, a row's first cell is a link over the row; j and k move between them. */
 export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current }) {
   const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ") || undefined;
@@ -321,7 +323,6 @@ export function Split({ list, detail, title, closeHref }) {
     ${detail && html`<section class="pane" aria-label=${title}><header><h2>${title}</h2>
       <a class="button" data-close href=${closeHref}>Close</a></header>${detail}</section>`}</div>`;
 }
-const pad = (n) => String(n).padStart(2, "0");
 function forInput(at, inUtc) {
   const date = at ? new Date(at) : null;
   return date === null || Number.isNaN(date.getTime()) ? "" : exact(at, inUtc).slice(0, 16).replace(" ", "T");

@@ -91,7 +91,7 @@ def test_every_route_but_the_public_ones_asks_for_a_token(commands: Client, api:
             answer = client.ask(route.method, re.sub(r"\{\w+\}", "x", route.path), token=None)
             if answer.status != 401:
                 opened.add(route.name)
-    assert opened == {"GET /health", "GET /openapi.json"}
+    assert opened == {"GET /health", "GET /openapi.json", "GET /ui", "GET /ui/{asset}"}
 
 
 def test_no_token_makes_another_with_a_scope_that_it_lacks(commands: Client, owner: Connection[Any]) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from control_plane.api.http import Refused
-from control_plane.api.page import Page
+from control_plane.api.openapi import describe
+from control_plane.api.page import Page, page_routes
 from supply_chain.vendored import UI, VENDOR, read_vendor_lock
 
 PAGE = Page.read(UI)
@@ -98,3 +99,8 @@ def test_a_change_of_any_file_is_another_release(tmp_path: Path) -> None:
             copy.write_bytes(file.read_bytes() + (b"\n" if file == UI / changed else b""))
         seen.add(Page.read(folder).release)
     assert len(seen) == 5
+
+
+def test_the_document_says_what_a_files_name_looks_like() -> None:
+    described = describe(page_routes(lambda: PAGE))["paths"]["/ui/{asset}"]["get"]["parameters"][0]["schema"]["pattern"]
+    assert all(re.fullmatch(described, name) for name in PAGE.assets)

@@ -120,6 +120,7 @@ _PATTERNS: Final = {
     "file": "[0-9a-f]{64}",
     "number": "[1-9][0-9]{0,2}",
     "scope": SCOPE.pattern,
+    "asset": "[a-z]+[.][0-9a-f]{12}[.](js|mjs|css)",
 }
 """What the path's parameters look like that are neither ids nor names."""
 
