@@ -1,7 +1,7 @@
 /** The audit: who changed what by the API, when, from where and why. */
 import {
-  Empty, Export, Filters, Id, Instant, Json, More, Split, Stale, Table, Text, Trouble, count, html, link, session, usePages,
-  useSession, visible,
+  Empty, Export, Filters, Id, Instant, Json, More, Split, Stale, Table, Text, Trouble, count, html, link, loadSession, session,
+  useEffect, usePages, useSession, visible,
 } from "#kit";
 import { Clock, Facts, Name, lacking } from "#views/operating";
 
@@ -9,6 +9,7 @@ export const title = "Audit";
 
 export function View({ query }) {
   useSession();
+  useEffect(() => { loadSession(); }, []);
   if (!session.name) return html`<p class="muted">Reading …</p>`;
   const why = lacking("admin");
   if (why) {

@@ -138,6 +138,7 @@ def test_an_approval_says_what_is_asked_and_what_follows(site: Site, open_tab: O
     page = open_tab(site.url("approvals")).page
     page.locator("a.row").click()
     pane = page.get_by_role("region", name="Approval", exact=True)
+    expect(pane.get_by_text("What follows")).to_be_visible(timeout=10_000)
     told = pane.inner_text()
     reasons = [
         reason
@@ -145,7 +146,7 @@ def test_an_approval_says_what_is_asked_and_what_follows(site: Site, open_tab: O
         if step["kind"] == "verdict"
         for reason in step["body"]["reasons"]
     ]
-    expect(pane.get_by_text(reasons[0].removeprefix("policy: "))).to_be_visible()
+    expect(pane.get_by_text(reasons[0].removeprefix("policy: "))).to_be_visible(timeout=10_000)
     for line in request["shown"].split("\n"):
         for word in line.replace("  | ", "").split():
             assert word in told
@@ -372,7 +373,9 @@ def test_hostile_text_stays_text_and_in_its_place(site: Site, open_tab: OpenTab,
         ("switches", {}),
     ):
         tab = open_tab(site.url(view, **query), width="phone")
-        expect(tab.page.locator("table, .letter-pane, .operation-pane, .change-pane").first).to_be_attached()
+        expect(tab.page.locator("table, .letter-pane, .operation-pane, .change-pane").first).to_be_attached(
+            timeout=10_000
+        )
         quiet(tab)
         assert not tab.overflows(), (view, query)
         assert tab.page.locator("main img, main script").count() == 0
@@ -396,7 +399,7 @@ def test_each_place_is_accessible(site: Site, open_tab: OpenTab, theme: str, wid
     for view, query in PLACES:
         tab = open_tab(site.url(view, **addressed(site, query)), theme=theme, width=width)
         tab.page.wait_for_selector("main h1", state="attached")
-        expect(tab.page.locator("main .list, main .stack").first).to_be_attached()
+        expect(tab.page.locator("main .list, main .stack").first).to_be_attached(timeout=10_000)
         quiet(tab)
         found += [f"{view} {query}: {one}" for one in tab.violations()]
         found += [f"{view} {query} overflows"] if tab.overflows() else []
