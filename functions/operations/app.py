@@ -1,9 +1,10 @@
-"""OperationsFunction: every minute it plans the operations that people have asked for, and makes steps of others."""
+"""OperationsFunction: every minute it folds what was counted, and makes steps of the operations that people ask for."""
 
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from control_plane.flow.folding import fold
 from control_plane.operations.backfill.kind import Ask
 from control_plane.operations.engine import run_operations
 from control_plane.platform.database import Database
@@ -46,12 +47,17 @@ def ingest(piece: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @function(telemetry, sample="events/operations.json")
 def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
-    """Works for as long as something is planning or running, and there is time. Returns an OperationsReport."""
+    """Folds, and works for as long as something is planning or running, and there is time.
+
+    Returns an OperationsReport, and how many rows were ``folded``.
+    """
+
+    def remaining_seconds() -> float:
+        return context.get_remaining_time_in_millis() / 1000
+
+    folded = fold(database().connection(), remaining_seconds=remaining_seconds)
     report = run_operations(
-        database().connection(),
-        load_kinds(ask=ingest),
-        telemetry,
-        remaining_seconds=lambda: context.get_remaining_time_in_millis() / 1000,
+        database().connection(), load_kinds(ask=ingest), telemetry, remaining_seconds=remaining_seconds
     )
     telemetry.logger.info(
         "operations",
@@ -60,5 +66,6 @@ def handler(_event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
         failed=report.failed,
         active=report.active,
         stalled=report.stalled,
+        folded=folded,
     )
-    return report.to_dict()
+    return report.to_dict() | {"folded": folded}

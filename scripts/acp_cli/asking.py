@@ -58,7 +58,12 @@ class Wanted:
 
 def is_local(ctx: typer.Context) -> bool:
     """Whether the command is for the local cloud, whose parts it may also look at itself."""
-    return _wanted(ctx).profile() is None
+    return wanted_profile(ctx) is None
+
+
+def wanted_profile(ctx: typer.Context) -> Profile | None:
+    """Returns the deployment that the command is for; None is the local cloud. Raises UsageError."""
+    return _wanted(ctx).profile()
 
 
 @contextmanager

@@ -121,6 +121,7 @@ def _hand_over(report: Report, json_file: str | None, chart_file: Path | None) -
         note = (
             f"{report.started_at[:10]} · {report.machine['cores']} cores, Python {report.machine['python']}, "
             f"PostgreSQL {report.machine['postgres']['server_version']} · "
-            f"{report.summary} · scripts/acp bench peers"
+            f"load {report.machine['load_average_at_start']:g} at the start · {report.summary} · "
+            "scripts/acp bench peers"
         )
         chart_file.write_text(chart(report.scenarios["peers"].figures, note=note), encoding="utf-8")

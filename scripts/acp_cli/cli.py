@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from acp_cli.output import ReaderGone, prepare_streams
+from acp_cli.own_aws import keep
 from acp_cli.version import version
 from local_cloud.environ import isolated
 from local_cloud.errors import AcpError, UsageError
@@ -54,7 +55,7 @@ COMMANDS = {
         "metrics": Entry("metrics_command", "What was counted, as Prometheus reads it."),
         "events": Entry("event_commands", "What was stored, newest first."),
         "trace": Entry("pipeline_commands", "One event's timeline, or the events of one ingestion run."),
-        "logs": Entry("pipeline_commands", "A function's log, made readable."),
+        "logs": Entry("logs_command", "A function's log, or all lines about one event or decision."),
         "invoke": Entry("invoke_command", "Run a function once in Lambda's own container."),
         "hold": Entry("breaker_commands", "Send nothing to a subscription, or fetch nothing from a source."),
         "resume": Entry("breaker_commands", "End a hold or a cool-down of a breaker."),
@@ -77,7 +78,7 @@ COMMANDS = {
         "switch": Entry("approval_commands", "Switch off, or on, all or a part of what is decided."),
         "switches": Entry("approval_commands", "What is switched off, by whom and why."),
         "audit": Entry("audit_command", "Who changed what by the API; whether the record is as it was."),
-        "policy": Entry("policy_commands", "Check policies, or try them on every verdict so far."),
+        "policy": Entry("policy_commands", "Check policies, or try them on what was judged so far."),
     },
     _DEPLOYMENTS: {
         "login": Entry("profile_commands", "Store a deployment's URL and token, and ask it from now on."),
@@ -95,12 +96,12 @@ COMMANDS = {
     "The code": {"new": Entry("new_command", "Make the first files of a consumer or a migration.")},
     "The shell": {"completion": Entry("completion_command", "Print what completes acp's words in bash or zsh.")},
 }
-LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "logs", "invoke", "drill", "db"})
+LOCAL_ONLY = frozenset({"up", "down", "env", "demo", "watch", "invoke", "drill", "db"})
 """The commands that work on this machine's cloud itself, and so on no other deployment."""
 OF_A_CHECKOUT = LOCAL_ONLY | {"bench", "backtest", "new"}
 """The commands that need the checkout: where acp was installed alone, they say so."""
-OF_NO_DEPLOYMENT = frozenset({"login", "logout", "profiles", "completion"})
-"""The commands that ask no deployment."""
+OF_NO_DEPLOYMENT = frozenset({"login", "logout", "profiles", "completion", "logs"})
+"""The commands that ask no deployment's API."""
 _USE_A_CHECKOUT = "Clone the AI Control Plane and use its scripts/acp."
 
 
@@ -255,6 +256,7 @@ def main() -> None:
     prepare_streams(os.environ)
     # Of the user's AWS variables, only this one may be meant for acp.
     endpoint_url = os.environ.get("AWS_ENDPOINT_URL")
+    keep(os.environ)
     cleaned = isolated(os.environ)
     os.environ.clear()
     os.environ.update(cleaned)

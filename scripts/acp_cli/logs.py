@@ -46,14 +46,25 @@ def since_seconds(text: str) -> int:
     return int(match[1]) * _UNIT_SECONDS[match[2]]
 
 
-def render_line(line: Line) -> str:
-    """Returns a line as rich markup: its time, level, message, and the other fields that matter."""
+def instant_of_line(line: Line) -> datetime:
+    """Returns when a line was written, as far as it says so; the log's own time may be the invocation's end."""
+    try:
+        content = json.loads(line.message)
+    except ValueError:
+        content = None
+    return _own_instant(content) or datetime.fromtimestamp(line.milliseconds / 1000, UTC)
+
+
+def render_line(line: Line, *, source: str = "") -> str:
+    """Returns a line as rich markup: its time, ``source``, level, message, and the other fields that matter."""
     try:
         content = json.loads(line.message)
     except ValueError:
         content = None
     moment = _own_instant(content) or datetime.fromtimestamp(line.milliseconds / 1000, UTC)
     clock = f"[dim]{moment:%H:%M:%S}.{moment.microsecond // 1000:03}[/]"
+    if source:
+        clock += f" [bold]{source}[/]"
     if not isinstance(content, dict):
         style = "dim" if line.message.startswith(_PLATFORM) else "default"
         # Lambda's REPORT lines have tabs between their parts, tracebacks in front.

@@ -219,6 +219,12 @@ def _report(operation: Mapping[str, Any], *, as_json: bool) -> None:
     for name, value in {"filter": operation["filter"], **operation["plan"]}.items():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         console.print(f"   [dim]{shown(name)}[/]  {shown(text)}", soft_wrap=True)
+    if deliveries := operation.get("deliveries"):
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {'more than 100,000' if count is None else f'{count:,}'}"
+            for name, count in deliveries.items()
+        )
+        console.print(f"   [dim]its messages[/]  {told}", soft_wrap=True)
     if operation["plan_hash"] is not None:
         console.print(f"   [dim]plan hash[/]  {operation['plan_hash']}", soft_wrap=True)
     for name, who, reason in (

@@ -1,4 +1,4 @@
-"""The commands ingest, relay, watch, trace and logs: they start signals and follow them."""
+"""The commands ingest, relay, watch and trace: they start signals and follow them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from rich.table import Table
 
 from acp_cli.asking import asking, is_local
 from acp_cli.deciders import NO_REASON, instant_of
-from acp_cli.logs import render_line, since_seconds
 from acp_cli.output import wait_while_read
 from acp_cli.symbols import split_symbols
 from acp_cli.timeline import instant, render_timeline, state_text, styled_state
@@ -30,16 +29,12 @@ from control_plane.platform.breakers import Breaker
 from control_plane.platform.queries import load_queries
 from control_plane.platform.settings import parse_symbols
 from local_cloud import database
-from local_cloud.build import TEMPLATE
 from local_cloud.cloud import Cloud
 from local_cloud.errors import AcpError, UsageError
-from local_cloud.functions import function_name, short_names
-from local_cloud.logs import read_lines
+from local_cloud.functions import function_name
 from local_cloud.market import REPLAYED
 from local_cloud.progress import Progress
-from local_cloud.template import read_template
-from local_cloud.visible import Terminal, shown, visible, visible_lines
-from local_cloud.workspace import CHECKOUT
+from local_cloud.visible import Terminal, shown, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +55,7 @@ _ReasonOption = Annotated[str, typer.Option("--reason", help="Why; a deployment 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ingest, relay, watch, trace, logs):
+    for command in (ingest, relay, watch, trace):
         app.command(command.__name__, rich_help_panel=PANEL)(command)
 
 
@@ -189,50 +184,6 @@ def trace(
     # A newer deployment may tell more.
     timeline = EventTimeline(**{field.name: told[field.name] for field in fields(EventTimeline) if field.name in told})
     Terminal().print(render_timeline(timeline, {one["name"]: _breaker(one) for one in breakers}))
-
-
-def logs(
-    ctx: typer.Context,
-    function: Annotated[
-        str | None,
-        typer.Argument(
-            help="ingestion, relay, signal-lab, ops-api, migration, maintenance, or a logical id.", show_default=False
-        ),
-    ] = None,
-    *,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
-    since: Annotated[str, typer.Option(help="How far back: 30s, 10m, 2h, 1d.")] = "15m",
-    raw: Annotated[bool, typer.Option("--raw", help="The lines as they were written.")] = False,
-) -> None:
-    """Show a function's log, its JSON lines made readable."""
-    seconds = since_seconds(since)
-    if function is None:
-        names = short_names(read_template(CHECKOUT / TEMPLATE)["Resources"])
-        msg = f"It is not said whose log. There are: {', '.join(names)}."
-        raise UsageError(msg, remedy=f"Try scripts/acp logs {names[0]}")
-    cloud, run = _running(ctx)
-    name = function_name(cloud.outputs(run), function)
-    console = Terminal()
-    start, seen = int((time.time() - seconds) * 1000), set[str]()
-    try:
-        while True:
-            for line in read_lines(cloud.aws(run), name, start_milliseconds=start):
-                if line.id not in seen:
-                    seen.add(line.id)
-                    if raw:
-                        sys.stdout.write(visible_lines(line.message) + "\n")
-                    else:
-                        console.print(render_line(line), soft_wrap=True)
-                # A line of another environment may arrive late, with an earlier time.
-                start = max(start, line.milliseconds - 10_000)
-            if not follow:
-                break
-            sys.stdout.flush()
-            wait_while_read(1)
-    except KeyboardInterrupt:
-        return
-    if not seen:
-        Progress().say(f"{name} has logged nothing in the last {since}.")
 
 
 def deliveries_table(deliveries: Sequence[Mapping[str, Any]], *, width: int) -> Table:

@@ -13,29 +13,32 @@ from typing import Any, Final
 from uuid import UUID
 
 from bench.child import Parent
-from control_plane.model.contract import new_event
+from control_plane.ingestion.store import Look
 from domains.finance.events import MarketTick
 
 ENTITIES: Final = 100
 _BEGINNING: Final = datetime(2026, 1, 5, 14, 30, tzinfo=UTC)
 
 
-def record(number: int) -> dict[str, Any]:
-    """Returns a message as Lambda gives it to a consumer: entities take turns, each with a bar a minute."""
+def look(number: int) -> Look:
+    """Returns what a message is about: entities take turns, each with a bar a minute."""
     at = _BEGINNING + timedelta(minutes=number // ENTITIES)
-    tick = MarketTick(price=100.5, open=100, high=101, low=99.5, volume=1200, currency="USD", interval="1m")
-    event = new_event(
-        tick,
+    return Look(
+        MarketTick(price=100.5, open=100, high=101, low=99.5, volume=1200, currency="USD", interval="1m"),
         source="bench",
         entity_id=f"E{number % ENTITIES}",
         entity_type="equity",
         occurred_at=at,
         observed_at=at,
-        ingested_at=at,
         trace_id=UUID(int=1 + number // ENTITIES),
         series="1m",
     )
-    body = json.dumps(event.to_message())
+
+
+def record(number: int) -> dict[str, Any]:
+    """Returns a message as Lambda gives it to a consumer."""
+    this = look(number)
+    body = json.dumps(this.to_event(revision=0, ingested_at=this.observed_at).to_message())
     return {"messageId": str(number), "body": body, "messageAttributes": {}, "attributes": {}}
 
 

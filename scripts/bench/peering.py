@@ -90,9 +90,11 @@ def peers(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
             with rig.fresh(seed) as database:
                 one[side] = _measured(rig, installed, side, database, sizes.events)
         rounds.append(one)
-    return Measured(
-        [median(SIDES[side].title, rates(rounds, side), "/s") for side in SIDES], rounds, {"events": sizes.events}
-    )
+    figures = [median(SIDES[side].title, rates(rounds, side), "/s") for side in SIDES]
+    for side in SIDES:
+        micros = [(one[side]["cpu_seconds"] + one[side]["server_cpu_seconds"]) / sizes.events * 1e6 for one in rounds]
+        figures.append(median(f"{SIDES[side].name}: processor time of a message, Postgres's too", micros, "µs"))
+    return Measured(figures, rounds, {"events": sizes.events})
 
 
 def _measured(rig: Rig, installed: Peers, side: str, database: Database, events: int) -> dict[str, Any]:

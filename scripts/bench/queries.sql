@@ -168,3 +168,28 @@ SELECT
     source, entity_id, series, occurred_at, (payload_json ->> 'open')::float8, (payload_json ->> 'high')::float8,
     (payload_json ->> 'low')::float8, (payload_json ->> 'price')::float8, (payload_json ->> 'volume')::bigint, revision, event_id
 FROM events
+
+-- name: definition
+-- The text that makes a function again.
+SELECT pg_get_functiondef(%(name)s::regproc)
+
+-- name: count_no_consumed
+-- Makes consumers count nothing.
+CREATE OR REPLACE FUNCTION count_consumed(of_consumer text, of_event uuid, is_new boolean, is_replay boolean) RETURNS boolean
+LANGUAGE sql IMMUTABLE SECURITY INVOKER
+RETURN is_new
+
+-- name: count_for_an_hour
+-- Counts so many rows in the last hour, as relays and consumers do: of three kinds, in all buckets.
+INSERT INTO flow_deltas (at, stage, name, outcome, bucket, n, seconds, trace_id, trace_seconds)
+SELECT
+    clock_timestamp() - make_interval(secs => 3600.0 * number / %(rows)s::integer),
+    (ARRAY['outbox', 'send', 'consumer'])[1 + number %% 3],
+    (ARRAY['signal_lab', 'detector', 'decisions', 'system_events'])[1 + number %% 4],
+    (ARRAY['published', 'sent', 'processed'])[1 + number %% 3],
+    number %% 17,
+    1 + number %% 100,
+    1.5,
+    gen_random_uuid(),
+    1.5
+FROM generate_series(1, %(rows)s::integer) AS number

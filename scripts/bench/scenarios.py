@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import deciding, footprint, ingesting, latency, peering, rebuilding, scaling, storage, throughput
+from bench import counters, deciding, footprint, ingesting, latency, peering, rebuilding, scaling, storage, throughput
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -37,6 +37,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "ingest": ingesting.ingest,
     "scaling": scaling.scaling,
     "rebuild": rebuilding.rebuild,
+    "counters": counters.counters,
     "peers": peering.peers,
 }
 

@@ -40,6 +40,9 @@ class Sizes:
     """Looks that are stored in a turn of ingest."""
     stored_before: int = 10_000
     stored_before_large: int = 2_000_000
+    not_folded: int = 50_000
+    """Rows of an hour in which nothing was folded, that a scrape adds up."""
+    scrapes: int = 200
 
 
 QUICK = Sizes(
@@ -63,5 +66,7 @@ QUICK = Sizes(
     looks=1_000,
     stored_before=100,
     stored_before_large=1_000,
+    not_folded=1_000,
+    scrapes=10,
 )
 """Sizes that only show whether everything works; the figures mean nothing."""

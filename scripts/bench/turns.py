@@ -78,14 +78,21 @@ def timed(rig: Rig, child: Child, events: int | None = None) -> dict[str, Any]:
 
 
 def race(rig: Rig, children: Sequence[Child]) -> tuple[list[dict[str, Any]], float]:
-    """Starts the children together; returns their reports, and the seconds until the last report arrived."""
+    """Starts the children together; returns their reports, and the seconds until the last report arrived.
+
+    Each report says what processor time the server has used meanwhile, for all of them together.
+    """
     for child in children:
         child.wait_until_ready()
     rig.checkpoint()
+    server_cpu_started = rig.server_cpu_seconds()
     started = time.perf_counter()
     for child in children:
         child.go()
-    return [child.report() for child in children], time.perf_counter() - started
+    reports = [child.report() for child in children]
+    seconds = time.perf_counter() - started
+    server_cpu_seconds = rig.server_cpu_seconds() - server_cpu_started
+    return [report | {"server_cpu_seconds": server_cpu_seconds} for report in reports], seconds
 
 
 def check_published(reports: Sequence[Mapping[str, Any]], events: int) -> int:

@@ -18,15 +18,20 @@ def function_name(outputs: Mapping[str, str], asked: str) -> str:
 
     `outputs` are the stack's. Raises UsageError that lists the functions.
     """
-    known = {
-        output.removesuffix(_OUTPUT_SUFFIX): name for output, name in outputs.items() if output.endswith(_OUTPUT_SUFFIX)
-    }
+    known = functions_of(outputs)
     wanted = re.sub(r"[-_ ]", "", asked).lower().removesuffix("function")
     for logical, name in known.items():
         if wanted == logical.lower() or asked == name:
             return name
     msg = f"There is no function {asked!r}. There are: {', '.join(short_name(logical) for logical in known)}."
     raise UsageError(msg)
+
+
+def functions_of(outputs: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns the names of a stack's functions by the beginning of their logical ids: Relay, SignalLab."""
+    return {
+        output.removesuffix(_OUTPUT_SUFFIX): name for output, name in outputs.items() if output.endswith(_OUTPUT_SUFFIX)
+    }
 
 
 def short_names(resources: Mapping[str, Mapping[str, object]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reads a function's log lines from CloudWatch Logs."""
+"""Reads functions' log lines from CloudWatch Logs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mypy_boto3_logs import CloudWatchLogsClient
 
     from local_cloud.aws import LocalCloud
 
@@ -21,16 +23,19 @@ class Line:
 
 
 def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> Iterator[Line]:
-    """Returns the lines since an instant, in their order, or None if the function has not run yet."""
-    logs = cloud.logs
-    token: dict[str, str] = {}
+    """Yields the lines of a function of the local cloud since an instant, in their order; none if it has not run."""
+    return read_group(cloud.logs, f"/aws/lambda/{function}", start_milliseconds=start_milliseconds)
+
+
+def read_group(logs: CloudWatchLogsClient, group: str, *, start_milliseconds: int, pattern: str = "") -> Iterator[Line]:
+    """Yields the lines of a log group since an instant, in their order; none if there is no such group.
+
+    `pattern` is a filter pattern of CloudWatch's, which emulators may not know: they are asked without.
+    """
+    more: dict[str, str] = {"filterPattern": pattern} if pattern else {}
     while True:
         try:
-            page = logs.filter_log_events(
-                logGroupName=f"/aws/lambda/{function}",
-                startTime=start_milliseconds,
-                **token,  # type: ignore[arg-type]  # only ever nextToken
-            )
+            page = logs.filter_log_events(logGroupName=group, startTime=start_milliseconds, **more)  # type: ignore[arg-type]  # texts alone
         except logs.exceptions.ResourceNotFoundException:
             return
         for event in page["events"]:
@@ -40,4 +45,4 @@ def read_lines(cloud: LocalCloud, function: str, *, start_milliseconds: int) -> 
             yield Line(id_, event["timestamp"], message)
         if "nextToken" not in page:
             return
-        token = {"nextToken": page["nextToken"]}
+        more["nextToken"] = page["nextToken"]

@@ -170,6 +170,7 @@ def timers(containers: Containers) -> None:
 
 def operations(containers: Containers) -> None:
     report = containers.invoke("OperationsFunction", "operations.json")
+    assert report.pop("folded") >= 0
     assert report == {"steps": 0, "finished": 0, "failed": 0, "active": 0, "stalled": 0}
 
 
@@ -179,6 +180,21 @@ def retrial(containers: Containers) -> None:
     policies = {"kind": "policies", "domain": "finance", "policies": '@id("x") permit (principal, action, resource);'}
     tried = containers.invoke("RetrialFunction", policies)["result"]
     assert (tried["policies"], tried["tried"]) == (["x"], tried["recorded"])
+
+
+def trace(containers: Containers) -> None:
+    """Invokes the function with a receiver where nobody is; the local cloud has none, and so not the function."""
+    environment = json.loads((containers.folder / ".acp" / "state" / "sam-local.json").read_text())
+    reader = environment["OpsApiFunction"]["DATABASE_SECRET_ARN"]
+    environment["TraceFunction"] = {
+        **environment["OpsApiFunction"],
+        "DATABASE_SECRET_ARN": reader,
+        "TRACES_ENDPOINT": "http://127.0.0.1:9/v1/traces",
+    }
+    (containers.folder / "trace.json").write_text(json.dumps(environment))
+    report = containers.invoke("TraceFunction", "trace.json", "--env-vars", "trace.json")
+    assert (report["events"], report["failure"]) == (0, None), report
+    assert containers.cloud.query("SELECT count(*) FROM trace_cursor") == [(1,)]
 
 
 def of_deciding(containers: Containers, function: str, sample: str, *, refuses: bool) -> None:
@@ -206,6 +222,7 @@ EFFECTS: dict[str, Callable[[Containers], None]] = {
     "TimersFunction": timers,
     "OperationsFunction": operations,
     "RetrialFunction": retrial,
+    "TraceFunction": trace,
     "DecisionFunction": partial(of_deciding, function="DecisionFunction", sample="decision.json", refuses=False),
     "AgentFunction": partial(of_deciding, function="AgentFunction", sample="agent.json", refuses=False),
     "GatekeeperFunction": partial(of_deciding, function="GatekeeperFunction", sample="gatekeeper.json", refuses=True),

@@ -8,6 +8,9 @@ from playwright.sync_api import Browser, expect
 from tests.browser.page.tabs import THEMES, VIEWS, WIDTHS, new_tab, running_browser
 from tests.e2e.conftest import LocalCloud
 
+SLOW = 120_000
+"""Milliseconds; a first request waits for the function's start."""
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
@@ -20,6 +23,7 @@ def browser() -> Iterator[Browser]:
 def test_every_view_opens_and_is_accessible(local_cloud: LocalCloud, browser: Browser, theme: str, width: str) -> None:
     url, token = local_cloud.environ["API_URL"], local_cloud.environ["API_TOKEN"]
     tab = new_tab(browser, theme=theme, width=width)
+    tab.page.set_default_timeout(SLOW)
     try:
         tab.page.goto(f"{url}/ui#token={token}")
         for view in VIEWS:
@@ -38,9 +42,10 @@ def test_every_view_opens_and_is_accessible(local_cloud: LocalCloud, browser: Br
 
 def test_the_flow_is_drawn_and_opened(local_cloud: LocalCloud, browser: Browser) -> None:
     tab = new_tab(browser)
+    tab.page.set_default_timeout(SLOW)
     try:
         tab.page.goto(f"{local_cloud.environ['API_URL']}/ui#token={local_cloud.environ['API_TOKEN']}")
-        expect(tab.page.locator(".stage")).to_have_count(7, timeout=30_000)
+        expect(tab.page.locator(".stage")).to_have_count(7, timeout=SLOW)
         tab.page.locator(".stage a", has_text="outbox").click()
         tab.page.wait_for_selector(".chart canvas")
         assert tab.reports() == tab.errors == []

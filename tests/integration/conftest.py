@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.conftest import HELPERS_GRANTS, MIGRATIONS, PASSWORD, SUBSCRIPTIONS, make_roles
+from tests.scratch import scratch_folder
 
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.ops.subscriptions import sync_subscriptions
@@ -114,7 +115,11 @@ def cloud(
 @pytest.fixture
 def own_postgres(tmp_path: Path) -> Iterator[PostgresServer]:
     """A server with roles and schema that a test may stop or crash; it restarts on the same port."""
-    with PostgresServer(tmp_path / "data", password=PASSWORD, port=free_port(), fsync=False) as server:
+    log = tmp_path / "data.log"
+    with (
+        scratch_folder() as folder,
+        PostgresServer(folder / "data", password=PASSWORD, port=free_port(), fsync=False, log=log) as server,
+    ):
         with connect(server.url(), application_name="test") as connection:
             make_roles(connection)
             migrate(connection, read_migrations(MIGRATIONS))

@@ -15,11 +15,12 @@ import psutil
 import psycopg
 import pytest
 from moto.server import ThreadedMotoServer
+from tests.scratch import scratch_folder
 
 from bench.latency import _latencies
 from bench.layouts import LAYOUTS, OUTBOX_ID, claim, settle
 from bench.rig import BenchError, Database, Rig, Seed, open_rig
-from bench.scenarios import QUICK, SCENARIOS
+from bench.scenarios import ON_DEMAND, QUICK, SCENARIOS
 from bench.throughput import _snapshot
 from bench.turns import relay_options, timed
 from control_plane.outbox.claims import BEGINNING
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    home = tmp_path_factory.mktemp("bench")
+def rig() -> Iterator[Rig]:
+    with scratch_folder() as home:
+        yield from _rig(home)
+
+
+def _rig(home: Path) -> Iterator[Rig]:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     try:
@@ -46,7 +51,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     assert not list(home.iterdir()), "its folder is left"
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in ON_DEMAND])
 def test_a_scenario_comes_to_figures(rig: Rig, name: str) -> None:
     said: list[str] = []
     measured = SCENARIOS[name](rig, QUICK, said.append)

@@ -103,7 +103,7 @@ _SHARED = {
     "control_plane.flow.now": EVERYBODY,
     "control_plane.flow.events": READERS_OF_EVENTS,
     "control_plane.flow.breakers": {INGEST, RELAY, READER, COMMAND},
-    "control_plane.flow.open_dead_letters": {RELAY, READER, COMMAND},
+    "control_plane.flow.open_dead_letters": {READER, COMMAND},
     "control_plane.flow.operations": {COMMAND, MAINTAIN, READER},
     **_each(READERS_OF_DECISIONS, "control_plane.flow", "open_decisions open_actions waiting_approvals switches_off"),
     "control_plane.ops.delete_kept_answers": {MAINTAIN},

@@ -16,6 +16,8 @@ from tests.checkout import ROOT
 from tests.e2e.conftest import wait_for
 from tests.integration.conftest import LONGEST_FIRST, NOT_OF_POSTGRES
 
+from local_cloud.processes import is_alive
+
 OF_SIGINT = "tests/integration/test_background_services.py"
 
 
@@ -216,3 +218,34 @@ def test_the_longest_files_begin_first(request: pytest.FixtureRequest) -> None:
     assert not request.config.getoption("loadscopereorder")
     ranks = [LONGEST_FIRST.index(item.path.name) for item in request.session.items if item.path.name in LONGEST_FIRST]
     assert ranks == sorted(ranks)
+
+
+SLEEPING_TEST = """\
+import os
+import time
+from pathlib import Path
+
+from tests.conftest import *
+
+
+def test_it(postgres):
+    Path(os.environ["NOTES"]).write_text(str(postgres.data_dir))
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_killed_tests_leave_no_postgres(notes: Path, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "test_it.py").write_text(SLEEPING_TEST)
+    suite = subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-pno:cacheprovider", f"-c{os.devnull}", tmp_path],
+        env={**os.environ, "NOTES": str(notes), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    data = Path(wait_for(notes.read_text, seconds=60, what="a test that has a database"))
+    postmaster = psutil.Process(int((data / "postmaster.pid").read_text().split()[0]))
+    suite.send_signal(number)
+    assert suite.wait(30) == -number
+    wait_for(lambda: not data.parent.exists(), seconds=30, what="its folder removed")
+    assert not is_alive(postmaster)

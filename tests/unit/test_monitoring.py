@@ -15,11 +15,20 @@ from tests.checkout import ROOT
 from tests.unit.test_docs_links import anchors
 from tests.unit.test_observability import names, table
 
+from control_plane.flow.metrics import METRICS
+
 MONITORING = ROOT / "docs" / "monitoring"
 RULES = (MONITORING / "alerts.rules.yml").read_text(encoding="utf-8")
 GROUPS = yaml.safe_load(RULES)["groups"]
 ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
 DASHBOARD = json.loads((MONITORING / "grafana.json").read_text(encoding="utf-8"))
+
+SERIES = {
+    metric.name + part: metric.labels
+    for metric in METRICS
+    for part in (("_bucket", "_count", "_sum") if metric.kind == "histogram" else ("",))
+}
+"""The labels of each series of /metrics."""
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +117,33 @@ def test_every_alert_is_explained_and_every_explained_alert_is_there() -> None:
     rows = table("alert")
     assert sorted(name for row in rows for name in names(row[0])) == sorted(ALERTS)
     assert all(meaning and remedy for _, meaning, remedy in rows)
+
+
+def test_what_is_asked_for_is_in_metrics_with_the_labels_it_is_told_apart_by() -> None:
+    recorded = {rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule}
+    for who, expr in expressions():
+        asked = set(re.findall(r"\b(?:acp_|events_|publish_|subscription:|playbook:)[\w:]+", expr))
+        assert asked, who
+        assert {name for name in asked - recorded if name not in SERIES} == set(), who
+        labels = {"job", "le"}.union(*(SERIES.get(name, name.partition(":")[:1]) for name in asked))
+        for listed in re.findall(r"\bby \(([^)]*)\)", expr):
+            assert set(names(listed)) <= labels, who
+        for matched in re.findall(r"{([^}]*)}", expr):
+            assert set(re.findall(r"(\w+)!?=~?", matched)) <= labels, who
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    text = " ".join(expr for who, expr in expressions())
+    shown = {name.removesuffix(part) for name in re.findall(r"\w+", text) for part in ("", "_bucket", "_count")}
+    assert {metric.name for metric in METRICS} - shown == set()
+
+
+def test_the_bounds_that_the_objectives_count_up_to_are_the_histograms_own() -> None:
+    asked = {bound for _, expr in expressions() for bound in re.findall(r'le="([^"]+)"', expr)}
+    assert asked == {"60.0", "300.0"}
+    schema = (ROOT / "db" / "schema.sql").read_text(encoding="utf-8")
+    [bounds] = re.findall(r"RETURN ARRAY\[(\(0\.005\)[^\]]*)\]", schema)
+    assert asked <= {str(float(bound)) for bound in re.findall(r"\(([\d.]+)\)", bounds)}
 
 
 def test_the_dashboards_panels_do_not_overlap() -> None:

@@ -12,6 +12,7 @@ import pytest
 from aws_lambda_powertools.metrics import MetricUnit
 from tests.template import FUNCTIONS, PARAMETERS, QUEUES, RESOURCES, ROOT, TEMPLATE, id_of, of_type
 
+from control_plane.flow.metrics import METRICS as SCRAPED
 from control_plane.platform.telemetry import METRICS, NAMESPACE
 
 ALARMS = of_type("AWS::CloudWatch::Alarm")
@@ -196,6 +197,9 @@ def test_every_fault_that_should_wake_somebody_has_its_alarm() -> None:
         (NAMESPACE, "BudgetUsed", "timers"),
         (NAMESPACE, "OperationsStalled", "operations"),
         (NAMESPACE, "OperationsFailed", "operations"),
+        (NAMESPACE, "TracesBehind", "trace"),
+        (NAMESPACE, "SpansRejected", "trace"),
+        (NAMESPACE, "RetentionHeld", "maintenance"),
     }
 
 
@@ -211,7 +215,7 @@ def test_a_missing_age_raises_the_alarm_like_a_high_one() -> None:
 ONE_IS_TOO_MANY = (
     "UnknownSubscriptionsAlarm", "UnsubscribedMessagesAlarm", "AbandonedDecisionsAlarm", "VerdictErrorsAlarm",
     "ActionsExpiredAlarm", "ApprovalsWaitingAlarm", "OpenDeadLettersAlarm", "DeadLettersNotStoredAlarm",
-    "OperationsStalledAlarm", "OperationsFailedAlarm",
+    "OperationsStalledAlarm", "OperationsFailedAlarm", "SpansRejectedAlarm", "RetentionHeldAlarm",
 )  # fmt: skip
 
 
@@ -222,7 +226,7 @@ def test_one_is_enough_to_raise_the_alarm(alarm: str) -> None:
 
 REPORTED = {
     "IngestionSilentAlarm": "BreakerOpen", "RelaySilentAlarm": "BreakerOpen", "TimersSilentAlarm": "ApprovalsWaiting",
-    "OperationsSilentAlarm": "OperationsActive",
+    "OperationsSilentAlarm": "OperationsActive", "TraceSilentAlarm": "TracesBehind",
 }  # fmt: skip
 """Alarms on missing runs, and the metric that each run reports which ends well."""
 
@@ -272,11 +276,19 @@ def substituted(text: str) -> str:
     return re.sub(r"\$\{([^}]+)\}", value, text)
 
 
-def dashboard() -> Any:
-    [properties] = of_type("AWS::CloudWatch::Dashboard").values()
+def dashboards() -> list[Any]:
+    """Returns the dashboard, and that of the export of traces, which is there where it is."""
+    found = of_type("AWS::CloudWatch::Dashboard")
+    assert found.keys() == {"Dashboard", "TracesDashboard"}
     # A fixed name would prevent a second stack in the account.
-    assert properties.keys() == {"DashboardBody"}
-    return json.loads(substituted(properties["DashboardBody"]["Fn::Sub"]))
+    assert all(properties.keys() == {"DashboardBody"} for properties in found.values())
+    return [json.loads(substituted(properties["DashboardBody"]["Fn::Sub"])) for properties in found.values()]
+
+
+def widgets(kind: str) -> list[dict[str, Any]]:
+    return [
+        widget["properties"] for dashboard in dashboards() for widget in dashboard["widgets"] if widget["type"] == kind
+    ]
 
 
 def referred(value: str) -> Any:
@@ -288,7 +300,7 @@ def referred(value: str) -> Any:
 
 
 def charts() -> list[dict[str, Any]]:
-    return [widget["properties"] for widget in dashboard()["widgets"] if widget["type"] == "metric"]
+    return widgets("metric")
 
 
 def test_every_metric_on_the_dashboard_is_emitted() -> None:
@@ -310,18 +322,19 @@ def test_the_dashboard_shows_the_flow_of_events() -> None:
     [latency] = [chart for chart in charts() if chart["metrics"][0][1] == "CommitToPublishLatency"]
     assert [metric[-1]["stat"] for metric in latency["metrics"]] == ["p50", "p99"]
     for metric in ("Errors", "Throttles"):
-        [chart] = [chart for chart in charts() if chart["metrics"][0][1] == metric]
-        assert {line[3].removeprefix("@") for line in chart["metrics"]} == FUNCTIONS.keys()
+        lines = [line for chart in charts() for line in chart["metrics"] if line[1] == metric]
+        assert sorted(line[3].removeprefix("@") for line in lines) == sorted(FUNCTIONS)
 
 
 def test_the_dashboard_shows_every_alarm() -> None:
-    [alarms] = [widget["properties"]["alarms"] for widget in dashboard()["widgets"] if widget["type"] == "alarm"]
-    assert {f"@{alarm}.Arn" for alarm in ALARMS} == set(alarms)
+    shown = [alarm for widget in widgets("alarm") for alarm in widget["alarms"]]
+    assert sorted(shown) == sorted(f"@{alarm}.Arn" for alarm in ALARMS)
 
 
-def test_the_dashboards_widgets_fit_its_24_columns_without_overlap() -> None:
+@pytest.mark.parametrize("number", range(2))
+def test_a_dashboards_widgets_fit_its_24_columns_without_overlap(number: int) -> None:
     taken: set[tuple[int, int]] = set()
-    for widget in dashboard()["widgets"]:
+    for widget in dashboards()[number]["widgets"]:
         cells = {
             (x, y)
             for x in range(widget["x"], widget["x"] + widget["width"])
@@ -330,3 +343,23 @@ def test_the_dashboards_widgets_fit_its_24_columns_without_overlap() -> None:
         assert max(x for x, _ in cells) < 24
         assert not cells & taken
         taken |= cells
+
+
+def test_the_page_lists_what_is_scraped() -> None:
+    listed = [(name.strip("`"), kind, labels, means) for name, kind, labels, means in table("scraped")]
+    assert listed == [(one.name, one.kind, ", ".join(one.labels) or "–", one.help) for one in SCRAPED]
+
+
+def test_a_scraped_metric_has_one_of_the_agreed_names_or_our_prefix() -> None:
+    agreed = {
+        "events_published_total",
+        "events_failed_total",
+        "events_dead_lettered_total",
+        "publish_latency_seconds",
+    }
+    others = {one.name for one in SCRAPED} - agreed
+    assert {one.name for one in SCRAPED} >= agreed
+    assert all(name.startswith("acp_") for name in others)
+    for one in SCRAPED:
+        assert one.name.endswith("_total") == (one.kind == "counter")
+        assert one.kind != "histogram" or one.name.endswith("_seconds")

@@ -59,6 +59,7 @@ FIXED_FUNCTIONS = {
     "DeadLetterFunction",
     "OperationsFunction",
     "RetrialFunction",
+    "TraceFunction",
 }
 FIXED_PARAMETERS = {
     "Symbols",
@@ -92,11 +93,16 @@ FIXED_PARAMETERS = {
     "SubnetIds",
     "SecurityGroupIds",
     "AlarmTopicArn",
+    "TracesEndpoint",
+    "TracesSecretArn",
+    "TracesSampleRatio",
 }
 GIVEN = {
     **{name: f"arn:aws:secretsmanager:{role}" for name, role in SECRETS.items()},
     "ApiTokenSecretArn": "arn:aws:secretsmanager:token",
 }
+CHOSEN = {"TracesEndpoint": "https://collector.example/v1/traces"}
+"""What is given where a function is deployed for it alone."""
 FOUR_DAYS = 345_600
 """SQS's own MessageRetentionPeriod, in seconds."""
 
@@ -118,10 +124,12 @@ def resource_of(value: Any, attribute: str) -> str:
 
 def resolved(value: Any) -> str:
     """Returns a property as the deployed stack has it, with the parameters' defaults."""
+    if isinstance(value, dict) and "Fn::If" in value:  # No condition of the template holds by default.
+        value = value["Fn::If"][2]
     match value:
         case {"Ref": name}:
             if name in PARAMETERS:
-                return str(GIVEN.get(name, PARAMETERS[name].get("Default")))
+                return str((GIVEN | CHOSEN).get(name, PARAMETERS[name].get("Default")))
             if name in FUNCTIONS:
                 return str(name)
             assert name in QUEUES, name
@@ -234,7 +242,7 @@ def test_a_function_runs_on_python_3_13(function: str) -> None:
 
 def test_a_layer_is_built_for_python_3_13() -> None:
     layers = of_type("AWS::Serverless::LayerVersion")
-    assert layers.keys() == {"CoreLayer", "MarketDataLayer", "DecisionsLayer"}
+    assert layers.keys() == {"CoreLayer", "MarketDataLayer", "DecisionsLayer", "TracingLayer"}
     for name, properties in layers.items():
         assert RESOURCES[name]["Metadata"] == {
             "BuildMethod": "python3.13",
@@ -259,6 +267,7 @@ def test_every_function_has_the_core_layer_and_a_few_another() -> None:
         "AgentFunction": [{"Ref": "DecisionsLayer"}],
         "GatekeeperFunction": [{"Ref": "DecisionsLayer"}],
         "RetrialFunction": [{"Ref": "DecisionsLayer"}],
+        "TraceFunction": [{"Ref": "TracingLayer"}],
     }
 
 
@@ -303,6 +312,22 @@ def test_every_variable_is_a_text() -> None:
         if not isinstance(value, str | dict)
     ]
     assert numbers == []
+
+
+def test_the_export_of_traces_is_there_as_a_whole_or_not_at_all() -> None:
+    of_it = {name for name in RESOURCES if re.match(r"(Trac|Spans)", name)}
+    assert {name for name, resource in RESOURCES.items() if resource.get("Condition") == "ExportsTraces"} == of_it
+    assert TEMPLATE["Conditions"]["ExportsTraces"] == {"Fn::Not": [{"Fn::Equals": [{"Ref": "TracesEndpoint"}, ""]}]}
+    assert PARAMETERS["TracesEndpoint"]["Default"] == ""
+    # What is not conditional refers to nothing of it.
+    others = {name: resource for name, resource in RESOURCES.items() if name not in of_it}
+    assert not [name for name in of_it if re.search(rf'"{name}"|\{{{name}[.}}]', json.dumps(others))]
+
+
+def test_the_relay_says_sampled_only_where_traces_are_exported() -> None:
+    ratio = declared("RelayFunction")["TRACES_SAMPLE_RATIO"]
+    assert ratio == {"Fn::If": ["ExportsTraces", {"Ref": "TracesSampleRatio"}, "0"]}
+    assert declared("TraceFunction")["TRACES_SAMPLE_RATIO"] == {"Ref": "TracesSampleRatio"}
 
 
 def test_everything_is_kept_for_ever_unless_the_template_is_changed() -> None:
@@ -360,6 +385,7 @@ def test_each_function_has_its_own_roles_secret() -> None:
         "DeadLetterFunction": "MaintainDatabaseSecretArn",
         "OperationsFunction": "MaintainDatabaseSecretArn",
         "RetrialFunction": "ReadDatabaseSecretArn",
+        "TraceFunction": "ReadDatabaseSecretArn",
     }
 
 
@@ -394,6 +420,7 @@ def test_schedules_are_parameters_or_fixed() -> None:
         "MaintenanceFunction": ["rate(1 hour)"],
         "TimersFunction": ["rate(1 minute)"],
         "OperationsFunction": ["rate(1 minute)"],
+        "TraceFunction": ["rate(1 minute)"],
     }
     for function in FUNCTIONS:
         for schedule in schedules(function):

@@ -109,7 +109,7 @@ def test_a_function_reads_only_the_secrets_in_its_environment(function: str) -> 
     told = {id_of(value) for name, value in variables.items() if name.endswith("_SECRET_ARN")}
     assert own(function, "secretsmanager:GetSecretValue") == told
     conditions = {grant.resource: grant.only_if for grant in grants(function) if grant.action.startswith("secrets")}
-    assert {name for name, condition in conditions.items() if condition} <= {"ModelSecretArn"}
+    assert {name for name, condition in conditions.items() if condition} <= {"ModelSecretArn", "TracesSecretArn"}
     [key] = [grant for grant in grants(function) if grant.action == "kms:Decrypt"]
     assert key == Grant("kms:Decrypt", "SecretsKeyArn", only_if="HasSecretsKey", condition=True)
 

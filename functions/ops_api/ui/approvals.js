@@ -3,7 +3,7 @@ import {
   Duration, Empty, Id, Instant, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, newKey, useEffect,
   useNow, usePages, usePoll, useRef, useSession, useState, visible,
 } from "#kit";
-import { Act, Facts, Lacking, lacking } from "#views/operating";
+import { Act, Clock, Facts, Lacking, Name, lacking } from "#views/operating";
 
 export const title = "Approvals";
 
@@ -17,11 +17,11 @@ function Left({ until }) {
 }
 
 export function View({ query }) {
-  const pages = usePages("approvals", undefined, { seconds: 3, keyOf: (one) => one.approval_id });
+  const pages = usePages("approvals", undefined, { seconds: 5, keyOf: (one) => one.approval_id });
   const columns = [
-    { title: "What would be done", cell: (one) => html`<span class="clamp"><${Text}>${headline(one.shown)}<//></span>` },
-    { title: "For", width: 120, wide: true, cell: (one) => html`<${Text}>${one.entity_id}<//>` },
-    { title: "Playbook", width: 140, wide: true, cell: (one) => html`<${Text}>${one.playbook}<//>` },
+    { title: "What would be done", cell: (one) => html`<span class="cut"><${Text}>${headline(one.shown)}<//></span>` },
+    { title: "For", width: 120, wide: true, cell: (one) => html`<${Name}>${one.entity_id}<//>` },
+    { title: "Playbook", width: 140, wide: true, cell: (one) => html`<${Name}>${one.playbook}<//>` },
     { title: "Asked", width: 90, wide: true, cell: (one) => html`<${Instant} at=${one.requested_at} />` },
     { title: "Time", width: 120, cell: (one) => html`<${Left} until=${one.expires_at} />` },
   ];
@@ -38,7 +38,7 @@ export function View({ query }) {
 }
 
 function Approval({ id, answered }) {
-  const poll = usePoll(`approvals/${encodeURIComponent(id)}`, undefined, { seconds: 3 });
+  const poll = usePoll(`approvals/${encodeURIComponent(id)}`, undefined, { seconds: 5 });
   const request = poll.data;
   // Its steps say what policy said; an approval can be answered without them.
   const tree = usePoll(request ? `decisions/${request.decision_id}` : null, undefined, { seconds: 10 });
@@ -48,23 +48,23 @@ function Approval({ id, answered }) {
   const isOver = new Date(request.expires_at) <= Date.now();
   const verdict = tree.data?.steps.findLast((step) => step.kind === "verdict" && step.body.verdict === "needs_approval")?.body;
   const reload = () => { poll.reload(); answered(); };
-  return html`<div class="approval">
+  return html`<div class="approval-pane">
     <h3><${Text}>${headline(request.shown)}<//></h3>
-    <p>${isAnswered
-      ? html`<${State} word=${request.is_given ? "approved" : "denied"} /> by <${Text}>${request.decided_by}<//>, <${Instant} at=${request.decided_at} />${
-          request.reason && html`: <${Text}>${request.reason}<//>`}`
-      : isOver ? html`<${State} word="expired" /> Nobody answered: nothing is done.`
-      : html`<${State} word="awaiting_approval" /> <${Left} until=${request.expires_at} />, until <${Instant} at=${request.expires_at} absolute=${true} />`}</p>
+    <p class="standing">${isAnswered
+      ? html`<${State} word=${request.is_given ? "approved" : "denied"} /> <span>by <${Text}>${request.decided_by}<//>, <${Instant} at=${request.decided_at} />${
+          request.reason && html`: <${Text}>${request.reason}<//>`}</span>`
+      : isOver ? html`<${State} word="expired" /> <span>Nobody answered: nothing is done.</span>`
+      : html`<${State} word="awaiting_approval" /> <span><${Left} until=${request.expires_at} />, until <${Clock} at=${request.expires_at} /></span>`}</p>
     <${Shown} text=${request.shown} />
     <h4>What policy said</h4>
     ${verdict ? html`<ul>${verdict.reasons.map((reason) => html`<li key=${reason}><${Text}>${reason.replace(/^policy: /, "")}<//></li>`)}</ul>`
       : html`<p class="muted">${tree.data ? "It is not on record." : tree.error ? "It cannot be read now." : "Reading …"}</p>`}
     ${!isAnswered && !isOver && html`<${Answer} request=${request} done=${reload} />`}
     <h4>What follows</h4>
-    <dl class="facts">
+    <dl class="pairs">
       <div><dt>Approved</dt><dd>It is judged once more by the policy of that moment, and released if nothing speaks against it.</dd></div>
       <div><dt>Denied</dt><dd>It is never done. The decision goes on to be scored by what happens.</dd></div>
-      <div><dt>No answer</dt><dd>The same as a no, from <${Instant} at=${request.expires_at} absolute=${true} /> on.</dd></div></dl>
+      <div><dt>No answer</dt><dd>The same as a no, from <${Clock} at=${request.expires_at} /> on.</dd></div></dl>
     <h4>Where it comes from</h4>
     <${Facts} rows=${[
       ["Decision", html`<${Id} value=${request.decision_id} view="decision" /> ${request.decision_state && html`<${State} word=${request.decision_state} />`}`],
@@ -84,7 +84,8 @@ function Answer({ request, done }) {
   const key = useRef(newKey());
   const [reason, setReason] = useState("");
   const [state, setState] = useState({ busy: false, error: null });
-  useEffect(() => { if (!lacking("approve")) field.current?.focus(); }, []);
+  // On a narrow screen the field is below what must be read first, and a keyboard would cover that.
+  useEffect(() => { if (matchMedia("(min-width: 721px)").matches) field.current?.focus({ preventScroll: true }); }, []);
   const answer = async (gives) => {
     if (state.busy) return;
     setState({ busy: true, error: null });
@@ -103,7 +104,8 @@ function Answer({ request, done }) {
       <input ref=${field} name="reason" maxlength="1000" autocomplete="off" value=${reason} disabled=${lacking("approve") !== ""}
         onInput=${(event) => setReason(event.currentTarget.value)} /></label>
     <p class="acts"><${Act} scope="approve" kind="primary" off=${off} onClick=${() => answer(true)}>Approve<//>
-      <${Act} scope="approve" kind="danger" off=${off} onClick=${() => answer(false)}>Deny<//></p>
+      <${Act} scope="approve" kind="danger" off=${off} onClick=${() => answer(false)}>Deny<//>
+      ${!reason.trim() && !lacking("approve") && html`<span class="muted">Say why first.</span>`}</p>
     <${Lacking} scope="approve" what="answer" />
     <${Trouble} error=${state.error} /></form>`;
 }
@@ -122,7 +124,7 @@ function Shown({ text }) {
     else if (fact) last("facts").lines.push([fact[1], fact[2]]);
     else parts.push({ kind: "title", lines: [line] });
   }
-  return html`<section class="shown" aria-label="What is asked">${parts.map(({ kind, lines }, place) => ({
+  return html`<section class="asked-for" aria-label="What is asked">${parts.map(({ kind, lines }, place) => ({
     title: () => html`<h4 key=${place}><${Text}>${lines[0]}<//></h4>`,
     facts: () => html`<${Facts} key=${place} rows=${lines} />`,
     prose: () => html`<blockquote key=${place}><${Text}>${lines.join(" ")}<//></blockquote>`,

@@ -3,7 +3,7 @@ import {
   Empty, Export, Filters, Id, Instant, Json, More, Split, Stale, Table, Text, Trouble, count, html, link, session, usePages,
   useSession, visible,
 } from "#kit";
-import { Facts, lacking } from "#views/operating";
+import { Clock, Facts, Name, lacking } from "#views/operating";
 
 export const title = "Audit";
 
@@ -23,12 +23,12 @@ function Audit({ query }) {
   const pages = usePages("audit", params, { seconds: 10, keyOf: (one) => one.id });
   const here = (more) => link("audit", { ...params, ...more });
   const columns = [
-    { title: "When", width: 190, cell: (one) => html`<${Instant} at=${one.at} absolute=${true} />` },
-    { title: "Token", width: 140, cell: (one) => html`<${Text}>${one.token}<//>` },
-    { title: "What", cell: (one) => html`<code><${Text}>${one.route}<//></code>` },
-    { title: "On", width: 180, wide: true, cell: (one) => html`<span class="clamp"><${Text}>${subject(one)}<//></span>` },
-    { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
-    { title: "From", width: 130, wide: true, cell: (one) => html`<${Text}>${one.address}<//>` },
+    { title: "When", width: 160, cell: (one) => html`<${Clock} at=${one.at} />` },
+    { title: "Token", width: 140, cell: (one) => html`<${Name}>${one.token}<//>` },
+    { title: "What", cell: (one) => html`<code class="route">${visible(one.route)}</code>` },
+    { title: "On", width: 180, wide: true, cell: (one) => html`<${Name}>${subject(one)}<//>` },
+    { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
+    { title: "From", width: 130, wide: true, cell: (one) => html`<${Name}>${one.address}<//>` },
   ];
   const row = pages.items.find((one) => String(one.id) === query.id);
   const list = html`
@@ -52,29 +52,29 @@ function subject({ before, after }) {
   return name ? String(state[name]) : "";
 }
 
-const said = (value) => (value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value));
+const said = (value) => (value === undefined || value === null ? "" : typeof value === "string" ? value : JSON.stringify(value));
 
 function Change({ row }) {
   const before = row.before ?? {}, after = row.after ?? {};
   const names = [...new Set([...Object.keys(before), ...Object.keys(after)])];
   const changed = names.filter((name) => said(before[name]) !== said(after[name]));
-  return html`<div class="change">
+  return html`<div class="change-pane">
     <p class="cause"><${Text}>${row.reason}<//></p>
     <${Facts} rows=${[
       ["Route", html`<code>${visible(row.route)}</code>`],
       ["By", html`<a href=${link("audit", { token: row.token })}><${Text}>${row.token}<//></a>`],
-      ["When", html`<${Instant} at=${row.at} absolute=${true} /> (<${Instant} at=${row.at} />)`],
+      ["When", html`<${Clock} at=${row.at} /> (<${Instant} at=${row.at} />)`],
       ["Address", row.address],
       ["Client", row.agent],
       ["Answer", count(row.status)],
       ["Idempotency key", html`<${Id} value=${row.idempotency_key} />`],
     ]} />
-    <h4>What changed</h4>
+    <h3 class="part">What changed</h3>
     ${changed.length > 0
       ? html`<table class="counts diff"><thead><tr><th scope="col">field</th><th scope="col">before</th><th scope="col">after</th></tr></thead>
           <tbody>${changed.map((name) => html`<tr key=${name}><th scope="row"><${Text}>${name}<//></th>
             <td><${Text}>${said(before[name])}<//></td><td><${Text}>${said(after[name])}<//></td></tr>`)}</tbody></table>`
       : html`<p class="muted">No field that is on record.</p>`}
-    <h4>Before</h4><${Json} value=${row.before} label="Before" />
-    <h4>After</h4><${Json} value=${row.after} label="After" /></div>`;
+    ${row.before && html`<h3 class="part">Before</h3><${Json} value=${row.before} label="Before" />`}
+    ${row.after && html`<h3 class="part">After</h3><${Json} value=${row.after} label="After" />`}</div>`;
 }

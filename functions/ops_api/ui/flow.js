@@ -135,7 +135,7 @@ const breakerRow = (one) => html`<li key=${one.name}><strong><${Text}>${one.name
 const switchRow = (one) => html`<li key=${one.scope}><strong><${Text}>${one.scope}<//></strong>
   <span class="muted">by <${Text}>${one.by}<//>, <${Instant} at=${one.since} /></span>${clamped(one.reason)}</li>`;
 const operationRow = (one) => html`<li key=${one.operation_id} class="operation">
-  <a href=${link("operations", { operation_id: one.operation_id })}>${visible(one.kind)}</a>
+  <a href=${link("operations", { id: one.operation_id })}>${visible(one.kind)}</a>
   <${State} word=${one.is_stalled ? "stalled" : one.state} />
   <${Bar} done=${one.done} total=${one.total} label=${`${one.kind}: done`} /></li>`;
 

@@ -39,14 +39,10 @@ export const newerRelease = store(false);
 const who = kept(() => sessionStorage, "acp.who");
 
 export const session = {
-  get token() { return token.get(); },
-  get name() { return whoami().name; },
-  get scopes() { return whoami().scopes; },
-  get expires_at() { return whoami().expires_at; },
+  get token() { return token.get(); }, get name() { return whoami().name; },
+  get scopes() { return whoami().scopes; }, get expires_at() { return whoami().expires_at; },
 };
-function whoami() {
-  return JSON.parse(who.get() ?? "null") ?? { name: "", scopes: [], expires_at: null };
-}
+const whoami = () => JSON.parse(who.get() ?? "null") ?? { name: "", scopes: [], expires_at: null };
 export const may = (scope) => session.scopes.includes(scope);
 export function useSession() { useStore(who); return session; }
 export function signIn(text) { who.set(null); farewell.set(""); token.set(text); }
@@ -56,7 +52,11 @@ let asking = false;
 export async function loadSession() {
   if (who.get() !== null || asking || !session.token) return;
   asking = true;
-  try { who.set(JSON.stringify(await api("GET", "whoami"))); } catch { /* the next answer tries again */ }
+  const asked = session.token;
+  try {
+    const found = JSON.stringify(await api("GET", "whoami"));
+    if (session.token === asked) who.set(found); // one may have signed out meanwhile
+  } catch { /* the next answer tries again */ }
   asking = false;
 }
 
@@ -84,7 +84,8 @@ export async function api(method, path, { params, body, key = newKey(), signal }
   }
 }
 async function ask(method, path, params, body, key, signal) {
-  const headers = { Accept: "application/json", Authorization: `Bearer ${session.token}` };
+  const asked = session.token;
+  const headers = { Accept: "application/json", Authorization: `Bearer ${asked}` };
   if (method !== "GET") headers["Idempotency-Key"] = key;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   const sent = { method, headers, signal, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit" };
@@ -105,7 +106,7 @@ async function ask(method, path, params, body, key, signal) {
     if (path !== "whoami") loadSession();
     return said;
   }
-  if (answer.status === 401) signOut(said?.detail ?? "The token is not valid any more.");
+  if (answer.status === 401 && session.token === asked) signOut(said?.detail ?? "The token is not valid any more.");
   const ours = said && typeof said.detail === "string";
   if (!ours && [403, 404, 405].includes(answer.status)) {
     throw new Problem({ status: answer.status, title: "No such route",
@@ -303,7 +304,6 @@ export function Json({ value, label = "JSON" }) {
 }
 
 /* Lists. */
-
 /** A dense table. With `href`, a row's first cell is a link over the row; j and k move between them. */
 export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current }) {
   const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ") || undefined;
@@ -387,7 +387,7 @@ export const Bar = ({ done, total, label = "Progress" }) => html`<span class="ba
   <span class="number">${count(done)}${total === null || total === undefined ? "" : ` of ${count(total)}`}</span></span>`;
 
 /** Asks before a change: Enter confirms, Escape closes. `onConfirm({reason, key})` returns a promise. */
-export function Confirm({ open, title, children, verb, danger = false, reason = false, onConfirm, onClose }) {
+export function Confirm({ open, title, children, verb, danger = false, reason = false, keep = "Cancel", onConfirm, onClose }) {
   const dialog = useRef();
   const [state, setState] = useState({ busy: false, error: null, key: "" });
   useEffect(() => {
@@ -410,7 +410,7 @@ export function Confirm({ open, title, children, verb, danger = false, reason = 
     ${reason && html`<label class="field"><span>Why? It is kept on record.</span>
       <input name="reason" required maxlength="1000" autocomplete="off" autofocus /></label>`}
     <${Trouble} error=${state.error} />
-    <footer><button type="button" onClick=${onClose}>Cancel</button>
+    <footer><button type="button" onClick=${onClose}>${keep}</button>
       <button class=${danger ? "danger" : "primary"} disabled=${state.busy} autofocus=${!reason}>${state.busy ? "…" : verb}</button></footer>
   </form></dialog>`;
 }

@@ -3,7 +3,7 @@ import {
   Empty, Export, Filters, Id, Instant, Json, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, usePages,
   usePoll, useQuery, useState, visible,
 } from "#kit";
-import { Act, Asked, Facts, Lacking, Operation, PlanDialog, counted } from "#views/operating";
+import { Act, Asked, Clock, Facts, Lacking, Name, Operation, PlanDialog, counted } from "#views/operating";
 
 export const title = "Dead letters";
 
@@ -56,18 +56,17 @@ export function View({ query }) {
   const columns = [
     { title: "Letter", width: 70, cell: (one) => `#${one.id}` },
     { title: html`<input type="checkbox" aria-label="Tick all open letters that are shown" checked=${isAll} onChange=${() => all(!isAll)} />`,
-      width: 40, cell: (one) => !one.resolution && html`<input type="checkbox" class="tick" aria-label=${`Tick letter ${one.id}`}
+      width: 40, cell: (one) => !one.resolution && html`<input type="checkbox" class="tickbox" aria-label=${`Tick letter ${one.id}`}
         checked=${ticked.has(one.id)} onChange=${() => toggle(one.id)} />` },
-    { title: "Given up", width: 100, cell: (one) => html`<${Instant} at=${one.dead_lettered_at} />` },
-    { title: "For", width: 140, cell: (one) => html`<${Text}>${one.subscription ?? one.queue ?? "–"}<//>` },
-    { title: "By", width: 110, wide: true, cell: (one) => KINDS[one.kind] ?? one.kind },
-    { title: "Reason", cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
+    { title: "Given up", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.dead_lettered_at} />` },
+    { title: "For", width: 140, cell: (one) => html`<${Name}>${one.subscription ?? one.queue}<//>` },
+    { title: "By", width: 110, wide: true, cell: (one) => html`<${Name}>${KINDS[one.kind] ?? one.kind}<//>` },
+    { title: "Reason", cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
     { title: "Event", width: 130, wide: true, cell: (one) => html`<${Id} value=${one.event_id} view="event" />` },
     { title: "State", width: 110, wide: true, cell: (one) => html`<${State} word=${one.resolution ?? "dead"} tone=${one.resolution ? "idle" : "bad"} />` },
   ];
   const everything = isFiltered ? "Redrive all that match …" : "Redrive all …";
-  const list = html`
-    <${Filters} fields=${[
+  const filters = html`<${Filters} fields=${[
       { name: "subscription", label: "Subscription" },
       { name: "reason", label: "Reason has" },
       { name: "kind", label: "Given up by", kind: "select", options: Object.entries(KINDS).map(([value, label]) => ({ value, label })) },
@@ -75,8 +74,10 @@ export function View({ query }) {
       { name: "until", label: "Until", kind: "instant" },
       { name: "event_id", label: "Event", kind: "id" },
       { name: "trace_id", label: "Trace", kind: "id" },
-      { name: "resolved", label: "Show", kind: "select", options: [{ value: "true", label: "settled ones, too" }] },
-    ]} />
+    ]} />`;
+  const isNarrow = matchMedia("(max-width: 720px)").matches;
+  const list = html`
+    ${isNarrow ? html`<details class="fold" open=${isFiltered}><summary>Filters</summary>${filters}</details>` : filters}
     <div class="acts">
       ${ticked.size > 0
         ? html`<${Act} scope="operate" kind="primary" onClick=${() => redrive(wanted(chosen, ticked), `Redrive ${counted(ticked.size, "ticked letter")}`)}>
@@ -85,7 +86,9 @@ export function View({ query }) {
             onClick=${() => redrive(wanted(chosen, ticked), isFiltered ? "Redrive all that match" : "Redrive all dead letters")}>${everything}<//>`}
       <${Act} scope="operate" kind="danger" off=${ticked.size ? "" : "no letter is ticked"} onClick=${() => discard([...ticked])}>Discard ticked …<//>
       <span class="told" role="status">${told}</span>
-      <span class="push"><${Stale} poll=${pages} /> <${Export} path="dead-letters" params=${params} name="dead-letters" /></span></div>
+      <span class="push"><${Stale} poll=${pages} />
+        <a class="button" href=${here({ resolved: query.resolved ? undefined : "true" })}>${query.resolved ? "Open ones alone" : "Settled ones, too"}</a>
+        <${Export} path="dead-letters" params=${params} name="dead-letters" /></span></div>
     <${Lacking} scope="operate" what="redrive or discard" />
     <${Trouble} error=${pages.items.length ? null : pages.error} retry=${pages.reload} />
     ${pages.items.length > 0
@@ -109,9 +112,8 @@ function Letter({ id, redrive, discard }) {
   if (!letter) return poll.error ? html`<${Trouble} error=${poll.error} retry=${poll.reload} />` : html`<p class="muted">Reading …</p>`;
   const isOpen = !letter.resolution;
   const off = letter.is_redrivable ? "" : "the outbox does not hold its message: it can only be discarded";
-  return html`<div class="letter">
-    <h3><${State} word=${letter.resolution ?? "dead"} tone=${isOpen ? "bad" : "idle"} /></h3>
-    <p class="cause"><${Text}>${letter.reason}<//></p>
+  return html`<div class="letter-pane">
+    <p class="cause"><${State} word=${letter.resolution ?? "dead"} tone=${isOpen ? "bad" : "idle"} /> <${Text}>${letter.reason}<//></p>
     ${isOpen && html`<p class="acts"><${Act} scope="operate" kind="primary" off=${off}
         onClick=${() => redrive({ ids: [letter.id] }, `Redrive letter ${letter.id}`)}>Redrive it …<//>
       <${Act} scope="operate" kind="danger" onClick=${() => discard([letter.id])}>Discard it …<//></p>
@@ -119,7 +121,7 @@ function Letter({ id, redrive, discard }) {
       <${Lacking} scope="operate" what="redrive or discard it" />`}
     <${Facts} rows=${[
       ["Given up by", KINDS[letter.kind] ?? letter.kind],
-      ["Given up", html`<${Instant} at=${letter.dead_lettered_at} absolute=${true} /> (<${Instant} at=${letter.dead_lettered_at} />)`],
+      ["Given up", html`<${Clock} at=${letter.dead_lettered_at} /> (<${Instant} at=${letter.dead_lettered_at} />)`],
       ["Attempts", count(letter.delivery_attempts)],
       ["For", letter.subscription],
       ["Topic", letter.topic],
@@ -132,11 +134,11 @@ function Letter({ id, redrive, discard }) {
       ["Because", letter.resolved_because],
       ["Redriven by", letter.redriven_by && html`<${Id} value=${letter.redriven_by} view="operations" />`],
     ]} />
-    ${letter.failures?.length > 0 && html`<h4>Failures</h4><ol class="failures">${letter.failures.map((one) => html`<li key=${one.failed_at}>
+    ${letter.failures?.length > 0 && html`<h3 class="part">Failures</h3><ol class="failures">${letter.failures.map((one) => html`<li key=${one.failed_at}>
       <span class="muted">attempt ${count(one.attempt)}, <${Instant} at=${one.failed_at} /></span> <${Text}>${one.error}<//></li>`)}</ol>`}
-    ${letter.body !== null && letter.body !== undefined && html`<h4>What it held</h4><${Json} value=${parsed(letter.body)} label="What it held" />`}
-    ${letter.body_base64 && html`<h4>What it held, in base64</h4><${Json} value=${letter.body_base64} label="What it held" />`}
-    ${letter.attributes && html`<h4>Attributes</h4><${Json} value=${letter.attributes} label="Attributes" />`}</div>`;
+    ${letter.body !== null && letter.body !== undefined && html`<h3 class="part">What it held</h3><${Json} value=${parsed(letter.body)} label="What it held" />`}
+    ${letter.body_base64 && html`<h3 class="part">What it held, in base64</h3><${Json} value=${letter.body_base64} label="What it held" />`}
+    ${letter.attributes && html`<h3 class="part">Attributes</h3><${Json} value=${letter.attributes} label="Attributes" />`}</div>`;
 }
 
 /** Returns JSON's value; a text that is none, or whose numbers JavaScript would round, as it is. */

@@ -1,7 +1,7 @@
 /** What the views share that change something: buttons that say what a token lacks, plans, an operation's progress. */
 import {
-  Bar, Confirm, Duration, Id, Instant, Json, State, Text, Trouble, api, count, html, link, may, newKey, session, useEffect, usePoll,
-  useRef, useSession, useState, visible,
+  Bar, Confirm, Duration, Id, Instant, Json, State, Text, Trouble, api, count, exact, html, link, may, newKey, session, useEffect,
+  usePoll, useRef, useSession, useState, useStore, utc, visible,
 } from "#kit";
 
 /** The kinds that delete for good: they ask for the scope admin. */
@@ -39,26 +39,36 @@ export function Lacking({ scope, what }) {
   return why && html`<p class="lacking" role="note">You can look, but not ${what}: ${why}.</p>`;
 }
 
+/** A name in a list: in one line, whole on hover. */
+export const Name = ({ children }) => html`<span class="oneline" title=${children ? visible(children) : undefined}><${Text}>${children ?? "–"}<//></span>`;
+
+/** A time to the second, as the clock shows it. */
+export function Clock({ at }) {
+  const inUtc = useStore(utc) === "1";
+  return html`<time class="number" datetime=${at} title=${`${exact(at, false)} local, ${exact(at, true)}`}>${
+    exact(at, inUtc).replace(/\.\d{3}/, "")}</time>`;
+}
+
 /** Names, and what they have; one that has nothing is left out. */
-export const Facts = ({ rows }) => html`<dl class="facts">${rows
+export const Facts = ({ rows }) => html`<dl class="pairs">${rows
   .filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
   .map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${
     typeof value === "string" ? html`<${Text}>${value}<//>` : value}</dd></div>`)}</dl>`;
 
-/** Asks for a reason, and does what was asked: `what` is {title, text, verb, danger, run({reason, key})}, or null. */
+/** Asks for a reason, and does what was asked: `what` is {title, text, verb, danger, keep, run({reason, key})}, or null. */
 export const Asked = ({ what, onClose }) => html`<${Confirm} open=${what !== null} title=${what?.title} verb=${what?.verb}
-  danger=${what?.danger} reason=${true} onConfirm=${what?.run} onClose=${onClose}>${what?.text}<//>`;
+  danger=${what?.danger} keep=${what?.keep} reason=${true} onConfirm=${what?.run} onClose=${onClose}>${what?.text}<//>`;
 
 const plannedOf = (value) => {
   if (typeof value === "number") return count(value);
   if (value && typeof value === "object" && "rows" in value) {
-    return html`${count(value.rows)} before <${Instant} at=${value.before} absolute=${true} />`;
+    return html`${count(value.rows)} before <${Clock} at=${value.before} />`;
   }
   return visible(typeof value === "string" ? value : JSON.stringify(value));
 };
 
 function Sample({ kind, value }) {
-  if (kind === "redrive") return html`<a href=${link("letters", { id: value })}>${visible(value)}</a>`;
+  if (kind === "redrive") return html`<a href=${link("letters", { id: value })}>#${visible(value)}</a>`;
   const id = typeof value === "string" ? value : value?.event_id;
   if (kind === "replay" && id) return html`<${Id} value=${id} view="event" />`;
   return html`<code><${Text}>${typeof value === "string" ? value : JSON.stringify(value)}<//></code>`;
@@ -75,7 +85,7 @@ export function Plan({ operation }) {
   const { plan, kind, total } = operation;
   const [one, many] = ITEMS[kind] ?? OTHER;
   const sample = Array.isArray(plan.sample) ? plan.sample : [];
-  return html`<div class="plan">
+  return html`<div class="plan-told">
     <p class="total"><strong>${counted(total, one, many)}</strong>${plan.estimated_seconds > 0 && html`<span class="muted">
       ${" "}about <${Duration} seconds=${plan.estimated_seconds} /></span>`}</p>
     <${Counts} title="By subscription" of=${plan.letters} />
@@ -133,14 +143,15 @@ export function PlanDialog({ title, request, verb, onClose, onStarted }) {
     try {
       await api("POST", `operations/${operation.operation_id}/start`, { body, key: key.current });
       started.current = true;
+      dialog.current.close();
       onStarted(operation.operation_id);
     } catch (error) {
       if (error.status !== 0) key.current = newKey();
       setState({ busy: false, error });
     }
   };
-  const cancel = (event) => { event.preventDefault(); onClose(); };
-  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${cancel}><form onSubmit=${start}>
+  const leave = (event) => { event.preventDefault(); dialog.current.close(); onClose(); }; // closed, it gives the focus back
+  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${leave}><form onSubmit=${start}>
     <h2>${title}</h2>
     <div class="planned" role="status">
       ${(!operation || operation.state === "planning") && !state.error && html`<p class="muted">Counting …</p>`}
@@ -152,7 +163,7 @@ export function PlanDialog({ title, request, verb, onClose, onStarted }) {
     <label class="field"><span>At most so many a second</span>
       <input name="rate" type="number" min="0.01" max="100000" step="any" placeholder="as fast as it goes" /></label>
     <${Trouble} error=${state.error} />
-    <footer><button type="button" onClick=${onClose}>Cancel</button>
+    <footer><button type="button" onClick=${leave}>Cancel</button>
       <button class="primary" disabled=${!canStart || state.busy}>${verb} ${canStart ? count(operation.total) : ""}</button></footer>
   </form></dialog>`;
 }
@@ -163,15 +174,16 @@ export function Progress({ operation }) {
   const [one, many, is] = ITEMS[kind] ?? OTHER;
   if (!operation.started_at) return null;
   const left = Math.max(total - done - skipped, 0);
-  return html`<section class="progress" aria-label="Progress">
-    <p><${Bar} done=${done + skipped} total=${total} label=${`${many} ${is}`} /> ${total === 1 ? one : many} ${is}${
+  return html`<section class="progress-told" aria-label="Progress">
+    <p><${Bar} done=${done + skipped} total=${total} label=${`${many} ${is}`} /> <span>${total === 1 ? one : many} ${is}${
       skipped > 0 && `, ${count(skipped)} of them skipped: gone or settled meanwhile`}${
-      state === "running" && rate && left > 0 && html`; <${Duration} seconds=${left / rate} /> left`}</p>
-    ${deliveries && html`<p role="status">${deliveries.delivered === null ? "More than 100,000 messages wait for a relay."
-      : html`<${Bar} done=${deliveries.delivered} total=${done} label="messages delivered" /> ${done === 1 ? "message" : "messages"} delivered${
+      state === "running" && rate && left > 0 && html`; <${Duration} seconds=${left / rate} /> left`}</span></p>
+    ${deliveries && html`<p role="status" class=${deliveries.delivered === done && done > 0 ? "all" : undefined}>${
+      deliveries.delivered === null ? "More than 100,000 messages wait for a relay."
+      : html`<${Bar} done=${deliveries.delivered} total=${done} label="messages delivered" /> <span>${done === 1 ? "message" : "messages"} delivered${
         deliveries.waiting > 0 ? `, ${count(deliveries.waiting)} ${deliveries.waiting === 1 ? "waits" : "wait"} for a relay` : ""}${
         deliveries.dead_lettered > 0 && html`, <a href=${link("letters", { subscription: operation.subscription })}>
-          ${count(deliveries.dead_lettered)} given up on again</a>`}`}</p>`}</section>`;
+          ${count(deliveries.dead_lettered)} given up on again</a>`}</span>`}</p>`}</section>`;
 }
 
 /** What can be done with an operation as it is: its label, the button's kind, and what is asked. */
@@ -193,7 +205,8 @@ function commandsOf(operation, send) {
       text: html`<label class="field"><span>Items a second</span><input name="rate" type="number" min="0.01" max="100000"
         step="any" required autofocus defaultValue=${operation.rate ?? ""} data-rate /></label>`,
       run: send("rate", () => ({ rate: Number(document.querySelector("dialog[open] [data-rate]").value) }), "PUT") }],
-    (!isOver || state === "failed") && ["Cancel …", "danger", { title: `Cancel this ${kind}?`, verb: "Cancel it", danger: true,
+    (!isOver || state === "failed") && ["Cancel …", "danger", { title: `Cancel this ${kind}?`, verb: "Cancel it", keep: "Let it go on",
+      danger: true,
       text: html`<p>What is done stays done; what is promised and not under way is taken back.</p>`, run: send("cancel") }],
   ].filter(Boolean);
 }
@@ -205,8 +218,8 @@ export function Operation({ id }) {
   const [asked, ask] = useState(null);
   const [told, tell] = useState("");
   const operation = poll.data;
-  const moves = !operation || ["planning", "running"].includes(operation.state) || operation.deliveries?.waiting > 0;
-  useEffect(() => setSeconds(moves ? 1 : 10), [moves]);
+  const pause = !operation || ["planning", "running"].includes(operation.state) ? 1 : operation.deliveries?.waiting > 0 ? 2 : 10;
+  useEffect(() => setSeconds(pause), [pause]);
   if (!operation) return poll.error ? html`<${Trouble} error=${poll.error} retry=${poll.reload} />` : html`<p class="muted">Reading …</p>`;
   const { state, kind, deliveries, progress, subscription } = operation;
   const scope = scopeOf(operation);
@@ -222,8 +235,8 @@ export function Operation({ id }) {
   };
   const commands = commandsOf(operation, send);
   const cursor = progress?.cursor ?? {};
-  return html`<div class="operation">
-    <h3>${kind}${subscription && html` of <${Text}>${subscription}<//>`} <${State} word=${state} /></h3>
+  return html`<div class="operation-pane">
+    <h3><span>${kind}${subscription && html` of <${Text}>${subscription}<//>`}</span><${State} word=${state} /></h3>
     ${operation.is_stalled && html`<p class="warning">It should be at work, and has made no step for five minutes.</p>`}
     ${operation.error && html`<p class="warning">${state === "failed" ? "It was given up: " : `${counted(operation.failures, "attempt")} failed: `}
       <${Text}>${operation.error}<//></p>`}

@@ -3,7 +3,7 @@ import {
   Bar, Empty, Export, Filters, Instant, More, Split, Stale, State, Table, Tabs, Text, Trouble, api, html, link, newKey, usePages,
   usePoll, useQuery, useRef, useState, utc,
 } from "#kit";
-import { FOR_ADMINS, Lacking, Operation, lacking } from "#views/operating";
+import { FOR_ADMINS, Lacking, Name, Operation, lacking } from "#views/operating";
 
 export const title = "Operations";
 
@@ -23,13 +23,13 @@ export function View({ query }) {
   const pages = usePages("operations", params, { seconds: 3, keyOf: (one) => one.operation_id });
   const here = (more) => link("operations", { ...params, ...more });
   const columns = [
-    { title: "Kind", width: 90, cell: (one) => one.kind },
-    { title: "For", width: 150, cell: (one) => html`<${Text}>${one.subscription || "–"}<//>` },
+    { title: "Kind", width: 90, cell: (one) => html`<span class="oneline">${one.kind}</span>` },
+    { title: "For", width: 150, cell: (one) => html`<${Name}>${one.subscription || "–"}<//>` },
     { title: "State", width: 130, cell: (one) => html`<${State} word=${one.is_stalled ? "stalled" : one.state} />` },
     { title: "Done", width: 210, wide: true, cell: (one) => one.total > 0 && html`<${Bar} done=${one.done + one.skipped} total=${one.total} />` },
     { title: "Asked for", width: 100, cell: (one) => html`<${Instant} at=${one.requested_at} />` },
-    { title: "By", width: 120, wide: true, cell: (one) => html`<${Text}>${one.started_by ?? one.requested_by}<//>` },
-    { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
+    { title: "By", width: 120, wide: true, cell: (one) => html`<${Name}>${one.started_by ?? one.requested_by}<//>` },
+    { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
   ];
   const isFiltered = Object.values(params).some(Boolean);
   const list = html`
@@ -64,7 +64,7 @@ const FIELDS = {
     ["interval", "Interval, such as 1m", "text"], ["source", "Source", "text"],
     ["publish", "Store only, and send nothing to subscriptions", "not"]],
   rebuild: [["subscription", "Consumer", "subscription", true]],
-  retention: EXPIRING.map((what) => [what, `${what.replaceAll("_", " ")}: days`, "days"]),
+  retention: EXPIRING.map((what) => [what, `${what.replaceAll("_", " ")} older than, in days`, "days"]),
   erasure: [["entity_id", "Entity", "text"], ["source", "Of this source alone", "text"], ["event_id", "Or one event's observation", "id"],
     ["take_in_again", "Take it in again when a source tells it again", "flag"]],
 };
@@ -91,7 +91,7 @@ function Field({ name, label, how, required, known }) {
   if (how === "flag" || how === "not") return html`<label class="check"><input type="checkbox" name=${field.name} value="yes" /> ${label}</label>`;
   const input = Array.isArray(how) ? html`<select ...${field}><option value="">any</option>${how.map((one) => html`<option>${one}</option>`)}</select>`
     : how === "instant" ? html`<input type="datetime-local" step="1" ...${field} />`
-    : how === "days" ? html`<input type="number" min="30" max="36500" ...${field} placeholder="as it is" />`
+    : how === "days" ? html`<input type="number" min="30" max="36500" ...${field} placeholder="none of them" />`
     : known[how] ? html`<input list=${`known-${how}`} maxlength="200" spellcheck=${false} ...${field} />`
     : html`<input class=${how} maxlength=${how === "list" ? 4000 : 256} spellcheck=${false} ...${field} />`;
   return html`<label class="field"><span>${label}${how === "instant" && (utc.get() === "1" ? " (UTC)" : " (local time)")}</span>${input}</label>`;
@@ -125,16 +125,16 @@ function Planning({ kind, here, reload }) {
       tabs=${Object.keys(WHAT).map((name) => ({ name, title: name }))} />
     <p>${WHAT[kind]} Planning counts, and does nothing; what is planned is started by its plan.</p>
     ${kind === "backfill" && html`<p class="muted">A file is sent in pieces by <code>acp backfill file</code>.</p>`}
-    <form key=${kind} class="grid" onSubmit=${plan}>
+    <form key=${kind} class="form-grid" onSubmit=${plan}>
       ${Object.entries(known).map(([name, values]) => html`<datalist key=${name} id=${`known-${name}`}>${values.map((one) =>
         html`<option value=${one} />`)}</datalist>`)}
       ${FIELDS[kind].map(([name, label, how, required]) => html`<${Field} key=${name} name=${name} label=${label} how=${how}
         required=${required} known=${known} />`)}
       ${!FOR_ADMINS.has(kind) && kind !== "rebuild" && html`<label class="field"><span>At most so many a second</span>
         <input name="rate" type="number" min="0.01" max="100000" step="any" placeholder="the kind's own" /></label>`}
-      <label class="field whole"><span>Why? It is kept on record.</span>
+      <label class="field full"><span>Why? It is kept on record.</span>
         <input name="reason" required pattern=".*\\S.*" maxlength="1000" autocomplete="off" /></label>
-      <div class="whole"><${Trouble} error=${state.error} />
+      <div class="full"><${Trouble} error=${state.error} />
         <p class="acts"><button class="primary" aria-disabled=${lacking(scope) ? "true" : undefined} title=${lacking(scope) || undefined}
           disabled=${state.busy}>Plan it</button></p>
         <${Lacking} scope=${scope} what="plan it" /></div></form></div>`;

@@ -1,9 +1,9 @@
 /** Switches, what may pass to subscriptions and sources, and tokens. */
 import {
-  Confirm, Duration, Empty, Instant, More, Stale, State, Table, Term, Text, Trouble, api, html, link, session, usePages,
+  Confirm, Duration, Empty, Instant, More, Stale, State, Table, Text, Trouble, api, html, link, session, useEffect, usePages,
   useRef, usePoll, useSession, useState, utc, visible,
 } from "#kit";
-import { Act, Asked, Lacking, lacking } from "#views/operating";
+import { Act, Asked, Lacking, Name, lacking } from "#views/operating";
 
 export const title = "Switches";
 
@@ -44,15 +44,15 @@ function Switches({ ask }) {
     text: html`<p>${isOff ? "What it held back may be released again, as far as policy and time allow." : STOPS[kindOf(scope)]}</p>` });
   const columns = [
     { title: "State", width: 90, cell: (one) => html`<${State} word=${one.is_off ? "off" : "on"} />` },
-    { title: "Scope", width: 230, cell: (one) => html`<${Term}><${Text}>${one.scope}<//><//>` },
+    { title: "Scope", width: 230, cell: (one) => html`<code><${Name}>${one.scope}<//></code>` },
     { title: "It stops", width: 360, wide: true, cell: (one) => STOPS[kindOf(one.scope)] },
     { title: "Since", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.set_at} />` },
-    { title: "By", width: 130, wide: true, cell: (one) => html`<${Text}>${one.set_by}<//>` },
-    { title: "Why", wide: true, cell: (one) => html`<span class="clamp"><${Text}>${one.reason}<//></span>` },
-    { title: "", width: 120, cell: (one) => html`<${Act} scope="operate" kind=${one.is_off ? "primary small" : "small"}
+    { title: "By", width: 130, wide: true, cell: (one) => html`<${Name}>${one.set_by}<//>` },
+    { title: "Why", wide: true, cell: (one) => html`<span class="cut"><${Text}>${one.reason}<//></span>` },
+    { title: html`<span class="hidden">To do</span>`, width: 120, cell: (one) => html`<${Act} scope="operate" kind=${one.is_off ? "primary small" : "small"}
         aria-label=${`Switch ${visible(one.scope)} ${one.is_off ? "on" : "off"}`} onClick=${() => change(one)}>Switch ${one.is_off ? "on" : "off"} …<//>` },
   ];
-  return html`<section aria-labelledby="switches"><header class="section"><h2 id="switches">Switches</h2>
+  return html`<section aria-labelledby="switches"><header class="section-head"><h2 id="switches">Switches</h2>
       <${Act} scope="operate" kind="danger" onClick=${switchOff}>Switch off …<//><span class="push"><${Stale} poll=${pages} /></span></header>
     <${Lacking} scope="operate" what="switch, hold or resume" />
     <${Trouble} error=${pages.items.length ? null : pages.error} retry=${pages.reload} />
@@ -116,18 +116,19 @@ function Passing({ ask }) {
     run: (given) => send({ kind: "source", name: name.current }, "hold", { is_new: true })(given) });
   const columns = [
     { title: "State", width: 130, cell: (one) => html`<${State} word=${one.held_by ? "held" : one.state} />` },
-    { title: "Name", width: 190, cell: (one) => html`<${Term}><${Text}>${one.name}<//><//>` },
-    { title: "Is", width: 190, wide: true, cell: (one) => one.kind === "source" ? "a source, or gone" : html`subscription to <${Text}>${one.topic}<//>` },
+    { title: "Name", width: 190, cell: (one) => html`<code><${Name}>${one.name}<//></code>` },
+    { title: "Is", width: 210, wide: true, cell: (one) => one.kind === "source" ? "a source, or gone" : html`<${Name}>${`subscription to ${one.topic}`}<//>` },
     { title: "Since", width: 100, wide: true, cell: (one) => one.opened_at && html`<${Instant} at=${one.opened_at} />` },
-    { title: "Because", wide: true, cell: (one) => html`<span class="clamp"><${Because} row=${one} /></span>` },
-    { title: "", width: 250, cell: (one) => html`<span class="acts tight">
+    { title: "Because", wide: true, cell: (one) => html`<span class="cut"><${Because} row=${one} /></span>` },
+    { title: html`<span class="hidden">To do</span>`, width: 250, cell: (one) => html`<span class="acts tight">
       ${one.state !== "closed" && html`<${Act} scope="operate" kind="primary small" aria-label=${`Resume ${one.name}`} onClick=${() => resume(one)}>Resume …<//>`}
-      <${Act} scope="operate" kind="small" aria-label=${`Hold ${one.name}`} onClick=${() => hold(one)}>${one.held_by ? "Take over …" : "Hold …"}<//>
+      ${one.held_by !== `token:${session.name}` && html`<${Act} scope="operate" kind="small" aria-label=${`Hold ${one.name}`}
+        onClick=${() => hold(one)}>${one.held_by ? "Take over …" : "Hold …"}<//>`}
       ${one.kind === "source" && html`<${Act} scope="operate" kind="small" aria-label=${`Forget ${one.name}`}
         off=${one.is_guarded && one.held_by ? "it is held and in use: resume it" : ""} onClick=${() => forget(one)}>Forget …<//>`}</span>` },
   ];
   const error = subscriptions.error ?? breakers.error;
-  return html`<section aria-labelledby="passing"><header class="section"><h2 id="passing">Subscriptions and sources</h2>
+  return html`<section aria-labelledby="passing"><header class="section-head"><h2 id="passing">Subscriptions and sources</h2>
       <${Act} scope="operate" onClick=${holdSource}>Hold a source …<//><span class="push"><${Stale} poll=${breakers} /></span></header>
     <${Trouble} error=${rows.length ? null : error} retry=${reload} />
     ${rows.length > 0 ? html`<${Table} label="Subscriptions and sources" columns=${columns} rows=${rows} keyOf=${(one) => `${one.kind} ${one.name}`} />`
@@ -150,42 +151,44 @@ const SCOPES = {
 
 function Tokens({ ask }) {
   useSession();
+  const [isMaking, setMaking] = useState(false);
   const why = lacking("admin");
-  return html`<section aria-labelledby="tokens"><header class="section"><h2 id="tokens">Tokens</h2></header>
-    ${why ? html`<${Empty}>Tokens are for admins: ${why}.<//>` : html`<${TokenList} ask=${ask} />`}</section>`;
+  return html`<section aria-labelledby="tokens"><header class="section-head"><h2 id="tokens">Tokens</h2>
+      <${Act} scope="admin" onClick=${() => setMaking(true)}>Make a token …<//></header>
+    ${why ? html`<${Empty}>Tokens are for admins: ${why}.<//>` : html`<${TokenList} ask=${ask} isMaking=${isMaking} setMaking=${setMaking} />`}</section>`;
 }
 
-function TokenList({ ask }) {
+function TokenList({ ask, isMaking, setMaking }) {
   const pages = usePages("tokens", undefined, { seconds: 15, keyOf: (one) => one.name });
   const [made, setMade] = useState(null);
-  const [isMaking, setMaking] = useState(false);
   const revoke = ({ name }) => ask({ title: `Revoke the token ${name}?`, verb: "Revoke", danger: true,
     text: html`<p>It is refused from now on, for good. Its name is not given again.</p>`,
     run: async ({ reason, key }) => { await api("DELETE", `tokens/${nameOf(name)}`, { params: { reason }, key }); pages.reload(); } });
   const stateOf = (one) => one.revoked_at ? "revoked" : one.expires_at && new Date(one.expires_at) < new Date() ? "expired" : "valid";
   const columns = [
     { title: "State", width: 110, cell: (one) => html`<${State} word=${stateOf(one)} tone=${stateOf(one) === "valid" ? "good" : "idle"} />` },
-    { title: "Name", width: 190, cell: (one) => html`<a href=${link("audit", { token: one.name })}><${Text}>${one.name}<//></a>` },
-    { title: "May", cell: (one) => one.scopes.join(", ") },
-    { title: "Made by", width: 130, wide: true, cell: (one) => html`<${Text}>${one.created_by}<//>` },
+    { title: "Name", width: 190, cell: (one) => html`<a href=${link("audit", { token: one.name })}><${Name}>${one.name}<//></a>` },
+    { title: "May", cell: (one) => html`<span class="words">${one.scopes.join(", ")}</span>` },
+    { title: "Made by", width: 130, wide: true, cell: (one) => html`<${Name}>${one.created_by}<//>` },
     { title: "Made", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.created_at} />` },
     { title: "Last used", width: 100, wide: true, cell: (one) => html`<${Instant} at=${one.last_used_at} />` },
     { title: "Ends", width: 110, wide: true, cell: (one) => one.revoked_at ? html`<${Instant} at=${one.revoked_at} />`
       : one.expires_at ? html`<${Instant} at=${one.expires_at} />` : "when revoked" },
-    { title: "", width: 110, cell: (one) => !one.revoked_at && html`<${Act} scope="admin" kind="danger small" aria-label=${`Revoke ${one.name}`}
+    { title: html`<span class="hidden">To do</span>`, width: 110, cell: (one) => !one.revoked_at && html`<${Act} scope="admin"
+        kind="danger small" aria-label=${`Revoke ${one.name}`}
         onClick=${() => revoke(one)}>Revoke …<//>` },
   ];
-  return html`<p class="acts"><${Act} scope="admin" onClick=${() => setMaking(true)}>Make a token …<//></p>
-    ${made && html`<${Made} made=${made} onClose=${() => setMade(null)} />`}
+  return html`${made && html`<${Made} made=${made} onClose=${() => setMade(null)} />`}
     <${Trouble} error=${pages.items.length ? null : pages.error} retry=${pages.reload} />
     ${pages.items.length > 0 ? html`<${Table} label="Tokens" columns=${columns} rows=${pages.items} keyOf=${(one) => one.name} />
         ${pages.more && html`<${More} pages=${pages} />`}`
       : !pages.busy && !pages.error && html`<${Empty}>There is the secret's token alone.<//>`}
-    ${isMaking && html`<${Making} onClose=${() => setMaking(false)} onMade=${(one) => { setMade(one); pages.reload(); }} />`}`;
+    <${Making} open=${isMaking} onClose=${() => setMaking(false)} onMade=${(one) => { setMade(one); pages.reload(); }} />`;
 }
 
-function Making({ onClose, onMade }) {
-  const given = useRef({ name: "", scopes: new Set(["read"]), expires: "" });
+function Making({ open, onClose, onMade }) {
+  const given = useRef();
+  useEffect(() => { given.current = { name: "", scopes: new Set(["read"]), expires: "" }; }, [open]);
   const toggle = (scope, on) => given.current.scopes[on ? "add" : "delete"](scope);
   const make = async ({ reason, key }) => {
     const { name, scopes, expires } = given.current;
@@ -193,15 +196,17 @@ function Making({ onClose, onMade }) {
     if (expires) body.expires_at = new Date(expires + (utc.get() === "1" ? "Z" : "")).toISOString();
     onMade(await api("POST", "tokens", { body, key }));
   };
-  return html`<${Confirm} open=${true} title="Make a token" verb="Make it" reason=${true} onConfirm=${make} onClose=${onClose}>
-    <label class="field"><span>Whose it is, such as kim</span><input required autofocus maxlength="63" pattern="[a-z][a-z0-9_.\\-]*" autocomplete="off" spellcheck=${false}
+  return html`<${Confirm} open=${open} title="Make a token" verb="Make it" reason=${true} onConfirm=${make} onClose=${onClose}>
+    <label class="field"><span>Whose it is, such as kim</span><input required autofocus maxlength="63"
+      pattern="[a-z][a-z0-9_.\\-]*" autocomplete="off" spellcheck=${false}
       onInput=${(event) => { given.current.name = event.target.value.trim(); }} /></label>
     <fieldset><legend>It may</legend>${Object.entries(SCOPES).map(([scope, what]) => {
       const why = lacking(scope);
       return html`<label key=${scope} class="check"><input type="checkbox" disabled=${why !== ""} defaultChecked=${scope === "read"}
         onChange=${(event) => toggle(scope, event.target.checked)} /> <span><strong>${scope}</strong>: ${what}${why && ` (${why})`}</span></label>`;
     })}</fieldset>
-    <label class="field"><span>Until${utc.get() === "1" ? " (UTC)" : " (local time)"}; empty: until it is revoked${session.expires_at ? ", and no longer than yours" : ""}</span>
+    <label class="field"><span>Until${utc.get() === "1" ? " (UTC)" : " (local time)"};
+      ${" "}empty: until it is revoked${session.expires_at ? ", and no longer than yours" : ""}</span>
       <input type="datetime-local" onInput=${(event) => { given.current.expires = event.target.value; }} /></label><//>`;
 }
 

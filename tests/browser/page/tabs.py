@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 WIDTHS = {"phone": (390, 844), "wide": (1280, 800)}
 THEMES = ("light", "dark")
-VIEWS = ("flow", "events", "decisions")
+VIEWS = ("flow", "events", "decisions", "approvals", "letters", "operations", "switches", "audit")
 """The views of the menu, by name."""
 _WATCH = """
 window.reports = [];

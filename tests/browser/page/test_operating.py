@@ -1,4 +1,4 @@
-"""What people do on the page: approve, redrive, discard, operate, switch, hold, make tokens; in few actions, by any hand."""
+"""What people do on the page: answer, redrive, discard, operate, switch, hold, make tokens; by mouse or by keyboard."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -97,6 +97,7 @@ def test_a_plan_that_is_only_looked_at_is_cancelled(site: Site, open_tab: OpenTa
     with page.expect_response("**/cancel"):
         page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
+    expect(page.get_by_role("button", name="Redrive all that match …")).to_be_focused()
     [newest, *_] = site.api.ask("GET", "/operations")["items"]
     assert newest["state"] == "cancelled"
     assert len(site.api.ask("GET", "/dead-letters?subscription=signal_lab")["items"]) == 3
@@ -177,7 +178,7 @@ def test_a_replay_is_planned_started_paused_resumed_and_cancelled(site: Site, op
         person.press(command)
         person.type("reason", f"to see it {state}")
         person.submit(verb)
-        expect(person.page.locator(".operation h3 .state")).to_have_text(state)
+        expect(person.page.locator(".operation-pane h3 .state")).to_have_text(state)
     [replay] = site.api.ask("GET", "/operations?kind=replay")["items"]
     assert (replay["state"], replay["filter"], replay["rate"]) == ("cancelled", {"subscription": "signal_lab"}, 0.05)
 
@@ -309,7 +310,7 @@ def test_a_token_is_made_shown_once_and_revoked(site: Site, open_tab: OpenTab) -
     person.type("reason", "sam left")
     person.submit("Revoke")
     expect(page.get_by_role("button", name="Revoke sam")).to_have_count(0)
-    with pytest.raises(AssertionError, match="401|revoked|token"):
+    with pytest.raises(AssertionError, match="revoked"):
         site.api.ask("GET", "/flow", token=token)
 
 
@@ -317,7 +318,7 @@ def test_a_token_is_made_shown_once_and_revoked(site: Site, open_tab: OpenTab) -
 
 
 @pytest.mark.parametrize(
-    ("view", "query", "label", "scope"),
+    "refused",
     [
         ("letters", {}, "Redrive all …", "operate"),
         ("approvals", {"id": "the request"}, "Approve", "approve"),
@@ -325,10 +326,12 @@ def test_a_token_is_made_shown_once_and_revoked(site: Site, open_tab: OpenTab) -
         ("switches", {}, "Switch off …", "operate"),
         ("switches", {}, "Hold signal_lab", "operate"),
     ],
+    ids=lambda refused: refused[2],
 )
 def test_what_a_token_may_not_do_is_shown_with_the_reason(
-    site: Site, open_tab: OpenTab, view: str, query: dict[str, str], label: str, scope: str
+    site: Site, open_tab: OpenTab, refused: tuple[str, dict[str, str], str, str]
 ) -> None:
+    view, query, label, scope = refused
     reader = site.make_token("reader", "read")
     tab = open_tab(site.url(view, token=reader, **addressed(site, query)))
     button = tab.page.get_by_role("button", name=label).first
@@ -360,22 +363,30 @@ def test_hostile_text_stays_text_and_in_its_place(site: Site, open_tab: OpenTab,
         site.api.ask("POST", "/operations", {"kind": "redrive", "filter": {"reason": reason[:200]}, "reason": reason})
     [letter, *_] = site.api.ask("GET", "/dead-letters")["items"]
     for view, query in (
-        ("letters", {}), ("letters", {"id": str(letter["id"])}), ("operations", {}),
-        ("operations", addressed(site, {"id": "the redrive"})), ("audit", {}), ("audit", addressed(site, {"id": "a change"})),
+        ("letters", {}),
+        ("letters", {"id": str(letter["id"])}),
+        ("operations", {}),
+        ("operations", addressed(site, {"id": "the redrive"})),
+        ("audit", {}),
+        ("audit", addressed(site, {"id": "a change"})),
         ("switches", {}),
-    ):  # fmt: skip
+    ):
         tab = open_tab(site.url(view, **query), width="phone")
-        expect(tab.page.locator("table, .letter, .operation, .change").first).to_be_attached()
+        expect(tab.page.locator("table, .letter-pane, .operation-pane, .change-pane").first).to_be_attached()
         quiet(tab)
         assert not tab.overflows(), (view, query)
         assert tab.page.locator("main img, main script").count() == 0
 
 
+# The views themselves are those of test_views.py.
 PLACES: list[tuple[str, dict[str, str]]] = [
-    ("approvals", {}), ("approvals", {"id": "the request"}), ("letters", {}), ("letters", {"id": "a letter"}),
-    ("operations", {}), ("operations", {"id": "the redrive"}), ("operations", {"new": "redrive"}), ("operations", {"new": "retention"}),
-    ("audit", {}), ("audit", {"id": "a change"}), ("switches", {}),
-]  # fmt: skip
+    ("approvals", {"id": "the request"}),
+    ("letters", {"id": "a letter"}),
+    ("operations", {"id": "the redrive"}),
+    ("operations", {"new": "redrive"}),
+    ("operations", {"new": "retention"}),
+    ("audit", {"id": "a change"}),
+]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -390,7 +401,7 @@ def test_each_place_is_accessible(site: Site, open_tab: OpenTab, theme: str, wid
         found += [f"{view} {query}: {one}" for one in tab.violations()]
         found += [f"{view} {query} overflows"] if tab.overflows() else []
         tab.page.close()
-    assert found == []
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("theme", THEMES)

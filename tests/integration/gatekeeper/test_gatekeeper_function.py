@@ -43,12 +43,17 @@ def test_a_batch_is_judged_and_what_fails_comes_again(world: World, gatekeeper: 
     body = json.loads(lost["body"])
     broken = {"messageId": "broken", "body": "{", "attributes": {}}
     records = [asked(good), asked(good), asked(bad), broken]
+    gatekeeper.forget_logs()
     answer = gatekeeper.module.handler({"Records": records}, FakeContext())
     assert answer == {"batchItemFailures": [{"itemIdentifier": "broken"}]}
     assert body["event_type"] == "VERDICT_REQUESTED"
     assert good.is_released()
     assert not bad.is_released()
     assert len(good.verdicts()) == len(bad.verdicts()) == 1
+    event_id = json.loads(records[0]["body"])["event_id"]
+    about = [line for line in gatekeeper.logs if line.get("event_id") == event_id]
+    assert [line["message"] for line in about] == ["verdict", "consumed", "consumed"]
+    assert {line["decision_id"] for line in about} == {str(good.decision_id)}
 
 
 def test_a_domain_without_a_gate_is_refused(

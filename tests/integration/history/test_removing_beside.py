@@ -1,5 +1,6 @@
 """Removing beside others: a replay that promises, a rebuild that folds, MigrationFunction changing subscriptions."""
 
+import re
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -55,7 +56,11 @@ def test_what_a_replay_promises_meanwhile_stays(
 
 @pytest.mark.parametrize("state", ["running", "paused", "failed"])
 def test_the_scheduled_retention_waits_for_a_rebuild(
-    app: Connection[Any], owner: Connection[Any], maintain: Connection[Any], state: str
+    app: Connection[Any],
+    owner: Connection[Any],
+    maintain: Connection[Any],
+    state: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store_old(app, owner, 3)
     age_all(owner, "processed_events", "processed_at")
@@ -66,12 +71,15 @@ def test_the_scheduled_retention_waits_for_a_rebuild(
             "UPDATE operations SET state = %s, error = 'e', finished_at = CASE %s WHEN 'failed' THEN now() END",
             [state, state],
         )
-    waiting = retention().run(maintain, remaining_seconds=lambda: 60.0)
+    telemetry = Telemetry("test")
+    waiting = retention(telemetry).run(maintain, remaining_seconds=lambda: 60.0)
+    assert held(telemetry, capsys) == 1
     assert (waiting.deleted_events, waiting.deleted_processed_events, waiting.finished) == (0, 0, False)
     assert maintain.execute("SELECT delete_expired('events', now() - interval '40 days', 10)").fetchone() == (0,)
     owner.execute("UPDATE operations SET state = 'cancelled', finished_at = now()")
-    report = retention().run(maintain, remaining_seconds=lambda: 60.0)
+    report = retention(telemetry).run(maintain, remaining_seconds=lambda: 60.0)
     assert (report.deleted_events, report.finished, count(owner, "processed_events")) == (3, True, 0)
+    assert held(telemetry, capsys) == 0
 
 
 def test_an_erasure_and_a_change_of_subscriptions_wait_for_each_other(
@@ -112,5 +120,13 @@ def test_an_upgrade_that_conflicts_with_others_is_tried_again(
     assert owner.execute("SELECT removed_at FROM subscriptions WHERE name = 'late'").fetchall() == [(None,)]
 
 
-def retention() -> Maintenance:
-    return Maintenance(retention_days={"events": 40, "processed_events": 40}, telemetry=Telemetry("test"))
+def retention(telemetry: Telemetry | None = None) -> Maintenance:
+    retention_days = {"events": 40, "processed_events": 40}
+    return Maintenance(retention_days=retention_days, telemetry=telemetry or Telemetry("test"))
+
+
+def held(telemetry: Telemetry, capsys: pytest.CaptureFixture[str]) -> float:
+    """Returns the metric of the runs since the last time."""
+    telemetry.flush()
+    [found] = re.findall(r'"RetentionHeld": ?\[([0-9.]+)\]', capsys.readouterr().out)
+    return float(found)

@@ -118,6 +118,16 @@ def test_a_function_that_fails_is_named_in_the_log_alone(api: Client, monkeypatc
     assert "Task timed out" in error["error"]
 
 
+def test_the_log_names_what_was_asked_about(api: Client, asked: Function) -> None:
+    decision_id = str(uuid4())
+    api.ask("POST", f"/decisions/{decision_id}/replay")
+    [answered] = api.function.logs
+    [tried] = asked.logs
+    assert answered["decision_id"] == tried["decision_id"] == decision_id
+    api.ask("GET", f"/events/{decision_id}")
+    assert [line["event_id"] for line in api.function.logs] == [decision_id]
+
+
 def test_a_long_difference_is_cut() -> None:
     long = "x" * (retrial_answers.MOST_CHARACTERS + 1)
     shortened = retrial_answers._shortened(long)

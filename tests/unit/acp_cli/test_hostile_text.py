@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from acp_cli import cli, invoke_command, pipeline_commands
+from acp_cli import cli, invoke_command, logs_command, pipeline_commands
 from acp_cli.breaker_commands import Guarded
 from acp_cli.breaker_commands import _table as breakers_table
 from acp_cli.dead_letter_commands import _described
@@ -282,10 +282,9 @@ def test_a_logged_traceback_shows_each_row_written_out() -> None:
 def test_raw_logs_show_hostile_text_written_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cloud = SimpleNamespace(outputs=lambda _: {"RelayFunctionName": "relay"}, aws=lambda _: None)
-    monkeypatch.setattr(pipeline_commands, "_running", lambda _: (cloud, None))
-    monkeypatch.setattr(pipeline_commands, "read_lines", lambda *_, **__: [line(HOSTILE)])
-    pipeline_commands.logs(cast("Any", None), "relay", raw=True, since="1h")
+    monkeypatch.setattr(logs_command, "read_group", lambda *_, **__: [line(HOSTILE)])
+    logs = logs_command.Logs(cast("Any", None), {"relay": "/aws/lambda/relay"}, knows_patterns=False)
+    assert logs_command._show(logs, None, 0, follow=False, raw=True)
     assert capsys.readouterr().out == WRITTEN_OUT.replace(r"\n", "\n") + "\n"
 
 

@@ -88,7 +88,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "AgentCallFailures", "AgentCostMicros",
         "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
         "ActionsExpired", "ApprovalsWaiting", "OldestApprovalAge", "BudgetUsed",
-        "OperationsActive", "OperationsStalled", "OperationsFinished", "OperationsFailed",
+        "OperationsActive", "OperationsStalled", "OperationsFinished", "OperationsFailed", "RetentionHeld",
         "DeadLettersStored", "DeadLettersNotStored", "OpenDeadLetters",
         "SpansExported", "SpansRejected", "TraceExportFailures", "TracesBehind",
     }  # fmt: skip

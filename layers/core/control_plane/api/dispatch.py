@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from control_plane.api.http import MOST_BYTES, NotAProxyRequest, Refused, Request, Response, failure, problem
 from control_plane.api.inputs import read_call
@@ -15,6 +15,8 @@ from control_plane.api.tokens import CHALLENGE
 from control_plane.model.text import readable
 from control_plane.platform.function import LambdaContext, database_failures, log_failure
 from control_plane.platform.telemetry import Telemetry
+
+_LOGGED: Final = ("event_id", "decision_id")
 
 type Guard = Callable[[Request], Caller]
 """Tells who sent a request. Raises Refused where no token, or none that is valid, says so."""
@@ -72,6 +74,7 @@ class Api:
             status=int(response.status),
             caller=request.caller,
             token=answering.caller.token or None,
+            **answering.ids,
         )
         return answer
 
@@ -84,6 +87,8 @@ class _Answering:
         self._guard = guard
         self.route: Route | None = None
         self.caller = Caller()
+        self.ids: Mapping[str, Any] = {}
+        """What the request is about, for the log: an event or a decision, as the path names it."""
 
     def respond(self, request: Request) -> Response:
         """Returns the answer. Raises only NotAProxyRequest."""
@@ -95,6 +100,7 @@ class _Answering:
             if found is None:
                 return _not_allowed(_allowed(there))
             self.route, parameters = found
+            self.ids = {name: readable(parameters[name])[:36] for name in _LOGGED if name in parameters}
             with database_failures():
                 if self.route.scope is not Scope.PUBLIC:
                     self.caller = self._let_in(self.route, request)

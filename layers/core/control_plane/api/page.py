@@ -29,8 +29,6 @@ _VENDORED: Final = {
     "uplot.mjs": "uplot",
 }
 """The names by which modules import what is vendored."""
-_PRELOADED: Final = ("preact", "preact/hooks", "htm", "#kit", "#views/flow")
-"""What the first view needs, fetched beside the entry module instead of after it."""
 _SHELL: Final = ("app", "kit")
 """The modules that are no view."""
 _INLINE_STYLE: Final = "app.css"
@@ -77,7 +75,6 @@ class Page:
                 release=release,
                 import_map=import_map,
                 style=style,
-                preloads="".join(f'<link rel="modulepreload" href="{escape(imports[one])}">' for one in _PRELOADED),
                 entry=escape(imports[_ENTRY]),
             ),
             policy=_policy(import_map, style),

@@ -147,7 +147,7 @@ def _store_all(connection: Connection[Any], letters: Sequence[Letter], telemetry
     if not letters:
         return []
     try:
-        _stored(telemetry, store_letters(connection, letters))
+        _stored(telemetry, store_letters(connection, letters), letters)
     except SESSION_LOST:
         raise
     except psycopg.Error as error:
@@ -158,8 +158,9 @@ def _store_all(connection: Connection[Any], letters: Sequence[Letter], telemetry
     return []
 
 
-def _stored(telemetry: Telemetry, stored: Sequence[StoredLetter]) -> None:
+def _stored(telemetry: Telemetry, stored: Sequence[StoredLetter], letters: Sequence[Letter]) -> None:
     telemetry.count("DeadLettersStored", len(stored))
+    decisions = {letter.message_id: _decision_of(letter) for letter in letters}
     for letter in stored:
         telemetry.logger.warning(
             "dead_lettered",
@@ -172,10 +173,18 @@ def _stored(telemetry: Telemetry, stored: Sequence[StoredLetter]) -> None:
             topic=letter.topic,
             event_id=letter.event_id and str(letter.event_id),
             trace_id=letter.trace_id and str(letter.trace_id),
+            decision_id=decisions.get(letter.message_id),
             attempt=letter.attempts,
             error=letter.reason,
             is_redrivable=letter.is_redrivable,
         )
+
+
+def _decision_of(letter: Letter) -> str | None:
+    """Returns the decision that a letter's message is about; None where it names none."""
+    payload = _parsed(base64.b64decode(letter.body_base64).decode("utf-8", "replace")).get("payload")
+    decision_id = payload.get("decision_id") if isinstance(payload, dict) else None
+    return None if (found := as_uuid(decision_id)) is None else str(found)
 
 
 def _refused(telemetry: Telemetry, error: Exception, about: Mapping[str, Any]) -> None:

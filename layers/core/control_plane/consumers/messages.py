@@ -54,7 +54,7 @@ def consume_record(
     telemetry: Telemetry,
     remember: Callable[[ConsumeFailure], None] | None = None,
 ) -> None:
-    """Passes the event of an SQS record to ``consume``, and counts and logs the outcome once, with its trace_id.
+    """Passes the event of an SQS record to ``consume``, and counts and logs the outcome once, with its ids.
 
     A failure is also given to ``remember``, which records it for the message's dead letter; what that raises is logged,
     and never hides the failure itself.
@@ -76,8 +76,11 @@ def consume_record(
     try:
         event = event_types.parse_event(_body(record))
         topic = event_types.find(event.event_type, event.schema_version).topic
-        about |= {"trace_id": str(event.trace_id), "event_id": str(event.event_id), "topic": topic}
-        is_new = retry_conflicts(lambda: consume(event))
+        ids = _ids_of(event)
+        about |= ids | {"topic": topic}
+        # Whatever is logged on the way says what it is about, too.
+        with telemetry.logger.append_context_keys(**ids):
+            is_new = retry_conflicts(lambda: consume(event))
     except ControlPlaneError as error:
         telemetry.count("ConsumeFailures", 1)
         telemetry.logger.error(  # noqa: TRY400 - the error's text says everything
@@ -92,6 +95,13 @@ def consume_record(
         raise
     telemetry.count("EventsConsumed" if is_new else "DuplicateDeliveries", 1)
     telemetry.logger.info("consumed", state="consumed" if is_new else "duplicate", **about)
+
+
+def _ids_of(event: Event) -> dict[str, str]:
+    """Returns the ids that log lines about an event have; decision_id where its payload names a decision."""
+    ids = {"trace_id": str(event.trace_id), "event_id": str(event.event_id)}
+    decision_id = event.payload.get("decision_id")
+    return ids | ({"decision_id": decision_id} if isinstance(decision_id, str) else {})
 
 
 def operation_of(record: Mapping[str, Any]) -> UUID | None:

@@ -10,8 +10,8 @@ from control_plane.platform.queries import load_queries
 QUERIES: Final = load_queries(__package__)
 MOST_ROWS: Final = 100_000
 """The most rows that one transaction folds: this takes about a second."""
-RESERVE_SECONDS: Final = 10.0
-"""No transaction starts when less time than this is left."""
+RESERVE_SECONDS: Final = 60.0
+"""No transaction starts when less time than this is left: operations are worked on in what remains."""
 
 
 def fold(connection: Connection[Any], *, remaining_seconds: Callable[[], float], most: int = MOST_ROWS) -> int:

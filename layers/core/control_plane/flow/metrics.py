@@ -255,7 +255,7 @@ GAUGES: Final = {
             "acp_fold_age_seconds",
             "gauge",
             [],
-            "The age of the oldest count that is not folded yet; above 300, MaintenanceFunction does not fold.",
+            "The age of the oldest count that is not folded yet; above 300, OperationsFunction does not fold.",
         ),
     )
 }

@@ -94,13 +94,15 @@ class Maintenance:
         deleted = dict.fromkeys(EXPIRING, 0)
         retention_days = {"consume_failures": CONSUME_FAILURE_RETENTION_DAYS, **self._retention_days}
         waits_for = retention_waits_for(connection)
+        is_held = False
         for what in EXPIRING:
             if what in retention_days and what in HELD and waits_for is not None:
-                finished = False
+                finished, is_held = False, True
                 self._telemetry.logger.info("retention waits for an operation", what=what, operation_id=str(waits_for))
             elif what in retention_days:
                 deleted[what], is_done = delete(what, retention_days[what])
                 finished = finished and is_done
+        self._telemetry.count("RetentionHeld", int(is_held))
         answers, is_done = in_batches(delete_answers)
         return MaintenanceReport(
             deleted_repeated_looks=looks,

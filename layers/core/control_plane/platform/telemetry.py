@@ -70,6 +70,7 @@ METRICS: Final = {
     "SpansRejected": MetricUnit.Count,
     "TraceExportFailures": MetricUnit.Count,
     "TracesBehind": MetricUnit.Seconds,
+    "RetentionHeld": MetricUnit.Count,
 }
 """Every metric and its unit; docs/operations.md says what each means."""
 
