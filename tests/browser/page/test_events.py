@@ -283,6 +283,21 @@ def test_ten_tabs_with_an_event_fit_the_gateways_limits(live_site: LiveSite, bro
     assert set(seen.values()) == {0}, seen
 
 
+@pytest.mark.parametrize("kind", ["event", "decision"])
+def test_the_spans_of_the_record_are_shown(live_site: LiveSite, open_tab: OpenTab, kind: str) -> None:
+    one = live_site.event_id if kind == "event" else live_site.decisions[0]
+    told = live_site.api.ask("GET", f"/{kind}s/{one}?format=otlp")["resourceSpans"]
+    spans = [span for resource in told for scope in resource["scopeSpans"] for span in scope["spans"]]
+    tab = open_tab(live_site.url(kind, id=str(one)))
+    region = tab.page.get_by_role("region", name="Spans")
+    region.scroll_into_view_if_needed()
+    expect(tab.page.locator(".waterfall li")).to_have_count(len(spans))
+    assert sorted(tab.page.locator(".waterfall .name").all_inner_texts()) == sorted(span["name"] for span in spans)
+    failed = [span for span in spans if span.get("status", {}).get("code") == 2]
+    expect(tab.page.locator(".waterfall summary svg.bad:not(.icon)")).to_have_count(len(failed))
+    assert tab.violations() == []
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("theme", THEMES)
 def test_an_event_is_accessible(live_site: LiveSite, open_tab: OpenTab, theme: str, width: str) -> None:
