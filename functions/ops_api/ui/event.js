@@ -102,7 +102,7 @@ const LONG = 600;
 /** A text of any length: a long one shows its beginning, and the rest when it is opened. */
 export function Said({ children, name = "The whole text" }) {
   const text = visible(children ?? "");
-  return text.length <= LONG ? html`<${Text}>${text}<//>` : html`<details class="long"><summary><${Text}>${text.slice(0, 200)} …<//> <span class="muted">${name}</span></summary>
+  return text.length <= LONG ? html`<${Text}>${text}<//>` : html`<details class="long"><summary><${Text}>${`${text.slice(0, 200)} …`}<//> <span class="muted">${name}</span></summary>
     <${Text}>${text}<//></details>`;
 }
 /** A time of a day that is told above it. */

@@ -90,7 +90,8 @@ def told_by_the_terminal(shown: str, known: Told) -> Told:
 def test_the_life_of_an_event_reads_the_same_everywhere(
     live_site: LiveSite, open_tab: OpenTab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_api = told_by_the_api(live_site.api.ask("GET", f"/events/{live_site.event_id}"))
+    timeline = live_site.api.ask("GET", f"/events/{live_site.event_id}")
+    by_api = told_by_the_api(timeline)
     assert [words for _, words in by_api] == [
         "stored with its messages, in one transaction", "attempt 1 failed", "attempt 2 failed", "dead-lettered",
         "redriven by token:root", "delivered as message m-1", "failed, receive 1", "failed, receive 2", "given up on",
@@ -103,6 +104,12 @@ def test_the_life_of_an_event_reads_the_same_everywhere(
     nowhere = Cloud(Workspace(CHECKOUT, tmp_path, tmp_path / "state"))
     shown = run(nowhere, "--url", live_site.api.url, "--token", ROOT, "trace", str(live_site.event_id)).stdout
     assert told_by_the_terminal(shown, by_api) == by_api
+    # What was redriven is promised again when it is redriven.
+    letters = [*timeline["deliveries"], *timeline["consumer_dead_letters"]]
+    redriven = sorted(milliseconds(one["resolved_at"]) for one in letters if one["resolved_at"])
+    assert re.findall(r"(\d\d:\d\d:\d\d\.\d{3})Z  again for signal_lab", shown) == redriven
+    again = page.locator(".story li", has_text="promised again").locator("time").all()
+    assert [milliseconds(one.get_attribute("datetime") or "") for one in again] == redriven
     expect(page.locator(".stands li")).to_have_text(re.compile("processed.*signal_lab"))
 
 
@@ -265,7 +272,7 @@ def test_ten_tabs_with_an_event_fit_the_gateways_limits(live_site: LiveSite, bro
             context.on("request", note)
             context.new_page().evaluate(f"setTimeout(() => location.replace({url!r}))")
         for context in contexts:
-            context.pages[0].wait_for_selector(".story", timeout=60_000)
+            context.pages[0].wait_for_selector(".story", timeout=120_000)
         contexts[0].pages[0].wait_for_timeout(6000)
     finally:
         for context in contexts:
@@ -274,6 +281,21 @@ def test_ten_tabs_with_an_event_fit_the_gateways_limits(live_site: LiveSite, bro
     allowed = limits()
     seen = {path: refused(sorted(instants), *allowed.get(path, allowed["*"])) for path, instants in asked.items()}
     assert set(seen.values()) == {0}, seen
+
+
+@pytest.mark.parametrize("kind", ["event", "decision"])
+def test_the_spans_of_the_record_are_shown(live_site: LiveSite, open_tab: OpenTab, kind: str) -> None:
+    one = live_site.event_id if kind == "event" else live_site.decisions[0]
+    told = live_site.api.ask("GET", f"/{kind}s/{one}?format=otlp")["resourceSpans"]
+    spans = [span for resource in told for scope in resource["scopeSpans"] for span in scope["spans"]]
+    tab = open_tab(live_site.url(kind, id=str(one)))
+    region = tab.page.get_by_role("region", name="Spans")
+    region.scroll_into_view_if_needed()
+    expect(tab.page.locator(".waterfall li")).to_have_count(len(spans))
+    assert sorted(tab.page.locator(".waterfall .name").all_inner_texts()) == sorted(span["name"] for span in spans)
+    failed = [span for span in spans if span.get("status", {}).get("code") == 2]
+    expect(tab.page.locator(".waterfall summary svg.bad:not(.icon)")).to_have_count(len(failed))
+    assert tab.violations() == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)

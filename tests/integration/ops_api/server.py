@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from contextlib import ExitStack
 from functools import cached_property
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -37,6 +38,12 @@ class _Handler(WSGIRequestHandler):
         """Logs nothing: the functions do."""
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """Reads from each connection in a thread of its own: browsers hold some open on which they ask nothing yet."""
+
+    daemon_threads = True
+
+
 class ApiServer:
     """Answers as the deployed API does; the functions are loaded by the first request.
 
@@ -49,7 +56,8 @@ class ApiServer:
         self._database = database
         self.token = token
         self._stack = ExitStack()
-        self._server = WSGIServer(("127.0.0.1", 0), _Handler)
+        self._lock = threading.RLock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.set_app(self._answer)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._thread.start()
@@ -98,7 +106,8 @@ class ApiServer:
         self._stack.close()
 
     def _answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        return self._gateway(environ, start_response)
+        with self._lock:  # one request at a time, as one environment of a function has it
+            return self._gateway(environ, start_response)
 
     @cached_property
     def _gateway(self) -> Gateway:
