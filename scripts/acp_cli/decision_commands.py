@@ -77,6 +77,7 @@ def decision(
     again: Annotated[
         bool, typer.Option("--replay", help="Decide again from its record, network off, and compare the bytes.")
     ] = False,
+    as_otlp: Annotated[bool, typer.Option("--otlp", help="Its spans, as OTLP's JSON.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for scripts.")] = False,
 ) -> None:
     """Show one decision as a tree: evidence, answers, costs, verdict and reasons, action, outcome.
@@ -87,8 +88,8 @@ def decision(
         _replay(ctx, decision_id, as_json=as_json)
         return
     with asking(ctx) as client:
-        said = client.get(f"/decisions/{_found(client, decision_id)}")
-    if as_json:
+        said = client.get(f"/decisions/{_found(client, decision_id)}", format="otlp" if as_otlp else None)
+    if as_json or as_otlp:
         _print_json(said)
         return
     console = Terminal()

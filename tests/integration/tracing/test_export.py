@@ -19,6 +19,7 @@ from control_plane.platform.telemetry import Telemetry
 from control_plane.tracing import receiver as sending
 from control_plane.tracing.export import TraceExport, TraceReport
 from control_plane.tracing.receiver import Receiver
+from control_plane.tracing.record import QUERIES
 
 
 @pytest.fixture
@@ -297,6 +298,21 @@ def test_without_time_nothing_begins_and_the_next_run_goes_on(
     assert (report.events, report.failure) == (0, None)
     assert report.behind_seconds > 0
     assert export(reader, receiver).events == 12
+
+
+def test_what_is_to_be_exported_is_found_by_an_index_however_much_is_stored(
+    app: Connection[Any], owner: Connection[Any], reader: Connection[Any]
+) -> None:
+    seeds.store(app, seeds.ticks(2_000))
+    owner.execute("ANALYZE events")
+    after = {"stored_by": "0", "seq": 0, "stored_before": "9000000000000", "limit": 100}
+    scans = [
+        step
+        for step in seeds.steps(seeds.plan(reader, QUERIES["events_to_export"], after))
+        if "Scan" in step["Node Type"]
+    ]
+    assert [step.get("Index Name") for step in scans] == ["events_in_order"]
+    assert scans[0]["Actual Rows"] == 100
 
 
 def test_the_cursor_never_goes_back_or_beyond_what_is_complete(reader: Connection[Any], receiver: FakeReceiver) -> None:
