@@ -311,7 +311,7 @@ def test_what_is_to_be_exported_is_found_by_an_index_however_much_is_stored(
         for step in seeds.steps(seeds.plan(reader, QUERIES["events_to_export"], after))
         if "Scan" in step["Node Type"]
     ]
-    assert [step.get("Index Name") for step in scans] == ["events_in_order"]
+    assert [step.get("Index Name") for step in scans] == ["events_in_order"], scans
     assert scans[0]["Actual Rows"] == 100
 
 
@@ -324,3 +324,16 @@ def test_the_cursor_never_goes_back_or_beyond_what_is_complete(reader: Connectio
     for step in (-1, 1_000_000):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="cannot move"):
             reader.execute(query, [step])
+
+
+def test_transactions_are_in_the_order_of_their_numbers_and_not_of_their_digits(
+    owner: Connection[Any], reader: Connection[Any], receiver: FakeReceiver
+) -> None:
+    export(reader, receiver)
+    owner.execute("UPDATE trace_cursor SET stored_by = '0'")
+    owner.execute(
+        "INSERT INTO events (event_id, event_type, source, entity_id, occurred_at, ingested_at, schema_version,"
+        " trace_id, stored_by, payload_json) SELECT gen_random_uuid(), 'A_B', 'fake', n::text, now(), now(), 1,"
+        " gen_random_uuid(), n::text::xid8, '{}' FROM unnest(ARRAY[9, 10, 99, 100]) AS n"
+    )
+    assert export(reader, receiver, batch_size=1).events == 4
