@@ -91,6 +91,7 @@ def decision(
     again: Annotated[
         bool, typer.Option("--replay", help="Have it decided again from its record, and the bytes compared.")
     ] = False,
+    as_otlp: Annotated[bool, typer.Option("--otlp", help="Its spans, as OTLP's JSON.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for scripts.")] = False,
 ) -> None:
     """Show one decision as a tree: evidence, answers, costs, verdict and reasons, action, outcome.
@@ -100,8 +101,11 @@ def decision(
     """
     with asking(ctx) as client:
         path = f"/decisions/{_found(client, decision_id)}"
-        said = client.ask(f"{path}/replay") if again else client.get(path)
-    if as_json:
+        if again:
+            said = client.ask(f"{path}/replay")
+        else:
+            said = client.get(path, format="otlp" if as_otlp else None)
+    if as_json or (as_otlp and not again):
         _print_json(said)
     else:
         console = Terminal()

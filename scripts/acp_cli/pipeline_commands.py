@@ -167,6 +167,7 @@ def trace(
         ),
     ],
     *,
+    as_otlp: Annotated[bool, typer.Option("--otlp", help="Its spans, as OTLP's JSON.")] = False,
     as_json: _JsonOption = False,
 ) -> None:
     """Show an event's timeline: raw payload, event, its delivery to each subscription with every attempt, consumers."""
@@ -174,11 +175,14 @@ def trace(
     with asking(ctx) as client:
         found = _find_events(ctx, client, event_id, digits)
         if len(found) > 1:
+            if as_otlp:
+                msg = f"{event_id} is a run of {len(found)} events, and --otlp shows the spans of one."
+                raise UsageError(msg, remedy=f"Try scripts/acp trace {found[0]['event_id']} --otlp")
             _show_run(found, as_json=as_json)
             return
-        told = client.get(f"/events/{found[0]['event_id']}")
-        breakers = [] if as_json else list(client.pages("/breakers", most=_MOST_OF_RUN))
-    if as_json:
+        told = client.get(f"/events/{found[0]['event_id']}", format="otlp" if as_otlp else None)
+        breakers = [] if as_json or as_otlp else list(client.pages("/breakers", most=_MOST_OF_RUN))
+    if as_json or as_otlp:
         _print_json(told)
         return
     # A newer deployment may tell more.

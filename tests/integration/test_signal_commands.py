@@ -79,6 +79,15 @@ def test_an_events_beginning_is_enough_for_its_timeline(cloud: RunningCloud, eve
     assert run(cloud, "trace", f"{str(event_ids[1])[:8]}…").stdout == whole.stdout
 
 
+def test_an_event_is_shown_as_the_spans_of_its_trace_and_a_run_is_not(
+    cloud: RunningCloud, event_ids: list[UUID]
+) -> None:
+    shown = json.loads(run(cloud, "trace", str(event_ids[1]), "--otlp").stdout)
+    assert shown["resourceSpans"][0]["scopeSpans"][0]["spans"][0]["spanId"] == event_ids[1].hex[16:]
+    refused = run(cloud, "trace", str(UUID(int=1)), "--otlp")
+    assert (refused.exit_code, "--otlp shows the spans of one" in refused.stderr) == (2, True)
+
+
 def test_a_trace_id_shows_the_events_of_its_run(cloud: RunningCloud, event_ids: list[UUID]) -> None:
     shown = run(cloud, "trace", str(UUID(int=1)))
     assert shown.exit_code == 0, shown.output

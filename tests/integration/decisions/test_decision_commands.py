@@ -56,6 +56,12 @@ def test_a_decision_is_replayed_to_the_byte(cloud: RunningCloud, decided: str) -
     assert told["recorded_sha256"] == told["decided_sha256"]
 
 
+def test_a_decision_is_shown_as_the_spans_of_its_trace(cloud: RunningCloud, decided: str) -> None:
+    shown = json.loads(run(cloud, "decision", decided, "--otlp").stdout)
+    names = [span["name"] for one in shown["resourceSpans"] for span in one["scopeSpans"][0]["spans"]]
+    assert {name.split()[0] for name in names} == {"invoke_workflow", "invoke_agent", "execute_tool"}
+
+
 def test_the_first_difference_is_shown(cloud: RunningCloud, database: TestDatabase, decided: str) -> None:
     with psycopg.connect(database.admin_url, autocommit=True) as superuser:
         superuser.execute("SET session_replication_role = replica")

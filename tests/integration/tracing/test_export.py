@@ -19,6 +19,7 @@ from control_plane.platform.telemetry import Telemetry
 from control_plane.tracing import receiver as sending
 from control_plane.tracing.export import TraceExport, TraceReport
 from control_plane.tracing.receiver import Receiver
+from control_plane.tracing.record import QUERIES
 
 
 @pytest.fixture
@@ -299,6 +300,21 @@ def test_without_time_nothing_begins_and_the_next_run_goes_on(
     assert export(reader, receiver).events == 12
 
 
+def test_what_is_to_be_exported_is_found_by_an_index_however_much_is_stored(
+    app: Connection[Any], owner: Connection[Any], reader: Connection[Any]
+) -> None:
+    seeds.store(app, seeds.ticks(2_000))
+    owner.execute("ANALYZE events")
+    after = {"stored_by": "0", "seq": 0, "stored_before": "9000000000000", "limit": 100}
+    scans = [
+        step
+        for step in seeds.steps(seeds.plan(reader, QUERIES["events_to_export"], after))
+        if "Scan" in step["Node Type"]
+    ]
+    assert [step.get("Index Name") for step in scans] == ["events_in_order"], scans
+    assert scans[0]["Actual Rows"] == 100
+
+
 def test_the_cursor_never_goes_back_or_beyond_what_is_complete(reader: Connection[Any], receiver: FakeReceiver) -> None:
     export(reader, receiver)
     query = (
@@ -308,3 +324,16 @@ def test_the_cursor_never_goes_back_or_beyond_what_is_complete(reader: Connectio
     for step in (-1, 1_000_000):
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="cannot move"):
             reader.execute(query, [step])
+
+
+def test_transactions_are_in_the_order_of_their_numbers_and_not_of_their_digits(
+    owner: Connection[Any], reader: Connection[Any], receiver: FakeReceiver
+) -> None:
+    export(reader, receiver)
+    owner.execute("UPDATE trace_cursor SET stored_by = '0'")
+    owner.execute(
+        "INSERT INTO events (event_id, event_type, source, entity_id, occurred_at, ingested_at, schema_version,"
+        " trace_id, stored_by, payload_json) SELECT gen_random_uuid(), 'A_B', 'fake', n::text, now(), now(), 1,"
+        " gen_random_uuid(), n::text::xid8, '{}' FROM unnest(ARRAY[9, 10, 99, 100]) AS n"
+    )
+    assert export(reader, receiver, batch_size=1).events == 4

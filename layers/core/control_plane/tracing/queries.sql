@@ -140,7 +140,7 @@ SELECT
     CASE WHEN event_type = 'DECISION_OPENED' THEN (payload_json ->> 'decision_id')::uuid END AS decision_id
 FROM events
 WHERE (stored_by, seq) > (%(stored_by)s::xid8, %(seq)s::bigint) AND stored_by < %(stored_before)s::xid8
-ORDER BY stored_by, seq
+ORDER BY events.stored_by, events.seq
 LIMIT %(limit)s
 
 -- name: due_traces
