@@ -9,7 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from acp_cli.asking import asking, is_local
+from acp_cli.asking import asking, is_local, why
 from acp_client.client import ApiError, in_path
 from control_plane.decisions import approvals as asked
 from control_plane.decisions import switches as switched
@@ -32,8 +32,6 @@ QUIET_SECONDS: Final = 1.0
 """How long a switch waits for releases and executions before the command says that it does."""
 MOST_SECONDS: Final = 30.0
 """How long it waits in all; those that are frozen are ended by Postgres well before."""
-NO_REASON: Final = "no reason given"
-"""What is put on record by the API, which keeps a reason with every change, where a person gives none."""
 _MOST_LISTED: Final = 10_000
 _SHORTEST_BEGINNING: Final = 8
 
@@ -152,7 +150,7 @@ class _Token:
         return [one for one in self.open_requests() if str(one.approval_id).startswith(beginning)][:2]
 
     def answer(self, request: ApprovalRequest, *, gives: bool, reason: str) -> str:
-        body = {"gives": gives, "action_sha256": request.action_sha256.hex(), "reason": reason or NO_REASON}
+        body = {"gives": gives, "action_sha256": request.action_sha256.hex(), "reason": why(reason)}
         try:
             answered = self._client.send("POST", f"/approvals/{request.approval_id}", body)
         except ApiError as error:
@@ -168,7 +166,7 @@ class _Token:
         ]
 
     def set_switch(self, scope: str, *, is_off: bool, reason: str) -> str:
-        body = {"is_off": is_off, "reason": reason or NO_REASON}
+        body = {"is_off": is_off, "reason": why(reason)}
         try:
             return str(self._client.send("PUT", f"/switches/{in_path(scope)}", body)["set_by"])
         except ApiError as error:

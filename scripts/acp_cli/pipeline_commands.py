@@ -18,8 +18,8 @@ from rich.cells import cell_len
 from rich.live import Live
 from rich.table import Table
 
-from acp_cli.asking import asking, is_local
-from acp_cli.deciders import NO_REASON, instant_of
+from acp_cli.asking import asking, is_local, why
+from acp_cli.deciders import instant_of
 from acp_cli.output import wait_while_read
 from acp_cli.symbols import split_symbols
 from acp_cli.timeline import instant, render_timeline, state_text, styled_state
@@ -286,7 +286,7 @@ def _breaker(told: Mapping[str, Any]) -> Breaker:
 def _start(ctx: typer.Context, path: str, reason: str, *, as_json: bool) -> None:
     """Starts a run on a deployment."""
     with asking(ctx) as client:
-        told = client.send("POST", path, {"reason": reason or NO_REASON})
+        told = client.send("POST", path, {"reason": why(reason)})
     if as_json:
         _print_json(told)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,18 +25,57 @@ from acp_cli.letter_filters import (
     chosen_letters,
 )
 from acp_client.client import ApiError
-from control_plane.ops.dead_letters import RedriveReport
 from local_cloud.errors import AcpError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from uuid import UUID
 
     from acp_cli.letter_filters import Letters
     from acp_client.client import Client
 
 PANEL = "Signals"
+
+
+@dataclass(frozen=True, slots=True)
+class RedriveReport:
+    """What a redrive did, or would do."""
+
+    dry_run: bool
+    operation_id: UUID | None
+    """The operation that the new deliveries belong to; None where there are none."""
+    redriven: Mapping[str, int] = field(default_factory=dict)
+    """How many dead letters of each subscription are pending again."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """How many dead letters of each subscription stay as they are because the subscription is not active."""
+    unknown: Mapping[str, int] = field(default_factory=dict)
+    """How many stay as they are because the outbox holds no such message, by subscription, or queue of invocations."""
+    not_open: Sequence[int] = ()
+    """Requested ids that belong to no open dead letter, or to one that the filter excludes."""
+
+    @property
+    def complaints(self) -> Sequence[str]:
+        """One sentence for each thing that was not redriven, with the remedy."""
+        inactive = [
+            f"{count} dead {'letter' if count == 1 else 'letters'} of subscription {name} "
+            f"{'stays' if count == 1 else 'stay'}: it is not active. Deploy a template that has it, run "
+            "MigrationFunction, and redrive again"
+            for name, count in self.refused.items()
+        ]
+        foreign = [
+            f"{count} dead {'letter' if count == 1 else 'letters'} of {name} {'stays' if count == 1 else 'stay'}: the "
+            f"outbox has no such message, so {'it' if count == 1 else 'they'} cannot be sent again. Read what "
+            f"{'it holds' if count == 1 else 'they hold'}, and discard {'it' if count == 1 else 'them'}"
+            for name, count in self.unknown.items()
+        ]
+        closed = [f"no open dead letter {number} fits: was it redriven already?" for number in self.not_open]
+        return [*inactive, *foreign, *closed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as JSON values, except ``operation_id``, which is a UUID."""
+        return asdict(self)
 
 
 class NotRedrivenError(AcpError):

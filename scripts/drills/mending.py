@@ -12,7 +12,10 @@ from urllib.parse import quote, urlsplit
 
 import psycopg
 
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.operations.kind import State
+from control_plane.operations.redrive import Redrive
+from control_plane.operations.rows import read_operation
+from control_plane.operations.service import request_operation, start_operation
 from control_plane.platform import breakers
 from drills import messages, record
 from drills.messages import QUERIES
@@ -24,10 +27,12 @@ from local_cloud.market import SOURCES, MarketChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from uuid import UUID
 
     from mypy_boto3_lambda import LambdaClient
     from psycopg import Connection
 
+    from control_plane.operations.kind import Operation
     from drills.record import Change, DrillRecord
     from local_cloud.aws import LocalCloud
     from local_cloud.cloud import Cloud
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
 _DELIVER_SECONDS = 90.0
 _CONSUME_SECONDS = 30.0
+_REDRIVE_SECONDS = 60.0
 _DRILLS: Final = {"source": messages.SOURCE, "entity_id": messages.ENTITY}
 
 
@@ -51,7 +57,7 @@ def mend(cloud: Cloud, run: RunState, left: DrillRecord, say: Callable[[str], No
         set_market_fault(cloud.environ(run).get("MARKET_DATA_URL"), symbol, None)
     server = cloud.postgres(run)
     with psycopg.connect(database.owner_url(server, run), autocommit=True) as owner:
-        if count := redrive_drills(owner):
+        if count := redrive_drills(owner, lambda: run_operations(cloud, run)):
             say(f"{count} dead letters of drills are redriven")
         _recover_source(owner, cloud, run)
         for subscription in messages.KEEPERS:
@@ -115,13 +121,40 @@ def set_market_fault(url: str | None, symbol: str, fault: Mapping[str, Any] | No
         raise AcpError(msg, remedy="Is it running? See scripts/acp status") from error
 
 
-def redrive_drills(owner: Connection[Any]) -> int:
-    """Redrives the dead letters of drills; returns how many. `owner` is the owner's connection."""
+def redrive_drills(owner: Connection[Any], work: Callable[[], None]) -> int:
+    """Redrives the dead letters of drills by an operation; returns how many. `owner` is the owner's connection.
+
+    `work` has the operation's due steps done. Raises AcpError if that takes too long.
+    """
     ids = [number for (number,) in owner.execute(QUERIES["dead_letters_of_drills"].sql, _DRILLS)]
     if not ids:
         return 0
-    report = redrive(owner, DeadLetterFilter(ids=ids), requested_by="acp drill", reason="the drill's fault is mended")
-    return sum(report.redriven.values())
+    by, reason = "acp drill", "the drill's fault is mended"
+    asked = request_operation(
+        owner, [Redrive()], kind="redrive", wanted={"ids": ids}, requested_by=by, reason=reason
+    ).after.operation_id
+    planned = _worked(owner, asked, work, until=State.PLANNED)
+    start_operation(owner, asked, plan_hash=str(planned.plan_hash), started_by=by, reason=reason)
+    return _worked(owner, asked, work, until=State.DONE).done
+
+
+def run_operations(cloud: Cloud, run: RunState) -> None:
+    """Runs OperationsFunction once."""
+    cloud.aws(run).invoke(function_name(cloud.outputs(run), "operations"), {})
+
+
+def _worked(owner: Connection[Any], operation_id: UUID, work: Callable[[], None], *, until: State) -> Operation:
+    begun = time.monotonic()
+    while True:
+        work()
+        operation = read_operation(owner, operation_id)
+        assert operation is not None, "it was asked for by this very function"
+        if operation.state is until:
+            return operation
+        if operation.state is State.FAILED or time.monotonic() - begun > _REDRIVE_SECONDS:
+            msg = f"The redrive of the drill's dead letters is {operation.state}: {operation.error or 'it takes long'}."
+            raise AcpError(msg, remedy="See scripts/acp operations and scripts/acp logs operations")
+        time.sleep(0.2)
 
 
 def source_name(run: RunState) -> str:

@@ -332,7 +332,7 @@ class Stage:
         """Redrives the drill's dead letters; returns how many."""
         url = database.owner_url(self.cloud.postgres(self.run), self.run)
         with psycopg.connect(url, autocommit=True) as owner:
-            return mending.redrive_drills(owner)
+            return mending.redrive_drills(owner, lambda: mending.run_operations(self.cloud, self.run))
 
     def _count(self, query: str, **parameters: Any) -> int:
         row = self.connection.execute(QUERIES[query].sql, parameters).fetchone()

@@ -1,6 +1,7 @@
 """The drills' queries, and how mending undoes their changes from the record."""
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from tests.integration import seeds
 from tests.integration.running_cloud import deliver, give_up
 
 from control_plane.ingestion.store import database_time
+from control_plane.operations.engine import Engine
+from control_plane.operations.redrive import Redrive
 from control_plane.platform import breakers
 from control_plane.platform.breakers import BreakerPolicy, Breakers
+from control_plane.platform.telemetry import Telemetry
 from domains.finance import detector, signal_lab
 from drills import mending, messages, record
 from drills.messages import QUERIES, Batch
@@ -69,13 +73,24 @@ def test_messages_of_stored_events_are_read_in_order(app: Connection[Any], batch
     assert messages.read(app, [uuid4()]) == []
 
 
+def work_of(owner: Connection[Any]) -> Callable[[], None]:
+    """Returns what does all that is due of operations, as OperationsFunction does."""
+    engine = Engine(owner, [Redrive()], Telemetry("operations"))
+
+    def work() -> None:
+        while engine.work():
+            pass
+
+    return work
+
+
 def test_only_the_drills_own_dead_letters_are_redriven(
     app: Connection[Any], owner: Connection[Any], batch: Batch
 ) -> None:
     others = seeds.store(app, seeds.ticks(1) + seeds.ticks(1, entity_id=messages.ENTITY))
     give_up(owner, [*batch.ids, *others], "poison")
-    assert mending.redrive_drills(owner) == 3
-    assert mending.redrive_drills(owner) == 0
+    assert mending.redrive_drills(owner, work_of(owner)) == 3
+    assert mending.redrive_drills(owner, work_of(owner)) == 0
     assert {(one.state, one.attempts, len(one.failed_at)) for one in read(app, batch)} == {("pending", 0, 1)}
     assert app.execute("SELECT count(*) FROM dead_letters WHERE resolution IS NULL").fetchone() == (2,)
 
@@ -182,6 +197,7 @@ class FakeAws(LocalCloud):
     deployed: FakeFunctions
     invoked: list[str]
     relay: Any
+    operations: Any
 
     @property
     def functions(self) -> Any:
@@ -189,7 +205,13 @@ class FakeAws(LocalCloud):
 
     def invoke(self, function: str, event: Any) -> Any:
         self.invoked.append(function)
-        return self.relay() if function == "Relay" else {}
+        match function:
+            case "Relay":
+                return self.relay()
+            case "Operations":
+                return self.operations()
+            case _:
+                return {}
 
 
 class FakeCloud(Cloud):
@@ -199,11 +221,11 @@ class FakeCloud(Cloud):
         super().__init__(workspace)
         self._server = server
         self.fake = FakeAws("http://localhost:4566")
-        for name, value in (("deployed", FakeFunctions()), ("invoked", []), ("relay", dict)):
+        for name, value in (("deployed", FakeFunctions()), ("invoked", []), ("relay", dict), ("operations", dict)):
             object.__setattr__(self.fake, name, value)
 
     def running(self) -> RunState:
-        outputs = {"RelayFunctionName": "Relay", "IngestionFunctionName": "Ingestion"}
+        outputs = {f"{name}FunctionName": name for name in ("Relay", "Ingestion", "Operations")}
         environ = {"SUBSCRIPTION_QUEUE_URLS": f'{{"signal_lab": "http://sqs/000000000000/{QUEUE}"}}'}
         return RunState(
             role_passwords=dict.fromkeys(SECRETS.values(), PASSWORD),
@@ -256,13 +278,18 @@ def test_mending_restores_everything_and_deletes_the_record(
         Breakers(lambda: app, policy).succeeded(SUBSCRIPTION)
         return {}
 
+    def operations() -> dict[str, Any]:
+        work_of(owner)()
+        return {}
+
     object.__setattr__(cloud.fake, "relay", relay)
+    object.__setattr__(cloud.fake, "operations", operations)
     said: list[str] = []
     assert mending.mend_what_was_left(cloud, cloud.running(), said.append) == "queue-outage"
     assert said == ["Relay has its own settings again", "1 dead letters of drills are redriven", MENDED]
     assert cloud.fake.deployed.variables["Relay"] == {"LEASE_SECONDS": "30", "OTHER": "1"}
     assert {one.state for one in read(app, batch)} == {"delivered"}
-    assert cloud.fake.invoked == ["Ingestion", "Relay"]
+    assert cloud.fake.invoked == ["Operations", "Operations", "Ingestion", "Relay"]
     (source,) = breakers.read_breakers(app, ["yfinance-replay"])
     assert source.probe_is_due, "the run that was invoked may probe"
     assert app.execute("SELECT FROM signal_lab_bars").fetchall() == []

@@ -11,6 +11,7 @@ import pytest
 from psycopg import Connection, errors
 from tests.conftest import TestDatabase
 from tests.integration import seeds
+from tests.integration.redriving import redrive
 
 from control_plane.consumers.failures import ConsumeFailure, record_failure
 from control_plane.consumers.letters import Letter, store_letters
@@ -22,7 +23,6 @@ from control_plane.ops.dead_letters import (
     discard,
     read_content,
     read_dead_letters,
-    redrive,
 )
 from control_plane.ops.health import read_health
 from control_plane.ops.maintenance import Maintenance
@@ -208,7 +208,7 @@ def test_a_discarded_letter_stays_on_record_and_is_redriven_no_more(
     )
     again = discard(owner, chosen, requested_by="kim", reason="again")
     assert (again.discarded, again.operation_id, again.not_open) == ({}, None, [first, 10**9])
-    assert redrive(owner, DeadLetterFilter(ids=[first]), requested_by="kim").not_open == [first]
+    assert redrive(owner, DeadLetterFilter(ids=[first])).done == 0
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_an_events_timeline_tells_why_its_consumer_gave_up(app: Connection[Any],
     assert [(one["attempt"], one["error"]) for one in timeline.consume_failures] == [(5, "no luck")]
     [delivery] = timeline.deliveries
     assert (delivery["state"], delivery["dead_letter_id"]) == ("delivered", None)
-    redrive(owner, DeadLetterFilter(ids=[letter_id]), requested_by="kim")
+    redrive(owner, DeadLetterFilter(ids=[letter_id]))
     after = read_timeline(app, event_id)
     assert after is not None
     assert [one["state"] for one in after.deliveries] == ["delivered", "pending"]
@@ -267,7 +267,7 @@ def test_what_a_consumer_gave_up_on_is_a_dead_letter_and_no_lag(app: Connection[
     assert (status.count_open_letters(), status.count_open_letters("signal_lab")) == (1, 1)
     assert (status.count_open_letters("system_events"), status.count("dead_lettered")) == (0, 0)
     # Redriven and delivered, it is the consumer's again.
-    redrive(owner, DeadLetterFilter(ids=[letter_id]), requested_by="kim")
+    redrive(owner, DeadLetterFilter(ids=[letter_id]))
     assert read_health(app).dead_letters == 0
     seeds.settle(app, seeds.claim(app), Accepted("again"))
     assert [one.count for one in read_consumer_lag(app)] == [1]
@@ -281,18 +281,17 @@ def test_both_letters_of_one_message_become_one_delivery(app: Connection[Any], o
         " SELECT outbox_id, subscription, %s, now(), 1, 'a replay died, too' FROM dead_letters",
         [uuid4()],
     )
-    report = redrive(owner, DeadLetterFilter(), everything=True, requested_by="kim")
-    assert report.redriven == {"signal_lab": 2}
+    assert redrive(owner, DeadLetterFilter()).plan["letters"] == {"signal_lab": 2}
     assert len(seeds.claim(app).rows) == 1
 
 
 def test_a_letter_of_a_redrive_knows_its_operation(app: Connection[Any], owner: Connection[Any]) -> None:
     event_id = delivered(app)
-    report = redrive(owner, DeadLetterFilter(ids=[give_up(app, event_id, 0)]), requested_by="kim")
+    operation = redrive(owner, DeadLetterFilter(ids=[give_up(app, event_id, 0)]))
     seeds.settle(app, seeds.claim(app), Accepted("m7"))
     give_up(app, event_id, 7, error="again")
     [again] = read_dead_letters(app, limit=9)
-    assert (again.operation_id, again.reason) == (report.operation_id, "again")
+    assert (again.operation_id, again.reason) == (operation.operation_id, "again")
     assert again.operation_id is not None
 
 

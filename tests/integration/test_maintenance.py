@@ -15,11 +15,12 @@ import pytest
 from psycopg import Connection, errors
 from tests.conftest import MIGRATIONS, PASSWORD, SUBSCRIPTIONS, TestDatabase
 from tests.integration import seeds
+from tests.integration.redriving import redrive
 
 from control_plane.ingestion.store import RawPayload, store_events
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault
 from control_plane.model.subscription import Subscription
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter
 from control_plane.ops.horizon import pinned_horizon
 from control_plane.ops.maintenance import RESERVE_SECONDS, Maintenance, MaintenanceReport
 from control_plane.ops.migrations import migrate, read_migrations
@@ -185,7 +186,7 @@ def test_open_dead_letters_stay_and_resolved_ones_go(app: Connection[Any], owner
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))
     first = app.execute("SELECT min(id) FROM dead_letters").fetchone()
     assert first is not None
-    redrive(owner, DeadLetterFilter(ids=[first[0]]), requested_by="kim")
+    redrive(owner, DeadLetterFilter(ids=[first[0]]))
     age(owner, 400)
     assert maintain(owner).deleted_events == 0  # The redriven messages are pending.
     seeds.settle(app, seeds.claim(app), Accepted("m"))

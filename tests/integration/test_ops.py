@@ -11,12 +11,13 @@ import pytest
 from psycopg import Connection
 from tests.conftest import SUBSCRIPTIONS, TestDatabase
 from tests.integration import seeds
+from tests.integration.redriving import redrive
 
 from control_plane.ingestion.store import Look, RawPayload, store_events
 from control_plane.model.contract import Event
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault, QueueFault
 from control_plane.model.subscription import Subscription
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter
 from control_plane.ops.health import read_health
 from control_plane.ops.status import StrandedDeliveries, read_consumer_lag, read_status
 from control_plane.ops.subscriptions import sync_subscriptions
@@ -132,12 +133,12 @@ def test_a_dead_letter_shows_why_and_each_attempt(app: Connection[Any]) -> None:
 def test_a_redriven_event_shows_both_deliveries(app: Connection[Any], owner: Connection[Any]) -> None:
     [event_id] = seeds.store(app, seeds.ticks(1))
     seeds.give_up(app, reason="no luck", attempts=2)
-    report = redrive(owner, DeadLetterFilter(reason="no luck"), requested_by="kim")
+    operation = redrive(owner, DeadLetterFilter(reason="no luck"))
     seeds.settle(app, seeds.claim(app), Accepted("message-2"))
 
     dead, successor = timeline_of(app, event_id).deliveries
     assert (dead["state"], dead["resolution"], dead["resolved_by"]) == ("redriven", "redriven", "kim")
-    assert dead["redriven_by"] == successor["operation_id"] == str(report.operation_id)
+    assert dead["redriven_by"] == successor["operation_id"] == str(operation.operation_id)
     assert dead["resolved_at"] is not None
     assert [failure["attempt"] for failure in dead["failures"]] == [1, 2]
     assert (successor["state"], successor["message_id"]) == ("delivered", "message-2")
@@ -206,7 +207,7 @@ def test_status_counts_each_state_per_subscription(app: Connection[Any], owner: 
     settle_one(MessageFault("too large"), 1)
     settle_one(MessageFault("too large"), 2)
     [letter, _] = read_status(app).dead_letters
-    redrive(owner, DeadLetterFilter(ids=[letter.id]), requested_by="kim")
+    redrive(owner, DeadLetterFilter(ids=[letter.id]))
     settle_one(Failed("no luck"), 3)
     [in_flight] = store(app, seeds.tick(4))
     seeds.claim(app)
@@ -338,7 +339,7 @@ def test_ages_look_at_the_live_flow_alone(app: Connection[Any], owner: Connectio
     seeds.store(app, seeds.ticks(1))
     seeds.promised(owner, 3 * 86_400)
     seeds.give_up(app, attempts=1)
-    redrive(owner, DeadLetterFilter(), everything=True, requested_by="kim")
+    redrive(owner, DeadLetterFilter())
     assert oldest_pending_age(app) == 0
     seeds.store(app, seeds.failures(1))
     seeds.promised(owner, 500)

@@ -8,9 +8,10 @@ from psycopg import Connection, errors
 from psycopg.rows import dict_row
 from tests.integration import operating_guards, seeds
 from tests.integration.decisions import guards
+from tests.integration.redriving import redrive
 
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault, NotSent, NoVerdict, Outcome, QueueFault
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter
 from control_plane.outbox import claims
 
 IMMUTABLE = ("events", "raw_payloads", "outbox", "deliveries")
@@ -374,7 +375,7 @@ def test_a_redriven_letter_and_its_successor_have_separate_states(
     app: Connection[Any], owner: Connection[Any], pending: UUID
 ) -> None:
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))
-    operation_id = redrive(owner, DeadLetterFilter(subscription="signal_lab"), requested_by="kim").operation_id
+    operation_id = redrive(owner, DeadLetterFilter(subscription="signal_lab")).operation_id
     with app.cursor(row_factory=dict_row) as cursor:
         states = cursor.execute(
             "SELECT operation_id, state, last_error FROM outbox_states ORDER BY operation_id NULLS FIRST"

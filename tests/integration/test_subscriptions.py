@@ -8,11 +8,12 @@ import pytest
 from psycopg import Connection
 from tests.conftest import SUBSCRIPTIONS, TestDatabase
 from tests.integration import seeds
+from tests.integration.redriving import redrive
 
 from control_plane.ingestion.store import store_events
 from control_plane.model.lifecycle import Accepted, MessageFault
 from control_plane.model.subscription import Subscription
-from control_plane.ops.dead_letters import DeadLetterFilter, read_dead_letters, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter, read_dead_letters
 from control_plane.ops.subscriptions import (
     REMOVED,
     SubscriptionError,
@@ -111,7 +112,7 @@ def test_a_rolled_back_template_loses_nothing(app: Connection[Any], owner: Conne
     event_ids = seeds.store(app, seeds.failures(3))
     sync_subscriptions(owner, ONLY_SIGNAL_LAB)
     assert sync_subscriptions(owner, SUBSCRIPTIONS) == SubscriptionReport(added=("system_events",))
-    redrive(owner, DeadLetterFilter(reason=REMOVED), requested_by="kim")
+    redrive(owner, DeadLetterFilter(reason=REMOVED))
     assert set(seeds.settle(app, seeds.claim(app), Accepted("m"))) == set(event_ids)
 
 
@@ -226,7 +227,7 @@ def test_removing_a_subscription_waits_for_a_redrive_under_way(
     seeds.store(app, seeds.failures(1))
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))
     with owner.transaction():
-        redrive(owner, DeadLetterFilter(), everything=True, requested_by="kim")
+        redrive(owner, DeadLetterFilter())
         removing = sync_in(pool, database, ONLY_SIGNAL_LAB)
         seeds.wait_until_waiting(database, "syncing")
     assert removing.result(30).dead_lettered == 1

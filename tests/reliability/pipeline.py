@@ -16,9 +16,10 @@ from typing import Any
 import psycopg
 from tests.conftest import TestDatabase
 from tests.integration import seeds
+from tests.integration.redriving import redrive
 
 from control_plane.model.subscription import Subscription
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter
 from control_plane.ops.subscriptions import SubscriptionReport, sync_subscriptions
 from control_plane.platform.database import connect
 from local_cloud.postgres import PostgresServer
@@ -167,8 +168,7 @@ class Pipeline:
     def redrive(self) -> int:
         """Redrives all dead letters; returns how many."""
         with connect(self.database.owner_url, application_name="redrive") as connection:
-            report = redrive(connection, DeadLetterFilter(), requested_by="test", everything=True)
-        return sum(report.redriven.values())
+            return redrive(connection, DeadLetterFilter()).done
 
     def pass_time(self) -> None:
         """Makes all waiting deliveries due now, and claimed ones, too, if no relay is alive."""

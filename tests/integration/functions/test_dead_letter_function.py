@@ -9,9 +9,10 @@ import pytest
 from psycopg import Connection
 from tests.integration import seeds
 from tests.integration.functions.invoked import Function, Load, failures, metrics, record, record_of, tick
+from tests.integration.redriving import redrive
 
 from control_plane.model.errors import ConfigurationError, DatabaseUnavailable, MalformedInvocation
-from control_plane.ops.dead_letters import DeadLetterFilter, read_content, read_dead_letters, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter, read_content, read_dead_letters
 
 MIB = 2**20
 NO_REASON = "no reason recorded: the consumer was killed, timed out or did not reach Postgres before it could say"
@@ -121,16 +122,16 @@ def test_a_message_that_a_consumer_gave_up_on_is_read_redriven_and_consumed(
     assert [failure["attempt"] for failure in content.failures] == [1, 2, 3]
 
     owner.execute("ALTER TABLE signal_lab_bars DROP CONSTRAINT poison")
-    report = redrive(owner, DeadLetterFilter(kind="consumer"), requested_by="kim", reason="mended")
-    assert (report.redriven, report.complaints) == ({"signal_lab": 1}, [])
+    operation = redrive(owner, DeadLetterFilter(kind="consumer"))
+    assert operation.plan["letters"] == {"signal_lab": 1}
     assert relay()["published"] == 1
     assert consume() == 1
     sqs.close()
     assert app.execute("SELECT event_id FROM processed_events").fetchall() == [(event_id,)]
     [resolved] = read_dead_letters(app, limit=2, with_resolved=True)
-    assert (resolved.resolution, resolved.redriven_by) == ("redriven", report.operation_id)
+    assert (resolved.resolution, resolved.redriven_by) == ("redriven", operation.operation_id)
     states = app.execute("SELECT state, operation_id FROM outbox_states ORDER BY operation_id NULLS FIRST").fetchall()
-    assert states == [("delivered", None), ("delivered", report.operation_id)]
+    assert states == [("delivered", None), ("delivered", operation.operation_id)]
 
 
 # Whatever a body holds
@@ -169,10 +170,9 @@ def test_a_body_that_says_to_be_an_event_is_not_sent_as_one(
     assert failures(dead_letter({"Records": [given_up(forged)]})) == []
     [letter] = letters(app, event_id=event_id)
     assert letter.is_redrivable is False
-    report = redrive(owner, DeadLetterFilter(kind="consumer"), requested_by="kim")
-    assert (report.redriven, report.unknown) == ({}, {"signal_lab": 1})
-    [complaint] = report.complaints
-    assert complaint.startswith("1 dead letter of signal_lab stays: the outbox has no such message")
+    operation = redrive(owner, DeadLetterFilter(kind="consumer"))
+    assert (operation.done, operation.plan["letters"], operation.plan["unknown"]) == (0, {}, {"signal_lab": 1})
+    assert "the outbox does not hold their message: 1 of signal_lab" in operation.plan["effect"]
     assert len(letters(app)) == 1
 
 

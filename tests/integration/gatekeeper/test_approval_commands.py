@@ -131,7 +131,7 @@ def test_a_scope_is_switched_off_and_on_again(cloud: RunningCloud, world: World)
     assert run(cloud, "switch", "on", "action:HEDGE").exit_code == 0
     [row] = json.loads(run(cloud, "switches", "--json").stdout)
     assert (row["scope"], row["is_off"], row["set_by"]) == ("action:HEDGE", False, "token:root")
-    assert row["reason"] == "no reason given"
+    assert row["reason"].startswith("asked for by ")
     assert run(cloud, "switch", "off", "all", "--by", "grace").exit_code == 0
     assert "person_grace" in run(cloud, "switches").stdout
 

@@ -13,9 +13,10 @@ from psycopg import Connection
 from tests.conftest import MIGRATIONS, PASSWORD
 from tests.integration import seeds
 from tests.integration.ops_api.client import TOKEN, Client, Load
+from tests.integration.redriving import redrive
 
 from control_plane.model.lifecycle import Accepted, Failed, MessageFault
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter
 from control_plane.ops.migrations import migrate, read_migrations
 from control_plane.platform.breakers import BreakerPolicy, Breakers, hold
 from control_plane.platform.database import SCHEMA_VERSION, connect
@@ -88,7 +89,7 @@ def test_an_old_dead_letter_that_was_redriven_is_well(
     seeds.store(app, seeds.ticks(1))
     seeds.promised(owner, 3 * 86_400)
     seeds.settle(app, seeds.claim(app), MessageFault("too large"))
-    redrive(owner, DeadLetterFilter(reason="large"), requested_by="kim")
+    redrive(owner, DeadLetterFilter(reason="large"))
     assert api.get("/health").body["checks"]["outbox"]["oldest_pending_age_seconds"] < 60
     assert api.get("/health").status == 200
 
@@ -138,7 +139,7 @@ def test_an_open_dead_letter_is_degraded_until_it_is_redriven(
     assert (answer.status, answer.body["status"]) == (200, "degraded")
     assert answer.body["checks"]["dead_letters"] == {"status": "degraded", "open": 2}
     assert "secret" not in answer.text
-    redrive(owner, DeadLetterFilter(reason="secret"), requested_by="kim")
+    redrive(owner, DeadLetterFilter(reason="secret"))
     assert api.get("/health").body["checks"]["dead_letters"] == {"status": "ok", "open": 0}
 
 

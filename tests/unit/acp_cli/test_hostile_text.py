@@ -19,10 +19,10 @@ from acp_cli.breaker_commands import _table as breakers_table
 from acp_cli.dead_letter_commands import _described
 from acp_cli.logs import render_line
 from acp_cli.pipeline_commands import _show_run, ingested_table
-from acp_cli.redrive_command import _said
+from acp_cli.redrive_command import RedriveReport, _said
 from acp_cli.status import Report
 from acp_cli.timeline import render_timeline
-from control_plane.ops.dead_letters import DeadLetter, RedriveReport
+from control_plane.ops.dead_letters import DeadLetter
 from control_plane.ops.horizon import HorizonHolder
 from control_plane.ops.status import (
     ConsumerCount,

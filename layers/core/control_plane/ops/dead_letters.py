@@ -1,4 +1,4 @@
-"""Dead letters of every kind: listing them, redriving them (they become pending deliveries again), discarding them."""
+"""Dead letters of every kind: listing them, discarding them. The operation ``redrive`` sends them again."""
 
 import json
 from collections import Counter
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from psycopg import Connection
 from psycopg.rows import class_row
@@ -14,10 +14,6 @@ from psycopg.rows import class_row
 from control_plane.model.errors import ControlPlaneError
 from control_plane.model.text import readable
 from control_plane.ops.timeline import QUERIES
-
-
-class RedriveError(ControlPlaneError):
-    """Raised when a redrive does not say what to redrive, or who asks for it."""
 
 
 class DiscardError(ControlPlaneError):
@@ -117,45 +113,6 @@ class LetterContent:
 
 
 @dataclass(frozen=True, slots=True)
-class RedriveReport:
-    """What a redrive did, or would do."""
-
-    dry_run: bool
-    operation_id: UUID | None
-    """The operation that the new deliveries belong to; None where there are none."""
-    redriven: Mapping[str, int] = field(default_factory=dict)
-    """How many dead letters of each subscription are pending again."""
-    refused: Mapping[str, int] = field(default_factory=dict)
-    """How many dead letters of each subscription stay as they are because the subscription is not active."""
-    unknown: Mapping[str, int] = field(default_factory=dict)
-    """How many stay as they are because the outbox holds no such message, by subscription, or queue of invocations."""
-    not_open: Sequence[int] = ()
-    """Requested ids that belong to no open dead letter, or to one that the filter excludes."""
-
-    @property
-    def complaints(self) -> Sequence[str]:
-        """One sentence for each thing that was not redriven, with the remedy."""
-        inactive = [
-            f"{count} dead {'letter' if count == 1 else 'letters'} of subscription {name} "
-            f"{'stays' if count == 1 else 'stay'}: it is not active. Deploy a template that has it, run "
-            "MigrationFunction, and redrive again"
-            for name, count in self.refused.items()
-        ]
-        foreign = [
-            f"{count} dead {'letter' if count == 1 else 'letters'} of {name} {'stays' if count == 1 else 'stay'}: the "
-            f"outbox has no such message, so {'it' if count == 1 else 'they'} cannot be sent again. Read what "
-            f"{'it holds' if count == 1 else 'they hold'}, and discard {'it' if count == 1 else 'them'}"
-            for name, count in self.unknown.items()
-        ]
-        closed = [f"no open dead letter {number} fits: was it redriven already?" for number in self.not_open]
-        return [*inactive, *foreign, *closed]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the report as JSON values, except ``operation_id``, which is a UUID."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
 class DiscardReport:
     """What a discard did, or would do."""
 
@@ -207,79 +164,6 @@ def read_content(connection: Connection[Any], letter_id: int) -> LetterContent |
     """Returns what a dead letter's message held, or None if there is no such letter."""
     with connection.cursor(row_factory=class_row(LetterContent)) as cursor:
         return cursor.execute(QUERIES["dead_letter_content"].sql, {"id": letter_id}).fetchone()
-
-
-def redrive(
-    connection: Connection[Any],
-    chosen: DeadLetterFilter,
-    *,
-    requested_by: str,
-    reason: str = "",
-    everything: bool = False,
-    dry_run: bool = False,
-) -> RedriveReport:
-    """Makes the open dead letters that the filter selects pending again, as one operation in one transaction.
-
-    Each becomes a pending delivery of that operation, without earlier attempts; its failures stay on record. If two
-    redrives at once select the same letter, it is redriven once. What the outbox does not hold stays as it is, and so
-    does what is for a subscription that is not active. ``connection`` is the owner's, in autocommit mode.
-    Raises RedriveError for an empty filter without ``everything``, and for an empty ``requested_by``.
-    """
-    if chosen.is_empty and not everything:
-        raise RedriveError("it is not said what to redrive: name ids, a subscription, a reason, or ask for everything")
-    if not requested_by.strip():
-        raise RedriveError("it is not said who asks for the redrive: requested_by is empty")
-    with connection.transaction():
-        found = connection.execute(QUERIES["lock_dead_letters"].sql, chosen.to_parameters()).fetchall()
-        letters = {subscription: ids for subscription, fate, ids in found if fate == "redrivable"}
-        redriven = {subscription: len(ids) for subscription, ids in letters.items()}
-        operation_id = None
-        if letters and not dry_run:
-            operation_id = uuid4()
-            _redrive(connection, operation_id, letters, chosen, requested_by=readable(requested_by), reason=reason)
-    open_ids = {number for _, _, ids in found for number in ids}
-    return RedriveReport(
-        dry_run,
-        operation_id,
-        redriven=redriven,
-        refused={subscription: len(ids) for subscription, fate, ids in found if fate == "inactive"},
-        unknown={name: len(ids) for name, fate, ids in found if fate == "unknown"},
-        not_open=[number for number in dict.fromkeys(chosen.ids or ()) if number not in open_ids],
-    )
-
-
-def _redrive(
-    connection: Connection[Any],
-    operation_id: UUID,
-    letters: Mapping[str, Sequence[int]],
-    chosen: DeadLetterFilter,
-    *,
-    requested_by: str,
-    reason: str,
-) -> None:
-    deliveries = connection.execute(
-        QUERIES["redrive_dead_letters"].sql,
-        {
-            "operation_id": operation_id,
-            "ids": [number for ids in letters.values() for number in ids],
-            "requested_by": requested_by,
-        },
-    ).fetchone()
-    assert deliveries is not None, "an aggregate has a row"
-    progress = {
-        "dead_letters": {subscription: len(ids) for subscription, ids in letters.items()},
-        "deliveries": deliveries[0],
-    }
-    connection.execute(
-        QUERIES["record_redrive"].sql,
-        {
-            "operation_id": operation_id,
-            "filter": json.dumps(chosen.to_dict()),
-            "progress": json.dumps(progress),
-            "requested_by": requested_by,
-            "reason": readable(reason),
-        },
-    )
 
 
 def discard(

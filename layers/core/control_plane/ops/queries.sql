@@ -331,45 +331,6 @@ WHERE resolution IS NULL AND kind <> 'relay'
 GROUP BY kind, subscription
 ORDER BY kind, subscription
 
--- name: lock_dead_letters
--- The open dead letters that a filter selects, per kind, subscription and queue, locked until the transaction ends. Another
--- transaction that wants one of them waits, and then finds it resolved. Whether the subscription is active is also read
--- under a lock of its row. Only what the outbox holds can be sent again.
-WITH active AS MATERIALIZED (
-    SELECT name FROM subscriptions WHERE removed_at IS NULL FOR SHARE
-),
-letter AS MATERIALIZED (
-    SELECT id, kind, subscription, outbox_id, queue
-    FROM dead_letters
-    WHERE resolution IS NULL
-        AND (%(ids)s::bigint[] IS NULL OR id = ANY (%(ids)s::bigint[]))
-        AND (%(kind)s::text IS NULL OR kind = %(kind)s)
-        AND (%(subscription)s::text IS NULL OR subscription = %(subscription)s)
-        AND (%(event_id)s::uuid IS NULL OR event_id = %(event_id)s)
-        AND (%(trace_id)s::uuid IS NULL OR trace_id = %(trace_id)s)
-        AND (%(since)s::timestamptz IS NULL OR dead_lettered_at >= %(since)s)
-        AND (%(until)s::timestamptz IS NULL OR dead_lettered_at < %(until)s)
-        AND (%(reason)s::text IS NULL OR strpos(lower(reason), lower(%(reason)s)) > 0)
-    ORDER BY id
-    FOR UPDATE
-),
-judged AS (
-    SELECT
-        id,
-        coalesce(subscription, queue) AS name,
-        CASE
-            -- The relay's letters are of the outbox; it says itself what is wrong with one that is not there any more.
-            WHEN kind <> 'relay' AND NOT EXISTS (SELECT FROM outbox WHERE outbox.id = letter.outbox_id) THEN 'unknown'
-            WHEN subscription IN (SELECT active.name FROM active) THEN 'redrivable'
-            ELSE 'inactive'
-        END AS fate
-    FROM letter
-)
-SELECT name, fate, array_agg(id ORDER BY id)
-FROM judged
-GROUP BY name, fate
-ORDER BY name, fate
-
 -- name: discard_dead_letters
 -- Discards these open dead letters as one operation. Returns its id and the ids of those that were open.
 SELECT operation_id, discarded
@@ -397,27 +358,6 @@ INSERT INTO operations (operation_id, kind, filter, state, progress, requested_b
 VALUES (
     %(operation_id)s, 'redrive', %(filter)s::jsonb, 'done', %(progress)s::jsonb, %(requested_by)s, %(reason)s, now(), now()
 )
-
--- name: redrive_dead_letters
--- Makes these letters' messages pending again under an operation, with all their attempts, and marks the letters as
--- redriven. Two letters of one message and subscription become one delivery. Returns how many deliveries were made.
-WITH resolved AS (
-    UPDATE dead_letters
-    SET
-        resolution = 'redriven',
-        resolved_at = now(),
-        resolved_by = %(requested_by)s,
-        redriven_by = %(operation_id)s
-    WHERE id = ANY (%(ids)s::bigint[])
-    RETURNING outbox_id, subscription
-),
-promised AS (
-    INSERT INTO pending_deliveries (outbox_id, subscription, operation_id)
-    SELECT DISTINCT outbox_id, subscription, %(operation_id)s::uuid
-    FROM resolved
-    RETURNING outbox_id
-)
-SELECT count(*) FROM promised
 
 -- name: promise_lost_deliveries
 -- Promises anew under an operation what active subscriptions' queues have accepted and their consumers have not processed,
