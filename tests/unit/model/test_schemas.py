@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -38,6 +39,7 @@ def _is_date_time(value: object) -> bool:
     return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
 
 
+@cache
 def validator(event_type: str, version: int) -> Draft202012Validator:
     path = ROOT / "docs" / "schemas" / f"{event_type.lower()}.v{version}.schema.json"
     schema = json.loads(path.read_text(encoding="utf-8"))
