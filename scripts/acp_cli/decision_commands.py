@@ -101,10 +101,7 @@ def decision(
     """
     with asking(ctx) as client:
         path = f"/decisions/{_found(client, decision_id)}"
-        if again:
-            said = client.ask(f"{path}/replay")
-        else:
-            said = client.get(path, format="otlp" if as_otlp else None)
+        said = client.ask(f"{path}/replay") if again else client.get(path, format="otlp" if as_otlp else None)
     if as_json or (as_otlp and not again):
         _print_json(said)
     else:

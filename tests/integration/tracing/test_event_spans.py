@@ -8,10 +8,11 @@ from uuid import UUID
 
 from psycopg import Connection
 from tests.integration import seeds
+from tests.integration.redriving import redrive
 
 from control_plane.consumers.once import once
 from control_plane.model.lifecycle import Accepted, Failed
-from control_plane.ops.dead_letters import DeadLetterFilter, redrive
+from control_plane.ops.dead_letters import DeadLetterFilter
 from control_plane.tracing import events
 from control_plane.tracing.events import event_spans
 from control_plane.tracing.record import RecordedEvent, read_events
@@ -91,7 +92,7 @@ def test_a_dead_letter_is_a_send_that_failed_and_its_redrive_another(
     assert dead.error is not None
     assert "no such queue" in dead.error
     assert dead.attributes["error.type"] == "dead_lettered"
-    redrive(owner, DeadLetterFilter(), requested_by="test", everything=True)
+    redrive(owner, DeadLetterFilter(subscription="signal_lab"))
     seeds.settle(app, seeds.claim(app), Accepted("m-2"))
     made = [span for span in event_spans(recorded(app, event_id)) if span.name == "send signal_lab"]
     assert {span.span_id for span in made} > {dead.span_id}
