@@ -29,6 +29,13 @@ class Tab:
     requests: list[Request] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
+    def show(self, *, theme: str, width: str) -> None:
+        """Shows the page in another theme and width, as it is."""
+        scheme: Any = theme
+        size: Any = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.set_viewport_size(size)
+
     def reports(self) -> list[str]:
         """Returns what the Content Security Policy refused."""
         found: list[str] = self.page.evaluate("window.reports")
