@@ -33,7 +33,7 @@ class Tab:
         """Shows the page in another theme and width, as it is."""
         scheme: Any = theme
         size: Any = dict(zip(("width", "height"), WIDTHS[width], strict=True))
-        self.page.emulate_media(color_scheme=scheme)
+        self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         self.page.set_viewport_size(size)
 
     def reports(self) -> list[str]:
