@@ -4327,20 +4327,14 @@ CREATE VIEW public.flow_counts AS
     bucket,
     (sum(n))::bigint AS n,
     sum(seconds) AS seconds,
-    max(newest_at) AS newest_at,
-    (array_agg(trace_id ORDER BY both_of_them.traced_at DESC) FILTER (WHERE (traced_at IS NOT NULL)))[1] AS trace_id,
-    (array_agg(trace_seconds ORDER BY both_of_them.traced_at DESC) FILTER (WHERE (traced_at IS NOT NULL)))[1] AS trace_seconds,
-    max(traced_at) AS traced_at
+    max(newest_at) AS newest_at
    FROM ( SELECT flow_totals.stage,
             flow_totals.name,
             flow_totals.outcome,
             flow_totals.bucket,
             flow_totals.n,
             flow_totals.seconds,
-            flow_totals.newest_at,
-            flow_totals.trace_id,
-            flow_totals.trace_seconds,
-            flow_totals.traced_at
+            flow_totals.newest_at
            FROM public.flow_totals
         UNION ALL
          SELECT flow_deltas.stage,
@@ -4349,13 +4343,7 @@ CREATE VIEW public.flow_counts AS
             flow_deltas.bucket,
             flow_deltas.n,
             flow_deltas.seconds,
-            flow_deltas.at,
-            flow_deltas.trace_id,
-            flow_deltas.trace_seconds,
-                CASE
-                    WHEN (flow_deltas.trace_id IS NOT NULL) THEN flow_deltas.at
-                    ELSE NULL::timestamp with time zone
-                END AS "case"
+            flow_deltas.at
            FROM public.flow_deltas) both_of_them
   GROUP BY stage, name, outcome, bucket;
 

@@ -67,20 +67,11 @@ CREATE TRIGGER flow_deltas_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON 
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
 CREATE VIEW flow_counts AS
-SELECT
-    stage, name, outcome, bucket,
-    sum(n)::bigint AS n,
-    sum(seconds) AS seconds,
-    max(newest_at) AS newest_at,
-    (array_agg(trace_id ORDER BY traced_at DESC) FILTER (WHERE traced_at IS NOT NULL))[1] AS trace_id,
-    (array_agg(trace_seconds ORDER BY traced_at DESC) FILTER (WHERE traced_at IS NOT NULL))[1] AS trace_seconds,
-    max(traced_at) AS traced_at
+SELECT stage, name, outcome, bucket, sum(n)::bigint AS n, sum(seconds) AS seconds, max(newest_at) AS newest_at
 FROM (
-    SELECT stage, name, outcome, bucket, n, seconds, newest_at, trace_id, trace_seconds, traced_at
-    FROM flow_totals
+    SELECT stage, name, outcome, bucket, n, seconds, newest_at FROM flow_totals
     UNION ALL
-    SELECT stage, name, outcome, bucket, n, seconds, at, trace_id, trace_seconds, CASE WHEN trace_id IS NOT NULL THEN at END
-    FROM flow_deltas
+    SELECT stage, name, outcome, bucket, n, seconds, at FROM flow_deltas
 ) AS both_of_them
 GROUP BY stage, name, outcome, bucket;
 COMMENT ON VIEW flow_counts IS 'How much ever happened, up to this moment.';

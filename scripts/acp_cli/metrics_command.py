@@ -28,4 +28,4 @@ def metrics(
 ) -> None:
     """Print the metrics as Prometheus reads them; the token needs the scope metrics."""
     with asking(ctx) as client:
-        sys.stdout.write(client.text("/metrics", accept=_OPENMETRICS if openmetrics else _TEXT))
+        sys.stdout.write(client.text("/metrics", content_type=_OPENMETRICS if openmetrics else _TEXT))

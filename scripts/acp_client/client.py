@@ -66,9 +66,9 @@ class Client:
         """Returns the JSON of a read; a parameter that is None is left out. Raises ApiError, ApiUnreachable."""
         return self._request("GET", _with_query(path, query), None, {})
 
-    def text(self, path: str, *, accept: str) -> str:
-        """Returns a read that is no JSON, as text. Raises ApiError, ApiUnreachable."""
-        said: str = self._request("GET", path, None, {"Accept": accept}, as_text=True)
+    def text(self, path: str, *, content_type: str) -> str:
+        """Returns a read that is no JSON, as text of this type. Raises ApiError, ApiUnreachable."""
+        said: str = self._request("GET", path, None, {"Accept": content_type}, text_of=content_type)
         return said
 
     def health(self) -> Mapping[str, Any]:
@@ -106,11 +106,11 @@ class Client:
         return self._request(method, _with_query(path, query), content, headers)
 
     def _request(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, text_of: str | None = None
     ) -> Any:
         for attempt in range(1, TRIES + 1):
             try:
-                status, said, pause = self._ask(method, path, body, headers, as_text=as_text)
+                status, said, pause = self._ask(method, path, body, headers, text_of=text_of)
             except ApiUnreachable:
                 if attempt == TRIES:
                     raise
@@ -125,11 +125,11 @@ class Client:
         raise AssertionError("the last try returns or raises")
 
     def _ask(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, as_text: bool = False
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, text_of: str | None = None
     ) -> tuple[int, Any, float | None]:
         """Sends a request once; returns the status, the JSON (None without a body), and Retry-After in seconds.
 
-        With ``as_text``, an answer that is no problem is text.
+        With ``text_of``, an answer that is no problem must be text of that type.
         """
         url = self.profile.url + path
         try:
@@ -145,16 +145,24 @@ class Client:
         if len(content) > _MOST_BYTES:
             raise ApiUnreachable(f"{url} answers with more than {_MOST_BYTES:,} bytes, so it is not the API")
         try:
-            if as_text and answer.status < 400:
-                return answer.status, content.decode(), None
+            if text_of is not None and answer.status < 400:
+                return answer.status, _text(content, answer.headers.get("Content-Type", ""), text_of), None
             said = json.loads(content) if content else None
         except ValueError:
             if answer.status < 400:
+                wanted = text_of or "JSON"
                 raise ApiUnreachable(
-                    f"{url} answers {answer.status} and no JSON: is it the API's URL, with its stage (/v1)?"
+                    f"{url} answers {answer.status} and no {wanted}: is it the API's URL, with its stage (/v1)?"
                 ) from None
             said = None
         return answer.status, said, _seconds(answer.headers.get("Retry-After"))
+
+
+def _text(content: bytes, content_type: str, wanted: str) -> str:
+    """Returns an answer's text. Raises ValueError where it is of another type."""
+    if content_type.partition(";")[0].strip() != wanted:
+        raise ValueError(content_type)
+    return content.decode()
 
 
 def in_path(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -41,20 +42,24 @@ def counters(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
             with rig.fresh(seed) as database:
                 if side == "not counting":
                     count_nothing(database)
-                one[f"relay {side}"] = drain(rig, database, sizes.events, publish=False)
+                one[f"relay {side}"] = _with_server(
+                    rig, sizes.events, partial(drain, rig, database, sizes.events, publish=False)
+                )
             say(f"{number}: consumer, {side}")
             with rig.fresh(Seed(0)) as database:
                 _store(database, sizes.consumed)
                 if side == "not counting":
                     count_nothing(database)
-                report = timed_consumer(rig, database, sizes.consumed, BATCH, due=None)
-                report["result"] = {"published": sizes.consumed}
-                one[f"consumer {side}"] = report
+                one[f"consumer {side}"] = _with_server(
+                    rig,
+                    sizes.consumed,
+                    partial(timed_consumer, rig, database, sizes.consumed, BATCH, due=None),
+                )
         rounds.append(one)
     stored = short(sizes.stored_before_large)
     say(f"scrapes, {sizes.stored_before_large:,} events and an hour that is not folded")
-    scrapes = _scrapes(rig, sizes)
-    rounds[0]["scrapes"] = {"milliseconds": scrapes}
+    scrapes, cpu_milliseconds = _scrapes(rig, sizes)
+    rounds[0]["scrapes"] = {"milliseconds": scrapes, "cpu_milliseconds": cpu_milliseconds}
     return Measured(
         [
             ratio(
@@ -69,10 +74,23 @@ def counters(rig: Rig, sizes: Sizes, say: Callable[[str], object]) -> Measured:
                 rates(rounds, "consumer not counting"),
                 Bar("≥", 0.95),
             ),
+            ratio(
+                "Postgres's processor time of a relay that counts ÷ one that does not",
+                [one["relay counting"]["postgres_seconds"] for one in rounds],
+                [one["relay not counting"]["postgres_seconds"] for one in rounds],
+                None,
+            ),
+            ratio(
+                "Postgres's processor time of a consumer that counts ÷ one that does not",
+                [one["consumer counting"]["postgres_seconds"] for one in rounds],
+                [one["consumer not counting"]["postgres_seconds"] for one in rounds],
+                None,
+            ),
             worst(
                 f"scrape of {stored} events, an hour not folded, p99", [percentile(scrapes, 99)], "ms", Bar("≤", 50.0)
             ),
             median(f"scrape of {stored} events, an hour not folded", scrapes, "ms"),
+            median("processor time of a scrape, Postgres's and the function's", [cpu_milliseconds], "ms"),
         ],
         rounds,
         {
@@ -105,17 +123,26 @@ def _store(database: Database, messages: int) -> None:
         store_events(admin, [], [look(number) for number in range(messages)])
 
 
-def _scrapes(rig: Rig, sizes: Sizes) -> list[float]:
-    """Returns how many milliseconds each scrape took, as the API makes it."""
+def _with_server(rig: Rig, messages: int, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Returns a report with the processor time that Postgres has used meanwhile."""
+    before = rig.server_cpu_seconds()
+    report = measure()
+    return {"result": {"published": messages}, **report, "postgres_seconds": rig.server_cpu_seconds() - before}
+
+
+def _scrapes(rig: Rig, sizes: Sizes) -> tuple[list[float], float]:
+    """Returns how many milliseconds each scrape took, as the API makes it, and the processor time of one."""
     with rig.filled(Seed(0, delivered=sizes.stored_before_large)) as database:
         with psycopg.connect(database.admin_url, autocommit=True) as admin:
             admin.execute(QUERIES["count_for_an_hour"].sql, {"rows": sizes.not_folded})
             admin.execute("VACUUM (ANALYZE) flow_deltas")
         with connect(rig.url_as(READER, database), application_name="acp-bench", prepares=True) as connection:
-            render(read_metrics(connection), "")  # A warm environment has its imports and its connection.
+            render(read_metrics(connection))  # A warm environment has its imports and its connection.
             taken = []
+            cpu_began = rig.server_cpu_seconds() + time.process_time()
             for _ in range(sizes.scrapes):
                 began = time.perf_counter()
-                render(read_metrics(connection), "")
+                render(read_metrics(connection))
                 taken.append(1000 * (time.perf_counter() - began))
-    return taken
+            cpu_seconds = rig.server_cpu_seconds() + time.process_time() - cpu_began
+    return taken, 1000 * cpu_seconds / sizes.scrapes

@@ -12,6 +12,7 @@ from tests.integration import seeds
 from tests.integration.api_server import ApiServer, no_deployment, serving
 from tests.integration.running_cloud import run
 
+from control_plane.model.lifecycle import Accepted
 from control_plane.platform.breakers import hold
 from local_cloud.cloud import Cloud
 from local_cloud.workspace import CHECKOUT, Workspace
@@ -71,3 +72,15 @@ def test_a_token_that_may_not_read_and_an_api_that_is_away_are_told_apart(nowher
     assert (refused.exit_code, "asks for the scope read" in " ".join(refused.stderr.split())) == (1, True)
     away = run(nowhere, "--url", "http://127.0.0.1:1", "status")
     assert (away.exit_code, "does not answer" in " ".join(away.stderr.split())) == (5, True)
+
+
+def test_the_metrics_are_printed_as_they_are_scraped(nowhere: Cloud, api: ApiServer, app: Connection[Any]) -> None:
+    seeds.store(app, seeds.ticks(2))
+    seeds.settle(app, seeds.claim(app), Accepted("m"))
+    scraper = ("--url", api.url, "--token", api.make_token("scraper", "metrics"))
+    classic = run(nowhere, *scraper, "metrics")
+    assert classic.exit_code == 0, classic.output
+    assert 'events_published_total{subscription="signal_lab"} 2.0\n' in classic.stdout
+    assert run(nowhere, *scraper, "metrics", "--openmetrics").stdout.endswith("# EOF\n")
+    refused = run(nowhere, "--url", api.url, "--token", api.make_token("seer", "read"), "metrics")
+    assert (refused.exit_code, "asks for the scope metrics" in " ".join(refused.stderr.split())) == (1, True)

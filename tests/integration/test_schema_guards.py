@@ -176,6 +176,7 @@ SOUND: dict[str, dict[str, object]] = {
     "processed_events": {"consumer": "c", "event_id": TOKEN},
     "circuit_breakers": {"name": "q"},
     "relay_handover": {"token": TOKEN, "name": "r"},
+    "flow_deltas": {"stage": "outbox", "name": "detector", "outcome": "published", "bucket": 0, "seconds": 0.001},
 }  # fmt: skip
 """For each table, a row that it accepts."""
 OF_QUEUE: dict[str, object] = {"kind": "consumer", "queue": "q", "message_id": "m", "body": b"{}"}
@@ -193,6 +194,9 @@ REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("events", "events_payload_json_check", {"payload_json": "[]"}),
     ("subscriptions", "subscriptions_name_check", {"name": "Signal Lab"}),
     ("subscriptions", "subscriptions_topic_check", {"topic": "ticks"}),
+    ("flow_deltas", "flow_deltas_n_check", {"n": 0}),
+    ("flow_deltas", "flow_deltas_seconds_check", {"seconds": -1}),
+    ("flow_deltas", "flow_deltas_are_measured_or_not", {"bucket": None}),
     ("operations", "operations_kind_check", {"kind": "repair"}),
     ("operations", "operations_filter_check", {"filter": "[]"}),
     ("operations", "operations_plan_check", {"plan": "[]"}),

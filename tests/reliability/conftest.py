@@ -95,12 +95,13 @@ type Finish = Callable[[str], Result]
 
 @pytest.fixture
 def finish(pipeline: Pipeline, record_property: Callable[[str, object], None]) -> Finish:
-    """Returns a function that ends a scenario under a name, for the table; lost must always be 0."""
+    """Returns a function that ends a scenario under a name, for the table; nothing may be lost or miscounted."""
 
     def end(scenario: str) -> Result:
         result = pipeline.finish()
         record_property(_PROPERTY, {"scenario": scenario, **asdict(result)})
         assert result.lost == 0
+        assert pipeline.miscounted() == []
         return result
 
     return end

@@ -303,6 +303,23 @@ class Pipeline:
         ((count,),) = self.query("SELECT count(*) FROM pending_deliveries")
         return int(count)
 
+    def miscounted(self) -> list[tuple[Any, ...]]:
+        """Returns what is counted otherwise than recorded: the subscription, what it is, counted, recorded."""
+        return self.query(
+            "WITH recorded AS ("
+            " SELECT subscription, 'published' AS what, count(*) AS n FROM deliveries GROUP BY subscription"
+            " UNION ALL SELECT subscription, 'given up', count(*) FROM dead_letters WHERE kind = 'relay' GROUP BY 1"
+            " UNION ALL SELECT subscription, CASE WHEN error ~ '^the lease ran out' THEN 'lost' ELSE 'failed' END,"
+            " count(*) FROM delivery_failures GROUP BY 1, 2"
+            "), counted AS ("
+            " SELECT name AS subscription, what, sum(n) AS n FROM flow_counts CROSS JOIN LATERAL unnest("
+            " CASE outcome WHEN 'dead_lettered' THEN ARRAY['failed', 'given up']"
+            " WHEN 'exhausted' THEN ARRAY['given up'] ELSE ARRAY[outcome] END) AS what"
+            " WHERE stage = 'outbox' AND outcome <> 'released' GROUP BY 1, 2"
+            ") SELECT subscription, what, counted.n, recorded.n FROM recorded"
+            " FULL JOIN counted USING (subscription, what) WHERE counted.n IS DISTINCT FROM recorded.n"
+        )
+
     def in_queues(self) -> int:
         """Returns how many messages are in the queues; one that is there twice counts twice."""
         return sum(self.endpoint.counts().values())

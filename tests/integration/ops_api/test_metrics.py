@@ -164,7 +164,7 @@ def test_two_readers_are_told_the_same_counters(
 
     def read() -> str:
         with connect(database.url("acp_reader"), application_name="test") as connection:
-            text, _ = render(read_metrics(connection), OPENMETRICS)
+            text, _ = render(read_metrics(connection, with_examples=True), openmetrics=True)
         return re.sub(r"(?m)^acp_(fold|oldest|consumer_lag_oldest)\w*age_seconds.*\n", "", text)
 
     before = read()

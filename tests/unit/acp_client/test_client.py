@@ -109,6 +109,20 @@ def test_a_page_that_is_no_json_is_not_the_api(client: Client, server: Server) -
         client.get("/flow")
 
 
+def test_text_is_asked_for_and_of_no_other_type(client: Client, server: Server) -> None:
+    server.will_answer(503, {"detail": "later"}, Retry_After="1")
+    server.will_answer(200, b"up 1\n", Content_Type="text/plain; version=0.0.4; charset=utf-8")
+    assert client.text("/metrics", content_type="text/plain") == "up 1\n"
+    assert server.asked[-1].headers["Accept"] == "text/plain"
+    for _ in range(3):
+        server.will_answer(200, b"<html>welcome</html>", Content_Type="text/html")
+    with pytest.raises(ApiUnreachable, match="no text/plain"):
+        client.text("/metrics", content_type="text/plain")
+    server.will_answer(403, {"detail": "This needs the scope metrics."})
+    with pytest.raises(ApiError, match="needs the scope metrics"):
+        client.text("/metrics", content_type="text/plain")
+
+
 def test_an_answer_without_an_explanation_still_has_a_status(client: Client, server: Server) -> None:
     server.will_answer(404, b"<html>")
     with pytest.raises(ApiError, match="answers 404"):

@@ -38,11 +38,13 @@ class FlowPictures:
 
 def show_metrics(database: Database, call: Call) -> Response:
     """Returns the metrics as Prometheus reads them, in OpenMetrics where the client asks for that."""
-    from control_plane.flow.exposition import read_metrics, render  # noqa: PLC0415 - few environments are scraped
+    # Few environments are scraped.
+    from control_plane.flow.exposition import read_metrics, render, wants_openmetrics  # noqa: PLC0415
 
+    openmetrics = wants_openmetrics(call.accept)
     with database.bounded() as connection:
-        reading = read_metrics(connection)
-    text, content_type = render(reading, call.accept)
+        reading = read_metrics(connection, with_examples=openmetrics)
+    text, content_type = render(reading, openmetrics=openmetrics)
     return Response(HTTPStatus.OK, None, content_type=content_type, text=text)
 
 

@@ -30,10 +30,18 @@ class Count(NamedTuple):
     seconds: float | None
     """The sum of the durations."""
     newest_at: datetime
-    trace_id: UUID | None
-    """The trace of one of the newest that were counted."""
-    trace_seconds: float | None
-    traced_at: datetime | None
+
+    @property
+    def key(self) -> tuple[str, str, str, int | None]:
+        """What is counted, by its bucket."""
+        return self[:4]
+
+
+class Example(NamedTuple):
+    """One of those that were counted, with what it took."""
+
+    trace_id: UUID
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,12 @@ def read_counts(connection: Connection[Any]) -> Sequence[Count]:
     """Returns how often everything ever happened."""
     with connection.cursor(row_factory=lambda _: Count._make) as cursor:
         return cursor.execute(QUERIES["counts"].sql).fetchall()
+
+
+def read_examples(connection: Connection[Any]) -> dict[tuple[str, str, str, int | None], Example]:
+    """Returns one of those that were counted, by what was counted and its bucket."""
+    rows = connection.execute(QUERIES["examples"].sql).fetchall()
+    return {(stage, name, outcome, bucket): Example(*rest) for stage, name, outcome, bucket, *rest in rows}
 
 
 def read_bounds(connection: Connection[Any]) -> Sequence[float]:

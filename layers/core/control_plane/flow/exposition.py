@@ -1,13 +1,22 @@
 """GET /metrics: the flow as Prometheus reads it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import Connection
 
-from control_plane.flow.counts import Count, one_snapshot, read_bounds, read_counts, read_rows, read_tuples
+from control_plane.flow.counts import (
+    Count,
+    Example,
+    one_snapshot,
+    read_bounds,
+    read_counts,
+    read_examples,
+    read_rows,
+    read_tuples,
+)
 from control_plane.flow.metrics import COUNTED, GAUGES, Counted
 from control_plane.flow.picture import NEWEST_MESSAGES
 from control_plane.ops.status import read_consumer_lag
@@ -28,6 +37,7 @@ class Reading:
 
     bounds: Sequence[float]
     counts: Sequence[Count]
+    examples: Mapping[tuple[str, str, str, int | None], Example]
     gauges: Samples
     subscriptions: Sequence[str]
     """The active subscriptions: their counters are shown from the beginning, at 0."""
@@ -73,37 +83,34 @@ class Reading:
         return dict(sorted(series.items()))
 
     def _buckets(self, counts: Sequence[Count]) -> list[Any]:
-        """Returns a histogram's buckets, each with all that is below its bound, and with its newest example."""
+        """Returns a histogram's buckets, each with all that is below its bound, and with an example."""
         from prometheus_client.samples import Exemplar  # noqa: PLC0415
 
         bounds = [*map(str, self.bounds), "+Inf"]
         numbers = [0] * len(bounds)
-        examples: dict[int, Count] = {}
+        examples: dict[int, Example] = {}
         for count in counts:
             assert count.bucket is not None
             numbers[count.bucket] += count.n
-            if count.traced_at is not None and count.trace_seconds is not None:
-                kept = examples.get(count.bucket)
-                if kept is None or kept.traced_at is None or kept.traced_at < count.traced_at:
-                    examples[count.bucket] = count
+            if (example := self.examples.get(count.key)) is not None:
+                examples[count.bucket] = example
         buckets: list[Any] = []
         for bucket, (bound, number) in enumerate(zip(bounds, accumulate(numbers), strict=True)):
-            if (example := examples.get(bucket)) is None or example.traced_at is None:
+            if (example := examples.get(bucket)) is None:
                 buckets.append((bound, number))
-                continue
-            seconds = example.trace_seconds or 0.0
-            exemplar = Exemplar({"trace_id": example.trace_id.hex if example.trace_id else ""}, seconds)
-            buckets.append((bound, number, exemplar))
+            else:
+                buckets.append((bound, number, Exemplar({"trace_id": example.trace_id.hex}, example.seconds)))
         return buckets
 
 
-def read_metrics(connection: Connection[Any]) -> Reading:
+def read_metrics(connection: Connection[Any], *, with_examples: bool = False) -> Reading:
     """Reads all metrics in one snapshot, at a cost that grows neither with a backlog nor with what is stored.
 
     ``connection`` is in autocommit mode. Raises psycopg.errors.QueryCanceled if the database takes too long.
     """
     with one_snapshot(connection):
         bounds, counts = read_bounds(connection), read_counts(connection)
+        examples = read_examples(connection) if with_examples else {}
         subscriptions = read_rows(connection, "subscriptions")
         lag = {one.subscription: one for one in read_consumer_lag(connection, newest=NEWEST_MESSAGES)}
         decisions = read_tuples(connection, "open_decisions")
@@ -145,19 +152,23 @@ def read_metrics(connection: Connection[Any]) -> Reading:
         "acp_switches_off": {(): len(switches)},
         "acp_fold_age_seconds": {(): fold_age},
     }
-    return Reading(bounds, counts, gauges, active)
+    return Reading(bounds, counts, examples, gauges, active)
 
 
-def render(reading: Reading, accept: str) -> tuple[str, str]:
-    """Returns the metrics as text, and its content type: OpenMetrics, with traces, where the client asks for it."""
+def wants_openmetrics(accept: str) -> bool:
+    """Tells whether a client's Accept header asks for OpenMetrics; anybody else gets classic text."""
+    return "application/openmetrics-text" in {one.partition(";")[0].strip().lower() for one in accept.split(",")}
+
+
+def render(reading: Reading, *, openmetrics: bool = False) -> tuple[str, str]:
+    """Returns the metrics as text, and its content type; only OpenMetrics has examples."""
     # Slow to import, and needed here alone.
     from prometheus_client.exposition import generate_latest  # noqa: PLC0415
-    from prometheus_client.openmetrics import exposition as openmetrics  # noqa: PLC0415
+    from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics  # noqa: PLC0415
 
-    wanted = {one.partition(";")[0].strip().lower() for one in accept.split(",")}
-    generate: Callable[[Any], bytes] = generate_latest
-    content_type = "text/plain; version=0.0.4; charset=utf-8"
-    if "application/openmetrics-text" in wanted:
-        generate = openmetrics.generate_latest
-        content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-    return generate(reading).decode(), content_type
+    # Each needs no more of a registry than its collect().
+    registry: Any = reading
+    if openmetrics:
+        text: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+        return text.decode(), "application/openmetrics-text; version=1.0.0; charset=utf-8"
+    return generate_latest(registry).decode(), "text/plain; version=0.0.4; charset=utf-8"

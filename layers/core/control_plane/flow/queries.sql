@@ -12,9 +12,27 @@ SELECT flow_bounds()
 
 -- name: counts
 -- How much ever happened, by what it was and by bucket of its duration, in one snapshot.
-SELECT stage, name, outcome, bucket, n, seconds, newest_at, trace_id, trace_seconds, traced_at
+SELECT stage, name, outcome, bucket, n, seconds, newest_at
 FROM flow_counts
 ORDER BY stage, name, outcome, bucket NULLS FIRST
+
+-- name: examples
+-- Of each kind and bucket the trace of one of those that were counted, and its duration: of the last minute's where it has
+-- any. However much is not folded, this looks at 10,000 rows of it at most.
+SELECT DISTINCT ON (stage, name, outcome, bucket) stage, name, outcome, bucket, trace_id, trace_seconds
+FROM (
+    SELECT stage, name, outcome, bucket, trace_id, trace_seconds, traced_at
+    FROM flow_totals
+    WHERE trace_id IS NOT NULL
+    UNION ALL
+    (
+        SELECT stage, name, outcome, bucket, trace_id, trace_seconds, at
+        FROM flow_deltas
+        WHERE trace_id IS NOT NULL AND at > now() - interval '1 minute'
+        LIMIT 10000
+    )
+) AS traced
+ORDER BY stage, name, outcome, bucket, traced_at DESC
 
 -- name: newest
 -- The parts of each stage that something happened to in the last week, and when it last succeeded.
