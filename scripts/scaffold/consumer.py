@@ -155,7 +155,8 @@ def _documented(text: str, names: template.Names) -> str:
             rf"\1| {names.pascal}DeadLetters | the same, for what {names.pascal} gave up on | likewise |" + "\n",
         ),
         (
-            r"^(\| ConsumerBehind \|.*\n)",
+            # The alert of Prometheus that has the same name is of every subscription.
+            r"^(\| ConsumerBehind \| a message has waited .*\n)",
             rf"\1| {names.pascal}Behind | a message has waited in {names.pascal}'s queue for 15 minutes | likewise,"
             rf" with {names.pascal}Errors |" + "\n",
         ),
