@@ -14,6 +14,7 @@ SHIPPED = sorted({locked.name for lock in LAYERS.glob("*/requirements.txt") for 
 ALLOWED = {
     "0BSD",
     "Apache-2.0",
+    "BSD-2-Clause",
     "BSD-3-Clause",
     "CC0-1.0",
     "LGPL-3.0-only",

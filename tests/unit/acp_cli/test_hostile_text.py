@@ -388,6 +388,8 @@ def timeline(**changes: Any) -> Any:
         "resolution": None,
         "resolved_at": NOW.isoformat(),
         "resolved_by": "ada",
+        "redriven_by": None,
+        "operation_id": None,
         "last_error": None,
         "claimed_by": "relay",
     }
@@ -414,6 +416,8 @@ def timeline(**changes: Any) -> Any:
                 "dead_lettered_at": NOW.isoformat(),
                 "reason": told["error"],
                 "resolution": None,
+                "redriven_by": None,
+                "resolved_at": None,
                 "is_redrivable": True,
             }
         ],

@@ -61,7 +61,7 @@ def test_functions_and_layers_are_of_one_architecture(stack: Stack) -> None:
     for properties in of_type(template, "AWS::Lambda::Function").values():
         assert value(properties["Architectures"], given) == [given["Architecture"]]
     layers = of_type(template, "AWS::Lambda::LayerVersion")
-    assert len(layers) == 3
+    assert len(layers) == 4
     for properties in layers.values():
         assert value(properties["CompatibleArchitectures"], given) == [given["Architecture"]]
 
