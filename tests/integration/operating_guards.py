@@ -19,6 +19,8 @@ SOUND: dict[str, dict[str, Any]] = {
     },
     "idempotency_keys": {"token": "kim", "key": "k", "request_sha256": HASH},
     "backfill_pieces": {"file_sha256": "a" * 64, "number": 1, "observations": 1, **piece(PIECE)},
+    "trace_cursor": {"stored_by": "1", "seq": 0},
+    "waiting_traces": {"kind": "event", "id": "00000000-0000-4000-8000-000000000000"},
 }  # fmt: skip
 
 REFUSED: list[tuple[str, str, dict[str, object]]] = [
@@ -36,5 +38,8 @@ REFUSED: list[tuple[str, str, dict[str, object]]] = [
     ("backfill_pieces", "backfill_pieces_number_check", {"number": 0}),
     ("backfill_pieces", "backfill_pieces_observations_check", {"observations": 0, **piece("[]")}),
     ("backfill_pieces", "backfill_pieces_say_how_many", {"observations": 2}),
+    ("trace_cursor", "trace_cursor_only_one_check", {"only_one": False}),
+    ("trace_cursor", "trace_cursor_seq_check", {"seq": -1}),
+    ("waiting_traces", "waiting_traces_kind_check", {"kind": "approval"}),
 ]
 """Table, constraint, what is wrong with the row."""

@@ -97,6 +97,8 @@ _SHARED = {
     "control_plane.api.artifact": {*READERS_OF_DECISIONS, ACTION},
     "control_plane.api.decisions_by_prefix": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.api.decisions": READERS_OF_DECISIONS - {COMMAND},
+    "control_plane.api.decisions_of_event": READERS_OF_DECISIONS - {COMMAND},
+    "control_plane.api.deliveries_of_operation": {READER},
     **_each(READERS_OF_DECISIONS, "control_plane.api", "open_approvals approval switch"),
     **_each({READER}, "control_plane.api", "audit"),
     "control_plane.flow.fold": {MAINTAIN},

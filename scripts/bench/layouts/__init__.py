@@ -125,6 +125,8 @@ def settle(connection: Connection[Any], layout: Layout, rows: Sequence[Row], *, 
                 "errors": [None] * count,
                 "delays_seconds": [0.0] * count,
                 "are_suspect": [False] * count,
+                "send_seconds": [0.01] * count,
+                "waited_seconds": [0.0] * count,
             },
         ).fetchall()
     )

@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote, unquote
 
 import jsonschema
 import pytest
@@ -37,12 +38,16 @@ CASES = 2
 def both(load: Load, database: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     reads = with_settings(load(DATABASE_URL=database.url("acp_reader")))
     commands = with_settings(load("command_api", DATABASE_URL=database.url("acp_command")))
-    for client in (reads, commands):
-        client.function.module.telemetry.logger.setLevel("ERROR")
     monkeypatch.setattr(commands.function.module, "start_run", lambda *_, **__: None)
     retrial = asked_by(reads, database.url("acp_reader"))
-    retrial.module.telemetry.logger.setLevel("ERROR")
+    loggers = [one.module.telemetry.logger for one in (reads.function, commands.function, retrial)]
+    # Loggers are the process's, so a later test would find these silent.
+    levels = [logger.log_level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel("ERROR")
     yield Gateway(reads, commands)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
     retrial.close()
 
 
@@ -98,12 +103,24 @@ def make_expressible(case: Any) -> None:
             case.body = {"policies": '@id("none") forbid (principal, action, resource);', "domain": "finance"}
         if "observations" in case.body:  # Each domain has fields of its own.
             case.body["observations"] = [{"entity_id": "AAPL"}]
-    for texts in (case.query, case.path_parameters, case.body):
-        for name, text in texts.items() if isinstance(texts, dict) else ():
-            if isinstance(text, str):
-                texts[name] = "".join(filter(str.isprintable, text)) or "x"
+    make_printable(case)
     if case.headers and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = str(uuid.uuid4())
+
+
+def make_printable(case: Any) -> None:
+    for texts in (case.query, case.body):
+        for name, text in texts.items() if isinstance(texts, dict) else ():
+            if isinstance(text, str):
+                texts[name] = printable(text)
+    # In a path they are encoded already.
+    for name, text in (case.path_parameters or {}).items():
+        if isinstance(text, str):
+            case.path_parameters[name] = quote(printable(unquote(text)), safe="")
+
+
+def printable(text: str) -> str:
+    return "".join(filter(str.isprintable, text)) or "x"
 
 
 def token_with(both: Gateway, scope: str | None) -> dict[str, str]:

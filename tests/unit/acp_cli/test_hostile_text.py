@@ -388,8 +388,6 @@ def timeline(**changes: Any) -> Any:
         "resolution": None,
         "resolved_at": NOW.isoformat(),
         "resolved_by": "ada",
-        "redriven_by": None,
-        "operation_id": None,
         "last_error": None,
         "claimed_by": "relay",
     }

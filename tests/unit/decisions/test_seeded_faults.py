@@ -35,7 +35,9 @@ FAULTS = [
     Fault("1e999 passes", strict_json._float, "if not math.isfinite(number)", "if False"),
     Fault("depth is not limited", strict_json._check_depth, "if depth > most_depth", "if False"),
     Fault("size is not limited", strict_json.parse, "if len(given) > most_bytes", "if False"),
-    Fault("invisible characters pass", strict_json._check_texts, "if has_invisible(value.translate(passing))", "if False"),
+    Fault(
+        "invisible characters pass", strict_json._check_texts, "if has_invisible(value.translate(passing))", "if False"
+    ),
     Fault(
         "actions need not be canonical",
         judgement.read_proposal,
