@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def test_the_container_gets_no_user_credentials_and_no_password(
     )
     try:
         label = {"label": "sam.cli.function.name=RelayFunction"}
-        (container,) = wait_for(lambda: engine.containers.list(filters=label), seconds=120, what="a container")
+        running = partial(engine.containers.list, filters=label)
+        (container,) = wait_for(running, seconds=INVOKE_SECONDS, what="a container")
         environment = dict(entry.split("=", 1) for entry in container.attrs["Config"]["Env"])
     finally:
         output, _ = process.communicate(timeout=INVOKE_SECONDS)

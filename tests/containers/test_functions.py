@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from samcli.yamlhelper import yaml_parse
 from tests.containers.conftest import INVOKE_SECONDS, Containers
-from tests.e2e.conftest import CHECKOUT
+from tests.e2e.conftest import CHECKOUT, wait_for
 
 TEMPLATE = yaml_parse((CHECKOUT / "template.yaml").read_text())
 FUNCTIONS = [name for name, part in TEMPLATE["Resources"].items() if part["Type"] == "AWS::Serverless::Function"]
@@ -243,7 +243,8 @@ def test_a_function_runs_in_lambdas_container_with_its_effect(containers: Contai
 def test_the_api_is_served_from_containers(containers: Containers) -> None:
     event_id = a_stored_event(containers)
     with containers.start_api() as url:
-        assert get(f"{url}/health")[0] == 200
+        # It waits a second for Postgres, and each request starts a container: on a busy machine that takes longer.
+        wait_for(lambda: get(f"{url}/health")[0] == 200, seconds=INVOKE_SECONDS, what="/health says 200")
         assert get(f"{url}/events/{event_id}")[0] == 401
         status, timeline = get(f"{url}/events/{event_id}", token=containers.cloud.environ["API_TOKEN"])
     assert status == 200
