@@ -22,6 +22,7 @@ from control_plane.platform.settings import OpsApiSettings
 from control_plane.platform.telemetry import Telemetry
 
 PATIENCE_SECONDS = 3
+HEALTH_PATIENCE_SECONDS = 1
 SECRET_PATIENCE_SECONDS = 2
 
 telemetry = Telemetry("ops_api")
@@ -59,7 +60,11 @@ def read_soon(arn: str) -> str:
 @cache
 def health() -> HealthReporter:
     """Returns the health reporter. It has its own connection, since it may have to abandon one."""
-    return HealthReporter(open_for_health, max_pending_age_seconds=settings().health_max_pending_age_seconds)
+    return HealthReporter(
+        open_for_health,
+        max_pending_age_seconds=settings().health_max_pending_age_seconds,
+        patience_seconds=HEALTH_PATIENCE_SECONDS,
+    )
 
 
 def open_for_health() -> Database:
@@ -70,7 +75,7 @@ def open_for_health() -> Database:
         application_name="acp-health",
         origin=origin_of(settings().database),
         role="acp_reader",
-        patience_seconds=1,
+        patience_seconds=HEALTH_PATIENCE_SECONDS,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 from botocore.exceptions import ClientError
+from tests.waiting import wait_until
 
 from control_plane.model.lifecycle import Accepted, MessageFault, NotSent, QueueFault
 from control_plane.outbox.publisher import MAX_BATCH_BYTES, Message, Publisher, size_of
@@ -267,14 +268,8 @@ class QueueContract(PublisherContract):
             dead.extend(queue._receive(queue.dead_letter_url, visibility_timeout=60))
             return bool(dead)
 
-        _until(move_on)
+        wait_until(move_on)
         assert receives == [str(number) for number in range(1, MAX_RECEIVE_COUNT + 1)]
         (found,) = dead
         assert found["Body"] == sent.body
         assert {name: value["StringValue"] for name, value in found["MessageAttributes"].items()} == sent.attributes
-
-
-def _until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"

@@ -9,11 +9,10 @@ import signal
 import socket
 import subprocess
 import textwrap
-import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import boto3
 import psutil
 import pytest
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 LOCALSTACK_PYTHON = ROOT / ".acp/venvs/localstack/bin/python"
@@ -153,7 +153,7 @@ def localstack(plugin: Path, state: Path) -> Iterator[LocalStack]:
                 return True
             return False
 
-        until(up, bound_s=60)
+        wait_until(up)
         yield LocalStack(process, endpoint)
     finally:
         process.kill()
@@ -166,13 +166,6 @@ def zipped(files: dict[str, str]) -> bytes:
         for name, content in files.items():
             archive.writestr(name, content)
     return buffer.getvalue()
-
-
-def until(condition: Callable[[], bool], bound_s: float = 20) -> None:
-    deadline = time.monotonic() + bound_s
-    while not condition():
-        assert time.monotonic() < deadline, "this did not come to pass in time"
-        time.sleep(0.05)
 
 
 def running(process: psutil.Process) -> bool:
@@ -237,7 +230,7 @@ def test_functions_with_layers_run_as_processes_and_end_with_localstack(plugin: 
         assert children, "a warm process is there"
         cloud.process.send_signal(signal.SIGTERM)
         cloud.process.wait(30)
-        until(lambda: not any(map(running, children)))
+        wait_until(lambda: not any(map(running, children)))
 
 
 def logged(cloud: LocalStack, group: str, at_least: int) -> list[str]:
@@ -252,7 +245,7 @@ def logged(cloud: LocalStack, group: str, at_least: int) -> list[str]:
             found[:] = [event["message"] for event in events["events"]]
         return len(found) >= at_least
 
-    until(complete)
+    wait_until(complete)
     return found
 
 
@@ -263,8 +256,8 @@ def test_functions_end_when_localstack_is_killed(plugin: Path, tmp_path: Path) -
             cloud.create_function(name, layers=[layer], environment={}, timeout_s=600)
             cloud.invoke(name, {})
         cloud.client("lambda").invoke(FunctionName="busy", InvocationType="Event", Payload='{"do": "hang"}')
-        until(lambda: len(cloud.children()) == 3)  # The busy function has started a child.
+        wait_until(lambda: len(cloud.children()) == 3)  # The busy function has started a child.
         children = cloud.children()
         cloud.process.kill()
         cloud.process.wait()
-        until(lambda: not any(map(running, children)))
+        wait_until(lambda: not any(map(running, children)))

@@ -1,6 +1,5 @@
 """A relay with fake queues, a fake clock and recorded metrics, for the relay's tests."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -79,10 +78,3 @@ def done(result: RelayResult) -> RelayResult:
 def only(outcome: Outcome, *event_ids: UUID) -> Script:
     """Returns a script that gives these events an outcome, and accepts all others."""
     return lambda message: outcome if UUID(message.event_id) in event_ids else None
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)

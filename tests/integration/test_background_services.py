@@ -6,16 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
-from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from tests.waiting import wait_until
 
 from local_cloud.processes import Service, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 # The service writes a line when it is ready; with "family", it starts a grandchild that ignores SIGTERM and outlives
@@ -71,13 +71,6 @@ def start(service: Service, tmp_path: Path, mode: str = "plain") -> Path:
     return ready
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = monotonic() + 20
-    while not condition():
-        assert monotonic() < deadline, "it did not happen"
-        sleep(0.02)
-
-
 def gone(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -127,7 +120,7 @@ def test_children_of_a_crashed_service_are_ended(service: Service, tmp_path: Pat
     assert service.process is not None
     service.process.kill()
     child = int(service.log.read_text())
-    eventually(lambda: service.crashed)
+    wait_until(lambda: service.crashed)
     assert not gone(child)
     service.stop(grace_seconds=0.2)
     assert gone(child)
@@ -150,7 +143,7 @@ def test_port_is_owned_if_the_service_or_its_child_listens(service: Service, tmp
     child = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child + '; time.sleep(600)'!r}])"
     service.start([sys.executable, "-c", program], env=os.environ, cwd=tmp_path)
-    eventually(lambda: service.log.read_text().endswith("\n"))
+    wait_until(lambda: service.log.read_text().endswith("\n"))
     port = int(service.log.read_text())
     assert service.listens_on(port)
     with socket.create_server(("127.0.0.1", 0)) as of_another:
@@ -188,7 +181,7 @@ def test_starting_again_replaces_the_running_one(service: Service, tmp_path: Pat
 def test_a_service_whose_start_was_cut_short_is_ended(service: Service, tmp_path: Path) -> None:
     starter = subprocess.run([sys.executable, "-c", KILLED_STARTER, str(tmp_path), SERVER], check=False)
     assert starter.returncode == -signal.SIGKILL
-    eventually((tmp_path / "ready").exists)
+    wait_until((tmp_path / "ready").exists)
     child = int(service.log.read_text())
     assert service.crashed
     assert service.stop(grace_seconds=0.2)

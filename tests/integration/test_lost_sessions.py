@@ -18,6 +18,7 @@ from psycopg import Connection
 from tests.conftest import PASSWORD, make_roles
 from tests.integration.pipeline import bring_up, functions_database
 from tests.integration.seeds import counts, event, store, ticks
+from tests.waiting import wait_until
 
 from control_plane.ingestion.store import lock_entities, store_events
 from control_plane.model.contract import Event
@@ -152,13 +153,6 @@ def fail_over(writer: PostgresServer, standby: PostgresServer) -> None:
         wait_until(lambda: new.execute("SELECT pg_last_wal_replay_lsn() >= %s", [written]).fetchone() == (True,))
         assert new.execute("SELECT pg_promote()").fetchone() == (True,)
     set_read_only(writer, "on")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_warm_signal_lab_finds_the_new_writer_after_a_failover(

@@ -19,7 +19,8 @@ from psycopg import Connection
 from tests.conftest import TestDatabase
 from tests.integration import seeds
 from tests.integration.fakes import all_successful, sqs_endpoint
-from tests.integration.relay_bench import Bench, done, wait_until
+from tests.integration.relay_bench import Bench, done
+from tests.waiting import wait_until
 
 from control_plane.model.errors import DatabaseUnavailable
 from control_plane.outbox import session as session_module

@@ -7,7 +7,8 @@ from uuid import UUID
 from psycopg import Connection
 from tests.conftest import PASSWORD, TestDatabase
 from tests.integration import seeds
-from tests.integration.relay_bench import SYSTEM, Bench, done, wait_until
+from tests.integration.relay_bench import SYSTEM, Bench, done
+from tests.waiting import wait_until
 
 from control_plane.model.lifecycle import Outcome, QueueFault
 from control_plane.outbox.invocation import RelayResult
@@ -46,7 +47,7 @@ def test_new_messages_are_sent_while_another_queue_hangs(app: Connection[Any], d
         elif len(bench.fake.sends) == 1:
             seeds.store(app, seeds.failures(1))
         if message.subscription == "signal_lab":
-            wait_until(time_passes_until_it_is_there, seconds=10)
+            wait_until(time_passes_until_it_is_there)
 
     with connect(database.app_url, application_name="relay") as connection:
         bench = Bench(lambda: connection, script=hang, claim_size=100)

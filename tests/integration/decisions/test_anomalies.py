@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.integration.decisions import toy
 from tests.integration.decisions.world import World, anomaly
-from tests.integration.relay_bench import wait_until
+from tests.waiting import wait_until
 
 from control_plane.model.decision_events import CLIENT_ACTIONS, GATEKEEPER_WORK
 from control_plane.model.errors import PlaybookFault

@@ -101,11 +101,16 @@ class Function:
         return message
 
     def close(self) -> None:
-        if self.module.database.cache_info().currsize:
-            self.module.database().close()
-        health = getattr(self.module, "health", None)
-        if health is not None and health.cache_info().currsize:
-            health().close()
+        for holder in (self.module.database, getattr(self.module, "health", None)):
+            if holder is not None and holder.cache_info().currsize:
+                holder().close()
+
+    def forget_connections(self) -> None:
+        """Makes the next invocation open its connections anew."""
+        self.close()
+        for holder in (self.module.database, getattr(self.module, "health", None)):
+            if holder is not None:
+                holder.cache_clear()
 
 
 type Load = Callable[..., Function]

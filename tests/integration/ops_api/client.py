@@ -18,6 +18,8 @@ RUNS = {
     "RETRIAL_FUNCTION": "retrial",
 }
 """The names of the functions that the API's functions start or ask."""
+LIMITS = ("PATIENCE_SECONDS", "HEALTH_PATIENCE_SECONDS", "SECRET_PATIENCE_SECONDS")
+"""What the functions call the seconds for which they wait for others."""
 
 
 class Client:
@@ -25,8 +27,22 @@ class Client:
 
     def __init__(self, function: str = "ops_api") -> None:
         self.function = Function(function)
+        self._limits = {name: limit for name, limit in vars(self.function.module).items() if name in LIMITS}
+        self.wait_long()
         self.keeps_health = False
         """Whether /health may give an answer again; the connection is kept anyway."""
+
+    def wait_long(self) -> None:
+        """Makes the function wait a minute for others, because a machine that is busy answers late."""
+        self._limit(dict.fromkeys(self._limits, 60))
+
+    def wait_as_deployed(self, **limits: int) -> None:
+        """Makes the function wait for others only as long as it does when deployed, but for the given limits."""
+        self._limit(self._limits | limits)
+
+    def _limit(self, limits: Mapping[str, int]) -> None:
+        vars(self.function.module).update(limits)
+        self.function.forget_connections()
 
     def get(self, path: str, *, headers: Mapping[str, str] | None = None, method: str = "GET") -> "Answer":
         multiple = {name: [value] for name, value in (headers or {}).items()}

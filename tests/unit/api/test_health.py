@@ -16,7 +16,7 @@ def test_a_failure_that_nobody_foresaw_is_kept_like_an_answer() -> None:
         raise FAILURE
 
     now = [0.0]
-    health = HealthReporter(open_database, max_pending_age_seconds=60, monotonic=lambda: now[0])
+    health = HealthReporter(open_database, max_pending_age_seconds=60, patience_seconds=60, monotonic=lambda: now[0])
     answers = [health.answer() for _ in range(20)]
     assert {answer.status for answer in answers} == {HTTPStatus.INTERNAL_SERVER_ERROR}
     assert [answer.cause for answer in answers] == [FAILURE, *[None] * 19]
@@ -35,7 +35,10 @@ def test_a_look_that_fails_so_is_kept_too() -> None:
             raise FAILURE
 
     health = HealthReporter(
-        lambda: Broken(lambda: "", application_name="test"), max_pending_age_seconds=60, monotonic=lambda: 0.0
+        lambda: Broken(lambda: "", application_name="test"),
+        max_pending_age_seconds=60,
+        patience_seconds=60,
+        monotonic=lambda: 0.0,
     )
     assert [health.answer().cause for _ in range(20)] == [FAILURE, *[None] * 19]
     assert Broken.looks == 1

@@ -1,8 +1,6 @@
 """Starts and invokes function processes for tests."""
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,13 +46,6 @@ def error(outcome: Outcome) -> dict[str, Any]:
     found = json.loads(outcome.payload)
     assert isinstance(found, dict)
     return found
-
-
-def until(condition: Callable[[], bool], bound_s: float = 10) -> None:
-    deadline = time.monotonic() + bound_s
-    while not condition():
-        assert time.monotonic() < deadline, "this did not come to pass in time"
-        time.sleep(0.01)
 
 
 def gone(pid: int) -> bool:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.process_executor.functions import ARN, LAMBDA_SETS, Start, answer, error, gone, invoke, until
+from tests.unit.process_executor.functions import ARN, LAMBDA_SETS, Start, answer, error, gone, invoke
+from tests.waiting import wait_until
 
 # Answers
 
@@ -209,8 +210,8 @@ def test_a_process_dying_idle_is_replaced_and_its_output_kept(start: Start) -> N
             return os.getpid()
     """)
     pid = answer(invoke(function, 1))
-    until(lambda: gone(pid))
-    until(lambda: not function._boot.process.alive)  # type: ignore[union-attr] # it was booted: it has answered
+    wait_until(lambda: gone(pid))
+    wait_until(lambda: not function._boot.process.alive)  # type: ignore[union-attr] # it was booted: it has answered
     outcome = invoke(function)
     assert answer(outcome) != pid
     assert outcome.log.startswith("died idle\nSTART")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.unit.process_executor.functions import ARN, LAMBDA_SETS, Start, answer, error, gone, invoke, until
+from tests.unit.process_executor.functions import ARN, LAMBDA_SETS, Start, answer, error, gone, invoke
+from tests.waiting import wait_until
 
 from process_executor import bootstrap
 from process_executor.environment import EnvironmentStoppedError
@@ -46,7 +47,7 @@ def test_a_timeout_ends_the_group_and_a_process_follows(start: Start) -> None:
     assert f"{message}\nEND RequestId: req-5\n" in outcome.log
     assert outcome.log.endswith("\tStatus: timeout\n")
     parent, child = map(int, re.search(r"pids (\d+) (\d+)", outcome.log).groups())  # type: ignore[union-attr] # no match fails the test
-    until(lambda: gone(parent) and gone(child))
+    wait_until(lambda: gone(parent) and gone(child))
     assert answer(invoke(function))[0] != parent
 
 
@@ -54,7 +55,7 @@ def test_a_crash_ends_the_children_too(start: Start) -> None:
     function = start(SPAWNS_A_CHILD)
     _, child = answer(invoke(function))
     error(invoke(function, "crash"))
-    until(lambda: gone(child))
+    wait_until(lambda: gone(child))
 
 
 def test_stop_leaves_no_process_no_thread_and_no_file(start: Start) -> None:
@@ -64,8 +65,8 @@ def test_stop_leaves_no_process_no_thread_and_no_file(start: Start) -> None:
     tmp = function._tmp
     assert tmp.is_dir()
     function.stop()
-    until(lambda: all(map(gone, pids)))
-    until(lambda: not set(threading.enumerate()) - before)
+    wait_until(lambda: all(map(gone, pids)))
+    wait_until(lambda: not set(threading.enumerate()) - before)
     assert not tmp.exists()
     with pytest.raises(EnvironmentStoppedError):
         invoke(function)
@@ -79,8 +80,8 @@ def test_no_descriptor_is_left_by_processes_that_come_and_go(start: Start) -> No
     before = psutil.Process().num_fds()
     for _ in range(5):
         error(invoke(function))
-    until(lambda: len(threading.enumerate()) <= len(threads))
-    until(lambda: psutil.Process().num_fds() <= before)
+    wait_until(lambda: len(threading.enumerate()) <= len(threads))
+    wait_until(lambda: psutil.Process().num_fds() <= before)
 
 
 def test_stop_interrupts_an_invocation(start: Start, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_stop_interrupts_an_invocation(start: Start, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    until(flag.exists)
+    wait_until(flag.exists)
     function.stop()
     thread.join(5)
     assert len(raised) == 1
@@ -137,10 +138,10 @@ def test_killing_the_executor_ends_a_function_and_its_children(tmp_path: Path, s
             pids = json.loads(executor.stdout.readline())
             assert not any(map(gone, pids))
             if state == "busy":
-                until(lambda: bool(list(tmp_path.glob("lambda-tmp-*/busy"))))
+                wait_until(lambda: bool(list(tmp_path.glob("lambda-tmp-*/busy"))))
         finally:
             executor.kill()
-    until(lambda: all(map(gone, pids)))
+    wait_until(lambda: all(map(gone, pids)))
 
 
 @pytest.mark.parametrize("path", ["/invocation/next", "/response"], ids=["its event", "what its answer got"])
@@ -182,7 +183,7 @@ def test_a_function_ends_with_its_children_amid_what_it_reads(tmp_path: Path, pa
         )
         try:
             assert function.wait(20) == -signal.SIGKILL
-            until(lambda: not [process for process in psutil.process_iter() if group_of(process) == function.pid])
+            wait_until(lambda: not [process for process in psutil.process_iter() if group_of(process) == function.pid])
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(function.pid, signal.SIGKILL)
@@ -209,4 +210,4 @@ def test_a_stopped_executors_function_cannot_wait_for_ever(start: Start) -> None
     replacement = os.open(os.devnull, os.O_RDONLY)
     os.dup2(replacement, lifeline)  # This closes our end; the number stays taken until the process has ended.
     os.close(replacement)
-    until(lambda: gone(pid))
+    wait_until(lambda: gone(pid))

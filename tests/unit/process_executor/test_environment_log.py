@@ -4,7 +4,8 @@ import os
 import re
 
 import pytest
-from tests.unit.process_executor.functions import Start, invoke, until
+from tests.unit.process_executor.functions import Start, invoke
+from tests.waiting import wait_until
 
 from process_executor.process import MAX_LOG_BYTES, _Output
 
@@ -92,7 +93,7 @@ def test_output_beyond_the_limit_is_read_but_not_kept() -> None:
     output = _Output(reading)
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(b"x" * 2 * MAX_LOG_BYTES)
-    until(lambda: not output._open)
+    wait_until(lambda: not output._open)
     assert len(output._data) <= MAX_LOG_BYTES + 65536
     log = output.take()
     assert len(log) < MAX_LOG_BYTES + 1000

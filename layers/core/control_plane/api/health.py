@@ -17,8 +17,6 @@ from control_plane.ops.health import read_health
 from control_plane.platform.database import Database
 from control_plane.platform.function import database_failures
 
-PATIENCE_SECONDS: Final = 1.0
-"""How many seconds a caller waits at most for connecting, checking and reading together."""
 KEEP_SECONDS: Final = 5.0
 """For how many seconds an answer is reused."""
 
@@ -29,9 +27,9 @@ class HealthReporter:
     """Answers /health from a look at the database that is at most ``keep_seconds`` old.
 
     ``open_database`` makes the database that the looks use; it has already read its URL, because reading a secret has a
-    time limit of its own. A look runs on its own thread, because neither a name server nor libpq, whose shortest
-    time-out is two seconds per address, can be relied on to return in time. Only one look runs at a time, so there is
-    only one connection.
+    time limit of its own. A caller waits at most ``patience_seconds`` for connecting, checking and reading together. A
+    look runs on its own thread, because neither a name server nor libpq, whose shortest time-out is two seconds per
+    address, can be relied on to return in time. Only one look runs at a time, so there is only one connection.
     """
 
     def __init__(
@@ -39,7 +37,7 @@ class HealthReporter:
         open_database: Callable[[], Database],
         *,
         max_pending_age_seconds: float,
-        patience_seconds: float = PATIENCE_SECONDS,
+        patience_seconds: float,
         keep_seconds: float = KEEP_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
