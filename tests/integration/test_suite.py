@@ -14,7 +14,7 @@ import psutil
 import pytest
 from tests.checkout import ROOT
 from tests.e2e.conftest import wait_for
-from tests.integration.conftest import LONGEST_FIRST, NOT_OF_POSTGRES
+from tests.integration.conftest import LONGEST_FIRST, OF_POSTGRES
 
 from local_cloud.processes import is_alive
 
@@ -208,7 +208,7 @@ def test_interrupted_tests_have_the_time_to_clean_up(notes: Path, tmp_path: Path
 # Files that the integration tests treat in a way of their own
 
 
-@pytest.mark.parametrize("names", [NOT_OF_POSTGRES, LONGEST_FIRST])
+@pytest.mark.parametrize("names", [OF_POSTGRES, LONGEST_FIRST])
 def test_each_file_that_is_named_is_there(names: Collection[str]) -> None:
     folder = Path(__file__).parent
     assert [name for name in names if not any(folder.rglob(name))] == []
