@@ -1,4 +1,6 @@
-"""scripts/audit: asks OSV, through pip-audit, which packages of the locks have known vulnerabilities.
+"""scripts/audit: asks which packages of the locks have known vulnerabilities.
+
+OSV is asked about Python's, through pip-audit, and npm's registry about those that the page ships.
 
 What cannot be mended yet and does no harm here may be accepted for a while: accepted.toml beside this file says what,
 why and until when. An acceptance that is over, or of what is found no longer, fails like a finding.
@@ -20,6 +22,8 @@ import requests
 
 from local_cloud.workspace import CHECKOUT
 from supply_chain.locks import read_lock
+from supply_chain.npm_advisories import RegistryAway, advisories, registry
+from supply_chain.vendored import LOCK, read_vendor_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +70,18 @@ def read_accepted(text: str, *, today: date) -> list[Acceptance]:
             )
         accepted.append(Acceptance(**entry))
     return accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a database said of the packages of some locks, or why it was not asked."""
+
+    packages: frozenset[str]
+    """Their names."""
+    locks: int
+    findings: Sequence[Finding] = ()
+    reason: str | None = None
+    """Why it could not be asked; None where it was."""
 
 
 def judge(found: Iterable[Finding], accepted: Iterable[Acceptance], *, today: date) -> tuple[list[str], list[str]]:
@@ -139,10 +155,46 @@ def findings(report: Mapping[str, Any], found: Sequence[Path], checkout: Path) -
     return [lines[line] for line in sorted(lines)]
 
 
+def scan_locks(url: str, checkout: Path) -> Scan | str:
+    """Scans Python's locks, or returns what pip-audit said if it could not."""
+    found = locks(checkout)
+    if reason := unreachable(url):
+        return Scan(frozenset(), len(found), reason=reason)
+    report = scan(found, url, checkout / ".acp" / "cache" / "pip-audit")
+    if isinstance(report, str):
+        return report
+    names = frozenset(package["name"] for package in report["dependencies"])
+    return Scan(names, len(found), findings(report, found, checkout))
+
+
+def scan_vendored(checkout: Path) -> Scan:
+    """Scans the packages of npm that the page ships."""
+    packages = read_vendor_lock()
+    names = frozenset(package.name for package in packages)
+    try:
+        known = advisories(registry(), packages)
+    except RegistryAway as error:
+        return Scan(names, 1, reason=str(error))
+    lines = [
+        Finding(
+            f"{package.name} {package.version}: {one['url'].rpartition('/')[2]}, {one['title']}, of versions "
+            f"{one['vulnerable_versions']} ({LOCK.relative_to(checkout)})",
+            package.name,
+            frozenset({one["url"].rpartition("/")[2], str(one["id"])}),
+        )
+        for package in packages
+        for one in known.get(package.name, [])
+    ]
+    return Scan(names, 1, lines)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Print what was found. Returns 1 where something was that is not accepted, or where nothing could be scanned."""
-    parser = argparse.ArgumentParser("scripts/audit", description="Scan every lock for known vulnerabilities, by OSV.")
-    parser.add_argument("--if-reachable", action="store_true", help="exit 0 where the database cannot be reached")
+    """Print what was found. Returns 1 where something was that is not accepted, or where not all could be scanned."""
+    parser = argparse.ArgumentParser(
+        "scripts/audit",
+        description="Scan every lock for known vulnerabilities: Python's by OSV, the page's by npm's registry.",
+    )
+    parser.add_argument("--if-reachable", action="store_true", help="exit 0 where a database cannot be reached")
     parser.add_argument("--osv-url", default=OSV, metavar="URL", help="another database that answers as OSV does")
     options = parser.parse_args(arguments)
     today = datetime.now(UTC).date()
@@ -151,24 +203,35 @@ def main(arguments: Sequence[str]) -> int:
     except ValueError as error:
         sys.stderr.write(f"{ACCEPTED.name}: {error}\n")
         return 1
-    if reason := unreachable(options.osv_url):
-        sys.stderr.write(f"not scanned: {reason}\n")
-        return 0 if options.if_reachable else 1
-    found = locks(CHECKOUT)
-    report = scan(found, options.osv_url, CHECKOUT / ".acp" / "cache" / "pip-audit")
-    if isinstance(report, str):
-        sys.stderr.write(f"pip-audit failed:\n{report}\n")
+    python = scan_locks(options.osv_url, CHECKOUT)
+    if isinstance(python, str):
+        sys.stderr.write(f"pip-audit failed:\n{python}\n")
         return 1
-    lived_with, problems = judge(findings(report, found, CHECKOUT), accepted, today=today)
+    vendored = scan_vendored(CHECKOUT)
+    return report_on(python, vendored, accepted, today=today, if_reachable=options.if_reachable)
+
+
+def report_on(python: Scan, vendored: Scan, accepted: Sequence[Acceptance], *, today: date, if_reachable: bool) -> int:
+    """Prints what was found, and what was not scanned. Returns the exit code."""
+    if python.reason:
+        sys.stderr.write(f"not scanned: {python.reason}\n")
+        accepted = [each for each in accepted if each.package in vendored.packages]
+    if vendored.reason:
+        sys.stderr.write(f"not scanned: {vendored.reason}\n")
+        accepted = [each for each in accepted if each.package not in vendored.packages]
+    lived_with, problems = judge([*python.findings, *vendored.findings], accepted, today=today)
     sys.stdout.writelines(f"{line}\n" for line in [*lived_with, *problems])
     if problems:
         sys.stderr.write(
-            f"Take newer versions with: scripts/lock -U\nOr accept for a while what cannot be: {ACCEPTED}\n"
+            "Take newer versions with: scripts/lock -U, or for the page's: scripts/vendor\n"
+            f"Or accept for a while what cannot be: {ACCEPTED}\n"
         )
         return 1
-    other = "other " if lived_with else ""
-    sys.stdout.write(f"No {other}known vulnerability. Locks scanned: {len(found)}.\n")
-    return 0
+    scanned = sum(one.locks for one in (python, vendored) if one.reason is None)
+    if scanned:
+        other = "other " if lived_with else ""
+        sys.stdout.write(f"No {other}known vulnerability. Locks scanned: {scanned}.\n")
+    return 0 if if_reachable or not (python.reason or vendored.reason) else 1
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.conftest import CHECKOUT, UP_SECONDS, LocalCloud, processes_of, run_acp, wait_for
+from tests.otlp import Tap, tapping
 
 from local_cloud.containers import NoContainersError, find_engine
 from local_cloud.net import free_port, port_is_free
@@ -29,6 +30,8 @@ class Containers:
     cloud: LocalCloud
     folder: Path
     """The folder in which SAM runs: like the checkout, but with this cloud's state."""
+    traces: Tap
+    """The receiver of the stack's traces."""
 
     def invoke(self, function: str, event: str | dict[str, Any], *options: str) -> dict[str, Any]:
         """Runs `sam local invoke` and returns its answer; the event is a sample's name, or content."""
@@ -100,19 +103,28 @@ def engine() -> Any:
 
 
 @pytest.fixture(scope="session")
-def containers(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+def traces() -> Iterator[Tap]:
+    """A receiver of traces; without one, the stack has no TraceFunction."""
+    with tapping() as tap:
+        yield tap
+
+
+@pytest.fixture(scope="session")
+def containers(engine: Any, traces: Tap, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
     folder = tmp_path_factory.mktemp("checkout")
     state = folder / ".acp" / "state"
     acp = run_acp(state)
     try:
         up = acp(
-            "up", "--market=replay", f"--ingestion-schedule={NEVER}", f"--relay-schedule={NEVER}", timeout=UP_SECONDS
+            *("up", "--market=replay", f"--ingestion-schedule={NEVER}", f"--relay-schedule={NEVER}"),
+            f"--set=TracesEndpoint={traces.url}",
+            timeout=UP_SECONDS,
         )
         assert up.returncode == 0, up.stdout + up.stderr
         assert "sam local invoke reaches it" in up.stderr
         for name in WHAT_SAM_READS:
             (folder / name).symlink_to(CHECKOUT / name)
-        yield Containers(LocalCloud(json.loads(acp("env", "--json").stdout), acp), folder)
+        yield Containers(LocalCloud(json.loads(acp("env", "--json").stdout), acp), folder, traces)
     finally:
         down = acp("down")
     assert down.returncode == 0, down.stdout + down.stderr

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -18,10 +19,13 @@ import psycopg
 import pytest
 from tests.e2e.clouds import DIFFERENCES, Differences
 from tests.interrupts import clean_up_when_interrupted, run
+from tests.otlp import Tap, tapping
 from xdist.scheduler import LoadScopeScheduling
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UP_SECONDS = 600
+OF_THEIR_OWN = ("test_demo.py", "test_process_executor.py")
+"""The files whose tests deploy a cloud of their own."""
 HOST_SECRET = "SECRET_OF_THE_HOST"
 """A variable of the user's that no function may see."""
 
@@ -42,14 +46,32 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Makes every test of the cloud run on each local cloud."""
     if "cloud_name" in metafunc.fixturenames:
-        names = [name for name in _clouds(metafunc.config) if metafunc.definition.path.name not in _left_out(name)]
-        metafunc.parametrize("cloud_name", names, indirect=True, scope="session")
+        metafunc.parametrize("cloud_name", _clouds(metafunc.config), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests that a cloud does not run."""
+    left_out = [item for item in items if isinstance(item, pytest.Function) and _is_left_out(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Function) -> bool:
+    callspec = getattr(item, "callspec", None)
+    names = {item.path.name, f"{item.path.name}::{item.originalname}"}
+    return callspec is not None and bool(names & _left_out(callspec.params.get("cloud_name", "")).keys())
 
 
 class ByCloud(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Runs each cloud's tests in a process of their own, because they share what is deployed there."""
+    """Runs each cloud's tests in a process of their own, because they share what is deployed there.
+
+    Tests that deploy a cloud of their own share nothing.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.partition("::")[0].endswith(OF_THEIR_OWN):
+            return nodeid
         return next((name for name in DIFFERENCES if f"[{name}" in nodeid), nodeid)
 
 
@@ -74,7 +96,7 @@ def _clouds(config: pytest.Config) -> list[str]:
 
 
 def _left_out(cloud: str) -> Mapping[str, str]:
-    return DIFFERENCES[cloud].left_out
+    return DIFFERENCES[cloud].left_out if cloud in DIFFERENCES else {}
 
 
 @dataclass(frozen=True)
@@ -113,6 +135,15 @@ class LocalCloud:
     def query(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.environ["DATABASE_URL"]) as connection:
             return connection.execute(statement, parameters).fetchall()
+
+    def log(self, function: str) -> list[dict[str, str]]:
+        """Returns the lines that a function has logged as JSON within ten minutes."""
+        events = self.client("logs").filter_log_events(
+            logGroupName=f"/aws/lambda/{self.output(f'{function}Name')}",
+            startTime=int(datetime.now(UTC).timestamp() - 600) * 1000,
+        )
+        lines = [line for event in events["events"] for line in event["message"].splitlines()]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def settled(self) -> bool:
         """Whether every message is delivered and every tick consumed."""
@@ -186,11 +217,19 @@ def differences(cloud_name: str) -> Differences:
 
 
 @pytest.fixture(scope="session")
-def local_cloud(state: Path, cloud_name: str) -> Iterator[LocalCloud]:
+def traces(cloud_name: str) -> Iterator[Tap]:
+    """The receiver of traces of the cloud's stack."""
+    with tapping() as tap:
+        yield tap
+
+
+@pytest.fixture(scope="session")
+def local_cloud(state: Path, cloud_name: str, traces: Tap) -> Iterator[LocalCloud]:
     """One local cloud for all tests; each test leaves it as it found it."""
     acp = run_acp(state, **{HOST_SECRET: "x"})
+    every_function = ("--set", f"TracesEndpoint={traces.url}")  # without it, there is no TraceFunction
     try:
-        up = acp("up", "--cloud", cloud_name, "--market", "replay", timeout=UP_SECONDS)
+        up = acp("up", "--cloud", cloud_name, "--market", "replay", *every_function, timeout=UP_SECONDS)
         assert up.returncode == 0, up.stdout + up.stderr
         yield LocalCloud(json.loads(acp("env", "--json").stdout), acp)
     finally:

@@ -37,7 +37,7 @@ FOREIGN = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def answer(local_cloud: LocalCloud) -> Iterator[dict[str, Any]]:
     """Returns the answer of a function without layers."""
     buffer = io.BytesIO()

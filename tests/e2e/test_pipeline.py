@@ -2,12 +2,8 @@
 
 import json
 import socket
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC
 from urllib.parse import urlsplit
 
 import psycopg
@@ -36,7 +32,7 @@ def test_schedules_alone_carry_every_symbol_to_the_consumer(local_cloud: LocalCl
 def test_each_scheduled_relay_takes_over_from_the_one_before_it(local_cloud: LocalCloud) -> None:
     # The relay lingers for longer than its schedule's period.
     wait_for(
-        lambda: any(line.get("message") == "handed_over" for line in _log(local_cloud, "RelayFunction")),
+        lambda: any(line.get("message") == "handed_over" for line in local_cloud.log("RelayFunction")),
         seconds=200,
         what="a relay that handed over to the next one",
     )
@@ -152,115 +148,6 @@ def test_an_oversized_message_is_dead_lettered_and_delays_no_other(local_cloud: 
     assert "too large" in reason
 
 
-def test_two_commands_list_a_dead_letter_and_redrive_it(local_cloud: LocalCloud, market: Market) -> None:
-    assert local_cloud.acp("hold", "signal_lab").returncode == 0
-    time.sleep(6)  # A lingering relay reads the breakers every five seconds.
-    try:
-        event_id = _corrected_bar(local_cloud, market, close=2.5)
-        with _subscriptions(local_cloud, {"system_events": "system.events"}) as report:
-            assert "signal_lab" in report["subscriptions"]["removed"]
-    finally:
-        resumed = local_cloud.acp("resume", "signal_lab")
-    assert resumed.returncode == 0, resumed.stderr
-
-    listed = local_cloud.acp("dead-letters", "--subscription", "signal_lab", "--reason", "removed", "--json")
-    letters = {letter["event_id"]: letter for letter in json.loads(listed.stdout)}
-    assert letters[str(event_id)]["reason"] == "subscription removed"
-    redriven = local_cloud.acp("redrive", "--subscription", "signal_lab", "--because", "the subscription is back")
-    assert redriven.returncode == 0, redriven.stderr
-    assert "redriven: signal_lab" in redriven.stdout
-
-    assert local_cloud.acp("relay").returncode == 0
-    consumed = "SELECT FROM processed_events WHERE consumer = 'signal_lab' AND event_id = %s"
-    wait_for(lambda: local_cloud.query(consumed, event_id), seconds=90, what="the redriven message consumed")
-    wait_for(local_cloud.settled, seconds=60, what="its delivery recorded")
-    timeline = json.loads(local_cloud.acp("trace", str(event_id), "--json").stdout)
-    first, second = (one for one in timeline["deliveries"] if one["subscription"] == "signal_lab")
-    assert (first["state"], second["state"]) == ("redriven", "delivered")
-    assert first["redriven_by"] == second["operation_id"]
-    shown = local_cloud.acp("trace", str(event_id)).stdout
-    assert "dead-lettered: subscription removed" in shown
-    assert "again for signal_lab (market.ticks): delivered after 1 attempt" in shown
-
-
-def test_only_a_message_breaking_the_contract_is_dead_lettered(local_cloud: LocalCloud) -> None:
-    trace_id = str(uuid.uuid4())
-    with _impatient(local_cloud, "MarketTicksQueue") as queue:
-        local_cloud.client("sqs").send_message(
-            QueueUrl=queue,
-            MessageBody='{"event_type": "NOT_A_TICK"}',
-            MessageAttributes={"trace_id": {"DataType": "String", "StringValue": trace_id}},
-        )
-        (letter,) = wait_for(
-            lambda: _letters(local_cloud, "--trace", trace_id), seconds=120, what="the message in the list"
-        )
-    assert (letter["kind"], letter["subscription"], letter["is_redrivable"]) == ("consumer", "signal_lab", False)
-    assert "event_id" in letter["reason"]
-    number = str(letter["id"])
-    assert local_cloud.acp("dead-letters", "--id", number, "--body").stdout == '{"event_type": "NOT_A_TICK"}'
-    wait_for(
-        lambda: _attribute(local_cloud, local_cloud.output("MarketTicksDeadLetterQueueUrl")) == "0",
-        seconds=30,
-        what="its dead-letter queue empty",
-    )
-    refused = local_cloud.acp("redrive", number)
-    assert refused.returncode == 1
-    assert "the outbox has no such message" in refused.stderr
-    discarded = local_cloud.acp("discard", number, "--because", "a test made it")
-    assert discarded.returncode == 0, discarded.stderr
-    assert _letters(local_cloud, "--trace", trace_id) == []
-    lines = wait_for(
-        lambda: [line for line in _log(local_cloud, "SignalLabFunction") if line.get("trace_id") == trace_id],
-        seconds=30,
-        what="the error in SignalLab's log with its trace_id",
-    )
-    assert lines[0]["level"] == "ERROR"
-    assert "event_id" in lines[0]["error"]
-
-
-def test_four_commands_mend_what_a_consumer_gave_up_on(local_cloud: LocalCloud, market: Market) -> None:
-    with psycopg.connect(local_cloud.environ["DATABASE_OWNER_URL"], autocommit=True) as owner:
-        owner.execute("ALTER TABLE signal_lab_bars ADD CONSTRAINT poison CHECK (entity_id <> 'MSFT') NOT VALID")
-        try:
-            with _impatient(local_cloud, "MarketTicksQueue"):
-                event_id = str(_corrected_bar(local_cloud, market, close=3.5))
-                assert local_cloud.acp("relay").returncode == 0
-                (letter,) = wait_for(
-                    lambda: _letters(local_cloud, "--event", event_id, "--kind", "consumer"),
-                    seconds=150,
-                    what="what the consumer gave up on in the list",
-                )
-        finally:
-            owner.execute("ALTER TABLE signal_lab_bars DROP CONSTRAINT poison")
-    assert 'violates check constraint "poison"' in letter["reason"]
-    # The pipeline is shared: other tests' letters may hold messages that nothing can send again.
-    chosen = ("redrive", "--kind", "consumer", "--reason", "poison", "--event", event_id)
-    planned = local_cloud.acp(*chosen, "--dry-run", "--json")
-    redriven = local_cloud.acp(*chosen, "--because", "mended", "--json")
-    assert redriven.returncode == 0, redriven.stderr
-    assert json.loads(planned.stdout)["redriven"] == json.loads(redriven.stdout)["redriven"] == {"signal_lab": 1}
-    assert local_cloud.acp("relay").returncode == 0
-    consumed = "SELECT FROM processed_events WHERE consumer = 'signal_lab' AND event_id = %s"
-    wait_for(lambda: local_cloud.query(consumed, event_id), seconds=90, what="the redriven message consumed")
-    shown = local_cloud.acp("trace", event_id).stdout
-    assert "given up on by signal_lab" in shown
-    assert "redriven by" in shown
-
-
-def test_a_message_that_nobody_consumes_becomes_a_dead_letter(local_cloud: LocalCloud) -> None:
-    sqs, queue = local_cloud.client("sqs"), local_cloud.output("SystemEventsQueueUrl")
-    trace_id = str(uuid.uuid4())
-    sqs.send_message(QueueUrl=queue, MessageBody=json.dumps({"trace_id": trace_id}))
-
-    def given_up() -> list[Any]:
-        sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, VisibilityTimeout=0)
-        return _letters(local_cloud, "--trace", trace_id)
-
-    (letter,) = wait_for(given_up, seconds=60, what="a message received too often in the list")
-    assert (letter["subscription"], letter["reason"][:18]) == ("system_events", "no reason recorded")
-    assert local_cloud.acp("discard", "--trace", trace_id, "--because", "a test made it").returncode == 0
-
-
 def test_the_migration_function_changes_nothing_the_second_time(local_cloud: LocalCloud) -> None:
     report, ok = local_cloud.invoke("MigrationFunction", {})
     assert ok, report
@@ -305,71 +192,3 @@ def _store_message(cloud: LocalCloud, body: dict[str, str], *, subscription: str
         )
     outbox_id: int = row[0]
     return outbox_id
-
-
-def _corrected_bar(cloud: LocalCloud, market: Market, *, close: float) -> uuid.UUID:
-    """Makes the source correct a stored bar; returns the id of the event for the correction."""
-    first, ok = cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
-    assert ok, first
-    minute = cloud.query(
-        "SELECT max(occurred_at) FROM events WHERE entity_id = 'MSFT' AND event_type = 'MARKET_TICK_INGESTED'"
-    )[0][0]
-    market.break_symbol("MSFT", {"correct": {"minute": minute.astimezone(UTC).isoformat(), "close": close}})
-    corrected, ok = cloud.invoke("IngestionFunction", {"symbols": ["MSFT"]})
-    assert ok, corrected
-    newest = "SELECT event_id FROM events WHERE entity_id = 'MSFT' AND occurred_at = %s ORDER BY revision DESC LIMIT 1"
-    event_id: uuid.UUID = cloud.query(newest, minute)[0][0]
-    return event_id
-
-
-@contextmanager
-def _subscriptions(cloud: LocalCloud, wanted: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Acts as if a template with these subscriptions were deployed and migrated, and undoes that afterwards."""
-    functions, name = cloud.client("lambda"), cloud.output("MigrationFunctionName")
-    variables = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
-
-    def migrate(subscriptions: str) -> dict[str, Any]:
-        functions.update_function_configuration(
-            FunctionName=name, Environment={"Variables": variables | {"SUBSCRIPTIONS": subscriptions}}
-        )
-        functions.get_waiter("function_updated").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-        report, ok = cloud.invoke("MigrationFunction", {})
-        assert ok, report
-        return report
-
-    try:
-        yield migrate(json.dumps(wanted))
-    finally:
-        migrate(variables["SUBSCRIPTIONS"])
-
-
-@contextmanager
-def _impatient(cloud: LocalCloud, queue: str) -> Iterator[str]:
-    """Makes a queue give a failed message out again after a second; five times of the template's take too long."""
-    sqs, url = cloud.client("sqs"), cloud.output(f"{queue}Url")
-    sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "1"})
-    time.sleep(3)  # A poll that is under way still uses the visibility with which it started.
-    try:
-        yield url
-    finally:
-        sqs.set_queue_attributes(QueueUrl=url, Attributes={"VisibilityTimeout": "180"})
-
-
-def _letters(cloud: LocalCloud, *options: str) -> list[Any]:
-    listed = cloud.acp("dead-letters", *options, "--json")
-    assert listed.returncode == 0, listed.stderr
-    letters: list[Any] = json.loads(listed.stdout)
-    return letters
-
-
-def _attribute(cloud: LocalCloud, url: str, name: str = "ApproximateNumberOfMessages") -> str:
-    value: str = cloud.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=[name])["Attributes"][name]
-    return value
-
-
-def _log(cloud: LocalCloud, function: str) -> list[dict[str, str]]:
-    group = f"/aws/lambda/{cloud.output(f'{function}Name')}"
-    logs = cloud.client("logs")
-    events = logs.filter_log_events(logGroupName=group, startTime=int(datetime.now(UTC).timestamp() - 600) * 1000)
-    lines = [line for event in events["events"] for line in event["message"].splitlines()]
-    return [json.loads(line) for line in lines if line.startswith("{")]

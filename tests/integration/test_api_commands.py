@@ -1,19 +1,26 @@
-"""acp on any deployment: by a URL and a token, by a profile; tokens, events and the audit's log."""
+"""acp on any deployment: by a URL and a token, by a profile; tokens, events and the audit's log.
+
+A redrive is of three letters, or of as many as OPERATIONS_LETTERS says.
+"""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from psycopg import Connection
 from tests.integration import seeds
-from tests.integration.operations.world import make_letters
+from tests.integration.operations.world import make_letters, pending_of
 from tests.integration.running_cloud import API_TOKEN, RunningCloud, give_up, run
 from typer.testing import CliRunner, Result
 
 from acp_cli.cli import app as acp
 from local_cloud.cloud import Cloud
 from local_cloud.workspace import CHECKOUT, Workspace
+
+LETTERS = int(os.environ.get("OPERATIONS_LETTERS", "3"))
 
 
 @pytest.fixture
@@ -35,15 +42,16 @@ def url_of(cloud: RunningCloud) -> str:
 def test_letters_are_found_and_redriven_with_nothing_but_a_url_and_a_token(
     cloud: RunningCloud, nowhere: Cloud, owner: Connection[Any]
 ) -> None:
-    make_letters(owner, 3)
+    make_letters(owner, LETTERS)
     url = url_of(cloud)
     listed = json.loads(asked(nowhere, url, "dead-letters", "--reason", "big", "--json").stdout)
-    assert len(listed) == 3
+    assert len(listed) == min(LETTERS, 20)
     would = json.loads(asked(nowhere, url, "redrive", "--reason", "big", "--dry-run", "--json").stdout)
     done = json.loads(asked(nowhere, url, "redrive", "--reason", "big", "--because", "mended", "--json").stdout)
-    assert would["redriven"] == done["redriven"] == {"signal_lab": 3}
+    assert would["redriven"] == done["redriven"] == {"signal_lab": LETTERS}
     states = owner.execute("SELECT state, reason FROM operations ORDER BY requested_at").fetchall()
     assert states == [("cancelled", "asked for by ada"), ("done", "mended")]
+    assert pending_of(owner, UUID(done["operation_id"])) == LETTERS
     assert asked(nowhere, url, "dead-letters").stderr == "No dead letters.\n"
 
 

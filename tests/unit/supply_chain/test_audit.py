@@ -1,4 +1,4 @@
-"""scripts/audit with a database of the test's own, and with none."""
+"""scripts/audit with databases of the test's own, and with none."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 from local_cloud.net import free_port
 from local_cloud.workspace import CHECKOUT
 from supply_chain import audit
+from supply_chain.npm_advisories import REGISTRY, registry
+from supply_chain.vendored import read_vendor_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 TODAY = date(2026, 1, 2)
@@ -32,15 +34,25 @@ VULNERABLE = {
 }
 
 
+PATH = "/-/npm/v1/security/advisories/bulk"
+ELSEWHERE = "npm_config_registry can name another"
+ADVISORY = {
+    "id": 1,
+    "url": "https://github.com/advisories/GHSA-0000-0000-0001",
+    "title": "made for a test",
+    "severity": "high",
+    "vulnerable_versions": "<99",
+}
+
+
 @contextmanager
-def osv(*, vulnerable: str | None = None, status: int = 200) -> Iterator[str]:
-    """Serves a database that knows at most one vulnerable package."""
+def serving(answers: Callable[[str, Any], Any], *, status: int = 200) -> Iterator[str]:
+    """Serves JSON: what ``answers`` gives for a request's path and body."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            answer: dict[str, Any] = {"vulns": [VULNERABLE]} if asked["package"]["name"] == vulnerable else {}
-            body = json.dumps(answer).encode()
+            body = json.dumps(answers(self.path, asked)).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -53,10 +65,35 @@ def osv(*, vulnerable: str | None = None, status: int = 200) -> Iterator[str]:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}/v1/query"
+            yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def osv(*, vulnerable: str | None = None, status: int = 200) -> Iterator[str]:
+    """Serves a database that knows at most one vulnerable package."""
+
+    def answer(_path: str, asked: Any) -> Any:
+        return {"vulns": [VULNERABLE]} if asked["package"]["name"] == vulnerable else {}
+
+    with serving(answer, status=status) as url:
+        yield f"{url}/v1/query"
+
+
+@pytest.fixture(autouse=True)
+def asked_of_npm(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, Any]]]:
+    """Serves a registry that knows of no vulnerability; yields what it is asked."""
+    asked: list[tuple[str, Any]] = []
+
+    def answer(path: str, body: Any) -> Any:
+        asked.append((path, body))
+        return {}
+
+    with serving(answer) as url:
+        monkeypatch.setenv("npm_config_registry", url)
+        yield asked
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +146,7 @@ def test_an_accepted_finding_is_told_and_passes(accepted: Path, capsys: pytest.C
         assert audit.main(["--osv-url", url]) == 0
     finding, summary = capsys.readouterr().out.splitlines()
     assert finding.endswith(": it is not called")
-    assert summary == "No other known vulnerability. Locks scanned: 1."
+    assert summary == "No other known vulnerability. Locks scanned: 2."
 
 
 @pytest.mark.parametrize(
@@ -138,7 +175,7 @@ def test_what_is_accepted_in_the_checkout_is_whole() -> None:
 def test_no_finding_passes(capsys: pytest.CaptureFixture[str]) -> None:
     with osv() as url:
         assert audit.main(["--osv-url", url]) == 0
-    assert capsys.readouterr().out == "No known vulnerability. Locks scanned: 1.\n"
+    assert capsys.readouterr().out == "No known vulnerability. Locks scanned: 2.\n"
 
 
 @pytest.mark.parametrize(("options", "code"), [([], 1), (["--if-reachable"], 0)])
@@ -148,9 +185,78 @@ def test_without_a_database_it_says_not_scanned(
     assert audit.main([*options, "--osv-url", f"http://127.0.0.1:{free_port()}/"]) == code
     with osv(status=403) as url:
         assert audit.main([*options, "--osv-url", url]) == code
-    lines = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["not scanned", "not scanned"]
     assert lines[1].endswith("does not answer (403)")
+    assert said.out.splitlines() == ["No known vulnerability. Locks scanned: 1."] * 2, "npm's registry was asked"
+
+
+@pytest.mark.parametrize(("options", "code"), [([], 1), (["--if-reachable"], 0)])
+@pytest.mark.parametrize(("status", "why"), [(405, "(405)"), (200, "as npm's does")])
+def test_a_registry_without_advisories_leaves_the_pages_packages_unscanned(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    status: int,
+    why: str,
+    options: list[str],
+    code: int,
+) -> None:
+    with osv() as database, serving(lambda *_: {"error": "no such route"}, status=status) as url:
+        monkeypatch.setenv("npm_config_registry", url)
+        assert audit.main([*options, "--osv-url", database]) == code
+    told = capsys.readouterr()
+    assert told.err == f"not scanned: npm's registry at {url}/ does not answer {PATH[1:]} {why}; {ELSEWHERE}\n"
+    assert told.out == "No known vulnerability. Locks scanned: 1.\n"
+
+
+def test_every_package_that_the_page_ships_is_asked_for(asked_of_npm: list[tuple[str, Any]]) -> None:
+    with osv() as url:
+        audit.main(["--osv-url", url])
+    assert asked_of_npm == [(PATH, {package.name: [package.version] for package in read_vendor_lock()})]
+
+
+def test_a_finding_in_what_the_page_ships_fails_unless_it_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, accepted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = read_vendor_lock()[0]
+    with osv() as database, serving(lambda *_: {package.name: [ADVISORY]}) as url:
+        monkeypatch.setenv("npm_config_registry", url)
+        accepted.write_text("")
+        assert audit.main(["--if-reachable", "--osv-url", database]) == 1
+        line = f"{package.name} {package.version}: GHSA-0000-0000-0001, made for a test, of versions <99"
+        assert capsys.readouterr().out == f"{line} (functions/ops_api/ui/vendor.lock)\n"
+        today = str(datetime.now(UTC).date())
+        accepted.write_text(acceptance(id_="GHSA-0000-0000-0001", package=package.name, until=today))
+        assert audit.main(["--osv-url", database]) == 0
+
+
+def test_an_acceptance_is_not_missed_where_its_database_was_not_asked(
+    monkeypatch: pytest.MonkeyPatch, accepted: Path
+) -> None:
+    today = str(datetime.now(UTC).date())
+    accepted.write_text(acceptance(until=today))
+    assert audit.main(["--if-reachable", "--osv-url", f"http://127.0.0.1:{free_port()}/"]) == 0
+    accepted.write_text(acceptance(package=read_vendor_lock()[0].name, until=today))
+    monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{free_port()}")
+    with osv() as url:
+        assert audit.main(["--if-reachable", "--osv-url", url]) == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"NPM_CONFIG_REGISTRY": "https://npm.example/a"}, "https://npm.example/a/"),
+        ({"npm_config_registry": "https://npm.example/"}, "https://npm.example/"),
+        ({}, REGISTRY),
+    ],
+)
+def test_the_registry_is_the_one_that_npm_would_ask(
+    monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], expected: str
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    assert registry(environ) == expected
 
 
 def test_a_lock_that_cannot_be_read_fails_always(
