@@ -391,7 +391,7 @@ BEGIN
         LOOP
             EXECUTE format('GRANT %s ON shadow.%I TO %I', part.privilege, of_table, part.grantee);
         END LOOP;
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON shadow.%I TO acp_maintain', of_table);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON shadow.%I TO acp_maintain', of_table);
     END LOOP;
     SELECT coalesce(max(seq), 0) INTO last_seq FROM events;
     INSERT INTO rebuilds (consumer, operation_id, until_seq) VALUES (of_consumer, of_operation, last_seq);
@@ -1759,8 +1759,14 @@ BEGIN
             OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
         RETURNING 1
     ),
-    anomalies AS (
-        DELETE FROM detector_anomalies AS held
+    findings AS (
+        DELETE FROM detector_findings AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    told AS (
+        DELETE FROM detector_told AS held
         WHERE held.bar_event_id = ANY (event_ids)
             OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
         RETURNING 1
@@ -1773,8 +1779,8 @@ BEGIN
     )
     SELECT
         (SELECT count(*) FROM bars) + (SELECT count(*) FROM prices) + (SELECT count(*) FROM actions)
-        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM anomalies)
-        + (SELECT count(*) FROM past)
+        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM findings)
+        + (SELECT count(*) FROM told) + (SELECT count(*) FROM past)
     INTO forgotten;
     RETURN forgotten;
 END
@@ -3216,7 +3222,7 @@ BEGIN
     FOREACH of_table IN ARRAY tables LOOP
         EXECUTE format('ALTER TABLE public.%I SET SCHEMA retired', of_table);
         EXECUTE format('ALTER TABLE shadow.%I SET SCHEMA public', of_table);
-        EXECUTE format('REVOKE SELECT, INSERT, UPDATE ON public.%I FROM acp_maintain', of_table);
+        EXECUTE format('REVOKE SELECT, INSERT, UPDATE, DELETE ON public.%I FROM acp_maintain', of_table);
     END LOOP;
     FOR place IN 1 .. coalesce(cardinality(view_names), 0) LOOP
         EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', view_names[place], definitions[place]);
@@ -3949,7 +3955,7 @@ UNION ALL
 
 COMMENT ON VIEW public.delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 
-CREATE TABLE public.detector_anomalies (
+CREATE TABLE public.detector_findings (
     source text NOT NULL,
     entity_id text NOT NULL,
     series text NOT NULL,
@@ -3958,26 +3964,82 @@ CREATE TABLE public.detector_anomalies (
     state text NOT NULL,
     score double precision NOT NULL,
     threshold double precision NOT NULL,
-    bar_event_id uuid NOT NULL,
-    bar_revision integer NOT NULL,
+    event_id uuid NOT NULL,
+    revision integer NOT NULL,
     details jsonb NOT NULL,
-    told integer DEFAULT 0 NOT NULL,
-    told_as text,
-    told_event_id uuid,
-    CONSTRAINT detector_anomalies_details_check CHECK ((jsonb_typeof(details) = 'object'::text)),
-    CONSTRAINT detector_anomalies_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
-    CONSTRAINT detector_anomalies_state_check CHECK ((state = ANY (ARRAY['detected'::text, 'explained'::text, 'withdrawn'::text]))),
-    CONSTRAINT detector_anomalies_told_by_an_event CHECK (((told > 0) = (told_event_id IS NOT NULL))),
-    CONSTRAINT detector_anomalies_told_check CHECK ((told >= 0))
+    CONSTRAINT detector_findings_details_check CHECK ((jsonb_typeof(details) = 'object'::text)),
+    CONSTRAINT detector_findings_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
+    CONSTRAINT detector_findings_state_check CHECK ((state = ANY (ARRAY['detected'::text, 'explained'::text])))
 );
 
-COMMENT ON TABLE public.detector_anomalies IS 'What is unusual now, and what was once said to be. Rows that are detected or explained depend on the bars alone, whatever order they came in.';
+COMMENT ON TABLE public.detector_findings IS 'What is unusual now. It depends on the bars and the corporate actions alone, whatever order they came in.';
 
-COMMENT ON COLUMN public.detector_anomalies.state IS 'explained: unusual but for a corporate action. withdrawn: unusual no longer.';
+COMMENT ON COLUMN public.detector_findings.state IS 'explained: unusual but for a corporate action.';
 
-COMMENT ON COLUMN public.detector_anomalies.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+COMMENT ON COLUMN public.detector_findings.event_id IS 'The event of the bar that it is about.';
 
-COMMENT ON COLUMN public.detector_anomalies.told_as IS 'The bar and the figure that stand told; null where none does.';
+CREATE TABLE public.detector_told (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    series text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    threshold double precision NOT NULL,
+    bar_event_id uuid NOT NULL,
+    bar_revision integer NOT NULL,
+    told integer NOT NULL,
+    told_as text,
+    told_event_id uuid NOT NULL,
+    CONSTRAINT detector_told_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
+    CONSTRAINT detector_told_told_check CHECK ((told > 0))
+);
+
+COMMENT ON TABLE public.detector_told IS 'What was said of each bar by ANOMALY_DETECTED. No fold of the bars: a rebuild leaves it alone, so that nothing is told twice.';
+
+COMMENT ON COLUMN public.detector_told.bar_event_id IS 'The bar, as it was when the last of them was told.';
+
+COMMENT ON COLUMN public.detector_told.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+
+COMMENT ON COLUMN public.detector_told.told_as IS 'The bar and the figure that stand told; null where none does.';
+
+CREATE VIEW public.detector_anomalies AS
+ SELECT finding.source,
+    finding.entity_id,
+    finding.series,
+    finding.occurred_at,
+    finding.kind,
+    finding.state,
+    finding.score,
+    finding.threshold,
+    finding.event_id AS bar_event_id,
+    finding.revision AS bar_revision,
+    finding.details,
+    COALESCE(told.told, 0) AS told,
+    told.told_as,
+    told.told_event_id
+   FROM (public.detector_findings finding
+     LEFT JOIN public.detector_told told USING (source, entity_id, series, occurred_at, kind))
+UNION ALL
+ SELECT told.source,
+    told.entity_id,
+    told.series,
+    told.occurred_at,
+    told.kind,
+    'withdrawn'::text AS state,
+    0 AS score,
+    told.threshold,
+    told.bar_event_id,
+    told.bar_revision,
+    '{}'::jsonb AS details,
+    told.told,
+    told.told_as,
+    told.told_event_id
+   FROM public.detector_told told
+  WHERE (NOT (EXISTS ( SELECT
+           FROM public.detector_findings finding
+          WHERE ((finding.source = told.source) AND (finding.entity_id = told.entity_id) AND (finding.series = told.series) AND (finding.occurred_at = told.occurred_at) AND (finding.kind = told.kind)))));
+
+COMMENT ON VIEW public.detector_anomalies IS 'What is unusual now, with what was said of it; and, as withdrawn, what was once said to be unusual and is so no longer.';
 
 CREATE TABLE public.detector_bars (
     source text NOT NULL,
@@ -4987,14 +5049,17 @@ ALTER TABLE ONLY public.decisions
 ALTER TABLE ONLY public.deliveries
     ADD CONSTRAINT deliveries_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id);
 
-ALTER TABLE ONLY public.detector_anomalies
-    ADD CONSTRAINT detector_anomalies_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
-
 ALTER TABLE ONLY public.detector_bars
     ADD CONSTRAINT detector_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
 
 ALTER TABLE ONLY public.detector_corporate_actions
     ADD CONSTRAINT detector_corporate_actions_pkey PRIMARY KEY (source, entity_id, kind, occurred_at);
+
+ALTER TABLE ONLY public.detector_findings
+    ADD CONSTRAINT detector_findings_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
+
+ALTER TABLE ONLY public.detector_told
+    ADD CONSTRAINT detector_told_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
 
 ALTER TABLE ONLY public.episodes
     ADD CONSTRAINT episodes_pkey PRIMARY KEY (source, entity_id, series, occurred_at);
@@ -5183,11 +5248,13 @@ CREATE INDEX delivery_failures_by_age ON public.delivery_failures USING btree (f
 
 CREATE INDEX delivery_failures_by_outbox ON public.delivery_failures USING btree (outbox_id);
 
-CREATE INDEX detector_anomalies_by_time ON public.detector_anomalies USING btree (occurred_at);
-
 CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, entity_id, bar_interval, follows_gap, occurred_at);
 
 CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
+
+CREATE INDEX detector_findings_by_time ON public.detector_findings USING btree (occurred_at);
+
+CREATE INDEX detector_told_by_time ON public.detector_told USING btree (occurred_at);
 
 CREATE INDEX erasures_refused ON public.erasures USING btree (key_sha256) WHERE is_refused;
 
@@ -5429,6 +5496,7 @@ GRANT USAGE ON SCHEMA public TO acp_action;
 GRANT USAGE ON SCHEMA public TO acp_command;
 
 GRANT USAGE ON SCHEMA shadow TO acp_consume;
+GRANT USAGE ON SCHEMA shadow TO acp_detect;
 GRANT USAGE ON SCHEMA shadow TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.accept_rebuild(of_operation uuid, by_whom text) FROM PUBLIC;
@@ -5616,6 +5684,7 @@ REVOKE ALL ON FUNCTION public.is_erased(of_source text, of_entity text, of_type 
 
 REVOKE ALL ON FUNCTION public.is_rebuilding(of_consumer text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.is_rebuilding(of_consumer text) TO acp_consume;
+GRANT ALL ON FUNCTION public.is_rebuilding(of_consumer text) TO acp_detect;
 
 REVOKE ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) TO acp_decide;
@@ -5766,6 +5835,7 @@ REVOKE ALL ON FUNCTION public.spoil_failed_rebuild() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_consume;
+GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_detect;
 
 REVOKE ALL ON FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) TO acp_command;
@@ -5977,7 +6047,12 @@ GRANT SELECT ON TABLE public.delivery_failures TO acp_reader;
 
 GRANT SELECT ON TABLE public.delivery_states TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_anomalies TO acp_detect;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.detector_findings TO acp_detect;
+GRANT SELECT ON TABLE public.detector_findings TO acp_reader;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_told TO acp_detect;
+GRANT SELECT ON TABLE public.detector_told TO acp_reader;
+
 GRANT SELECT ON TABLE public.detector_anomalies TO acp_decide;
 GRANT SELECT ON TABLE public.detector_anomalies TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.detector_anomalies TO acp_action;
