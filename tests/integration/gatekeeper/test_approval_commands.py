@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import TestDatabase
 from tests.integration.api_server import ApiServer, lead_to, no_deployment, serving
+from tests.integration.functions.invoked import FakeContext
 from tests.integration.gatekeeper.test_gatekeeper_approvals import make_person
 from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
@@ -298,6 +299,24 @@ def test_another_policy_is_tried_on_every_verdict_so_far(cloud: RunningCloud, wo
     assert difference["decision_id"] == str(released.decision_id)
     newest = run(cloud, "policy", "test", stricter(tmp_path), "--limit", "1")
     assert "0 of 1 verdicts would differ.\n1 older ones were not tried." in newest.stderr
+
+
+def test_a_trial_without_time_answers_what_it_has_tried(
+    cloud: RunningCloud, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.propose().judge()
+    world.propose(market_wide_case(), entity="MSFT").judge()
+    left = iter([20.0, 7.0])
+    monkeypatch.setattr(FakeContext, "get_remaining_time_in_millis", lambda _: round(next(left) * 1000))
+    result = run(cloud, "policy", "test", stricter(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["recorded"], told["tried"], told["stopped_by"]) == (2, 1, "time")
+    assert told["counts"]["same"] + told["counts"]["different"] == 1
+    monkeypatch.setattr(FakeContext, "get_remaining_time_in_millis", lambda _: 0)
+    told = json.loads(run(cloud, "policy", "test", stricter(tmp_path), "--json").stdout)
+    assert (told["tried"], told["stopped_by"], told["rows"]) == (0, "time", [])
+    assert "There was no time for 2 older ones.\n" in run(cloud, "policy", "test", stricter(tmp_path)).stderr
 
 
 def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, world: World, tmp_path: Path) -> None:
