@@ -5316,6 +5316,8 @@ CREATE INDEX verdicts_by_request ON public.verdicts USING btree (request_sha256)
 
 CREATE INDEX verdicts_by_schema ON public.verdicts USING btree (schema_sha256) WHERE (schema_sha256 IS NOT NULL);
 
+CREATE INDEX verdicts_to_try_again ON public.verdicts USING btree (judged_at, verdict_id) WHERE ((request_sha256 IS NOT NULL) AND (policy_sha256 IS NOT NULL));
+
 CREATE INDEX waiting_traces_by_look ON public.waiting_traces USING btree (look_at);
 
 CREATE TRIGGER actions_are_counted AFTER INSERT ON public.actions FOR EACH ROW EXECUTE FUNCTION public.count_row();

@@ -258,7 +258,7 @@ def test_a_message_that_nobody_consumes_becomes_a_dead_letter(local_cloud: Local
 
     (letter,) = wait_for(given_up, seconds=60, what="a message received too often in the list")
     assert (letter["subscription"], letter["reason"][:18]) == ("system_events", "no reason recorded")
-    assert local_cloud.acp("discard", "--trace", trace_id, "--because", "a test made it").returncode == 0
+    assert local_cloud.acp("discard", "--trace", trace_id, "--because", "a test made it", "--yes").returncode == 0
 
 
 def test_the_migration_function_changes_nothing_the_second_time(local_cloud: LocalCloud) -> None:

@@ -13,7 +13,7 @@ from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
 
-from acp_cli import approval_commands, deciders
+from acp_cli import asking, deciders
 from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud.cloud import Cloud
@@ -54,7 +54,7 @@ def test_a_person_approves_what_is_shown_as_themselves(
     [request] = json.loads(run(cloud, "approvals", "--json").stdout)
     assert request["decision_id"] == str(proposed.decision_id)
 
-    monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+    monkeypatch.setattr(asking, "is_terminal", lambda: True)
     approved = run(
         cloud, "approve", request["approval_id"][:8], "--reason", "it is small", "--by", "grace", typed="y\n"
     )
@@ -89,7 +89,7 @@ def test_nothing_is_approved_unless_it_is_confirmed(
     proposed.judge()
     approval_id, _, _ = proposed.approval()
     if typed is not None:
-        monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+        monkeypatch.setattr(asking, "is_terminal", lambda: True)
     result = run(cloud, "approve", str(approval_id), typed=typed)
     assert result.exit_code == (2 if typed is None else 1)
     assert "HEDGE: sell" in result.stdout
