@@ -2002,6 +2002,70 @@ BEGIN
 END
 $$;
 
+CREATE TABLE public.operations (
+    operation_id uuid NOT NULL,
+    kind text NOT NULL,
+    subscription text DEFAULT ''::text NOT NULL,
+    filter jsonb NOT NULL,
+    plan jsonb DEFAULT '{}'::jsonb NOT NULL,
+    plan_hash text,
+    state text DEFAULT 'planning'::text NOT NULL,
+    progress jsonb DEFAULT '{}'::jsonb NOT NULL,
+    rate double precision,
+    requested_by text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    requested_at timestamp with time zone DEFAULT now() NOT NULL,
+    planned_at timestamp with time zone,
+    started_by text,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    next_step_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_step_at timestamp with time zone,
+    lease_until timestamp with time zone,
+    fence bigint DEFAULT 0 NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    error text,
+    scope int8range GENERATED ALWAYS AS (
+CASE
+    WHEN (kind = ANY (ARRAY['retention'::text, 'erasure'::text])) THEN int8range(NULL::bigint, NULL::bigint)
+    ELSE int8range((((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
+    CASE
+        WHEN (subscription = ''::text) THEN (- ((1)::bigint << 32))
+        ELSE (hashtext(subscription))::bigint
+    END), (((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
+    CASE
+        WHEN (subscription = ''::text) THEN (((1)::bigint << 32) - 1)
+        ELSE (hashtext(subscription))::bigint
+    END), '[]'::text)
+END) STORED,
+    CONSTRAINT operations_end_is_dated CHECK (((finished_at IS NOT NULL) = (state = ANY (ARRAY['done'::text, 'cancelled'::text, 'failed'::text])))),
+    CONSTRAINT operations_error_check CHECK ((error <> ''::text)),
+    CONSTRAINT operations_failed_with_an_error CHECK (((state <> 'failed'::text) OR (error IS NOT NULL))),
+    CONSTRAINT operations_failures_check CHECK ((failures >= 0)),
+    CONSTRAINT operations_filter_check CHECK ((jsonb_typeof(filter) = 'object'::text)),
+    CONSTRAINT operations_kind_check CHECK ((kind = ANY (ARRAY['redrive'::text, 'discard'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text, 'retention'::text, 'erasure'::text]))),
+    CONSTRAINT operations_plan_check CHECK ((jsonb_typeof(plan) = 'object'::text)),
+    CONSTRAINT operations_planned_with_a_hash CHECK ((((plan_hash IS NULL) = (planned_at IS NULL)) AND ((plan_hash IS NOT NULL) OR (state <> ALL (ARRAY['planned'::text, 'running'::text, 'paused'::text]))))),
+    CONSTRAINT operations_progress_check CHECK ((jsonb_typeof(progress) = 'object'::text)),
+    CONSTRAINT operations_rate_check CHECK (((rate > (0)::double precision) AND (rate <= (100000)::double precision))),
+    CONSTRAINT operations_requested_by_check CHECK ((requested_by <> ''::text)),
+    CONSTRAINT operations_started_by_check CHECK ((started_by <> ''::text)),
+    CONSTRAINT operations_state_check CHECK ((state = ANY (ARRAY['planning'::text, 'planned'::text, 'running'::text, 'paused'::text, 'done'::text, 'cancelled'::text, 'failed'::text]))),
+    CONSTRAINT operations_subscription_check CHECK ((subscription ~ '^([a-z][a-z0-9_]*)?$'::text))
+);
+
+COMMENT ON TABLE public.operations IS 'Planned, recorded, pausable runs: what people did to the flow. docs/operations.md says how.';
+
+COMMENT ON COLUMN public.operations.subscription IS 'The subscription or consumer that it is about; empty for all.';
+
+COMMENT ON COLUMN public.operations.plan_hash IS 'SHA-256 over the canonical JSON of kind, filter and plan. Whoever starts it names this hash.';
+
+COMMENT ON COLUMN public.operations.fence IS 'Counts the claims; a step takes effect only under the newest.';
+
+CREATE FUNCTION public.is_stalled(operation public.operations) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (((operation).state = ANY (ARRAY['planning'::text, 'running'::text])) AND (GREATEST((operation).requested_at, (operation).started_at, (operation).last_step_at, (operation).next_step_at) < (now() - '00:05:00'::interval)));
+
 CREATE FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
@@ -4448,66 +4512,6 @@ CREATE TABLE public.operation_items (
 
 COMMENT ON TABLE public.operation_items IS 'The dead letters that a redrive''s plan has frozen. A step deletes those that it has dealt with.';
 
-CREATE TABLE public.operations (
-    operation_id uuid NOT NULL,
-    kind text NOT NULL,
-    subscription text DEFAULT ''::text NOT NULL,
-    filter jsonb NOT NULL,
-    plan jsonb DEFAULT '{}'::jsonb NOT NULL,
-    plan_hash text,
-    state text DEFAULT 'planning'::text NOT NULL,
-    progress jsonb DEFAULT '{}'::jsonb NOT NULL,
-    rate double precision,
-    requested_by text NOT NULL,
-    reason text DEFAULT ''::text NOT NULL,
-    requested_at timestamp with time zone DEFAULT now() NOT NULL,
-    planned_at timestamp with time zone,
-    started_by text,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    next_step_at timestamp with time zone DEFAULT now() NOT NULL,
-    last_step_at timestamp with time zone,
-    lease_until timestamp with time zone,
-    fence bigint DEFAULT 0 NOT NULL,
-    failures integer DEFAULT 0 NOT NULL,
-    error text,
-    scope int8range GENERATED ALWAYS AS (
-CASE
-    WHEN (kind = ANY (ARRAY['retention'::text, 'erasure'::text])) THEN int8range(NULL::bigint, NULL::bigint)
-    ELSE int8range((((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
-    CASE
-        WHEN (subscription = ''::text) THEN (- ((1)::bigint << 32))
-        ELSE (hashtext(subscription))::bigint
-    END), (((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
-    CASE
-        WHEN (subscription = ''::text) THEN (((1)::bigint << 32) - 1)
-        ELSE (hashtext(subscription))::bigint
-    END), '[]'::text)
-END) STORED,
-    CONSTRAINT operations_end_is_dated CHECK (((finished_at IS NOT NULL) = (state = ANY (ARRAY['done'::text, 'cancelled'::text, 'failed'::text])))),
-    CONSTRAINT operations_error_check CHECK ((error <> ''::text)),
-    CONSTRAINT operations_failed_with_an_error CHECK (((state <> 'failed'::text) OR (error IS NOT NULL))),
-    CONSTRAINT operations_failures_check CHECK ((failures >= 0)),
-    CONSTRAINT operations_filter_check CHECK ((jsonb_typeof(filter) = 'object'::text)),
-    CONSTRAINT operations_kind_check CHECK ((kind = ANY (ARRAY['redrive'::text, 'discard'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text, 'retention'::text, 'erasure'::text]))),
-    CONSTRAINT operations_plan_check CHECK ((jsonb_typeof(plan) = 'object'::text)),
-    CONSTRAINT operations_planned_with_a_hash CHECK ((((plan_hash IS NULL) = (planned_at IS NULL)) AND ((plan_hash IS NOT NULL) OR (state <> ALL (ARRAY['planned'::text, 'running'::text, 'paused'::text]))))),
-    CONSTRAINT operations_progress_check CHECK ((jsonb_typeof(progress) = 'object'::text)),
-    CONSTRAINT operations_rate_check CHECK (((rate > (0)::double precision) AND (rate <= (100000)::double precision))),
-    CONSTRAINT operations_requested_by_check CHECK ((requested_by <> ''::text)),
-    CONSTRAINT operations_started_by_check CHECK ((started_by <> ''::text)),
-    CONSTRAINT operations_state_check CHECK ((state = ANY (ARRAY['planning'::text, 'planned'::text, 'running'::text, 'paused'::text, 'done'::text, 'cancelled'::text, 'failed'::text]))),
-    CONSTRAINT operations_subscription_check CHECK ((subscription ~ '^([a-z][a-z0-9_]*)?$'::text))
-);
-
-COMMENT ON TABLE public.operations IS 'Planned, recorded, pausable runs: what people did to the flow. docs/operations.md says how.';
-
-COMMENT ON COLUMN public.operations.subscription IS 'The subscription or consumer that it is about; empty for all.';
-
-COMMENT ON COLUMN public.operations.plan_hash IS 'SHA-256 over the canonical JSON of kind, filter and plan. Whoever starts it names this hash.';
-
-COMMENT ON COLUMN public.operations.fence IS 'Counts the claims; a step takes effect only under the newest.';
-
 ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.outbox_id_seq
     START WITH 1
@@ -4608,7 +4612,7 @@ CREATE TABLE public.rebuildable (
     CONSTRAINT rebuildable_table_name_check CHECK ((table_name ~ '^[a-z][a-z0-9_]*$'::text))
 );
 
-COMMENT ON TABLE public.rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed.';
+COMMENT ON TABLE public.rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed; each row names its event.';
 
 CREATE TABLE public.rebuilds (
     consumer text NOT NULL,
@@ -5688,6 +5692,43 @@ REVOKE ALL ON FUNCTION public.is_rebuilding(of_consumer text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.is_rebuilding(of_consumer text) TO acp_consume;
 GRANT ALL ON FUNCTION public.is_rebuilding(of_consumer text) TO acp_detect;
 
+GRANT SELECT ON TABLE public.operations TO acp_reader;
+GRANT SELECT ON TABLE public.operations TO acp_command;
+GRANT SELECT ON TABLE public.operations TO acp_maintain;
+
+GRANT SELECT(operation_id) ON TABLE public.operations TO acp_consume;
+
+GRANT SELECT(kind) ON TABLE public.operations TO acp_consume;
+
+GRANT UPDATE(plan) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(plan_hash) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(state) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(progress) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(planned_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(finished_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(next_step_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(last_step_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(lease_until) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(fence) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(failures) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(error) ON TABLE public.operations TO acp_maintain;
+
+REVOKE ALL ON FUNCTION public.is_stalled(operation public.operations) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.is_stalled(operation public.operations) TO acp_reader;
+GRANT ALL ON FUNCTION public.is_stalled(operation public.operations) TO acp_command;
+GRANT ALL ON FUNCTION public.is_stalled(operation public.operations) TO acp_maintain;
+
 REVOKE ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) TO acp_decide;
 
@@ -6173,38 +6214,6 @@ GRANT SELECT ON TABLE public.forgotten_processing TO acp_reader;
 
 GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_maintain;
 GRANT SELECT ON TABLE public.operation_items TO acp_reader;
-
-GRANT SELECT ON TABLE public.operations TO acp_reader;
-GRANT SELECT ON TABLE public.operations TO acp_command;
-GRANT SELECT ON TABLE public.operations TO acp_maintain;
-
-GRANT SELECT(operation_id) ON TABLE public.operations TO acp_consume;
-
-GRANT SELECT(kind) ON TABLE public.operations TO acp_consume;
-
-GRANT UPDATE(plan) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(plan_hash) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(state) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(progress) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(planned_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(finished_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(next_step_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(last_step_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(lease_until) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(fence) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(failures) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(error) ON TABLE public.operations TO acp_maintain;
 
 GRANT SELECT ON TABLE public.outbox_states TO acp_reader;
 

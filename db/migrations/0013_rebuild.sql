@@ -962,7 +962,7 @@ CREATE TABLE rebuildable (
     table_name text PRIMARY KEY CHECK (table_name ~ '^[a-z][a-z0-9_]*$'),
     consumer   text NOT NULL
 );
-COMMENT ON TABLE rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed.';
+COMMENT ON TABLE rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed; each row names its event.';
 INSERT INTO rebuildable (table_name, consumer)
 VALUES
     ('signal_lab_bars', 'signal_lab'),
@@ -1209,8 +1209,8 @@ BEGIN
 END
 $$;
 
--- Puts the shadow tables in the place of the consumer's, views included, and drops those. It waits 2 s at most for whoever
--- reads them, so that nobody waits longer behind it. Privileges, comments and the names of indexes are the same afterwards.
+-- Puts the shadow tables in the place of the consumer's, views included, and drops those. It waits half a second at most
+-- for whoever reads them, so that nobody waits longer behind it. Privileges, comments and the names of indexes are the same afterwards.
 CREATE FUNCTION swap_rebuild(of_operation uuid) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp

@@ -682,6 +682,7 @@ FORGERIES = [
     only("SELECT resume_operation(gen_random_uuid(), 'root')", COMMAND),
     only("SELECT set_operation_rate(gen_random_uuid(), 'root', 1)", COMMAND),
     only("SELECT cancel_operation(gen_random_uuid(), 'root', 0)", COMMAND),
+    only("SELECT is_stalled(operation) FROM operations AS operation", COMMAND, MAINTAIN, READER),
     only("SELECT who_operates('root', 'redrive')"),
     only("SELECT check_command(gen_random_uuid(), 'root', '{planned}')"),
     only("UPDATE operations SET filter = '{}'"),
