@@ -391,7 +391,7 @@ BEGIN
         LOOP
             EXECUTE format('GRANT %s ON shadow.%I TO %I', part.privilege, of_table, part.grantee);
         END LOOP;
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON shadow.%I TO acp_maintain', of_table);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON shadow.%I TO acp_maintain', of_table);
     END LOOP;
     SELECT coalesce(max(seq), 0) INTO last_seq FROM events;
     INSERT INTO rebuilds (consumer, operation_id, until_seq) VALUES (of_consumer, of_operation, last_seq);
@@ -1759,8 +1759,14 @@ BEGIN
             OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
         RETURNING 1
     ),
-    anomalies AS (
-        DELETE FROM detector_anomalies AS held
+    findings AS (
+        DELETE FROM detector_findings AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    told AS (
+        DELETE FROM detector_told AS held
         WHERE held.bar_event_id = ANY (event_ids)
             OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
         RETURNING 1
@@ -1773,8 +1779,8 @@ BEGIN
     )
     SELECT
         (SELECT count(*) FROM bars) + (SELECT count(*) FROM prices) + (SELECT count(*) FROM actions)
-        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM anomalies)
-        + (SELECT count(*) FROM past)
+        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM findings)
+        + (SELECT count(*) FROM told) + (SELECT count(*) FROM past)
     INTO forgotten;
     RETURN forgotten;
 END
@@ -1995,6 +2001,70 @@ BEGIN
     );
 END
 $$;
+
+CREATE TABLE public.operations (
+    operation_id uuid NOT NULL,
+    kind text NOT NULL,
+    subscription text DEFAULT ''::text NOT NULL,
+    filter jsonb NOT NULL,
+    plan jsonb DEFAULT '{}'::jsonb NOT NULL,
+    plan_hash text,
+    state text DEFAULT 'planning'::text NOT NULL,
+    progress jsonb DEFAULT '{}'::jsonb NOT NULL,
+    rate double precision,
+    requested_by text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    requested_at timestamp with time zone DEFAULT now() NOT NULL,
+    planned_at timestamp with time zone,
+    started_by text,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    next_step_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_step_at timestamp with time zone,
+    lease_until timestamp with time zone,
+    fence bigint DEFAULT 0 NOT NULL,
+    failures integer DEFAULT 0 NOT NULL,
+    error text,
+    scope int8range GENERATED ALWAYS AS (
+CASE
+    WHEN (kind = ANY (ARRAY['retention'::text, 'erasure'::text])) THEN int8range(NULL::bigint, NULL::bigint)
+    ELSE int8range((((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
+    CASE
+        WHEN (subscription = ''::text) THEN (- ((1)::bigint << 32))
+        ELSE (hashtext(subscription))::bigint
+    END), (((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
+    CASE
+        WHEN (subscription = ''::text) THEN (((1)::bigint << 32) - 1)
+        ELSE (hashtext(subscription))::bigint
+    END), '[]'::text)
+END) STORED,
+    CONSTRAINT operations_end_is_dated CHECK (((finished_at IS NOT NULL) = (state = ANY (ARRAY['done'::text, 'cancelled'::text, 'failed'::text])))),
+    CONSTRAINT operations_error_check CHECK ((error <> ''::text)),
+    CONSTRAINT operations_failed_with_an_error CHECK (((state <> 'failed'::text) OR (error IS NOT NULL))),
+    CONSTRAINT operations_failures_check CHECK ((failures >= 0)),
+    CONSTRAINT operations_filter_check CHECK ((jsonb_typeof(filter) = 'object'::text)),
+    CONSTRAINT operations_kind_check CHECK ((kind = ANY (ARRAY['redrive'::text, 'discard'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text, 'retention'::text, 'erasure'::text]))),
+    CONSTRAINT operations_plan_check CHECK ((jsonb_typeof(plan) = 'object'::text)),
+    CONSTRAINT operations_planned_with_a_hash CHECK ((((plan_hash IS NULL) = (planned_at IS NULL)) AND ((plan_hash IS NOT NULL) OR (state <> ALL (ARRAY['planned'::text, 'running'::text, 'paused'::text]))))),
+    CONSTRAINT operations_progress_check CHECK ((jsonb_typeof(progress) = 'object'::text)),
+    CONSTRAINT operations_rate_check CHECK (((rate > (0)::double precision) AND (rate <= (100000)::double precision))),
+    CONSTRAINT operations_requested_by_check CHECK ((requested_by <> ''::text)),
+    CONSTRAINT operations_started_by_check CHECK ((started_by <> ''::text)),
+    CONSTRAINT operations_state_check CHECK ((state = ANY (ARRAY['planning'::text, 'planned'::text, 'running'::text, 'paused'::text, 'done'::text, 'cancelled'::text, 'failed'::text]))),
+    CONSTRAINT operations_subscription_check CHECK ((subscription ~ '^([a-z][a-z0-9_]*)?$'::text))
+);
+
+COMMENT ON TABLE public.operations IS 'Planned, recorded, pausable runs: what people did to the flow. docs/operations.md says how.';
+
+COMMENT ON COLUMN public.operations.subscription IS 'The subscription or consumer that it is about; empty for all.';
+
+COMMENT ON COLUMN public.operations.plan_hash IS 'SHA-256 over the canonical JSON of kind, filter and plan. Whoever starts it names this hash.';
+
+COMMENT ON COLUMN public.operations.fence IS 'Counts the claims; a step takes effect only under the newest.';
+
+CREATE FUNCTION public.is_stalled(operation public.operations) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (((operation).state = ANY (ARRAY['planning'::text, 'running'::text])) AND (GREATEST((operation).requested_at, (operation).started_at, (operation).last_step_at, (operation).next_step_at) < (now() - '00:05:00'::interval)));
 
 CREATE FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3216,7 +3286,7 @@ BEGIN
     FOREACH of_table IN ARRAY tables LOOP
         EXECUTE format('ALTER TABLE public.%I SET SCHEMA retired', of_table);
         EXECUTE format('ALTER TABLE shadow.%I SET SCHEMA public', of_table);
-        EXECUTE format('REVOKE SELECT, INSERT, UPDATE ON public.%I FROM acp_maintain', of_table);
+        EXECUTE format('REVOKE SELECT, INSERT, UPDATE, DELETE ON public.%I FROM acp_maintain', of_table);
     END LOOP;
     FOR place IN 1 .. coalesce(cardinality(view_names), 0) LOOP
         EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', view_names[place], definitions[place]);
@@ -3949,7 +4019,7 @@ UNION ALL
 
 COMMENT ON VIEW public.delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 
-CREATE TABLE public.detector_anomalies (
+CREATE TABLE public.detector_findings (
     source text NOT NULL,
     entity_id text NOT NULL,
     series text NOT NULL,
@@ -3958,26 +4028,82 @@ CREATE TABLE public.detector_anomalies (
     state text NOT NULL,
     score double precision NOT NULL,
     threshold double precision NOT NULL,
-    bar_event_id uuid NOT NULL,
-    bar_revision integer NOT NULL,
+    event_id uuid NOT NULL,
+    revision integer NOT NULL,
     details jsonb NOT NULL,
-    told integer DEFAULT 0 NOT NULL,
-    told_as text,
-    told_event_id uuid,
-    CONSTRAINT detector_anomalies_details_check CHECK ((jsonb_typeof(details) = 'object'::text)),
-    CONSTRAINT detector_anomalies_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
-    CONSTRAINT detector_anomalies_state_check CHECK ((state = ANY (ARRAY['detected'::text, 'explained'::text, 'withdrawn'::text]))),
-    CONSTRAINT detector_anomalies_told_by_an_event CHECK (((told > 0) = (told_event_id IS NOT NULL))),
-    CONSTRAINT detector_anomalies_told_check CHECK ((told >= 0))
+    CONSTRAINT detector_findings_details_check CHECK ((jsonb_typeof(details) = 'object'::text)),
+    CONSTRAINT detector_findings_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
+    CONSTRAINT detector_findings_state_check CHECK ((state = ANY (ARRAY['detected'::text, 'explained'::text])))
 );
 
-COMMENT ON TABLE public.detector_anomalies IS 'What is unusual now, and what was once said to be. Rows that are detected or explained depend on the bars alone, whatever order they came in.';
+COMMENT ON TABLE public.detector_findings IS 'What is unusual now. It depends on the bars and the corporate actions alone, whatever order they came in.';
 
-COMMENT ON COLUMN public.detector_anomalies.state IS 'explained: unusual but for a corporate action. withdrawn: unusual no longer.';
+COMMENT ON COLUMN public.detector_findings.state IS 'explained: unusual but for a corporate action.';
 
-COMMENT ON COLUMN public.detector_anomalies.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+COMMENT ON COLUMN public.detector_findings.event_id IS 'The event of the bar that it is about.';
 
-COMMENT ON COLUMN public.detector_anomalies.told_as IS 'The bar and the figure that stand told; null where none does.';
+CREATE TABLE public.detector_told (
+    source text NOT NULL,
+    entity_id text NOT NULL,
+    series text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL,
+    threshold double precision NOT NULL,
+    bar_event_id uuid NOT NULL,
+    bar_revision integer NOT NULL,
+    told integer NOT NULL,
+    told_as text,
+    told_event_id uuid NOT NULL,
+    CONSTRAINT detector_told_kind_check CHECK ((kind = ANY (ARRAY['return'::text, 'range'::text]))),
+    CONSTRAINT detector_told_told_check CHECK ((told > 0))
+);
+
+COMMENT ON TABLE public.detector_told IS 'What was said of each bar by ANOMALY_DETECTED. No fold of the bars: a rebuild leaves it alone, so that nothing is told twice.';
+
+COMMENT ON COLUMN public.detector_told.bar_event_id IS 'The bar, as it was when the last of them was told.';
+
+COMMENT ON COLUMN public.detector_told.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+
+COMMENT ON COLUMN public.detector_told.told_as IS 'The bar and the figure that stand told; null where none does.';
+
+CREATE VIEW public.detector_anomalies AS
+ SELECT finding.source,
+    finding.entity_id,
+    finding.series,
+    finding.occurred_at,
+    finding.kind,
+    finding.state,
+    finding.score,
+    finding.threshold,
+    finding.event_id AS bar_event_id,
+    finding.revision AS bar_revision,
+    finding.details,
+    COALESCE(told.told, 0) AS told,
+    told.told_as,
+    told.told_event_id
+   FROM (public.detector_findings finding
+     LEFT JOIN public.detector_told told USING (source, entity_id, series, occurred_at, kind))
+UNION ALL
+ SELECT told.source,
+    told.entity_id,
+    told.series,
+    told.occurred_at,
+    told.kind,
+    'withdrawn'::text AS state,
+    0 AS score,
+    told.threshold,
+    told.bar_event_id,
+    told.bar_revision,
+    '{}'::jsonb AS details,
+    told.told,
+    told.told_as,
+    told.told_event_id
+   FROM public.detector_told told
+  WHERE (NOT (EXISTS ( SELECT
+           FROM public.detector_findings finding
+          WHERE ((finding.source = told.source) AND (finding.entity_id = told.entity_id) AND (finding.series = told.series) AND (finding.occurred_at = told.occurred_at) AND (finding.kind = told.kind)))));
+
+COMMENT ON VIEW public.detector_anomalies IS 'What is unusual now, with what was said of it; and, as withdrawn, what was once said to be unusual and is so no longer.';
 
 CREATE TABLE public.detector_bars (
     source text NOT NULL,
@@ -4386,66 +4512,6 @@ CREATE TABLE public.operation_items (
 
 COMMENT ON TABLE public.operation_items IS 'The dead letters that a redrive''s plan has frozen. A step deletes those that it has dealt with.';
 
-CREATE TABLE public.operations (
-    operation_id uuid NOT NULL,
-    kind text NOT NULL,
-    subscription text DEFAULT ''::text NOT NULL,
-    filter jsonb NOT NULL,
-    plan jsonb DEFAULT '{}'::jsonb NOT NULL,
-    plan_hash text,
-    state text DEFAULT 'planning'::text NOT NULL,
-    progress jsonb DEFAULT '{}'::jsonb NOT NULL,
-    rate double precision,
-    requested_by text NOT NULL,
-    reason text DEFAULT ''::text NOT NULL,
-    requested_at timestamp with time zone DEFAULT now() NOT NULL,
-    planned_at timestamp with time zone,
-    started_by text,
-    started_at timestamp with time zone,
-    finished_at timestamp with time zone,
-    next_step_at timestamp with time zone DEFAULT now() NOT NULL,
-    last_step_at timestamp with time zone,
-    lease_until timestamp with time zone,
-    fence bigint DEFAULT 0 NOT NULL,
-    failures integer DEFAULT 0 NOT NULL,
-    error text,
-    scope int8range GENERATED ALWAYS AS (
-CASE
-    WHEN (kind = ANY (ARRAY['retention'::text, 'erasure'::text])) THEN int8range(NULL::bigint, NULL::bigint)
-    ELSE int8range((((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
-    CASE
-        WHEN (subscription = ''::text) THEN (- ((1)::bigint << 32))
-        ELSE (hashtext(subscription))::bigint
-    END), (((array_position(ARRAY['redrive'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text], kind))::bigint << 33) +
-    CASE
-        WHEN (subscription = ''::text) THEN (((1)::bigint << 32) - 1)
-        ELSE (hashtext(subscription))::bigint
-    END), '[]'::text)
-END) STORED,
-    CONSTRAINT operations_end_is_dated CHECK (((finished_at IS NOT NULL) = (state = ANY (ARRAY['done'::text, 'cancelled'::text, 'failed'::text])))),
-    CONSTRAINT operations_error_check CHECK ((error <> ''::text)),
-    CONSTRAINT operations_failed_with_an_error CHECK (((state <> 'failed'::text) OR (error IS NOT NULL))),
-    CONSTRAINT operations_failures_check CHECK ((failures >= 0)),
-    CONSTRAINT operations_filter_check CHECK ((jsonb_typeof(filter) = 'object'::text)),
-    CONSTRAINT operations_kind_check CHECK ((kind = ANY (ARRAY['redrive'::text, 'discard'::text, 'replay'::text, 'backfill'::text, 'rebuild'::text, 'retention'::text, 'erasure'::text]))),
-    CONSTRAINT operations_plan_check CHECK ((jsonb_typeof(plan) = 'object'::text)),
-    CONSTRAINT operations_planned_with_a_hash CHECK ((((plan_hash IS NULL) = (planned_at IS NULL)) AND ((plan_hash IS NOT NULL) OR (state <> ALL (ARRAY['planned'::text, 'running'::text, 'paused'::text]))))),
-    CONSTRAINT operations_progress_check CHECK ((jsonb_typeof(progress) = 'object'::text)),
-    CONSTRAINT operations_rate_check CHECK (((rate > (0)::double precision) AND (rate <= (100000)::double precision))),
-    CONSTRAINT operations_requested_by_check CHECK ((requested_by <> ''::text)),
-    CONSTRAINT operations_started_by_check CHECK ((started_by <> ''::text)),
-    CONSTRAINT operations_state_check CHECK ((state = ANY (ARRAY['planning'::text, 'planned'::text, 'running'::text, 'paused'::text, 'done'::text, 'cancelled'::text, 'failed'::text]))),
-    CONSTRAINT operations_subscription_check CHECK ((subscription ~ '^([a-z][a-z0-9_]*)?$'::text))
-);
-
-COMMENT ON TABLE public.operations IS 'Planned, recorded, pausable runs: what people did to the flow. docs/operations.md says how.';
-
-COMMENT ON COLUMN public.operations.subscription IS 'The subscription or consumer that it is about; empty for all.';
-
-COMMENT ON COLUMN public.operations.plan_hash IS 'SHA-256 over the canonical JSON of kind, filter and plan. Whoever starts it names this hash.';
-
-COMMENT ON COLUMN public.operations.fence IS 'Counts the claims; a step takes effect only under the newest.';
-
 ALTER TABLE public.outbox ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.outbox_id_seq
     START WITH 1
@@ -4546,7 +4612,7 @@ CREATE TABLE public.rebuildable (
     CONSTRAINT rebuildable_table_name_check CHECK ((table_name ~ '^[a-z][a-z0-9_]*$'::text))
 );
 
-COMMENT ON TABLE public.rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed.';
+COMMENT ON TABLE public.rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed; each row names its event.';
 
 CREATE TABLE public.rebuilds (
     consumer text NOT NULL,
@@ -4987,14 +5053,17 @@ ALTER TABLE ONLY public.decisions
 ALTER TABLE ONLY public.deliveries
     ADD CONSTRAINT deliveries_key UNIQUE NULLS NOT DISTINCT (outbox_id, subscription, operation_id);
 
-ALTER TABLE ONLY public.detector_anomalies
-    ADD CONSTRAINT detector_anomalies_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
-
 ALTER TABLE ONLY public.detector_bars
     ADD CONSTRAINT detector_bars_pkey PRIMARY KEY (source, entity_id, bar_interval, occurred_at);
 
 ALTER TABLE ONLY public.detector_corporate_actions
     ADD CONSTRAINT detector_corporate_actions_pkey PRIMARY KEY (source, entity_id, kind, occurred_at);
+
+ALTER TABLE ONLY public.detector_findings
+    ADD CONSTRAINT detector_findings_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
+
+ALTER TABLE ONLY public.detector_told
+    ADD CONSTRAINT detector_told_pkey PRIMARY KEY (source, entity_id, series, occurred_at, kind);
 
 ALTER TABLE ONLY public.episodes
     ADD CONSTRAINT episodes_pkey PRIMARY KEY (source, entity_id, series, occurred_at);
@@ -5183,11 +5252,13 @@ CREATE INDEX delivery_failures_by_age ON public.delivery_failures USING btree (f
 
 CREATE INDEX delivery_failures_by_outbox ON public.delivery_failures USING btree (outbox_id);
 
-CREATE INDEX detector_anomalies_by_time ON public.detector_anomalies USING btree (occurred_at);
-
 CREATE INDEX detector_bars_alike ON public.detector_bars USING btree (source, entity_id, bar_interval, follows_gap, occurred_at);
 
 CREATE INDEX detector_bars_at_once ON public.detector_bars USING btree (occurred_at);
+
+CREATE INDEX detector_findings_by_time ON public.detector_findings USING btree (occurred_at);
+
+CREATE INDEX detector_told_by_time ON public.detector_told USING btree (occurred_at);
 
 CREATE INDEX erasures_refused ON public.erasures USING btree (key_sha256) WHERE is_refused;
 
@@ -5248,6 +5319,8 @@ CREATE INDEX verdicts_by_policy ON public.verdicts USING btree (policy_sha256) W
 CREATE INDEX verdicts_by_request ON public.verdicts USING btree (request_sha256) WHERE (request_sha256 IS NOT NULL);
 
 CREATE INDEX verdicts_by_schema ON public.verdicts USING btree (schema_sha256) WHERE (schema_sha256 IS NOT NULL);
+
+CREATE INDEX verdicts_to_try_again ON public.verdicts USING btree (judged_at, verdict_id) WHERE ((request_sha256 IS NOT NULL) AND (policy_sha256 IS NOT NULL));
 
 CREATE INDEX waiting_traces_by_look ON public.waiting_traces USING btree (look_at);
 
@@ -5429,6 +5502,7 @@ GRANT USAGE ON SCHEMA public TO acp_action;
 GRANT USAGE ON SCHEMA public TO acp_command;
 
 GRANT USAGE ON SCHEMA shadow TO acp_consume;
+GRANT USAGE ON SCHEMA shadow TO acp_detect;
 GRANT USAGE ON SCHEMA shadow TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.accept_rebuild(of_operation uuid, by_whom text) FROM PUBLIC;
@@ -5616,6 +5690,44 @@ REVOKE ALL ON FUNCTION public.is_erased(of_source text, of_entity text, of_type 
 
 REVOKE ALL ON FUNCTION public.is_rebuilding(of_consumer text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.is_rebuilding(of_consumer text) TO acp_consume;
+GRANT ALL ON FUNCTION public.is_rebuilding(of_consumer text) TO acp_detect;
+
+GRANT SELECT ON TABLE public.operations TO acp_reader;
+GRANT SELECT ON TABLE public.operations TO acp_command;
+GRANT SELECT ON TABLE public.operations TO acp_maintain;
+
+GRANT SELECT(operation_id) ON TABLE public.operations TO acp_consume;
+
+GRANT SELECT(kind) ON TABLE public.operations TO acp_consume;
+
+GRANT UPDATE(plan) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(plan_hash) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(state) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(progress) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(planned_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(finished_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(next_step_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(last_step_at) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(lease_until) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(fence) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(failures) ON TABLE public.operations TO acp_maintain;
+
+GRANT UPDATE(error) ON TABLE public.operations TO acp_maintain;
+
+REVOKE ALL ON FUNCTION public.is_stalled(operation public.operations) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.is_stalled(operation public.operations) TO acp_reader;
+GRANT ALL ON FUNCTION public.is_stalled(operation public.operations) TO acp_command;
+GRANT ALL ON FUNCTION public.is_stalled(operation public.operations) TO acp_maintain;
 
 REVOKE ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.join_decision(of_decision uuid, by_event uuid, supersedes boolean, step_body bytea) TO acp_decide;
@@ -5766,6 +5878,7 @@ REVOKE ALL ON FUNCTION public.spoil_failed_rebuild() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_consume;
+GRANT ALL ON FUNCTION public.spoil_rebuild(of_consumer text, because text) TO acp_detect;
 
 REVOKE ALL ON FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.start_operation(of_operation uuid, of_hash text, starter text, because text, new_rate double precision) TO acp_command;
@@ -5977,7 +6090,12 @@ GRANT SELECT ON TABLE public.delivery_failures TO acp_reader;
 
 GRANT SELECT ON TABLE public.delivery_states TO acp_reader;
 
-GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_anomalies TO acp_detect;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.detector_findings TO acp_detect;
+GRANT SELECT ON TABLE public.detector_findings TO acp_reader;
+
+GRANT SELECT,INSERT,UPDATE ON TABLE public.detector_told TO acp_detect;
+GRANT SELECT ON TABLE public.detector_told TO acp_reader;
+
 GRANT SELECT ON TABLE public.detector_anomalies TO acp_decide;
 GRANT SELECT ON TABLE public.detector_anomalies TO acp_gatekeeper;
 GRANT SELECT ON TABLE public.detector_anomalies TO acp_action;
@@ -6096,38 +6214,6 @@ GRANT SELECT ON TABLE public.forgotten_processing TO acp_reader;
 
 GRANT SELECT,DELETE ON TABLE public.operation_items TO acp_maintain;
 GRANT SELECT ON TABLE public.operation_items TO acp_reader;
-
-GRANT SELECT ON TABLE public.operations TO acp_reader;
-GRANT SELECT ON TABLE public.operations TO acp_command;
-GRANT SELECT ON TABLE public.operations TO acp_maintain;
-
-GRANT SELECT(operation_id) ON TABLE public.operations TO acp_consume;
-
-GRANT SELECT(kind) ON TABLE public.operations TO acp_consume;
-
-GRANT UPDATE(plan) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(plan_hash) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(state) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(progress) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(planned_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(finished_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(next_step_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(last_step_at) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(lease_until) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(fence) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(failures) ON TABLE public.operations TO acp_maintain;
-
-GRANT UPDATE(error) ON TABLE public.operations TO acp_maintain;
 
 GRANT SELECT ON TABLE public.outbox_states TO acp_reader;
 

@@ -196,6 +196,9 @@ CREATE TABLE verdicts (
 );
 COMMENT ON TABLE verdicts IS 'Every judgement of a proposal, with the full policy request, so that another policy can be tried on history. Immutable.';
 CREATE INDEX verdicts_by_decision ON verdicts (decision_id, proposal_seq);
+-- Policies are tried on the newest of those that a policy was asked for.
+CREATE INDEX verdicts_to_try_again ON verdicts (judged_at, verdict_id)
+    WHERE request_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL;
 CREATE TRIGGER verdicts_are_immutable BEFORE UPDATE OR DELETE OR TRUNCATE ON verdicts
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 

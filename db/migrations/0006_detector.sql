@@ -73,32 +73,95 @@ CREATE TABLE detector_corporate_actions (
 COMMENT ON TABLE detector_corporate_actions IS 'Splits and dividends: the latest revision of each.';
 COMMENT ON COLUMN detector_corporate_actions.amount IS 'Of a split the new shares per old one, of a dividend the money per share.';
 
-CREATE TABLE detector_anomalies (
+CREATE TABLE detector_findings (
+    source      text             NOT NULL,
+    entity_id   text             NOT NULL,
+    series      text             NOT NULL,
+    occurred_at timestamptz      NOT NULL,
+    kind        text             NOT NULL CHECK (kind IN ('return', 'range')),
+    state       text             NOT NULL CHECK (state IN ('detected', 'explained')),
+    score       double precision NOT NULL,
+    threshold   double precision NOT NULL,
+    event_id    uuid             NOT NULL,
+    revision    integer          NOT NULL,
+    details     jsonb            NOT NULL CHECK (jsonb_typeof(details) = 'object'),
+    PRIMARY KEY (source, entity_id, series, occurred_at, kind)
+);
+COMMENT ON TABLE detector_findings IS 'What is unusual now. It depends on the bars and the corporate actions alone, whatever order they came in.';
+COMMENT ON COLUMN detector_findings.state IS 'explained: unusual but for a corporate action.';
+COMMENT ON COLUMN detector_findings.event_id IS 'The event of the bar that it is about.';
+CREATE INDEX detector_findings_by_time ON detector_findings (occurred_at);
+
+CREATE TABLE detector_told (
     source        text             NOT NULL,
     entity_id     text             NOT NULL,
     series        text             NOT NULL,
     occurred_at   timestamptz      NOT NULL,
     kind          text             NOT NULL CHECK (kind IN ('return', 'range')),
-    state         text             NOT NULL CHECK (state IN ('detected', 'explained', 'withdrawn')),
-    score         double precision NOT NULL,
     threshold     double precision NOT NULL,
     bar_event_id  uuid             NOT NULL,
     bar_revision  integer          NOT NULL,
-    details       jsonb            NOT NULL CHECK (jsonb_typeof(details) = 'object'),
-    told          integer          NOT NULL DEFAULT 0 CHECK (told >= 0),
+    told          integer          NOT NULL CHECK (told > 0),
     told_as       text,
-    told_event_id uuid,
-    PRIMARY KEY (source, entity_id, series, occurred_at, kind),
-    CONSTRAINT detector_anomalies_told_by_an_event CHECK ((told > 0) = (told_event_id IS NOT NULL))
+    told_event_id uuid             NOT NULL,
+    PRIMARY KEY (source, entity_id, series, occurred_at, kind)
 );
-COMMENT ON TABLE detector_anomalies IS 'What is unusual now, and what was once said to be. Rows that are detected or explained depend on the bars alone, whatever order they came in.';
-COMMENT ON COLUMN detector_anomalies.state IS 'explained: unusual but for a corporate action. withdrawn: unusual no longer.';
-COMMENT ON COLUMN detector_anomalies.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
-COMMENT ON COLUMN detector_anomalies.told_as IS 'The bar and the figure that stand told; null where none does.';
-CREATE INDEX detector_anomalies_by_time ON detector_anomalies (occurred_at);
+COMMENT ON TABLE detector_told IS 'What was said of each bar by ANOMALY_DETECTED. No fold of the bars: a rebuild leaves it alone, so that nothing is told twice.';
+COMMENT ON COLUMN detector_told.bar_event_id IS 'The bar, as it was when the last of them was told.';
+COMMENT ON COLUMN detector_told.told IS 'How many ANOMALY_DETECTED there are of it; the revision of the next one.';
+COMMENT ON COLUMN detector_told.told_as IS 'The bar and the figure that stand told; null where none does.';
+CREATE INDEX detector_told_by_time ON detector_told (occurred_at);
 
-GRANT SELECT, INSERT, UPDATE ON detector_bars, detector_corporate_actions, detector_anomalies TO acp_detect;
+CREATE VIEW detector_anomalies AS
+SELECT
+    finding.source,
+    finding.entity_id,
+    finding.series,
+    finding.occurred_at,
+    finding.kind,
+    finding.state,
+    finding.score,
+    finding.threshold,
+    finding.event_id AS bar_event_id,
+    finding.revision AS bar_revision,
+    finding.details,
+    coalesce(told.told, 0) AS told,
+    told.told_as,
+    told.told_event_id
+FROM detector_findings AS finding
+LEFT JOIN detector_told AS told USING (source, entity_id, series, occurred_at, kind)
+UNION ALL
+SELECT
+    told.source,
+    told.entity_id,
+    told.series,
+    told.occurred_at,
+    told.kind,
+    'withdrawn',
+    0,
+    told.threshold,
+    told.bar_event_id,
+    told.bar_revision,
+    '{}',
+    told.told,
+    told.told_as,
+    told.told_event_id
+FROM detector_told AS told
+WHERE NOT EXISTS (
+    SELECT
+    FROM detector_findings AS finding
+    WHERE finding.source = told.source
+        AND finding.entity_id = told.entity_id
+        AND finding.series = told.series
+        AND finding.occurred_at = told.occurred_at
+        AND finding.kind = told.kind
+);
+COMMENT ON VIEW detector_anomalies IS 'What is unusual now, with what was said of it; and, as withdrawn, what was once said to be unusual and is so no longer.';
+
+GRANT SELECT, INSERT, UPDATE ON detector_bars, detector_corporate_actions, detector_findings, detector_told TO acp_detect;
+GRANT DELETE ON detector_findings TO acp_detect;
 GRANT SELECT ON detector_market TO acp_detect;
+GRANT SELECT ON detector_findings, detector_told TO acp_reader;
 GRANT SELECT ON detector_bars, detector_corporate_actions, detector_anomalies, detector_market
     TO acp_decide, acp_gatekeeper, acp_action, acp_reader;
 

@@ -28,6 +28,12 @@ CREATE TRIGGER operations_change_by_steps AFTER UPDATE OF state ON operations
     FOR EACH ROW WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION refuse_operation_change();
 
 
+-- Whether an operation should be planned or at work, and has made no step for five minutes.
+CREATE FUNCTION is_stalled(operation operations) RETURNS boolean LANGUAGE sql STABLE
+RETURN (operation).state IN ('planning', 'running')
+    AND greatest((operation).requested_at, (operation).started_at, (operation).last_step_at, (operation).next_step_at)
+        < now() - interval '5 minutes';
+
 -- Locks the operation that a kind's function works for, so that it is cancelled before or afterwards.
 CREATE FUNCTION lock_operation_at_work(of_operation uuid, of_kind text, in_state text) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -540,6 +546,9 @@ BEGIN
 END
 $$;
 
+
+REVOKE ALL ON FUNCTION is_stalled FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION is_stalled TO acp_reader, acp_command, acp_maintain;
 
 -- CommandApiFunction: requests, starts, pauses, resumes and cancels, by the owner's functions alone.
 GRANT SELECT ON operations TO acp_command;

@@ -899,8 +899,14 @@ BEGIN
             OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
         RETURNING 1
     ),
-    anomalies AS (
-        DELETE FROM detector_anomalies AS held
+    findings AS (
+        DELETE FROM detector_findings AS held
+        WHERE held.event_id = ANY (event_ids)
+            OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
+        RETURNING 1
+    ),
+    told AS (
+        DELETE FROM detector_told AS held
         WHERE held.bar_event_id = ANY (event_ids)
             OR held.entity_id = wanted ->> 'entity_id' AND held.source = coalesce(wanted ->> 'source', held.source)
         RETURNING 1
@@ -913,8 +919,8 @@ BEGIN
     )
     SELECT
         (SELECT count(*) FROM bars) + (SELECT count(*) FROM prices) + (SELECT count(*) FROM actions)
-        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM anomalies)
-        + (SELECT count(*) FROM past)
+        + (SELECT count(*) FROM seen) + (SELECT count(*) FROM seen_actions) + (SELECT count(*) FROM findings)
+        + (SELECT count(*) FROM told) + (SELECT count(*) FROM past)
     INTO forgotten;
     RETURN forgotten;
 END
@@ -950,18 +956,21 @@ CREATE SCHEMA shadow;
 COMMENT ON SCHEMA shadow IS 'The tables of a consumer that is being rebuilt.';
 CREATE SCHEMA retired;
 COMMENT ON SCHEMA retired IS 'Tables that a rebuild replaces, within its last transaction.';
-GRANT USAGE ON SCHEMA shadow TO acp_consume, acp_maintain;
+GRANT USAGE ON SCHEMA shadow TO acp_consume, acp_detect, acp_maintain;
 
 CREATE TABLE rebuildable (
     table_name text PRIMARY KEY CHECK (table_name ~ '^[a-z][a-z0-9_]*$'),
     consumer   text NOT NULL
 );
-COMMENT ON TABLE rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed.';
+COMMENT ON TABLE rebuildable IS 'The tables that are nothing but a fold of the events that a consumer has processed; each row names its event.';
 INSERT INTO rebuildable (table_name, consumer)
 VALUES
     ('signal_lab_bars', 'signal_lab'),
     ('signal_lab_latest_prices', 'signal_lab'),
-    ('signal_lab_corporate_actions', 'signal_lab');
+    ('signal_lab_corporate_actions', 'signal_lab'),
+    ('detector_bars', 'detector'),
+    ('detector_corporate_actions', 'detector'),
+    ('detector_findings', 'detector');
 
 CREATE TABLE rebuilds (
     consumer     text        PRIMARY KEY,
@@ -1108,7 +1117,7 @@ BEGIN
         LOOP
             EXECUTE format('GRANT %s ON shadow.%I TO %I', part.privilege, of_table, part.grantee);
         END LOOP;
-        EXECUTE format('GRANT SELECT, INSERT, UPDATE ON shadow.%I TO acp_maintain', of_table);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON shadow.%I TO acp_maintain', of_table);
     END LOOP;
     SELECT coalesce(max(seq), 0) INTO last_seq FROM events;
     INSERT INTO rebuilds (consumer, operation_id, until_seq) VALUES (of_consumer, of_operation, last_seq);
@@ -1200,8 +1209,8 @@ BEGIN
 END
 $$;
 
--- Puts the shadow tables in the place of the consumer's, views included, and drops those. It waits 2 s at most for whoever
--- reads them, so that nobody waits longer behind it. Privileges, comments and the names of indexes are the same afterwards.
+-- Puts the shadow tables in the place of the consumer's, views included, and drops those. It waits half a second at most
+-- for whoever reads them, so that nobody waits longer behind it. Privileges, comments and the names of indexes are the same afterwards.
 CREATE FUNCTION swap_rebuild(of_operation uuid) RETURNS void
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
@@ -1241,7 +1250,7 @@ BEGIN
     FOREACH of_table IN ARRAY tables LOOP
         EXECUTE format('ALTER TABLE public.%I SET SCHEMA retired', of_table);
         EXECUTE format('ALTER TABLE shadow.%I SET SCHEMA public', of_table);
-        EXECUTE format('REVOKE SELECT, INSERT, UPDATE ON public.%I FROM acp_maintain', of_table);
+        EXECUTE format('REVOKE SELECT, INSERT, UPDATE, DELETE ON public.%I FROM acp_maintain', of_table);
     END LOOP;
     FOR place IN 1 .. coalesce(cardinality(view_names), 0) LOOP
         EXECUTE format('CREATE OR REPLACE VIEW public.%I AS %s', view_names[place], definitions[place]);
@@ -1280,7 +1289,7 @@ GRANT EXECUTE ON FUNCTION
     count_expiring, retention_waits_for, delete_expired, count_erasable, erase_step, finish_erasure, forget_finance, plan_rebuild, begin_rebuild,
     rebuild_events, compare_rebuild, judge_rebuild, swap_rebuild
     TO acp_maintain;
-GRANT EXECUTE ON FUNCTION is_rebuilding, spoil_rebuild TO acp_consume;
+GRANT EXECUTE ON FUNCTION is_rebuilding, spoil_rebuild TO acp_consume, acp_detect;
 GRANT EXECUTE ON FUNCTION accept_rebuild, end_rebuild TO acp_command;
 GRANT SELECT ON rebuilds TO acp_maintain, acp_command;
 GRANT EXECUTE ON FUNCTION erased_places TO acp_ingest;

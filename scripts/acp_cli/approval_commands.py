@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from acp_cli.asking import is_local
+from acp_cli.asking import is_confirmed, is_local
 from acp_cli.deciders import deciding_as, is_whole
 from acp_cli.status import duration
 from control_plane.decisions import switches as switched
@@ -215,16 +215,10 @@ def _answer(
 
 def _confirm() -> None:
     """Asks whoever sits at the terminal whether they approve what they were just shown."""
-    if not _is_terminal():
-        msg = "Nothing was approved: nobody is there to confirm it."
-        raise UsageError(msg, remedy="Run it in a terminal, or with the whole id and --yes.")
-    if not typer.confirm("Approve exactly this?", err=True):
+    remedy = "Run it in a terminal, or with the whole id and --yes."
+    if not is_confirmed("Approve exactly this?", undone="Nothing was approved", remedy=remedy):
         Progress().say("Nothing was answered: it waits on, until its time is over.")
         raise typer.Exit(1)
-
-
-def _is_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def _found(requests: Sequence[ApprovalRequest], request_id: str) -> ApprovalRequest:

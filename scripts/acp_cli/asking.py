@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -98,6 +99,25 @@ def _translated(profile: Profile) -> Iterator[Client]:
     except ApiError as error:
         message = str(error) if profile.name == LOCAL else f"{profile.url}: {error}"
         raise AcpError(message, remedy=_REMEDIES.get(error.status, "")) from None
+
+
+def deployment(ctx: typer.Context) -> str:
+    """Returns what the deployment is called that the command is for, as a question names it."""
+    profile = wanted_profile(ctx)
+    return "the local cloud" if profile is None else profile.url
+
+
+def is_confirmed(question: str, *, undone: str, remedy: str) -> bool:
+    """Asks whoever sits at the terminal. Raises UsageError where nobody does: ``undone`` is what was not done then."""
+    if not is_terminal():
+        msg = f"{undone}: nobody is there to confirm it."
+        raise UsageError(msg, remedy=remedy)
+    return typer.confirm(question, err=True)
+
+
+def is_terminal() -> bool:
+    """Whether a person can answer."""
+    return sys.stdin.isatty()
 
 
 def why(reason: str, by: str | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from acp_cli.asking import ByOption, asking, why
+from acp_cli.asking import ByOption, asking, deployment, is_confirmed, why
 from acp_cli.letter_filters import (
     EventOption,
     EverythingOption,
@@ -35,11 +35,14 @@ from local_cloud.visible import Terminal, shown
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from acp_cli.letter_filters import Letters
     from acp_client.client import Client
 
 PANEL = "Signals"
 _DISCARDED_AT_A_TIME: Final = 10_000
 """As many ids as the API takes."""
+_SAMPLE: Final = 5
+"""How many of the newest are shown before it is asked whether to discard them all."""
 _JsonOption = Annotated[bool, typer.Option("--json", help="For scripts.")]
 
 
@@ -114,12 +117,15 @@ def discard(
     trace: TraceOption = None,
     everything: EverythingOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be discarded.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, for scripts.")] = False,
     by: ByOption = None,
     as_json: _JsonOption = False,
 ) -> None:
     """Let dead letters go that nobody needs any more; they stay on record, with the reason, and are never sent again.
 
-    Name ids, a subscription, a part of the reason and the like (all that are given must fit), or --all.
+    Name ids, a subscription, a part of the reason and the like (all that are given must fit), or --all. Where ids do
+    not say it alone, how many there are and the newest of them are shown first, and you are asked; exactly the letters
+    that were found then are discarded.
     """
     chosen = chosen_letters(ids, subscription, reason, kind, older_than, newer_than, event, trace)
     check_asked(chosen, "discard", everything=everything)
@@ -128,7 +134,7 @@ def discard(
         raise UsageError(msg)
     recorded = why(because, by)
     with asking(ctx) as client:
-        there = {letter["id"]: letter["subscription"] or letter["queue"] for letter in chosen.read(client)}
+        there, sample = _planned(client, chosen)
         report: dict[str, Any] = {
             "dry_run": dry_run,
             "operation_id": None,
@@ -136,6 +142,10 @@ def discard(
             "discarded": dict(Counter(there.values())),
             "not_open": [number for number in chosen.ids or () if number not in there],
         }
+        if chosen.ids is None and there and not yes:
+            _show(there, sample)
+            if not dry_run:
+                _confirm(len(there), deployment(ctx))
         if not dry_run:
             report |= _discard(client, there, recorded)
     if as_json:
@@ -146,6 +156,35 @@ def discard(
         numbers = ", ".join(map(str, report["not_open"]))
         msg = f"No open dead letter has one of these ids and fits: {numbers}."
         raise NotDiscardedError(msg)
+
+
+def _planned(client: Client, chosen: Letters) -> tuple[dict[int, str], Sequence[Mapping[str, Any]]]:
+    """Returns whose letter each of the chosen ones is, by its id, and the newest of them as the API lists them."""
+    there: dict[int, str] = {}
+    sample: list[Mapping[str, Any]] = []
+    for letter in chosen.read(client):
+        there[letter["id"]] = letter["subscription"] or letter["queue"]
+        if len(sample) < _SAMPLE:
+            sample.append(letter)
+    return there, sample
+
+
+def _show(there: Mapping[int, str], sample: Sequence[Mapping[str, Any]]) -> None:
+    """Shows what is about to be discarded, beside the command's own output."""
+    console = Terminal(stderr=True)
+    for letter in sample:
+        console.print(_described(letter))
+    if len(there) > len(sample):
+        Progress().say(f"These are the newest {len(sample)} of {len(there):,}; acp dead-letters lists all.")
+
+
+def _confirm(count: int, where: str) -> None:
+    """Asks whoever sits at the terminal whether to discard what they were just shown."""
+    question = f"Discard {'this dead letter' if count == 1 else f'these {count:,} dead letters'} of {where}?"
+    remedy = "Run it in a terminal, name the ids, or say --yes; --dry-run shows how many there are."
+    if not is_confirmed(question, undone="Nothing was discarded", remedy=remedy):
+        Progress().say("Nothing was discarded.")
+        raise typer.Exit(1)
 
 
 def _discard(client: Client, there: Mapping[int, str], reason: str) -> dict[str, Any]:

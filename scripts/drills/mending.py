@@ -144,6 +144,7 @@ def run_operations(cloud: Cloud, run: RunState) -> None:
 
 
 def _worked(owner: Connection[Any], operation_id: UUID, work: Callable[[], None], *, until: State) -> Operation:
+    """Has the operation's steps done until it is in a state; `work` returns when there is no step left, or no time."""
     begun = time.monotonic()
     while True:
         work()
@@ -151,10 +152,10 @@ def _worked(owner: Connection[Any], operation_id: UUID, work: Callable[[], None]
         assert operation is not None, "it was asked for by this very function"
         if operation.state is until:
             return operation
-        if operation.state is State.FAILED or time.monotonic() - begun > _REDRIVE_SECONDS:
+        is_late = time.monotonic() - begun > _REDRIVE_SECONDS
+        if is_late or operation.state not in {State.PLANNING, State.RUNNING}:
             msg = f"The redrive of the drill's dead letters is {operation.state}: {operation.error or 'it takes long'}."
             raise AcpError(msg, remedy="See scripts/acp operations and scripts/acp logs operations")
-        time.sleep(0.2)
 
 
 def source_name(run: RunState) -> str:

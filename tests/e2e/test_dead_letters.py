@@ -150,7 +150,7 @@ def test_a_message_that_nobody_consumes_becomes_a_dead_letter(local_cloud: Local
     wait_for(given_up, seconds=60, what="a message that was received too often given up on")
     (letter,) = _letters(local_cloud, "--trace", trace_id)
     assert (letter["subscription"], letter["reason"][:18]) == ("system_events", "no reason recorded")
-    assert local_cloud.acp("discard", "--trace", trace_id, "--because", "a test made it").returncode == 0
+    assert local_cloud.acp("discard", "--trace", trace_id, "--because", "a test made it", "--yes").returncode == 0
 
 
 def _corrected_bar(cloud: LocalCloud, market: Market, *, close: float) -> uuid.UUID:

@@ -11,6 +11,7 @@ from tests.integration import seeds
 from tests.integration.running_cloud import RunningCloud, give_up, run
 from tests.integration.test_letters import letter
 
+from acp_cli import asking, dead_letter_commands
 from control_plane.consumers.letters import store_letters
 
 DENIED = "gave up after 5 attempts: [AccessDenied] not allowed"
@@ -165,6 +166,33 @@ def test_a_consumers_letter_is_listed_with_its_body_and_discarded(cloud: Running
     again = run(cloud, "discard", number, "--because", "a test's")
     assert again.exit_code == 1
     assert f"No open dead letter has one of these ids and fits: {number}." in again.stderr
+
+
+def test_what_a_filter_discards_is_shown_first_and_asked_for(
+    cloud: RunningCloud, app: Connection[Any], event_ids: list[UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = ("discard", "--subscription", "signal_lab", "--because", "a test's")
+    planned = run(cloud, *wanted, "--dry-run")
+    assert planned.stdout == "2 dead letters would be discarded: signal_lab 2\n"
+    assert [line.split("  ")[0] for line in planned.stderr.splitlines() if "signal_lab" in line] == ["2", "1"]
+    nobody = run(cloud, *wanted)
+    assert (nobody.exit_code, nobody.stdout) == (2, "")
+    assert "Nothing was discarded: nobody is there to confirm it." in nobody.stderr
+    monkeypatch.setattr(asking, "is_terminal", lambda: True)
+    monkeypatch.setattr(dead_letter_commands, "_SAMPLE", 1)
+    refused = run(cloud, *wanted, typed="n\n")
+    assert refused.exit_code == 1
+    assert "Discard these 2 dead letters of the local cloud?" in refused.stderr
+    assert "These are the newest 1 of 2; " in refused.stderr
+    assert len(listed(cloud)) == 3
+    late = store_letters(app, [letter(b"{}")])
+    agreed = run(cloud, *wanted[:3], "--kind", "relay", *wanted[3:], typed="y\n")
+    assert "2 dead letters discarded: signal_lab 2  operation " in agreed.stdout, agreed.output
+    left = run(cloud, *wanted, "--yes", "--json")
+    assert json.loads(left.stdout)["discarded"] == {"signal_lab": len(late)}
+    assert left.stderr == ""
+    nothing = run(cloud, *wanted)
+    assert (nothing.exit_code, nothing.stdout) == (0, "Nothing is discarded: no open dead letter fits.\n")
 
 
 def test_pages_of_dead_letters_follow_each_other(cloud: RunningCloud, event_ids: list[UUID]) -> None:

@@ -95,6 +95,20 @@ def test_only_the_drills_own_dead_letters_are_redriven(
     assert app.execute("SELECT count(*) FROM dead_letters WHERE resolution IS NULL").fetchone() == (2,)
 
 
+def test_a_redrive_that_somebody_cancels_is_not_waited_for(
+    app: Connection[Any], owner: Connection[Any], batch: Batch
+) -> None:
+    give_up(owner, batch.ids, "poison")
+    work = work_of(owner)
+
+    def cancelled() -> None:
+        work()
+        owner.execute("UPDATE operations SET state = 'cancelled', finished_at = now() WHERE state = 'planned'")
+
+    with pytest.raises(AcpError, match="is cancelled"):
+        mending.redrive_drills(owner, cancelled)
+
+
 def test_a_subscription_that_somebody_has_added_is_not_the_drills(
     app: Connection[Any], owner: Connection[Any], batch: Batch
 ) -> None:

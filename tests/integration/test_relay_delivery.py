@@ -123,6 +123,17 @@ def test_failing_message_is_retried_with_growing_waits_then_dead_lettered(app: C
     assert bench.run().claimed == 0
 
 
+def test_a_line_about_a_decisions_message_names_the_decision(
+    app: Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    decision_id = str(uuid4())
+    about = seeds.store_body(app, {"payload": {"decision_id": decision_id}}, topic="market.ticks")
+    (tick,) = seeds.store(app, seeds.ticks(1))
+    Bench(lambda: app, script=only(Failed("no"), about, tick)).run()
+    lines = {line.__dict__["event_id"]: line.__dict__["decision_id"] for line in caplog.records if line.msg == "failed"}
+    assert lines == {str(about): decision_id, str(tick): None}
+
+
 def test_a_poisonous_message_delays_nobody(app: Connection[Any]) -> None:
     expected = seeds.store(app, seeds.ticks(30))
     poison = expected[12], expected[13]

@@ -65,10 +65,9 @@ _SHARED = {
     "control_plane.decisions.list_decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.decisions.artifacts": {*READERS_OF_DECISIONS, ACTION},
     **_each(EVERYBODY, "control_plane.decisions", "limit_lock_waits clock lock_account lock_anomaly who_asks now"),
-    "domains.finance.detector.lock_entity": EVERYBODY,
-    **_each(
-        READERS_OF_BARS, "domains.finance.detector", "bars_around first_bars_from actions_between window market_at"
-    ),
+    **_each(EVERYBODY, "domains.finance.detector", "lock_entity clock"),
+    **_each(READERS_OF_BARS, "domains.finance.detector", "bars_around first_bars_from actions_between market_at"),
+    **_each({DETECT, READER}, "domains.finance.detector", "window told_between"),
     **_each(READERS_OF_BARS, "domains.finance.deciding", "bars_between horizon_end corporate_actions"),
     "domains.finance.deciding.bars_until": READERS_OF_BARS - {DETECT},
     "domains.finance.deciding.has_all_bars": READERS_OF_BARS,
@@ -93,7 +92,7 @@ _SHARED = {
     **_each({READER, COMMAND}, "control_plane.api", "use_token token tokens subscription subscriptions"),
     **_each({COMMAND}, "control_plane.api", "make_token revoke_token begin_change end_change"),
     **_each(READERS_OF_EVENTS, "control_plane.api", "events events_by_prefix"),
-    "control_plane.api.anomalies": READERS_OF_BARS,
+    "control_plane.api.anomalies": READERS_OF_BARS - {DETECT},
     "control_plane.api.artifact": {*READERS_OF_DECISIONS, ACTION},
     "control_plane.api.decisions_by_prefix": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.api.decisions": READERS_OF_DECISIONS - {COMMAND},
@@ -144,7 +143,7 @@ _SHARED = {
     **_each({COMMAND}, "control_plane.operations.history", "accept_rebuild end_rebuild"),
     "control_plane.operations.history.rebuild_state": {MAINTAIN, COMMAND, READER},
     "control_plane.platform.use_schemas": EVERYBODY,
-    **_each({CONSUME}, "control_plane.consumers", "is_rebuilding spoil_rebuild"),
+    **_each({CONSUME, DETECT}, "control_plane.consumers", "is_rebuilding spoil_rebuild"),
     "domains.finance.forget": {MAINTAIN},
     "control_plane.decisions.audited_tombstones": {READER},
     **_each({READER, COMMAND, MAINTAIN}, "control_plane.ops", "count_stalled_operations active_operations"),
@@ -359,7 +358,9 @@ TABLES = {
     "timers": {READER, DECIDE},
     "anchors": {READER},
     "detector_bars": READERS_OF_BARS,
-    "detector_anomalies": READERS_OF_BARS,
+    "detector_findings": {DETECT, READER},
+    "detector_told": {DETECT, READER},
+    "detector_anomalies": READERS_OF_BARS - {DETECT},
     "detector_corporate_actions": READERS_OF_BARS,
     "detector_market": READERS_OF_BARS,
     "episodes": {*READERS_OF_EVENTS, DETECT},
@@ -386,7 +387,7 @@ TABLES = {
 }
 VIEWS = {
     "delivery_states", "outbox_states", "signal_lab_returns", "signal_lab_risk", "signal_lab_adjustments",
-    "detector_market", "expirable_decisions", "expirable_events", "expirable_raw_payloads",
+    "detector_market", "detector_anomalies", "expirable_decisions", "expirable_events", "expirable_raw_payloads",
     "expirable_processed_events", "expirable_delivery_failures", "expirable_dead_letters", "flow_counts",
 }  # fmt: skip
 DATA = [name for name in TABLES if name not in VIEWS]
@@ -402,7 +403,12 @@ READS = [only(f"SELECT * FROM {table}", *roles) for table, roles in TABLES.items
     only("SELECT * FROM pg_read_file('postgresql.conf')"),
 ]
 
-DELETERS = {"relay_handover": {RELAY}, "operation_items": {MAINTAIN}, "circuit_breakers": {COMMAND}}
+DELETERS = {
+    "relay_handover": {RELAY},
+    "detector_findings": {DETECT},
+    "operation_items": {MAINTAIN},
+    "circuit_breakers": {COMMAND},
+}
 DELETES = [only(f"DELETE FROM {table}", *DELETERS.get(table, NOBODY)) for table in DATA] + [
     only(f"TRUNCATE {table} CASCADE") for table in DATA
 ]
@@ -553,7 +559,8 @@ FORGERIES = [
     only("UPDATE agent_scores SET brier = 0"),
     only("UPDATE episodes SET entity_id = 'x'"),
     # What the detector keeps
-    only("UPDATE detector_anomalies SET entity_id = 'x'", DETECT),
+    only("UPDATE detector_findings SET entity_id = 'x'", DETECT),
+    only("UPDATE detector_told SET entity_id = 'x'", DETECT),
     only("UPDATE detector_bars SET entity_id = 'x'", DETECT),
     only("UPDATE detector_corporate_actions SET entity_id = 'x'", DETECT),
     only("UPDATE signal_lab_corporate_actions SET entity_id = 'x'", CONSUME),
@@ -636,8 +643,8 @@ FORGERIES = [
     only("UPDATE decision_tombstones SET head_hash = ''"),
     only("UPDATE removed_spending SET spent_micros = 0"),
     # What is made again
-    only("SELECT is_rebuilding('signal_lab')", CONSUME),
-    only("SELECT spoil_rebuild('signal_lab', 'x')", CONSUME),
+    only("SELECT is_rebuilding('signal_lab')", CONSUME, DETECT),
+    only("SELECT spoil_rebuild('signal_lab', 'x')", CONSUME, DETECT),
     only("SELECT plan_rebuild('signal_lab')", MAINTAIN),
     only("SELECT begin_rebuild(gen_random_uuid())", MAINTAIN),
     only("SELECT rebuild_events(gen_random_uuid(), 'a.b', '{}', 0, 1)", MAINTAIN),
@@ -675,6 +682,7 @@ FORGERIES = [
     only("SELECT resume_operation(gen_random_uuid(), 'root')", COMMAND),
     only("SELECT set_operation_rate(gen_random_uuid(), 'root', 1)", COMMAND),
     only("SELECT cancel_operation(gen_random_uuid(), 'root', 0)", COMMAND),
+    only("SELECT is_stalled(operation) FROM operations AS operation", COMMAND, MAINTAIN, READER),
     only("SELECT who_operates('root', 'redrive')"),
     only("SELECT check_command(gen_random_uuid(), 'root', '{planned}')"),
     only("UPDATE operations SET filter = '{}'"),

@@ -65,9 +65,13 @@ SOUND: Final[dict[str, dict[str, object]]] = {
         "source": "s", "entity_id": "e", "kind": "split", "occurred_at": NOW, "amount": 2.0, "revision": 0,
         "event_id": ID,
     },
-    "detector_anomalies": {
+    "detector_findings": {
         "source": "s", "entity_id": "e", "series": "1m", "occurred_at": NOW, "kind": "return", "state": "detected",
-        "score": 5.0, "threshold": 4.0, "bar_event_id": ID, "bar_revision": 0, "details": "{}",
+        "score": 5.0, "threshold": 4.0, "event_id": ID, "revision": 0, "details": "{}",
+    },
+    "detector_told": {
+        "source": "s", "entity_id": "e", "series": "1m", "occurred_at": NOW, "kind": "return", "threshold": 4.0,
+        "bar_event_id": ID, "bar_revision": 0, "told": 1, "told_event_id": ID,
     },
     "signal_lab_corporate_actions": {
         "source": "s", "entity_id": "e", "kind": "split", "occurred_at": NOW, "amount": 2.0, "revision": 0,
@@ -157,11 +161,11 @@ REFUSED: Final[list[tuple[str, str, dict[str, object]]]] = [
     ("detector_corporate_actions", "detector_corporate_actions_kind_check", {"kind": "merger", "currency": None}),
     ("detector_corporate_actions", "detector_corporate_actions_amount_check", {"amount": 0}),
     ("detector_corporate_actions", "detector_corporate_actions_dividends_are_money", {"currency": "USD"}),
-    ("detector_anomalies", "detector_anomalies_kind_check", {"kind": "mood"}),
-    ("detector_anomalies", "detector_anomalies_state_check", {"state": "lost"}),
-    ("detector_anomalies", "detector_anomalies_details_check", {"details": "[]"}),
-    ("detector_anomalies", "detector_anomalies_told_check", {"told": -1}),
-    ("detector_anomalies", "detector_anomalies_told_by_an_event", {"told": 1}),
+    ("detector_findings", "detector_findings_kind_check", {"kind": "mood"}),
+    ("detector_findings", "detector_findings_state_check", {"state": "withdrawn"}),
+    ("detector_findings", "detector_findings_details_check", {"details": "[]"}),
+    ("detector_told", "detector_told_kind_check", {"kind": "mood"}),
+    ("detector_told", "detector_told_told_check", {"told": 0}),
     ("signal_lab_corporate_actions", "signal_lab_corporate_actions_kind_check", {"kind": "merger"}),
     ("signal_lab_corporate_actions", "signal_lab_corporate_actions_amount_check", {"amount": 0}),
     ("rebuildable", "rebuildable_table_name_check", {"table_name": "x; DROP"}),

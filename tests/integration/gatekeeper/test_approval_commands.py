@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from tests.conftest import TestDatabase
 from tests.integration.api_server import ApiServer, lead_to, no_deployment, serving
+from tests.integration.functions.invoked import FakeContext
 from tests.integration.gatekeeper.test_gatekeeper_approvals import make_person
 from tests.integration.gatekeeper.world import World
 from tests.integration.running_cloud import RunningCloud, run
 from tests.judgements import MILLION, Case, market_wide_case
 
-from acp_cli import approval_commands, deciders
+from acp_cli import asking, deciders
 from control_plane.decisions.switches import set_switch
 from domains.finance.gate import FinanceGate
 from local_cloud.cloud import Cloud
@@ -53,7 +54,7 @@ def test_a_person_approves_what_is_shown_as_themselves(
     [request] = json.loads(run(cloud, "approvals", "--json").stdout)
     assert request["decision_id"] == str(proposed.decision_id)
 
-    monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+    monkeypatch.setattr(asking, "is_terminal", lambda: True)
     approved = run(
         cloud, "approve", request["approval_id"][:8], "--reason", "it is small", "--by", "grace", typed="y\n"
     )
@@ -88,7 +89,7 @@ def test_nothing_is_approved_unless_it_is_confirmed(
     proposed.judge()
     approval_id, _, _ = proposed.approval()
     if typed is not None:
-        monkeypatch.setattr(approval_commands, "_is_terminal", lambda: True)
+        monkeypatch.setattr(asking, "is_terminal", lambda: True)
     result = run(cloud, "approve", str(approval_id), typed=typed)
     assert result.exit_code == (2 if typed is None else 1)
     assert "HEDGE: sell" in result.stdout
@@ -298,6 +299,24 @@ def test_another_policy_is_tried_on_every_verdict_so_far(cloud: RunningCloud, wo
     assert difference["decision_id"] == str(released.decision_id)
     newest = run(cloud, "policy", "test", stricter(tmp_path), "--limit", "1")
     assert "0 of 1 verdicts would differ.\n1 older ones were not tried." in newest.stderr
+
+
+def test_a_trial_without_time_answers_what_it_has_tried(
+    cloud: RunningCloud, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.propose().judge()
+    world.propose(market_wide_case(), entity="MSFT").judge()
+    left = iter([20.0, 7.0])
+    monkeypatch.setattr(FakeContext, "get_remaining_time_in_millis", lambda _: round(next(left) * 1000))
+    result = run(cloud, "policy", "test", stricter(tmp_path), "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["recorded"], told["tried"], told["stopped_by"]) == (2, 1, "time")
+    assert told["counts"]["same"] + told["counts"]["different"] == 1
+    monkeypatch.setattr(FakeContext, "get_remaining_time_in_millis", lambda _: 0)
+    told = json.loads(run(cloud, "policy", "test", stricter(tmp_path), "--json").stdout)
+    assert (told["tried"], told["stopped_by"], told["rows"]) == (0, "time", [])
+    assert "There was no time for 2 older ones.\n" in run(cloud, "policy", "test", stricter(tmp_path)).stderr
 
 
 def test_a_recorded_verdict_is_what_its_policies_say_again(cloud: RunningCloud, world: World, tmp_path: Path) -> None:

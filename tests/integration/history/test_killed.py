@@ -16,10 +16,13 @@ import pytest
 from psycopg import Connection, errors
 from tests.conftest import TestDatabase
 from tests.integration import seeds
+from tests.integration.detection import standing, told
 from tests.integration.history import host, running
 from tests.integration.history.test_erasure import ERASURE, mentions
 from tests.integration.history.test_erasure import store as store_of_entity
 from tests.integration.history.test_rebuild import REBUILD, WANTED, consumed, looks, rows, stored
+from tests.integration.history.test_rebuild_detector import detected, market
+from tests.integration.history.test_rebuild_detector import stored as market_events
 from tests.integration.test_maintenance import store_old
 
 from control_plane.model.lifecycle import Accepted
@@ -133,6 +136,48 @@ def test_a_killed_rebuild_makes_the_same_rows_while_messages_come_in(
     live_rows = rows(owner)
     running.run(owner, maintain, REBUILD, WANTED)
     assert rows(owner) == live_rows
+
+
+def test_a_killed_rebuild_of_the_detector_tells_nothing_and_loses_nothing_that_is_found(
+    app: Connection[Any], owner: Connection[Any], maintain: Connection[Any], database: TestDatabase
+) -> None:
+    wanted = {"subscription": "detector"}
+    with connect(database.url("acp_detect"), application_name="detecting") as detect:
+        detected(detect, market_events(app, market()))
+    operation = running.plan(owner, maintain, REBUILD, wanted)
+    running.start(owner, operation)
+    stop = threading.Event()
+    luck = random.Random(3)
+    entities: list[str] = []
+
+    def detecting() -> None:
+        with (
+            connect(database.app_url, application_name="storing") as storing,
+            connect(database.url("acp_detect"), application_name="detecting") as detect,
+        ):
+            while not stop.is_set():
+                entities.append(f"S{len(entities)}")
+                events = market_events(storing, market(entities[-1])[:62])
+                *quiet_ones, fall = events
+                detected(detect, [*luck.sample(quiet_ones, len(quiet_ones)), fall, fall, quiet_ones[0]])
+
+    thread = threading.Thread(target=detecting)
+    thread.start()
+    try:
+        ended = survive(owner, database, operation.operation_id, items=3, meanwhile=lambda _number: None)
+    finally:
+        stop.set()
+        thread.join(120)
+    assert ended.cursor["phase"] == "swapped"
+    assert all(one["digest"] == one["rebuilt_digest"] for one in ended.cursor["tables"].values())
+    for entity in entities:
+        assert [one.kind for one in told(owner) if one.entity_id == entity and not one.is_withdrawn][-1:] == ["range"]
+    assert owner.execute(
+        "SELECT sum(told), count(*) FILTER (WHERE told = 0 AND state = 'detected') FROM detector_anomalies"
+    ).fetchone() == (len(told(owner)), 0)
+    before = standing(owner)
+    running.run(owner, maintain, REBUILD, wanted)
+    assert standing(owner) == before
 
 
 def test_two_rebuilds_of_one_consumer_do_not_run_at_once(owner: Connection[Any], maintain: Connection[Any]) -> None:

@@ -138,8 +138,8 @@ def test_anomalies_are_paged_newest_first(api: Client, app: Connection[Any]) -> 
 def test_anomalies_of_one_instant_are_paged(api: Client, owner: Connection[Any]) -> None:
     for entity, minute, kind in [(e, m, k) for e in ("A", "B", "C") for m in (0, 1) for k in ("range", "return")]:
         owner.execute(
-            "INSERT INTO detector_anomalies (source, entity_id, series, occurred_at, kind, state, score, threshold,"
-            " bar_event_id, bar_revision, details) VALUES ('s', %s, '1m', '2026-01-05Z'::timestamptz"
+            "INSERT INTO detector_findings (source, entity_id, series, occurred_at, kind, state, score, threshold,"
+            " event_id, revision, details) VALUES ('s', %s, '1m', '2026-01-05Z'::timestamptz"
             " + make_interval(mins => %s), %s, 'detected', 9, 6, gen_random_uuid(), 0, '{}')",
             [entity, minute, kind],
         )

@@ -42,6 +42,25 @@ def test_a_live_message_bears_the_attributes_of_the_contract() -> None:
     }
 
 
+DECISION_ID = "5b0a9a57-7f5b-5c3e-9a53-0d9a4a3a0b11"
+
+
+@pytest.mark.parametrize(
+    ("body", "decision_id"),
+    [
+        (f'{{"payload": {{"decision_id": "{DECISION_ID}", "parent": {{"decision_id": "{TRACE_ID}"}}}}}}', DECISION_ID),
+        ('{"payload": {"price": 1}}', None),
+        ('{"payload": {"decision_id": null}}', None),
+        ('{"payload": {"decision_id": "short"}}', None),
+        (f'{{"payload": {{"decision_id": "{DECISION_ID}', None),
+        (f'{{"payload": {{"text": "\\"decision_id\\": \\"{DECISION_ID}\\""}}}}', None),
+        ("", None),
+    ],
+)
+def test_a_message_names_the_decision_that_its_payload_names(body: str, decision_id: str | None) -> None:
+    assert made(body).decision_id == decision_id
+
+
 @pytest.mark.parametrize(("ratio", "flags"), [(0, "00"), (0.59, "00"), (0.6, "01"), (1, "01")])
 def test_traceparent_says_sampled_for_the_share_of_events_that_is_exported(ratio: float, flags: str) -> None:
     assert 0.59 < int(EVENT_ID[24:], 16) / 2**48 < 0.6

@@ -183,9 +183,8 @@ SELECT
     state,
     coalesce((progress ->> 'done')::bigint, 0) AS done,
     coalesce((progress ->> 'total')::bigint, 0) AS total,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
-FROM operations
+    is_stalled(operation)
+FROM operations AS operation
 WHERE state IN ('planning', 'planned', 'running', 'paused') OR state = 'failed' AND finished_at > now() - interval '1 day'
 ORDER BY requested_at DESC
 LIMIT 100

@@ -29,10 +29,10 @@ class OnReplay(StrEnum):
     """It takes no replay: its effects reach beyond its own tables, or cost something."""
 
 
-type FoldEvents = Callable[[Any, Sequence[Event]], None]
+type FoldEvents = Callable[[Any, Sequence[Event]], object]
 """Folds events into a consumer's tables, in the caller's transaction. Whatever their order, and however often each
 comes, the rows are the same; nothing else changes. Its statements name no schema: a rebuild has them write to other
-tables."""
+tables. What it returns is the consumer's own affair, and a rebuild leaves it alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Rebuild:
     """As the database's table ``rebuildable`` lists them."""
     event_types: tuple[str, ...]
     fold: FoldEvents
+    events_per_second: int = 1_000
+    """About how many it folds: for a plan's estimate, and for how many are folded before it is looked at the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Consumer:
     consume: Effect
     on_replay: OnReplay = OnReplay.REFUSE
     rebuild: Rebuild | None = None
-    """None where its tables are more than a fold of events."""
+    """None where none of its tables is a fold of events."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,8 @@ SELECT request_operation(
 
 -- name: operation
 -- One operation, as it stands.
-SELECT
-    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
-    planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
-FROM operations
+SELECT operation.*, is_stalled(operation)
+FROM operations AS operation
 WHERE operation_id = %(operation_id)s
 
 -- name: operations
@@ -29,9 +25,8 @@ SELECT
     END AS plan,
     plan_hash, state, progress, rate, requested_by, reason, requested_at,
     planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
-FROM operations
+    is_stalled(operation)
+FROM operations AS operation
 WHERE (%(kind)s::text IS NULL OR kind = %(kind)s)
     AND (%(subscription)s::text IS NULL OR subscription = %(subscription)s)
     AND (%(states)s::text[] IS NULL OR state = ANY (%(states)s::text[]))
@@ -99,26 +94,18 @@ RETURNING operation_id, fence, kind
 -- name: operation_to_prepare
 -- The operation that is to make a step, under a lease that lasts until what the step waits for is there; no row if the
 -- claim was superseded, or it is due no longer.
-UPDATE operations
+UPDATE operations AS operation
 SET lease_until = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
 WHERE operation_id = %(operation_id)s
     AND fence = %(fence)s
     AND state IN ('planning', 'running')
     AND next_step_at <= clock_timestamp()
-RETURNING
-    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
-    planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
+RETURNING operation.*, is_stalled(operation)
 
 -- name: claimed_operation
 -- The operation that is to make a step, locked; no row if the claim was superseded, or it is due no longer.
-SELECT
-    operation_id, kind, subscription, filter, plan, plan_hash, state, progress, rate, requested_by, reason, requested_at,
-    planned_at, started_by, started_at, finished_at, next_step_at, last_step_at, failures, error,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes' AS is_stalled
-FROM operations
+SELECT operation.*, is_stalled(operation)
+FROM operations AS operation
 WHERE operation_id = %(operation_id)s
     AND fence = %(fence)s
     AND state IN ('planning', 'running')
@@ -194,11 +181,8 @@ WHERE operation.operation_id = item.operation_id AND operation.state IN ('done',
 -- How many operations are planning, running or paused, and how many of them are stalled.
 SELECT
     count(*) FILTER (WHERE state <> 'planned'),
-    count(*) FILTER (
-        WHERE state IN ('planning', 'running')
-            AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes'
-    )
-FROM operations
+    count(*) FILTER (WHERE is_stalled(operation))
+FROM operations AS operation
 WHERE state IN ('planning', 'planned', 'running', 'paused')
 
 -- name: newest_letter

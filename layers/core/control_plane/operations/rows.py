@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Final
 from uuid import UUID
 
@@ -11,14 +12,15 @@ from control_plane.operations.kind import Operation, State
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
+_FIELDS: Final = {field.name for field in fields(Operation)}
 
 
 def operation_row(cursor: Cursor[Any]) -> Callable[[Sequence[Any]], Operation]:
-    """Makes operations of the rows of a query that selects all their columns."""
+    """Makes operations of the rows of a query that selects all their columns, and perhaps others of the table."""
     names = [column.name for column in cursor.description or ()]
 
     def make(values: Sequence[Any]) -> Operation:
-        columns = dict(zip(names, values, strict=True))
+        columns = {name: value for name, value in zip(names, values, strict=True) if name in _FIELDS}
         return Operation(**(columns | {"state": State(columns["state"])}))
 
     return make

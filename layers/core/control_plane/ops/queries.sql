@@ -194,9 +194,8 @@ ORDER BY delivery.subscription
 -- name: count_stalled_operations
 -- How many operations should be planned or at work, and have made no step for five minutes.
 SELECT count(*)
-FROM operations
-WHERE state IN ('planning', 'running')
-    AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes'
+FROM operations AS operation
+WHERE state IN ('planning', 'running') AND is_stalled(operation)
 
 -- name: active_operations
 -- The operations that are planning, running or paused, or failed within a day: how far they are, and whether they are
@@ -210,9 +209,8 @@ SELECT
     coalesce((progress ->> 'done')::bigint, 0),
     coalesce((progress ->> 'skipped')::bigint, 0),
     error,
-    state IN ('planning', 'running')
-        AND greatest(requested_at, started_at, last_step_at, next_step_at) < now() - interval '5 minutes'
-FROM operations
+    is_stalled(operation)
+FROM operations AS operation
 WHERE state IN ('planning', 'running', 'paused') OR state = 'failed' AND finished_at > now() - interval '1 day'
 ORDER BY requested_at
 

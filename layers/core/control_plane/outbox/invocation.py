@@ -398,6 +398,7 @@ class Invocation:
             state=state,
             event_id=message.event_id,
             trace_id=message.trace_id,
+            decision_id=message.decision_id,
             topic=message.topic,
             subscription=message.subscription,
             attempt=message.attempt,

@@ -13,6 +13,8 @@ MAX_BATCH_BYTES: Final = 1_048_576
 """SQS's limit for one message, and for all messages of one batch together, attributes included (AWS, *Amazon SQS
 message quotas*, since 4 August 2025)."""
 _BYTES_OF_TYPE: Final = len("String")
+_DECISION_KEY: Final = '"decision_id": "'
+"""As Postgres writes jsonb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,17 @@ class Message:
     attributes: Mapping[str, str]
     size: int
     """Its bytes as SQS counts them: the body, and each attribute's name, type and value."""
+
+    @property
+    def decision_id(self) -> str | None:
+        """Returns the decision that the message is about, as its body names it first; None where it names none.
+
+        It is for a log line: the body is searched and not parsed. A quote within a text has a backslash before it, so
+        that this is found as a key alone.
+        """
+        found = self.body.find(_DECISION_KEY)
+        begin = found + len(_DECISION_KEY)
+        return self.body[begin : begin + 36] if found >= 0 and self.body[begin + 36 : begin + 37] == '"' else None
 
 
 def make_message(

@@ -22,7 +22,13 @@ DOMAIN: Final = Domain(
         ),
         # What the detector folds again can tell nothing new of the same bars; what it has never seen, it must fold. An
         # anomaly opens a decision, so a changed detector is rebuilt, which emits nothing.
-        Consumer(detector.CONSUMER, MARKET_TICKS, detector.consume, on_replay=OnReplay.SKIP),
+        Consumer(
+            detector.CONSUMER,
+            MARKET_TICKS,
+            detector.consume,
+            on_replay=OnReplay.SKIP,
+            rebuild=detector.REBUILD,
+        ),
         Consumer(paper_account.CONSUMER, CLIENT_ACTIONS, paper_account.consume),
     ),
     histories=(YAHOO,),

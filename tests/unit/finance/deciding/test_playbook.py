@@ -13,7 +13,7 @@ from domains.finance.deciding.agents import AGENTS, STAND_INS, RuleAgent
 from domains.finance.deciding.answers import HypothesesAnswer, RecommendationAnswer
 from domains.finance.deciding.options import build_options
 from domains.finance.deciding.playbook import why_held
-from domains.finance.detector import fold, scoring
+from domains.finance.detector import scoring, telling
 from domains.finance.gate import GATE
 from domains.finance.paper_account.orders import read_order
 
@@ -240,9 +240,9 @@ def test_agents_learn_nothing_of_the_account() -> None:
 def test_what_its_own_detector_finds_is_handled() -> None:
     playbook = Run({}).playbook
     for kind in get_args(scoring.Kind.__value__):
-        assert playbook.handles({"kind": kind, "detector": fold.DETECTOR})
+        assert playbook.handles({"kind": kind, "detector": telling.DETECTOR})
         assert not playbook.handles({"kind": kind, "detector": "another"})
-    assert not playbook.handles({"kind": "frost", "detector": fold.DETECTOR})
+    assert not playbook.handles({"kind": "frost", "detector": telling.DETECTOR})
 
 
 def test_sources_pin_code_statements_and_prompts() -> None:

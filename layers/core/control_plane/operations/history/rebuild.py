@@ -22,11 +22,12 @@ from control_plane.platform.shadow import in_shadow
 
 QUERIES: Final = load_queries(__package__)
 _BATCH: Final = 500
+_BATCH_SECONDS: Final = 0.5
+"""About how long a batch takes of a consumer whose fold is slow: the live flow waits for what a step has locked."""
 _RETRY: Final = timedelta(seconds=3)
 """When a swap is tried again after somebody has read the tables for longer than it waits."""
 _ASKED_AGAIN: Final = timedelta(seconds=5)
 """How often it is looked whether a difference was accepted."""
-_EVENTS_PER_SECOND: Final = 1_000
 _EFFECT: Final = (
     "The consumer writes everything twice meanwhile. Readers see its tables as they are until the new ones take their "
     "place, for which they wait a moment. Nothing is told or sent."
@@ -34,7 +35,7 @@ _EFFECT: Final = (
 
 
 class Rebuild:
-    """Rebuilds one consumer of those that declare how."""
+    """Rebuilds one consumer of those that declare how (``control_plane.model.domain.Rebuild``)."""
 
     name = "rebuild"
 
@@ -53,6 +54,8 @@ class Rebuild:
 
     def plan(self, connection: Connection[Any], operation: Operation) -> Planned:
         """Counts. Raises OperationRefused where retention has deleted what some row was made of."""
+        declared = self._consumers[operation.subscription].rebuild
+        assert declared is not None, "those without one are refused"
         rows = connection.execute(QUERIES["plan_rebuild"].sql, {"consumer": operation.subscription}).fetchall()
         total = sum(held for table, held, _ in rows if not table)
         tables = {table: held for table, held, _ in rows if table}
@@ -68,7 +71,7 @@ class Rebuild:
                 "total": total,
                 "tables": tables,
                 "sample": sorted(tables)[:5],
-                "estimated_seconds": round(total / _EVENTS_PER_SECOND, 1),
+                "estimated_seconds": round(total / declared.events_per_second, 1),
                 "effect": _EFFECT,
             },
             is_complete=True,
@@ -106,6 +109,7 @@ class Rebuild:
     ) -> Stepped:
         consumer = self._consumers[operation.subscription]
         assert consumer.rebuild is not None, "those without one are refused"
+        batch = min(_BATCH, max(1, round(consumer.rebuild.events_per_second * _BATCH_SECONDS)))
         seq, done = int(cursor["seq"]), 0
         while done < most and (done == 0 or time.monotonic() < until):
             rows = connection.execute(
@@ -115,7 +119,7 @@ class Rebuild:
                     "topic": consumer.topic,
                     "event_types": list(consumer.rebuild.event_types),
                     "after_seq": seq,
-                    "most": min(_BATCH, most - done),
+                    "most": min(batch, most - done),
                 },
             ).fetchall()
             if not rows:

@@ -1,7 +1,7 @@
 """The detector: turns bars that are unusual into ANOMALY_DETECTED.
 
 What it keeps is a fold of the events: a late bar, a corrected one, and a split that is told after it, recompute every
-window that they touch, so that the order of delivery never matters.
+window that they touch, so that the order of delivery never matters. What it has told is a record beside it.
 """
 
 from typing import Any, Final
@@ -9,16 +9,19 @@ from typing import Any, Final
 from psycopg import Connection
 
 from control_plane.consumers.once import once
+from control_plane.consumers.rebuilding import fold_events
 from control_plane.model.contract import Event, parse_payload
+from control_plane.model.domain import Rebuild
 from control_plane.model.errors import ContractViolation
-from domains.finance.detector.fold import Fold
-from domains.finance.events import MARKET_PAYLOADS, CorporateDividend, CorporateSplit, MarketTick
+from domains.finance.detector.folding import fold
+from domains.finance.detector.telling import tell
+from domains.finance.events import MARKET_PAYLOADS
 
 CONSUMER: Final = "detector"
 
 
 def consume(connection: Connection[Any], event: Event) -> bool:
-    """Folds a bar, a split or a dividend; returns whether the event was new.
+    """Folds a bar, a split or a dividend, and tells what that changes; returns whether the event was new.
 
     Another event type or schema version is none of its business and changes nothing. Raises ContractViolation for an
     event that breaks the contract or is no entity's, psycopg.Error where the database fails.
@@ -28,14 +31,16 @@ def consume(connection: Connection[Any], event: Event) -> bool:
         return False
     if event.entity_id is None:
         raise ContractViolation("is missing: a price is some entity's", field="entity_id")
-    payload = parse_payload(model, event.payload)
+    parse_payload(model, event.payload)
     with once(connection, consumer=CONSUMER, event_id=event.event_id) as is_first:
         if is_first:
-            fold = Fold(connection, event, event.entity_id)
-            if isinstance(payload, MarketTick):
-                fold.bar(payload)
-            elif isinstance(payload, CorporateSplit):
-                fold.action("split", payload.numerator / payload.denominator, None)
-            elif isinstance(payload, CorporateDividend):
-                fold.action("dividend", payload.amount, payload.currency)
+            tell(connection, event, fold_events(connection, CONSUMER, fold, [event]))
     return is_first
+
+
+REBUILD: Final = Rebuild(
+    tables=("detector_bars", "detector_corporate_actions", "detector_findings"),
+    event_types=tuple(sorted({event_type for event_type, _ in MARKET_PAYLOADS})),
+    fold=fold,
+    events_per_second=250,
+)

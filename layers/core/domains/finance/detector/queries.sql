@@ -1,8 +1,10 @@
 -- name: lock_entity
--- Makes whoever folds events of one entity wait until this transaction ends; returns the time, by the shared clock.
-SELECT
-    pg_advisory_xact_lock(hashtextextended(%(source)s::text || chr(10) || %(entity_id)s::text, 2)),
-    clock_timestamp()
+-- Makes whoever folds events of one entity wait until this transaction ends.
+SELECT pg_advisory_xact_lock(hashtextextended(%(source)s::text || chr(10) || %(entity_id)s::text, 2))
+
+-- name: clock
+-- The time, by the shared clock.
+SELECT clock_timestamp()
 
 -- name: bars_around
 -- The bar at an instant, the one before it and the one after it, as far as there are any, and whether actions follow.
@@ -102,11 +104,11 @@ RETURNING event_id
 
 -- name: window
 -- Bars of one kind in order: so many before an instant, and those from it on whose windows a change touches of the bar
--- at it, or of the one after that. Of the former only what they measure, of the latter also what is on record.
+-- at it, or of the one after that. Of the former only what they measure, of the latter also what was found.
 (
     SELECT
         log_return, excursion, occurred_at, NULL::uuid AS event_id, NULL::integer AS revision,
-        NULL::double precision AS adjustment, NULL::timestamptz AS previous_at, NULL::jsonb AS records
+        NULL::double precision AS adjustment, NULL::timestamptz AS previous_at, NULL::jsonb AS findings
     FROM detector_bars
     WHERE source = %(source)s
         AND entity_id = %(entity_id)s
@@ -121,12 +123,12 @@ UNION ALL
     SELECT
         log_return, excursion, occurred_at, event_id, revision, adjustment, previous_at,
         (
-            SELECT jsonb_agg(to_jsonb(record))
-            FROM detector_anomalies AS record
-            WHERE record.source = bar.source
-                AND record.entity_id = bar.entity_id
-                AND record.series = bar.bar_interval
-                AND record.occurred_at = bar.occurred_at
+            SELECT jsonb_agg(to_jsonb(finding))
+            FROM detector_findings AS finding
+            WHERE finding.source = bar.source
+                AND finding.entity_id = bar.entity_id
+                AND finding.series = bar.bar_interval
+                AND finding.occurred_at = bar.occurred_at
         )
     FROM detector_bars AS bar
     WHERE source = %(source)s
@@ -139,24 +141,56 @@ UNION ALL
 )
 ORDER BY occurred_at
 
--- name: keep_anomaly
+-- name: keep_finding
 -- Keeps what is found of a bar in the place of what was.
-INSERT INTO detector_anomalies AS kept (
-    source, entity_id, series, occurred_at, kind, state, score, threshold, bar_event_id, bar_revision, details, told, told_as,
-    told_event_id
+INSERT INTO detector_findings AS kept (
+    source, entity_id, series, occurred_at, kind, state, score, threshold, event_id, revision, details
 )
 VALUES (
-    %(source)s, %(entity_id)s, %(interval)s, %(occurred_at)s, %(kind)s, %(state)s, %(score)s, %(threshold)s,
-    %(bar_event_id)s, %(bar_revision)s, %(details)s, %(told)s, %(told_as)s, %(told_event_id)s
+    %(source)s, %(entity_id)s, %(interval)s, %(occurred_at)s, %(kind)s, %(state)s, %(score)s, %(threshold)s, %(event_id)s,
+    %(revision)s, %(details)s
 )
 ON CONFLICT (source, entity_id, series, occurred_at, kind) DO UPDATE
 SET
     state = excluded.state,
     score = excluded.score,
     threshold = excluded.threshold,
+    event_id = excluded.event_id,
+    revision = excluded.revision,
+    details = excluded.details
+
+-- name: drop_finding
+-- Drops what was found of a bar in one respect, and is so no longer.
+DELETE FROM detector_findings
+WHERE source = %(source)s
+    AND entity_id = %(entity_id)s
+    AND series = %(interval)s
+    AND occurred_at = %(occurred_at)s
+    AND kind = %(kind)s
+
+-- name: told_between
+-- What was told of an entity's bars from an instant to another, both included.
+SELECT series, occurred_at, kind, threshold, told, told_as
+FROM detector_told
+WHERE source = %(source)s
+    AND entity_id = %(entity_id)s
+    AND series = ANY (%(series)s::text[])
+    AND occurred_at BETWEEN %(first)s AND %(last)s
+
+-- name: keep_told
+-- Keeps what was told last of a bar in one respect.
+INSERT INTO detector_told AS kept (
+    source, entity_id, series, occurred_at, kind, threshold, bar_event_id, bar_revision, told, told_as, told_event_id
+)
+VALUES (
+    %(source)s, %(entity_id)s, %(series)s, %(occurred_at)s, %(kind)s, %(threshold)s, %(bar_event_id)s, %(bar_revision)s,
+    %(told)s, %(told_as)s, %(told_event_id)s
+)
+ON CONFLICT (source, entity_id, series, occurred_at, kind) DO UPDATE
+SET
+    threshold = excluded.threshold,
     bar_event_id = excluded.bar_event_id,
     bar_revision = excluded.bar_revision,
-    details = excluded.details,
     told = excluded.told,
     told_as = excluded.told_as,
     told_event_id = excluded.told_event_id
