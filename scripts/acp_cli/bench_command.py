@@ -8,7 +8,7 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from local_cloud.cloud import Cloud
 from local_cloud.errors import UsageError
 from local_cloud.progress import Progress
 from local_cloud.visible import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PANEL = "Measuring"
 
@@ -41,6 +44,14 @@ def bench(
     ] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Turns of each side.", show_default="5")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small numbers, one round: a check that it works.")] = False,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="Measure less or more than usual, as rebuilt_events=200000; may be repeated. --json tells the sizes.",
+            show_default=False,
+        ),
+    ] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +77,7 @@ def bench(
     """
     cloud = ctx.obj
     assert isinstance(cloud, Cloud), "the callback sets it"
-    sizes = QUICK if quick else Sizes()
+    sizes = dataclasses.replace(QUICK if quick else Sizes(), **_chosen_sizes(size or ()))
     if rounds is not None:
         sizes = dataclasses.replace(sizes, rounds=rounds)
     named = [*(names or ()), *(scenario or ())]
@@ -82,6 +93,19 @@ def bench(
     if strict and report.missed:
         msg = f"Missed: {'; '.join(figure.title for figure in report.missed)}."
         raise BenchError(msg)
+
+
+def _chosen_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """Returns the sizes that were named. Raises UsageError for a name that is none, and for no positive number."""
+    chosen = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in {field.name for field in dataclasses.fields(Sizes)} or not number.isdecimal() or int(number) < 1:
+            names = ", ".join(field.name for field in dataclasses.fields(Sizes))
+            msg = f"--size {text} names no size with a positive number. There are: {names}."
+            raise UsageError(msg, remedy="scripts/acp bench rebuild --size rebuilt_events=200000")
+        chosen[name] = int(number)
+    return chosen
 
 
 def _measure(

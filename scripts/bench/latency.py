@@ -126,7 +126,7 @@ def _latencies(rig: Rig, *, rate: int, seconds: float, neighbour: Neighbour | No
                 rig.fill(database, neighbour.backlog)
             rig.checkpoint()
             relay.go()
-            committed = _trickle(database, wanted, every_seconds=1 / rate)
+            committed = trickle(database, wanted, every_seconds=1 / rate)
             report = relay.report()
         # Requests and messages are recorded in the same order.
         messages = (message for message in endpoint.accepted() if message.queue == SUBSCRIPTION)
@@ -144,7 +144,7 @@ def _latencies(rig: Rig, *, rate: int, seconds: float, neighbour: Neighbour | No
     return latencies[early:]
 
 
-def _trickle(database: Database, events: int, *, every_seconds: float) -> dict[str, float]:
+def trickle(database: Database, events: int, *, every_seconds: float) -> dict[str, float]:
     """Commits events at even intervals; returns by event id when the commit returned, by ``time.monotonic()``."""
     committed = {}
     # Committed as the owner, since the pipeline's own role may not set a message's timestamps.

@@ -48,6 +48,50 @@ FROM messages
 CROSS JOIN unnest(%(subscriptions)s::text[]) AS subscription
 WHERE NOT %(delivered)s::boolean
 
+-- name: make_old_events
+-- Stores ``count`` market ticks of some time ago, as they are once their messages have been let go.
+INSERT INTO events (
+    event_id, event_type, source, entity_id, entity_type, series, occurred_at, observed_at, ingested_at, schema_version,
+    trace_id, payload_json
+)
+SELECT
+    gen_random_uuid(), 'MARKET_TICK_INGESTED', 'bench', 'E' || number %% 200, 'equity', '1m', run.at, run.at, run.at, 1,
+    md5(run.at::text)::uuid,
+    '{"price": 100.5, "open": 100.0, "high": 101.0, "low": 99.5, "volume": 1200, "currency": "USD", "interval": "1m"}'
+FROM generate_series(1, %(count)s::integer) AS tick (number)
+CROSS JOIN LATERAL (
+    SELECT now() - interval '2 days' - (%(count)s::integer - number) / 200 * interval '1 minute' AS at
+) AS run
+
+-- name: give_up_on
+-- Makes the oldest pending deliveries of a subscription dead letters, so many.
+WITH gone AS (
+    DELETE FROM pending_deliveries
+    WHERE (outbox_id, subscription) IN (
+        SELECT outbox_id, subscription
+        FROM pending_deliveries
+        WHERE subscription = %(subscription)s
+        ORDER BY outbox_id
+        LIMIT %(count)s
+    )
+    RETURNING outbox_id, subscription, promised_at
+)
+INSERT INTO dead_letters (outbox_id, subscription, promised_at, delivery_attempts, reason)
+SELECT outbox_id, subscription, promised_at, 3, 'the queue refused it' FROM gone
+
+-- name: process_delivered
+-- Records each delivered message as processed.
+INSERT INTO processed_events (consumer, event_id)
+SELECT delivery.subscription, message.event_id
+FROM deliveries AS delivery
+JOIN outbox AS message ON message.id = delivery.outbox_id
+
+-- name: sample_events
+-- The ids of events at random: so many of those that have a message, and as many of all.
+(SELECT event_id FROM outbox ORDER BY random() LIMIT %(count)s)
+UNION ALL
+(SELECT event_id FROM events ORDER BY random() LIMIT %(count)s)
+
 -- name: make_subscriptions
 -- Makes subscriptions as MigrationFunction does.
 INSERT INTO subscriptions (name, topic)

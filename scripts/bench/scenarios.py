@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bench import counters, deciding, footprint, ingesting, latency, peering, rebuilding, scaling, storage, throughput
+from bench import (
+    counters,
+    deciding,
+    footprint,
+    ingesting,
+    latency,
+    peering,
+    reading,
+    rebuilding,
+    replaying,
+    scaling,
+    storage,
+    throughput,
+)
 from bench.figures import Measured
 from bench.rig import Rig
 from bench.sizes import QUICK, Sizes
@@ -36,6 +49,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "decisions": deciding.decisions,
     "ingest": ingesting.ingest,
     "scaling": scaling.scaling,
+    "reading": reading.reading,
+    "replay": replaying.replaying,
     "rebuild": rebuilding.rebuild,
     "counters": counters.counters,
     "peers": peering.peers,

@@ -36,10 +36,17 @@ class Sizes:
     simulated_minutes: int = 20
     rebuilt_events: int = 2_000_000
     """Events that the one rebuild folds."""
+    replayed: int = 50_000
+    """Messages that a replay sends again beside the live flow."""
+    alone_seconds: float = 30
+    """How long the live flow is measured without a replay, at most."""
     looks: int = 50_000
     """Looks that are stored in a turn of ingest."""
     stored_before: int = 10_000
     stored_before_large: int = 2_000_000
+    read_messages: int = 200_000
+    """Messages in the outbox of the large database that is read."""
+    reads: int = 300
     not_folded: int = 50_000
     """Rows of an hour in which nothing was folded, that a scrape adds up."""
     scrapes: int = 200
@@ -63,9 +70,13 @@ QUICK = Sizes(
     bursts=2,
     simulated_minutes=2,
     rebuilt_events=2_000,
+    replayed=500,
+    alone_seconds=2,
     looks=1_000,
     stored_before=100,
     stored_before_large=1_000,
+    read_messages=1_000,
+    reads=5,
     not_folded=1_000,
     scrapes=10,
 )

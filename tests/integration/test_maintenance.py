@@ -87,7 +87,7 @@ def store_delivered(app: Connection[Any], number: int) -> list[UUID]:
         looks = [replace(look, raw_payload_id=raw.id) for look in seeds.ticks(number)]
         event_ids = [event.event_id for event in store_events(app, [raw], looks).events]
     for outcome in (Failed("no luck"), Accepted("m")):
-        seeds.settle(app, seeds.claim(app, rows=1000), outcome)
+        seeds.settle(app, seeds.claim(app, rows=number), outcome)
         seeds.pass_time(app)
     app.execute(
         "INSERT INTO processed_events (consumer, event_id) SELECT 'signal_lab', unnest(%s::uuid[])", [event_ids]

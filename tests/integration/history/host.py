@@ -1,4 +1,7 @@
-"""A process that works on operations until it is killed: OperationsFunction's engine on one connection."""
+"""A process that works on operations until it is killed: OperationsFunction's engine on one connection.
+
+It says that it is ready, and begins once it has read a line.
+"""
 
 import sys
 import time
@@ -20,9 +23,10 @@ def main(url: str, items: int) -> None:
     consumers = [consumer for domain in DOMAINS for consumer in domain.consumers]
     kinds: list[Kind] = [Retention(), Erasure(load_forgetting()), Rebuild(consumers, EVENT_TYPES)]
     with connect(url, application_name="operations") as connection:
-        engine = Engine(connection, kinds, Telemetry("test"), lease_seconds=1, step_items=items)
+        engine = Engine(connection, kinds, Telemetry("test"), lease_seconds=0.2, step_items=items)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
+        sys.stdin.readline()
         while True:
             if not engine.work():
                 time.sleep(0.02)
