@@ -23,7 +23,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer DEFAULT NULL::integer) RETURNS TABLE(new_seq integer, new_at timestamp with time zone, seen_wake_seq bigint)
+CREATE FUNCTION public.advance_decision(of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea, new_state text, lease_seconds double precision, seen_seq integer DEFAULT NULL::integer) RETURNS TABLE(new_seq integer, new_at timestamp with time zone, seen_wake_seq bigint, new_hash bytea)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -58,7 +58,8 @@ BEGIN
         of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output,
         new_state => new_state, lease_seconds => lease_seconds
     );
-    RETURN QUERY SELECT new_seq, at, held.wake_seq FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq;
+    RETURN QUERY
+    SELECT new_seq, at, held.wake_seq, hash FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq;
 END
 $$;
 

@@ -295,12 +295,12 @@ $$;
 
 -- Appends a step and moves the decision on, for the holder of its lease alone; a null state leaves it as it is. A step that
 -- was decided on while the record ended at seen_seq is refused where it has grown since: what is decided again from the
--- record then sees what was seen here. Returns the step's number and time, and the wake_seq as of the same lock: whoever had
+-- record then sees what was seen here. Returns the step's number, time and hash, and the wake_seq as of the same lock: whoever had
 -- read the record needs not read it again.
 CREATE FUNCTION advance_decision(
     of_decision uuid, with_fence bigint, step_kind text, step_parent integer, step_body bytea, step_input bytea, step_output bytea,
     new_state text, lease_seconds double precision, seen_seq integer DEFAULT NULL
-) RETURNS TABLE (new_seq integer, new_at timestamptz, seen_wake_seq bigint)
+) RETURNS TABLE (new_seq integer, new_at timestamptz, seen_wake_seq bigint, new_hash bytea)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
 AS $$
@@ -335,7 +335,8 @@ BEGIN
         of_decision, step_kind, 'engine', step_parent, step_body, step_input, step_output,
         new_state => new_state, lease_seconds => lease_seconds
     );
-    RETURN QUERY SELECT new_seq, at, held.wake_seq FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq;
+    RETURN QUERY
+    SELECT new_seq, at, held.wake_seq, hash FROM decision_steps WHERE decision_id = of_decision AND seq = new_seq;
 END
 $$;
 

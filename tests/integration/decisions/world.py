@@ -176,15 +176,26 @@ class World:
 
     def join(self, text: str) -> None:
         """Puts an anomaly on record, as the engine does before it looks at the decision."""
-        event = EVENT_TYPES.parse_event(text)
-        ((domain, playbook),) = [(name, one) for name, given in self.deciding.items() for one in given.playbooks]
-        open_or_join(self.decide, event, domain, playbook, is_shadow=False, now=datetime.now(UTC))
+        self._join(self.decide, EVENT_TYPES.parse_event(text))
 
     def join_directly(self, given: NewMessage) -> None:
         """An anomaly that another instance puts on record meanwhile."""
-        event = EVENT_TYPES.parse_event(given.message)
+        self._join(self.as_role["acp_decide2"], EVENT_TYPES.parse_event(given.message))
+
+    def _join(self, connection: Any, event: Event) -> None:
         ((domain, playbook),) = [(name, one) for name, given in self.deciding.items() for one in given.playbooks]
-        open_or_join(self.as_role["acp_decide2"], event, domain, playbook, is_shadow=False, now=datetime.now(UTC))
+        opened = open_or_join(
+            connection,
+            event,
+            domain,
+            playbook,
+            is_shadow=False,
+            now=datetime.now(UTC),
+            claimant="another",
+            lease_seconds=60,
+        )
+        if opened is not None and opened.fence is not None:
+            connection.execute("SELECT leave_decision(%s, %s, 0)", [opened.decision_id, opened.fence])
 
     # The services that are not the engine
 

@@ -47,6 +47,8 @@ QUERIES: Final = load_queries(__package__)
 ANOMALY: Final = "ANOMALY_DETECTED"
 LOOK_SECONDS: Final = 0.1
 """Between two looks whether evidence is complete."""
+MOST_KNOWN: Final = 16
+"""Records of open decisions that an engine keeps; one takes about half a megabyte."""
 OVERLOOKED: Final = "ANOMALY_OVERLOOKED"
 
 
@@ -60,6 +62,8 @@ class Engine:
         self._policy = policy
         self._telemetry = telemetry
         self._name = name
+        self._known: dict[UUID, Loaded] = {}
+        """The records that were read last, oldest first."""
 
     def consume(self, connection: Connection[Any], event: Event) -> bool:
         """Acts on an event of the topic decisions.work; returns whether that added to a record.
@@ -81,24 +85,34 @@ class Engine:
         """
         claim = retry_conflicts(
             lambda: connection.execute(
-                QUERIES["claim_decision"].sql,
+                QUERIES["claim_decision_alone"].sql,
                 {"decision_id": decision_id, "claimant": self._name, "lease_seconds": self._policy.lease_seconds},
             ).fetchone()
         )
-        if claim is None:
-            return False
-        hold = Hold(decision_id, claim[0], self._policy)
+        return claim is not None and self._advance_claimed(connection, Hold(decision_id, claim[0], self._policy))
+
+    def _advance_claimed(self, connection: Connection[Any], hold: Hold) -> bool:
+        known = self._known.pop(hold.decision_id, None)
         try:
-            return self._advance_held(connection, hold)
+            has_moved, loaded = self._advance_held(connection, hold, known)
         except psycopg.Error as error:
             if is_fence_lost(error):
-                self._telemetry.logger.info("fence lost", decision_id=str(decision_id))
+                self._telemetry.logger.info("fence lost", decision_id=str(hold.decision_id))
                 return True
             self._give_back(connection, hold)
             raise
         except Exception:
             self._give_back(connection, hold)
             raise
+        self._keep(loaded)
+        return has_moved
+
+    def _keep(self, loaded: Loaded) -> None:
+        """Keeps a record for the next message about its decision: of what is stored, only what is new is read then."""
+        if not loaded.is_closed:
+            self._known[loaded.record.decision.decision_id] = loaded
+        while len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
 
     def _take_up(self, connection: Connection[Any], event: Event) -> bool:
         taken = retry_conflicts(lambda: join_decided(connection, event)) or self._open(connection, event)
@@ -125,6 +139,8 @@ class Engine:
                 now=row[0],
                 agents=self._deciding[domain].agents,
                 gate=self._deciding[domain].gate,
+                claimant=self._name,
+                lease_seconds=self._policy.lease_seconds,
             )
         )
         if opened is None:
@@ -141,12 +157,18 @@ class Engine:
             self._telemetry.logger.warning(
                 "superseded after its release", decision_id=str(opened.decision_id), state=opened.state
             )
+        if opened.fence is not None:
+            self._advance_claimed(connection, Hold(opened.decision_id, opened.fence, self._policy))
+            return True
         return self.advance(connection, opened.decision_id) or opened.is_new
 
-    def _advance_held(self, connection: Connection[Any], hold: Hold) -> bool:
-        """Makes moves until there is nothing left to do that nobody has asked for meanwhile."""
+    def _advance_held(self, connection: Connection[Any], hold: Hold, known: Loaded | None) -> tuple[bool, Loaded]:
+        """Makes moves until there is nothing left to do that nobody has asked for meanwhile.
+
+        Returns whether it made one, and the record as it left it.
+        """
         has_moved, ends_lost, asks_again = False, True, True
-        loaded = _read(connection, hold)
+        loaded = _read(connection, hold, known)
         while True:
             if ends_lost:
                 ends_lost = False  # those that are lost now were lost when it was claimed
@@ -155,11 +177,13 @@ class Engine:
                     continue
             if (moved := self._move(connection, hold, loaded)) is not None:
                 has_moved, loaded = True, moved
+                if loaded.is_left:
+                    return True, loaded
             elif asks_again and self._ask_again(connection, loaded):
                 asks_again = False
                 loaded = _read(connection, hold, loaded)
             elif self._leave(connection, hold, loaded):
-                return has_moved
+                return has_moved, loaded
             else:
                 ends_lost = True
                 loaded = _read(connection, hold, loaded)
@@ -314,7 +338,7 @@ class Engine:
     def _leave(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
         """Gives the lease back; returns False where a message came since the record was read."""
         row = connection.execute(
-            QUERIES["leave_decision"].sql,
+            QUERIES["leave_decision_alone"].sql,
             {"decision_id": hold.decision_id, "fence": hold.fence, "wake_seq": loaded.wake_seq},
         ).fetchone()
         return row is None or row[0] != "woken"

@@ -29,6 +29,8 @@ class Opened:
     supersedes: bool = False
     """It says that what its decision was opened for is not so."""
     state: str = "opened"
+    fence: int | None = None
+    """Of the claim under which it was opened, which its opener still has."""
 
 
 def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> tuple[str, Playbook] | None:
@@ -78,11 +80,13 @@ def open_or_join(
     now: datetime,
     agents: Sequence[Agent] = (),
     gate: Gate | None = None,
+    claimant: str,
+    lease_seconds: float,
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
     ``agents`` are those that the decision may call, ``gate`` is its domain's: their versions, models' settings and the
-    policies are pinned. None: the anomaly is withdrawn, and no
+    policies are pinned. A decision that was opened is held by ``claimant``. None: the anomaly is withdrawn, and no
     decision was opened for it. That counts from when the withdrawal is stored, whichever of the two messages comes
     first. Raises psycopg.Error.
     """
@@ -94,23 +98,24 @@ def open_or_join(
         kind=event.payload["kind"],
         playbook=playbook.name,
     )
-    if (joined := _join(connection, found, event)) is not None:
-        return joined
     with connection.transaction():
         # A withdrawal waits here until all can see the decision that is being opened, and then joins it.
         connection.execute(QUERIES["lock_anomaly"].sql, {"decision_id": found})
-        is_open = not _is_withdrawn(connection, event) and _open(
-            connection,
-            found,
-            event,
-            domain,
-            playbook,
-            pins=_pin(connection, playbook, agents, gate),
-            is_shadow=is_shadow,
-            now=now,
-        )
-    # Where it is not: another opened it meanwhile, or it is withdrawn.
-    return Opened(found, is_new=True) if is_open else _join(connection, found, event)
+        fence = None
+        if not _is_withdrawn(connection, event):
+            fence = _open(
+                connection,
+                found,
+                event,
+                domain,
+                playbook,
+                pins=_pin(connection, playbook, agents, gate),
+                is_shadow=is_shadow,
+                now=now,
+                claim={"decision_id": found, "claimant": claimant, "lease_seconds": lease_seconds},
+            )
+    # Where it is not opened: it is open already, or its anomaly is withdrawn.
+    return _join(connection, found, event) if fence is None else Opened(found, is_new=True, fence=fence)
 
 
 def anomaly_body(event: Event) -> dict[str, Any]:
@@ -162,7 +167,9 @@ def _open(
     pins: bytes,
     is_shadow: bool,
     now: datetime,
-) -> bool:
+    claim: Mapping[str, Any],
+) -> int | None:
+    """Opens a decision, claims it, and says what it was opened for; None where it is open already."""
     decision = Decision(
         decision_id=found,
         domain=domain,
@@ -185,17 +192,14 @@ def _open(
     columns = {name: getattr(decision, name) for name in Decision.__slots__}
     row = connection.execute(QUERIES["open_decision"].sql, columns).fetchone()
     if row is None or not row[0]:
-        return False
-    # Held for the rest of this transaction: nobody else can see it before.
-    claim = connection.execute(
-        QUERIES["claim_decision"].sql, {"decision_id": found, "claimant": "opening", "lease_seconds": 60}
-    ).fetchone()
-    assert claim is not None
-    held = {"decision_id": found, "fence": claim[0]}
+        return None
+    claimed = connection.execute(QUERIES["claim_decision"].sql, claim).fetchone()
+    assert claimed is not None, "nobody else can see it yet"
     connection.execute(
         QUERIES["advance_decision"].sql,
         {
-            **held,
+            "decision_id": found,
+            "fence": claimed[0],
             "kind": "anomaly",
             "parent": 0,
             "body": canonical_json(anomaly_body(event)),
@@ -204,13 +208,12 @@ def _open(
             "contents": [],
             "output_sha256": None,
             "state": None,
-            "lease_seconds": 60,
+            "lease_seconds": claim["lease_seconds"],
             "seen_seq": None,
             "events": as_json([announcements.opened(decision, now)]),
         },
     )
-    connection.execute(QUERIES["leave_decision"].sql, {**held, "wake_seq": 0})
-    return True
+    return int(claimed[0])
 
 
 def _pin(connection: Connection[Any], playbook: Playbook, agents: Sequence[Agent], gate: Gate | None) -> bytes:

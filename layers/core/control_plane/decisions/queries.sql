@@ -206,14 +206,20 @@ LEFT JOIN artifacts AS output ON output.sha256 = step.output_sha256
 WHERE step.decision_id = %(decision_id)s
 ORDER BY step.seq
 -- name: decision
--- One decision as it stands, with the database's time, the scopes that are switched off, and the steps after one of them.
+-- One decision as it stands, with the database's time, the scopes that are switched off, the hash of one of its steps, and the
+-- steps after that one, with what agents answered.
 SELECT
     decision.decision_id, domain, playbook, playbook_version, pins_sha256, anomaly_kind, source, entity_id, series, occurred_at,
     trigger_event_id, trace_id, is_shadow, state, deadline, budget_micros, opened_at, closed_at, wake_seq, clock_timestamp(),
     ARRAY(SELECT scope FROM switches WHERE is_off ORDER BY scope),
-    step.seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
+    (
+        SELECT known.hash FROM decision_steps AS known
+        WHERE known.decision_id = decision.decision_id AND known.seq = %(after_seq)s
+    ),
+    step.seq, parent, step.kind, author, at, body, input_sha256, output_sha256, cost_micros, step.hash, answer.bytes
 FROM decisions AS decision
 LEFT JOIN decision_steps AS step ON step.decision_id = decision.decision_id AND step.seq > %(after_seq)s
+LEFT JOIN artifacts AS answer ON answer.sha256 = step.output_sha256 AND step.kind = 'call_answered'
 WHERE decision.decision_id = %(decision_id)s
 ORDER BY step.seq
 
@@ -277,13 +283,25 @@ SELECT join_decision(%(decision_id)s, %(event_id)s, %(supersedes)s, %(body)s)
 -- Takes a decision's lease; no row where another holds it, who is told to look again.
 SELECT fence FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)s)
 
+-- name: claim_decision_alone
+-- The same as a transaction of its own, which does not wait for the disk: what its holder adds later cannot be on disk
+-- without the claim, and a server that dies before that breaks the holder's session.
+SELECT fence
+FROM claim_decision(%(decision_id)s, %(claimant)s, %(lease_seconds)s)
+WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL
+
 -- name: leave_decision
 -- Gives the lease back: left, woken (a message came meanwhile), or lost (another has it).
 SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
 
+-- name: leave_decision_alone
+-- The same as a transaction of its own, which does not wait for the disk: where it is lost, the lease runs out instead.
+SELECT leave_decision(%(decision_id)s, %(fence)s, %(wake_seq)s)
+WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL
+
 -- name: advance_decision
 -- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events, where
--- there are any; returns the step's number and time, and how the decision stands: see the query decision.
+-- there are any; returns the step's number, time and hash, and how the decision stands: see the query decision.
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
@@ -312,12 +330,14 @@ SELECT
     CASE
         WHEN %(events)s::json IS NOT NULL THEN
             (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE new_seq IS NOT NULL)
-    END
+    END,
+    new_hash
 FROM advanced
 
 -- name: begin_round
--- Does what advance_decision does for a step that asks agents, and intends their attempts, with a message for each: returns
--- also whether every budget had room for them.
+-- Does what advance_decision does for a step that asks agents, and intends their attempts, with a message for each. Where every
+-- budget has room for them, and the step asks nobody else, it gives the lease back. Returns also whether there was room, and
+-- what leave_decision said.
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
@@ -361,7 +381,12 @@ SELECT
         SELECT count(*)
         FROM insert_decision_events((SELECT coalesce(json_agg(message::json), '[]') FROM asked WHERE is_intended))
     ),
-    (SELECT bool_and(is_intended) FROM asked)
+    new_hash,
+    (SELECT bool_and(is_intended) FROM asked),
+    -- After the attempts, because they are intended under the lease.
+    CASE WHEN %(leaves)s AND (SELECT bool_and(is_intended) FROM asked) THEN
+        leave_decision(%(decision_id)s, %(fence)s, seen_wake_seq)
+    END
 FROM advanced
 
 -- name: set_timer
@@ -611,9 +636,11 @@ FULL JOIN (
 ) AS held USING (scope, day)
 LEFT JOIN removed_spending AS removed USING (scope, day)
 -- name: claim_call
--- Takes an attempt of an agent's call, once; no row where it was taken, ended, is too late, or its agent is switched off.
+-- Takes an attempt of an agent's call, once; no row where it was taken, ended, is too late, or its agent is switched off. What
+-- costs nothing does not wait for the disk: after a server's death it may be asked again, and one of its answers counts.
 SELECT fence, decision_id, agent, agent_version, attempt, request, reserved_micros, seconds_left, trace_id, entity_id, occurred_at
 FROM claim_call(%(call_id)s, %(claimant)s, %(lease_seconds)s::float8)
+WHERE reserved_micros > 0 OR set_config('synchronous_commit', 'off', true) IS NOT NULL
 
 -- name: model_is_off
 -- Whether a model is switched off.

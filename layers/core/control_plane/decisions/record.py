@@ -15,7 +15,7 @@ from control_plane.model.deciding import Decision, Record, Step
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
-_COLUMNS: Final = len(Decision.__slots__) + 4
+_COLUMNS: Final = len(Decision.__slots__) + 5
 """Of the query decision: those of the decision, before those of a step."""
 
 
@@ -34,6 +34,10 @@ class Loaded:
     """Every scope that is switched off."""
     waits: bool = False
     """Whether all that it waits for was asked for just now: the attempts' own steps are not read yet."""
+    head_hash: bytes | None = None
+    """The hash of the newest step that was read, which covers all steps before it."""
+    is_left: bool = False
+    """Whether the lease was given back with the newest step."""
 
     @property
     def head_seq(self) -> int:
@@ -79,6 +83,7 @@ def load(
 ) -> Loaded | None:
     """Reads a decision; of the steps and artifacts of ``known``, which never change, none is read again.
 
+    ``known`` may be from any time before: where the hash of its newest step is not the stored one, all is read.
     ``stored`` are artifacts that the caller has at hand, whether the record names them or not.
     """
     steps = list(known.record.steps) if known is not None else []
@@ -86,13 +91,16 @@ def load(
     rows = connection.execute(QUERIES["decision"].sql, about).fetchall()
     if not rows:
         return None
-    *columns, closed_at, wake_seq, now, switched_off = rows[0][:_COLUMNS]
+    *columns, closed_at, wake_seq, now, switched_off, known_hash = rows[0][:_COLUMNS]
+    if known is not None and _bytes(known_hash) != known.head_hash:
+        return load(connection, decision_id, None, stored)
     new = [row[_COLUMNS:] for row in rows if row[_COLUMNS] is not None]
     new_steps = [_step(found) for found in new]
     artifacts = dict(known.record.artifacts) if known is not None else {}
     # A step's output may be its body's own bytes, as evidence is: these are at hand.
-    bodies = {sha256(row[5]): bytes(row[5]) for row in new if row[7] is not None}
-    artifacts |= _artifacts(connection, new_steps, artifacts, {**stored, **bodies})
+    at_hand = {sha256(row[5]): bytes(row[5]) for row in new if row[7] is not None}
+    at_hand |= {bytes(row[7]): bytes(row[10]) for row in new if row[10] is not None}
+    artifacts |= _artifacts(connection, new_steps, artifacts, {**stored, **at_hand})
     return Loaded(
         record=Record(Decision(*map(in_utc, columns)), (*steps, *new_steps), artifacts),
         wake_seq=wake_seq,
@@ -100,11 +108,12 @@ def load(
         is_closed=closed_at is not None,
         bodies=(*(known.bodies if known is not None else ()), *(bytes(found[5]) for found in new)),
         switched_off=frozenset(switched_off),
+        head_hash=_bytes(new[-1][9] if new else known_hash),
     )
 
 
 def _step(row: Sequence[Any]) -> Step:
-    seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros = row
+    seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros, *_ = row
     return Step(
         seq,
         parent,

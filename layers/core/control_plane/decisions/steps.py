@@ -84,14 +84,16 @@ def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append
 def begin(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> Loaded:
     """Appends a step that asks agents, and intends their attempts, in one statement; returns the record with the step.
 
+    Where all of them are intended, nothing is left to do, and it gives the lease back, unless a message came meanwhile.
     Where a budget has no room for one of them, the record that is returned does not wait: what follows from it gives up
     on that one. Raises psycopg.Error, as append does.
     """
     body = step.body_bytes()
     about = {"body": body, "seen_seq": loaded.head_seq, **_as_columns(hold, loaded, loaded.head_seq + 1, step.calls)}
-    *row, are_intended = _advance(connection, "begin_round", hold, step, about)
+    asks_all = len(step.calls) == len(step.body["calls"])
+    *row, are_intended, left = _advance(connection, "begin_round", hold, step, about | {"leaves": asks_all})
     grown = _grown(hold, loaded, step, body, row)
-    return replace(grown, waits=bool(are_intended) and len(step.calls) == len(step.body["calls"]))
+    return replace(grown, waits=bool(are_intended) and asks_all, is_left=left == "left")
 
 
 def _as_columns(hold: Hold, loaded: Loaded, calls_seq: int, calls: Sequence[IntendedCall]) -> Mapping[str, Any]:
@@ -140,7 +142,7 @@ def _advance(
 
 def _grown(hold: Hold, loaded: Loaded, step: Append, body: bytes, row: Sequence[Any]) -> Loaded:
     """Returns the record with a step that was appended to it, as whoever reads it next gets it: from its bytes."""
-    seq, at, wake_seq, now, switched_off, _ = row
+    seq, at, wake_seq, now, switched_off, _, new_hash = row
     output_sha256 = None if step.output is None else sha256(step.output)
     stored = Step(seq, step.parent, step.kind, "engine", in_utc(at), json.loads(body), output_sha256=output_sha256)
     return Loaded(
@@ -154,4 +156,5 @@ def _grown(hold: Hold, loaded: Loaded, step: Append, body: bytes, row: Sequence[
         is_closed=step.state in CLOSED if step.state is not None else loaded.is_closed,
         bodies=(*loaded.bodies, body),
         switched_off=frozenset(switched_off),
+        head_hash=bytes(new_hash),
     )
