@@ -29,6 +29,7 @@ class Opened:
     supersedes: bool = False
     """It says that what its decision was opened for is not so."""
     state: str = "opened"
+    is_shadow: bool = False
 
 
 def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> tuple[str, Playbook] | None:
@@ -57,6 +58,18 @@ def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) 
     return takers[0] if takers else None
 
 
+def find_shadows(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> Sequence[tuple[str, Playbook]]:
+    """Returns the versions in shadow that decide on an anomaly, with their domains. Raises what a playbook raises."""
+    asked, named = {**anomaly, "is_withdrawn": False}, anomaly.get("domain")
+    return [
+        (domain, playbook)
+        for domain, plug_ins in deciding.items()
+        if named in (None, domain)
+        for playbook in plug_ins.shadow_playbooks
+        if playbook.handles(asked)
+    ]
+
+
 def join_decided(connection: Connection[Any], event: Event) -> Sequence[Opened]:
     """Puts an ANOMALY_DETECTED on the record of whatever was decided on at its instant; returns what that led to.
 
@@ -78,13 +91,14 @@ def open_or_join(
     now: datetime,
     agents: Sequence[Agent] = (),
     gate: Gate | None = None,
+    is_beside: bool = False,
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
     ``agents`` are those that the decision may call, ``gate`` is its domain's: their versions, models' settings and the
-    policies are pinned. None: the anomaly is withdrawn, and no
-    decision was opened for it. That counts from when the withdrawal is stored, whichever of the two messages comes
-    first. Raises psycopg.Error.
+    policies are pinned. ``is_beside``: it is a version in shadow, whose decision is another than that of the enforced
+    one, and may cost nothing. None: the anomaly is withdrawn, and no decision was opened for it. That counts from when
+    the withdrawal is stored, whichever of the two messages comes first. Raises psycopg.Error.
     """
     found = decision_id(
         source=event.payload["observed_source"],
@@ -92,7 +106,7 @@ def open_or_join(
         series=event.payload["series"],
         occurred_at=canonical_instant(event.occurred_at),
         kind=event.payload["kind"],
-        playbook=playbook.name,
+        playbook=f"{playbook.name}@{playbook.version}" if is_beside else playbook.name,
     )
     if (joined := _join(connection, found, event)) is not None:
         return joined
@@ -108,9 +122,10 @@ def open_or_join(
             pins=_pin(connection, playbook, agents, gate),
             is_shadow=is_shadow,
             now=now,
+            budget_micros=0 if is_beside else playbook.limits.budget_micros,
         )
     # Where it is not: another opened it meanwhile, or it is withdrawn.
-    return Opened(found, is_new=True) if is_open else _join(connection, found, event)
+    return Opened(found, is_new=True, is_shadow=is_shadow) if is_open else _join(connection, found, event)
 
 
 def anomaly_body(event: Event) -> dict[str, Any]:
@@ -162,6 +177,7 @@ def _open(
     pins: bytes,
     is_shadow: bool,
     now: datetime,
+    budget_micros: int,
 ) -> bool:
     decision = Decision(
         decision_id=found,
@@ -179,7 +195,7 @@ def _open(
         is_shadow=is_shadow,
         state="opened",
         deadline=now + playbook.limits.deadline,
-        budget_micros=playbook.limits.budget_micros,
+        budget_micros=budget_micros,
         opened_at=now,
     )
     columns = {name: getattr(decision, name) for name in Decision.__slots__}
@@ -254,7 +270,7 @@ def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | No
         return None
     trigger = record.last("anomaly")
     if trigger is None or trigger.body["event_id"] == str(event.event_id):
-        return Opened(found, is_new=False, state=record.decision.state)
+        return Opened(found, is_new=False, state=record.decision.state, is_shadow=record.decision.is_shadow)
     supersedes = _supersedes(event, trigger.body)
     row = connection.execute(
         QUERIES["join_decision"].sql,
@@ -266,4 +282,10 @@ def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | No
         },
     ).fetchone()
     is_joined = row is not None and row[0]
-    return Opened(found, is_new=False, supersedes=supersedes and is_joined, state=record.decision.state)
+    return Opened(
+        found,
+        is_new=False,
+        supersedes=supersedes and is_joined,
+        state=record.decision.state,
+        is_shadow=record.decision.is_shadow,
+    )
