@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +24,7 @@ from control_plane.decisions.audit import audit
 from control_plane.decisions.gatekeeper import judge, verdict_id_of
 from control_plane.decisions.shadow import judge_in_shadow
 from control_plane.model.deciding import Deciding
+from control_plane.platform.child import ChildFailed, run_in_child
 from control_plane.platform.database import connect
 
 STRICTER = GATE.policies + '@id("nothing_now") forbid (principal, action, resource);'
@@ -212,6 +215,47 @@ def test_killed_between_both_verdicts_it_makes_the_second_when_the_message_comes
         assert deliver(gatekeeper, proposed) == {"batchItemFailures": []}
     assert [body["verdict"] for body in recorded(proposed)] == ["refused"]
     assert enforced(proposed) == before
+
+
+@pytest.mark.usefixtures("patience")
+def test_killed_after_any_statement_both_verdicts_are_there_once_in_the_end(world: World) -> None:
+    kills: list[str] = []
+    is_done = False
+    while not is_done:
+        proposed = world.propose(at=AT + timedelta(days=len(kills)))
+        try:
+            is_done = run_in_child(partial(judge_both, world, proposed, len(kills)), 120) == b"done"
+        except ChildFailed as error:
+            kills.append(str(error))
+        assert judge_both(world, proposed, -1) == b"done"
+        [(verdict, _, _)] = proposed.verdicts()
+        [body] = recorded(proposed)
+        assert (body["enforced"], body["verdict"]) == (verdict, "refused")
+        assert proposed.is_released() == (verdict == "permitted")
+    assert len(kills) > 15
+    assert {kill[-8:] for kill in kills} == {"signal 9"}
+    assert audit(world.owner).findings == []
+
+
+def judge_both(world: World, proposed: Proposed, killed_after: int) -> bytes:
+    """Does what the function does for a message, by a connection of its own that ends the process after a statement."""
+
+    class Killing(psycopg.Connection[Any]):
+        statements = 0
+
+        def cursor(self, *given: Any, **options: Any) -> Any:
+            # Each statement is one of a new cursor's; the one before has been executed, and perhaps committed.
+            if Killing.statements == killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            Killing.statements += 1
+            return super().cursor(*given, **options)
+
+    with Killing.connect(world.database.url("acp_gatekeeper"), autocommit=True) as connection:
+        judge(connection, GATE, proposed.decision_id, proposed.seq, 0)
+        verdict_id = verdict_id_of(proposed.decision_id, proposed.seq, 0)
+        judge_in_shadow(connection, GATE, lambda: STRICTER, verdict_id)
+        connection.cursor()
+    return b"done"
 
 
 @pytest.mark.usefixtures("patience")
