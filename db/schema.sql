@@ -35,7 +35,10 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM check_fence(of_decision, with_fence);
     END IF;
-    IF step_kind IN ('opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
+    IF step_kind IN (
+        'opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'shadow_verdict', 'approval_asked', 'approval', 'released',
+        'execution'
+    ) THEN
         RAISE EXCEPTION 'a step of kind % is written by its own function', step_kind USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF held.head_seq <> seen_seq THEN
@@ -286,6 +289,10 @@ DECLARE
     asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+    IF EXISTS (SELECT FROM decisions WHERE decision_id = of_decision AND is_shadow) THEN
+        RAISE EXCEPTION 'an approval request refused: nobody is asked about a decision in shadow'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
     SELECT
         new_approval, of_decision, action, until,
@@ -903,6 +910,11 @@ BEGIN
             stage := 'verdict';
             name := CASE WHEN NEW.is_shadow THEN 'shadow' ELSE 'binding' END;
             outcome := NEW.verdict;
+        WHEN 'decision_steps' THEN -- a verdict of policies in shadow
+            stage := 'verdict';
+            name := 'shadow_policy';
+            SELECT CASE WHEN told -> 'errors' = '[]' THEN told ->> 'verdict' ELSE 'error' END INTO outcome
+            FROM (SELECT convert_from(NEW.body, 'UTF8')::jsonb) AS body (told);
         WHEN 'approval_requests' THEN
             stage := 'approval';
             name := 'person';
@@ -2555,6 +2567,48 @@ BEGIN
     END IF;
     PERFORM append_step(in_decision, 'execution', 'client', NULL, as_body(to_jsonb(recorded)));
     PERFORM write_decision_events(json_build_array(wake_event));
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION public.record_shadow_verdict(of_verdict uuid, policy bytea, policy_schema bytea, enforced text, judgement text, why json, errors json) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    judged record;
+    judged_at_seq integer;
+BEGIN
+    IF enforced NOT IN ('permitted', 'needs_approval', 'refused') OR judgement NOT IN ('permitted', 'needs_approval', 'refused')
+        OR json_typeof(why) <> 'array' OR json_typeof(errors) <> 'array' OR judgement <> 'refused' AND errors::text <> '[]'
+    THEN
+        RAISE EXCEPTION 'this is no verdict' USING ERRCODE = 'check_violation';
+    END IF;
+    PERFORM FROM decisions
+    WHERE decision_id = (SELECT decision_id FROM verdicts WHERE verdict_id = of_verdict)
+    FOR UPDATE;
+    SELECT * INTO judged
+    FROM verdicts
+    WHERE verdict_id = of_verdict AND request_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL;
+    IF NOT FOUND OR EXISTS (
+        SELECT FROM decision_steps
+        WHERE decision_id = judged.decision_id AND kind = 'shadow_verdict'
+            AND convert_from(body, 'UTF8')::json ->> 'verdict_id' = of_verdict::text
+    ) THEN
+        RETURN false;
+    END IF;
+    SELECT seq INTO STRICT judged_at_seq
+    FROM decision_steps
+    WHERE decision_id = judged.decision_id AND kind = 'verdict'
+        AND convert_from(body, 'UTF8')::json ->> 'verdict_id' = of_verdict::text;
+    PERFORM append_step(
+        judged.decision_id, 'shadow_verdict', 'gatekeeper', judged_at_seq,
+        as_body(jsonb_build_object(
+            'verdict_id', of_verdict, 'policy_sha256', policy, 'schema_sha256', policy_schema,
+            'enforced', enforced, 'verdict', judgement, 'reasons', why, 'errors', errors
+        )),
+        judged.request_sha256, policy
+    );
     RETURN true;
 END
 $$;
@@ -5235,6 +5289,8 @@ CREATE INDEX decision_steps_by_input ON public.decision_steps USING btree (input
 
 CREATE INDEX decision_steps_by_output ON public.decision_steps USING btree (output_sha256) WHERE (output_sha256 IS NOT NULL);
 
+CREATE INDEX decision_steps_in_shadow ON public.decision_steps USING btree (at) WHERE (kind = 'shadow_verdict'::text);
+
 CREATE INDEX decisions_by_end ON public.decisions USING btree (closed_at) WHERE (closed_at IS NOT NULL);
 
 CREATE INDEX decisions_by_entity ON public.decisions USING btree (entity_id, occurred_at);
@@ -5390,6 +5446,8 @@ CREATE TRIGGER outcomes_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON pub
 CREATE TRIGGER paper_orders_are_carried_over AFTER DELETE ON public.paper_orders FOR EACH ROW EXECUTE FUNCTION public.carry_over_order();
 
 CREATE TRIGGER raw_payloads_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.raw_payloads FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+CREATE TRIGGER shadow_verdicts_are_counted AFTER INSERT ON public.decision_steps FOR EACH ROW WHEN ((new.kind = 'shadow_verdict'::text)) EXECUTE FUNCTION public.count_row();
 
 CREATE TRIGGER switch_changes_are_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.switch_changes FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
@@ -5826,6 +5884,9 @@ GRANT ALL ON FUNCTION public.record_consume_failure(of_subscription text, of_mes
 
 REVOKE ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_execution(of_action uuid, how text, because text, did jsonb, wake_event json) TO acp_action;
+
+REVOKE ALL ON FUNCTION public.record_shadow_verdict(of_verdict uuid, policy bytea, policy_schema bytea, enforced text, judgement text, why json, errors json) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.record_shadow_verdict(of_verdict uuid, policy bytea, policy_schema bytea, enforced text, judgement text, why json, errors json) TO acp_gatekeeper;
 
 REVOKE ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_verdict(new_verdict uuid, of_decision uuid, of_proposal integer, action bytea, judgement text, shadow boolean, approval uuid, policy bytea, policy_schema bytea, request bytea, why json, errors json) TO acp_gatekeeper;

@@ -109,6 +109,7 @@ CREATE TABLE decision_steps (
     hash          bytea       NOT NULL,
     PRIMARY KEY (decision_id, seq)
 );
+CREATE INDEX decision_steps_in_shadow ON decision_steps (at) WHERE kind = 'shadow_verdict';
 ALTER TABLE decision_steps ALTER COLUMN body SET STORAGE EXTERNAL; -- as an artifact's bytes
 COMMENT ON TABLE decision_steps IS 'A decision''s record: a tree by parent, a hash chain by seq over the stored bytes. Append-only.';
 COMMENT ON COLUMN decision_steps.body IS 'A JSON object, as the bytes that were hashed.';

@@ -312,7 +312,10 @@ BEGIN
     IF NOT FOUND THEN
         PERFORM check_fence(of_decision, with_fence);
     END IF;
-    IF step_kind IN ('opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'approval_asked', 'approval', 'released', 'execution') THEN
+    IF step_kind IN (
+        'opened', 'joined', 'call_intended', 'call_answered', 'verdict', 'shadow_verdict', 'approval_asked', 'approval', 'released',
+        'execution'
+    ) THEN
         RAISE EXCEPTION 'a step of kind % is written by its own function', step_kind USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF held.head_seq <> seen_seq THEN
@@ -662,6 +665,52 @@ BEGIN
 END
 $$;
 
+-- Puts on record what policies in shadow say to the request of a verdict, once; false where that is on record, or the verdict
+-- fell before any policy was asked. It is a step and nothing else: a release names a verdict, which this is not.
+CREATE FUNCTION record_shadow_verdict(
+    of_verdict uuid, policy bytea, policy_schema bytea, enforced text, judgement text, why json, errors json
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    judged record;
+    judged_at_seq integer;
+BEGIN
+    IF enforced NOT IN ('permitted', 'needs_approval', 'refused') OR judgement NOT IN ('permitted', 'needs_approval', 'refused')
+        OR json_typeof(why) <> 'array' OR json_typeof(errors) <> 'array' OR judgement <> 'refused' AND errors::text <> '[]'
+    THEN
+        RAISE EXCEPTION 'this is no verdict' USING ERRCODE = 'check_violation';
+    END IF;
+    PERFORM FROM decisions
+    WHERE decision_id = (SELECT decision_id FROM verdicts WHERE verdict_id = of_verdict)
+    FOR UPDATE;
+    SELECT * INTO judged
+    FROM verdicts
+    WHERE verdict_id = of_verdict AND request_sha256 IS NOT NULL AND policy_sha256 IS NOT NULL;
+    IF NOT FOUND OR EXISTS (
+        SELECT FROM decision_steps
+        WHERE decision_id = judged.decision_id AND kind = 'shadow_verdict'
+            AND convert_from(body, 'UTF8')::json ->> 'verdict_id' = of_verdict::text
+    ) THEN
+        RETURN false;
+    END IF;
+    SELECT seq INTO STRICT judged_at_seq
+    FROM decision_steps
+    WHERE decision_id = judged.decision_id AND kind = 'verdict'
+        AND convert_from(body, 'UTF8')::json ->> 'verdict_id' = of_verdict::text;
+    PERFORM append_step(
+        judged.decision_id, 'shadow_verdict', 'gatekeeper', judged_at_seq,
+        as_body(jsonb_build_object(
+            'verdict_id', of_verdict, 'policy_sha256', policy, 'schema_sha256', policy_schema,
+            'enforced', enforced, 'verdict', judgement, 'reasons', why, 'errors', errors
+        )),
+        judged.request_sha256, policy
+    );
+    RETURN true;
+END
+$$;
+
 -- Asks for a person's approval of one action.
 CREATE FUNCTION ask_approval(
     new_approval uuid, of_decision uuid, action bytea, until timestamptz, what_is_shown text
@@ -673,6 +722,10 @@ DECLARE
     asked record;
 BEGIN
     PERFORM FROM decisions WHERE decision_id = of_decision FOR UPDATE;
+    IF EXISTS (SELECT FROM decisions WHERE decision_id = of_decision AND is_shadow) THEN
+        RAISE EXCEPTION 'an approval request refused: nobody is asked about a decision in shadow'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     INSERT INTO approval_requests (approval_id, decision_id, action_sha256, expires_at, proposed_by, shown)
     SELECT
         new_approval, of_decision, action, until,
@@ -1100,7 +1153,7 @@ GRANT SELECT ON
 GRANT INSERT (
     action_id, decision_id, idempotency_key, domain, action_type, account, action_sha256, verdict_id, event_id, expires_at
 ) ON actions TO acp_gatekeeper;
-GRANT EXECUTE ON FUNCTION lock_decision, record_verdict, ask_approval, switched_off TO acp_gatekeeper;
+GRANT EXECUTE ON FUNCTION lock_decision, record_verdict, record_shadow_verdict, ask_approval, switched_off TO acp_gatekeeper;
 
 -- ActionFunction, the client's: what was released, and what it did with it.
 GRANT SELECT ON actions, executions TO acp_action;

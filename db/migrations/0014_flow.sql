@@ -211,6 +211,11 @@ BEGIN
             stage := 'verdict';
             name := CASE WHEN NEW.is_shadow THEN 'shadow' ELSE 'binding' END;
             outcome := NEW.verdict;
+        WHEN 'decision_steps' THEN -- a verdict of policies in shadow
+            stage := 'verdict';
+            name := 'shadow_policy';
+            SELECT CASE WHEN told -> 'errors' = '[]' THEN told ->> 'verdict' ELSE 'error' END INTO outcome
+            FROM (SELECT convert_from(NEW.body, 'UTF8')::jsonb) AS body (told);
         WHEN 'approval_requests' THEN
             stage := 'approval';
             name := 'person';
@@ -253,6 +258,8 @@ CREATE TRIGGER decisions_closed_are_counted AFTER UPDATE ON decisions FOR EACH R
 CREATE TRIGGER agent_calls_ended_are_counted AFTER UPDATE ON agent_calls FOR EACH ROW
     WHEN (OLD.outcome IS NULL AND NEW.outcome IS NOT NULL) EXECUTE FUNCTION count_row();
 CREATE TRIGGER verdicts_are_counted AFTER INSERT ON verdicts FOR EACH ROW EXECUTE FUNCTION count_row();
+CREATE TRIGGER shadow_verdicts_are_counted AFTER INSERT ON decision_steps FOR EACH ROW
+    WHEN (NEW.kind = 'shadow_verdict') EXECUTE FUNCTION count_row();
 CREATE TRIGGER approval_requests_are_counted AFTER INSERT ON approval_requests FOR EACH ROW EXECUTE FUNCTION count_row();
 CREATE TRIGGER approvals_are_counted AFTER INSERT ON approvals FOR EACH ROW EXECUTE FUNCTION count_row();
 CREATE TRIGGER actions_are_counted AFTER INSERT ON actions FOR EACH ROW EXECUTE FUNCTION count_row();

@@ -38,6 +38,7 @@ _OPAQUE = ("_sha256", "_id", "_seq", "_at", "lease_until")
 _ONLY = {
     "opened": (), "answers": (), "calls": (), "call_intended": (), "state": (), "closed": ("reason",),
     "anomaly": ("payload",), "joined": ("payload",), "verdict": ("reasons", "errors"), "released": ("account",),
+    "shadow_verdict": ("reasons", "errors"),
     "execution": ("reason", "effect"), "approval": ("reason",), "approval_asked": (), "agent_failed": ("reason",),
     "simulation": ("paths", "horizon_bars", "large_move", "options"),
     "proposal": ("option", "hypothesis", "claims"),
@@ -106,6 +107,8 @@ def _what(kind: str, body: Mapping[str, Any]) -> str:  # noqa: C901 - a line for
         case "verdict":
             verdict = str(body.get("verdict", ""))
             what = f"verdict: [bold {COLOURS.get(verdict, 'default')}]{shown(verdict)}[/]"
+        case "shadow_verdict":
+            what = _in_shadow(body)
         case "execution":
             what = f"execution: {shown(body.get('outcome', ''))}"
         case "approval":
@@ -118,6 +121,17 @@ def _what(kind: str, body: Mapping[str, Any]) -> str:  # noqa: C901 - a line for
         case _:
             what = kind.replace("_", " ")
     return what
+
+
+def _in_shadow(body: Mapping[str, Any]) -> str:
+    """What policies in shadow would have said."""
+    digits = str(body.get("policy_sha256") or "").removeprefix("\\x")[:8]
+    which = f"another policy (shadow, {shown(digits)})" if digits else "another policy (shadow)"
+    if body.get("errors"):
+        return f"{which} could not be asked"
+    verdict = str(body.get("verdict", ""))
+    would = "would have said the same" if verdict == body.get("enforced") else "would have said"
+    return f"{which} {would}: [{COLOURS.get(verdict, 'default')}]{shown(verdict)}[/]"
 
 
 def _details(step: TreeStep, width: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ COMMAND_OF_ROUTE: Final[Mapping[str, str]] = {
     "GET /decisions/{decision_id}": "decision",
     "POST /decisions/{decision_id}/replay": "decision",
     "POST /policies/test": "policy test",
+    "GET /policies/shadow": "policy shadow",
     "GET /artifacts/{sha256}": "artifact",
     "GET /approvals": "approvals",
     "GET /approvals/{approval_id}": "approvals",

@@ -1,4 +1,4 @@
-"""policy check, policy test: whether policies can be used, and what they would have decided so far."""
+"""policy check, policy test, policy shadow: whether policies can be used, and what they would have decided so far."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from acp_cli.asking import asking
 from acp_cli.deciders import instant_of
+from acp_cli.instants import instant_text
 from control_plane.decisions import policy as policies
 from control_plane.decisions.policy import PolicyUnusable
 from domains import DOMAINS, load_deciding
@@ -82,6 +83,37 @@ def try_on_history(
     Progress().say(_summary(said))
 
 
+@_policy.command("shadow")
+def show_shadow(
+    ctx: typer.Context,
+    *,
+    domain: Annotated[str | None, typer.Option("--domain", help="Of this domain alone.", show_default=False)] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="INSTANT", help="Given then or later; otherwise in the last 7 days.", show_default=False),
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="INSTANT", help="Given before then.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Count how often policies in shadow said what, beside what the enforced ones said to the same request."""
+    with asking(ctx) as client:
+        said = client.get(
+            "/policies/shadow",
+            domain=domain,
+            since=instant_text(since, "--since"),
+            until=instant_text(until, "--until"),
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(said, indent=2) + "\n")
+        return
+    if said["pairs"]:
+        Terminal().print(_pairs(said["pairs"]))
+    differ = sum(one["count"] for one in said["pairs"] if one["enforced"] != one["shadow"])
+    Progress().say(
+        f"{differ} of {said['judged']} verdicts would differ; {said['without_shadow']} were judged without a shadow."
+    )
+
+
 def gate_of(domain: str) -> Gate:
     """A domain's gate. Raises UsageError where there is none."""
     known = [each.name for each in DOMAINS]
@@ -132,6 +164,23 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
             _said(one["was"]),
             _said(one["would_be"]),
             shown(", ".join(one["reasons"] or one["errors"])),
+        )
+    return table
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("domain", "policy", "enforced", "in shadow", "times", "newest", "decision"):
+        table.add_column(column, overflow="fold")
+    for one in pairs:
+        table.add_row(
+            shown(one["domain"]),
+            (one["policy_sha256"] or "unknown")[:8],
+            _said(one["enforced"]),
+            _said(one["shadow"]),
+            str(one["count"]),
+            f"{instant_of(one['newest_at']):%Y-%m-%d %H:%M}",
+            one["newest_decision_id"][:8],
         )
     return table
 

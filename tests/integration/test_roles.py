@@ -49,7 +49,11 @@ _SHARED = {
     "control_plane.ops.horizon_holder": EVERYBODY,
     **_each({AGENT}, "control_plane.decisions", "claim_call model_is_off answer_call"),
     **_each({COMMAND}, "control_plane.decisions", "answer_approval set_switch"),
-    **_each({GATEKEEPER}, "control_plane.decisions", "lock_decision switched_off record_verdict ask_approval"),
+    **_each(
+        {GATEKEEPER},
+        "control_plane.decisions",
+        "lock_decision switched_off record_verdict ask_approval record_shadow_verdict",
+    ),
     # The trigger says so: nobody releases what has no verdict, and this statement on no rows has none.
     "control_plane.decisions.release_action": NOBODY,
     **_each({DECIDE, GATEKEEPER}, "control_plane.decisions", "keep_artifact store_artifacts"),
@@ -59,8 +63,8 @@ _SHARED = {
         READERS_OF_DECISIONS,
         "control_plane.decisions",
         "decisions_of_anomaly decision_facts tree_of_steps verdict_exists judged_decision judged_steps "
-        "judged_artifacts approval_of_action open_approval_requests approval_request switches recorded_requests "
-        "count_verdicts approvals_waiting expired_actions decision audited_decisions audited_steps",
+        "judged_artifacts judged_without_shadow approval_of_action open_approval_requests approval_request switches "
+        "recorded_requests count_verdicts approvals_waiting expired_actions decision audited_decisions audited_steps",
     ),
     "control_plane.decisions.list_decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.decisions.artifacts": {*READERS_OF_DECISIONS, ACTION},
@@ -98,7 +102,7 @@ _SHARED = {
     "control_plane.api.decisions": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.api.decisions_of_event": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.api.deliveries_of_operation": {READER},
-    **_each(READERS_OF_DECISIONS, "control_plane.api", "open_approvals approval switch"),
+    **_each(READERS_OF_DECISIONS, "control_plane.api", "open_approvals approval switch shadow_counts shadow_pairs"),
     **_each({READER}, "control_plane.api", "audit"),
     "control_plane.flow.fold": {MAINTAIN},
     "control_plane.flow.now": EVERYBODY,
@@ -583,6 +587,7 @@ FORGERIES = [
     only("SELECT end_lost_calls(gen_random_uuid(), 1)", DECIDE),
     only("SELECT record_verdict(gen_random_uuid(), gen_random_uuid(), 0, NULL, 'refused', false, NULL, NULL,"
          " NULL, NULL, '[]', '[]')", GATEKEEPER),
+    only("SELECT record_shadow_verdict(gen_random_uuid(), NULL, NULL, 'refused', 'refused', '[]', '[]')", GATEKEEPER),
     only("SELECT set_switch('all', true, '', '{}')", COMMAND),
     only("SELECT record_execution(gen_random_uuid(), 'failed', '', '{}', '{}')", ACTION),
     only("SELECT check_fence(gen_random_uuid(), 1)"),

@@ -226,12 +226,19 @@ export function what({ kind, body }) {
     case "agent_failed": case "budget_exhausted": return `${agent}: ${kind.replaceAll("_", " ")}`;
     case "proposal": case "released": return `${kind}: ${body.action_type ?? ""}`;
     case "verdict": return `verdict: ${body.verdict ?? ""}`;
+    case "shadow_verdict": return inShadow(body);
     case "execution": return `execution: ${body.outcome ?? ""}`;
     case "approval": return `${body.is_given ? "approved" : "denied"} by ${body.decided_by ?? ""}`;
     case "approval_asked": return "a person is asked to approve";
     case "state": case "closed": return `${kind}: ${body.state ?? ""}`;
     default: return kind.replaceAll("_", " ");
   }
+}
+/** Returns what policies in shadow would have said. */
+function inShadow({ policy_sha256, errors, verdict, enforced }) {
+  const which = `another policy (shadow${policy_sha256 ? `, ${hex(policy_sha256).slice(0, 8)}` : ""})`;
+  if (list(errors).length) return `${which} could not be asked`;
+  return `${which} would have said${verdict === enforced ? " the same" : ""}: ${verdict ?? ""}`;
 }
 const BELOW = new Set(["call_intended", "call_answered", "agent_failed", "budget_exhausted"]);
 /** Returns the steps that are told: an answer tells its call, and the round's answers are those that were told one by one. */

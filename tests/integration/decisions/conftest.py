@@ -46,7 +46,7 @@ def replays_are_identical(worlds: list[World], make_world: Callable[..., World])
         for record in world.records():
             loaded = load(world.decide, record.decision.decision_id)
             assert loaded is not None
-            if record.decision.playbook_version in {one.version for one in world.deciding["toy"].playbooks}:
+            if record.decision.playbook_version in {one.version for one in world.deciding["toy"].versions}:
                 assert replay(loaded, world.deciding["toy"]).difference is None
 
 

@@ -87,6 +87,7 @@ def test_every_metric_of_the_design_has_its_unit(telemetry: Telemetry, capsys: p
         "DecisionsOpened", "DecisionsClosed", "DecisionsAbandoned", "DecisionDuration", "AgentCallsLost", "AgentCalls",
         "AgentCallFailures", "AgentCostMicros",
         "VerdictsPermitted", "VerdictsRefused", "VerdictErrors", "ApprovalsRequested", "ActionsReleased",
+        "ShadowVerdicts", "ShadowDifferences", "ShadowErrors",
         "ActionsExpired", "ApprovalsWaiting", "OldestApprovalAge", "BudgetUsed",
         "OperationsActive", "OperationsStalled", "OperationsFinished", "OperationsFailed", "RetentionHeld",
         "DeadLettersStored", "DeadLettersNotStored", "OpenDeadLetters",

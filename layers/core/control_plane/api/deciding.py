@@ -8,7 +8,7 @@ from pydantic import Field
 
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, check_window, page, position
-from control_plane.api.routes import Call, QueryId, QueryInstant
+from control_plane.api.routes import Call, QueryId, QueryInstant, Strict
 from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_one, read_rows
 from control_plane.decisions.reading import DecisionTree, read_tree
 from control_plane.decisions.switches import list_switches
@@ -88,6 +88,23 @@ def _tree(tree: DecisionTree) -> dict[str, Any]:
         for step in tree.steps
     ]
     return {"decision": tree.facts, "steps": steps}
+
+
+class ShadowQuery(Strict):
+    """Which verdicts of policies in shadow."""
+
+    domain: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]{0,62}$", description="Such as finance.")
+    since: QueryInstant | None = Field(None, description="Given at this instant or later; otherwise the last 7 days.")
+    until: QueryInstant | None = Field(None, description="Given before this instant.")
+
+
+def show_shadow(database: Database, call: Call) -> Response:
+    """Returns how often policies in shadow said what, beside what the enforced ones said. Raises Refused."""
+    query: ShadowQuery = call.query
+    check_window(query.since, query.until)
+    window = query.model_dump()
+    [counts] = read_rows(database, "shadow_counts", **window)
+    return Response(HTTPStatus.OK, {**counts, "pairs": read_rows(database, "shadow_pairs", **window)})
 
 
 def list_approvals(database: Database, call: Call) -> Response:

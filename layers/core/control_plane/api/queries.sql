@@ -133,6 +133,47 @@ WHERE (
 ORDER BY decision.opened_at DESC, decision.decision_id DESC
 LIMIT %(limit)s
 
+-- name: shadow_counts
+-- Over a time, 7 days by default: the verdicts that policies were asked for, and how many no policies in shadow judged.
+SELECT
+    count(*) AS judged,
+    count(*) FILTER (WHERE NOT EXISTS (
+        SELECT FROM decision_steps AS step
+        WHERE step.decision_id = verdict.decision_id
+            AND step.kind = 'shadow_verdict'
+            AND convert_from(step.body, 'UTF8')::json ->> 'verdict_id' = verdict.verdict_id::text
+    )) AS without_shadow
+FROM verdicts AS verdict
+JOIN decisions AS decision USING (decision_id)
+WHERE verdict.judged_at >= coalesce(%(since)s::timestamptz, clock_timestamp() - interval '7 days')
+    AND (%(until)s::timestamptz IS NULL OR verdict.judged_at < %(until)s)
+    AND (%(domain)s::text IS NULL OR decision.domain = %(domain)s)
+    AND verdict.request_sha256 IS NOT NULL
+    AND verdict.policy_sha256 IS NOT NULL
+
+-- name: shadow_pairs
+-- How often policies in shadow said what, beside what the enforced ones said, over a time, 7 days by default.
+WITH said AS (
+    SELECT
+        decision.domain, step.decision_id, step.at, encode(step.output_sha256, 'hex') AS policy_sha256,
+        told.content ->> 'enforced' AS enforced,
+        CASE WHEN told.content -> 'errors' = '[]' THEN told.content ->> 'verdict' ELSE 'error' END AS shadow
+    FROM decision_steps AS step
+    JOIN decisions AS decision USING (decision_id)
+    CROSS JOIN LATERAL (SELECT convert_from(step.body, 'UTF8')::jsonb AS content) AS told
+    WHERE step.kind = 'shadow_verdict'
+        AND step.at >= coalesce(%(since)s::timestamptz, clock_timestamp() - interval '7 days')
+        AND (%(until)s::timestamptz IS NULL OR step.at < %(until)s)
+        AND (%(domain)s::text IS NULL OR decision.domain = %(domain)s)
+)
+SELECT
+    domain, policy_sha256, enforced, shadow, count(*) AS count, max(at) AS newest_at,
+    (array_agg(decision_id ORDER BY at DESC))[1] AS newest_decision_id
+FROM said
+GROUP BY domain, policy_sha256, enforced, shadow
+ORDER BY max(at) DESC, domain, policy_sha256, enforced, shadow
+LIMIT 200
+
 -- name: decisions_of_event
 -- The decisions that an event opened, those about the instant that it tells of, and the one that it was told by. An
 -- anomaly is about the instant of its bar, whose source and series its payload names.

@@ -116,6 +116,13 @@ def read_routes(
             only_reads=True,
         ),
         read(
+            "/policies/shadow",
+            deciding.show_shadow,
+            "Counts what policies in shadow would have decided.",
+            query=deciding.ShadowQuery,
+            examples=(Example(query={"domain": "finance"}),),
+        ),
+        read(
             "/artifacts/{sha256}",
             artifacts.show_artifact,
             "Reads a range of what a decision used, in base64.",

@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from control_plane.decisions.chain import Anchor, StoredStep, anchored_heads, check_anchors, check_chain
 from control_plane.decisions.moves import CLOSED, state_after
+from control_plane.model.deciding import SHADOW_VERDICT
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
@@ -352,8 +353,9 @@ def _named_by(step: StoredStep) -> list[bytes]:
     try:
         if step.kind == "calls":
             named += [bytes.fromhex(call["request_sha256"]) for call in body["calls"]]
-        if step.kind == "verdict":
-            texts = [body[name] for name in ("action_sha256", "policy_sha256", "schema_sha256", "request_sha256")]
+        if step.kind in ("verdict", SHADOW_VERDICT):
+            names = ("action_sha256", "policy_sha256", "schema_sha256", "request_sha256")
+            texts = [body.get(name) for name in names]
             named += [bytes.fromhex(text[2:]) for text in texts if text is not None]
     except (KeyError, TypeError, ValueError):  # its hash gives it away
         return named

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -31,7 +32,7 @@ from control_plane.decisions.moves import (
     Wait,
 )
 from control_plane.decisions.next_move import awaited_verdict, find_version, move_without_playbook, next_move
-from control_plane.decisions.opening import Opened, find_playbook, join_decided, open_or_join
+from control_plane.decisions.opening import Opened, find_playbook, find_shadows, join_decided, open_or_join
 from control_plane.decisions.overlooked import dismiss, read_anomaly
 from control_plane.decisions.record import Loaded, load
 from control_plane.decisions.steps import EnginePolicy, Hold, append, begin, has_record_grown, is_fence_lost
@@ -116,38 +117,84 @@ class Engine:
 
     def _take_up(self, connection: Connection[Any], event: Event) -> bool:
         taken = retry_conflicts(lambda: join_decided(connection, event)) or self._open(connection, event)
-        has_added = [self._follow(connection, opened) for opened in taken]
-        return any(has_added)
+        # One in shadow comes last, and its failure is its own: timers look at it again.
+        in_order = sorted(taken, key=lambda opened: opened.is_shadow)
+        has_added = False
+        for number, opened in enumerate(in_order):
+            work = partial(self._follow, connection, opened)
+            is_beside = opened.is_shadow and number > 0
+            has_added |= self._in_shadow(event, work, otherwise=opened.is_new) if is_beside else work()
+        return has_added
 
     def _open(self, connection: Connection[Any], event: Event) -> Sequence[Opened]:
+        """Opens the decision of an anomaly, and those of versions in shadow beside it, in one transaction."""
         found = find_playbook(self._deciding, event.payload)
-        if found is None:
+        none: Sequence[tuple[str, Playbook]] = ()
+        shadows = self._in_shadow(event, lambda: find_shadows(self._deciding, event.payload), otherwise=none)
+        if found is None and not shadows:
             self._telemetry.logger.info("no playbook handles this", event_id=str(event.event_id))
             dismiss(connection, event)
             return ()
-        domain, playbook = found
         row = connection.execute(QUERIES["now"].sql).fetchone()
         assert row is not None
-        is_shadow = playbook.name in self._policy.shadow_playbooks
-        opened = retry_conflicts(
-            lambda: open_or_join(
-                connection,
-                event,
-                domain,
-                playbook,
-                is_shadow=is_shadow,
-                now=row[0],
-                agents=self._deciding[domain].agents,
-                gate=self._deciding[domain].gate,
-                claimant=self._name,
-                lease_seconds=self._policy.lease_seconds,
-            )
-        )
-        if opened is None:
+        now: datetime = row[0]
+
+        def open_all() -> Sequence[Opened | None]:
+            # Together: once one of them is there, no message opens the others.
+            with connection.transaction():
+                opened = [] if found is None else [self._open_one(connection, event, *found, now)]
+                for domain, playbook in shadows:
+                    work = partial(self._open_one, connection, event, domain, playbook, now, is_beside=True)
+                    opened.append(self._in_shadow(event, partial(_within, connection, work), otherwise=None))
+                return opened
+
+        if found is None or shadows:
+            taken = retry_conflicts(open_all)
+        else:
+            taken = [retry_conflicts(lambda: self._open_one(connection, event, *found, now))]
+        opened = [one for one in taken if one is not None]
+        if not opened:
             self._telemetry.logger.info("withdrawn before it was decided on", event_id=str(event.event_id))
             dismiss(connection, event)
-            return ()
-        return (opened,)
+        return opened
+
+    def _open_one(
+        self,
+        connection: Connection[Any],
+        event: Event,
+        domain: str,
+        playbook: Playbook,
+        now: datetime,
+        *,
+        is_beside: bool = False,
+    ) -> Opened | None:
+        return open_or_join(
+            connection,
+            event,
+            domain,
+            playbook,
+            is_shadow=is_beside or playbook.name in self._policy.shadow_playbooks,
+            now=now,
+            agents=self._deciding[domain].agents,
+            gate=self._deciding[domain].gate,
+            claimant=self._name,
+            lease_seconds=self._policy.lease_seconds,
+            is_beside=is_beside,
+        )
+
+    def _in_shadow[T](self, event: Event, work: Callable[[], T], *, otherwise: T) -> T:
+        """Does what is in shadow; where that fails, it is counted, and what is enforced goes on without it.
+
+        Raises psycopg.OperationalError: a database that cannot be reached, or was busy, is not the shadow's fault.
+        """
+        try:
+            return work()
+        except psycopg.OperationalError:
+            raise
+        except Exception:
+            self._telemetry.count("ShadowErrors", 1)
+            self._telemetry.logger.exception("failed in shadow", event_id=str(event.event_id))
+            return otherwise
 
     def _follow(self, connection: Connection[Any], opened: Opened) -> bool:
         """Goes on with a decision that an anomaly opened or joined; returns whether that added to its record."""
@@ -239,7 +286,7 @@ class Engine:
             case Collect(wait_until):
                 return self._collect(connection, hold, loaded, playbook, wait_until)
             case Model(spec):
-                result = playbook.simulate(record, spec)
+                result = playbook.simulate(record.without_shadow(), spec)
                 return self._append(connection, hold, loaded, moves.simulation(record, result))
             case Observe():
                 return self._observe(connection, hold, loaded, playbook, move)
@@ -256,7 +303,7 @@ class Engine:
             self._set_timer(connection, hold, "gather", min(again, wait_until))
             return None
         with connection.transaction():
-            gathered = playbook.gather(connection, loaded.record)
+            gathered = playbook.gather(connection, loaded.record.without_shadow())
         return self._append(connection, hold, loaded, moves.evidence(loaded.record, gathered))
 
     def _append(self, connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> Loaded:
@@ -281,7 +328,7 @@ class Engine:
         self, connection: Connection[Any], hold: Hold, loaded: Loaded, playbook: Playbook, move: Observe
     ) -> Loaded | None:
         with connection.transaction():
-            observed = playbook.observe(connection, loaded.record, move.bars, loaded.now)
+            observed = playbook.observe(connection, loaded.record.without_shadow(), move.bars, loaded.now)
         if observed is None and loaded.now >= move.ends_at:
             observed = {"state": "unobservable", "forecasts": []}
         if observed is not None:
@@ -398,11 +445,13 @@ def _read(connection: Connection[Any], hold: Hold, known: Loaded | None = None) 
 
 
 def _transact[T](connection: Connection[Any], work: Callable[[], T]) -> T:
-    def once() -> T:
-        with connection.transaction():
-            return work()
+    return retry_conflicts(lambda: _within(connection, work))
 
-    return retry_conflicts(once)
+
+def _within[T](connection: Connection[Any], work: Callable[[], T]) -> T:
+    """Does work in a transaction, or a savepoint of the one that is under way."""
+    with connection.transaction():
+        return work()
 
 
 def _next_look(now: datetime, move: Observe, shortest: float) -> datetime:

@@ -61,7 +61,7 @@ def judge(connection: Connection[Any], gate: Gate | None, decision_id: UUID, pro
     Raises ContractViolation where the step is no proposal, psycopg.Error where the database fails or a lock is not had
     in time: nothing is released then, and nothing recorded.
     """
-    verdict_id = derived_id("verdict", decision_id, proposal_seq, nth)
+    verdict_id = verdict_id_of(decision_id, proposal_seq, nth)
     with connection.transaction():
         connection.execute(QUERIES["limit_lock_waits"].sql, {"lock_timeout": LOCK_TIMEOUT})
         # The decision's row, then the account, then the switches: two orders would wait for each other in a circle.
@@ -80,6 +80,11 @@ def judge(connection: Connection[Any], gate: Gate | None, decision_id: UUID, pro
         filing = _Filing(connection, gate, decision, step, finding, verdict_id, present.now())
         is_released = filing.store()
     return Verdict(verdict_id, finding.verdict, is_released, finding.reasons, finding.errors)
+
+
+def verdict_id_of(decision_id: UUID, proposal_seq: int, nth: int) -> UUID:
+    """Returns the id of a proposal's nth verdict: whoever is asked for it again finds it."""
+    return derived_id("verdict", decision_id, proposal_seq, nth)
 
 
 class Database:
@@ -179,9 +184,9 @@ class _Filing:
                 "verdict": finding.verdict,
                 "is_shadow": self.decision.is_shadow,
                 "approval_id": finding.approval_id,
-                "policy_sha256": _keep(self.connection, "policy", used.text if used else None),
-                "schema_sha256": _keep(self.connection, "policy_schema", used.schema_text if used else None),
-                "request_sha256": _keep(self.connection, "policy_request", finding.request),
+                "policy_sha256": keep_artifact(self.connection, "policy", used.text if used else None),
+                "schema_sha256": keep_artifact(self.connection, "policy_schema", used.schema_text if used else None),
+                "request_sha256": keep_artifact(self.connection, "policy_request", finding.request),
                 "reasons": json.dumps(finding.reasons),
                 "errors": json.dumps(finding.errors),
             },
@@ -272,8 +277,8 @@ class _Filing:
         )
 
 
-def _keep(connection: Connection[Any], kind: str, content: bytes | None) -> bytes | None:
-    """Stores an artifact, once; returns its hash."""
+def keep_artifact(connection: Connection[Any], kind: str, content: bytes | None) -> bytes | None:
+    """Stores an artifact, once; returns its hash. Raises psycopg.Error."""
     if content is None:
         return None
     sha256 = hashlib.sha256(content).digest()

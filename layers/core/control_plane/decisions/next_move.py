@@ -49,7 +49,7 @@ MOST_STEPS: Final = 500
 def find_version(plug_ins: Deciding, record: Record) -> Playbook:
     """Returns the playbook that a decision is pinned to. Raises PlaybookFault where it is gone."""
     decision = record.decision
-    for playbook in plug_ins.playbooks:
+    for playbook in plug_ins.versions:
         if (playbook.name, playbook.version) == (decision.playbook, decision.playbook_version):
             return playbook
     raise PlaybookFault(
@@ -60,6 +60,7 @@ def find_version(plug_ins: Deciding, record: Record) -> Playbook:
 
 def next_move(record: Record, playbook: Playbook, agents: Mapping[str, PricedAgent], given: Circumstances) -> Move:
     """Returns what is to be done now. Raises PlaybookFault."""
+    record = record.without_shadow()
     state = record.decision.state
     if state in CLOSED:
         return Wait()

@@ -31,6 +31,7 @@ class Opened:
     state: str = "opened"
     fence: int | None = None
     """Of the claim under which it was opened, which its opener still has."""
+    is_shadow: bool = False
 
 
 def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> tuple[str, Playbook] | None:
@@ -59,6 +60,18 @@ def find_playbook(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) 
     return takers[0] if takers else None
 
 
+def find_shadows(deciding: Mapping[str, Deciding], anomaly: Mapping[str, Any]) -> Sequence[tuple[str, Playbook]]:
+    """Returns the versions in shadow that decide on an anomaly, with their domains. Raises what a playbook raises."""
+    asked, named = {**anomaly, "is_withdrawn": False}, anomaly.get("domain")
+    return [
+        (domain, playbook)
+        for domain, plug_ins in deciding.items()
+        if named in (None, domain)
+        for playbook in plug_ins.shadow_playbooks
+        if playbook.handles(asked)
+    ]
+
+
 def join_decided(connection: Connection[Any], event: Event) -> Sequence[Opened]:
     """Puts an ANOMALY_DETECTED on the record of whatever was decided on at its instant; returns what that led to.
 
@@ -82,12 +95,14 @@ def open_or_join(
     gate: Gate | None = None,
     claimant: str,
     lease_seconds: float,
+    is_beside: bool = False,
 ) -> Opened | None:
     """Opens the decision of an ANOMALY_DETECTED, or, where its instant has one, puts the event on that one's record.
 
     ``agents`` are those that the decision may call, ``gate`` is its domain's: their versions, models' settings and the
-    policies are pinned. A decision that was opened is held by ``claimant``. None: the anomaly is withdrawn, and no
-    decision was opened for it. That counts from when the withdrawal is stored, whichever of the two messages comes
+    policies are pinned. A decision that was opened is held by ``claimant``. ``is_beside``: it is a version in shadow,
+    whose decision is another than that of the enforced one, and may cost nothing. None: the anomaly is withdrawn, and
+    no decision was opened for it. That counts from when the withdrawal is stored, whichever of the two messages comes
     first. Raises psycopg.Error.
     """
     found = decision_id(
@@ -96,7 +111,7 @@ def open_or_join(
         series=event.payload["series"],
         occurred_at=canonical_instant(event.occurred_at),
         kind=event.payload["kind"],
-        playbook=playbook.name,
+        playbook=f"{playbook.name}@{playbook.version}" if is_beside else playbook.name,
     )
     with connection.transaction():
         # A withdrawal waits here until all can see the decision that is being opened, and then joins it.
@@ -112,10 +127,13 @@ def open_or_join(
                 pins=_pin(connection, playbook, agents, gate),
                 is_shadow=is_shadow,
                 now=now,
+                budget_micros=0 if is_beside else playbook.limits.budget_micros,
                 claim={"decision_id": found, "claimant": claimant, "lease_seconds": lease_seconds},
             )
     # Where it is not opened: it is open already, or its anomaly is withdrawn.
-    return _join(connection, found, event) if fence is None else Opened(found, is_new=True, fence=fence)
+    if fence is None:
+        return _join(connection, found, event)
+    return Opened(found, is_new=True, fence=fence, is_shadow=is_shadow)
 
 
 def anomaly_body(event: Event) -> dict[str, Any]:
@@ -167,6 +185,7 @@ def _open(
     pins: bytes,
     is_shadow: bool,
     now: datetime,
+    budget_micros: int,
     claim: Mapping[str, Any],
 ) -> int | None:
     """Opens a decision, claims it, and says what it was opened for; None where it is open already."""
@@ -186,7 +205,7 @@ def _open(
         is_shadow=is_shadow,
         state="opened",
         deadline=now + playbook.limits.deadline,
-        budget_micros=playbook.limits.budget_micros,
+        budget_micros=budget_micros,
         opened_at=now,
     )
     columns = {name: getattr(decision, name) for name in Decision.__slots__}
@@ -257,7 +276,7 @@ def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | No
         return None
     trigger = record.last("anomaly")
     if trigger is None or trigger.body["event_id"] == str(event.event_id):
-        return Opened(found, is_new=False, state=record.decision.state)
+        return Opened(found, is_new=False, state=record.decision.state, is_shadow=record.decision.is_shadow)
     supersedes = _supersedes(event, trigger.body)
     row = connection.execute(
         QUERIES["join_decision"].sql,
@@ -269,4 +288,10 @@ def _join(connection: Connection[Any], found: UUID, event: Event) -> Opened | No
         },
     ).fetchone()
     is_joined = row is not None and row[0]
-    return Opened(found, is_new=False, supersedes=supersedes and is_joined, state=record.decision.state)
+    return Opened(
+        found,
+        is_new=False,
+        supersedes=supersedes and is_joined,
+        state=record.decision.state,
+        is_shadow=record.decision.is_shadow,
+    )

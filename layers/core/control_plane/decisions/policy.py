@@ -174,6 +174,14 @@ def rule(policy: Policy, request: Mapping[str, Any], *, is_approved: bool = Fals
     return Ruling("permitted", alone.reasons)
 
 
+def rule_again(policies: bytes, schema: bytes, request: Mapping[str, Any], *, is_approved: bool) -> Ruling:
+    """Returns what policies that are given as bytes say to a recorded request; they may be unusable by this Cedar."""
+    try:
+        return rule(load(policies.decode(), schema.decode()), request, is_approved=is_approved)
+    except PolicyUnusable as error:
+        return Ruling("refused", (), (str(error),))
+
+
 @dataclass(frozen=True, slots=True)
 class Decided:
     """One answer of Cedar's."""

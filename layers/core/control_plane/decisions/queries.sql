@@ -23,10 +23,10 @@ FROM decisions
 WHERE decision_id = %(decision_id)s
 
 -- name: judged_steps
--- A decision's steps in order, as they are stored.
+-- A decision's steps in order, as they are stored, without what was judged in shadow: no verdict may rest on that.
 SELECT seq, parent, kind, author, at, body, input_sha256, output_sha256, cost_micros
 FROM decision_steps
-WHERE decision_id = %(decision_id)s
+WHERE decision_id = %(decision_id)s AND kind <> 'shadow_verdict'
 ORDER BY seq
 
 -- name: judged_artifacts
@@ -60,6 +60,31 @@ INSERT INTO artifacts (sha256, kind, bytes) VALUES (%(sha256)s, %(kind)s, %(byte
 SELECT record_verdict(
     %(verdict_id)s, %(decision_id)s, %(proposal_seq)s, %(action_sha256)s, %(verdict)s, %(is_shadow)s, %(approval_id)s,
     %(policy_sha256)s, %(schema_sha256)s, %(request_sha256)s, %(reasons)s::json, %(errors)s::json
+)
+
+-- name: judged_without_shadow
+-- What the policies of a verdict were asked, where no policies in shadow have answered the same yet; no row where none was.
+SELECT
+    verdict.approval_id IS NOT NULL AND verdict.verdict <> 'needs_approval' AS is_approved,
+    policy.bytes AS policies,
+    policy_schema.bytes AS schema,
+    request.bytes AS request
+FROM verdicts AS verdict
+JOIN artifacts AS policy ON policy.sha256 = verdict.policy_sha256
+JOIN artifacts AS policy_schema ON policy_schema.sha256 = verdict.schema_sha256
+JOIN artifacts AS request ON request.sha256 = verdict.request_sha256
+WHERE verdict.verdict_id = %(verdict_id)s
+    AND NOT EXISTS (
+        SELECT FROM decision_steps AS step
+        WHERE step.decision_id = verdict.decision_id
+            AND step.kind = 'shadow_verdict'
+            AND convert_from(step.body, 'UTF8')::json ->> 'verdict_id' = verdict.verdict_id::text
+    )
+
+-- name: record_shadow_verdict
+-- Puts on record what policies in shadow say to the request of a verdict; false where that is on record.
+SELECT record_shadow_verdict(
+    %(verdict_id)s, %(policy_sha256)s, %(schema_sha256)s, %(enforced)s, %(verdict)s, %(reasons)s::json, %(errors)s::json
 )
 
 -- name: release_action

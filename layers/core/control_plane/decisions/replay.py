@@ -20,7 +20,8 @@ from control_plane.model.deciding import Deciding, Record, Step
 from control_plane.model.ids import canonical_json
 
 READ: Final = frozenset({
-    "opened", "anomaly", "joined", "call_answered", "verdict", "approval_asked", "approval", "released", "execution",
+    "opened", "anomaly", "joined", "call_answered", "verdict", "shadow_verdict", "approval_asked", "approval",
+    "released", "execution",
 })  # fmt: skip
 """Kinds of steps that others write, or that say what others said."""
 
@@ -85,7 +86,7 @@ def replay(stored: Loaded, plug_ins: Deciding) -> Replayed:
         return Replayed(steps, compared, found, sides[0].digest(), sides[1].digest())
 
     for place, step in enumerate(record.steps):
-        before = Record(replace(record.decision, state=state), record.steps[:place], record.artifacts)
+        before = Record(replace(record.decision, state=state), record.steps[:place], record.artifacts).without_shadow()
         state = moves.state_after(step.kind, step.body) or state
         if step.kind in READ:
             continue

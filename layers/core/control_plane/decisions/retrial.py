@@ -8,7 +8,7 @@ from uuid import UUID
 
 from psycopg import Connection
 
-from control_plane.decisions.policy import Policy, PolicyUnusable, Ruling, from_record, load, rule
+from control_plane.decisions.policy import Policy, Ruling, from_record, rule, rule_again
 from control_plane.platform.queries import load_queries
 
 QUERIES: Final = load_queries(__package__)
@@ -81,14 +81,7 @@ def retry(
         verdict_id, decision_id, judged_at, recorded, is_shadow, approval, entity, at, used, schema, request = row
         is_approved = approval is not None and recorded != "needs_approval"
         asked = from_record(bytes(request))
-        before = _ruling(texts[bytes(used)], texts[bytes(schema)], asked, is_approved=is_approved)
+        before = rule_again(texts[bytes(used)], texts[bytes(schema)], asked, is_approved=is_approved)
         after = rule(policy, asked, is_approved=is_approved)
         retried.append(Retried(verdict_id, decision_id, judged_at, entity, at, is_shadow, recorded, before, after))
     return Retrial(retried, counted[0], counted[1], is_out_of_time=len(retried) < len(rows))
-
-
-def _ruling(policies: bytes, schema: bytes, asked: dict[str, Any], *, is_approved: bool) -> Ruling:
-    try:
-        return rule(load(policies.decode(), schema.decode()), asked, is_approved=is_approved)
-    except PolicyUnusable as error:  # by a newer Cedar, which reads it otherwise
-        return Ruling("refused", (), (str(error),))

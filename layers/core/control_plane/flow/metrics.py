@@ -165,8 +165,8 @@ COUNTED: Final = (
         "acp_verdicts_total",
         "kind verdict",
         "verdict",
-        "permitted needs_approval refused",
-        "Verdicts on proposed actions; those of a playbook in shadow are of the kind shadow, the others binding.",
+        "permitted needs_approval refused error",
+        "Verdicts on proposed actions: binding ones, those on a playbook in shadow, and those of policies in shadow.",
         of_outcome=True,
     ),
     _counted(

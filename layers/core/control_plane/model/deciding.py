@@ -4,8 +4,8 @@ A playbook is a pure function from a decision's record to the next command. The 
 or may fail, happens between two of its transactions, and its result is a step of the record.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Protocol, runtime_checkable
 from uuid import UUID, uuid5
@@ -19,6 +19,9 @@ DECISION_NAMESPACE = UUID("7c1f3c58-0f0e-4b57-9d5e-0d6f5f1b9a52")
 """The UUIDv5 namespace of decisions, calls, verdicts, approvals and actions; never changed."""
 
 type JsonObject = Mapping[str, Any]
+
+SHADOW_VERDICT = "shadow_verdict"
+"""The kind of the step that says what policies in shadow would have decided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ class Record:
     def last(self, kind: str) -> Step | None:
         """The newest step of a kind; None where there is none."""
         return next((step for step in reversed(self.steps) if step.kind == kind), None)
+
+    def without_shadow(self) -> "Record":
+        """The record without what was judged in shadow: nothing that is decided may rest on that."""
+        kept = [step for step in self.steps if step.kind != SHADOW_VERDICT]
+        return self if len(kept) == len(self.steps) else replace(self, steps=kept)
 
     def all(self, kind: str) -> Sequence[Step]:
         """Every step of a kind, in order."""
@@ -328,6 +336,10 @@ class Gate(Protocol):
         """What an approver is shown: action, loss, evidence, and then the model's prose, marked."""
 
 
+type ReadPolicies = Callable[[], str]
+"""Returns Cedar policies, as text. It may raise anything: policies in shadow that cannot be read change no verdict."""
+
+
 @dataclass(frozen=True, slots=True)
 class Deciding:
     """A domain's plug-ins of the decision engine; a ``Domain`` says where they are, so that the relay imports none."""
@@ -335,6 +347,15 @@ class Deciding:
     playbooks: tuple[Playbook, ...]
     agents: tuple[Agent, ...]
     gate: Gate
+    shadow_policies: ReadPolicies | None = None
+    """Returns Cedar policies in the gate's schema that are asked beside the gate's, and release and refuse nothing."""
+    shadow_playbooks: tuple[Playbook, ...] = ()
+    """Versions that decide beside those above on the same anomalies, and of which nothing is ever released."""
+
+    @property
+    def versions(self) -> Sequence[Playbook]:
+        """Every version of a playbook that a decision may be pinned to."""
+        return (*self.playbooks, *self.shadow_playbooks)
 
 
 type PlaybookVersion = tuple[str, str, str]
@@ -346,7 +367,7 @@ def playbook_versions(deciding: Mapping[str, Deciding]) -> frozenset[PlaybookVer
     return frozenset(
         (domain, playbook.name, playbook.version)
         for domain, plug_ins in deciding.items()
-        for playbook in plug_ins.playbooks
+        for playbook in plug_ins.versions
     )
 
 

@@ -6,7 +6,7 @@ The policies are in policies.cedar; docs/decisions/0025 says how they are asked.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -15,7 +15,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 from pydantic import Field
 
-from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged
+from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged, ReadPolicies
 from control_plane.platform.queries import load_queries
 from domains.finance.account_check import Account, AccountRow, account_faults, account_of
 from domains.finance.approval_text import render
@@ -243,6 +243,12 @@ def _share_ppm(part: int, whole: int) -> int:
 @cache
 def _read(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def policies_in_shadow() -> ReadPolicies | None:
+    """Returns what reads the policies in shadow, which are in shadow.cedar; None where there is no such file."""
+    file = resources.files(__package__).joinpath("shadow.cedar")
+    return partial(file.read_text, encoding="utf-8") if file.is_file() else None
 
 
 GATE: Final[Gate] = FinanceGate()
