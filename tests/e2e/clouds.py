@@ -36,7 +36,7 @@ DIFFERENCES = {
             "test_stack_lifecycle.py::test_a_bad_parameter_is_named_before_anything_is_made": (
                 "it does not check parameters' values"
             ),
-            "test_dead_letters.py::test_two_commands_list_a_dead_letter_and_redrive_it": (
+            "test_repair.py::test_two_commands_list_a_dead_letter_and_redrive_it": (
                 "a removed subscription is the database's matter"
             ),
         },

@@ -29,7 +29,7 @@ def test_a_receiver_gets_the_whole_traces_of_events_and_of_a_decision(
     )
     wait_for(
         lambda: local_cloud.query(consumed, corrected) == [(2 * len(corrected),)],
-        seconds=90,
+        seconds=240,
         what="the corrected bars consumed",
     )
     scored = "SELECT decision_id::text FROM decisions WHERE state = 'scored' AND entity_id = ANY (%s)"
@@ -43,11 +43,11 @@ def test_a_receiver_gets_the_whole_traces_of_events_and_of_a_decision(
         names = {(one.get("acp.event_id"), span.name) for one, span in received()}
         return names >= {(str(event_id), name) for event_id in corrected for name in WHOLE}
 
-    wait_for(are_whole, seconds=60, what="the whole trace of each corrected bar")
+    wait_for(are_whole, seconds=120, what="the whole trace of each corrected bar")
     decision_id = local_cloud.query(scored, SYMBOLS)[0][0]
     steps = wait_for(
         lambda: [span for one, span in received() if one.get("acp.decision_id") == decision_id],
-        seconds=60,
+        seconds=120,
         what="the trace of the decision",
     )
     (workflow,) = (span for span in steps if span.name.startswith("invoke_workflow "))

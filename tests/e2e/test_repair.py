@@ -114,7 +114,7 @@ def test_four_commands_mend_what_the_relay_and_a_consumer_gave_up_on(local_cloud
         event_id = _store_tick(local_cloud, LONG_NAME, source=LONG_NAME)
         both = "SELECT FROM dead_letters JOIN outbox ON outbox_id = outbox.id WHERE outbox.event_id = %s"
         wait_for(
-            lambda: len(local_cloud.query(both, event_id)) == 2, seconds=150, what="the relay and the consumer gave up"
+            lambda: len(local_cloud.query(both, event_id)) == 2, seconds=240, what="the relay and the consumer gave up"
         )
 
     chosen = ("--event", str(event_id))
@@ -129,7 +129,7 @@ def test_four_commands_mend_what_the_relay_and_a_consumer_gave_up_on(local_cloud
     done = json.loads(acp("redrive", *chosen, "--because", "mended", "--json"))
     assert would["redriven"] == done["redriven"] == {"detector": 1, "signal_lab": 1}
     consumed = "SELECT count(*) FROM processed_events WHERE consumer IN ('detector', 'signal_lab') AND event_id = %s"
-    wait_for(lambda: local_cloud.query(consumed, event_id) == [(2,)], seconds=90, what="both messages consumed")
+    wait_for(lambda: local_cloud.query(consumed, event_id) == [(2,)], seconds=150, what="both messages consumed")
     shown = acp("trace", str(event_id))
     assert "given up on by signal_lab" in shown
     assert "redriven by" in shown
