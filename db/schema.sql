@@ -4122,41 +4122,22 @@ COMMENT ON COLUMN public.detector_told.told IS 'How many ANOMALY_DETECTED there 
 COMMENT ON COLUMN public.detector_told.told_as IS 'The bar and the figure that stand told; null where none does.';
 
 CREATE VIEW public.detector_anomalies AS
- SELECT finding.source,
-    finding.entity_id,
-    finding.series,
-    finding.occurred_at,
-    finding.kind,
-    finding.state,
-    finding.score,
-    finding.threshold,
-    finding.event_id AS bar_event_id,
-    finding.revision AS bar_revision,
-    finding.details,
+ SELECT source,
+    entity_id,
+    series,
+    occurred_at,
+    kind,
+    COALESCE(finding.state, 'withdrawn'::text) AS state,
+    COALESCE(finding.score, (0)::double precision) AS score,
+    COALESCE(finding.threshold, told.threshold) AS threshold,
+    COALESCE(finding.event_id, told.bar_event_id) AS bar_event_id,
+    COALESCE(finding.revision, told.bar_revision) AS bar_revision,
+    COALESCE(finding.details, '{}'::jsonb) AS details,
     COALESCE(told.told, 0) AS told,
     told.told_as,
     told.told_event_id
    FROM (public.detector_findings finding
-     LEFT JOIN public.detector_told told USING (source, entity_id, series, occurred_at, kind))
-UNION ALL
- SELECT told.source,
-    told.entity_id,
-    told.series,
-    told.occurred_at,
-    told.kind,
-    'withdrawn'::text AS state,
-    0 AS score,
-    told.threshold,
-    told.bar_event_id,
-    told.bar_revision,
-    '{}'::jsonb AS details,
-    told.told,
-    told.told_as,
-    told.told_event_id
-   FROM public.detector_told told
-  WHERE (NOT (EXISTS ( SELECT
-           FROM public.detector_findings finding
-          WHERE ((finding.source = told.source) AND (finding.entity_id = told.entity_id) AND (finding.series = told.series) AND (finding.occurred_at = told.occurred_at) AND (finding.kind = told.kind)))));
+     FULL JOIN public.detector_told told USING (source, entity_id, series, occurred_at, kind));
 
 COMMENT ON VIEW public.detector_anomalies IS 'What is unusual now, with what was said of it; and, as withdrawn, what was once said to be unusual and is so no longer.';
 

@@ -114,48 +114,22 @@ CREATE INDEX detector_told_by_time ON detector_told (occurred_at);
 
 CREATE VIEW detector_anomalies AS
 SELECT
-    finding.source,
-    finding.entity_id,
-    finding.series,
-    finding.occurred_at,
-    finding.kind,
-    finding.state,
-    finding.score,
-    finding.threshold,
-    finding.event_id AS bar_event_id,
-    finding.revision AS bar_revision,
-    finding.details,
+    source,
+    entity_id,
+    series,
+    occurred_at,
+    kind,
+    coalesce(finding.state, 'withdrawn') AS state,
+    coalesce(finding.score, 0) AS score,
+    coalesce(finding.threshold, told.threshold) AS threshold,
+    coalesce(finding.event_id, told.bar_event_id) AS bar_event_id,
+    coalesce(finding.revision, told.bar_revision) AS bar_revision,
+    coalesce(finding.details, '{}') AS details,
     coalesce(told.told, 0) AS told,
     told.told_as,
     told.told_event_id
 FROM detector_findings AS finding
-LEFT JOIN detector_told AS told USING (source, entity_id, series, occurred_at, kind)
-UNION ALL
-SELECT
-    told.source,
-    told.entity_id,
-    told.series,
-    told.occurred_at,
-    told.kind,
-    'withdrawn',
-    0,
-    told.threshold,
-    told.bar_event_id,
-    told.bar_revision,
-    '{}',
-    told.told,
-    told.told_as,
-    told.told_event_id
-FROM detector_told AS told
-WHERE NOT EXISTS (
-    SELECT
-    FROM detector_findings AS finding
-    WHERE finding.source = told.source
-        AND finding.entity_id = told.entity_id
-        AND finding.series = told.series
-        AND finding.occurred_at = told.occurred_at
-        AND finding.kind = told.kind
-);
+FULL JOIN detector_told AS told USING (source, entity_id, series, occurred_at, kind);
 COMMENT ON VIEW detector_anomalies IS 'What is unusual now, with what was said of it; and, as withdrawn, what was once said to be unusual and is so no longer.';
 
 GRANT SELECT, INSERT, UPDATE ON detector_bars, detector_corporate_actions, detector_findings, detector_told TO acp_detect;

@@ -96,7 +96,7 @@ _SHARED = {
     **_each({READER, COMMAND}, "control_plane.api", "use_token token tokens subscription subscriptions"),
     **_each({COMMAND}, "control_plane.api", "make_token revoke_token begin_change end_change"),
     **_each(READERS_OF_EVENTS, "control_plane.api", "events events_by_prefix"),
-    "control_plane.api.anomalies": READERS_OF_BARS - {DETECT},
+    "control_plane.api.anomalies": {DETECT, READER},
     "control_plane.api.artifact": {*READERS_OF_DECISIONS, ACTION},
     "control_plane.api.decisions_by_prefix": READERS_OF_DECISIONS - {COMMAND},
     "control_plane.api.decisions": READERS_OF_DECISIONS - {COMMAND},

@@ -72,43 +72,71 @@ ORDER BY event_id
 LIMIT %(limit)s
 
 -- name: anomalies
--- What the detector has on record, newest first, each with how the entities of its source moved at that instant, after
--- one of them.
+-- What the view detector_anomalies has, newest first, each with how the entities of its source moved at that instant, after
+-- one of them. The newest are found by the indexes of what is unusual and of what was told: the view reads all of both.
+WITH newest AS (
+    (
+        SELECT source, entity_id, series, occurred_at, kind
+        FROM detector_findings
+        WHERE (%(entity_id)s::text IS NULL OR entity_id = %(entity_id)s)
+            AND (
+                %(occurred_at)s::timestamptz IS NULL
+                OR occurred_at <= %(occurred_at)s
+                AND (
+                    occurred_at < %(occurred_at)s
+                    OR (source, entity_id, series, kind)
+                    > (%(source)s::text, %(after_entity_id)s::text, %(series)s::text, %(kind)s::text)
+                )
+            )
+        ORDER BY occurred_at DESC, source, entity_id, series, kind
+        LIMIT %(limit)s
+    )
+    UNION
+    (
+        SELECT source, entity_id, series, occurred_at, kind
+        FROM detector_told
+        WHERE (%(entity_id)s::text IS NULL OR entity_id = %(entity_id)s)
+            AND (
+                %(occurred_at)s::timestamptz IS NULL
+                OR occurred_at <= %(occurred_at)s
+                AND (
+                    occurred_at < %(occurred_at)s
+                    OR (source, entity_id, series, kind)
+                    > (%(source)s::text, %(after_entity_id)s::text, %(series)s::text, %(kind)s::text)
+                )
+            )
+        ORDER BY occurred_at DESC, source, entity_id, series, kind
+        LIMIT %(limit)s
+    )
+    ORDER BY occurred_at DESC, source, entity_id, series, kind
+    LIMIT %(limit)s
+)
 SELECT
     anomaly.source,
     anomaly.entity_id,
     anomaly.series,
     anomaly.occurred_at,
     anomaly.kind,
-    anomaly.state,
-    anomaly.score,
-    anomaly.threshold,
-    anomaly.bar_event_id,
-    anomaly.bar_revision,
-    anomaly.told,
-    anomaly.told_event_id,
-    anomaly.details,
+    coalesce(finding.state, 'withdrawn') AS state,
+    coalesce(finding.score, 0) AS score,
+    coalesce(finding.threshold, told.threshold) AS threshold,
+    coalesce(finding.event_id, told.bar_event_id) AS bar_event_id,
+    coalesce(finding.revision, told.bar_revision) AS bar_revision,
+    coalesce(told.told, 0) AS told,
+    told.told_event_id,
+    coalesce(finding.details, '{}') AS details,
     market.entities,
     market.fell,
     exp(least(market.median_log_return, 30)) - 1 AS market_return
-FROM detector_anomalies AS anomaly
+FROM newest AS anomaly
+LEFT JOIN detector_findings AS finding USING (source, entity_id, series, occurred_at, kind)
+LEFT JOIN detector_told AS told USING (source, entity_id, series, occurred_at, kind)
 LEFT JOIN LATERAL (
     SELECT *
     FROM detector_market
     WHERE source = anomaly.source AND bar_interval = anomaly.series AND occurred_at = anomaly.occurred_at
 ) AS market ON true
-WHERE (%(entity_id)s::text IS NULL OR anomaly.entity_id = %(entity_id)s)
-    AND (
-        %(occurred_at)s::timestamptz IS NULL
-        OR anomaly.occurred_at <= %(occurred_at)s
-        AND (
-            anomaly.occurred_at < %(occurred_at)s
-            OR (anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind)
-            > (%(source)s::text, %(after_entity_id)s::text, %(series)s::text, %(kind)s::text)
-        )
-    )
 ORDER BY anomaly.occurred_at DESC, anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind
-LIMIT %(limit)s
 
 -- name: decisions
 -- Decisions, newest first, that meet every condition which is not null, before one of them.
