@@ -4025,52 +4025,67 @@ CREATE TABLE public.delivery_failures (
 COMMENT ON TABLE public.delivery_failures IS 'Every failed attempt. An attempt that was lost with its relay is recorded when its row is next claimed.';
 
 CREATE VIEW public.delivery_states AS
- SELECT pending_deliveries.outbox_id,
-    pending_deliveries.subscription,
-    pending_deliveries.operation_id,
-        CASE
-            WHEN ((pending_deliveries.claim_token IS NOT NULL) AND (pending_deliveries.next_attempt_at > now())) THEN 'in_flight'::text
-            WHEN ((pending_deliveries.claim_token IS NULL) AND (pending_deliveries.last_error IS NOT NULL)) THEN 'retrying'::text
-            ELSE 'pending'::text
-        END AS state,
-    pending_deliveries.delivery_attempts,
-    pending_deliveries.next_attempt_at,
-    NULL::timestamp with time zone AS delivered_at,
-    NULL::text AS message_id,
-    NULL::timestamp with time zone AS dead_lettered_at,
-    pending_deliveries.last_error,
-    pending_deliveries.promised_at,
-    pending_deliveries.claimed_by
-   FROM public.pending_deliveries
-UNION ALL
- SELECT deliveries.outbox_id,
-    deliveries.subscription,
-    deliveries.operation_id,
-    'delivered'::text AS state,
-    deliveries.delivery_attempts,
-    NULL::timestamp with time zone AS next_attempt_at,
-    deliveries.delivered_at,
-    deliveries.message_id,
-    NULL::timestamp with time zone AS dead_lettered_at,
-    NULL::text AS last_error,
-    NULL::timestamp with time zone AS promised_at,
-    NULL::text AS claimed_by
-   FROM public.deliveries
-UNION ALL
- SELECT dead_letters.outbox_id,
-    dead_letters.subscription,
-    dead_letters.operation_id,
-    COALESCE(dead_letters.resolution, 'dead_lettered'::text) AS state,
-    dead_letters.delivery_attempts,
-    NULL::timestamp with time zone AS next_attempt_at,
-    NULL::timestamp with time zone AS delivered_at,
-    NULL::text AS message_id,
-    dead_letters.dead_lettered_at,
-    dead_letters.reason AS last_error,
-    dead_letters.promised_at,
-    NULL::text AS claimed_by
-   FROM public.dead_letters
-  WHERE (dead_letters.kind = 'relay'::text);
+ SELECT outbox_id,
+    subscription,
+    operation_id,
+    state,
+    delivery_attempts,
+    next_attempt_at,
+    delivered_at,
+    message_id,
+    dead_lettered_at,
+    last_error,
+    promised_at,
+    claimed_by
+   FROM ( SELECT pending_deliveries.outbox_id,
+            pending_deliveries.subscription,
+            pending_deliveries.operation_id,
+                CASE
+                    WHEN ((pending_deliveries.claim_token IS NOT NULL) AND (pending_deliveries.next_attempt_at > now())) THEN 'in_flight'::text
+                    WHEN ((pending_deliveries.claim_token IS NULL) AND (pending_deliveries.last_error IS NOT NULL)) THEN 'retrying'::text
+                    ELSE 'pending'::text
+                END AS state,
+            pending_deliveries.delivery_attempts,
+            pending_deliveries.next_attempt_at,
+            NULL::timestamp with time zone AS delivered_at,
+            NULL::text AS message_id,
+            NULL::timestamp with time zone AS dead_lettered_at,
+            pending_deliveries.last_error,
+            pending_deliveries.promised_at,
+            pending_deliveries.claimed_by,
+            'relay'::text AS kind
+           FROM public.pending_deliveries
+        UNION ALL
+         SELECT deliveries.outbox_id,
+            deliveries.subscription,
+            deliveries.operation_id,
+            'delivered'::text,
+            deliveries.delivery_attempts,
+            NULL::timestamp with time zone,
+            deliveries.delivered_at,
+            deliveries.message_id,
+            NULL::timestamp with time zone,
+            NULL::text,
+            NULL::timestamp with time zone,
+            NULL::text,
+            'relay'::text
+           FROM public.deliveries
+        UNION ALL
+         SELECT dead_letters.outbox_id,
+            dead_letters.subscription,
+            dead_letters.operation_id,
+            COALESCE(dead_letters.resolution, 'dead_lettered'::text) AS "coalesce",
+            dead_letters.delivery_attempts,
+            NULL::timestamp with time zone,
+            NULL::timestamp with time zone,
+            NULL::text,
+            dead_letters.dead_lettered_at,
+            dead_letters.reason,
+            dead_letters.promised_at,
+            NULL::text,
+            dead_letters.kind
+           FROM public.dead_letters) delivery
+  WHERE (kind = 'relay'::text);
 
 COMMENT ON VIEW public.delivery_states IS 'Every delivery with the one state it is in at this moment: pending, in_flight, retrying, delivered, dead_lettered, redriven, discarded. docs/architecture.md draws the machine.';
 

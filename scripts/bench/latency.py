@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,14 +145,21 @@ def _latencies(rig: Rig, *, rate: int, seconds: float, neighbour: Neighbour | No
     return latencies[early:]
 
 
-def trickle(database: Database, events: int, *, every_seconds: float) -> dict[str, float]:
-    """Commits events at even intervals; returns by event id when the commit returned, by ``time.monotonic()``."""
+def trickle(
+    database: Database, events: int, *, every_seconds: float, at_most_seconds: float = math.inf
+) -> dict[str, float]:
+    """Commits events at even intervals; returns by event id when the commit returned, by ``time.monotonic()``.
+
+    A machine too busy for the pace commits fewer in ``at_most_seconds``.
+    """
     committed = {}
     # Committed as the owner, since the pipeline's own role may not set a message's timestamps.
     with psycopg.connect(database.admin_url, autocommit=True) as connection:
         started = time.monotonic()
         for number in range(events):
             time.sleep(max(started + number * every_seconds - time.monotonic(), 0))
+            if time.monotonic() - started > at_most_seconds:
+                break
             event_id = str(uuid4())
             connection.execute(
                 QUERIES["make_events"].sql,

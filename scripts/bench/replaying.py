@@ -38,7 +38,7 @@ _EARLY_SECONDS: Final = 2.0
 _CANCELLED_SECONDS: Final = 10.0
 """How long the replay that is cancelled would take at least."""
 _WAIT_SECONDS: Final = 300.0
-_END_SECONDS: Final = 5.0
+_END_SECONDS: Final = 10.0
 """How much longer the relay works than the replay should take."""
 
 
@@ -119,8 +119,12 @@ def _live(
     linger_seconds = _EARLY_SECONDS + seconds + _END_SECONDS
     with _relay(rig, database, endpoint, linger_seconds) as report:
         begin()
+        lasting = _EARLY_SECONDS + seconds
         committed = trickle(
-            database, round((_EARLY_SECONDS + seconds) * sizes.latency_rate), every_seconds=1 / sizes.latency_rate
+            database,
+            round(lasting * sizes.latency_rate),
+            every_seconds=1 / sizes.latency_rate,
+            at_most_seconds=lasting,
         )
         report()
     live: dict[str, float] = {}

@@ -104,6 +104,23 @@ def test_a_measurement_takes_at_least_five_rounds_by_default(tmp_path: Path, ask
     assert [sizes.rounds for _, sizes in asked] == [5, 1]
 
 
+def test_a_scenario_is_measured_at_the_size_asked_for(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
+    run(tmp_path, "idle", "--size", "replayed=7", "--size", "rounds=3")
+    [(_, sizes)] = asked
+    assert sizes == Sizes(replayed=7, rounds=3)
+
+
+@pytest.mark.parametrize("size", ["speed=7", "replayed", "replayed=0", "replayed=-7", "replayed=many"])
+def test_a_size_that_is_none_is_named_with_those_there_are(
+    tmp_path: Path, asked: list[tuple[str, Sizes]], size: str
+) -> None:
+    result = run(tmp_path, "idle", "--size", size)
+    assert result.exit_code == 2
+    assert f"--size {size} names no size" in result.stderr
+    assert "rebuilt_events" in result.stderr
+    assert asked == []
+
+
 def test_an_unknown_scenario_is_named_with_those_there_are(tmp_path: Path, asked: list[tuple[str, Sizes]]) -> None:
     result = run(tmp_path, "--scenario", "speed")
     assert result.exit_code == 2

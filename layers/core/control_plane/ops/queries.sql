@@ -57,7 +57,7 @@ SELECT
                     to_jsonb(letter) - '{kind,promised_at,event_id,event_type,body,attributes}'::text[]
                         || jsonb_build_object(
                             'body_bytes', octet_length(letter.body),
-                            'is_redrivable', EXISTS (SELECT FROM outbox WHERE outbox.id = letter.outbox_id)
+                            'is_redrivable', coalesce((SELECT true FROM outbox WHERE outbox.id = letter.outbox_id), false)
                         )
                     ORDER BY letter.id
                 )
@@ -165,29 +165,42 @@ ORDER BY pending.subscription
 -- name: unprocessed_deliveries
 -- Which of the newest messages' deliveries the subscription's consumer has not processed: how many, the oldest one's
 -- age in seconds, and its event. A subscription whose consumer has recorded nothing yet is left out, because it may
--- keep no record. A delivery that its consumer has given up on is left out, too: it is a dead letter.
+-- keep no record. A delivery that its consumer has given up on is left out, too: it is a dead letter. OFFSET 0 and the
+-- scalar subqueries have Postgres look each message up: a join would read whole tables at some of their sizes.
 SELECT
     delivery.subscription,
     count(*),
     extract(epoch FROM now() - min(delivery.delivered_at))::double precision,
     (array_agg(message.event_id ORDER BY delivery.delivered_at))[1]
 FROM (SELECT id, event_id FROM outbox ORDER BY id DESC LIMIT %(limit)s) AS message
-JOIN deliveries AS delivery ON delivery.outbox_id = message.id
-JOIN subscriptions ON subscriptions.name = delivery.subscription AND subscriptions.removed_at IS NULL
-WHERE EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscription)
-    AND NOT EXISTS (
-        SELECT
+CROSS JOIN LATERAL (
+    SELECT outbox_id, subscription, operation_id, delivered_at
+    FROM deliveries
+    WHERE outbox_id = message.id
+    OFFSET 0
+) AS delivery
+JOIN (
+    SELECT name
+    FROM subscriptions
+    WHERE removed_at IS NULL
+        AND name = (SELECT consumer FROM processed_events WHERE consumer >= name ORDER BY consumer LIMIT 1)
+    OFFSET 0
+) AS recorded ON recorded.name = delivery.subscription
+WHERE (
+        SELECT true
         FROM processed_events AS processed
         WHERE processed.consumer = delivery.subscription AND processed.event_id = message.event_id
-    )
-    AND NOT EXISTS (
-        SELECT
+        LIMIT 1
+    ) IS NULL
+    AND (
+        SELECT true
         FROM dead_letters AS letter
         WHERE letter.outbox_id = delivery.outbox_id
             AND letter.subscription = delivery.subscription
             AND letter.kind = 'consumer'
             AND letter.operation_id IS NOT DISTINCT FROM delivery.operation_id
-    )
+        LIMIT 1
+    ) IS NULL
 GROUP BY delivery.subscription
 ORDER BY delivery.subscription
 
@@ -244,7 +257,8 @@ WHERE since > now() - interval '15 minutes'
 
 -- name: dead_letters
 -- A page of the dead letters that a filter selects, newest first, from below an id on; a null in the filter selects any
--- value. Of a body only the beginning is read.
+-- value. Of a body only the beginning is read. Whether the outbox has a message is no EXISTS, for which Postgres may
+-- read all of the outbox.
 SELECT
     letter.id,
     letter.kind,
@@ -263,7 +277,7 @@ SELECT
     letter.sent_at,
     octet_length(letter.body) AS body_bytes,
     substr(letter.body, 1, 200) AS body_start,
-    EXISTS (SELECT FROM outbox WHERE outbox.id = letter.outbox_id) AS is_redrivable,
+    coalesce((SELECT true FROM outbox WHERE outbox.id = letter.outbox_id), false) AS is_redrivable,
     letter.resolution,
     letter.resolved_at,
     letter.resolved_by,
