@@ -1,6 +1,7 @@
 """The record that the engine carries on from step to step is the one that is stored, byte for byte."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.integration.decisions.world import World, anomaly
 from control_plane.decisions import engine, steps
 from control_plane.decisions.record import Loaded, load
 from control_plane.model.deciding import AgentResult
+from control_plane.model.decision_events import GATEKEEPER_WORK
 from control_plane.platform.database import connect
 
 
@@ -32,6 +34,8 @@ def test_the_record_after_a_step_is_what_is_read(
             assert carried.record.artifacts.items() >= read.record.artifacts.items()
             assert carried.is_closed == read.is_closed
             assert carried.wake_seq == read.wake_seq
+            stored = "SELECT hash FROM decision_steps WHERE decision_id = %s AND seq = %s"
+            assert connection.execute(stored, [hold.decision_id, carried.head_seq]).fetchone() == (carried.head_hash,)
             added = {step.kind for step in read.record.steps[steps_known:]}
             assert added <= {"call_intended"}
             assert bool(added) == carried.waits, (
@@ -48,6 +52,52 @@ def test_the_record_after_a_step_is_what_is_read(
     world.detect(anomaly())
     world.run()
     assert {"evidence", "calls", "answers", "simulation", "proposal", "state"} <= set(compared)
+
+
+def test_what_is_known_of_a_record_counts_only_where_it_is_what_is_stored(world: World) -> None:
+    world.deaf = {GATEKEEPER_WORK}
+    world.detect(anomaly())
+    world.run()
+    loaded = load(world.decide, world.record().decision.decision_id)
+    assert loaded is not None
+    forged = replace(loaded.record.steps[-1], body={"forged": True})
+    known = replace(loaded, record=replace(loaded.record, steps=[*loaded.record.steps[:-1], forged]))
+    read = load(world.decide, loaded.record.decision.decision_id, known)
+    assert read is not None
+    assert read.record.steps[-1] == forged, "of what is known by its hash nothing is read again"
+    read = load(world.decide, loaded.record.decision.decision_id, replace(known, head_hash=b"another"))
+    assert read is not None
+    assert list(read.record.steps) == list(loaded.record.steps)
+
+
+def test_a_decision_is_left_once_its_steps_are_on_disk(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = {engine.QUERIES["leave_decision"].sql: True, engine.QUERIES["leave_decision_alone"].sql: False}
+    last, waited = [True], []
+
+    def noting(connection: Connection[Any], hold: Any, *arguments: Any, **named: Any) -> Loaded:
+        grown = steps.append(connection, hold, *arguments, **named)
+        last.append(grown.is_on_disk)
+        return grown
+
+    world = make_world(verdict="permitted")
+    execute = world.decide.execute
+
+    def spying(query: Any, *arguments: Any, **named: Any) -> Any:
+        if query in leaves:
+            waited.append((last[-1], leaves[query]))
+        if query == engine.QUERIES["claim_decision_alone"].sql:
+            last.append(True)
+        return execute(query, *arguments, **named)
+
+    monkeypatch.setattr(engine, "append", noting)
+    monkeypatch.setattr(world.decide, "execute", spying)
+    world.detect(anomaly())
+    world.run()
+    assert all(waits is not was_on_disk for was_on_disk, waits in waited)
+    assert {was_on_disk for was_on_disk, _ in waited} == {True, False}, "there are both"
+    assert world.decide.execute("SHOW synchronous_commit").fetchone() == ("on",)
 
 
 def woken(connection: Connection[Any], decision_id: Any) -> int:

@@ -111,7 +111,7 @@ class Engine:
     def _keep(self, loaded: Loaded) -> None:
         """Keeps a record for the next message about its decision: of what is stored, only what is new is read then."""
         if not loaded.is_closed:
-            self._known[loaded.record.decision.decision_id] = loaded
+            self._known[loaded.record.decision.decision_id] = replace(loaded, is_on_disk=True)
         while len(self._known) > MOST_KNOWN:
             del self._known[next(iter(self._known))]
 
@@ -383,9 +383,13 @@ class Engine:
         return self._deciding[domain]
 
     def _leave(self, connection: Connection[Any], hold: Hold, loaded: Loaded) -> bool:
-        """Gives the lease back; returns False where a message came since the record was read."""
+        """Gives the lease back; returns False where a message came since the record was read.
+
+        All that was appended is on disk then: the message that led to it does not come again.
+        """
+        query = "leave_decision_alone" if loaded.is_on_disk else "leave_decision"
         row = connection.execute(
-            QUERIES["leave_decision_alone"].sql,
+            QUERIES[query].sql,
             {"decision_id": hold.decision_id, "fence": hold.fence, "wake_seq": loaded.wake_seq},
         ).fetchone()
         return row is None or row[0] != "woken"
@@ -461,10 +465,8 @@ def _next_look(now: datetime, move: Observe, shortest: float) -> datetime:
 
 
 def _store_outcome(connection: Connection[Any], hold: Hold, step: Append, seq: int) -> None:
-    observed, of_step = dict(step.body), {"decision_id": hold.decision_id, "seq": seq}
+    observed = dict(step.body)
     connection.execute(
         QUERIES["store_outcome"].sql,
-        {**of_step, "state": observed["state"], "observed": Jsonb(observed)},
+        {"decision_id": hold.decision_id, "seq": seq, "state": observed["state"], "observed": Jsonb(observed)},
     )
-    for score in observed["scores"]:
-        connection.execute(QUERIES["store_score"].sql, {**of_step, **score})

@@ -230,6 +230,7 @@ def _open(
             "lease_seconds": claim["lease_seconds"],
             "seen_seq": None,
             "events": as_json([announcements.opened(decision, now)]),
+            "awaits_disk": True,
         },
     )
     return int(claimed[0])

@@ -326,7 +326,8 @@ WHERE set_config('synchronous_commit', 'off', true) IS NOT NULL
 
 -- name: advance_decision
 -- Stores what a step names, appends it and moves the decision on, under the fence of its claim, and tells its events, where
--- there are any; returns the step's number, time and hash, and how the decision stands: see the query decision.
+-- there are any; returns the step's number, time and hash, and how the decision stands: see the query decision. A step that
+-- tells nobody anything need not wait for the disk: whatever its holder commits next takes it there.
 WITH stored AS (
     INSERT INTO artifacts (sha256, kind, bytes)
     SELECT sha256, kind, bytes
@@ -356,7 +357,8 @@ SELECT
         WHEN %(events)s::json IS NOT NULL THEN
             (SELECT count(*) FROM insert_decision_events(%(events)s::json) WHERE new_seq IS NOT NULL)
     END,
-    new_hash
+    new_hash,
+    CASE WHEN NOT %(awaits_disk)s THEN set_config('synchronous_commit', 'off', true) END
 FROM advanced
 
 -- name: begin_round
@@ -436,18 +438,20 @@ SELECT intend_call(
 SELECT end_lost_calls(%(decision_id)s, %(fence)s)
 
 -- name: store_outcome
--- What came of a decision, as of the step that says so.
-INSERT INTO outcomes (decision_id, state, observed, observed_at)
-SELECT decision_id, %(state)s, %(observed)s::jsonb, at
-FROM decision_steps
-WHERE decision_id = %(decision_id)s AND seq = %(seq)s
-
--- name: store_score
--- How good one forecast was, as of the step that says so.
+-- What came of a decision, and how good each forecast was, as of the step that says so.
+WITH told AS (
+    SELECT decision_id, at FROM decision_steps WHERE decision_id = %(decision_id)s AND seq = %(seq)s
+),
+observed AS (
+    INSERT INTO outcomes (decision_id, state, observed, observed_at)
+    SELECT decision_id, %(state)s, %(observed)s::jsonb, at FROM told
+)
 INSERT INTO agent_scores (decision_id, agent, agent_version, forecast, probability, happened, brier, scored_at)
-SELECT decision_id, %(agent)s, %(agent_version)s, %(forecast)s, %(probability)s, %(happened)s, %(brier)s, at
-FROM decision_steps
-WHERE decision_id = %(decision_id)s AND seq = %(seq)s
+SELECT decision_id, agent, agent_version, forecast, probability, happened, brier, at
+FROM told
+CROSS JOIN jsonb_to_recordset(%(observed)s::jsonb -> 'scores') AS score (
+    agent text, agent_version text, forecast text, probability double precision, happened boolean, brier double precision
+)
 
 -- name: fire_timers
 -- Decisions that somebody must look at although no message says so, and why; due timers are marked as fired.

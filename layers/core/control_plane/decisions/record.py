@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -36,6 +36,8 @@ class Loaded:
     """Whether all that it waits for was asked for just now: the attempts' own steps are not read yet."""
     head_hash: bytes | None = None
     """The hash of the newest step that was read, which covers all steps before it."""
+    is_on_disk: bool = True
+    """Whether the newest step that its holder appended has been written there, or what was committed after it."""
     is_left: bool = False
     """Whether the lease was given back with the newest step."""
 
@@ -93,7 +95,11 @@ def load(
         return None
     *columns, closed_at, wake_seq, now, switched_off, known_hash = rows[0][:_COLUMNS]
     if known is not None and _bytes(known_hash) != known.head_hash:
-        return load(connection, decision_id, None, stored)
+        return (
+            replace(read, is_on_disk=known.is_on_disk)
+            if (read := load(connection, decision_id, None, stored))
+            else None
+        )
     new = [row[_COLUMNS:] for row in rows if row[_COLUMNS] is not None]
     new_steps = [_step(found) for found in new]
     artifacts = dict(known.record.artifacts) if known is not None else {}
@@ -109,6 +115,7 @@ def load(
         bodies=(*(known.bodies if known is not None else ()), *(bytes(found[5]) for found in new)),
         switched_off=frozenset(switched_off),
         head_hash=_bytes(new[-1][9] if new else known_hash),
+        is_on_disk=known is None or known.is_on_disk,
     )
 
 

@@ -71,14 +71,16 @@ def append(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append
     """Appends a step with its artifacts and its events, in one statement, and returns the record with it.
 
     ``seen_seq`` is the end of the record that the step was decided on; None within a transaction that has checked it:
-    such a step has no events, and may leave others out that the record returned does not have. Raises psycopg.Error:
-    is_fence_lost and has_record_grown tell two of them.
+    such a step has no events, and may leave others out that the record returned does not have. A step without events
+    that is a transaction of its own may not be on disk yet. Raises psycopg.Error: is_fence_lost and has_record_grown
+    tell two of them.
     """
     events = [] if seen_seq is None else announcements.announce(loaded.record, step, seen_seq + 1, loaded.now)
     body = step.body_bytes()
+    awaits_disk = bool(events) or seen_seq is None
     about = {"body": body, "seen_seq": seen_seq, "events": as_json(events) if events else None}
-    row = _advance(connection, "advance_decision", hold, step, about)
-    return _grown(hold, loaded, step, body, row)
+    *row, _ = _advance(connection, "advance_decision", hold, step, about | {"awaits_disk": awaits_disk})
+    return replace(_grown(hold, loaded, step, body, row), is_on_disk=awaits_disk)
 
 
 def begin(connection: Connection[Any], hold: Hold, loaded: Loaded, step: Append) -> Loaded:

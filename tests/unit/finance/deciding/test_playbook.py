@@ -256,5 +256,5 @@ def test_calls_of_an_open_decision_wait_in_their_state() -> None:
     run.append("evidence", run.gathered, state="gathering")
     command = run.playbook.next(replace(run.record))
     assert isinstance(command, CallAgents)
-    assert command.state == "gathering"
-    assert [call.agent for call in command.calls] == ["signal_detection", "pattern_recognition"]
+    assert command.state == "hypothesising"
+    assert [call.agent for call in command.calls] == ["signal_detection", "pattern_recognition", "hypotheses"]

@@ -27,6 +27,12 @@ def features(series: Series, returns: Sequence[int], index: int) -> tuple[int, i
 
     ``returns[i]`` is the return of ``bars[i + 1]``. None where too few bars are before it, or none of them moved.
     """
+    found = _features(series, returns, index)
+    return None if found is None else found[0]
+
+
+def _features(series: Series, returns: Sequence[int], index: int) -> tuple[tuple[int, int, int], int] | None:
+    """Returns a bar's features, and the σ that they are measured by."""
     before = returns[max(0, index - 1 - LOOK_BACK_BARS) : index - 1]
     bar, previous = series.bars[index], series.bars[index - 1]
     sigma = measures.sigma_ppm(before) if len(before) == LOOK_BACK_BARS else 0
@@ -34,11 +40,12 @@ def features(series: Series, returns: Sequence[int], index: int) -> tuple[int, i
         return None
     (prior,) = measures.moves_ppm(before[-measures.HORIZON_BARS :])
     spread = measures.nearest((bar.high_micros - bar.low_micros) * measures.MILLION, previous.close_micros)
-    return (
+    sizes = (
         measures.in_sigmas_milli(returns[index - 1], sigma),
         measures.in_sigmas_milli(prior, sigma, measures.HORIZON_BARS),
         measures.in_sigmas_milli(spread, sigma),
     )
+    return sizes, sigma
 
 
 def _searched(series: Series) -> range:
@@ -57,11 +64,11 @@ def find_episodes(series: Series) -> list[dict[str, Any]]:
         insort(ordered, returns[index - 1])
         if is_calm:
             continue
-        sizes = features(series, returns, index)
-        if sizes is None or abs(sizes[0]) < _UNUSUAL_MILLI:
+        measured = _features(series, returns, index)
+        if measured is None or abs(measured[0][0]) < _UNUSUAL_MILLI:
             continue
+        sizes, sigma = measured
         (followed,) = measures.moves_ppm(returns[index : index + horizon])
-        sigma = measures.sigma_ppm(returns[index - 1 - LOOK_BACK_BARS : index - 1])
         found.append(
             {
                 "entity_id": bar.entity_id,

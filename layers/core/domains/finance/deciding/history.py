@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from itertools import pairwise, starmap
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 from psycopg import Connection
@@ -73,10 +74,8 @@ class Series:
     def return_ppm(self, index: int) -> int:
         """Returns a bar's adjusted return, 0 where one of the two prices is not positive."""
         now, before = self.bars[index].close_micros, self.bars[index - 1].close_micros
-        if now <= 0 or before <= 0:
-            return 0
-        if not self.actions:
-            return measures.return_ppm(now, before)
+        if now <= 0 or before <= 0 or not self.actions:
+            return _return_ppm(before, now)
         actions = self.actions_of(index)
         paid = sum(action.amount_micros or 0 for action in actions)
         found = measures.return_ppm(now, before, paid=paid)
@@ -91,8 +90,15 @@ class Series:
     def returns_ppm(self) -> Sequence[int]:
         """Returns the adjusted return of every bar but the first."""
         if not self._returns:
-            self._returns.extend(self.return_ppm(index) for index in range(1, len(self.bars)))
+            if self.actions:
+                self._returns.extend(self.return_ppm(index) for index in range(1, len(self.bars)))
+            else:
+                self._returns.extend(starmap(_return_ppm, pairwise(bar.close_micros for bar in self.bars)))
         return self._returns
+
+
+def _return_ppm(before: int, now: int) -> int:
+    return measures.return_ppm(now, before) if now > 0 and before > 0 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +122,14 @@ def read_before(
         "entity_id": entity_id,
         "count": count,
     }
-    bars = [Bar._make(row) for row in connection.execute(QUERIES["bars_until"].sql, values)]
+    bars = _bars(connection, QUERIES["bars_until"].sql, values)
     return _by_entity(connection, window.source, bars)
 
 
 def read_entity(connection: Connection[Any], window: Window, *, entity_id: str, count: int) -> Series:
     """Returns the newest bars of one entity up to the instant."""
     values = {"source": window.source, "series": window.series, "at": window.at, "entity_id": entity_id, "count": count}
-    bars = [Bar._make(row) for row in connection.execute(QUERIES["bars_of_entity"].sql, values)]
+    bars = _bars(connection, QUERIES["bars_of_entity"].sql, values)
     return _by_entity(connection, window.source, bars).get(entity_id, Series((), ()))
 
 
@@ -138,8 +144,13 @@ def read_after(
         "entities": list(entities),
         "until": until,
     }
-    bars = [Bar._make(row) for row in connection.execute(QUERIES["bars_between"].sql, values)]
+    bars = _bars(connection, QUERIES["bars_between"].sql, values)
     return _by_entity(connection, window.source, bars)
+
+
+def _bars(connection: Connection[Any], query: LiteralString, values: Mapping[str, Any]) -> Sequence[Bar]:
+    # In binary an instant is a number: hundreds of them are read in half the time of their texts.
+    return list(map(Bar._make, connection.execute(query, values, binary=True).fetchall()))
 
 
 def _by_entity(connection: Connection[Any], source: str, bars: Sequence[Bar]) -> Mapping[str, Series]:

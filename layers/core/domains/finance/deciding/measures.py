@@ -38,8 +38,10 @@ def sigma_ppm(returns: Sequence[int]) -> int:
     """Returns a robust standard deviation: 1.4826 × MAD, or the root mean square where most returns are equal."""
     if not returns:
         return 0
-    centre = median(returns)
-    spread = nearest(median(abs(value - centre) for value in returns) * 14_826, 10_000)
+    ordered = sorted(returns)
+    centre = median(ordered)
+    # In order they fall and then rise again, which sorting takes as two runs.
+    spread = nearest(median([abs(value - centre) for value in ordered]) * 14_826, 10_000)
     return spread or isqrt(sum(value * value for value in returns) // len(returns))
 
 

@@ -71,9 +71,11 @@ class UnusualBar:
         if evidence["bar"] is None:
             return self._observe(record)
         if not was_asked(record, "signal_detection"):
+            # None of the three needs what another says, so all are asked at once.
             calls = [AgentRequest("signal_detection", signal_request(evidence))]
             calls.append(AgentRequest("pattern_recognition", pattern_request(evidence)))
-            return CallAgents("gathering", tuple(calls))
+            calls.append(AgentRequest("hypotheses", hypotheses_request(evidence)))
+            return CallAgents("hypothesising", tuple(calls))
         if (explainer := next_to_ask(record, "hypotheses")) is not None:
             return CallAgents("hypothesising", (AgentRequest(explainer, hypotheses_request(evidence)),))
         hypothesis = chosen_hypothesis(record, evidence)
