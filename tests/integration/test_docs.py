@@ -20,6 +20,7 @@ import domains
 from backtest.services import Services
 from control_plane.decisions.emit import message
 from control_plane.decisions.record import load_record
+from control_plane.decisions.shadow import judge_in_shadow
 from control_plane.ingestion.rebuild import rebuild_observations
 from control_plane.ingestion.service import ingest
 from control_plane.ingestion.store import store_events
@@ -30,6 +31,7 @@ from control_plane.model.contract import (
 )
 from control_plane.model.decision_events import ActionExecuted
 from control_plane.platform.breakers import BreakerPolicy
+from control_plane.platform.database import connect
 from control_plane.platform.messages import one_as_json
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,7 @@ def heat(connection: Connection[Any], event: Event) -> bool:
 
 def test_every_code_block_of_the_domain_page_runs_here() -> None:
     assert [text for language, text in ANY_BLOCK.findall(PAGE) if language == "python"] == list(FILES.values())
-    names = {"__init__.py", "events.py", "stations_source.py", "frost.py", "deciding.py", "gate.py"}
+    names = {"__init__.py", "events.py", "stations_source.py", "frost.py", "deciding.py", "gate.py", "trial.py"}
     assert {Path(name).name for name in FILES} == names
     for path in re.findall(r"`((?:tests|layers|functions)/[^`]+)`|`(control_plane/[^`]+)`", PAGE):
         [name] = filter(None, path)
@@ -134,3 +136,30 @@ def test_the_pages_frost_is_decided_on(
     assert record is not None
     assert record.decision.state == "scored"
     assert [step.body["state"] for step in record.all("state")] == states
+
+
+def test_what_the_page_tries_in_shadow_releases_nothing(
+    app: Connection[Any], database: TestDatabase, weather: ModuleType
+) -> None:
+    frost = importlib.import_module("domains.weather.frost")
+    trial = importlib.import_module("domains.weather.trial").DECIDING
+    measured = seeds.look(weather.TemperatureMeasured(celsius=-8.0), entity_id="Oslo", occurred_at=datetime.now(UTC))
+    with app.transaction():
+        [stored] = store_events(app, [], [measured]).looks
+    assert stored.event is not None
+    assert frost.consume(app, stored.event)
+    with Services(database.url, {**domains.load_deciding(), "weather": trial}, client=heat) as services:
+        [(text,)] = app.execute("SELECT payload_json::text FROM outbox WHERE topic = 'decisions.work'").fetchall()
+        services.skip_messages(app)
+        services.decide_on(app, text)
+    decided = app.execute(
+        "SELECT playbook_version, is_shadow, state, action_type FROM decisions LEFT JOIN actions USING (decision_id)"
+        " ORDER BY playbook_version"
+    ).fetchall()
+    assert decided == [("1", False, "scored", "HEAT"), ("2", True, "scored", None)]
+    asked = app.execute("SELECT verdict_id, verdict FROM verdicts WHERE NOT is_shadow").fetchall()
+    with connect(database.url("acp_gatekeeper"), application_name="test") as gatekeeper:
+        [(verdict_id, verdict)] = asked
+        said = judge_in_shadow(gatekeeper, trial.gate, trial.shadow_policies, verdict_id)
+    assert said is not None
+    assert (verdict, said.enforced, said.verdict) == ("permitted", "permitted", "needs_approval")

@@ -1,6 +1,7 @@
 """Finance's decisions from the bar to the outcome: detector, engine, agents, gatekeeper, each under its own role."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,11 +9,12 @@ from psycopg import Connection
 from tests.conftest import TestDatabase
 from tests.integration.decisions.finance import LAST, STOCKS, closes, fold, instant, split, wobble
 
-from backtest.services import Services, plug_ins
+from backtest.services import PatientPlaybook, Services, plug_ins
 from control_plane.decisions.record import load, load_record
 from control_plane.decisions.replay import replay
 from control_plane.model.deciding import Record
 from domains import load_deciding
+from domains.finance.deciding.playbook import UnusualBar
 
 
 @pytest.fixture
@@ -173,3 +175,30 @@ def test_a_decision_is_decided_again_with_the_same_bytes(market: Connection[Any]
     again = replay(loaded, plug_ins()["finance"])
     assert again.difference is None
     assert again.steps > 10
+
+
+class NextVersion(PatientPlaybook):
+    """The playbook as it would be in its next version."""
+
+    version = "next"
+
+
+def test_a_version_in_shadow_decides_beside_and_sells_nothing(market: Connection[Any], database: TestDatabase) -> None:
+    fall(market, "AAPL", 0.5)
+    for entity in ("IBM", "MSFT"):
+        fall(market, entity, 1.0)
+    both = {name: replace(found, shadow_playbooks=(NextVersion(),)) for name, found in plug_ins().items()}
+    with Services(database.url, both) as services:
+        enforced, shadow = sorted(decide(services, market), key=lambda record: record.decision.is_shadow)
+        for record in (enforced, shadow):
+            loaded = load(services.decide, record.decision.decision_id)
+            assert loaded is not None
+            assert replay(loaded, both["finance"]).difference is None
+    assert (enforced.decision.playbook_version, shadow.decision.playbook_version) == (UnusualBar.version, "next")
+    assert states(enforced) == ["released", "executed"]
+    assert states(shadow) == []
+    proposed, judged = shadow.last("proposal"), shadow.last("verdict")
+    assert proposed is not None
+    assert judged is not None
+    assert (proposed.body["action_type"], judged.body["verdict"]) == ("HEDGE", "permitted")
+    assert market.execute("SELECT count(*) FROM paper_orders").fetchone() == (1,)

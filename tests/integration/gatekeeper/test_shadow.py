@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,15 +23,25 @@ from control_plane.decisions import shadow
 from control_plane.decisions.audit import audit
 from control_plane.decisions.gatekeeper import judge, verdict_id_of
 from control_plane.decisions.shadow import judge_in_shadow
-from control_plane.model.deciding import Deciding
+from control_plane.model.deciding import Deciding, Judged
 from control_plane.platform.child import ChildFailed, run_in_child
 from control_plane.platform.database import connect
+from domains.finance.gate import FinanceGate
 
 STRICTER = GATE.policies + '@id("nothing_now") forbid (principal, action, resource);'
 ERRING = (
     GATE.policies + '@id("errs") forbid (principal, action, resource)'
     " when { context.quantity_micros * 4611686018427387904 == 5 };"
 )
+
+
+class Blind(FinanceGate):
+    """Would see a verdict in shadow, if it were shown one."""
+
+    def check_evidence(self, connection: psycopg.Connection[Any], judged: Judged) -> Sequence[str]:
+        assert judged.record.last("verdict") is not None
+        assert judged.record.last("shadow_verdict") is None
+        return super().check_evidence(connection, judged)
 
 
 def unreadable() -> str:
@@ -101,6 +111,36 @@ def test_it_is_recorded_once(world: World) -> None:
     assert len(recorded(proposed)) == 1
 
 
+def test_the_database_takes_one_a_verdict(world: World) -> None:
+    proposed = world.propose()
+    proposed.judge()
+    answers = [
+        world.gatekeeper.execute(
+            "SELECT record_shadow_verdict(%s, NULL, NULL, 'refused', 'permitted', '[]', '[]')",
+            [verdict_id_of(proposed.decision_id, proposed.seq, nth)],
+        ).fetchone()
+        for nth in (0, 0, 1)
+    ]
+    assert answers == [(True,), (False,), (False,)]
+    assert len(recorded(proposed)) == 1
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_shadows_policies_and_schema_are_audited(world: World) -> None:
+    proposed = world.propose()
+    proposed.judge()
+    other = type("Other", (type(GATE),), {"schema": property(lambda _: f"{GATE.schema}// another")})()
+    verdict_id = verdict_id_of(proposed.decision_id, proposed.seq, 0)
+    said = judge_in_shadow(world.gatekeeper, other, lambda: STRICTER, verdict_id)
+    assert said is not None
+    assert not said.errors
+    world.owner.execute("ALTER TABLE artifacts DISABLE TRIGGER USER")
+    world.owner.execute("ALTER TABLE artifacts DROP CONSTRAINT artifacts_are_named_by_their_content")
+    for text in (STRICTER, other.schema):
+        world.owner.execute("UPDATE artifacts SET bytes = bytes || '\\x2f2f' WHERE bytes = %s", [text.encode()])
+    assert [finding.where for finding in audit(world.owner).findings] == ["artifacts", "artifacts"]
+
+
 @pytest.mark.usefixtures("patience")
 def test_what_no_policy_was_asked_for_is_not_judged(world: World) -> None:
     case = Case()
@@ -121,7 +161,7 @@ def test_the_verdict_after_an_approval_is_judged_as_approved(world: World) -> No
     with connect(make_person(world, "person_ida"), application_name="test") as person:
         assert Person(person).answer(proposed) == "given"
     proposed.move("approved")
-    assert proposed.judge(nth=1).is_released
+    assert proposed.judge(nth=1, gate=Blind()).is_released
     said = in_shadow(world, proposed, GATE.policies, nth=1)
     assert said is not None
     assert (said.enforced, said.verdict) == ("permitted", "permitted")

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from importlib import resources
+from pathlib import Path
 from random import Random
 from typing import Any
 from unicodedata import east_asian_width
@@ -13,6 +15,7 @@ from tests.judgements import AT, GATE, MILLION, Case, Now, evidence, json_bytes,
 from control_plane.decisions.judgement import AskedApproval, approval_id, examine
 from control_plane.decisions.policy import RELEASE, RELEASE_WITHOUT_APPROVAL, decide, from_record, load_from
 from control_plane.model.deciding import Proposal
+from domains.finance import gate
 from domains.finance.approval_text import unsupported_numbers
 from domains.finance.evidence_check import grounds_of
 
@@ -354,3 +357,14 @@ def test_prose_cannot_pass_for_what_our_code_says() -> None:
 def test_a_deadline_is_the_databases_to_judge() -> None:
     assert Case(now=AT + timedelta(minutes=14, seconds=59)).judge().verdict == "permitted"
     assert Case(now=AT + timedelta(minutes=15)).judge().verdict == "refused"
+
+
+def test_policies_in_shadow_are_those_of_a_file_beside_the_enforced_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gate.policies_in_shadow() is None
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    (tmp_path / "shadow.cedar").write_text("permit", encoding="utf-8")
+    read = gate.policies_in_shadow()
+    assert read is not None
+    assert read() == "permit"

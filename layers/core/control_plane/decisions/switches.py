@@ -43,7 +43,7 @@ def scopes_of(deciding: Mapping[str, Deciding]) -> Sequence[str]:
     found = ["all"]
     for domain, plug_ins in deciding.items():
         found.append(f"domain:{domain}")
-        found += (f"playbook:{playbook.name}" for playbook in plug_ins.playbooks)
+        found += (f"playbook:{playbook.name}" for playbook in plug_ins.versions)
         found += (f"agent:{agent.name}" for agent in plug_ins.agents)
         found += (f"action:{action_type}" for action_type in plug_ins.gate.action_types)
     return list(dict.fromkeys(found))

@@ -166,7 +166,7 @@ COUNTED: Final = (
         "kind verdict",
         "verdict",
         "permitted needs_approval refused error",
-        "Verdicts on proposed actions: binding ones, those on a playbook in shadow, and those of policies in shadow.",
+        "Verdicts on proposed actions: binding, shadow (a playbook in shadow), shadow_policy (policies in shadow).",
         of_outcome=True,
     ),
     _counted(

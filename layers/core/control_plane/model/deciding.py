@@ -13,6 +13,7 @@ from uuid import UUID, uuid5
 from pydantic import ConfigDict, Field
 
 from control_plane.model.contract import Name
+from control_plane.model.ids import canonical_instant
 from control_plane.model.late import LateModel
 
 DECISION_NAMESPACE = UUID("7c1f3c58-0f0e-4b57-9d5e-0d6f5f1b9a52")
@@ -379,3 +380,15 @@ def derived_id(*parts: object) -> UUID:
 def decision_id(*, source: str, entity_id: str, series: str, occurred_at: str, kind: str, playbook: str) -> UUID:
     """Returns a decision's id: a revised bar's anomaly, and a newer version of the playbook, join the same decision."""
     return derived_id("decision", source, entity_id, series, occurred_at, kind, playbook)
+
+
+def enforced_id(decision: Decision) -> UUID:
+    """Returns the id of the decision that the enforced version of a decision's playbook takes on the same anomaly."""
+    return decision_id(
+        source=decision.source,
+        entity_id=decision.entity_id,
+        series=decision.series,
+        occurred_at=canonical_instant(decision.occurred_at),
+        kind=decision.anomaly_kind,
+        playbook=decision.playbook,
+    )

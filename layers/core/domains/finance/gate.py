@@ -15,7 +15,7 @@ from psycopg import Connection
 from psycopg.rows import class_row
 from pydantic import Field
 
-from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged, ReadPolicies
+from control_plane.model.deciding import ActionSchema, Gate, JsonObject, Judged, ReadPolicies, enforced_id
 from control_plane.platform.queries import load_queries
 from domains.finance.account_check import Account, AccountRow, account_faults, account_of
 from domains.finance.approval_text import render
@@ -159,7 +159,10 @@ class FinanceGate:
         return account_of(rows)
 
     def releases(self, connection: Connection[Any], judged: Judged) -> Sequence[Release]:
-        """Returns what the account was released and has executed lately, and what it may still execute."""
+        """Returns what the account was released and has executed lately, and what it may still execute.
+
+        A decision in shadow is judged as if the enforced one on its anomaly had released nothing.
+        """
         with connection.cursor(row_factory=class_row(Release)) as cursor:
             return cursor.execute(
                 QUERIES["live_releases"].sql,
@@ -167,6 +170,7 @@ class FinanceGate:
                     "domain": judged.decision.domain,
                     "account": judged.account,
                     "at": judged.decision.occurred_at,
+                    "left_out": enforced_id(judged.decision) if judged.decision.is_shadow else None,
                 },
             ).fetchall()
 

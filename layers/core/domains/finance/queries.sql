@@ -67,7 +67,7 @@ ORDER BY newest.occurred_at, kind
 
 -- name: live_releases
 -- What an account was released and has executed near an instant, and whatever it was released and may still execute. The
--- margin is for an execution that began in time and is not committed.
+-- margin is for an execution that began in time and is not committed. What one decision was released can be left out.
 SELECT
     decision.source,
     decision.entity_id,
@@ -81,6 +81,7 @@ JOIN artifacts AS request ON request.sha256 = verdict.request_sha256
 LEFT JOIN executions AS execution USING (action_id)
 WHERE action.domain = %(domain)s
     AND action.account = %(account)s
+    AND action.decision_id IS DISTINCT FROM %(left_out)s::uuid
     AND CASE
         WHEN execution.action_id IS NULL THEN action.expires_at > clock_timestamp() - interval '5 minutes'
         ELSE execution.outcome = 'executed'
