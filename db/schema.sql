@@ -1661,7 +1661,7 @@ CREATE FUNCTION public.flow_bounds() RETURNS double precision[]
 
 CREATE FUNCTION public.flow_bucket(seconds double precision) RETURNS smallint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN ((width_bucket(seconds, public.flow_bounds()) - ((seconds = ANY (public.flow_bounds())))::integer))::smallint;
+    RETURN ((cardinality(public.flow_bounds()) - width_bucket((- seconds), ARRAY[('-1800'::integer)::double precision, ('-900'::integer)::double precision, ('-300'::integer)::double precision, ('-60'::integer)::double precision, ('-30'::integer)::double precision, ('-10'::integer)::double precision, ('-5'::integer)::double precision, ('-2.5'::numeric)::double precision, ('-1'::integer)::double precision, ('-0.5'::numeric)::double precision, ('-0.25'::numeric)::double precision, ('-0.1'::numeric)::double precision, ('-0.05'::numeric)::double precision, ('-0.025'::numeric)::double precision, ('-0.01'::numeric)::double precision, ('-0.005'::numeric)::double precision])))::smallint;
 
 CREATE FUNCTION public.fold_flow(most integer DEFAULT 100000) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
@@ -3036,7 +3036,10 @@ $$;
 CREATE FUNCTION public.settle_deliveries(settled_by text, outbox_ids bigint[], for_subscriptions text[], operation_ids uuid[], claim_tokens uuid[], dispositions text[], message_ids text[], errors text[], delays_seconds double precision[], are_suspect boolean[], send_seconds double precision[] DEFAULT NULL::double precision[], waited_seconds double precision[] DEFAULT NULL::double precision[]) RETURNS TABLE(outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    SET plan_cache_mode TO 'force_custom_plan'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$
 #variable_conflict use_column
 BEGIN
@@ -3054,7 +3057,8 @@ BEGIN
     ended AS (
         DELETE FROM pending_deliveries AS pending
         USING outcome
-        WHERE pending.outbox_id = outcome.outbox_id
+        WHERE pending.outbox_id = ANY (outbox_ids)
+            AND pending.outbox_id = outcome.outbox_id
             AND pending.subscription = outcome.subscription
             AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
             AND pending.claim_token = outcome.claim_token
@@ -3075,7 +3079,8 @@ BEGIN
             next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
             suspect_since = CASE WHEN outcome.is_suspect THEN coalesce(pending.suspect_since, now()) ELSE pending.suspect_since END
         FROM outcome
-        WHERE pending.outbox_id = outcome.outbox_id
+        WHERE pending.outbox_id = ANY (outbox_ids)
+            AND pending.outbox_id = outcome.outbox_id
             AND pending.subscription = outcome.subscription
             AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
             AND pending.claim_token = outcome.claim_token
@@ -3112,33 +3117,44 @@ BEGIN
         WHERE disposition IN ('failed', 'dead_lettered')
     ),
     counted AS (
+        -- Every settlement pays for this part, so it aggregates the rows once, without a sort, into the few combinations of
+        -- the two durations' buckets, and adds these up by either duration.
         INSERT INTO flow_deltas (stage, name, outcome, bucket, n, seconds, trace_id, trace_seconds)
         SELECT
             stage, name, outcome, bucket, n, seconds,
-            (SELECT trace_id FROM outbox WHERE outbox.id = slowest), longest
+            (SELECT trace_id FROM outbox WHERE bucket IS NOT NULL AND outbox.id = slowest[2]::bigint), slowest[1]
         FROM (
-            SELECT
-                stage, name, outcome, flow_bucket(took) AS bucket, count(*) AS n, sum(took) AS seconds,
-                -- Of those that are counted together, the slowest is the example.
-                CASE WHEN max(took) IS NOT NULL THEN (array_agg(outbox_id ORDER BY took DESC))[1] END AS slowest,
-                max(took) AS longest
+            -- Of those that are counted together the slowest is the example, as its duration and its id: of two arrays the
+            -- one with the greater first element is the greater.
+            SELECT stage, name, outcome, bucket, sum(n) AS n, sum(seconds) AS seconds, max(slowest) AS slowest
             FROM (
                 SELECT
-                    'outbox' AS stage, subscription AS name, disposition AS outcome, outbox_id,
-                    CASE
-                        WHEN disposition = 'published' THEN
-                            greatest(extract(epoch FROM now() - promised_at) - coalesce(waited_for, 0), 0)
-                    END AS took
-                FROM settled
-                UNION ALL
-                SELECT 'send', subscription, 'sent', outbox_id, greatest(sent_for, 0)
-                FROM settled
-                WHERE sent_for IS NOT NULL
-            ) AS measured
-            GROUP BY stage, name, outcome, flow_bucket(took)
+                    subscription AS name, disposition, flow_bucket(took) AS took_bucket, flow_bucket(sent_for) AS sent_bucket,
+                    count(*) AS n, sum(took) AS took, sum(sent_for) AS sent_for,
+                    max(ARRAY[took, outbox_id]) AS slowest_took, max(ARRAY[sent_for, outbox_id]) AS slowest_sent
+                FROM (
+                    SELECT
+                        outbox_id, subscription, disposition,
+                        CASE WHEN sent_for IS NOT NULL THEN greatest(sent_for, 0) END AS sent_for,
+                        CASE
+                            WHEN disposition = 'published' THEN
+                                greatest(date_part('epoch', now() - promised_at) - coalesce(waited_for, 0), 0)
+                        END AS took
+                    FROM settled
+                    OFFSET 0 -- Keeps the durations from being computed anew wherever they are used.
+                ) AS measured
+                GROUP BY subscription, disposition, took_bucket, sent_bucket
+            ) AS combined
+            CROSS JOIN LATERAL (
+                VALUES
+                    ('outbox', disposition, took_bucket, took, slowest_took),
+                    ('send', 'sent', sent_bucket, sent_for, slowest_sent)
+            ) AS by_duration (stage, outcome, bucket, seconds, slowest)
+            WHERE stage = 'outbox' OR bucket IS NOT NULL
+            GROUP BY stage, name, outcome, bucket
         ) AS grouped
     )
-    SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
+    SELECT outbox_id, subscription, operation_id, disposition, date_part('epoch', now() - promised_at)
     FROM settled;
 END
 $$;

@@ -220,8 +220,12 @@ CREATE FUNCTION settle_deliveries(
 ) RETURNS TABLE (outbox_id bigint, subscription text, operation_id uuid, disposition text, age_seconds double precision)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, public, pg_temp
--- Otherwise a session would keep the plan that it made for a nearly empty table, which reads a whole backlog.
-SET plan_cache_mode = force_custom_plan
+-- A session plans this once: a plan for each call would take as long as settling some fifty rows. With these settings it is the
+-- same plan whatever the table held then: the given ids are looked up by the key, and joined by hash.
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_nestloop = off
+SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -239,7 +243,8 @@ BEGIN
     ended AS (
         DELETE FROM pending_deliveries AS pending
         USING outcome
-        WHERE pending.outbox_id = outcome.outbox_id
+        WHERE pending.outbox_id = ANY (outbox_ids)
+            AND pending.outbox_id = outcome.outbox_id
             AND pending.subscription = outcome.subscription
             AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
             AND pending.claim_token = outcome.claim_token
@@ -260,7 +265,8 @@ BEGIN
             next_attempt_at = now() + make_interval(secs => outcome.delay_seconds),
             suspect_since = CASE WHEN outcome.is_suspect THEN coalesce(pending.suspect_since, now()) ELSE pending.suspect_since END
         FROM outcome
-        WHERE pending.outbox_id = outcome.outbox_id
+        WHERE pending.outbox_id = ANY (outbox_ids)
+            AND pending.outbox_id = outcome.outbox_id
             AND pending.subscription = outcome.subscription
             AND pending.operation_id IS NOT DISTINCT FROM outcome.operation_id
             AND pending.claim_token = outcome.claim_token
@@ -297,33 +303,44 @@ BEGIN
         WHERE disposition IN ('failed', 'dead_lettered')
     ),
     counted AS (
+        -- Every settlement pays for this part, so it aggregates the rows once, without a sort, into the few combinations of
+        -- the two durations' buckets, and adds these up by either duration.
         INSERT INTO flow_deltas (stage, name, outcome, bucket, n, seconds, trace_id, trace_seconds)
         SELECT
             stage, name, outcome, bucket, n, seconds,
-            (SELECT trace_id FROM outbox WHERE outbox.id = slowest), longest
+            (SELECT trace_id FROM outbox WHERE bucket IS NOT NULL AND outbox.id = slowest[2]::bigint), slowest[1]
         FROM (
-            SELECT
-                stage, name, outcome, flow_bucket(took) AS bucket, count(*) AS n, sum(took) AS seconds,
-                -- Of those that are counted together, the slowest is the example.
-                CASE WHEN max(took) IS NOT NULL THEN (array_agg(outbox_id ORDER BY took DESC))[1] END AS slowest,
-                max(took) AS longest
+            -- Of those that are counted together the slowest is the example, as its duration and its id: of two arrays the
+            -- one with the greater first element is the greater.
+            SELECT stage, name, outcome, bucket, sum(n) AS n, sum(seconds) AS seconds, max(slowest) AS slowest
             FROM (
                 SELECT
-                    'outbox' AS stage, subscription AS name, disposition AS outcome, outbox_id,
-                    CASE
-                        WHEN disposition = 'published' THEN
-                            greatest(extract(epoch FROM now() - promised_at) - coalesce(waited_for, 0), 0)
-                    END AS took
-                FROM settled
-                UNION ALL
-                SELECT 'send', subscription, 'sent', outbox_id, greatest(sent_for, 0)
-                FROM settled
-                WHERE sent_for IS NOT NULL
-            ) AS measured
-            GROUP BY stage, name, outcome, flow_bucket(took)
+                    subscription AS name, disposition, flow_bucket(took) AS took_bucket, flow_bucket(sent_for) AS sent_bucket,
+                    count(*) AS n, sum(took) AS took, sum(sent_for) AS sent_for,
+                    max(ARRAY[took, outbox_id]) AS slowest_took, max(ARRAY[sent_for, outbox_id]) AS slowest_sent
+                FROM (
+                    SELECT
+                        outbox_id, subscription, disposition,
+                        CASE WHEN sent_for IS NOT NULL THEN greatest(sent_for, 0) END AS sent_for,
+                        CASE
+                            WHEN disposition = 'published' THEN
+                                greatest(date_part('epoch', now() - promised_at) - coalesce(waited_for, 0), 0)
+                        END AS took
+                    FROM settled
+                    OFFSET 0 -- Keeps the durations from being computed anew wherever they are used.
+                ) AS measured
+                GROUP BY subscription, disposition, took_bucket, sent_bucket
+            ) AS combined
+            CROSS JOIN LATERAL (
+                VALUES
+                    ('outbox', disposition, took_bucket, took, slowest_took),
+                    ('send', 'sent', sent_bucket, sent_for, slowest_sent)
+            ) AS by_duration (stage, outcome, bucket, seconds, slowest)
+            WHERE stage = 'outbox' OR bucket IS NOT NULL
+            GROUP BY stage, name, outcome, bucket
         ) AS grouped
     )
-    SELECT outbox_id, subscription, operation_id, disposition, extract(epoch FROM now() - promised_at)::double precision
+    SELECT outbox_id, subscription, operation_id, disposition, date_part('epoch', now() - promised_at)
     FROM settled;
 END
 $$;

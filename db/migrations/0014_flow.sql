@@ -3,13 +3,20 @@
 -- minutes and totals. A count is totals and deltas together, read in one snapshot: it never falls, and every reader sees the
 -- same.
 
--- The upper bounds of the buckets that durations are counted in, in seconds. This is the one list of them.
+-- The upper bounds of the buckets that durations are counted in, in seconds.
 CREATE FUNCTION flow_bounds() RETURNS double precision[] LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN ARRAY[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800]::double precision[];
 
--- The number of the bucket that a duration belongs to: how many bounds are below it.
+-- The number of the bucket that a duration belongs to: how many bounds are below it. width_bucket counts those that are not
+-- above, so this counts downwards, in the bounds negated; they are written out because every settled message is searched in
+-- them, and a test holds the two lists equal.
 CREATE FUNCTION flow_bucket(seconds double precision) RETURNS smallint LANGUAGE sql IMMUTABLE PARALLEL SAFE
-RETURN (width_bucket(seconds, flow_bounds()) - (seconds = ANY (flow_bounds()))::integer)::smallint;
+RETURN (cardinality(flow_bounds()) - width_bucket(
+    -seconds,
+    ARRAY[
+        -1800, -900, -300, -60, -30, -10, -5, -2.5, -1, -0.5, -0.25, -0.1, -0.05, -0.025, -0.01, -0.005
+    ]::double precision[]
+))::smallint;
 
 
 CREATE TABLE flow_deltas (

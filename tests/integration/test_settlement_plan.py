@@ -30,7 +30,7 @@ def deliver(connection: Connection[Any], *, rows: int) -> int:
 
 def test_settling_never_reads_the_whole_backlog(app: Connection[Any], owner: Connection[Any]) -> None:
     looks = seeds.ticks(140)
-    for number in range(12):  # A session that caches plans has chosen one after six executions.
+    for number in range(12):  # A session that caches plans has chosen one after six executions, at the latest.
         seeds.store(app, looks[3 * number : 3 * number + 3])
         owner.execute("VACUUM ANALYZE pending_deliveries")
         assert deliver(app, rows=3) == 3
@@ -42,6 +42,6 @@ def test_settling_never_reads_the_whole_backlog(app: Connection[Any], owner: Con
     with app.transaction():
         assert deliver(app, rows=100) == 100
         ((read,),) = app.execute(
-            "SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'pending_deliveries'"
+            "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'pending_deliveries'"
         ).fetchall()
     assert read < 1_000

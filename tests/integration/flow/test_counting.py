@@ -1,5 +1,6 @@
 """Each statement counts what it has done, in its own transaction."""
 
+import math
 from typing import Any
 from uuid import uuid4
 
@@ -95,11 +96,49 @@ def test_durations_are_in_their_buckets_with_the_slowest_as_example(
     assert 20 + 20 + 12 <= (found["outbox", 30].seconds or 0) < 60
 
 
+def test_one_settlement_counts_each_outcome_and_what_was_sent(app: Connection[Any]) -> None:
+    seeds.store(app, seeds.ticks(5))
+    dispositions = [
+        Disposition.PUBLISHED,
+        Disposition.FAILED,
+        Disposition.FAILED,
+        Disposition.RELEASED,
+        Disposition.PUBLISHED,
+    ]
+    settlements.settle(
+        app,
+        settled_by="r",
+        settlements=[
+            (one.message, Settlement(disposition, "m", "no"))
+            for one, disposition in zip(seeds.claim(app).deliveries, dispositions, strict=True)
+        ],
+        measured=[Measured(seconds, 0.0) for seconds in (0.03, 0.04, 0.3, None, 0.045)],
+    )
+    counts = [one for one in read_counts(app) if one.stage in {"outbox", "send"}]
+    assert counted(app)["send", "signal_lab", "sent"] == 4
+    assert {one.outcome: one.n for one in counts if one.stage == "outbox"} == {
+        "published": 2,
+        "failed": 2,
+        "released": 1,
+    }
+    # What is sent together is counted together, whatever became of it.
+    assert {one.bucket: (one.n, round(one.seconds or 0, 6)) for one in counts if one.stage == "send"} == {
+        3: (3, 0.115),
+        6: (1, 0.3),
+    }
+    assert {one.outcome for one in counts if one.bucket is None} == {"failed", "released"}
+    assert {one.outcome for one in counts if one.key in read_examples(app)} == {"published", "sent"}
+
+
 def test_a_bound_belongs_to_its_bucket(owner: Connection[Any]) -> None:
+    bounds = read_bounds(owner)
+    below, above = ([math.nextafter(bound, towards) for bound in bounds] for towards in (0, math.inf))
     rows = owner.execute(
-        "SELECT bound, (flow_bounds())[flow_bucket(bound) + 1] FROM unnest(flow_bounds()) AS bound"
+        "SELECT flow_bucket(below), flow_bucket(bound), flow_bucket(above)"
+        " FROM unnest(%s::float8[], %s::float8[], %s::float8[]) AS one (below, bound, above)",
+        [below, bounds, above],
     ).fetchall()
-    assert all(bound == of_bucket for bound, of_bucket in rows)
+    assert rows == [(place, place, place + 1) for place in range(len(bounds))]
     assert owner.execute("SELECT flow_bucket(0), flow_bucket(1e9), flow_bucket(NULL)").fetchall() == [(0, 16, None)]
 
 
