@@ -1,8 +1,9 @@
 /** The audit: who changed what by the API, when, from where and why. */
 import {
-  Empty, Export, Filters, Id, Instant, Json, More, Split, Stale, Table, Text, Trouble, count, html, link, loadSession, session,
+  Empty, Filters, Id, Instant, Json, More, Split, Stale, Table, Text, Trouble, count, html, link, loadSession, session,
   useEffect, usePages, useSession, visible,
 } from "#kit";
+import { Export } from "#views/export";
 import { Clock, Facts, Name, lacking } from "#views/operating";
 
 export const title = "Audit";

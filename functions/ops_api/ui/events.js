@@ -1,8 +1,9 @@
 /** The list of events: live, filtered by the query string, with the timeline of the chosen one beside it. */
 import {
-  Empty, Export, Filters, Id, Instant, More, Split, Stale, Table, Text, Trouble, api, count, html, link, useEffect, usePoll, useState,
+  Empty, Filters, Id, Instant, More, Split, Stale, Table, Text, Trouble, api, count, html, link, useEffect, usePoll, useState,
 } from "#kit";
 import { Detail } from "#views/event";
+import { Export } from "#views/export";
 
 export const title = "Events";
 

@@ -1,6 +1,6 @@
 /** What every view is made of: the API's client, polling, the router's state, and components. */
 import { h } from "preact";
-import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import htm from "htm";
 
 export { useCallback, useEffect, useMemo, useRef, useState };
@@ -318,9 +318,22 @@ export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current
         c === 0 && href ? html`<a class="row" href=${href(row)} aria-current=${there ? "true" : undefined}>${one.cell(row)}</a>` : one.cell(row)}</td>`)}</tr>`;
     })}</tbody></table></div>`;
 }
+/** A list and, beside it or on a narrow screen in its place, what is open of it. Closed, it gives the focus back to its row. */
 export function Split({ list, detail, title, closeHref }) {
-  return html`<div class=${detail ? "split open" : "split"}><div class="list">${list}</div>
-    ${detail && html`<section class="pane" aria-label=${title}><header><h2>${title}</h2>
+  const listed = useRef(), pane = useRef(), opener = useRef(null);
+  const isOpen = Boolean(detail);
+  const focused = document.activeElement; // while it is drawn, before what is closed takes the focus along
+  useLayoutEffect(() => {
+    if (isOpen) {
+      if (listed.current.contains(focused)) opener.current = focused;
+      if (!listed.current.checkVisibility()) pane.current.focus();
+    } else if (document.activeElement === document.body) opener.current?.focus();
+  }, [isOpen]);
+  useLayoutEffect(() => {
+    opener.current = listed.current.querySelector("a.row[aria-current]") ?? opener.current;
+  });
+  return html`<div class=${isOpen ? "split open" : "split"}><div class="list" ref=${listed}>${list}</div>
+    ${isOpen && html`<section class="pane" aria-label=${title} tabindex="-1" ref=${pane}><header><h2>${title}</h2>
       <a class="button" data-close href=${closeHref}>Close</a></header>${detail}</section>`}</div>`;
 }
 function forInput(at, inUtc) {
@@ -358,7 +371,7 @@ export function Filters({ fields }) {
       setQuery(Object.fromEntries(filled.map(({ name }) => [name, undefined])))}>Clear</button>`}</form>`;
 }
 export const More = ({ pages }) => html`<p class="more">
-  ${pages.more ? html`<button type="button" disabled=${pages.busy} onClick=${pages.loadMore}>Show more</button>` : null}
+  ${pages.more ? html`<button type="button" aria-disabled=${pages.busy} onClick=${pages.loadMore}>Show more</button>` : null}
   <span class="muted">${pages.busy ? "Reading …" : `${count(pages.items.length)} shown${pages.more ? "" : ", which is all"}`}</span></p>`;
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;
 export const Trouble = ({ error, retry }) => error && html`<div class="trouble" role="alert"><${Icon} tone="bad" />
@@ -385,66 +398,3 @@ export function Sparkline({ values, label, tone = "" }) {
 export const Bar = ({ done, total, label = "Progress" }) => html`<span class="bar">
   <progress max=${total || 1} value=${total ? done : 0} aria-label=${label}></progress>
   <span class="number">${count(done)}${total === null || total === undefined ? "" : ` of ${count(total)}`}</span></span>`;
-
-/** Asks before a change: Enter confirms, Escape closes. `onConfirm({reason, key})` returns a promise. */
-export function Confirm({ open, title, children, verb, danger = false, reason = false, keep = "Cancel", onConfirm, onClose }) {
-  const dialog = useRef();
-  const [state, setState] = useState({ busy: false, error: null, key: "" });
-  useEffect(() => {
-    if (open && !dialog.current.open) { setState({ busy: false, error: null, key: newKey() }); dialog.current.showModal(); }
-    if (!open && dialog.current?.open) dialog.current.close();
-  }, [open]);
-  if (!open) return html`<dialog ref=${dialog}></dialog>`;
-  const submit = async (event) => {
-    event.preventDefault();
-    if (state.busy) return;
-    const given = new FormData(event.target).get("reason")?.trim();
-    setState({ ...state, busy: true, error: null });
-    try { await onConfirm({ reason: given, key: state.key }); onClose(); } catch (error) {
-      setState({ busy: false, error, key: error.status === 0 ? state.key : newKey() });
-    }
-  };
-  const cancel = (event) => { event.preventDefault(); onClose(); };
-  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${cancel}><form onSubmit=${submit}>
-    <h2>${title}</h2><div>${children}</div>
-    ${reason && html`<label class="field"><span>Why? It is kept on record.</span>
-      <input name="reason" required maxlength="1000" autocomplete="off" autofocus /></label>`}
-    <${Trouble} error=${state.error} />
-    <footer><button type="button" onClick=${onClose}>${keep}</button>
-      <button class=${danger ? "danger" : "primary"} disabled=${state.busy} autofocus=${!reason}>${state.busy ? "…" : verb}</button></footer>
-  </form></dialog>`;
-}
-
-const MOST_EXPORTED = 10000;
-const csvCell = (value) => {
-  const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
-  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text; // no formula in a spreadsheet
-  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-};
-export function asCsv(items) {
-  const names = [...new Set(items.flatMap(Object.keys))];
-  return [names, ...items.map((item) => names.map((name) => item[name]))].map((row) => row.map(csvCell).join(",")).join("\r\n") + "\r\n";
-}
-/** Saves the list as it is filtered, up to 10,000 rows. */
-export function Export({ path, params, name }) {
-  const [state, setState] = useState({ busy: false, error: null, said: "" });
-  const save = async (kind) => {
-    setState({ busy: true, error: null, said: "Reading …" });
-    try {
-      const items = [];
-      let after;
-      do {
-        const page = await api("GET", path, { params: { ...params, limit: 200, after } });
-        items.push(...page.items);
-        after = page.next;
-      } while (after && items.length < MOST_EXPORTED);
-      const [text, type] = kind === "csv" ? [asCsv(items), "text/csv"] : [JSON.stringify(items, null, 2), "application/json"];
-      const a = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type })), download: `${name}.${kind}` });
-      a.click();
-      setTimeout(() => URL.revokeObjectURL(a.href), 10000);
-      setState({ busy: false, error: null, said: `${count(items.length)} rows${after ? ", the first ones" : ""}` });
-    } catch (error) { setState({ busy: false, error, said: "" }); }
-  };
-  return html`<span class="export"><span class="muted" role="status">${state.error ? state.error.message : state.said}</span>
-    ${["json", "csv"].map((kind) => html`<button type="button" disabled=${state.busy} onClick=${() => save(kind)}>${kind.toUpperCase()}</button>`)}</span>`;
-}

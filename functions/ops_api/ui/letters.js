@@ -1,8 +1,9 @@
 /** Dead letters of every kind: what was given up on, and how it gets delivered after all, or let go. */
 import {
-  Empty, Export, Filters, Id, Instant, Json, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, usePages,
+  Empty, Filters, Id, Instant, Json, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, usePages,
   usePoll, useQuery, useState, visible,
 } from "#kit";
+import { Export } from "#views/export";
 import { Act, Asked, Clock, Facts, Lacking, Name, Operation, PlanDialog, counted } from "#views/operating";
 
 export const title = "Dead letters";

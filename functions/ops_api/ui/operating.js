@@ -1,6 +1,6 @@
 /** What the views share that change something: buttons that say what a token lacks, plans, an operation's progress. */
 import {
-  Bar, Confirm, Duration, Id, Instant, Json, State, Text, Trouble, api, count, exact, html, link, may, newKey, session, useEffect,
+  Bar, Duration, Id, Instant, Json, State, Text, Trouble, api, count, exact, html, link, may, newKey, session, useEffect,
   usePoll, useRef, useSession, useState, useStore, utc, visible,
 } from "#kit";
 
@@ -54,6 +54,39 @@ export const Facts = ({ rows }) => html`<dl class="pairs">${rows
   .filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
   .map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${
     typeof value === "string" ? html`<${Text}>${value}<//>` : value}</dd></div>`)}</dl>`;
+
+/** Asks before a change: Enter confirms, Escape closes. `onConfirm({reason, key})` returns a promise. */
+export function Confirm({ open, title, children, verb, danger = false, reason = false, keep = "Cancel", onConfirm, onClose }) {
+  const dialog = useRef();
+  const [state, setState] = useState({ busy: false, error: null, key: "" });
+  useEffect(() => {
+    if (!open) return;
+    setState({ busy: false, error: null, key: newKey() });
+    dialog.current.showModal();
+  }, [open]);
+  if (!open) return null;
+  const leave = () => { dialog.current?.close(); onClose(); }; // closed, it gives the focus back
+  const submit = async (event) => {
+    event.preventDefault();
+    if (state.busy) return;
+    const given = new FormData(event.target).get("reason")?.trim();
+    setState({ ...state, busy: true, error: null });
+    try {
+      await onConfirm({ reason: given, key: state.key });
+      leave();
+    } catch (error) { setState({ busy: false, error, key: error.status === 0 ? state.key : newKey() }); }
+  };
+  const cancel = (event) => { event.preventDefault(); leave(); };
+  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${cancel}><form onSubmit=${submit}>
+    <h2>${title}</h2><div>${children}</div>
+    ${reason && html`<label class="field"><span>Why? It is kept on record.</span>
+      <input name="reason" required maxlength="1000" autocomplete="off" autofocus /></label>`}
+    <${Trouble} error=${state.error} />
+    <footer><button type="button" onClick=${leave}>${keep}</button>
+      <button class=${danger ? "danger" : "primary"} aria-disabled=${state.busy} autofocus=${!reason}>${
+        state.busy ? "…" : verb}</button></footer>
+  </form></dialog>`;
+}
 
 /** Asks for a reason, and does what was asked: `what` is {title, text, verb, danger, keep, run({reason, key})}, or null. */
 export const Asked = ({ what, onClose }) => html`<${Confirm} open=${what !== null} title=${what?.title} verb=${what?.verb}
@@ -164,7 +197,7 @@ export function PlanDialog({ title, request, verb, onClose, onStarted }) {
       <input name="rate" type="number" min="0.01" max="100000" step="any" placeholder="as fast as it goes" /></label>
     <${Trouble} error=${state.error} />
     <footer><button type="button" onClick=${leave}>Cancel</button>
-      <button class="primary" disabled=${!canStart || state.busy}>${verb} ${canStart ? count(operation.total) : ""}</button></footer>
+      <button class="primary" disabled=${!canStart} aria-disabled=${state.busy}>${verb} ${canStart ? count(operation.total) : ""}</button></footer>
   </form></dialog>`;
 }
 

@@ -1,8 +1,9 @@
 /** Operations: what changes the flow on purpose, planned, started, and followed to its end; and the forms that plan one. */
 import {
-  Bar, Empty, Export, Filters, Instant, More, Split, Stale, State, Table, Tabs, Text, Trouble, api, html, link, newKey, usePages,
+  Bar, Empty, Filters, Instant, More, Split, Stale, State, Table, Tabs, Text, Trouble, api, html, link, newKey, usePages,
   usePoll, useQuery, useRef, useState, utc,
 } from "#kit";
+import { Export } from "#views/export";
 import { FOR_ADMINS, Lacking, Name, Operation, lacking } from "#views/operating";
 
 export const title = "Operations";
@@ -135,7 +136,7 @@ function Planning({ kind, here, reload }) {
       <label class="field full"><span>Why? It is kept on record.</span>
         <input name="reason" required pattern=".*\\S.*" maxlength="1000" autocomplete="off" /></label>
       <div class="full"><${Trouble} error=${state.error} />
-        <p class="acts"><button class="primary" aria-disabled=${lacking(scope) ? "true" : undefined} title=${lacking(scope) || undefined}
-          disabled=${state.busy}>Plan it</button></p>
+        <p class="acts"><button class="primary" aria-disabled=${lacking(scope) !== "" || state.busy}
+          title=${lacking(scope) || undefined}>Plan it</button></p>
         <${Lacking} scope=${scope} what="plan it" /></div></form></div>`;
 }

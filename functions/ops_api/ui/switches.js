@@ -1,9 +1,9 @@
 /** Switches, what may pass to subscriptions and sources, and tokens. */
 import {
-  Confirm, Duration, Empty, Instant, More, Stale, State, Table, Text, Trouble, api, html, link, session, useEffect, usePages,
+  Duration, Empty, Instant, More, Stale, State, Table, Text, Trouble, api, html, link, session, useEffect, usePages,
   useRef, usePoll, useSession, useState, utc, visible,
 } from "#kit";
-import { Act, Asked, Lacking, Name, lacking } from "#views/operating";
+import { Act, Asked, Confirm, Lacking, Name, lacking } from "#views/operating";
 
 export const title = "Switches";
 
@@ -71,7 +71,7 @@ function Scope({ into }) {
   return html`<label class="field"><span>What</span><select autofocus onChange=${(event) => choose(event.target.value, "")}>
       ${Object.keys(STOPS).map((one) => html`<option value=${one} selected=${one === kind}>${one === "all" ? "everything" : `one ${one}`}</option>`)}
     </select></label>
-    ${kind !== "all" && html`<label class="field" key=${kind}><span>Name of the ${kind}</span><input required list="known-names" maxlength="122" autocomplete="off"
+    ${kind !== "all" && html`<label class="field" key=${kind}><span>Name of the ${kind}</span><input name="scope" required list="known-names" maxlength="122" autocomplete="off"
       spellcheck=${false} pattern="[A-Za-z0-9_.:\\/\\-]+" onInput=${(event) => choose(kind, event.target.value.trim())} /></label>
       <datalist id="known-names">${names.map((one) => html`<option value=${one} />`)}</datalist>`}
     <p class="stops"><strong>It stops:</strong> ${STOPS[kind]}</p>`;
@@ -110,7 +110,7 @@ function Passing({ ask }) {
     text: html`<p>For a breaker that nothing guards with any more: it is off the list, and comes back if something fails.</p>`,
     run: async ({ reason, key }) => { await api("DELETE", `breakers/${nameOf(row.name)}`, { params: { reason }, key }); reload(); } });
   const holdSource = () => ask({ title: "Hold a source", verb: "Hold", danger: true,
-    text: html`<label class="field"><span>Its name, such as yfinance</span><input required autofocus maxlength="63" pattern="[A-Za-z0-9_\\-]+"
+    text: html`<label class="field"><span>Its name, such as yfinance</span><input name="source" required autofocus maxlength="63" pattern="[A-Za-z0-9_\\-]+"
       autocomplete="off" onInput=${(event) => { name.current = event.target.value.trim(); }} /></label>
       <p>It is not asked until it is resumed, even if its breaker is not on record yet.</p>`,
     run: (given) => send({ kind: "source", name: name.current }, "hold", { is_new: true })(given) });
@@ -197,7 +197,7 @@ function Making({ open, onClose, onMade }) {
     onMade(await api("POST", "tokens", { body, key }));
   };
   return html`<${Confirm} open=${open} title="Make a token" verb="Make it" reason=${true} onConfirm=${make} onClose=${onClose}>
-    <label class="field"><span>Whose it is, such as kim</span><input required autofocus maxlength="63"
+    <label class="field"><span>Whose it is, such as kim</span><input name="token" required autofocus maxlength="63"
       pattern="[a-z][a-z0-9_.\\-]*" autocomplete="off" spellcheck=${false}
       onInput=${(event) => { given.current.name = event.target.value.trim(); }} /></label>
     <fieldset><legend>It may</legend>${Object.entries(SCOPES).map(([scope, what]) => {
@@ -207,7 +207,7 @@ function Making({ open, onClose, onMade }) {
     })}</fieldset>
     <label class="field"><span>Until${utc.get() === "1" ? " (UTC)" : " (local time)"};
       ${" "}empty: until it is revoked${session.expires_at ? ", and no longer than yours" : ""}</span>
-      <input type="datetime-local" onInput=${(event) => { given.current.expires = event.target.value; }} /></label><//>`;
+      <input name="until" type="datetime-local" onInput=${(event) => { given.current.expires = event.target.value; }} /></label><//>`;
 }
 
 /** The new token, which is shown this once. */
