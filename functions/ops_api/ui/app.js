@@ -2,7 +2,7 @@
 import { Component, render } from "preact";
 import {
   Trouble, farewell, html, link, loadSession, navigate, newerRelease, signIn, signOut, theme, token, trouble, useEffect,
-  useQuery, useRef, useSession, useState, useStore, utc, visible,
+  useLayoutEffect, useQuery, useRef, useSession, useState, useStore, utc, visible,
 } from "#kit";
 
 /** The menu: a view's name, which its module has, too, and its title. */
@@ -91,7 +91,7 @@ function Help({ onClose }) {
 
 function useView(name) {
   const [loaded, setLoaded] = useState({});
-  useEffect(() => {
+  useLayoutEffect(() => { // before it is painted: what it loads comes the sooner
     let wanted = true;
     const known = DETAILS[name] ?? VIEWS.some(([one]) => one === name);
     const problem = { title: "This part of the page is not there", detail: known

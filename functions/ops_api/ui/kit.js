@@ -3,7 +3,7 @@ import { h } from "preact";
 import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import htm from "htm";
 
-export { useCallback, useEffect, useMemo, useRef, useState };
+export { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
 export const html = htm.bind(h);
 
 /* State that several components share. */
@@ -130,7 +130,7 @@ export function usePoll(path, params, { seconds = 5 } = {}) {
   const asked = JSON.stringify([path, params]);
   const [known, setKnown] = useState({ asked: null });
   const [again, setAgain] = useState(0);
-  useEffect(() => {
+  useLayoutEffect(() => { // before it is painted: the answer comes the sooner
     if (path === null) return undefined;
     let timer, failures = 0;
     const stop = new AbortController();

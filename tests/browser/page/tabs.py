@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,6 +128,14 @@ def first_flow(browser: Browser, url: str, *, reloads: int = 0) -> FirstFlow:
         return first
     finally:
         context.close()
+
+
+def told(name: str, taken: Sequence[FirstFlow]) -> str:
+    """Returns what it took: the median and the longest, and the median's requests."""
+    drawn = sorted(taken, key=lambda one: one.drawn)
+    middle = drawn[len(drawn) // 2]
+    asked = "; ".join(f"{path} {start:.0f} to {end:.0f}" for path, start, end in middle.requests)
+    return f"{name}: median {middle.drawn:.0f} ms, at most {drawn[-1].drawn:.0f} ms, of {len(drawn)} ({asked})"
 
 
 def _drawn(page: Page) -> FirstFlow:
