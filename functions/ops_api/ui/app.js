@@ -182,10 +182,12 @@ function App() {
 }
 
 /**
- * Keeps the focus on the page. What has it may be taken away by what was done: a button, a row, a dialog's opener. Then it
- * goes to what is left of the same group of controls, or to the part of the page that held it.
+ * Keeps the focus on the page. What has it may be taken away by what was done: a button, a row, a dialog's opener. Then
+ * it goes to what is left of the same group of controls, or to the part of the page that held it.
  */
-const GROUPS = ".acts, .filters", PARTS = "[tabindex], section, main", CONTROLS = "a[href], button, input, select";
+const GROUPS = ".acts, .buttons, .filters";
+const CONTROLS = "a[href], button, input, select, [tabindex='0']";
+const PARTS = "[tabindex], section, main";
 function keepFocus(within) {
   let held = []; // what has the focus, and all that is around it, outwards
   const isThere = (element) => element.isConnected && element.checkVisibility() && !element.disabled;

@@ -54,6 +54,7 @@ function Artifact({ sha256, name, of }) {
   const [state, setState] = useState({});
   if (!sha256) return null;
   const read = async () => {
+    if (state.busy) return;
     setState({ busy: true });
     try {
       const { size, base64 } = await api("GET", `artifacts/${hex(sha256)}`);
@@ -65,7 +66,8 @@ function Artifact({ sha256, name, of }) {
     } catch (error) { setState({ error }); }
   };
   if (state.error) return html`<${Trouble} error=${state.error} retry=${read} />`;
-  if (state.value === undefined) return html`<button type="button" disabled=${state.busy} onClick=${read}>${state.busy ? "Reading …" : `Show ${name}`}</button>`;
+  if (state.value === undefined) return html`<button type="button" aria-disabled=${state.busy === true}
+    onClick=${read}>${state.busy ? "Reading …" : `Show ${name}`}</button>`;
   return html`<div><h3>${name}</h3>${state.isText ? html`<pre class="json" tabindex="0" role="region" aria-label=${`${name} of ${of}`}>${visible(state.value)}</pre>`
     : html`<${Json} value=${state.value} label=${`${name} of ${of}`} />`}
     ${state.more > 0 && html`<p class="muted">${count(state.more)} more bytes: <${Term}>acp artifact ${hex(sha256)}<//></p>`}</div>`;
@@ -267,12 +269,13 @@ function Step({ step, opened }) {
 function ReplayCheck({ id }) {
   const [state, setState] = useState({});
   const ask = async () => {
+    if (state.busy) return;
     setState({ busy: true });
     try { setState({ said: await api("POST", `decisions/${id}/replay`) }); } catch (error) { setState({ error }); }
   };
   const { said } = state;
   return html`<${Section} name="Decide again"><p class="muted">Decides again from the record alone, with the network off, and compares every byte.</p>
-    <p><button type="button" disabled=${state.busy} onClick=${ask}>${state.busy ? "Deciding again …" : "Replay check"}</button></p>
+    <p><button type="button" aria-disabled=${state.busy === true} onClick=${ask}>${state.busy ? "Deciding again …" : "Replay check"}</button></p>
     <div role="status"><${Trouble} error=${state.error} />
     ${said?.same === true && html`<p><${State} word="same" tone="good" /> ${count(said.steps)} steps and ${count(said.compared_bytes)} bytes, alike.</p>`}
     ${said?.same === null && html`<p><${State} word="not replayed" tone="warn" /> <${Text}>${said.needs?.detail ?? "It needs another release."}<//></p>`}
@@ -293,6 +296,7 @@ function OtherPolicy({ facts, steps }) {
   };
   const ask = async (event) => {
     event.preventDefault();
+    if (state.busy) return;
     setState({ busy: true });
     try { setState({ said: await api("POST", "policies/test", { body: { policies: text, domain: facts.domain } }) }); } catch (error) { setState({ error }); }
   };
@@ -300,7 +304,7 @@ function OtherPolicy({ facts, steps }) {
   return html`<${Section} name="What another policy would have said"><form class="policy" onSubmit=${ask}>
       <label class="field"><span>Policies, in Cedar: they are held against the newest requests on record of ${visible(facts.domain)}. Nothing changes.</span>
         <textarea rows="6" required spellcheck=${false} maxlength="65536" value=${text} onInput=${(event) => setText(event.target.value)}></textarea></label>
-      <div class="buttons"><button class="primary" disabled=${state.busy}>${state.busy ? "Asking …" : "Ask"}</button>
+      <div class="buttons"><button class="primary" aria-disabled=${state.busy === true}>${state.busy ? "Asking …" : "Ask"}</button>
         ${recorded && html`<button type="button" onClick=${begin}>Begin with the one that judged it</button>`}</div></form>
     <div role="status"><${Trouble} error=${state.error} />
     ${said && html`<p><strong>${count(said.counts.same)} the same, ${count(said.counts.different)} different</strong> of the newest ${count(said.tried)} of ${count(said.recorded)} requests${
@@ -335,7 +339,9 @@ export function Detail({ id }) {
         <dt>playbook</dt><dd><${Text}>${`${facts.playbook} ${facts.playbook_version}`}<//></dd>
         ${facts.superseded_by && html`<dt>superseded</dt><dd><${State} word="superseded" tone="warn" /> by <${Id} value=${facts.superseded_by} view="event" /></dd>`}
         ${facts.head_seq !== undefined && html`<dt>record</dt><dd>${facts.anchored_seq >= facts.head_seq ? html`<${State} word="anchored" tone="good" /> outside the database, whole`
-    : `${count(facts.anchored_seq + 1)} of ${count(facts.head_seq + 1)} steps are anchored outside the database so far`}</dd>`}
+    : `${count(facts.anchored_seq + 1)} of ${count(facts.head_seq + 1)} steps are anchored outside the database so far`}
+          <span class="muted">Whether a step was changed is not checked here: <${Term}>acp audit verify<//> does, beside the
+          database.</span></dd>`}
         <dt>decision</dt><dd><${Id} value=${facts.decision_id} view="decision" /> <a href=${link("events", { trace_id: facts.trace_id })}>all events of its run</a></dd></dl>
     </section>
     <${Verdicts} steps=${steps} /><${Options} steps=${steps} /><${Outcome} steps=${steps} />

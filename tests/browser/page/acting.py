@@ -64,9 +64,17 @@ class Person:
         if self.hand == "keyboard":
             self.page.evaluate(_WATCH_THE_FOCUS)
 
-    def press(self, label: str, *, role: Literal["button", "link", "checkbox"] = "button", exact: bool = True) -> None:
-        """Presses what has this accessible name."""
-        self._act(self.page.get_by_role(role, name=label, exact=exact), "Space" if role == "checkbox" else "Enter")
+    def press(
+        self,
+        label: str,
+        *,
+        role: Literal["button", "link", "checkbox"] = "button",
+        exact: bool = True,
+        first: bool = False,
+    ) -> None:
+        """Presses what has this accessible name, or the first of several that have."""
+        found = self.page.get_by_role(role, name=label, exact=exact)
+        self._act(found.first if first else found, "Space" if role == "checkbox" else "Enter")
 
     def submit(self, label: str) -> None:
         """Sends the form that is open: by its button, or by Enter in the field that has the focus."""

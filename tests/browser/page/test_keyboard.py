@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from playwright.sync_api import Page, expect
 from tests.browser.page.acting import Person
-from tests.browser.page.conftest import OpenTab, Site
+from tests.browser.page.conftest import LiveSite, OpenTab, Site
 from tests.browser.page.lives import loaded
 from tests.integration import seeds
 
@@ -217,6 +217,27 @@ def test_a_window_of_the_past_is_filled_in(site: Site, sit: Sit) -> None:
     assert (filter_of["symbols"], filter_of["interval"], filter_of["publish"]) == (["IBM"], "1d", False)
     stored = rows(site, "SELECT DISTINCT entity_id, source FROM events WHERE event_type = 'MARKET_TICK_INGESTED'")
     assert ("IBM", "yfinance-replay") in stored
+
+
+# Decisions
+
+
+def test_a_decision_is_asked_again_and_another_policy_is_tried(live_site: LiveSite, open_tab: OpenTab) -> None:
+    page = open_tab(live_site.url("decision", id=str(live_site.decisions[0]))).page
+    expect(page.get_by_role("region", name="What came of it")).to_be_visible(timeout=20_000)
+    person = Person(page, "keyboard")
+    verdicts = page.get_by_role("region", name="Verdict and approval")
+    policies = verdicts.get_by_role("button", name="Show the policy")
+    there = policies.count()
+    person.press("Show the policy", first=True)
+    expect(verdicts.get_by_role("region", name="the policy").first).to_be_focused(timeout=20_000)
+    expect(policies).to_have_count(there - 1)
+    person.press("Replay check")
+    shown(page, "decided now")
+    person.press("Begin with the one that judged it")
+    expect(page.locator("textarea")).not_to_have_value("", timeout=20_000)
+    person.press("Ask")
+    shown(page, "0 different")
 
 
 # Audit and lists
