@@ -3,13 +3,16 @@ import { api, count, html, useState } from "#kit";
 
 const MOST_EXPORTED = 10000;
 const csvCell = (value) => {
-  const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
-  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text; // no formula in a spreadsheet
+  const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value)
+    : String(value);
+  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}`
+    : text; // no formula in a spreadsheet
   return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 };
 export function asCsv(items) {
   const names = [...new Set(items.flatMap(Object.keys))];
-  return [names, ...items.map((item) => names.map((name) => item[name]))].map((row) => row.map(csvCell).join(",")).join("\r\n") + "\r\n";
+  const rows = [names, ...items.map((item) => names.map((name) => item[name]))];
+  return `${rows.map((row) => row.map(csvCell).join(",")).join("\r\n")}\r\n`;
 }
 /** Saves the list as it is filtered, up to 10,000 rows. */
 export function Export({ path, params, name }) {
@@ -25,14 +28,17 @@ export function Export({ path, params, name }) {
         items.push(...page.items);
         after = page.next;
       } while (after && items.length < MOST_EXPORTED);
-      const [text, type] = kind === "csv" ? [asCsv(items), "text/csv"] : [JSON.stringify(items, null, 2), "application/json"];
-      const a = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type })), download: `${name}.${kind}` });
+      const [text, type] = kind === "csv" ? [asCsv(items), "text/csv"]
+        : [JSON.stringify(items, null, 2), "application/json"];
+      const a = Object.assign(document.createElement("a"),
+        { href: URL.createObjectURL(new Blob([text], { type })), download: `${name}.${kind}` });
       a.click();
       setTimeout(() => URL.revokeObjectURL(a.href), 10000);
       setState({ busy: false, error: null, said: `${count(items.length)} rows${after ? ", the first ones" : ""}` });
     } catch (error) { setState({ busy: false, error, said: "" }); }
   };
-  return html`<span class="export"><span class="muted" role="status">${state.error ? state.error.message : state.said}</span>
+  return html`<span class="export"><span class="muted" role="status">${state.error ? state.error.message
+    : state.said}</span>
     ${["json", "csv"].map((kind) => html`<button type="button" aria-disabled=${state.busy}
       onClick=${() => save(kind)}>${kind.toUpperCase()}</button>`)}</span>`;
 }
