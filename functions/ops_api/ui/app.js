@@ -2,7 +2,7 @@
 import { Component, render } from "preact";
 import {
   Trouble, farewell, html, link, loadSession, navigate, newerRelease, signIn, signOut, theme, token, trouble, useEffect,
-  useQuery, useRef, useSession, useState, useStore, utc, visible,
+  useLayoutEffect, useQuery, useRef, useSession, useState, useStore, utc, visible,
 } from "#kit";
 
 /** The menu: a view's name, which its module has, too, and its title. */
@@ -28,6 +28,8 @@ function takeToken() {
 
 function SignIn() {
   const why = useStore(farewell);
+  const field = useRef();
+  useEffect(() => field.current.focus(), []);
   const submit = (event) => {
     event.preventDefault();
     const given = new FormData(event.target).get("token").trim();
@@ -37,7 +39,7 @@ function SignIn() {
     <h1>AI Control Plane</h1>
     ${why && html`<p role="alert">${visible(why)}</p>`}
     <label class="field"><span>Token</span>
-      <input name="token" type="password" autocomplete="off" required autofocus spellcheck=${false} /></label>
+      <input ref=${field} name="token" type="password" autocomplete="off" required spellcheck=${false} /></label>
     <button class="primary">Sign in</button>
     <p class="muted"><code>acp page</code> prints this page's address with a token of its own. The token stays in${" "}
       this tab, and is forgotten when the tab is closed.</p></form></main>`;
@@ -89,7 +91,7 @@ function Help({ onClose }) {
 
 function useView(name) {
   const [loaded, setLoaded] = useState({});
-  useEffect(() => {
+  useLayoutEffect(() => { // before it is painted: what it loads comes the sooner
     let wanted = true;
     const known = DETAILS[name] ?? VIEWS.some(([one]) => one === name);
     const problem = { title: "This part of the page is not there", detail: known
@@ -179,6 +181,36 @@ function App() {
     ${help && html`<${Help} onClose=${() => setHelp(false)} />`}`;
 }
 
+/**
+ * Keeps the focus on the page. What has it may be taken away by what was done: a button, a row, a dialog's opener. Then
+ * it goes to what is left of the same group of controls, or to the part of the page that held it.
+ */
+const GROUPS = ".acts, .buttons, .filters";
+const CONTROLS = "a[href], button, input, select, [tabindex='0']";
+const PARTS = "[tabindex], section, main";
+function keepFocus(within) {
+  let held = []; // what has the focus, and all that is around it, outwards
+  const isThere = (element) => element.isConnected && element.checkVisibility() && !element.disabled;
+  const keep = () => {
+    const now = document.activeElement;
+    if (!held.length || isThere(held[0]) || (now !== document.body && now !== held[0])) return;
+    for (const one of [...held.filter(isThere), document.querySelector("main")]) {
+      const control = one?.matches(GROUPS) && [...one.querySelectorAll(CONTROLS)].find(isThere);
+      if (!control && !one?.matches(PARTS)) continue;
+      if (!control && !one.hasAttribute("tabindex")) one.tabIndex = -1;
+      (control || one).focus({ preventScroll: true });
+      return;
+    }
+  };
+  addEventListener("focusin", ({ target }) => {
+    held = [];
+    for (let one = target; one && one !== within; one = one.parentElement) held.push(one);
+  });
+  addEventListener("click", () => { if (document.activeElement === document.body) held = []; }, true);
+  const seen = { childList: true, subtree: true, attributes: true, attributeFilter: ["class", "disabled", "open"] };
+  new MutationObserver(keep).observe(within, seen);
+}
+
 addEventListener("hashchange", takeToken);
 document.addEventListener("click", (event) => {
   const a = event.target.closest?.("a[href]");
@@ -190,4 +222,5 @@ document.addEventListener("click", (event) => {
 takeToken();
 const root = document.getElementById("app");
 root.textContent = "";
+keepFocus(root);
 render(html`<${App} />`, root);

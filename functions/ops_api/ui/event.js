@@ -32,7 +32,8 @@ export function useOnce(path, params) {
 const again = (delivery) => (delivery.operation_id ? "promised again" : "promised");
 
 /** Returns all that is known of an event in order of time. `acp trace` tells the same in the same words. */
-export function story({ event, raw_payload: raw, deliveries, processing, consumer_dead_letters: letters, consume_failures: failures }) {
+export function story({ event, raw_payload: raw, deliveries, processing, consumer_dead_letters: letters,
+  consume_failures: failures }) {
   const told = [];
   const tell = (at, tone, text, more = {}) => at && told.push({ at, tone, text, ...more });
   if (raw) tell(raw.fetched_at, "idle", `fetched from ${raw.source}`);
@@ -45,17 +46,20 @@ export function story({ event, raw_payload: raw, deliveries, processing, consume
     const since = redrivenAt.get(`${one.subscription} ${one.operation_id}`) ?? one.promised_at ?? one.created_at;
     tell(since, "wait", `${again(one)} on ${one.topic}`, { ...about, operation: one.operation_id });
     for (const failure of one.failures) {
-      tell(failure.failed_at, "bad", `attempt ${failure.attempt} failed`, { ...about, error: failure.error, by: failure.claimed_by });
+      tell(failure.failed_at, "bad", `attempt ${failure.attempt} failed`,
+        { ...about, error: failure.error, by: failure.claimed_by });
     }
     if (one.delivered_at) {
       tell(one.delivered_at, "good", `delivered as message ${one.message_id}`, about);
     } else if (one.dead_lettered_at) {
-      tell(one.dead_lettered_at, "bad", "dead-lettered", { ...about, error: one.last_error, letter: one.dead_letter_id });
+      tell(one.dead_lettered_at, "bad", "dead-lettered",
+        { ...about, error: one.last_error, letter: one.dead_letter_id });
       if (one.resolution) tell(one.resolved_at, "warn", `${one.resolution} by ${one.resolved_by}`, about);
     } else if (one.state === "in_flight") {
       tell(one.next_attempt_at, "wait", `claimed by ${one.claimed_by} until then`, { ...about, isAhead: true });
     } else if (one.next_attempt_at) {
-      tell(one.next_attempt_at, one.last_error ? "warn" : "wait", one.last_error ? "next attempt" : "first attempt", { ...about, isAhead: true });
+      tell(one.next_attempt_at, one.last_error ? "warn" : "wait", one.last_error ? "next attempt" : "first attempt",
+        { ...about, isAhead: true });
     }
   }
   for (const one of failures) {
@@ -71,7 +75,8 @@ export function story({ event, raw_payload: raw, deliveries, processing, consume
 }
 
 /** Returns where an event stands with each subscription: the newest of its deliveries, and whether it was processed. */
-export function standing({ event, deliveries, processing, consumer_dead_letters: letters, consume_failures: failures }) {
+export function standing({ event, deliveries, processing, consumer_dead_letters: letters,
+  consume_failures: failures }) {
   const newest = new Map(deliveries.map((one) => [one.subscription, one]));
   const done = new Map(processing.map((one) => [one.consumer, one.processed_at]));
   const rows = [...newest.values()].map((one) => {
@@ -83,17 +88,22 @@ export function standing({ event, deliveries, processing, consumer_dead_letters:
       return { who: one.subscription, word: "dead_lettered", letter: open, error: letter?.reason ?? one.last_error,
         text: at ? "it was processed all the same" : "nobody acts on it until it is sent again" };
     }
-    if (at) return { who: one.subscription, word: "processed", text: `${spoken(seconds(event.ingested_at, at))} after it was stored` };
+    if (at) return { who: one.subscription, word: "processed",
+      text: `${spoken(seconds(event.ingested_at, at))} after it was stored` };
     if (one.state === "delivered") {
       return { who: one.subscription, word: failed ? "retrying" : "delivered", error: failed?.error,
-        text: failed ? "its consumer failed on it; the queue hands it out again" : "its consumer has recorded nothing of it yet" };
+        text: failed ? "its consumer failed on it; the queue hands it out again"
+          : "its consumer has recorded nothing of it yet" };
     }
-    const text = { in_flight: "it is being sent", pending: "it waits to be sent", retrying: "an attempt failed; it is sent again",
+    const text = { in_flight: "it is being sent", pending: "it waits to be sent",
+      retrying: "an attempt failed; it is sent again",
       redriven: "it was sent again", discarded: "somebody let it go" }[one.state] ?? "";
-    return { who: one.subscription, word: one.resolution ?? one.state, error: one.resolution ? null : one.last_error, text };
+    return { who: one.subscription, word: one.resolution ?? one.state, error: one.resolution ? null : one.last_error,
+      text };
   });
   for (const [consumer, at] of done) {
-    if (!newest.has(consumer)) rows.push({ who: consumer, word: "processed", text: `${spoken(seconds(event.ingested_at, at))} after it was stored` });
+    if (!newest.has(consumer)) rows.push({ who: consumer, word: "processed",
+      text: `${spoken(seconds(event.ingested_at, at))} after it was stored` });
   }
   return rows;
 }
@@ -102,13 +112,16 @@ const LONG = 600;
 /** A text of any length: a long one shows its beginning, and the rest when it is opened. */
 export function Said({ children, name = "The whole text" }) {
   const text = visible(children ?? "");
-  return text.length <= LONG ? html`<${Text}>${text}<//>` : html`<details class="long"><summary><${Text}>${`${text.slice(0, 200)} …`}<//> <span class="muted">${name}</span></summary>
+  return text.length <= LONG ? html`<${Text}>${text}<//>`
+    : html`<details class="long"><summary><${Text}>${`${text.slice(0, 200)} …`}<//> <span class="muted">${name}</span>
+      </summary>
     <${Text}>${text}<//></details>`;
 }
 /** A time of a day that is told above it. */
 function Clock({ at }) {
   const text = exact(at, useStore(utc) === "1");
-  return html`<time class="when number" datetime=${at} title=${`${exact(at, false)} local, ${exact(at, true)}`}>${text.slice(11, 23)}</time>`;
+  return html`<time class="when number" datetime=${at}
+    title=${`${exact(at, false)} local, ${exact(at, true)}`}>${text.slice(11, 23)}</time>`;
 }
 function Story({ timeline }) {
   const told = story(timeline);
@@ -126,11 +139,14 @@ function Story({ timeline }) {
       <${Icon} tone=${one.tone} />
       <${Clock} at=${one.at} />
       <div><p>${one.who && html`<b><${Text}>${one.who}<//></b> `}<${Text}>${one.text}<//>
-          <span class="muted number"> ${Math.abs(since) < 5e-4 ? "" : `${since < 0 ? "−" : "+"}${spoken(since)}`}</span></p>
-        ${isSame ? html`<p class="muted">for the same reason</p>` : one.error && html`<div class="said"><${Said}>${one.error}<//></div>`}
+          <span class="muted number"> ${Math.abs(since) < 5e-4 ? ""
+            : `${since < 0 ? "−" : "+"}${spoken(since)}`}</span></p>
+        ${isSame ? html`<p class="muted">for the same reason</p>` : one.error
+          && html`<div class="said"><${Said}>${one.error}<//></div>`}
         ${one.by && html`<p class="muted">by <${Text}>${one.by}<//></p>`}
         ${one.operation && html`<p class="muted">by operation <${Id} value=${one.operation} view="operations" /></p>`}
-        ${one.letter && html`<p><a href=${link("letters", { id: one.letter })}>dead letter ${one.letter}</a></p>`}</div></li>`;
+        ${one.letter && html`<p><a href=${link("letters", { id: one.letter })}>dead letter ${one.letter}</a></p>`}</div>
+          </li>`;
   })}</ol>`;
 }
 
@@ -167,24 +183,33 @@ export function Waterfall({ path }) {
     watching.observe(place.current);
     return () => watching.disconnect();
   }, []);
-  return html`<div ref=${place}>${isSeen ? html`<${Spans} path=${path} />` : html`<p class="muted">Reading …</p>`}</div>`;
+  return html`<div ref=${place}>${isSeen ? html`<${Spans} path=${path} />`
+    : html`<p class="muted">Reading …</p>`}</div>`;
 }
 function Spans({ path }) {
   const { data, error } = useOnce(path, { format: "otlp" });
   const { rows, total } = useMemo(() => spansOf(data), [data]);
-  if (error) return html`<p class="muted">${error.status === 400 || error.status === 404 ? "This API tells no spans." : visible(error.message)}</p>`;
+  if (error) return html`<p class="muted">${error.status === 400 || error.status === 404 ? "This API tells no spans."
+    : visible(error.message)}</p>`;
   if (!rows.length) return html`<p class="muted">${data ? "No spans." : "Reading …"}</p>`;
   return html`<div class="waterfall"><ol>${rows.map((one) => html`<li key=${one.spanId}><details><summary>
-      <span class="name" data-depth=${Math.min(6, one.depth)}><${Icon} tone=${one.status?.code === 2 ? "bad" : "good"} /><${Text}>${one.name}<//></span>
-      <svg class=${one.status?.code === 2 ? "bad" : ""} height="16" aria-hidden="true"><rect y="3" height="10" rx="2" x=${`${(99.5 * one.start) / total}%`}
+      <span class="name" data-depth=${Math.min(6, one.depth)}><${Icon} tone=${one.status?.code === 2 ? "bad"
+        : "good"} /><${Text}>${one.name}<//></span>
+      <svg class=${one.status?.code === 2 ? "bad" : ""} height="16" aria-hidden="true"><rect y="3" height="10" rx="2"
+        x=${`${(99.5 * one.start) / total}%`}
         width=${`${Math.max(0.5, (100 * (one.end - one.start)) / total)}%`} /></svg>
       <span class="number">${spoken(one.end - one.start)}</span></summary>
-      <dl class="facts">${one.status?.message && html`<dt>failed</dt><dd class="said"><${Said}>${one.status.message}<//></dd>`}
-        ${one.service && html`<dt>service</dt><dd><${Text}>${one.service}<//></dd>`}<dt>from</dt><dd>+${spoken(one.start)}</dd><dt>span</dt><dd><${Term}>${visible(one.spanId)}<//></dd>
-        ${(one.attributes ?? []).map((each) => html`<dt><${Text}>${each.key}<//></dt><dd><${Text}>${String(value(each.value))}<//></dd>`)}
-        ${(one.events ?? []).map((each) => html`<dt><${Text}>${each.name}<//></dt><dd>${(each.attributes ?? []).map((said) =>
+      <dl class="facts">${one.status?.message && html`<dt>failed</dt><dd class="said"><${Said}>${one.status.message}<//>
+        </dd>`}
+        ${one.service && html`<dt>service</dt><dd><${Text}>${one.service}<//></dd>`}<dt>from</dt>
+          <dd>+${spoken(one.start)}</dd><dt>span</dt><dd><${Term}>${visible(one.spanId)}<//></dd>
+        ${(one.attributes ?? []).map((each) => html`<dt><${Text}>${each.key}<//></dt><dd>
+          <${Text}>${String(value(each.value))}<//></dd>`)}
+        ${(one.events ?? []).map((each) => html`<dt><${Text}>${each.name}<//></dt><dd>${(each.attributes
+          ?? []).map((said) =>
           html`<div><${Text}>${`${said.key}: ${value(said.value)}`}<//></div>`)}</dd>`)}</dl></details></li>`)}</ol>
-    <details class="fold"><summary>As OTLP, in JSON</summary><${Json} value=${data} label="Spans as OTLP" /></details></div>`;
+    <details class="fold"><summary>As OTLP, in JSON</summary><${Json} value=${data}
+      label="Spans as OTLP" /></details></div>`;
 }
 
 /* What it led to. */
@@ -197,21 +222,25 @@ function Decisions({ id, decision }) {
   if (error) return html`<p class="muted">${visible(error.message)}</p>`;
   if (!data) return html`<p class="muted">Reading …</p>`;
   if (!data.items.length) return html`<p class="muted">No decision was made on it.</p>`;
-  return html`<ul class="plain">${data.items.map((one) => html`<li key=${one.decision_id}><a href=${link("decision", { id: one.decision_id })}>
+  return html`<ul class="plain">${data.items.map((one) => html`<li key=${one.decision_id}><a href=${link("decision",
+    { id: one.decision_id })}>
     <${Text}>${one.entity_id}<//> <${Text}>${one.anomaly_kind}<//></a> <${State} word=${one.state} />
-    ${one.action_type && html` <${Text}>${one.action_type}<//>`} <span class="muted"><${Instant} at=${one.opened_at} /></span></li>`)}</ul>`;
+    ${one.action_type && html` <${Text}>${one.action_type}<//>`} <span class="muted"><${Instant} at=${one.opened_at} />
+      </span></li>`)}</ul>`;
 }
 
 /** An event as a pane shows it, or a whole page. */
 export function Detail({ id }) {
   const poll = usePoll(`events/${encodeURIComponent(id)}`, undefined, { seconds: 10 });
-  if (!poll.data) return poll.error ? html`<${Trouble} error=${poll.error} retry=${poll.reload} />` : html`<p class="muted part">Reading …</p>`;
+  if (!poll.data) return poll.error ? html`<${Trouble} error=${poll.error} retry=${poll.reload} />`
+    : html`<p class="muted part">Reading …</p>`;
   const { event, raw_payload: raw } = poll.data;
   const { payload, ...envelope } = event;
   const stands = standing(poll.data);
   return html`<div class="detail">
     <section class="part headline" aria-label="Where it stands">
-      <p class="about"><strong><${Text}>${event.entity_id ?? event.source}<//></strong> <code><${Text}>${event.event_type}<//></code>
+      <p class="about"><strong><${Text}>${event.entity_id
+        ?? event.source}<//></strong> <code><${Text}>${event.event_type}<//></code>
         <${Stale} poll=${poll} /></p>
       ${stands.length ? html`<ul class="stands">${stands.map((one) => html`<li key=${one.who}>
         <${State} word=${one.word} /><b><${Text}>${one.who}<//></b><span class="muted">${one.text}</span>
@@ -219,24 +248,31 @@ export function Detail({ id }) {
         ${one.error && html`<div class="said"><${Said}>${one.error}<//></div>`}</li>`)}</ul>`
     : html`<p><${State} word="promised to nobody" tone="warn" />
         <span class="muted"> its topic had no subscription then, or it was stored without being published</span></p>`}
-      <dl class="facts"><dt>about</dt><dd><${Instant} at=${event.occurred_at} absolute />${event.revision ? `, revision ${event.revision}` : ""}
+      <dl class="facts"><dt>about</dt><dd><${Instant} at=${event.occurred_at} absolute />${event.revision
+        ? `, revision ${event.revision}` : ""}
           ${event.series && html` <span class="muted"><${Text}>${event.series}<//></span>`}</dd>
         <dt>source</dt><dd><${Text}>${event.source}<//></dd>
         <dt>event</dt><dd><${Id} value=${event.event_id} view="event" /></dd>
-        <dt>run</dt><dd><${Id} value=${event.trace_id} /> <a href=${link("events", { trace_id: event.trace_id })}>all events of this run</a></dd></dl>
+        <dt>run</dt><dd><${Id} value=${event.trace_id} /> <a href=${link("events",
+          { trace_id: event.trace_id })}>all events of this run</a></dd></dl>
     </section>
     <${Section} name="Timeline"><${Story} timeline=${poll.data} /><//>
     <${Section} name="Decisions on it"><${Decisions} id=${event.event_id} /><//>
     <${Section} name="Spans"><${Waterfall} path=${`events/${event.event_id}`} /><//>
     <${Section} name="What the source said, and what was made of it"><div class="beside">
-      <div><h3>Raw payload</h3>${raw ? html`<p class="muted">fetched <${Instant} at=${raw.fetched_at} />${raw.omitted && html`; <${Text}>${raw.omitted}<//>`}</p>
-        ${!raw.omitted && html`<${Json} value=${raw.payload_json} label="Raw payload" />`}` : html`<p class="muted">It came from no source's answer.</p>`}</div>
-      <div><h3>Message</h3><p class="muted">as every subscription gets it</p><${Json} value=${payload} label="Payload" />
-        <details class="fold"><summary>Envelope</summary><${Json} value=${envelope} label="Envelope" /></details></div></div><//>
+      <div><h3>Raw payload</h3>${raw ? html`<p class="muted">fetched <${Instant} at=${raw.fetched_at} />${raw.omitted
+        && html`; <${Text}>${raw.omitted}<//>`}</p>
+        ${!raw.omitted && html`<${Json} value=${raw.payload_json} label="Raw payload" />`}`
+          : html`<p class="muted">It came from no source's answer.</p>`}</div>
+      <div><h3>Message</h3><p class="muted">as every subscription gets it</p><${Json} value=${payload}
+        label="Payload" />
+        <details class="fold"><summary>Envelope</summary><${Json} value=${envelope}
+          label="Envelope" /></details></div></div><//>
     <p class="muted part">In a terminal: <${Term}>acp trace ${event.event_id}<//></p></div>`;
 }
 
 export function View({ query }) {
   if (!query.id) return html`<${Empty}>The address names no event. <a href=${link("events")}>All events</a><//>`;
-  return html`<${Split} list=${html`<article class="card whole"><${Detail} key=${query.id} id=${query.id} /></article>`} />`;
+  return html`<${Split} list=${html`<article class="card whole"><${Detail} key=${query.id}
+    id=${query.id} /></article>`} />`;
 }

@@ -1,8 +1,10 @@
 /** The list of events: live, filtered by the query string, with the timeline of the chosen one beside it. */
 import {
-  Empty, Export, Filters, Id, Instant, More, Split, Stale, Table, Text, Trouble, api, count, html, link, useEffect, usePoll, useState,
+  Empty, Filters, Id, Instant, More, Split, Stale, Table, Text, Trouble, api, count, html, link, useEffect, usePoll,
+    useState,
 } from "#kit";
 import { Detail } from "#views/event";
+import { Export } from "#views/export";
 
 export const title = "Events";
 
@@ -48,7 +50,8 @@ export function useLive(path, params, keyOf) {
 /** The line above a live list: how up to date it is, what is new, and its export. */
 export function LiveBar({ live, path, params, name }) {
   return html`<div class="livebar"><span role="status">${live.news > 0
-    ? html`<button type="button" class="news" onClick=${live.show}>${count(live.news)}${live.isWhole ? " or more" : ""} new: show</button>`
+    ? html`<button type="button" class="news" onClick=${live.show}>${count(live.news)}${live.isWhole ? " or more"
+      : ""} new: show</button>`
     : html`<${Stale} poll=${live.poll} />`}</span><${Export} path=${path} params=${params} name=${name} /></div>`;
 }
 /** Picks the filters out of the query string; an id's beginning stands alone. */
@@ -62,13 +65,16 @@ const NARROW = matchMedia("(max-width: 720px)");
 export function Filtering({ query, names, fields }) {
   const set = names.filter((name) => query[name]).length;
   const [isOpen] = useState(set > 0 || !NARROW.matches);
-  return html`<details class="filtering" open=${isOpen}><summary>Filters${set ? ` (${set})` : ""}</summary><${Filters} fields=${fields} /></details>`;
+  return html`<details class="filtering" open=${isOpen}><summary>Filters${set ? ` (${set})`
+    : ""}</summary><${Filters} fields=${fields} /></details>`;
 }
 
 /** The contract's types of events; a test holds them equal. */
 const TYPES = [
-  "MARKET_TICK_INGESTED", "CORPORATE_SPLIT_INGESTED", "CORPORATE_DIVIDEND_INGESTED", "SIGNAL_REJECTED", "SOURCE_FETCH_FAILED",
-  "SOURCE_GAP_DETECTED", "ANOMALY_DETECTED", "ANOMALY_OVERLOOKED", "DECISION_OPENED", "DECISION_WOKEN", "AGENT_CALL_REQUESTED",
+  "MARKET_TICK_INGESTED", "CORPORATE_SPLIT_INGESTED", "CORPORATE_DIVIDEND_INGESTED", "SIGNAL_REJECTED",
+    "SOURCE_FETCH_FAILED",
+  "SOURCE_GAP_DETECTED", "ANOMALY_DETECTED", "ANOMALY_OVERLOOKED", "DECISION_OPENED", "DECISION_WOKEN",
+    "AGENT_CALL_REQUESTED",
   "AGENT_ANSWERED", "AGENT_FAILED", "HYPOTHESIS_PROPOSED", "IMPACT_SIMULATED", "DECISION_PROPOSED", "VERDICT_REQUESTED",
   "ACTION_REFUSED", "APPROVAL_REQUESTED", "APPROVAL_GIVEN", "APPROVAL_DENIED", "APPROVAL_EXPIRED", "ACTION_RELEASED",
   "ACTION_EXECUTED", "ACTION_FAILED", "OUTCOME_OBSERVED", "DECISION_ABANDONED", "SWITCH_SET",
@@ -88,15 +94,18 @@ export function View({ query }) {
   const params = chosen(query, FILTERS);
   const live = useLive("events", params, (one) => one.event_id);
   const filters = html`<${Filtering} query=${query} names=${FILTERS} fields=${[
-    { name: "event_type", label: "Event", kind: "select", options: TYPES.includes(query.event_type) || !query.event_type ? TYPES : [query.event_type, ...TYPES] },
+    { name: "event_type", label: "Event", kind: "select", options: TYPES.includes(query.event_type) || !query.event_type
+      ? TYPES : [query.event_type, ...TYPES] },
     { name: "entity_id", label: "Entity" }, { name: "source", label: "Source" },
-    { name: "since", label: "Stored since", kind: "instant" }, { name: "until", label: "Stored before", kind: "instant" },
+    { name: "since", label: "Stored since", kind: "instant" },
+      { name: "until", label: "Stored before", kind: "instant" },
     { name: "trace_id", label: "Run", kind: "id" }, { name: "id_prefix", label: "Id begins", kind: "id" },
   ]} />`;
   const list = html`
     <${LiveBar} live=${live} path="events" params=${params} name="events" />
     <${Trouble} error=${live.error} retry=${live.poll.reload} />
-    ${live.items.length > 0 && html`<${Table} label="Events" columns=${COLUMNS} rows=${live.items} keyOf=${(one) => one.event_id}
+    ${live.items.length > 0 && html`<${Table} label="Events" columns=${COLUMNS} rows=${live.items}
+      keyOf=${(one) => one.event_id}
       current=${query.id} href=${(one) => link("events", { ...params, id: one.event_id })} />`}
     ${!live.items.length && !live.busy && !live.error && html`<${Empty}>No event fits.<//>`}
     <${More} pages=${live} />`;

@@ -152,7 +152,8 @@ function Panels({ flow }) {
       <li>${dead === 1 ? "One message was" : `${count(dead)} messages were`} given up on: see why, then${" "}
         redrive or discard.</li><//>
     <${Panel} name="Operations" tone=${under.some(isStuck) ? "bad" : "wait"} number=${under.length}
-      none="none under way" href=${link("operations")}><${Rows} items=${under} href=${link("operations")} row=${operationRow} /><//>
+      none="none under way" href=${link("operations")}><${Rows} items=${under} href=${link("operations")}
+        row=${operationRow} /><//>
     <${Panel} name="Breakers" tone="bad" number=${breakers.length} none="all closed" href=${link("switches")}>
       <${Rows} items=${breakers} href=${link("switches")} row=${breakerRow} /><//>
     <${Panel} name="Switched off" tone="bad" number=${off.length} none="nothing" href=${link("switches")}>

@@ -1,9 +1,9 @@
 /** What every view is made of: the API's client, polling, the router's state, and components. */
 import { h } from "preact";
-import { useCallback, useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import htm from "htm";
 
-export { useCallback, useEffect, useMemo, useRef, useState };
+export { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState };
 export const html = htm.bind(h);
 
 /* State that several components share. */
@@ -25,7 +25,8 @@ function kept(storage, name) {
   const read = () => { try { return storage().getItem(name); } catch { return null; } };
   const shared = store(read());
   const set = (value) => {
-    try { if (value === null) storage().removeItem(name); else storage().setItem(name, value); } catch { /* not kept */ }
+    try { if (value === null) storage().removeItem(name); else storage().setItem(name,
+      value); } catch { /* not kept */ }
     shared.set(value);
   };
   return { ...shared, set };
@@ -71,9 +72,10 @@ export class Problem extends Error {
 const RELEASE = document.querySelector("meta[name=release]")?.content;
 const wait = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 const MAY_PASS = new Set([0, 502, 503, 504]);
-export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((n) => n.toString(16).padStart(2, "0")).join("");
+export const newKey = () => [...crypto.getRandomValues(new Uint8Array(16))].map((n) => n.toString(16).padStart(2,
+  "0")).join("");
 
-/** Asks the API: `path` is relative to it, such as `events/ID`. A change is sent again under its key if no answer came. */
+/** Asks the API: `path` is relative to it, such as `events/ID`. A change that is not answered is sent again. */
 export async function api(method, path, { params, body, key = newKey(), signal } = {}) {
   const pauses = method === "GET" ? [] : [1, 3];
   for (;;) {
@@ -120,17 +122,18 @@ function failed(problem) {
   return problem;
 }
 function queryText(params) {
-  const given = Object.entries(params ?? {}).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  const given = Object.entries(params ?? {}).filter(([, value]) => value !== undefined && value !== null
+    && value !== "");
   const text = new URLSearchParams(given).toString();
   return text && `?${text}`;
 }
 
-/** Reads a path again and again, slower while it fails, not at all while the page is hidden. A null path reads nothing. */
+/** Reads a path again and again, slower while it fails, not while the page is hidden. A null path reads nothing. */
 export function usePoll(path, params, { seconds = 5 } = {}) {
   const asked = JSON.stringify([path, params]);
   const [known, setKnown] = useState({ asked: null });
   const [again, setAgain] = useState(0);
-  useEffect(() => {
+  useLayoutEffect(() => { // before it is painted: the answer comes the sooner
     if (path === null) return undefined;
     let timer, failures = 0;
     const stop = new AbortController();
@@ -209,7 +212,8 @@ export function useQuery() {
 
 /* Text. */
 
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+const UNSEEN = new RegExp("[\\u0000-\\u0008\\u000b-\\u001f\\u007f-\\u009f\\u061c\\u200b-\\u200f\\u2028-\\u202e"
+  + "\\u2060-\\u2069\\ufeff\\ufff9-\\ufffb]", "g");
 /** Returns a text with what cannot be seen, or would turn its direction, written as an escape. */
 export const visible = (text) =>
   String(text).replace(UNSEEN, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
@@ -227,13 +231,15 @@ export function spoken(seconds) {
   if (s < 60) return `${Math.round(s)} s`;
   if (s < 3600) return `${Math.floor(s / 60)} min${s < 600 && s % 60 >= 1 ? ` ${Math.floor(s % 60)} s` : ""}`;
   if (s < 86400) return `${Math.floor(s / 3600)} h${s % 3600 >= 60 ? ` ${Math.floor((s % 3600) / 60)} min` : ""}`;
-  return `${NUMBERS.format(Math.floor(s / 86400))} d${s < 864000 && s % 86400 >= 3600 ? ` ${Math.floor((s % 86400) / 3600)} h` : ""}`;
+  return `${NUMBERS.format(Math.floor(s / 86400))} d${s < 864000 && s % 86400 >= 3600
+    ? ` ${Math.floor((s % 86400) / 3600)} h` : ""}`;
 }
 const coarse = (s) => (s < 60 ? `${Math.floor(s)} s` : s < 3600 ? `${Math.floor(s / 60)} min`
   : s < 86400 ? `${Math.floor(s / 3600)} h` : `${NUMBERS.format(Math.floor(s / 86400))} d`);
 export const Duration = ({ seconds }) => html`<span class="number">${spoken(seconds)}</span>`;
 export const Age = ({ seconds }) =>
-  html`<span class="number" title=${spoken(seconds)}>${seconds === null || seconds === undefined ? "–" : coarse(Math.max(0, seconds))}</span>`;
+  html`<span class="number" title=${spoken(seconds)}>${seconds === null || seconds === undefined ? "–"
+    : coarse(Math.max(0, seconds))}</span>`;
 
 const ticks = store(Date.now());
 setInterval(() => document.hidden || ticks.set(Date.now()), 1000);
@@ -247,7 +253,7 @@ function ago(at) {
   const seconds = (Date.now() - new Date(at).getTime()) / 1000;
   return seconds < -1 ? `in ${coarse(-seconds)}` : seconds < 1 ? "now" : `${coarse(seconds)} ago`;
 }
-/** A time: how long ago, or with `absolute` when; the other, and UTC, on hover. It is drawn again when its words change. */
+/** A time: how long ago, or with `absolute` when; the other, and UTC, on hover. It is drawn when its words change. */
 export function Instant({ at, absolute = false }) {
   const [told, setTold] = useState(ago(at));
   const inUtc = useStore(utc) === "1";
@@ -261,12 +267,16 @@ export function Instant({ at, absolute = false }) {
 /* States: an icon, a word and a colour. */
 
 const TONES = {
-  good: "delivered done closed processed executed approved scored ok on valid observed detected succeeded accepted active",
-  wait: "pending planning planned opened gathering hypothesising scoring simulating proposed observing released queued running claimed in_flight asked",
-  warn: "retrying half_open awaiting_approval paused degraded expired stalled held expiring withdrawn leased refused denied",
+  good: "delivered done closed processed executed approved scored ok on valid observed detected succeeded accepted"
+    + " active",
+  wait: "pending planning planned opened gathering hypothesising scoring simulating proposed observing released queued"
+    + " running claimed in_flight asked",
+  warn: "retrying half_open awaiting_approval paused degraded expired stalled held expiring withdrawn leased refused"
+    + " denied",
   bad: "dead dead_lettered failed open abandoned off revoked unobservable error rejected down",
 };
-const TONE = Object.fromEntries(Object.entries(TONES).flatMap(([tone, words]) => words.split(" ").map((w) => [w, tone])));
+const TONE = Object.fromEntries(Object.entries(TONES).flatMap(([tone, words]) => words.split(" ").map((w) => [w,
+  tone])));
 const ICONS = {
   good: "M3 8.5l3.2 3.2L13 5",
   wait: "M8 4.2V8l2.6 1.6M8 1.8a6.2 6.2 0 1 0 .01 0",
@@ -286,13 +296,15 @@ export function Id({ value, view, param = "id" }) {
   if (!value) return html`<span class="muted">–</span>`;
   const copy = async (event) => {
     event.preventDefault();
-    try { await navigator.clipboard.writeText(value); setCopied(true); setTimeout(() => setCopied(false), 1500); } catch { /* no clipboard */ }
+    try { await navigator.clipboard.writeText(value); setCopied(true); setTimeout(() => setCopied(false),
+      1500); } catch { /* no clipboard */ }
   };
   const text = html`<code>${visible(short(value))}</code>`;
   return html`<span class="id" title=${value}>
     ${view ? html`<a href=${link(view, { [param]: value })}>${text}</a>` : text}
     <button type="button" class="copy" aria-label=${copied ? "Copied" : `Copy ${value}`} onClick=${copy}>
-      <svg viewBox="0 0 16 16" aria-hidden="true"><path d=${copied ? ICONS.good : "M6 5h7v8.5H6zM10 5V2.5H3V11h3"} /></svg>
+      <svg viewBox="0 0 16 16" aria-hidden="true"><path d=${copied ? ICONS.good
+        : "M6 5h7v8.5H6zM10 5V2.5H3V11h3"} /></svg>
     </button></span>`;
 }
 export function Json({ value, label = "JSON" }) {
@@ -300,13 +312,15 @@ export function Json({ value, label = "JSON" }) {
   const lines = text.split("\n").length;
   const whole = html`<pre class="json" tabindex="0" role="region" aria-label=${label}>${text}</pre>`;
   return lines <= 24 && text.length < 4000 ? whole
-    : html`<details class="fold"><summary>${count(lines)} lines, ${count(text.length)} characters</summary>${whole}</details>`;
+    : html`<details class="fold"><summary>${count(lines)} lines, ${count(text.length)} characters</summary>
+      ${whole}</details>`;
 }
 
 /* Lists. */
 /** A dense table. With `href`, a row's first cell is a link over the row; j and k move between them. */
 export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current }) {
-  const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ") || undefined;
+  const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ")
+    || undefined;
   return html`<div class="scroll" tabindex=${href ? undefined : 0} role="group" aria-label=${label}><table>
     <caption class="hidden">${label}</caption>
     <colgroup>${columns.map((one) => html`<col width=${one.width} class=${classOf(one)} />`)}</colgroup>
@@ -314,13 +328,28 @@ export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current
     <tbody>${rows.map((row, n) => {
       const key = keyOf(row, n);
       const there = current !== undefined && key === current;
-      return html`<tr key=${key} class=${there ? "current" : undefined}>${columns.map((one, c) => html`<td class=${classOf(one)}>${
-        c === 0 && href ? html`<a class="row" href=${href(row)} aria-current=${there ? "true" : undefined}>${one.cell(row)}</a>` : one.cell(row)}</td>`)}</tr>`;
+      return html`<tr key=${key} class=${there ? "current"
+        : undefined}>${columns.map((one, c) => html`<td class=${classOf(one)}>${
+        c === 0 && href ? html`<a class="row" href=${href(row)} aria-current=${there ? "true"
+          : undefined}>${one.cell(row)}</a>` : one.cell(row)}</td>`)}</tr>`;
     })}</tbody></table></div>`;
 }
+/** A list and, beside it or on a narrow screen in its place, what is open of it. Closed, its row has the focus. */
 export function Split({ list, detail, title, closeHref }) {
-  return html`<div class=${detail ? "split open" : "split"}><div class="list">${list}</div>
-    ${detail && html`<section class="pane" aria-label=${title}><header><h2>${title}</h2>
+  const listed = useRef(), pane = useRef(), opener = useRef(null);
+  const isOpen = Boolean(detail);
+  const focused = document.activeElement; // while it is drawn, before what is closed takes the focus along
+  useLayoutEffect(() => {
+    if (isOpen) {
+      if (listed.current.contains(focused)) opener.current = focused;
+      if (!listed.current.checkVisibility()) pane.current.focus();
+    } else if (document.activeElement === document.body) opener.current?.focus();
+  }, [isOpen]);
+  useLayoutEffect(() => {
+    opener.current = listed.current.querySelector("a.row[aria-current]") ?? opener.current;
+  });
+  return html`<div class=${isOpen ? "split open" : "split"}><div class="list" ref=${listed}>${list}</div>
+    ${isOpen && html`<section class="pane" aria-label=${title} tabindex="-1" ref=${pane}><header><h2>${title}</h2>
       <a class="button" data-close href=${closeHref}>Close</a></header>${detail}</section>`}</div>`;
 }
 function forInput(at, inUtc) {
@@ -345,7 +374,8 @@ export function Filters({ fields }) {
           ${one.label ?? String(one).replaceAll("_", " ")}</option>`)}</select>`;
     }
     if (kind === "instant") {
-      const change = (event) => set(name, event.target.value && new Date(event.target.value + (inUtc ? "Z" : "")).toISOString());
+      const change = (event) => set(name, event.target.value
+        && new Date(event.target.value + (inUtc ? "Z" : "")).toISOString());
       return html`<input type="datetime-local" value=${forInput(value, inUtc)} onChange=${change} />`;
     }
     return html`<input type="search" class=${kind} value=${value} autocomplete="off" spellcheck=${false} maxlength="200"
@@ -358,11 +388,14 @@ export function Filters({ fields }) {
       setQuery(Object.fromEntries(filled.map(({ name }) => [name, undefined])))}>Clear</button>`}</form>`;
 }
 export const More = ({ pages }) => html`<p class="more">
-  ${pages.more ? html`<button type="button" disabled=${pages.busy} onClick=${pages.loadMore}>Show more</button>` : null}
-  <span class="muted">${pages.busy ? "Reading …" : `${count(pages.items.length)} shown${pages.more ? "" : ", which is all"}`}</span></p>`;
+  ${pages.more ? html`<button type="button" aria-disabled=${pages.busy} onClick=${pages.loadMore}>Show more</button>`
+    : null}
+  <span class="muted">${pages.busy ? "Reading …" : `${count(pages.items.length)} shown${pages.more ? ""
+    : ", which is all"}`}</span></p>`;
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;
 export const Trouble = ({ error, retry }) => error && html`<div class="trouble" role="alert"><${Icon} tone="bad" />
-  <p><strong>${visible(error.title || "It did not work")}.</strong> ${error.detail !== error.title && visible(error.detail || error.message)}</p>
+  <p><strong>${visible(error.title || "It did not work")}.</strong> ${error.detail !== error.title
+    && visible(error.detail || error.message)}</p>
   ${retry && html`<button type="button" onClick=${retry}>Try again</button>`}</div>`;
 export function Stale({ poll }) {
   const now = useNow();
@@ -370,7 +403,8 @@ export function Stale({ poll }) {
     ? `not up to date: read ${coarse((now - poll.at) / 1000)} ago` : "live"}</span>`;
 }
 export const Tabs = ({ tabs, current, href, label = "Parts" }) => html`<nav class="tabs" aria-label=${label}>
-  ${tabs.map(({ name, title }) => html`<a href=${href(name)} aria-current=${name === current ? "page" : undefined}>${title}</a>`)}</nav>`;
+  ${tabs.map(({ name, title }) => html`<a href=${href(name)} aria-current=${name === current ? "page"
+    : undefined}>${title}</a>`)}</nav>`;
 
 /* Pictures, each of which is also said. */
 
@@ -378,73 +412,14 @@ export function Sparkline({ values, label, tone = "" }) {
   const most = Math.max(1, ...values);
   const points = values.map((value, n) => `${n},${(23 - (22 * value) / most).toFixed(1)}`).join("L");
   const total = values.reduce((sum, value) => sum + value, 0);
-  const said = `${label}: ${count(total)} in ${values.length} minutes, at most ${count(Math.max(0, ...values))} a minute, ${count(values.at(-1) ?? 0)} in the last`;
-  return html`<svg class=${`spark ${tone}`} viewBox=${`0 0 ${Math.max(1, values.length - 1)} 24`} preserveAspectRatio="none" role="img" aria-label=${said}>
-    <title>${said}</title><path class="fill" d=${`M0,23.5L${points}L${values.length - 1},23.5Z`} /><path d=${`M${points}`} /></svg>`;
+  const said = `${label}: ${count(total)} in ${values.length} minutes, at most ${count(Math.max(0,
+    ...values))} a minute, ${count(values.at(-1) ?? 0)} in the last`;
+  return html`<svg class=${`spark ${tone}`} viewBox=${`0 0 ${Math.max(1, values.length - 1)} 24`}
+    preserveAspectRatio="none" role="img" aria-label=${said}>
+    <title>${said}</title><path class="fill" d=${`M0,23.5L${points}L${values.length - 1},23.5Z`} />
+      <path d=${`M${points}`} /></svg>`;
 }
 export const Bar = ({ done, total, label = "Progress" }) => html`<span class="bar">
   <progress max=${total || 1} value=${total ? done : 0} aria-label=${label}></progress>
-  <span class="number">${count(done)}${total === null || total === undefined ? "" : ` of ${count(total)}`}</span></span>`;
-
-/** Asks before a change: Enter confirms, Escape closes. `onConfirm({reason, key})` returns a promise. */
-export function Confirm({ open, title, children, verb, danger = false, reason = false, keep = "Cancel", onConfirm, onClose }) {
-  const dialog = useRef();
-  const [state, setState] = useState({ busy: false, error: null, key: "" });
-  useEffect(() => {
-    if (open && !dialog.current.open) { setState({ busy: false, error: null, key: newKey() }); dialog.current.showModal(); }
-    if (!open && dialog.current?.open) dialog.current.close();
-  }, [open]);
-  if (!open) return html`<dialog ref=${dialog}></dialog>`;
-  const submit = async (event) => {
-    event.preventDefault();
-    if (state.busy) return;
-    const given = new FormData(event.target).get("reason")?.trim();
-    setState({ ...state, busy: true, error: null });
-    try { await onConfirm({ reason: given, key: state.key }); onClose(); } catch (error) {
-      setState({ busy: false, error, key: error.status === 0 ? state.key : newKey() });
-    }
-  };
-  const cancel = (event) => { event.preventDefault(); onClose(); };
-  return html`<dialog ref=${dialog} aria-label=${title} onCancel=${cancel}><form onSubmit=${submit}>
-    <h2>${title}</h2><div>${children}</div>
-    ${reason && html`<label class="field"><span>Why? It is kept on record.</span>
-      <input name="reason" required maxlength="1000" autocomplete="off" autofocus /></label>`}
-    <${Trouble} error=${state.error} />
-    <footer><button type="button" onClick=${onClose}>${keep}</button>
-      <button class=${danger ? "danger" : "primary"} disabled=${state.busy} autofocus=${!reason}>${state.busy ? "…" : verb}</button></footer>
-  </form></dialog>`;
-}
-
-const MOST_EXPORTED = 10000;
-const csvCell = (value) => {
-  const text = value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
-  const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text; // no formula in a spreadsheet
-  return /[",\n\r]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-};
-export function asCsv(items) {
-  const names = [...new Set(items.flatMap(Object.keys))];
-  return [names, ...items.map((item) => names.map((name) => item[name]))].map((row) => row.map(csvCell).join(",")).join("\r\n") + "\r\n";
-}
-/** Saves the list as it is filtered, up to 10,000 rows. */
-export function Export({ path, params, name }) {
-  const [state, setState] = useState({ busy: false, error: null, said: "" });
-  const save = async (kind) => {
-    setState({ busy: true, error: null, said: "Reading …" });
-    try {
-      const items = [];
-      let after;
-      do {
-        const page = await api("GET", path, { params: { ...params, limit: 200, after } });
-        items.push(...page.items);
-        after = page.next;
-      } while (after && items.length < MOST_EXPORTED);
-      const [text, type] = kind === "csv" ? [asCsv(items), "text/csv"] : [JSON.stringify(items, null, 2), "application/json"];
-      const a = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([text], { type })), download: `${name}.${kind}` });
-      a.click();
-      setTimeout(() => URL.revokeObjectURL(a.href), 10000);
-      setState({ busy: false, error: null, said: `${count(items.length)} rows${after ? ", the first ones" : ""}` });
-    } catch (error) { setState({ busy: false, error, said: "" }); }
-  };
-  return html`<span class="export"><span class="muted" role="status">${state.error ? state.error.message : state.said}</span>
-    ${["json", "csv"].map((kind) => html`<button type="button" disabled=${state.busy} onClick=${() => save(kind)}>${kind.toUpperCase()}</button>`)}</span>`;
-}
+  <span class="number">${count(done)}${total === null || total === undefined ? ""
+    : ` of ${count(total)}`}</span></span>`;

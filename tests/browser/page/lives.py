@@ -49,7 +49,7 @@ def live_event(database: TestDatabase, api: ApiServer, *, entity_id: str = "NVDA
         _attempt(app, owner, event_id, Accepted("m-1"))
         row = app.execute("SELECT payload_json::text FROM outbox WHERE event_id = %s", [event_id]).fetchone()
         assert row is not None
-        with _function("signal_lab", database.url("acp_consume")) as consumer:
+        with loaded("signal_lab", database.url("acp_consume")) as consumer:
             owner.execute("ALTER TABLE signal_lab_bars ADD CONSTRAINT poison CHECK (price < 0) NOT VALID")
             message = record(row[0], 1, event_id=str(event_id))
             for received in ("1", "2"):
@@ -60,7 +60,7 @@ def live_event(database: TestDatabase, api: ApiServer, *, entity_id: str = "NVDA
                 "DEAD_LETTER_QUEUES": json.dumps({SUBSCRIPTION: "ticks-dead"}),
                 "FAILED_INVOCATIONS_QUEUE": "failed",
             }
-            with _function("dead_letter", database.url("acp_maintain"), **queues) as moving:
+            with loaded("dead_letter", database.url("acp_maintain"), **queues) as moving:
                 given_up = message | {"eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:ticks-dead"}
                 assert failures(moving({"Records": [given_up]})) == []
             _redrive(api, event_id)
@@ -91,8 +91,8 @@ def _redrive(api: ApiServer, event_id: UUID) -> None:
 
 
 @contextmanager
-def _function(name: str, url: str, **variables: str) -> Iterator[Function]:
-    """Loads a function with settings of its own."""
+def loaded(name: str, url: str, **variables: str) -> Iterator[Function]:
+    """Loads a function with settings of its own, until the block ends."""
     with pytest.MonkeyPatch.context() as environ:
         for variable in VARIABLES:
             environ.delenv(variable, raising=False)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,16 @@ window.reports = [];
 document.addEventListener('securitypolicyviolation', (event) =>
   window.reports.push(`${event.violatedDirective} ${event.blockedURI} ${event.sample}`));
 """
+_WATCH_THE_FLOW = """
+window.drawn = new Promise((done) => new MutationObserver((_, watching) => {
+  if (!document.querySelector('.strip')) return;
+  watching.disconnect();
+  requestAnimationFrame(() => setTimeout(() => done(performance.now())));
+}).observe(document, { childList: true, subtree: true }));
+"""
+_REQUESTS = """performance.getEntriesByType('resource')
+  .filter((one) => one.name.startsWith('http') && one.transferSize > 0)
+  .map((one) => [new URL(one.name).pathname, one.startTime, one.responseEnd])"""
 
 
 @dataclass
@@ -39,6 +49,11 @@ class Tab:
     def reports(self) -> list[str]:
         """Returns what the Content Security Policy refused."""
         found: list[str] = self.page.evaluate("window.reports")
+        return found
+
+    def lost(self) -> list[str]:
+        """Returns where a keyboard's focus was lost or could not be seen, if somebody had a keyboard."""
+        found: list[str] = self.page.evaluate("window.lost ?? []")
         return found
 
     def violations(self) -> list[str]:
@@ -84,3 +99,46 @@ def new_tab(browser: Browser, *, theme: str = "light", width: str = "wide", **op
 def answer_flow(tab: Tab, flow: Mapping[str, Any]) -> None:
     """Lets this stand in for the answer of GET /flow."""
     tab.page.context.route("**/flow", lambda route: route.fulfill(json=flow))
+
+
+@dataclass(frozen=True, slots=True)
+class FirstFlow:
+    """What it took until the flow was drawn."""
+
+    drawn: float
+    """Milliseconds from the beginning of the navigation."""
+    requests: list[tuple[str, float, float]]
+    """What was asked for besides the HTML and not found in the cache, with its beginning and end in milliseconds."""
+    reloads: list["FirstFlow"] = field(default_factory=list)
+    """What it took when the page was loaded again, with its files in the cache."""
+
+
+def first_flow(browser: Browser, url: str, *, reloads: int = 0) -> FirstFlow:
+    """Opens the flow in a profile of its own, and loads it again so many times."""
+    context = browser.new_context()
+    try:
+        context.add_init_script(_WATCH_THE_FLOW)
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(url)
+        first = _drawn(page)
+        for _ in range(reloads):
+            page.reload()
+            first.reloads.append(_drawn(page))
+        return first
+    finally:
+        context.close()
+
+
+def told(name: str, taken: Sequence[FirstFlow]) -> str:
+    """Returns what it took: the median and the longest, and the median's requests."""
+    drawn = sorted(taken, key=lambda one: one.drawn)
+    middle = drawn[len(drawn) // 2]
+    asked = "; ".join(f"{path} {start:.0f} to {end:.0f}" for path, start, end in middle.requests)
+    return f"{name}: median {middle.drawn:.0f} ms, at most {drawn[-1].drawn:.0f} ms, of {len(drawn)} ({asked})"
+
+
+def _drawn(page: Page) -> FirstFlow:
+    drawn: float = page.evaluate("window.drawn")
+    asked: list[tuple[str, float, float]] = page.evaluate(_REQUESTS)
+    return FirstFlow(drawn, [one for one in asked if one[1] < drawn])

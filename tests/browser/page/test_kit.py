@@ -14,9 +14,9 @@ def tab(empty_site: Site, open_tab: OpenTab) -> Tab:
     return tab
 
 
-def call(tab: Tab, function: str, *arguments: Any) -> Any:
+def call(tab: Tab, function: str, *arguments: Any, of: str = "#kit") -> Any:
     return tab.page.evaluate(
-        "([name, given]) => import('#kit').then((kit) => kit[name](...given))", [function, list(arguments)]
+        "([of, name, given]) => import(of).then((module) => module[name](...given))", [of, function, list(arguments)]
     )
 
 
@@ -26,7 +26,7 @@ def test_a_csv_file_quotes_what_it_must_and_holds_no_formula(tab: Tab) -> None:
         {"name": None, "text": "-1+1", "more": {"a": [1]}},
         {"name": "two\nlines", "text": "@cmd"},
     ]
-    assert call(tab, "asCsv", rows).split("\r\n") == [
+    assert call(tab, "asCsv", rows, of="#views/export").split("\r\n") == [
         "name,count,text,more",
         '"a ""b"", c",-3,\'=HYPERLINK(0),',
         ',,\'-1+1,"{""a"":[1]}"',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 import uuid
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tests.conftest import TestDatabase
     from tests.integration.functions.invoked import Function
 
+    from control_plane.operations.backfill.kind import Ask
+
 
 class _Handler(WSGIRequestHandler):
     def get_environ(self) -> dict[str, Any]:
@@ -48,11 +51,14 @@ class ApiServer:
     """Answers as the deployed API does; the functions are loaded by the first request.
 
     Who starts OperationsFunction finds its work done: all that is due of it is done before the answer. Other runs are
-    only noted, in ``started``.
+    only noted, in ``started``. ``ingest`` is IngestionFunction, for the pieces of a backfill.
+    ``served`` has each request's path and how many seconds its answer took.
     """
 
     def __init__(self, database: TestDatabase, token: str) -> None:
         self.started: list[str] = []
+        self.ingest: Ask | None = None
+        self.served: list[tuple[str, float]] = []
         self._database = database
         self.token = token
         self._stack = ExitStack()
@@ -107,7 +113,11 @@ class ApiServer:
 
     def _answer(self, environ: Mapping[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with self._lock:  # one request at a time, as one environment of a function has it
-            return self._gateway(environ, start_response)
+            started = time.perf_counter()
+            try:
+                return self._gateway(environ, start_response)
+            finally:
+                self.served.append((environ["PATH_INFO"], time.perf_counter() - started))
 
     @cached_property
     def _gateway(self) -> Gateway:
@@ -140,6 +150,6 @@ class ApiServer:
         telemetry = Telemetry("operations")
         telemetry.logger.setLevel("CRITICAL")
         with connect(self._database.url("acp_maintain"), application_name="operations") as connection:
-            engine = Engine(connection, load_kinds(), telemetry)
+            engine = Engine(connection, load_kinds(ask=self.ingest), telemetry)
             while engine.work():
                 pass

@@ -75,6 +75,13 @@ def test_no_file_styles_inline_or_writes_html() -> None:
         assert not re.search(r"https?://", text), file
 
 
+def test_our_own_modules_are_as_wide_and_long_as_other_files() -> None:
+    for file in UI.glob("*.js"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == [], file
+        assert len(lines) <= 450, file
+
+
 def test_the_page_names_nothing_but_its_own_files() -> None:
     """URLs are relative, because deployments have different base paths."""
     linked = re.findall(r'(?:href|src)="([^"]*)"', PAGE.html)

@@ -37,6 +37,20 @@ class Count(NamedTuple):
         return self[:4]
 
 
+class Unfolded(NamedTuple):
+    """How often something happened in a minute, as far as it is not folded yet."""
+
+    stage: str
+    name: str
+    outcome: str
+    ago: int
+    """How many minutes ago; 0 is the minute that is not over yet."""
+    n: int
+    n_last_minute: int
+    """How much of it in the last sixty seconds."""
+    newest_at: datetime
+
+
 class Example(NamedTuple):
     """One of those that were counted, with what it took."""
 
@@ -54,6 +68,13 @@ class Hour:
     """In the minute that is not over yet."""
     last_minute: dict[tuple[str, str, str], int]
     """In the last sixty seconds."""
+
+    def add(self, key: tuple[str, str, str], ago: int, n: int) -> None:
+        """Adds what happened so many minutes ago."""
+        if ago == 0:
+            self.current[key] = self.current.get(key, 0) + n
+        elif 0 < ago <= 60:
+            self.minutes.setdefault(key, [0] * 60)[60 - ago] += n
 
 
 @contextmanager
@@ -85,17 +106,38 @@ def read_bounds(connection: Connection[Any]) -> Sequence[float]:
     return bounds
 
 
-def read_hour(connection: Connection[Any]) -> Hour:
+def read_unfolded(connection: Connection[Any]) -> Sequence[Unfolded]:
+    """Returns what is counted and not folded yet."""
+    with connection.cursor(row_factory=lambda _: Unfolded._make) as cursor:
+        return cursor.execute(QUERIES["unfolded"].sql).fetchall()
+
+
+def read_hour(connection: Connection[Any], unfolded: Sequence[Unfolded]) -> Hour:
     """Returns what happened in each of the last sixty minutes, and in the last sixty seconds."""
     hour = Hour({}, {}, {})
-    for stage, name, outcome, ago, n in connection.execute(QUERIES["minutes"].sql):
-        if ago == 0:
-            hour.current[stage, name, outcome] = n
-        elif 0 < ago <= 60:
-            hour.minutes.setdefault((stage, name, outcome), [0] * 60)[60 - ago] = n
-    for stage, name, outcome, n in connection.execute(QUERIES["last_minute"].sql):
-        hour.last_minute[stage, name, outcome] = n
+    for stage, name, outcome, ago, n in connection.execute(QUERIES["folded_minutes"].sql):
+        hour.add((stage, name, outcome), ago, n)
+    for one in unfolded:
+        key = (one.stage, one.name, one.outcome)
+        hour.add(key, one.ago, one.n)
+        if one.n_last_minute:
+            hour.last_minute[key] = hour.last_minute.get(key, 0) + one.n_last_minute
     return hour
+
+
+def read_parts(
+    connection: Connection[Any], unfolded: Sequence[Unfolded], *, since: datetime
+) -> dict[tuple[str, str], datetime | None]:
+    """Returns when each stage's parts last succeeded, of those that something happened to after ``since``."""
+    newest, succeeded = {}, {}
+    for stage, name, newest_at, succeeded_at in connection.execute(QUERIES["folded_parts"].sql):
+        newest[stage, name], succeeded[stage, name] = newest_at, succeeded_at
+    for one in unfolded:
+        part = (one.stage, one.name)
+        newest[part] = max(newest.get(part) or one.newest_at, one.newest_at)
+        if one.outcome == "fetched":
+            succeeded[part] = max(succeeded.get(part) or one.newest_at, one.newest_at)
+    return {part: succeeded.get(part) for part in sorted(newest) if newest[part] > since}
 
 
 def read_rows(connection: Connection[Any], query: str) -> Sequence[dict[str, Any]]:

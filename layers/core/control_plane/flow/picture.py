@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 from psycopg import Connection
 
-from control_plane.flow.counts import Hour, one_snapshot, read_hour, read_rows, read_tuples
+from control_plane.flow.counts import Hour, one_snapshot, read_hour, read_parts, read_rows, read_tuples, read_unfolded
 from control_plane.ops.status import ConsumerLag, read_consumer_lag
 
 NEWEST_MESSAGES: Final = 1000
 """How many of the newest messages are searched for deliveries that no consumer has processed."""
+
+_SHOWN_FOR: Final = timedelta(days=7)
+"""For how long a part of a stage is shown after something last happened to it."""
 
 type Open = Mapping[str, tuple[int | None, float | None]]
 """By part: its backlog, and the age in seconds of the oldest; each None where it is not known."""
@@ -48,8 +52,9 @@ def read_picture(connection: Connection[Any]) -> dict[str, Any]:
     """
     with one_snapshot(connection):
         ((at,),) = read_tuples(connection, "now")
-        hour = read_hour(connection)
-        newest = read_tuples(connection, "newest")
+        unfolded = read_unfolded(connection)
+        hour = read_hour(connection, unfolded)
+        parts = read_parts(connection, unfolded, since=at - _SHOWN_FOR)
         subscriptions = read_rows(connection, "subscriptions")
         lag = read_consumer_lag(connection, newest=NEWEST_MESSAGES)
         decisions = read_tuples(connection, "open_decisions")
@@ -63,7 +68,7 @@ def read_picture(connection: Connection[Any]) -> dict[str, Any]:
     open_parts: dict[str, Open] = {
         "source": {
             name: (None, max((at - success).total_seconds(), 0.0))
-            for stage, name, success in newest
+            for (stage, name), success in parts.items()
             if stage == "source" and success is not None
         },
         "outbox": {
@@ -76,7 +81,7 @@ def read_picture(connection: Connection[Any]) -> dict[str, Any]:
         "action": {action_type: (count, _age(age)) for action_type, count, age in actions},
     }
     names: dict[str, set[str]] = {}
-    for stage, name, _ in newest:
+    for stage, name in parts:
         names.setdefault(stage, set()).add(name)
     return {
         "at": at,

@@ -34,34 +34,47 @@ FROM (
 ) AS traced
 ORDER BY stage, name, outcome, bucket, traced_at DESC
 
--- name: newest
--- The parts of each stage that something happened to in the last week, and when it last succeeded.
-SELECT stage, name, max(newest_at) FILTER (WHERE outcome = 'fetched')
-FROM flow_counts
-GROUP BY stage, name
-HAVING max(newest_at) > now() - interval '7 days'
-ORDER BY stage, name
-
--- name: minutes
--- How much happened in each of the last sixty minutes; the minute 0 is the one that is not over yet.
-SELECT stage, name, outcome, (extract(epoch FROM date_trunc('minute', now()) - minute) / 60)::integer, sum(n)::bigint
+-- name: unfolded
+-- What is counted and not folded yet, by minute: how much, how much of it in the last sixty seconds, and when the newest
+-- was. The minute 0 is the one that is not over yet. It is read once, because a minute of a busy flow is many rows.
+SELECT
+    stage,
+    name,
+    outcome,
+    (extract(epoch FROM date_trunc('minute', now()) - minute) / 60)::integer,
+    n::bigint,
+    n_last_minute::bigint,
+    newest_at
 FROM (
-    SELECT minute, stage, name, outcome, n
-    FROM flow_minutes
-    WHERE minute >= date_trunc('minute', now()) - interval '60 minutes'
-    UNION ALL
-    SELECT date_trunc('minute', at), stage, name, outcome, n
+    SELECT
+        stage,
+        name,
+        outcome,
+        date_bin('1 minute', at, 'epoch'::timestamptz) AS minute,
+        sum(n) AS n,
+        coalesce(sum(n) FILTER (WHERE at > now() - interval '1 minute'), 0) AS n_last_minute,
+        max(at) AS newest_at
     FROM flow_deltas
-    WHERE at >= date_trunc('minute', now()) - interval '60 minutes'
+    GROUP BY stage, name, outcome, minute
 ) AS counted
-GROUP BY stage, name, outcome, minute
 
--- name: last_minute
--- How much happened in the last sixty seconds, none of which is folded yet.
-SELECT stage, name, outcome, sum(n)::bigint
-FROM flow_deltas
-WHERE at > now() - interval '1 minute'
-GROUP BY stage, name, outcome
+-- name: folded_minutes
+-- How much happened in each of the last sixty minutes, as far as it is folded. The subqueries are evaluated once, which
+-- now() in a condition is not.
+SELECT
+    stage,
+    name,
+    outcome,
+    (date_part('epoch', (SELECT date_trunc('minute', now())) - minute) / 60)::integer,
+    n
+FROM flow_minutes
+WHERE minute >= (SELECT date_trunc('minute', now()) - interval '60 minutes')
+
+-- name: folded_parts
+-- The parts of each stage, as far as they are folded: when something last happened to each, and when it last succeeded.
+SELECT stage, name, max(newest_at), max(newest_at) FILTER (WHERE outcome = 'fetched')
+FROM flow_totals
+GROUP BY stage, name
 
 -- name: fold_age
 -- The age in seconds of the oldest count that is not folded yet, 0 if there is none.
