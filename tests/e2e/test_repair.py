@@ -28,9 +28,9 @@ MOST_BYTES = 1200
 
 
 def test_two_commands_list_a_dead_letter_and_redrive_it(local_cloud: LocalCloud, market: Market) -> None:
-    assert local_cloud.acp("hold", "signal_lab").returncode == 0
-    time.sleep(6)  # A lingering relay reads the breakers every five seconds.
     try:
+        assert local_cloud.acp("hold", "signal_lab").returncode == 0
+        time.sleep(6)  # A lingering relay reads the breakers every five seconds.
         event_id = _corrected_bar(local_cloud, market, close=2.5)
         with _subscriptions(local_cloud, {"system_events": "system.events"}) as report:
             assert "signal_lab" in report["subscriptions"]["removed"]
