@@ -147,7 +147,7 @@ def test_killed_anywhere_a_decision_is_resumed_and_done_once(
         killed.server.stop("immediate")
         killed.server.start()
     figures = killed.figures(killed.recover())
-    assert (figures.lost, figures.doubled) == (0, 0)
+    assert (figures.lost, figures.doubled) == (0, 0), figures
     assert figures.points > 80
     states = {label.partition(":")[0] for labels in killed.labels.values() for label in labels}
     assert states >= {
