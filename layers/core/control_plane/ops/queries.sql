@@ -165,7 +165,8 @@ ORDER BY pending.subscription
 -- name: unprocessed_deliveries
 -- Which of the newest messages' deliveries the subscription's consumer has not processed: how many, the oldest one's
 -- age in seconds, and its event. A subscription whose consumer has recorded nothing yet is left out, because it may
--- keep no record. A delivery that its consumer has given up on is left out, too: it is a dead letter.
+-- keep no record. So is decisions, which records only the anomalies that it dismisses: its record are the decisions' steps.
+-- A delivery that its consumer has given up on is left out, too: it is a dead letter.
 SELECT
     delivery.subscription,
     count(*),
@@ -174,7 +175,8 @@ SELECT
 FROM (SELECT id, event_id FROM outbox ORDER BY id DESC LIMIT %(limit)s) AS message
 JOIN deliveries AS delivery ON delivery.outbox_id = message.id
 JOIN subscriptions ON subscriptions.name = delivery.subscription AND subscriptions.removed_at IS NULL
-WHERE EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscription)
+WHERE delivery.subscription <> 'decisions'
+    AND EXISTS (SELECT FROM processed_events WHERE consumer = delivery.subscription)
     AND NOT EXISTS (
         SELECT
         FROM processed_events AS processed
