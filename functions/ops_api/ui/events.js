@@ -1,6 +1,6 @@
 /** The list of events: live, filtered by the query string, with the timeline of the chosen one beside it. */
 import {
-  Empty, Export, Filters, Id, Instant, More, Split, Stale, Table, Text, Trouble, api, count, html, link, useEffect, usePoll, useState,
+  Empty, Export, Filters, Id, Instant, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, useEffect, usePoll, useState,
 } from "#kit";
 import { Detail } from "#views/event";
 
@@ -77,6 +77,7 @@ const FILTERS = ["event_type", "entity_id", "source", "since", "until", "trace_i
 const COLUMNS = [
   { title: "Event", cell: (one) => html`<code><${Text}>${one.event_type}<//></code>` },
   { title: "Entity", cell: (one) => html`<${Text}>${one.entity_id ?? "–"}<//>` },
+  { title: "State", cell: (one) => (one.state ? html`<${State} word=${one.state} />` : html`<span class="muted">–</span>`) },
   { title: "Stored", cell: (one) => html`<${Instant} at=${one.ingested_at} />`, align: "right" },
   { title: "About", cell: (one) => html`<${Instant} at=${one.occurred_at} absolute />`, wide: true },
   { title: "Rev.", cell: (one) => one.revision || "", align: "right", wide: true },
