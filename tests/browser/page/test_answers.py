@@ -25,6 +25,12 @@ def test_the_headline_leads_to_what_it_names(empty_site: Site, open_tab: OpenTab
     expect(page).to_have_title(re.compile("Dead letters"))
 
 
+def test_a_slash_at_the_end_of_the_address_is_forgiven(empty_site: Site, open_tab: OpenTab) -> None:
+    page = open_tab(empty_site.url().replace("/ui", "/ui/")).page
+    expect(page.locator(".strip")).to_be_visible()
+    assert page.url.partition("?")[0].endswith("/ui")
+
+
 def test_the_flow_says_why_and_since_when_letters_are_dead(empty_site: Site, open_tab: OpenTab) -> None:
     letters = panel(open_tab(empty_site.url("flow"), flow=busy_flow()).page, "Dead letters")
     expect(letters.locator("li").first).to_contain_text("signal_lab 4 min ago")
