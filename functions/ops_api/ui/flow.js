@@ -50,8 +50,8 @@ function Stage({ stage, open, spending }) {
       <${Rate} lastMinute=${stage.last_minute} />
       <${Sparkline} values=${stage.minutes} label=${`${stage.stage}, the last hour`} />
       <span class="figures"><span>${waits ? html`<b>${count(stage.backlog)}</b> ${waits}` : "\u00a0"}</span>
-        <span>${oldest === null ? "\u00a0" : html`${age} <${Age} seconds=${oldest} />`}</span>
-        ${spending && html`<span class="spent">agents cost <b>${dollars(spending.spent_micros)}</b> today</span>`}</span>
+        ${(oldest !== null || !spending) && html`<span>${oldest === null ? "\u00a0" : html`${age} <${Age} seconds=${oldest} />`}</span>`}
+        ${spending && html`<span class="spent">agents <b>${dollars(spending.spent_micros)}</b> today</span>`}</span>
     </a></li>`;
 }
 

@@ -306,7 +306,7 @@ export function Json({ value, label = "JSON" }) {
 /* Lists. */
 /** A dense table. With `href`, a row's first cell is a link over the row; j and k move between them. */
 export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current }) {
-  const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ") || undefined;
+  const classOf = ({ align, wide, roomy }) => [align === "right" && "right", wide && "wide", roomy && "roomy"].filter(Boolean).join(" ") || undefined;
   return html`<div class="scroll" tabindex=${href ? undefined : 0} role="group" aria-label=${label}><table>
     <caption class="hidden">${label}</caption>
     <colgroup>${columns.map((one) => html`<col width=${one.width} class=${classOf(one)} />`)}</colgroup>
