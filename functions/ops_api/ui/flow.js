@@ -153,7 +153,7 @@ const isStuck = (operation) => operation.state === "failed" || operation.is_stal
 
 function Panels({ flow }) {
   const { approvals, oldest_approval_age_seconds: oldest, dead_letters: dead, oldest_dead_letter_age_seconds: deadFor } = flow.waiting;
-  const newest = flow.dead_letters ?? []; // an older API names none
+  const newest = (flow.dead_letters ?? []).slice(0, 2); // an older API names none
   const [breakers, off, under] = [flow.open_breakers, flow.switches_off, flow.operations];
   return html`<div class="panels">
     <${Panel} name="Approvals" tone="warn" number=${approvals} none="none asked" href=${link("approvals")}>
