@@ -185,7 +185,11 @@ def _line(one: Mapping[str, Any]) -> str:
     colour = COLOURS.get(one["state"], "default")
     about = f"{shown(one['entity_id'])} {shown(one['anomaly_kind'])}"
     shadow = " (shadow)" if one["is_shadow"] else ""
-    action = f" · {shown(one['action_type'])}" if one["action_type"] else ""
+    # An older API tells of what is done alone.
+    action_type = one["action_type"] or one.get("proposed_type")
+    action = f" · {shown(action_type)}" if action_type else ""
+    if answer := one.get("answer"):
+        action += f", {'approved' if answer['is_given'] else 'denied'} by {shown(answer['decided_by'])}"
     return (
         f"[bold]{one['decision_id'][:8]}[/]  {instant_of(one['occurred_at']):%Y-%m-%d %H:%M}  {about:<24} "
         f"[{colour}]{one['state']}[/]{shadow}{action}"

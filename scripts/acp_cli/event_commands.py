@@ -78,8 +78,12 @@ def events(
 def _line(event: Mapping[str, Any]) -> str:
     occurred = datetime.fromisoformat(event["occurred_at"]).astimezone(UTC)
     about = " ".join(filter(None, (event["entity_id"], event["series"])))
+    # An older API says no state.
+    state = event.get("state")
+    tone = {"dead_lettered": "red", "retrying": "yellow"}.get(state or "", "default")
+    stands = "" if state is None else f"  [{tone}]{shown(state.replace('_', ' '))}[/]"
     revision = f", revision {event['revision']}" if event["revision"] else ""
     return (
         f"[dim]{event['event_id']}[/]  [bold]{shown(event['event_type'])}[/]  {shown(about)}  "
-        f"{occurred:%Y-%m-%d %H:%M:%S}Z{revision}  [dim]{shown(event['source'])}[/]"
+        f"{occurred:%Y-%m-%d %H:%M:%S}Z{revision}  [dim]{shown(event['source'])}[/]{stands}"
     )

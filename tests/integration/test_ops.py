@@ -295,6 +295,16 @@ def test_consumer_lag_is_what_was_delivered_and_not_processed(app: Connection[An
     assert read_status(app).consumer_lag == []
 
 
+def test_decisions_record_is_no_consumers(app: Connection[Any], owner: Connection[Any]) -> None:
+    # DecisionFunction records there only what it dismisses, so that all else of its queue looks unprocessed.
+    dismissed, _ = (seeds.store_body(app, {}, topic="decisions.work", subscriptions=["decisions"]) for _ in range(2))
+    seeds.settle(app, seeds.claim(app, subscriptions=["decisions"]), Accepted("m"))
+    owner.execute("INSERT INTO subscriptions (name, topic) VALUES ('decisions', 'decisions.work')")
+    owner.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('decisions', %s)", [dismissed])
+    assert read_status(app).consumer_lag == []
+    assert read_health(app, max_processing_age_seconds=0).late_consumers == 0
+
+
 def test_breakers_that_nobody_guards_with_count_no_longer(app: Connection[Any]) -> None:
     for name in ("signal_lab", "yfinance"):
         Breakers(lambda: app, BreakerPolicy(failure_threshold=1, cool_down_seconds=60)).failed(name, "no luck")

@@ -1,7 +1,7 @@
 /** One decision: what came of it and why, options, verdicts, outcome, every step on record, two ways to ask again. */
 import {
-  Empty, Id, Instant, Json, Split, Stale, State, Table, Term, Text, Trouble, api, count, html, link, spoken, usePoll,
-    useState, visible,
+  Empty, Id, Instant, Json, Split, Stale, State, Table, Term, Text, Trouble, api, count, html, link, money, spoken,
+  usd, usePoll, useState, visible,
 } from "#kit";
 import { Said, Section, Waterfall, micros } from "#views/event";
 
@@ -9,11 +9,6 @@ export const title = "Decision";
 
 /* Values as people write them: whole numbers are on record in the unit that their name ends with. */
 
-const NUMBER = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
-const ROUND = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
-export const usd = (amount) => (amount ? `$${(amount / 1e6).toFixed(6).replace(/\.?0+$/, "")}` : "$0");
-const money = (amount) => (amount === null || amount === undefined ? "–"
-  : (Math.abs(amount) < 1e9 ? NUMBER : ROUND).format(amount / 1e6));
 const percent = (ppm, signed) => `${signed && ppm > 0 ? "+" : ""}${(ppm / 1e4).toFixed(1)} %`;
 const label = (name) => name.replace(/_(ppm|micros|milli)$/, "").replace(/^is_/, "").replaceAll("_", " ");
 const HIDDEN = /(_sha256|_id|_seq|_at|^lease_until|^fence|^source|^series|^seed)$/;

@@ -1,6 +1,6 @@
 /** The list of decisions: live, filtered by the query string, with the chosen one's record beside it. */
-import { Duration, Empty, Id, Instant, More, Split, State, Table, Text, Trouble, html, link } from "#kit";
-import { Detail, usd } from "#views/decision";
+import { Duration, Empty, Id, Instant, More, Split, State, Table, Text, Trouble, html, link, usd } from "#kit";
+import { Detail } from "#views/decision";
 import { Filtering, LiveBar, chosen, useLive } from "#views/events";
 
 export const title = "Decisions";
@@ -11,13 +11,18 @@ const STATES = [
   "expired", "released", "executed", "failed", "observing", "scored", "abandoned", "recorded",
 ];
 const FILTERS = ["state", "entity_id", "playbook", "since", "until", "event_id", "id_prefix"];
+/** What is done or proposed, and who said yes or no to it. An older API tells of what is done alone. */
+function action({ action_type: done, proposed_type: proposed, answer }) {
+  if (!done && !proposed) return null;
+  const answered = answer ? `, ${answer.is_given ? "approved" : "denied"} by ${answer.decided_by}` : "";
+  return html`<div class="muted"><${Text}>${`${done ?? proposed}${answered}`}<//></div>`;
+}
 const COLUMNS = [
   { title: "About", cell: (one) => html`<${Text}>${one.entity_id}<//> <span class="muted">
     <${Text}>${one.anomaly_kind}<//></span>` },
   { title: "State", cell: (one) => html`<${State} word=${one.state} />${one.is_shadow
-    && html` <span class="muted">shadow</span>`}` },
-  { title: "Action", cell: (one) => (one.action_type ? html`<${Text}>${one.action_type}<//>`
-    : html`<span class="muted">–</span>`) },
+    && html` <span class="muted">shadow</span>`}
+    ${action(one)}` },
   { title: "Opened", cell: (one) => html`<${Instant} at=${one.opened_at} />`, align: "right" },
   { title: "Took", align: "right", wide: true,
     cell: (one) => (one.closed_at ? html`<${Duration}

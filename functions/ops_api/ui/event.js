@@ -93,7 +93,7 @@ export function standing({ event, deliveries, processing, consumer_dead_letters:
     if (one.state === "delivered") {
       return { who: one.subscription, word: failed ? "retrying" : "delivered", error: failed?.error,
         text: failed ? "its consumer failed on it; the queue hands it out again"
-          : "its consumer has recorded nothing of it yet" };
+          : "its queue has it; its consumer has recorded nothing of it" };
     }
     const text = { in_flight: "it is being sent", pending: "it waits to be sent",
       retrying: "an attempt failed; it is sent again",

@@ -1,7 +1,7 @@
 /** The list of events: live, filtered by the query string, with the timeline of the chosen one beside it. */
 import {
-  Empty, Filters, Id, Instant, More, Split, Stale, Table, Text, Trouble, api, count, html, link, useEffect, usePoll,
-    useState,
+  Empty, Filters, Id, Instant, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, useEffect,
+  usePoll, useState,
 } from "#kit";
 import { Detail } from "#views/event";
 import { Export } from "#views/export";
@@ -83,7 +83,10 @@ const FILTERS = ["event_type", "entity_id", "source", "since", "until", "trace_i
 const COLUMNS = [
   { title: "Event", cell: (one) => html`<code><${Text}>${one.event_type}<//></code>` },
   { title: "Entity", cell: (one) => html`<${Text}>${one.entity_id ?? "–"}<//>` },
-  { title: "Stored", cell: (one) => html`<${Instant} at=${one.ingested_at} />`, align: "right" },
+  { title: "State", cell: (one) => (one.state ? html`<${State} word=${one.state} />`
+    : html`<span class="muted">–</span>`), roomy: true },
+  { title: "Stored", cell: (one) => html`<${Instant} at=${one.ingested_at} />
+    ${one.state && html`<div class="phone"><${State} word=${one.state} /></div>`}`, align: "right" },
   { title: "About", cell: (one) => html`<${Instant} at=${one.occurred_at} absolute />`, wide: true },
   { title: "Rev.", cell: (one) => one.revision || "", align: "right", wide: true },
   { title: "Source", cell: (one) => html`<${Text}>${one.source}<//>`, wide: true },

@@ -21,9 +21,12 @@ const STAGES = {
 };
 const OLD_SECONDS = 300; // the limit of /health and of the alarm
 
-function healthOf({ stage, backlog, oldest_age_seconds: oldest, failed_hour: failed, minutes, last_minute: now }) {
+const isBehind = ({ stage, backlog, oldest_age_seconds: oldest }) => stage !== "source" && backlog > 0
+  && oldest > OLD_SECONDS;
+function healthOf(stage) {
+  const { backlog, failed_hour: failed, minutes, last_minute: now } = stage;
   if (failed > 0) return { tone: "bad", word: `${count(failed)} failed in 1 h` };
-  if (stage !== "source" && backlog > 0 && oldest > OLD_SECONDS) return { tone: "warn", word: "waiting" };
+  if (isBehind(stage)) return { tone: "warn", word: "behind" };
   if (now > 0 || backlog > 0) return { tone: "good", word: "flowing" };
   return { tone: "idle", word: minutes.some((n) => n > 0) ? "idle" : "quiet" };
 }
@@ -35,7 +38,9 @@ function Rate({ lastMinute }) {
   return html`<span class="rate"><b>${number}</b> ${each < 1 ? "/min" : "/s"}</span>`;
 }
 
-function Stage({ stage, open }) {
+const dollars = (micros) => (!micros ? "$0" : micros < 10000 ? "< $0.01" : `$${(micros / 1e6).toFixed(2)}`);
+
+function Stage({ stage, open, spending }) {
   const { waits, age = "oldest" } = STAGES[stage.stage] ?? {};
   const { tone, word } = healthOf(stage);
   const ages = stage.parts.map((part) => part.oldest_age_seconds).filter((one) => typeof one === "number");
@@ -46,7 +51,9 @@ function Stage({ stage, open }) {
       <${Rate} lastMinute=${stage.last_minute} />
       <${Sparkline} values=${stage.minutes} label=${`${stage.stage}, the last hour`} />
       <span class="figures"><span>${waits ? html`<b>${count(stage.backlog)}</b> ${waits}` : "\u00a0"}</span>
-        <span>${oldest === null ? "\u00a0" : html`${age} <${Age} seconds=${oldest} />`}</span></span>
+        ${(oldest !== null || !spending) && html`<span>${oldest === null ? "\u00a0"
+          : html`${age} <${Age} seconds=${oldest} />`}</span>`}
+        ${spending && html`<span class="spent">agents <b>${dollars(spending.spent_micros)}</b> today</span>`}</span>
     </a></li>`;
 }
 
@@ -128,10 +135,15 @@ function Rows({ items, href, row }) {
     ${more > 0 && html`<li><a href=${href}>and ${count(more)} more</a></li>`}`;
 }
 
+const isPast = (at) => Date.parse(at) <= Date.now();
 const clamped = (text) => text && html`<p class="clamp"><${Text}>${text}<//></p>`;
 const breakerRow = (one) => html`<li key=${one.name}><strong><${Text}>${one.name}<//></strong>
   <span class="muted">${one.state.replaceAll("_", " ")}, <${Instant} at=${one.opened_at} />
-    ${one.retry_at && html`, tries again <${Instant} at=${one.retry_at} />`}</span>${clamped(one.last_error)}</li>`;
+    ${one.retry_at && (isPast(one.retry_at) ? ", the next run tries again"
+    : html`, tries again <${Instant} at=${one.retry_at} />`)}</span>${clamped(one.last_error)}</li>`;
+const letterRow = (one) => html`<li key=${one.id}><a href=${link("letters", { id: one.id })}>
+    <strong><${Text}>${one.subscription ?? one.kind}<//></strong></a>${" "}
+  <span class="muted"><${Instant} at=${one.dead_lettered_at} /></span>${clamped(one.reason)}</li>`;
 const switchRow = (one) => html`<li key=${one.scope}><strong><${Text}>${one.scope}<//></strong>
   <span class="muted">by <${Text}>${one.by}<//>, <${Instant} at=${one.since} /></span>${clamped(one.reason)}</li>`;
 const operationRow = (one) => html`<li key=${one.operation_id} class="operation">
@@ -142,15 +154,19 @@ const operationRow = (one) => html`<li key=${one.operation_id} class="operation"
 const isStuck = (operation) => operation.state === "failed" || operation.is_stalled;
 
 function Panels({ flow }) {
-  const { approvals, oldest_approval_age_seconds: oldest, dead_letters: dead } = flow.waiting;
+  const { approvals, oldest_approval_age_seconds: oldest, dead_letters: dead,
+    oldest_dead_letter_age_seconds: deadFor } = flow.waiting;
+  const newest = (flow.dead_letters ?? []).slice(0, 2); // an older API names none
   const [breakers, off, under] = [flow.open_breakers, flow.switches_off, flow.operations];
   return html`<div class="panels">
     <${Panel} name="Approvals" tone="warn" number=${approvals} none="none asked" href=${link("approvals")}>
       <li>${approvals === 1 ? "One action waits" : `${count(approvals)} actions wait`} for a person's answer,${" "}
         the oldest for ${spoken(oldest)}.</li><//>
     <${Panel} name="Dead letters" tone="bad" number=${dead} none="none" href=${link("letters")}>
-      <li>${dead === 1 ? "One message was" : `${count(dead)} messages were`} given up on: see why, then${" "}
-        redrive or discard.</li><//>
+      ${newest.map(letterRow)}
+      ${dead > newest.length && html`<li>${dead === 1 ? "One message was"
+        : `${count(dead)} messages were`} given up on${deadFor
+        ? `, the oldest ${spoken(deadFor)} ago` : ""}.</li>`}<//>
     <${Panel} name="Operations" tone=${under.some(isStuck) ? "bad" : "wait"} number=${under.length}
       none="none under way" href=${link("operations")}><${Rows} items=${under} href=${link("operations")}
         row=${operationRow} /><//>
@@ -162,18 +178,20 @@ function Panels({ flow }) {
 
 /** One sentence: does it flow, and does somebody have to act? */
 function Headline({ flow, poll }) {
+  const numbered = (number, one, more) => number > 0 && `${count(number)} ${number === 1 ? one : more}`;
   const said = [
-    [flow.open_breakers.length, "breaker open", "breakers open", "bad"],
-    [flow.switches_off.length, "switch off", "switches off", "bad"],
-    [flow.waiting.dead_letters, "dead letter", "dead letters", "bad"],
-    [flow.operations.filter(isStuck).length, "operation stuck", "operations stuck", "bad"],
-    [flow.stages.filter((one) => healthOf(one).word === "waiting").length, "stage behind", "stages behind", "warn"],
-    [flow.waiting.approvals, "approval asked for", "approvals asked for", "warn"],
-  ].filter(([number]) => number > 0);
-  const tone = said.some((one) => one[3] === "bad") ? "bad" : said.length ? "warn" : "good";
+    [numbered(flow.open_breakers.length, "breaker open", "breakers open"), "bad", link("switches")],
+    [numbered(flow.switches_off.length, "switch off", "switches off"), "bad", link("switches")],
+    [numbered(flow.waiting.dead_letters, "dead letter", "dead letters"), "bad", link("letters")],
+    [numbered(flow.operations.filter(isStuck).length, "operation stuck", "operations stuck"), "bad",
+      link("operations")],
+    ...flow.stages.filter(isBehind).map(({ stage }) => [`${stage} behind`, "warn", link("flow", { stage })]),
+    [numbered(flow.waiting.approvals, "approval asked for", "approvals asked for"), "warn", link("approvals")],
+  ].filter(([words]) => words);
+  const tone = said.some((one) => one[1] === "bad") ? "bad" : said.length ? "warn" : "good";
   const isQuiet = flow.stages.every((one) => one.last_minute === 0);
-  const sentence = said.map(([number, one, more]) => `${count(number)} ${number === 1 ? one : more}`).join(", ")
-    || (isQuiet ? "All is well, and quiet" : "All is well");
+  const sentence = said.length ? said.map(([words, , href], n) => html`${n > 0 && ", "}<a href=${href}>${words}</a>`)
+    : isQuiet ? "All is well, and quiet" : "All is well";
   return html`<header class="headline"><p class="verdict"><${Icon} tone=${tone} /><strong>${sentence}</strong></p>
     <${Stale} poll=${poll} /></header>`;
 }
@@ -188,7 +206,8 @@ export function View({ query }) {
   const opened = flow.stages.find((one) => one.stage === query.stage);
   return html`<${Headline} flow=${flow} poll=${poll} />
     <ol class="strip" aria-label="Stages">
-      ${flow.stages.map((one) => html`<${Stage} key=${one.stage} stage=${one} open=${one === opened} />`)}</ol>
+      ${flow.stages.map((one) => html`<${Stage} key=${one.stage} stage=${one} open=${one === opened}
+        spending=${one.stage === "decision" && flow.spending} />`)}</ol>
     ${opened && html`<${Details} stage=${opened} at=${flow.at} />`}
     <${Panels} flow=${flow} />`;
 }

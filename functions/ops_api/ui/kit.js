@@ -221,7 +221,15 @@ export const Text = ({ children }) => html`<bdi class="text">${visible(children 
 export const Term = ({ children }) => html`<code class="term">${children}</code>`;
 const NUMBERS = new Intl.NumberFormat("en");
 export const count = (number) => (number === null || number === undefined ? "–" : NUMBERS.format(number));
-export const short = (id) => (/^[0-9a-f]{8}-/.test(id) ? id.slice(0, 8) : id.length > 20 ? `${id.slice(0, 12)}…` : id);
+const MONEY = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 });
+const LARGE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+/** Returns an amount, given in millionths, as people write it. */
+export const money = (micros) => (micros === null || micros === undefined ? "–"
+  : (Math.abs(micros) < 1e9 ? MONEY : LARGE).format(micros / 1e6));
+/** Returns what something cost, given in millionths of a US dollar, to the last digit. */
+export const usd = (micros) => (micros ? `$${(micros / 1e6).toFixed(6).replace(/\.?0+$/, "")}` : "$0");
+export const short = (id) => (
+  /^[0-9a-f]{8}-/.test(id) ? id.slice(0, 8) : id.length > 20 ? `${id.slice(0, 12)}…` : id);
 
 export function spoken(seconds) {
   if (seconds === null || seconds === undefined) return "–";
@@ -319,8 +327,8 @@ export function Json({ value, label = "JSON" }) {
 /* Lists. */
 /** A dense table. With `href`, a row's first cell is a link over the row; j and k move between them. */
 export function Table({ columns, rows, keyOf = (_, n) => n, href, label, current }) {
-  const classOf = ({ align, wide }) => [align === "right" && "right", wide && "wide"].filter(Boolean).join(" ")
-    || undefined;
+  const classOf = ({ align, wide, roomy }) => [align === "right" && "right", wide && "wide", roomy
+    && "roomy"].filter(Boolean).join(" ") || undefined;
   return html`<div class="scroll" tabindex=${href ? undefined : 0} role="group" aria-label=${label}><table>
     <caption class="hidden">${label}</caption>
     <colgroup>${columns.map((one) => html`<col width=${one.width} class=${classOf(one)} />`)}</colgroup>

@@ -151,8 +151,8 @@ function Passing({ ask }) {
   const error = subscriptions.error ?? breakers.error;
   return html`<section aria-labelledby="passing"><header class="section-head">
     <h2 id="passing">Subscriptions and sources</h2>
-      <${Act} scope="operate" onClick=${holdSource}>Hold a source …<//><span class="push"><${Stale} poll=${breakers} />
-        </span></header>
+      <${Act} scope="operate" onClick=${holdSource}>Hold a source …<//>
+      <span class="push"><${Stale} poll=${breakers} /></span></header>
     <${Trouble} error=${rows.length ? null : error} retry=${reload} />
     ${rows.length > 0 ? html`<${Table} label="Subscriptions and sources" columns=${columns} rows=${rows}
       keyOf=${(one) => `${one.kind} ${one.name}`} />`

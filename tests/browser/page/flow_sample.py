@@ -64,7 +64,23 @@ def busy_flow(*, hostile: str = "") -> dict[str, Any]:
             _stage("decision", [_part("unusual_bar", 0.4, luck, backlog=3, oldest_age_seconds=260.0)]),
             _stage("action", [_part("HEDGE", 0.2, luck, backlog=0)]),
         ],
-        "waiting": {"approvals": 1, "oldest_approval_age_seconds": 94.0, "dead_letters": 7},
+        "waiting": {
+            "approvals": 1,
+            "oldest_approval_age_seconds": 94.0,
+            "dead_letters": 7,
+            "oldest_dead_letter_age_seconds": 5_400.0,
+        },
+        "dead_letters": [
+            {
+                "id": 40 - n,
+                "kind": "relay",
+                "subscription": "signal_lab",
+                "dead_lettered_at": ago(minutes=4 + n),
+                "reason": hostile or "gave up after 5 attempts: SQS answered 503: ServiceUnavailable",
+            }
+            for n in range(3)
+        ],
+        "spending": {"spent_micros": 412_300, "limit_micros": 5_000_000},
         "open_breakers": [
             {
                 "name": "subscription:signal_lab",
@@ -97,7 +113,14 @@ def quiet_flow() -> dict[str, Any]:
     for stage in flow["stages"]:
         stage.update(nothing, parts=[], backlog=None if stage["backlog"] is None else 0)
     return flow | {
-        "waiting": {"approvals": 0, "oldest_approval_age_seconds": None, "dead_letters": 0},
+        "waiting": {
+            "approvals": 0,
+            "oldest_approval_age_seconds": None,
+            "dead_letters": 0,
+            "oldest_dead_letter_age_seconds": None,
+        },
+        "dead_letters": [],
+        "spending": {"spent_micros": None, "limit_micros": None},
         "open_breakers": [],
         "switches_off": [],
         "operations": [],

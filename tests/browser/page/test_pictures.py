@@ -11,7 +11,7 @@ from tests.browser.page.conftest import THEMES, OpenTab, Site
 from tests.browser.page.flow_sample import busy_flow
 from tests.checkout import ROOT
 
-HEIGHT = 546
+HEIGHT = 714
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -15,7 +15,9 @@ def test_the_flow_is_read_by_keyboard_alone(site: Site, open_tab: OpenTab) -> No
     tab.page.keyboard.press("Tab")
     expect(tab.page.get_by_text("Skip to content")).to_be_focused()
     tab.page.keyboard.press("Enter")
-    for _ in range(3):
+    named = tab.page.locator(".verdict a").count()
+    assert named > 0
+    for _ in range(named + 3):
         tab.page.keyboard.press("Tab")
     tab.page.keyboard.press("Enter")
     expect(tab.page.get_by_role("heading", name="outbox")).to_be_visible()

@@ -57,9 +57,9 @@ class Gateway:
 
 
 def matched(route: Route, raw_path: str) -> Mapping[str, str] | None:
-    """Returns the path's parameters, decoded, if the path is the route's."""
+    """Returns the path's parameters, decoded, if the path is the route's; a slash at its end changes nothing."""
     pattern = "".join(f"(?P<{part[1:-1]}>[^/]+)" if part[0] == "{" else re.escape(part) for part in split(route.path))
-    found = re.fullmatch(pattern, raw_path)
+    found = re.fullmatch(f"{pattern}/?", raw_path)
     return None if found is None else {name: unquote(value) for name, value in found.groupdict().items()}
 
 

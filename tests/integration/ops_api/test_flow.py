@@ -34,7 +34,7 @@ def test_the_flow_of_an_empty_database_has_its_whole_shape(api: Client) -> None:
     flow = api.ask("GET", "/flow").body
     assert flow.keys() == {
         "at", "stages", "waiting", "open_breakers", "switches_off", "operations",
-        "events", "subscriptions", "consumers",
+        "events", "subscriptions", "consumers", "dead_letters", "spending",
     }  # fmt: skip
     assert [one["stage"] for one in flow["stages"]] == STAGES
     for stage in flow["stages"]:
@@ -44,7 +44,11 @@ def test_the_flow_of_an_empty_database_has_its_whole_shape(api: Client) -> None:
             assert one.keys() == FIGURES | {"name"}
             assert len(one["minutes"]) == 60
     assert [one["name"] for one in stages(flow)["outbox"]["parts"]] == ["signal_lab", "system_events"]
-    assert flow["waiting"] == {"approvals": 0, "oldest_approval_age_seconds": None, "dead_letters": 0}
+    assert flow["waiting"] == {
+        "approvals": 0, "oldest_approval_age_seconds": None,
+        "dead_letters": 0, "oldest_dead_letter_age_seconds": None,
+    }  # fmt: skip
+    assert (flow["dead_letters"], flow["spending"]) == ([], {"spent_micros": None, "limit_micros": None})
     assert {name: (one["backlog"], one["oldest_age_seconds"]) for name, one in stages(flow).items()} == {
         "source": (None, None), "store": (None, None), "outbox": (0, None), "queue": (0, None),
         "consumer": (None, None), "decision": (0, None), "action": (0, None),
@@ -93,8 +97,22 @@ def test_dead_letters_and_failures_count_against_their_stage(app: Connection[Any
     )
     flow = read_picture(app)
     assert flow["waiting"]["dead_letters"] == 3
+    newest = flow["dead_letters"]
+    assert [(one["kind"], one["subscription"]) for one in newest] == [("consumer", "signal_lab")] + [
+        ("relay", "signal_lab")
+    ] * 2
+    assert (newest[0]["reason"], newest[0]["id"] > newest[1]["id"] > newest[2]["id"]) == ("no", True)
+    assert 0 <= flow["waiting"]["oldest_dead_letter_age_seconds"] < 600
     assert stages(flow)["outbox"]["failed_hour"] == 6
     assert stages(flow)["queue"]["failed_hour"] == 1
+
+
+def test_a_day_says_what_agents_have_cost(app: Connection[Any], owner: Connection[Any]) -> None:
+    owner.execute(
+        "INSERT INTO budgets (scope, day, limit_micros, spent_micros)"
+        " SELECT 'agents', day, 9, 4 FROM (VALUES ((now() AT TIME ZONE 'UTC')::date), ('2001-01-01')) AS days (day)"
+    )
+    assert read_picture(app)["spending"] == {"spent_micros": 4, "limit_micros": 9}
 
 
 def test_the_age_is_the_live_flows(app: Connection[Any], owner: Connection[Any]) -> None:

@@ -5,7 +5,7 @@ from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from psycopg import Connection, errors
@@ -14,6 +14,7 @@ from tests.integration import detection, seeds
 from tests.integration.ops_api.client import Answer, Client
 
 from control_plane.api import pages
+from control_plane.model.lifecycle import Accepted, Failed
 from control_plane.platform.breakers import hold
 from control_plane.platform.database import connect
 
@@ -96,6 +97,42 @@ def test_events_are_found_by_the_beginning_of_their_ids(api: Client, app: Connec
     assert of(api, "/events", "event_id", id_prefix=wanted[0][:12].upper()) == wanted[:1]
     assert of(api, "/events", "event_id", id_prefix=wanted[0]) == wanted[:1]
     assert of(api, "/decisions", "decision_id", id_prefix=begun) == []
+
+
+def test_an_event_in_the_list_says_where_it_stands(api: Client, app: Connection[Any], owner: Connection[Any]) -> None:
+    def state_of(event_id: UUID) -> str | None:
+        [listed] = api.ask("GET", "/events", query={"id_prefix": str(event_id)}).body["items"]
+        states = dict(zip(of(api, "/events", "event_id"), of(api, "/events", "state"), strict=True))
+        assert states[str(event_id)] == listed["state"]
+        found: str | None = listed["state"]
+        return found
+
+    delivered, half, processed = seeds.store(app, [seeds.tick(minute) for minute in range(3)])
+    owner.execute(
+        "INSERT INTO pending_deliveries (outbox_id, subscription) SELECT id, 'other' FROM outbox WHERE event_id = %s",
+        [half],
+    )
+    seeds.settle(app, seeds.claim(app, subscriptions=["signal_lab", "other"]), Accepted("m"))
+    for event_id in (half, processed):
+        app.execute("INSERT INTO processed_events (consumer, event_id) VALUES ('signal_lab', %s)", [event_id])
+    assert [state_of(one) for one in (delivered, half, processed)] == ["delivered", "delivered", "processed"]
+    [dead] = seeds.store(app, [seeds.tick(3)])
+    seeds.give_up(app)
+    assert state_of(dead) == "dead_lettered"
+    owner.execute("UPDATE dead_letters SET resolution = 'discarded', resolved_at = now(), resolved_by = 'kim'")
+    assert state_of(dead) == "discarded"
+    [retried] = seeds.store(app, [seeds.tick(4)])
+    seeds.settle(app, seeds.claim(app), Failed("no luck"))
+    [pending] = seeds.store(app, [seeds.tick(5)])
+    assert (state_of(retried), state_of(pending)) == ("retrying", "pending")
+    owner.execute(
+        "INSERT INTO dead_letters (kind, subscription, delivery_attempts, reason, queue, message_id, body, outbox_id)"
+        " SELECT 'consumer', 'signal_lab', 5, 'no', 'q-dlq', 'm', 'x', id FROM outbox WHERE event_id = %s",
+        [processed],
+    )
+    assert state_of(processed) == "dead_lettered", "its consumer gave up on it"
+    unpublished = seeds.store_body(app, {}, subscriptions=())
+    assert state_of(unpublished) is None
 
 
 @pytest.mark.parametrize("path", ["/events", "/decisions"])

@@ -1,15 +1,17 @@
 """Events: the list, what became of one, and the anomalies among them."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 
+from psycopg import Connection
 from pydantic import Field
 
 from control_plane.api.http import Refused, Response
 from control_plane.api.pages import Page, check_window, page, position
 from control_plane.api.routes import Call, QueryId, QueryInstant, Strict
-from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_rows
+from control_plane.api.rows import ID_PREFIX, by_prefix, parse_id, read_rows, rows
 from control_plane.ops.timeline import read_timeline
 from control_plane.platform.database import Database
 from control_plane.tracing.events import event_spans
@@ -62,7 +64,7 @@ def show_timeline(database: Database, call: Call) -> Response:
 
 
 def list_events(database: Database, call: Call) -> Response:
-    """Returns a page of events, newest stored first, or by id for a prefix.
+    """Returns a page of events, newest stored first, or by id for a prefix, each with where it stands.
 
     Raises Refused for a filter that no index serves.
     """
@@ -74,7 +76,9 @@ def list_events(database: Database, call: Call) -> Response:
     check_window(query.since, query.until)
     [before_seq] = position(query, int)
     wanted = query.model_dump(exclude={"limit", "after", "id_prefix"})
-    found = read_rows(database, "events", **wanted, before_seq=before_seq, limit=query.limit + 1)
+    with database.bounded() as connection:
+        found = rows(connection, "events", **wanted, before_seq=before_seq, limit=query.limit + 1)
+        found = _with_states(connection, found)
     return page(found, lambda event: [event["seq"]], query=query)
 
 
@@ -104,4 +108,13 @@ def _events_by_prefix(database: Database, query: EventsQuery, prefix: str) -> Re
         raise Refused(HTTPStatus.BAD_REQUEST, "id_prefix stands beside no other filter: leave one of them out.")
     [after] = position(query, str)
     found = by_prefix(database, "events_by_prefix", prefix, after=after, limit=query.limit + 1)
+    with database.bounded() as connection:
+        found = _with_states(connection, found)
     return page(found, lambda event: [event["event_id"]], query=query)
+
+
+def _with_states(connection: Connection[Any], events: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Returns the events with where each stands. It is asked of this page's events alone, so the list stays quick."""
+    found = rows(connection, "event_states", event_ids=[event["event_id"] for event in events])
+    states = {one["event_id"]: one["state"] for one in found}
+    return [event | {"state": states.get(event["event_id"])} for event in events]

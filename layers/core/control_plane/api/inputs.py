@@ -33,7 +33,8 @@ def read_call(route: Route, request: Request, parameters: Mapping[str, str], cal
             raise Refused(HTTPStatus.BAD_REQUEST, f"{name} holds a character that cannot be printed: send it without.")
     query, body = _read_query(route, request), _read_body(route, request)
     if not route.changes:
-        return Call(parameters, query, body, caller, route.name, accept=", ".join(request.headers.get("accept", [])))
+        accept = ", ".join(request.headers.get("accept", []))
+        return Call(parameters, query, body, caller, route.name, accept=accept, path=request.path)
     asked = [route.name, dict(parameters), _plain(query), _plain(body)]
     fingerprint = sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).digest()
     return Call(parameters, query, body, caller, route.name, _read_key(request), fingerprint)

@@ -99,6 +99,16 @@ class Page:
         return Response(HTTPStatus.OK, None, headers, asset.content_type, text=asset.text)
 
 
+# A gateway takes /ui/ for /ui, and from there the page's relative addresses would lead nowhere. The fragment is kept.
+_WITHOUT_SLASH: Final = Response(
+    HTTPStatus.PERMANENT_REDIRECT,
+    None,
+    {"Location": "../ui", "Cache-Control": "no-cache", **_NO_REFERRER},
+    _HTML,
+    text="",
+)
+
+
 def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
     """Returns the routes of the page, which anybody may load: it shows nothing without a token."""
     return [
@@ -106,7 +116,7 @@ def page_routes(page: Callable[[], Page]) -> Sequence[Route]:
             "GET",
             "/ui",
             Scope.PUBLIC,
-            lambda _: page().answer(),
+            lambda call: _WITHOUT_SLASH if call.path.endswith("/") else page().answer(),
             "Loads the page.",
             content_types=("text/html",),
         ),

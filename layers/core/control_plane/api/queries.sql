@@ -71,6 +71,30 @@ WHERE event_id BETWEEN %(lowest)s AND %(highest)s
 ORDER BY event_id
 LIMIT %(limit)s
 
+-- name: event_states
+-- Where each of these events stands with all its subscriptions: the state that most asks for somebody; null for an event that
+-- was published to none. It is processed where every consumer that took its message has recorded so.
+SELECT
+    event.event_id,
+    CASE
+        WHEN bool_or(letters.are_open) THEN 'dead_lettered'
+        WHEN bool_or(pending.last_error IS NOT NULL) THEN 'retrying'
+        WHEN bool_or(pending.outbox_id IS NOT NULL) THEN 'pending'
+        WHEN bool_or(delivery.outbox_id IS NOT NULL AND processed.event_id IS NULL) THEN 'delivered'
+        WHEN bool_or(delivery.outbox_id IS NOT NULL) THEN 'processed'
+        WHEN bool_or(letters.are_open IS NOT NULL) THEN 'discarded'
+    END AS state
+FROM unnest(%(event_ids)s::uuid[]) AS event (event_id)
+LEFT JOIN LATERAL (
+    SELECT bool_or(resolution IS NULL) AS are_open FROM dead_letters WHERE dead_letters.event_id = event.event_id
+) AS letters ON true
+LEFT JOIN outbox AS message ON message.event_id = event.event_id
+LEFT JOIN pending_deliveries AS pending ON pending.outbox_id = message.id
+LEFT JOIN deliveries AS delivery ON delivery.outbox_id = message.id
+LEFT JOIN processed_events AS processed
+    ON processed.event_id = event.event_id AND processed.consumer = delivery.subscription
+GROUP BY event.event_id
+
 -- name: anomalies
 -- What the view detector_anomalies has, newest first, each with how the entities of its source moved at that instant, after
 -- one of them. The newest are found by the indexes of what is unusual and of what was told: the view reads all of both.
@@ -139,14 +163,34 @@ LEFT JOIN LATERAL (
 ORDER BY anomaly.occurred_at DESC, anomaly.source, anomaly.entity_id, anomaly.series, anomaly.kind
 
 -- name: decisions
--- Decisions, newest first, that meet every condition which is not null, before one of them.
+-- Decisions, newest first, that meet every condition which is not null, before one of them. Each says what it released,
+-- what it proposed, and what a person answered, which its record may not have yet.
 SELECT
     decision.decision_id, decision.domain, decision.entity_id, decision.anomaly_kind, decision.occurred_at,
     decision.playbook, decision.state, decision.is_shadow, decision.opened_at, decision.closed_at, decision.deadline,
     (SELECT count(*) FROM decision_steps WHERE decision_steps.decision_id = decision.decision_id) AS steps,
     (SELECT coalesce(sum(cost_micros), 0)::bigint FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id)
         AS cost_micros,
-    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type
+    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type,
+    (
+        SELECT convert_from(step.body, 'UTF8')::json ->> 'action_type'
+        FROM decision_steps AS step
+        WHERE step.decision_id = decision.decision_id AND step.kind = 'proposal'
+        ORDER BY step.seq DESC
+        LIMIT 1
+    ) AS proposed_type,
+    (
+        SELECT
+            json_build_object(
+                'is_given', answer.is_given, 'decided_by', answer.decided_by, 'decided_at', answer.decided_at
+            )
+        FROM decision_steps AS step
+        JOIN approvals AS answer
+            ON answer.approval_id = (convert_from(step.body, 'UTF8')::json ->> 'approval_id')::uuid
+        WHERE step.decision_id = decision.decision_id AND step.kind = 'approval_asked'
+        ORDER BY step.seq DESC
+        LIMIT 1
+    ) AS answer
 FROM decisions AS decision
 WHERE (
         %(opened_at)s::timestamptz IS NULL
@@ -235,7 +279,26 @@ SELECT
     (SELECT count(*) FROM decision_steps WHERE decision_steps.decision_id = decision.decision_id) AS steps,
     (SELECT coalesce(sum(cost_micros), 0)::bigint FROM agent_calls WHERE agent_calls.decision_id = decision.decision_id)
         AS cost_micros,
-    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type
+    (SELECT action_type FROM actions WHERE actions.decision_id = decision.decision_id) AS action_type,
+    (
+        SELECT convert_from(step.body, 'UTF8')::json ->> 'action_type'
+        FROM decision_steps AS step
+        WHERE step.decision_id = decision.decision_id AND step.kind = 'proposal'
+        ORDER BY step.seq DESC
+        LIMIT 1
+    ) AS proposed_type,
+    (
+        SELECT
+            json_build_object(
+                'is_given', answer.is_given, 'decided_by', answer.decided_by, 'decided_at', answer.decided_at
+            )
+        FROM decision_steps AS step
+        JOIN approvals AS answer
+            ON answer.approval_id = (convert_from(step.body, 'UTF8')::json ->> 'approval_id')::uuid
+        WHERE step.decision_id = decision.decision_id AND step.kind = 'approval_asked'
+        ORDER BY step.seq DESC
+        LIMIT 1
+    ) AS answer
 FROM decisions AS decision
 WHERE decision.decision_id BETWEEN %(lowest)s AND %(highest)s
     AND (%(after_id)s::uuid IS NULL OR decision.decision_id > %(after_id)s)

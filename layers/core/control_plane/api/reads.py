@@ -68,7 +68,7 @@ def read_routes(
         read(
             "/events",
             events.list_events,
-            "Lists events, newest stored first.",
+            "Lists events, newest stored first, each with where it stands with its subscriptions.",
             query=events.EventsQuery,
             examples=(Example(query={"event_type": "MARKET_TICK_INGESTED", "limit": 2}),),
         ),

@@ -78,6 +78,8 @@ class Call:
     """A digest over everything that the client asks for; two calls under one key must agree in it."""
     accept: str = ""
     """The content types that the client wants, as its Accept header says; empty for a route that changes something."""
+    path: str = ""
+    """The path as the client wrote it; empty for a route that changes something."""
 
 
 @dataclass(frozen=True, slots=True)

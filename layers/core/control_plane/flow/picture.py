@@ -61,6 +61,8 @@ def read_picture(connection: Connection[Any]) -> dict[str, Any]:
         actions = read_tuples(connection, "open_actions")
         ((approvals, oldest_approval),) = read_tuples(connection, "waiting_approvals")
         dead_letters = dict(read_tuples(connection, "open_dead_letters"))
+        newest_letters = read_rows(connection, "newest_dead_letters")
+        [spending] = read_rows(connection, "spending")
         breakers = read_rows(connection, "breakers")
         switches = read_rows(connection, "switches_off")
         operations = read_rows(connection, "operations")
@@ -80,6 +82,7 @@ def read_picture(connection: Connection[Any]) -> dict[str, Any]:
         "decision": {playbook: (count, _age(age)) for playbook, count, age in decisions},
         "action": {action_type: (count, _age(age)) for action_type, count, age in actions},
     }
+    oldest_letter = next((_age(one["oldest_age_seconds"]) for one in newest_letters), None)
     names: dict[str, set[str]] = {}
     for stage, name in parts:
         names.setdefault(stage, set()).add(name)
@@ -90,7 +93,12 @@ def read_picture(connection: Connection[Any]) -> dict[str, Any]:
             "approvals": approvals,
             "oldest_approval_age_seconds": _age(oldest_approval),
             "dead_letters": sum(dead_letters.values()),
+            "oldest_dead_letter_age_seconds": oldest_letter,
         },
+        "dead_letters": [
+            {name: value for name, value in one.items() if name != "oldest_age_seconds"} for one in newest_letters
+        ],
+        "spending": spending,
         "open_breakers": [one for one in breakers if one["state"] != "closed"],
         "switches_off": switches,
         "operations": operations,

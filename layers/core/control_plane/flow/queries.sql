@@ -149,10 +149,42 @@ SELECT
     )
 FROM unnest(ARRAY['consumer', 'invocation', 'relay']) AS one (kind)
 
+-- name: newest_dead_letters
+-- The three newest of the open dead letters, with the beginnings of their reasons, and the age in seconds of the oldest one.
+SELECT
+    letter.id,
+    letter.kind,
+    letter.subscription,
+    letter.dead_lettered_at,
+    left(letter.reason, 300) AS reason,
+    (
+        SELECT extract(epoch FROM clock_timestamp() - oldest.dead_lettered_at)::double precision
+        FROM dead_letters AS oldest
+        WHERE oldest.resolution IS NULL
+        ORDER BY oldest.id
+        LIMIT 1
+    ) AS oldest_age_seconds
+FROM dead_letters AS letter
+WHERE letter.resolution IS NULL
+ORDER BY letter.id DESC
+LIMIT 3
+
+-- name: spending
+-- What agents have cost on this day (UTC), and may cost, in millionths of a US dollar; null where none was asked.
+SELECT sum(spent_micros)::bigint AS spent_micros, sum(limit_micros)::bigint AS limit_micros
+FROM budgets
+WHERE day = (clock_timestamp() AT TIME ZONE 'UTC')::date
+
 -- name: open_decisions
--- Of the decisions that are open, up to 10,000: per playbook how many, and the age in seconds of the oldest.
-SELECT playbook, count(*), extract(epoch FROM clock_timestamp() - min(opened_at))::double precision
-FROM (SELECT playbook, opened_at FROM decisions WHERE closed_at IS NULL LIMIT 10000) AS open
+-- Of the decisions that are open, up to 10,000: per playbook how many, and the age in seconds of the oldest that is at work.
+-- One that waits for a person's answer or for what the market does is as old as they take.
+SELECT
+    playbook,
+    count(*),
+    extract(
+        epoch FROM clock_timestamp() - min(opened_at) FILTER (WHERE state NOT IN ('awaiting_approval', 'observing'))
+    )::double precision
+FROM (SELECT playbook, state, opened_at FROM decisions WHERE closed_at IS NULL LIMIT 10000) AS open
 GROUP BY playbook
 ORDER BY playbook
 

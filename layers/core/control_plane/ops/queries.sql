@@ -165,8 +165,9 @@ ORDER BY pending.subscription
 -- name: unprocessed_deliveries
 -- Which of the newest messages' deliveries the subscription's consumer has not processed: how many, the oldest one's
 -- age in seconds, and its event. A subscription whose consumer has recorded nothing yet is left out, because it may
--- keep no record. A delivery that its consumer has given up on is left out, too: it is a dead letter. OFFSET 0 and the
--- scalar subqueries have Postgres look each message up: a join would read whole tables at some of their sizes.
+-- keep no record. So is decisions, which records only the anomalies that it dismisses: its record are the decisions' steps.
+-- A delivery that its consumer has given up on is left out, too: it is a dead letter. OFFSET 0 and the scalar subqueries have
+-- Postgres look each message up: a join would read whole tables at some of their sizes.
 SELECT
     delivery.subscription,
     count(*),
@@ -183,6 +184,7 @@ JOIN (
     SELECT name
     FROM subscriptions
     WHERE removed_at IS NULL
+        AND name <> 'decisions'
         AND name = (SELECT consumer FROM processed_events WHERE consumer >= name ORDER BY consumer LIMIT 1)
     OFFSET 0
 ) AS recorded ON recorded.name = delivery.subscription
