@@ -10,13 +10,13 @@ from control_plane.consumers.messages import consume_batch, consume_record
 from control_plane.decisions.agent_calls import CallReport, agents_by_name, run_call
 from control_plane.decisions.models.model_agent import with_model
 from control_plane.decisions.models.providers import connect_model
+from control_plane.decisions.settings import AgentSettings
 from control_plane.model.contract import Event, parse_payload
 from control_plane.model.deciding import Agent
 from control_plane.model.decision_events import AgentCallRequested
 from control_plane.platform.aws import read_secret
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
-from control_plane.platform.settings import AgentSettings
 from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES, load_deciding
 

@@ -7,11 +7,11 @@ from control_plane.consumers.function import consume_messages
 from control_plane.decisions.engine import Engine
 from control_plane.decisions.models.model_agent import with_model
 from control_plane.decisions.models.providers import connect_model
+from control_plane.decisions.settings import DecisionSettings
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.platform.aws import read_secret
 from control_plane.platform.database import Database
 from control_plane.platform.function import LambdaContext, environ, function, open_database
-from control_plane.platform.settings import DecisionSettings
 from control_plane.platform.telemetry import Telemetry
 from domains import EVENT_TYPES, load_deciding
 

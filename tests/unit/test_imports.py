@@ -51,7 +51,7 @@ def test_decisions_without_a_model_load_no_provider() -> None:
         "decision",
         "import app\n"
         "from control_plane.decisions.models.providers import connect_model\n"
-        "from control_plane.platform.settings import ModelSettings\n"
+        "from control_plane.decisions.settings import ModelSettings\n"
         "from domains import load_deciding\n"
         "app.with_model(load_deciding(), None)\n"
         "print(*sys.modules)",

@@ -24,12 +24,14 @@ from tests.template import (
     timeout,
 )
 
+from control_plane.decisions import settings as deciding_settings
 from control_plane.model.errors import ConfigurationError
 from control_plane.ops.migrations import read_migrations
 from control_plane.outbox.sqs import SqsPublisher
 from control_plane.platform import settings
 from control_plane.platform.database import SCHEMA_VERSION
-from control_plane.platform.settings import DeadLetterSettings, EnvironReader, MaintenanceSettings, RelaySettings
+from control_plane.platform.environ import EnvironReader
+from control_plane.platform.settings import DeadLetterSettings, MaintenanceSettings, RelaySettings
 from domains import EVENT_TYPES
 from local_cloud.roles import SECRETS
 
@@ -112,7 +114,8 @@ def settings_of(function: str) -> Any:
     module = ast.parse((ROOT / "functions" / FOLDERS[function] / "app.py").read_text(encoding="utf-8"))
     attributes = [node for node in ast.walk(module) if isinstance(node, ast.Attribute) and node.attr == "from_environ"]
     [name] = {node.value.id for node in attributes if isinstance(node.value, ast.Name)}
-    return getattr(settings, name)
+    module = settings if hasattr(settings, name) else deciding_settings
+    return getattr(module, name)
 
 
 def resource_of(value: Any, attribute: str) -> str:

@@ -22,10 +22,10 @@ from control_plane.decisions.models.model_agent import with_model
 from control_plane.decisions.models.providers import connect_model
 from control_plane.decisions.record import load, load_record
 from control_plane.decisions.replay import replay
+from control_plane.decisions.settings import AgentSettings, DecisionSettings
 from control_plane.decisions.steps import EnginePolicy
 from control_plane.model.contract import Event
 from control_plane.model.deciding import Deciding, Record
-from control_plane.platform.settings import AgentSettings, DecisionSettings
 from control_plane.platform.telemetry import Telemetry
 from model_endpoint import ModelEndpoint, serve
 

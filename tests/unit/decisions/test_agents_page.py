@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from control_plane.decisions import settings
 from control_plane.decisions.models import model_agent
 from control_plane.decisions.models.conversation import Usage
 from control_plane.decisions.models.model_agent import MOST_REPAIRS, ModelAgent, check_answer
 from control_plane.decisions.models.prices import OVERHEAD_TOKENS, price_of
-from control_plane.platform import settings
 
 PAGE = (Path(__file__).parents[3] / "docs" / "agents.md").read_text(encoding="utf-8")
 

@@ -26,10 +26,10 @@ from control_plane.decisions.models.conversation import (
 from control_plane.decisions.models.converse import ConverseClient
 from control_plane.decisions.models.prices import PRICES, Price, UnpricedModel, price_of
 from control_plane.decisions.models.providers import connect_model
+from control_plane.decisions.settings import AgentSettings
 from control_plane.decisions.switches import is_scope
 from control_plane.model.decision_events import SwitchSet
 from control_plane.model.errors import ConfigurationError
-from control_plane.platform.settings import AgentSettings
 
 CONVERSATION = Conversation("Say why.", (Turn("user", "why?"),), "cause", {"type": "object"})
 DATABASE = {"DATABASE_URL": "postgresql://localhost/db"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from control_plane.decisions.models.breaker import GuardedClient
 from control_plane.decisions.models.conversation import ModelClient
 from control_plane.decisions.models.prices import Price, UnpricedModel, price_of
+from control_plane.decisions.settings import ModelSettings
 from control_plane.model.errors import ConfigurationError
-from control_plane.platform.settings import ModelSettings
 
 
 @dataclass(frozen=True, slots=True)
