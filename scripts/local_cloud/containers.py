@@ -55,6 +55,10 @@ def prepare(
 
     What exists already is kept. Raises NoContainersError.
     """
+    # What asks the engine is imported first, because on a busy machine that alone takes seconds.
+    import docker.errors  # noqa: F401, PLC0415 - slow, and not needed by other commands
+    import samcli.local.docker.utils  # noqa: F401, PLC0415
+
     interface = within(ENGINE_SECONDS, _bridge)
     seen = FromContainer()
     functions = {

@@ -95,7 +95,7 @@ def test_a_cloud_that_is_down_says_how_to_start_it(tmp_path: Path) -> None:
 def test_only_the_bridge_address_leads_to_the_bridged_servers(containers: Containers) -> None:
     environment = (containers.folder / ".acp" / "state" / "sam-local.json").read_text()
     ports = {int(port) for port in re.findall(r"host\.docker\.internal:(\d+)", environment)}
-    assert len(ports) == 2, "the local cloud and the market; Postgres is named by a secret"
+    assert len(ports) == 3, "the local cloud, the market and the receiver of traces; Postgres is named by a secret"
     for port in ports:
         with pytest.raises(OSError, match=r"refused|timed out"):
             socket.create_connection((outward_address(), port), timeout=5)

@@ -173,7 +173,7 @@ function Distributions({ rows }) {
   })}
     <div class="option axis"><span></span><svg height="20"
       aria-hidden="true">${marks(low, high).map((each) => html`<text x=${x(each)} y="14"
-        text-anchor="middle">${ROUND.format(each / 1e6)}</text>`)}</svg></div>
+        text-anchor="middle">${count(Math.round(each / 1e6))}</text>`)}</svg></div>
     <figcaption class="muted"><span class="key body">
       </span>worse half of the paths, up to one in twenty <span class="key tail"></span>up to one in a hundred
       <svg class="key" viewBox="-6 -6 12 12" aria-hidden="true"><path class="mean" d="M0-5 5 0 0 5-5 0z" /></svg>mean
