@@ -1,7 +1,7 @@
 /** Dead letters of every kind: what was given up on, and how it gets delivered after all, or let go. */
 import {
-  Empty, Filters, Id, Instant, Json, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, usePages,
-  usePoll, useQuery, useState, visible,
+  Empty, Filters, Id, Instant, Json, More, Split, Stale, State, Table, Text, Trouble, api, count, html, link, useEffect,
+  usePages, usePoll, useQuery, useState, visible,
 } from "#kit";
 import { Export } from "#views/export";
 import { Act, Asked, Clock, Facts, Lacking, Name, Operation, PlanDialog, counted } from "#views/operating";
@@ -43,6 +43,7 @@ export function View({ query }) {
   const { ticked, toggle, all, isAll } = useTicked(pages.items);
   const [dialog, setDialog] = useState(null);
   const [told, tell] = useState("");
+  const [discards, setDiscards] = useState(0);
   const here = (more) => link("letters", { ...params, ...more });
   const redrive = (filter, what) => setDialog({ filter, title: what });
   const discard = (ids) => setDialog({ title: `Let ${counted(ids.length, "dead letter")} go?`, verb: "Discard",
@@ -57,6 +58,7 @@ export function View({ query }) {
         : ""}.`);
       all(false);
       pages.reload();
+      setDiscards((n) => n + 1);
     } });
   const isFiltered = Object.keys(chosen).length > 0;
   const columns = [
@@ -113,7 +115,8 @@ export function View({ query }) {
       : !pages.busy && !pages.error && html`<${Empty}>${isFiltered ? "No open dead letter fits these filters."
           : "No dead letters: nothing was given up on."}<//>`}`;
   const detail = query.operation ? html`<${Operation} key=${query.operation} id=${query.operation} />`
-    : query.id && html`<${Letter} key=${query.id} id=${query.id} redrive=${redrive} discard=${discard} />`;
+    : query.id && html`<${Letter} key=${query.id} id=${query.id} redrive=${redrive} discard=${discard}
+      discards=${discards} />`;
   return html`<${Split} list=${list} detail=${detail || null} closeHref=${here()}
       title=${query.operation ? "Redrive" : `Dead letter ${visible(query.id ?? "")}`} />
     ${dialog?.filter && html`<${PlanDialog} title=${dialog.title} verb="Redrive"
@@ -124,8 +127,9 @@ export function View({ query }) {
     <${Asked} what=${dialog?.run ? dialog : null} onClose=${() => setDialog(null)} />`;
 }
 
-function Letter({ id, redrive, discard }) {
+function Letter({ id, redrive, discard, discards }) {
   const poll = usePoll(`dead-letters/${encodeURIComponent(id)}`, undefined, { seconds: 10 });
+  useEffect(() => { if (discards) poll.reload(); }, [discards]);
   const letter = poll.data;
   if (!letter) return poll.error ? html`<${Trouble} error=${poll.error} retry=${poll.reload} />`
     : html`<p class="muted">Reading …</p>`;
